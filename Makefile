@@ -1,0 +1,42 @@
+# Everything works from a bare checkout with Python 3.11 or 3.12 and make; nothing needs a GPU or an account.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# On a small busy machine two OpenMP threads can be ten times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test lint bench clean
+help:
+	@echo "make install   create $(VENV) with everything pinned in constraints.txt"
+	@echo "make demo      does a label-smoothed teacher distil a better student? on real digits -> runs/digits/index.html"
+	@echo "make test      all tests"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     ratios against peers -> benchmarks/results.json"
+	@echo "make clean     remove $(VENV) and caches (runs/ and data/ stay)"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "make: $(PYTHON) is not Python 3.11 or 3.12; say which one to use: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/lskd study recipes/digits/study.yaml --cores 2
+
+test: install
+	$(BIN)/python -m pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m pytest -q benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
