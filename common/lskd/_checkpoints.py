@@ -1,0 +1,140 @@
+"""Reading a teacher's weights without running anything that is in the file."""
+
+import argparse
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy._core import multiarray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lskd._errors import CheckpointError
+
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, ModelEma and torch.compile
+_CONTAINERS = ("state_dict", "model", "model_state_dict")
+
+# What train.py scripts store beside the weights: the command line, and a metric that numpy computed. Neither
+# can run code when it is loaded.
+_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, multiarray.scalar]
+_HARMLESS += [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+
+
+def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint by name, on the CPU.
+
+    Understands bare state dicts, the layouts of timm's and most ``train.py`` scripts (``state_dict``,
+    ``state_dict_ema``, ``model``), the prefixes of DataParallel and ``torch.compile``, and safetensors.
+    Pickled files are read by torch's ``weights_only`` loader.
+
+    Args:
+        path: a ``.safetensors`` file, or anything that ``torch.save`` wrote.
+        use_ema: take the averaged weights where the file has them, as timm does.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged, without weights, or that would run code.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "teacher.pth"
+    >>> torch.save({"epoch": 3, "state_dict": {"module.fc.bias": torch.zeros(2)}}, file)
+    >>> load_teacher_weights(file)
+    {'fc.bias': tensor([0., 0.])}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist or is not a file; check the path")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    weights = _find_weights(content, use_ema)
+    if not weights:
+        raise CheckpointError(
+            f"checkpoint {path} holds no weights by name; save model.state_dict(), alone or as 'state_dict'"
+        )
+    return _without_wrappers(weights)
+
+
+def file_checksum(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal.
+
+    Raises:
+        CheckpointError: for a file that cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read as safetensors: {_one_line(error)}"
+        ) from None
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"checkpoint {path} is refused: loading it would run code that is in the file; "
+                "save the weights alone (model.state_dict()) or as safetensors"
+            ) from None
+        raise _damaged(path, error) from None
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path} is truncated or no checkpoint; copy or save it again ({_one_line(error)})"
+    )
+
+
+def _one_line(error: Exception, most: int = 160) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    if use_ema and content.get("state_dict_ema"):
+        return _tensors(content["state_dict_ema"])
+    for key in _CONTAINERS:
+        if isinstance(content.get(key), Mapping):
+            return _tensors(content[key])
+    return _tensors(content)
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    # A dictionary of other things with a tensor among them is no state dict.
+    return tensors if len(tensors) == len(content) else {}
+
+
+def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in weights):
+            return _without_wrappers({name.removeprefix(prefix): value for name, value in weights.items()})
+    return weights

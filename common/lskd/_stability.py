@@ -1,0 +1,282 @@
+"""Stability: how much a teacher's predictions vary within a class, or between classes.
+
+Four definitions go by that name in Shen et al. (ICLR 2021). The text has two (Eq. 2 and Eq. 5), the code
+and the tables have two others; a number means little without the name of its definition.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import rank_zero_warn
+from torchmetrics.utilities.data import dim_zero_cat
+
+from lskd._moments import class_moments, merge_moments, reduce_moments
+from lskd._targets import check_labels
+
+Definition = Literal["target_std", "vector_l2", "between_vector_l2", "between_target_std"]
+
+_CHUNK = 4096  # rows whose probabilities are held at once
+
+
+class Stability(Metric):
+    """Stability ``S`` of a teacher; the paper's tables print ``1 - S`` (lower = more stable).
+
+    ``Stability(num_classes, definition=...)`` makes one of
+
+    ========================  ==============================================================  ===============
+    definition                ``1 - S``, a mean over classes                                  paper
+    ========================  ==============================================================  ===============
+    ``"target_std"``          unbiased std of the label's probability within the class        Alg. 1, Table 1
+    ``"vector_l2"``           mean L2 distance of the probabilities from their class mean     Eq. 2
+    ``"between_vector_l2"``   L2 distance of the class mean from the mean of all samples      Eq. 5
+    ``"between_target_std"``  std over classes of the class mean of the label's probability   Table 10
+    ========================  ==============================================================  ===============
+
+    Samples come in any order, classes in any size and on any number of ranks. A class that cannot count
+    (no sample; for ``"target_std"`` also one sample) is left out and named in a warning. Memory is ``O(K)``
+    for the definitions about the label's probability, ``O(K^2)`` for ``"between_vector_l2"`` and ``O(N K)``
+    for ``"vector_l2"``, whose distances cannot be known before the class means are.
+
+    Args:
+        num_classes: number of classes ``K``.
+        definition: see the table; Algorithm 1 is the default.
+        kwargs: passed on to :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: for an unknown definition, and from ``update`` for labels out of range, shapes that do
+            not match or logits that are not finite.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> metric = Stability(num_classes=2)
+    >>> metric.update(logits, torch.tensor([0, 0, 1, 1]))
+    >>> round(1 - float(metric.compute()), 4)
+    0.1346
+    >>> metric.counts.tolist()
+    [2, 2]
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    definition: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+
+    def __new__(
+        cls, num_classes: int = 0, definition: str | None = None, *args: Any, **kwargs: Any
+    ) -> "Stability":
+        """Pick the class that computes ``definition``."""
+        # Unpickling a torchmetrics.Metric calls this with other arguments, but then the class is known.
+        return super().__new__(_metric_class(definition or "target_std") if cls is Stability else cls)
+
+    def __init__(self, num_classes: int, definition: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
+        if definition not in (None, self.definition):
+            raise ValueError(f"{type(self).__name__} computes {self.definition!r}, not {definition!r}")
+        self.num_classes = num_classes
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add samples: logits ``(N, K)`` before softmax, and integer labels ``(N,)``."""
+        _check_batch(logits, labels, self.num_classes)
+        for chunk, ids in zip(torch.split(logits, _CHUNK), torch.split(labels.long(), _CHUNK), strict=True):
+            self._add(chunk.to(torch.promote_types(chunk.dtype, torch.float32)), ids)
+
+    def compute(self) -> Tensor:
+        """Return ``S``, a scalar; NaN where no class can count."""
+        values = self.class_values()
+        counted = ~values.isnan()
+        if not bool(counted.all()):
+            _warn_of_classes(values, self.counts)
+        return 1 - self._aggregate(values[counted])
+
+    @property
+    def counts(self) -> Tensor:
+        """Samples seen of each class, ``(K,)`` int64."""
+        return self._counts().round().long()
+
+    def class_values(self) -> Tensor:
+        """Return each class' own value, ``(K,)`` float64; NaN where it has too few samples."""
+        raise NotImplementedError
+
+    def _aggregate(self, values: Tensor) -> Tensor:
+        return values.mean()
+
+    def _counts(self) -> Tensor:
+        raise NotImplementedError
+
+    def _add(self, logits: Tensor, labels: Tensor) -> None:
+        raise NotImplementedError
+
+
+class _TargetProbability(Stability):
+    """Shared by the two definitions that need only the mean and spread of the label's probability."""
+
+    moments: Tensor
+
+    def __init__(self, num_classes: int, definition: str | None = None, **kwargs: Any) -> None:
+        super().__init__(num_classes, definition, **kwargs)
+        # One state, because ranks can be merged only with count, mean and squares of each side by side.
+        self.add_state(
+            "moments", torch.zeros(3, num_classes, dtype=torch.float64), dist_reduce_fx=reduce_moments
+        )
+
+    def _add(self, logits: Tensor, labels: Tensor) -> None:
+        own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+        probability = (own - logits.logsumexp(1)).exp()
+        batch = class_moments(probability.to(self.moments.dtype), labels, self.num_classes)
+        self.moments = merge_moments(self.moments, batch)
+
+    def _counts(self) -> Tensor:
+        return self.moments[0]
+
+
+class _TargetStd(_TargetProbability):
+    definition = "target_std"
+    source = "Algorithm 1, Table 1"
+
+    def class_values(self) -> Tensor:
+        count, _, squares = self.moments
+        return torch.where(count >= 2, (squares / (count - 1).clamp(min=1)).sqrt(), torch.nan)
+
+
+class _BetweenTargetStd(_TargetProbability):
+    definition = "between_target_std"
+    source = "Table 10"
+
+    def class_values(self) -> Tensor:
+        count, mean, _ = self.moments
+        return torch.where(count >= 1, mean, torch.nan)
+
+    def _aggregate(self, values: Tensor) -> Tensor:
+        return values.std() if values.numel() > 1 else values.new_tensor(torch.nan)
+
+
+class _VectorL2(Stability):
+    definition = "vector_l2"
+    source = "Eq. 2"
+
+    logits: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, num_classes: int, definition: str | None = None, **kwargs: Any) -> None:
+        super().__init__(num_classes, definition, **kwargs)
+        self.add_state("logits", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def _add(self, logits: Tensor, labels: Tensor) -> None:
+        self.logits.append(logits)
+        self.labels.append(labels)
+
+    def _counts(self) -> Tensor:
+        labels = dim_zero_cat(self.labels) if self.labels else torch.empty(0, dtype=torch.long)
+        return torch.bincount(labels, minlength=self.num_classes).double()
+
+    def class_values(self) -> Tensor:
+        counts = self._counts()
+        if not self.labels:
+            return torch.full_like(counts, torch.nan)
+        logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels)
+        order = labels.argsort(stable=True)
+        values = []
+        for rows in torch.split(order, counts.long().tolist()):
+            probabilities = logits[rows].double().softmax(1)
+            values.append((probabilities - probabilities.mean(0)).norm(dim=1).mean())
+        return torch.stack(values)  # the mean over no samples is NaN, as it should be
+
+
+class _BetweenVectorL2(Stability):
+    definition = "between_vector_l2"
+    source = "Eq. 5"
+
+    sums: Tensor
+    samples: Tensor
+
+    def __init__(self, num_classes: int, definition: str | None = None, **kwargs: Any) -> None:
+        super().__init__(num_classes, definition, **kwargs)
+        self.add_state(
+            "sums", torch.zeros(num_classes, num_classes, dtype=torch.float64), dist_reduce_fx="sum"
+        )
+        self.add_state("samples", torch.zeros(num_classes, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _add(self, logits: Tensor, labels: Tensor) -> None:
+        self.sums.index_add_(0, labels, logits.to(self.sums.dtype).softmax(1))
+        self.samples += torch.bincount(labels, minlength=self.num_classes)
+
+    def _counts(self) -> Tensor:
+        return self.samples
+
+    def class_values(self) -> Tensor:
+        overall = self.sums.sum(0) / self.samples.sum()
+        distances = (self.sums / self.samples.unsqueeze(1) - overall).norm(dim=1)
+        return torch.where(self.samples >= 1, distances, torch.nan)
+
+
+def _metric_class(definition: str) -> type[Stability]:
+    classes: tuple[type[Stability], ...] = (_TargetStd, _VectorL2, _BetweenVectorL2, _BetweenTargetStd)
+    for metric in classes:
+        if metric.definition == definition:
+            return metric
+    names = ", ".join(repr(metric.definition) for metric in classes)
+    raise ValueError(f"definition is {definition!r}; it must be one of {names}")
+
+
+def stability(
+    logits: Tensor, labels: Tensor, num_classes: int, definition: Definition = "target_std"
+) -> Tensor:
+    """Return the stability ``S`` of all samples at once; see :class:`Stability`.
+
+    Args:
+        logits: ``(N, K)`` before softmax.
+        labels: integer class ids ``(N,)``.
+        num_classes: number of classes ``K``.
+        definition: which stability, by name.
+
+    Returns:
+        A scalar; NaN where no class can count.
+
+    Raises:
+        ValueError: as :class:`Stability`.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> round(1 - float(stability(logits, torch.tensor([0, 0, 1, 1]), 2, "vector_l2")), 4)
+    0.1346
+    """
+    metric = Stability(num_classes, definition).to(logits.device)
+    metric.update(logits, labels)
+    return metric.compute()
+
+
+def _check_batch(logits: Tensor, labels: Tensor, num_classes: int) -> None:
+    if logits.ndim != 2 or logits.shape[1] != num_classes or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; "
+            f"they must be (N, {num_classes}) and (N,)"
+        )
+    if not logits.is_floating_point():
+        raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
+    check_labels(labels, num_classes)
+    finite = torch.isfinite(logits).all(1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"the logits of sample {int((~finite).nonzero()[0])} of this batch are not all finite"
+        )
+
+
+def _warn_of_classes(values: Tensor, counts: Tensor) -> None:
+    empty = (counts == 0).nonzero().flatten().tolist()
+    single = (values.isnan() & (counts == 1)).nonzero().flatten().tolist()
+    parts = []
+    if empty:
+        parts.append(f"without samples: {_shortened(empty)}")
+    if single:
+        parts.append(f"with one sample, which has no deviation: {_shortened(single)}")
+    rank_zero_warn(f"stability leaves out classes {'; '.join(parts)}", UserWarning)
+
+
+def _shortened(classes: list[int], most: int = 20) -> str:
+    names = ", ".join(str(c) for c in classes[:most])
+    return names if len(classes) <= most else f"{names} and {len(classes) - most} more"

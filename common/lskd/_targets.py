@@ -1,0 +1,176 @@
+"""Smoothed targets in the two conventions of the field, and what temperature does to them."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Convention = Literal["paper", "uniform"]
+"""How ``alpha`` is spread over ``K`` classes.
+
+``"paper"`` is Eq. 1 of Shen et al. (ICLR 2021): ``1 - alpha`` on the label and ``alpha / (K - 1)`` on each
+other class; current fairseq does the same. ``"uniform"`` is Szegedy et al. (2016), torch, timm and mmcls:
+``alpha / K`` on every class and ``1 - alpha`` more on the label.
+"""
+
+
+def check_smoothing(num_classes: int, alpha: float, convention: str) -> None:
+    """Raise ``ValueError`` unless the three describe smoothed targets."""
+    if convention not in get_args(Convention):
+        raise ValueError(f"convention is {convention!r}; it must be 'paper' or 'uniform'")
+    if not 0 <= alpha < 1:
+        raise ValueError(f"alpha is {alpha}; label smoothing takes 0 <= alpha < 1")
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
+    if num_classes == 1 and alpha > 0 and convention == "paper":
+        raise ValueError("one class leaves no other class to smooth towards; use alpha=0")
+
+
+def target_values(num_classes: int, alpha: float, convention: Convention = "paper") -> tuple[float, float]:
+    """Return the target probability of the label and that of each other class.
+
+    Args:
+        num_classes: number of classes ``K``.
+        alpha: smoothing, ``0 <= alpha < 1``.
+        convention: see :data:`Convention`.
+
+    Raises:
+        ValueError: for an alpha, class count or convention out of range.
+
+    >>> target_values(5, 0.2)
+    (0.8, 0.05)
+    >>> on, off = target_values(5, 0.2, "uniform")
+    >>> round(on, 4), round(off, 4)
+    (0.84, 0.04)
+    """
+    check_smoothing(num_classes, alpha, convention)
+    if convention == "uniform":
+        return 1 - alpha + alpha / num_classes, alpha / num_classes
+    return 1 - alpha, alpha / (num_classes - 1) if alpha else 0.0
+
+
+def smooth_targets(
+    labels: Tensor,
+    num_classes: int,
+    alpha: float,
+    convention: Convention = "paper",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return smoothed one-hot rows (Eq. 1).
+
+    Args:
+        labels: integer class ids, any shape ``(...)``.
+        num_classes: number of classes ``K``.
+        alpha: smoothing, ``0 <= alpha < 1``.
+        convention: see :data:`Convention`.
+        dtype: floating dtype of the result.
+
+    Returns:
+        Probabilities of shape ``(..., K)`` on the device of ``labels``; each row sums to 1.
+
+    Raises:
+        ValueError: for labels that are not integers of ``0..K-1``, or arguments out of range.
+
+    >>> smooth_targets(torch.tensor([2, 0]), num_classes=3, alpha=0.1)
+    tensor([[0.0500, 0.0500, 0.9000],
+            [0.9000, 0.0500, 0.0500]])
+    """
+    on, off = target_values(num_classes, alpha, convention)
+    check_labels(labels, num_classes)
+    targets = torch.full((*labels.shape, num_classes), off, dtype=dtype, device=labels.device)
+    return targets.scatter_(-1, labels.long().unsqueeze(-1), on)
+
+
+def convert_alpha(alpha: float, num_classes: int, source: Convention, target: Convention) -> float:
+    """Return the alpha that gives in convention ``target`` what ``alpha`` gives in ``source``.
+
+    ``uniform = paper * K / (K - 1)``.
+
+    Raises:
+        ValueError: for arguments out of range, or where no alpha below 1 gives the same targets.
+
+    >>> round(convert_alpha(0.1, 10, "paper", "uniform"), 4)
+    0.1111
+    >>> round(convert_alpha(0.1, 1000, "uniform", "paper"), 4)
+    0.0999
+    """
+    check_smoothing(num_classes, alpha, source)
+    check_smoothing(num_classes, 0.0, target)
+    if source == target or alpha == 0:
+        return alpha
+    if source == "uniform":
+        return alpha * (num_classes - 1) / num_classes
+    converted = alpha * num_classes / (num_classes - 1)
+    if converted >= 1:
+        raise ValueError(
+            f"alpha {alpha} over {num_classes} classes puts less on the label than on the others; "
+            "the uniform convention cannot express it, use a smaller alpha"
+        )
+    return converted
+
+
+def target_mass(
+    num_classes: int, alpha: float, temperature: float, convention: Convention = "paper"
+) -> float:
+    """Return what an ideal smoothed teacher puts on its own class at a temperature.
+
+    A teacher that has learned its smoothed targets exactly gives, at temperature ``T``,
+    ``p(T) = on^(1/T) / (on^(1/T) + (K - 1) off^(1/T))``: the closed form behind the fall of smoothed
+    teachers at high temperature (Chandrasegaran et al., ICML 2022).
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    >>> [round(target_mass(1000, 0.1, t), 3) for t in (1, 2, 3)]
+    [0.9, 0.087, 0.02]
+    """
+    on, off = target_values(num_classes, alpha, convention)
+    check_temperature(temperature)
+    if off == 0 or num_classes == 1:
+        return 1.0
+    log_odds = math.log(num_classes - 1) + (math.log(off) - math.log(on)) / temperature
+    return 1 / (1 + math.exp(log_odds)) if log_odds < 700 else 0.0
+
+
+def target_entropy(
+    num_classes: int, alpha: float, temperature: float = 1.0, convention: Convention = "paper"
+) -> float:
+    """Return the entropy in nats of an ideal smoothed teacher at a temperature.
+
+    It is the part of the distillation loss (Eq. 4) that no student can remove, so a smoothed teacher's
+    larger loss is partly just this.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    >>> round(target_entropy(1000, 0.1), 3)
+    1.016
+    """
+    on = target_mass(num_classes, alpha, temperature, convention)
+    rest = 1 - on
+    own = -on * math.log(on) if on > 0 else 0.0
+    return own - (rest * math.log(rest / (num_classes - 1)) if rest > 0 and num_classes > 1 else 0.0)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ``ValueError`` unless the temperature is a positive finite number."""
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature}; it must be greater than 0")
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raise ``ValueError`` unless labels are integers of ``0..num_classes-1``.
+
+    The values are looked at on the CPU only: elsewhere the look would make the device wait in every step,
+    and the gather that follows has the device's own assertion.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels have dtype {labels.dtype}; class ids are integers")
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or labels.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(labels))
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels run from {low} to {high}; with {num_classes} classes they are 0 to {num_classes - 1}"
+        )
