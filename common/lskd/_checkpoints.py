@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,15 @@ from torch import Tensor
 from lskd._errors import CheckpointError
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, ModelEma and torch.compile
+_EMA_CONTAINERS = ("state_dict_ema", "model_ema")
 _CONTAINERS = ("state_dict", "model", "model_state_dict")
+
+_UNSAFE = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")  # in torch's message
 
 # What train.py scripts store beside the weights: the command line, and a metric that numpy computed. Neither
 # can run code when it is loaded.
 _HARMLESS: list[Any] = [argparse.Namespace, np.dtype, multiarray.scalar]
+_HARMLESS += [(multiarray.scalar, "numpy.core.multiarray.scalar")]  # as numpy 1 wrote it
 _HARMLESS += [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
 
 
@@ -29,8 +35,8 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
     """Return the weights of a checkpoint by name, on the CPU.
 
     Understands bare state dicts, the layouts of timm's and most ``train.py`` scripts (``state_dict``,
-    ``state_dict_ema``, ``model``), the prefixes of DataParallel and ``torch.compile``, and safetensors.
-    Pickled files are read by torch's ``weights_only`` loader.
+    ``state_dict_ema``, ``model``, ``model_ema``), the prefixes of DataParallel and ``torch.compile``, and
+    safetensors. Pickled files are read by torch's ``weights_only`` loader.
 
     Args:
         path: a ``.safetensors`` file, or anything that ``torch.save`` wrote.
@@ -46,7 +52,11 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
     {'fc.bias': tensor([0., 0.])}
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    if not is_file:
         raise CheckpointError(f"checkpoint {path} does not exist or is not a file; check the path")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     weights = _find_weights(content, use_ema)
@@ -81,32 +91,30 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+            warnings.simplefilter("ignore")  # torch's remarks on a file that is refused or read anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
+        if refused := _UNSAFE.search(str(error)):
             raise CheckpointError(
-                f"checkpoint {path} is refused: loading it would run code that is in the file; "
+                f"checkpoint {path} is refused: it holds {refused[1]}, and loading that would run code "
+                "that is in the file; save the weights alone (model.state_dict()) or as safetensors"
+            ) from None
+        # torch's own text advises weights_only=False, which is no advice for a file that is damaged.
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint; copy or save it again"
+        ) from None
+    except PermissionError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # what a damaged file makes of the unpickler: struct.error, LookupError, ...
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"checkpoint {path} is a TorchScript archive, which holds code; "
                 "save the weights alone (model.state_dict()) or as safetensors"
             ) from None
-        raise _damaged(path, error) from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {path} is truncated or no checkpoint; copy or save it again ({_one_line(error)})"
-    )
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint; copy or save it again"
+        ) from None
 
 
 def _one_line(error: Exception, most: int = 160) -> str:
@@ -117,10 +125,8 @@ def _one_line(error: Exception, most: int = 160) -> str:
 def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
-    if use_ema and content.get("state_dict_ema"):
-        return _tensors(content["state_dict_ema"])
-    for key in _CONTAINERS:
-        if isinstance(content.get(key), Mapping):
+    for key in (*_EMA_CONTAINERS, *_CONTAINERS) if use_ema else _CONTAINERS:
+        if isinstance(content.get(key), Mapping) and content[key]:
             return _tensors(content[key])
     return _tensors(content)
 
@@ -128,7 +134,9 @@ def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:
 def _tensors(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     # A dictionary of other things with a tensor among them is no state dict.
     return tensors if len(tensors) == len(content) else {}
 

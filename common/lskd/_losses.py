@@ -168,7 +168,7 @@ class DistillationLoss(nn.Module):
             labels: integer ids ``(...)``, smoothed here; or probabilities ``(..., K)`` (of mixup, say), taken
                 as they are. Needed when ``hard_weight > 0``; otherwise only for the log.
             mask: bool ``(...)``, true where a sample counts (not padding). The mean is over these;
-                with none left everything is 0. Labels outside the mask may be anything.
+                with none left everything is 0. What is outside the mask, labels and logits, may be anything.
 
         Returns:
             :class:`LossComponents`. Cross-entropy, KL and entropy are at the loss' temperature and without
@@ -180,6 +180,11 @@ class DistillationLoss(nn.Module):
         """
         if mask is not None:
             _check_one_per_sample("mask", mask, student_logits)
+            if mask.dtype != torch.bool:
+                raise ValueError(f"mask has dtype {mask.dtype}; it must be bool, true where a sample counts")
+            # Not only the loss but also its gradient must be free of what stands in the padding.
+            student_logits = torch.where(mask.unsqueeze(-1), student_logits, 0.0)
+            teacher = _without_padding(teacher, mask)
         soft = distillation_terms(student_logits, teacher, self.temperature)
         cross_entropy = _mean(soft.cross_entropy, mask)
         soft_weight = (1 - self.hard_weight) * (self.temperature**2 if self.temperature_squared else 1.0)
@@ -220,7 +225,10 @@ class DistillationLoss(nn.Module):
                     f"label probabilities have shape {tuple(labels.shape)}; they must have the logits' shape "
                     f"{tuple(student_logits.shape)}"
                 )
-            return -_weighted(labels.to(student.dtype), student).sum(-1)
+            rows = _constant(labels, student.dtype)
+            if mask is not None:
+                rows = torch.where(mask.unsqueeze(-1), rows, 0.0)
+            return -_weighted(rows, student).sum(-1)
         _check_one_per_sample("labels", labels, student_logits)
         if mask is not None:
             labels = torch.where(mask, labels, 0)  # padding ids such as -100 are no classes
@@ -235,9 +243,26 @@ class DistillationLoss(nn.Module):
 def _check_one_per_sample(name: str, entries: Tensor, logits: Tensor) -> None:
     if entries.shape != logits.shape[:-1]:
         raise ValueError(
-            f"{name} of shape {tuple(entries.shape)} do not go with logits of shape {tuple(logits.shape)}; "
-            f"one for each sample is {tuple(logits.shape[:-1])}"
+            f"the shape of {name} is {tuple(entries.shape)}; with logits of shape {tuple(logits.shape)} "
+            f"it must be {tuple(logits.shape[:-1])}, one for each sample"
         )
+
+
+def _constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # A copy, because autograd cannot keep for its backward what a teacher gave under torch.inference_mode.
+    return tensor.detach().to(dtype, copy=True)
+
+
+def _without_padding(teacher: Tensor | TopK, mask: Tensor) -> Tensor | TopK:
+    mask = mask.unsqueeze(-1)
+    if not isinstance(teacher, TopK):
+        # A shape that does not fit is for the check that follows to name.
+        return torch.where(mask, teacher, 0.0) if teacher.shape[:-1] == mask.shape[:-1] else teacher
+    if teacher.ids.shape[:-1] != mask.shape[:-1]:
+        return teacher
+    k = teacher.ids.shape[-1]
+    values = torch.where(mask, teacher.values, -math.log(2 * k))  # log-probabilities as good as any
+    return TopK(values, torch.where(mask, teacher.ids, torch.arange(k, device=mask.device)), teacher.rest)
 
 
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -247,8 +272,8 @@ def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _weighted(probabilities: Tensor, log_values: Tensor) -> Tensor:
-    """``p * log q`` with ``0 * log 0 = 0``, which logits of -inf (a masked class) ask for."""
-    return torch.where(probabilities > 0, probabilities * log_values, 0.0)
+    """``p * log q`` with ``0 * log 0 = 0``, which logits of -inf (a masked class) ask for; NaN stays NaN."""
+    return torch.where(probabilities == 0, 0.0, probabilities * log_values)
 
 
 def _terms(student: Tensor, teacher: Tensor) -> DistillationTerms:
@@ -269,8 +294,8 @@ def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> Distilla
             f"top-K ids have shape {tuple(teacher.ids.shape)} and student logits {tuple(student.shape)}; "
             "they must cover the same samples, with 1 to all classes"
         )
-    check_labels(teacher.ids, num_classes)
-    ids = teacher.ids.long()
+    check_labels(teacher.ids, num_classes, "top-K ids")
+    ids = _constant(teacher.ids, torch.int64)
     values = teacher.values.detach().to(student.dtype)
     known = student.gather(-1, ids)
     if teacher.rest == "renormalise" or k == num_classes:
@@ -279,7 +304,9 @@ def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> Distilla
     # The completed distribution has k known classes and `others` equal ones, which one column stands for.
     others = num_classes - k
     _check_log_probabilities(values)
-    missing = torch.log1p(-values.exp().sum(-1, keepdim=True).clamp(max=1.0)) - math.log(others)
+    # In float64: beside a sum near 1 a small rest is all rounding, and a high temperature makes it large.
+    rest = (1 - values.double().exp().sum(-1, keepdim=True)).clamp(min=0.0)
+    missing = (rest.log() - math.log(others)).to(values.dtype)
     tempered = torch.cat([values, missing], -1) / temperature
     counts = torch.tensor([1.0] * k + [float(others)], dtype=student.dtype, device=student.device)
     log_teacher = tempered - (tempered + counts.log()).logsumexp(-1, keepdim=True)
@@ -297,7 +324,7 @@ def _check_log_probabilities(values: Tensor) -> None:
     if torch.compiler.is_compiling() or values.device.type != "cpu" or values.numel() == 0:
         return
     mass = float(values.exp().sum(-1).max())
-    if mass > 1.01:  # float16 log-probabilities may sum to a little more than 1
+    if mass > 1.05:  # log-probabilities kept in half precision may sum to a little more than 1
         raise ValueError(
             f"top-K values sum to a probability of {mass:.4g}; 'spread' takes log-probabilities, not logits"
         )

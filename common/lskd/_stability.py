@@ -125,9 +125,11 @@ class _TargetProbability(Stability):
         )
 
     def _add(self, logits: Tensor, labels: Tensor) -> None:
+        # Less the largest first: beside a logit of 1e4 the sum's logarithm would be lost in rounding.
+        logits = logits - logits.amax(1, keepdim=True)
         own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-        probability = (own - logits.logsumexp(1)).exp()
-        batch = class_moments(probability.to(self.moments.dtype), labels, self.num_classes)
+        probability = (own - logits.logsumexp(1)).to(self.moments.dtype).exp()
+        batch = class_moments(probability, labels, self.num_classes)
         self.moments = merge_moments(self.moments, batch)
 
     def _counts(self) -> Tensor:
@@ -168,21 +170,34 @@ class _VectorL2(Stability):
         self.add_state("labels", [], dist_reduce_fx="cat")
 
     def _add(self, logits: Tensor, labels: Tensor) -> None:
-        self.logits.append(logits)
-        self.labels.append(labels)
+        # Copies, because a model may reuse the memory of its output (CUDA graphs do); and float32 on every
+        # rank, because ranks can exchange only equal dtypes.
+        self.logits.append(logits.to(torch.float32, copy=True))
+        self.labels.append(labels.clone())
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Exchange the samples between ranks; one that has seen none takes part with no rows."""
+        if len(self.labels) == 0:
+            self._add(
+                torch.empty(0, self.num_classes, device=self.device),
+                torch.empty(0, dtype=torch.long, device=self.device),
+            )
+        super().sync(*args, **kwargs)
+
+    def _samples(self) -> tuple[Tensor, Tensor]:
+        if len(self.labels) == 0:  # not `if self.labels`: after an exchange between ranks it is a tensor
+            return torch.empty(0, self.num_classes), torch.empty(0, dtype=torch.long)
+        return dim_zero_cat(self.logits), dim_zero_cat(self.labels)
 
     def _counts(self) -> Tensor:
-        labels = dim_zero_cat(self.labels) if self.labels else torch.empty(0, dtype=torch.long)
-        return torch.bincount(labels, minlength=self.num_classes).double()
+        return torch.bincount(self._samples()[1], minlength=self.num_classes).double()
 
     def class_values(self) -> Tensor:
-        counts = self._counts()
-        if not self.labels:
-            return torch.full_like(counts, torch.nan)
-        logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels)
+        logits, labels = self._samples()
+        counts = torch.bincount(labels, minlength=self.num_classes)
         order = labels.argsort(stable=True)
         values = []
-        for rows in torch.split(order, counts.long().tolist()):
+        for rows in torch.split(order, counts.tolist()):
             probabilities = logits[rows].double().softmax(1)
             values.append((probabilities - probabilities.mean(0)).norm(dim=1).mean())
         return torch.stack(values)  # the mean over no samples is NaN, as it should be
@@ -258,7 +273,7 @@ def _check_batch(logits: Tensor, labels: Tensor, num_classes: int) -> None:
         )
     if not logits.is_floating_point():
         raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
-    check_labels(labels, num_classes)
+    check_labels(labels, num_classes, any_device=True)  # the next check waits for the device anyway
     finite = torch.isfinite(logits).all(1)
     if not bool(finite.all()):
         raise ValueError(

@@ -70,7 +70,8 @@ def smooth_targets(
         Probabilities of shape ``(..., K)`` on the device of ``labels``; each row sums to 1.
 
     Raises:
-        ValueError: for labels that are not integers of ``0..K-1``, or arguments out of range.
+        ValueError: for labels that are not integers of ``0..K-1``, a dtype that is not floating, or arguments
+            out of range.
 
     >>> smooth_targets(torch.tensor([2, 0]), num_classes=3, alpha=0.1)
     tensor([[0.0500, 0.0500, 0.9000],
@@ -78,6 +79,8 @@ def smooth_targets(
     """
     on, off = target_values(num_classes, alpha, convention)
     check_labels(labels, num_classes)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; probabilities need a floating dtype")
     targets = torch.full((*labels.shape, num_classes), off, dtype=dtype, device=labels.device)
     return targets.scatter_(-1, labels.long().unsqueeze(-1), on)
 
@@ -104,7 +107,7 @@ def convert_alpha(alpha: float, num_classes: int, source: Convention, target: Co
     converted = alpha * num_classes / (num_classes - 1)
     if converted >= 1:
         raise ValueError(
-            f"alpha {alpha} over {num_classes} classes puts less on the label than on the others; "
+            f"alpha {alpha} over {num_classes} classes puts no more on the label than on another; "
             "the uniform convention cannot express it, use a smaller alpha"
         )
     return converted
@@ -149,8 +152,12 @@ def target_entropy(
     """
     on = target_mass(num_classes, alpha, temperature, convention)
     rest = 1 - on
-    own = -on * math.log(on) if on > 0 else 0.0
-    return own - (rest * math.log(rest / (num_classes - 1)) if rest > 0 and num_classes > 1 else 0.0)
+    entropy = 0.0
+    if on > 0:
+        entropy -= on * math.log(on)
+    if rest > 0:
+        entropy -= rest * math.log(rest / (num_classes - 1))
+    return entropy
 
 
 def check_temperature(temperature: float) -> None:
@@ -159,18 +166,22 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature is {temperature}; it must be greater than 0")
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
+def check_labels(labels: Tensor, num_classes: int, name: str = "labels", any_device: bool = False) -> None:
     """Raise ``ValueError`` unless labels are integers of ``0..num_classes-1``.
 
-    The values are looked at on the CPU only: elsewhere the look would make the device wait in every step,
-    and the gather that follows has the device's own assertion.
+    Unless ``any_device``, the values are looked at on the CPU only: elsewhere the look would make the device
+    wait in every step, and the gather that follows has the device's own assertion.
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"labels have dtype {labels.dtype}; class ids are integers")
-    if torch.compiler.is_compiling() or labels.device.type != "cpu" or labels.numel() == 0:
+        raise ValueError(f"{name} have dtype {labels.dtype}; class ids are integers")
+    if torch.compiler.is_compiling() or labels.numel() == 0:
+        return
+    if labels.device.type != "cpu" and not any_device:
         return
     low, high = (int(bound) for bound in torch.aminmax(labels))
     if low < 0 or high >= num_classes:
+        wrong = ((labels < 0) | (labels >= num_classes)).nonzero()[0].tolist()
         raise ValueError(
-            f"labels run from {low} to {high}; with {num_classes} classes they are 0 to {num_classes - 1}"
+            f"{name}[{', '.join(str(i) for i in wrong)}] is {int(labels[tuple(wrong)])}; "
+            f"with {num_classes} classes they are 0 to {num_classes - 1}"
         )

@@ -1,0 +1,408 @@
+import argparse
+import hashlib
+import io
+import os
+import pickle
+import random
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lskd import CheckpointError, LskdError, file_checksum, load_teacher_weights
+
+pytestmark = pytest.mark.unit
+
+
+def make_weights(start=0.0):
+    return {
+        "fc.weight": torch.arange(6.0).reshape(2, 3) + start,
+        "fc.bias": torch.zeros(2) + start,
+        "bn.num_batches_tracked": torch.tensor(7),
+    }
+
+
+def prefixed(prefix, start=0.0):
+    return {prefix + name: value for name, value in make_weights(start).items()}
+
+
+def assert_weights(found, start=0.0):
+    expected = make_weights(start)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+        assert found[name].device.type == "cpu"
+
+
+def refusal(path):
+    """Return the message; it must be one line that names the file and never advises unsafe loading."""
+    with pytest.raises(CheckpointError) as caught:
+        load_teacher_weights(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "\x1b" not in message
+    assert str(path) in message
+    assert "weights_only" not in message
+    assert "Re-running" not in message
+    return message
+
+
+# Layouts
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        make_weights(),
+        {"state_dict": make_weights()},
+        {"model": make_weights()},
+        {"model_state_dict": make_weights()},
+        {"model": "resnet50", "state_dict": make_weights(), "optimizer": {"param_groups": []}},
+        {"epoch": 3, "arch": "resnet50", "state_dict": make_weights(), "version": 2},
+        {"state_dict_ema": {}, "state_dict": make_weights()},
+        {"state_dict_ema": None, "state_dict": make_weights()},
+        prefixed("module."),
+        prefixed("_orig_mod."),
+        prefixed("module._orig_mod."),
+        prefixed("_orig_mod.module."),
+        {"state_dict": prefixed("module.")},
+        {"state_dict": prefixed("_orig_mod.module._orig_mod.")},
+    ],
+    ids=lambda content: ",".join(list(content)[:2]),
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_layouts(tmp_path, content, zipped):
+    path = tmp_path / "teacher.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    assert_weights(load_teacher_weights(path))
+    assert_weights(load_teacher_weights(str(path), use_ema=False))
+
+
+@pytest.mark.parametrize(
+    ("averaged", "plain"),
+    [("state_dict_ema", "state_dict"), ("model_ema", "model"), ("model_ema", "state_dict")],
+)
+def test_averaged_weights_are_taken_unless_told_otherwise(tmp_path, averaged, plain):
+    path = tmp_path / "teacher.pth"
+    torch.save({plain: make_weights(), averaged: prefixed("module.", start=5.0)}, path)
+    assert_weights(load_teacher_weights(path), start=5.0)
+    assert_weights(load_teacher_weights(path, use_ema=False), start=0.0)
+
+
+def test_prefix_of_some_names_is_no_wrapper(tmp_path):
+    path = tmp_path / "teacher.pth"
+    torch.save({"module.a": torch.zeros(1), "head": torch.ones(1)}, path)
+    assert set(load_teacher_weights(path)) == {"module.a", "head"}
+
+
+def test_parameters_and_half_precision(tmp_path):
+    path = tmp_path / "teacher.pth"
+    model = torch.nn.Linear(2, 2).bfloat16()
+    torch.save(model.state_dict(keep_vars=True), path)
+    found = load_teacher_weights(path)
+    assert found["weight"].dtype == torch.bfloat16
+    assert torch.equal(found["weight"], model.weight)
+
+
+def test_safetensors(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(prefixed("module."), path)
+    assert_weights(load_teacher_weights(path))
+
+
+@pytest.mark.parametrize(
+    "metric", [np.float64(71.5), np.float32(71.5), np.float16(71.5), np.int64(7), np.bool_(True)]
+)
+def test_command_line_and_metric_beside_the_weights(tmp_path, metric):
+    path = tmp_path / "teacher.pth"
+    args = argparse.Namespace(model="resnet50", lr=0.1, mean=(0.5, 0.5), opt=None)
+    torch.save({"state_dict": make_weights(), "args": args, "metric": metric}, path)
+    assert_weights(load_teacher_weights(path))
+
+
+def test_metric_that_numpy_1_wrote(tmp_path):
+    """It calls its module numpy.core, which numpy 2 calls numpy._core."""
+    new, old = tmp_path / "new.pth", tmp_path / "old.pth"
+    torch.save({"state_dict": make_weights(), "metric": np.float64(71.5)}, new)
+    with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("data.pkl"):
+                assert b"numpy._core.multiarray" in data
+                data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+            target.writestr(name, data)
+    assert_weights(load_teacher_weights(old))
+
+
+def test_checkpoint_written_by_timm(tmp_path):
+    utils = pytest.importorskip("timm.utils", reason="timm is not installed")
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    average = utils.ModelEmaV3(model, decay=0.5)
+    with torch.no_grad():
+        model[0].weight += 1
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    saver = utils.CheckpointSaver(
+        model,
+        optimizer,
+        args=argparse.Namespace(model="tiny", lr=0.1),
+        model_ema=average,
+        checkpoint_dir=str(tmp_path),
+        recovery_dir=str(tmp_path),
+    )
+    saver.save_checkpoint(epoch=0, metric=np.float64(50.0))
+    for name in ("last.pth.tar", "model_best.pth.tar", "checkpoint-0.pth.tar"):
+        for use_ema, expected in ((True, average.module), (False, model)):
+            found = load_teacher_weights(tmp_path / name, use_ema)
+            assert found.keys() == expected.state_dict().keys()
+            for key, value in expected.state_dict().items():
+                assert torch.equal(found[key], value), key
+    assert not torch.equal(average.module[0].weight, model[0].weight)
+
+
+# Files that are missing, damaged or something else
+
+
+@pytest.mark.parametrize("name", ["none.pth", "none.safetensors", "no/such/folder.pth", "n" * 5000 + ".pth"])
+def test_missing_file(tmp_path, name):
+    message = refusal(tmp_path / name)
+    assert re.search("does not exist|cannot be read", message)
+
+
+def test_folder_instead_of_file(tmp_path):
+    for name in ("run", "run.safetensors"):
+        (tmp_path / name).mkdir()
+        assert "not a file" in refusal(tmp_path / name)
+    assert refusal(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads every file")
+def test_file_that_may_not_be_read(tmp_path):
+    path = tmp_path / "teacher.pth"
+    torch.save(make_weights(), path)
+    path.chmod(0)
+    assert "ermission" in refusal(path)
+
+
+def written(folder, kind):
+    path = folder / ("teacher.safetensors" if kind == "safetensors" else "teacher.pth")
+    if kind == "safetensors":
+        save_file(make_weights(), path)
+    else:
+        content = {"state_dict": make_weights(), "args": argparse.Namespace(lr=0.1), "metric": np.float64(1)}
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated_file(tmp_path, kind):
+    path = written(tmp_path, kind)
+    data = path.read_bytes()
+    cuts = {0, 1, 2, 7, 8, 9, 100, *range(len(data) // 10, len(data), len(data) // 10)}
+    # Amid the last tensors, where legacy files have their sizes.
+    cuts |= set(range(len(data) - 60, len(data)))
+    for cut in sorted(cuts):
+        path.write_bytes(data[:cut])
+        refusal(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_flipped_bytes_give_weights_or_one_line(tmp_path, kind):
+    path = written(tmp_path, kind)
+    data = path.read_bytes()
+    dice = random.Random(0)
+    messages = []
+    for _ in range(80):
+        damaged = bytearray(data)
+        for _ in range(dice.randint(1, 20)):
+            damaged[dice.randrange(min(len(data), 1500))] = dice.randrange(256)
+        path.write_bytes(bytes(damaged))
+        try:
+            load_teacher_weights(path)
+        except CheckpointError as error:
+            messages.append(str(error))
+    assert len(messages) > 10
+    assert not any("\n" in message for message in messages)
+
+
+class Encoding:
+    """Pickled as a call with an unknown text encoding, as one flipped byte of a legacy file can make it."""
+
+    def __reduce__(self):
+        return _codecs_encode, ("a", "lat2n1")
+
+
+def _codecs_encode(text, encoding):
+    return text
+
+
+def test_unpickler_error_of_an_unusual_kind(tmp_path):
+    path = tmp_path / "teacher.pth"
+    torch.save({"state_dict": make_weights(), "x": Encoding()}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    called = data.index(b"_codecs_encode")
+    start = data.rindex(b"c" + __name__.encode(), 0, called)
+    path.write_bytes(data[:start] + b"c_codecs\nencode" + data[called + len(b"_codecs_encode") :])
+    refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello\n" * 40,
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 3\n",
+        b"<!DOCTYPE html>\n<html>GLOBAL not found</html>\n",
+        b"PK\x03\x04" + b"\0" * 100,
+        b"\x80\x02}q\x00.",
+        bytes(range(256)),
+    ],
+)
+def test_no_checkpoint_at_all(tmp_path, data, suffix):
+    path = tmp_path / ("teacher" + suffix)
+    path.write_bytes(data)
+    message = refusal(path)
+    assert "run code" not in message
+
+
+def test_other_zip_archive(tmp_path):
+    path = tmp_path / "teacher.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.pkl", pickle.dumps({}))
+    refusal(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"state_dict": {}},
+        {"epoch": 3},
+        {"epoch": 3, "loss": torch.tensor(0.5)},
+        {"state_dict": {"weight": "none"}},
+        {"state_dict": [torch.zeros(1)]},
+        {0: torch.zeros(2)},
+        {"state_dict": {0: torch.zeros(2)}},
+        {"state_dict_ema": {0: torch.zeros(2)}},
+        [torch.zeros(2)],
+        torch.zeros(2),
+        None,
+        "weights",
+    ],
+    ids=repr,
+)
+def test_file_without_weights_by_name(tmp_path, content):
+    path = tmp_path / "teacher.pth"
+    torch.save(content, path)
+    assert "state_dict" in refusal(path)
+
+
+def test_errors_are_for_users():
+    assert issubclass(CheckpointError, LskdError)
+
+
+# Files that would run code
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace, function):
+        self.trace, self.function = trace, function
+
+    def __reduce__(self):
+        if self.function == "system":
+            return os.system, (f"touch {self.trace}",)
+        if self.function == "exec":
+            return exec, (f"open({str(self.trace)!r}, 'w').close()",)
+        return Path.touch, (Path(self.trace),)
+
+
+@pytest.mark.parametrize("function", ["system", "exec", "touch"])
+@pytest.mark.parametrize("layout", ["alone", "beside the weights", "in a command line", "plain pickle"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_malicious_file_is_refused_and_not_run(tmp_path, function, layout, zipped):
+    trace, path = tmp_path / "trace", tmp_path / "teacher.pth"
+    payload = Payload(trace, function)
+    content = {
+        "alone": payload,
+        "plain pickle": payload,
+        "beside the weights": {"state_dict": make_weights(), "extra": payload},
+        "in a command line": {"state_dict": make_weights(), "args": argparse.Namespace(model=payload)},
+    }[layout]
+    if layout == "plain pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    message = refusal(path)
+    assert "refused" in message
+    assert "run code" in message
+    assert not trace.exists()
+    # The trap is real: an unsafe reader falls into it.
+    if layout == "plain pickle":
+        pickle.loads(path.read_bytes())  # noqa: S301
+    else:
+        torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+def test_malicious_pickle_called_safetensors(tmp_path):
+    trace, path = tmp_path / "trace", tmp_path / "teacher.safetensors"
+    torch.save(Payload(trace, "system"), path)
+    refusal(path)
+    assert not trace.exists()
+
+
+def test_whole_pickled_module_is_refused(tmp_path):
+    path = tmp_path / "teacher.pth"
+    torch.save(torch.nn.Linear(2, 2), path)
+    message = refusal(path)
+    assert "refused" in message
+    assert "state_dict()" in message
+    torch.save({"model": torch.nn.Linear(2, 2)}, path)
+    assert "torch.nn.modules.linear.Linear" in refusal(path)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch.*")
+def test_torchscript_archive_is_called_by_its_name(tmp_path):
+    path = tmp_path / "teacher.pth"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's own would be more lines on stderr
+        assert "TorchScript" in refusal(path)
+
+
+def test_allowed_types_are_allowed_here_alone(tmp_path):
+    """Reading a teacher must not widen what torch.load accepts elsewhere in the program."""
+    path = tmp_path / "teacher.pth"
+    torch.save({"state_dict": make_weights(), "args": argparse.Namespace()}, path)
+    before = set(torch.serialization.get_safe_globals())
+    load_teacher_weights(path)
+    assert set(torch.serialization.get_safe_globals()) == before
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+
+
+# Checksum
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_000])
+def test_checksum(tmp_path, size):
+    path = tmp_path / "file"
+    data = io.BytesIO(bytes(i % 251 for i in range(size))).getvalue()
+    path.write_bytes(data)
+    assert file_checksum(path) == file_checksum(str(path)) == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["none", ".", "n" * 5000])
+def test_checksum_of_what_cannot_be_read(tmp_path, name):
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        file_checksum(tmp_path / name)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,261 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lskd import DistillationLoss, TopK, distillation_terms
+
+pytestmark = pytest.mark.unit
+
+PROPERTY = settings(deadline=None, max_examples=80, derandomize=True, database=None)
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+NAMES = ("cross_entropy", "kl", "teacher_entropy")
+SHAPES = st.lists(st.integers(0, 3), max_size=3)
+
+
+def draw(*shape, seed=0, scale=1.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
+    return logits.clamp(-1e4, 1e4).to(dtype)
+
+
+def arrays(*tensors):
+    return tuple(tensor.detach().double().numpy() for tensor in tensors)
+
+
+def assert_terms(terms, expected, dtype, size=1.0):
+    """Compare with the reference; ``size`` is that of the logits over the temperature."""
+    eps = 1e-13 if dtype == torch.float64 else 5e-7
+    for name, ours, theirs in zip(NAMES, terms, expected, strict=True):
+        assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32), name
+        np.testing.assert_allclose(
+            ours.detach().numpy(), theirs, rtol=20 * eps, atol=20 * eps * max(size, 1.0), err_msg=name
+        )
+
+
+# The three terms
+
+
+@PROPERTY
+@given(
+    shape=SHAPES,
+    num_classes=st.integers(1, 30),
+    temperature=st.sampled_from([0.05, 0.5, 1.0, 2.0, 4.0, 64.0]),
+    scale=st.sampled_from([0.0, 0.1, 1.0, 10.0, 1e4]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_terms_are_the_definition(reference, shape, num_classes, temperature, scale, dtype, seed):
+    student = draw(*shape, num_classes, seed=seed, scale=scale, dtype=dtype)
+    teacher = draw(*shape, num_classes, seed=seed + 100, scale=scale, dtype=dtype)
+    terms = distillation_terms(student, teacher, temperature)
+    assert all(term.shape == tuple(shape) for term in terms)
+    size = 5 * scale / temperature
+    assert_terms(terms, reference.terms(*arrays(student, teacher), temperature), dtype, size)
+
+
+@PROPERTY
+@given(
+    num_classes=st.integers(1, 20),
+    temperature=st.floats(0.1, 20),
+    dtype=st.sampled_from(DTYPES),
+    scale=st.sampled_from([1.0, 1e4]),
+)
+def test_invariants_of_the_terms(num_classes, temperature, dtype, scale):
+    student = draw(7, num_classes, scale=scale, dtype=dtype)
+    teacher = draw(7, num_classes, seed=1, scale=scale, dtype=dtype)
+    terms = distillation_terms(student, teacher, temperature)
+    torch.testing.assert_close(
+        terms.cross_entropy - terms.kl, terms.teacher_entropy, rtol=1e-5, atol=1e-6 * scale / temperature
+    )
+    assert (terms.teacher_entropy >= 0).all()
+    assert (terms.teacher_entropy <= math.log(num_classes) + 1e-6).all()
+    assert (terms.kl >= -1e-6).all()
+    same = distillation_terms(teacher, teacher, temperature)
+    assert (same.kl == 0).all()
+    assert torch.equal(same.cross_entropy, same.teacher_entropy)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_kl_is_kl_div_of_torch(temperature):
+    student, teacher = draw(8, 11), draw(8, 11, seed=1)
+    theirs = F.kl_div(
+        (student / temperature).log_softmax(-1),
+        (teacher / temperature).log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    torch.testing.assert_close(distillation_terms(student, teacher, temperature).kl.mean(), theirs)
+
+
+def test_direction_of_kl():
+    """A student that misses a mode of the teacher pays without bound; the other way round it does not."""
+    two_modes, one_mode = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -50.0]])
+    assert distillation_terms(one_mode, two_modes).kl.item() == pytest.approx(25 - math.log(2), rel=1e-5)
+    assert distillation_terms(two_modes, one_mode).kl.item() == pytest.approx(math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_masked_classes_have_no_part(reference, temperature):
+    """Logits of -inf in both, or in the teacher alone, count for nothing and leave finite gradients."""
+    student, teacher = draw(5, 6), draw(5, 6, seed=1)
+    teacher[:, [1, 4]] = -math.inf
+    student[:, 4] = -math.inf
+    student.requires_grad_()
+    terms = distillation_terms(student, teacher, temperature)
+    assert_terms(terms, reference.terms(*arrays(student, teacher), temperature), torch.float64)
+    (terms.cross_entropy + terms.kl).sum().backward()
+    assert student.grad.isfinite().all()
+    assert (student.grad[:, 4] == 0).all()
+
+
+def test_student_that_excludes_a_class_of_the_teacher_pays_infinitely():
+    terms = distillation_terms(torch.tensor([[0.0, -math.inf]]), torch.zeros(1, 2))
+    assert terms.cross_entropy.item() == math.inf
+    assert terms.kl.item() == math.inf
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_nan_is_never_hidden(bad, who):
+    """A loss of 0 for a teacher that has overflowed would look like success."""
+    logits = {"student": draw(2, 4), "teacher": draw(2, 4, seed=1)}
+    logits[who][0, 0] = bad
+    terms = distillation_terms(logits["student"], logits["teacher"])
+    assert terms.cross_entropy[0].isnan()
+    assert terms.kl[0].isnan()
+    assert terms.cross_entropy[1].isfinite()
+    assert DistillationLoss()(logits["student"], logits["teacher"]).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    student, teacher = draw(4, 1000, dtype=dtype), draw(4, 1000, seed=1, dtype=dtype)
+    terms = distillation_terms(student, teacher, 3.0)
+    exact = distillation_terms(student.double(), teacher.double(), 3.0)
+    for ours, theirs in zip(terms, exact, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_teacher_may_have_another_dtype():
+    student, teacher = draw(3, 5, dtype=torch.float32), draw(3, 5, seed=1)
+    expected = distillation_terms(student, teacher.float())
+    torch.testing.assert_close(distillation_terms(student, teacher), expected)
+
+
+# A teacher of which the largest k are known
+
+
+def top_k(teacher, k, rest, dtype=torch.float64):
+    values = teacher.log_softmax(-1) if rest == "spread" else teacher
+    values, ids = values.topk(k, dim=-1)
+    order = torch.randperm(k, generator=torch.Generator().manual_seed(k))  # the order must not matter
+    return TopK(values[..., order].to(dtype), ids[..., order], rest)
+
+
+@PROPERTY
+@given(
+    data=st.data(),
+    shape=st.lists(st.integers(1, 3), max_size=2),
+    num_classes=st.integers(1, 12),
+    rest=st.sampled_from(["renormalise", "spread"]),
+    temperature=st.sampled_from([0.5, 1.0, 2.0, 4.0]),
+    scale=st.sampled_from([0.0, 1.0, 5.0]),
+    seed=st.integers(0, 99),
+)
+def test_top_k_is_the_completed_distribution(
+    reference, data, shape, num_classes, rest, temperature, scale, seed
+):
+    k = data.draw(st.integers(1, num_classes))
+    student = draw(*shape, num_classes, seed=seed, scale=scale)
+    teacher = top_k(draw(*shape, num_classes, seed=seed + 1, scale=scale), k, rest)
+    completed = reference.completed(
+        teacher.values.numpy(), teacher.ids.numpy(), num_classes, rest, temperature
+    )
+    expected = reference.terms_of(completed, reference.log_probabilities(student.numpy(), temperature))
+    terms = distillation_terms(student, teacher, temperature)
+    for name, ours, theirs in zip(NAMES, terms, expected, strict=True):
+        assert ours.shape == tuple(shape)
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("rest", ["renormalise", "spread"])
+def test_all_classes_of_a_top_k_are_the_dense_teacher(rest, temperature):
+    student, dense = draw(4, 9), draw(4, 9, seed=1)
+    terms = distillation_terms(student, top_k(dense, 9, rest), temperature)
+    for ours, theirs in zip(terms, distillation_terms(student, dense, temperature), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_top_1_renormalised_is_a_hard_label():
+    student, teacher = draw(4, 9), draw(4, 9, seed=1)
+    terms = distillation_terms(student, top_k(teacher, 1, "renormalise"), 5.0)
+    labels = teacher.argmax(-1)
+    expected = F.cross_entropy(student / 5, labels, reduction="none")
+    torch.testing.assert_close(terms.cross_entropy, expected)
+    torch.testing.assert_close(terms.kl, expected)
+    assert (terms.teacher_entropy == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rest", ["renormalise", "spread"])
+def test_top_k_of_extreme_logits(reference, rest, dtype):
+    student = draw(6, 50, scale=1e4, dtype=dtype).requires_grad_()
+    teacher = top_k(draw(6, 50, seed=1, scale=1e4), 5, rest, dtype)
+    terms = distillation_terms(student, teacher, 2.0)
+    completed = reference.completed(*arrays(teacher.values), teacher.ids.numpy(), 50, rest, 2.0)
+    expected = reference.terms_of(completed, reference.log_probabilities(*arrays(student), 2.0))
+    assert_terms(terms, expected, dtype, size=1e4)
+    terms.cross_entropy.sum().backward()
+    assert student.grad.isfinite().all()
+
+
+def test_small_rest_survives_a_high_temperature(reference):
+    """A rest of 2e-8, below float32's resolution beside 1, has a fifth of the mass at T = 4."""
+    values = torch.tensor([[-3e-8, math.log(1e-8)]])
+    ids = torch.tensor([[3, 7]])
+    student = draw(1, 1000, dtype=torch.float32)
+    completed = reference.completed(*arrays(values), ids.numpy(), 1000, "spread", 4.0)
+    expected = reference.terms_of(completed, reference.log_probabilities(*arrays(student), 4.0))
+    assert_terms(distillation_terms(student, TopK(values, ids, "spread"), 4.0), expected, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_log_probabilities_kept_in_half_precision_are_taken(dtype):
+    """Rounding alone brings a sum of 205 / 206 to 1.0106 in bfloat16."""
+    values = torch.full((1, 205), -math.log(206)).to(dtype)
+    terms = distillation_terms(torch.zeros(1, 206), TopK(values, torch.arange(205).unsqueeze(0), "spread"))
+    assert terms.cross_entropy.item() == pytest.approx(math.log(206), rel=1e-4)
+
+
+def test_logits_given_to_spread_are_refused():
+    with pytest.raises(ValueError, match="log-probabilities"):
+        distillation_terms(draw(2, 5), TopK(torch.ones(2, 3), torch.arange(3).repeat(2, 1), "spread"))
+
+
+def test_top_k_that_does_not_fit():
+    with pytest.raises(ValueError, match="shape"):
+        TopK(torch.zeros(2, 3), torch.zeros(2, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match="integers"):
+        TopK(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="rest"):
+        TopK(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long), "drop")
+    ids = torch.arange(3).repeat(2, 1)
+    with pytest.raises(ValueError, match="same samples"):
+        distillation_terms(draw(4, 5), TopK(torch.zeros(2, 3), ids))
+    with pytest.raises(ValueError, match="all classes"):
+        distillation_terms(draw(2, 2), TopK(torch.zeros(2, 3), ids))
+    with pytest.raises(ValueError, match="all classes"):
+        distillation_terms(draw(2, 5), TopK(torch.zeros(2, 0), ids[:, :0]))
+
+
+@pytest.mark.parametrize("bad", [-1, 5])
+def test_top_k_ids_out_of_range_are_called_ids(bad):
+    ids = torch.tensor([[0, 1], [2, bad]])
+    with pytest.raises(ValueError, match=rf"ids.*{bad}\b"):
+        distillation_terms(draw(2, 5), TopK(torch.zeros(2, 2), ids))

@@ -1,0 +1,370 @@
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics import MetricCollection
+
+from lskd import Stability, stability
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning"),
+]
+
+PROPERTY = settings(deadline=None, max_examples=60, derandomize=True, database=None)
+DEFINITIONS = ("target_std", "vector_l2", "between_vector_l2", "between_target_std")
+every_definition = pytest.mark.parametrize("definition", DEFINITIONS)
+
+
+def draw(samples, num_classes, seed=0, scale=2.0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(samples, num_classes, generator=generator, dtype=torch.float64) * scale
+    labels = torch.randint(num_classes, (samples,), generator=generator)
+    return logits.to(dtype), labels
+
+
+def value(metric):
+    return float(metric.compute())
+
+
+# The four definitions
+
+
+@PROPERTY
+@given(
+    definition=st.sampled_from(DEFINITIONS),
+    num_classes=st.integers(1, 8),
+    samples=st.integers(1, 40),
+    scale=st.sampled_from([0.0, 1.0, 8.0, 1e4]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_definitions(reference, definition, num_classes, samples, scale, dtype, seed):
+    logits, labels = draw(samples, num_classes, seed, scale, dtype)
+    expected = reference.stability(logits.double().numpy(), labels.numpy(), num_classes, definition)
+    result = stability(logits, labels, num_classes, definition)
+    assert result.shape == ()
+    np.testing.assert_allclose(float(result), expected, atol=2e-6)
+
+
+@every_definition
+def test_each_class_has_its_own_value(reference, definition):
+    logits, labels = draw(60, 5)
+    metric = Stability(5, definition)
+    metric.update(logits, labels)
+    expected = reference.class_values(logits.numpy(), labels.numpy(), 5, definition)
+    np.testing.assert_allclose(metric.class_values().numpy(), [expected[c] for c in range(5)], atol=1e-6)
+
+
+def test_algorithm_1_as_printed():
+    """The paper's own listing: sorted loader, 50 samples for each class, one class to a batch."""
+    num_classes, per_class = 10, 50
+    logits, _ = draw(num_classes * per_class, num_classes)
+    labels = torch.arange(num_classes).repeat_interleave(per_class)
+    all_std = 0
+    for output, target in zip(logits.split(per_class), labels.split(per_class), strict=True):
+        softmax_p = torch.nn.functional.softmax(output, dim=1)
+        predict = softmax_p[:, target[0]]
+        all_std += predict.std(dim=0)
+    printed = 1 - all_std / num_classes
+    assert float(stability(logits, labels, num_classes)) == pytest.approx(float(printed), abs=1e-6)
+    assert float(stability(logits, labels, num_classes, "target_std")) == pytest.approx(
+        float(printed), abs=1e-6
+    )
+
+
+def test_definitions_differ():
+    """Otherwise a mix-up of names would not be seen."""
+    logits, labels = draw(200, 5)
+    values = [float(stability(logits, labels, 5, definition)) for definition in DEFINITIONS]
+    gaps = [abs(a - b) for i, a in enumerate(values) for b in values[:i]]
+    assert min(gaps) > 1e-3
+
+
+def test_two_classes_relate_deviation_and_distance():
+    """With two classes of two samples the L2 distance is the std: sqrt(2) d against sqrt(2) d."""
+    logits, labels = (
+        torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]]),
+        torch.tensor([0, 0, 1, 1]),
+    )
+    assert float(stability(logits, labels, 2)) == pytest.approx(1 - 0.5 * (0.880797 - 0.5) / 2**0.5, abs=1e-6)
+    assert float(stability(logits, labels, 2, "vector_l2")) == pytest.approx(
+        float(stability(logits, labels, 2)), abs=1e-6
+    )
+
+
+@every_definition
+def test_identical_predictions_are_perfectly_stable(definition):
+    logits = torch.zeros(12, 4)
+    assert float(stability(logits, torch.arange(12) % 4, 4, definition)) == pytest.approx(1, abs=1e-7)
+
+
+def test_resolution_beside_a_large_logit(reference):
+    """In float32 the logarithm of a sum near 1e4 is off by up to 5e-4."""
+    logits = torch.tensor([[1e4, 1e4 - 1], [1e4, 1e4 - 2], [1e4, 1e4 - 0.5], [0.0, 1.0]])
+    labels = torch.tensor([0, 0, 0, 1])
+    for definition in DEFINITIONS:
+        expected = reference.stability(logits.double().numpy(), labels.numpy(), 2, definition)
+        assert float(stability(logits, labels, 2, definition)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_small_deviation_of_a_large_mean():
+    """Sums of squares less the square of the sum would lose a deviation of 1e-7 beside a mean of 0.5."""
+    logits = torch.zeros(3, 2, dtype=torch.float64)
+    logits[:, 0] = torch.tensor([0.0, 4e-7, 8e-7])
+    metric = Stability(2)
+    for row in logits:
+        metric.update(row.unsqueeze(0), torch.tensor([0]))
+    assert float(metric.class_values()[0]) == pytest.approx(1e-7, rel=1e-4)
+
+
+# Any order, any split
+
+
+@every_definition
+@pytest.mark.parametrize("samples", [60, 9000])
+def test_shuffled_and_split_is_the_same(reference, definition, samples):
+    logits, labels = draw(samples, 3)
+    expected = reference.stability(logits.numpy(), labels.numpy(), 3, definition)
+    assert float(stability(logits, labels, 3, definition)) == pytest.approx(expected, abs=1e-6)
+    order = labels.argsort()
+    assert float(stability(logits[order], labels[order], 3, definition)) == pytest.approx(expected, abs=1e-6)
+    metric = Stability(3, definition)
+    shuffled = torch.randperm(samples, generator=torch.Generator().manual_seed(1))
+    for rows in shuffled.split(samples // 7):
+        metric.update(logits[rows], labels[rows])
+    metric.update(logits[:0], labels[:0])
+    assert value(metric) == pytest.approx(expected, abs=1e-6)
+    assert metric.counts.tolist() == labels.bincount(minlength=3).tolist()
+    assert metric.counts.dtype == torch.int64
+
+
+@every_definition
+def test_merged_states_are_one_pass(definition):
+    logits, labels = draw(50, 4)
+    whole = stability(logits, labels, 4, definition)
+    one, two = Stability(4, definition), Stability(4, definition)
+    one.update(logits[:13], labels[:13])
+    two.update(logits[13:], labels[13:])
+    one.merge_state(two)
+    torch.testing.assert_close(one.compute(), whole)
+    assert one.counts.sum() == 50
+
+
+@every_definition
+def test_merging_disjoint_classes(definition):
+    """Merging must not invent a deviation for a class that only one side has seen."""
+    logits, labels = draw(50, 4)
+    one, two = Stability(4, definition), Stability(4, definition)
+    for metric, rows in ((one, labels < 2), (two, labels >= 2)):
+        metric.update(logits[rows], labels[rows])
+    one.merge_state(two)
+    torch.testing.assert_close(one.compute(), stability(logits, labels, 4, definition))
+
+
+@every_definition
+def test_forward_gives_the_value_of_the_batch(definition):
+    logits, labels = draw(40, 3)
+    metric = Stability(3, definition)
+    for rows in (slice(0, 25), slice(25, 40)):
+        batch = metric(logits[rows], labels[rows])
+        torch.testing.assert_close(batch, stability(logits[rows], labels[rows], 3, definition))
+    torch.testing.assert_close(metric.compute(), stability(logits, labels, 3, definition))
+
+
+@every_definition
+def test_reset_clone_and_pickle(definition):
+    logits, labels = draw(40, 3)
+    metric = Stability(3, definition)
+    metric.update(logits[:20], labels[:20])
+    for copy in (metric.clone(), pickle.loads(pickle.dumps(metric))):  # noqa: S301
+        assert type(copy) is type(metric)
+        assert copy.definition == definition
+        torch.testing.assert_close(copy.compute(), metric.compute())
+        copy.update(logits[20:], labels[20:])
+        torch.testing.assert_close(copy.compute(), stability(logits, labels, 3, definition))
+        assert metric.counts.sum() == 20
+    metric.reset()
+    assert metric.counts.tolist() == [0, 0, 0]
+    metric.update(logits, labels)
+    torch.testing.assert_close(metric.compute(), stability(logits, labels, 3, definition))
+
+
+def test_collection_of_all_definitions():
+    logits, labels = draw(40, 3)
+    collection = MetricCollection({definition: Stability(3, definition) for definition in DEFINITIONS})
+    for rows in (slice(0, 15), slice(15, 30), slice(30, 40)):
+        collection.update(logits[rows], labels[rows])
+    for definition, result in collection.compute().items():
+        torch.testing.assert_close(result, stability(logits, labels, 3, definition))
+
+
+@every_definition
+def test_samples_are_kept_though_the_model_reuses_its_memory(definition):
+    logits, labels = draw(40, 3)
+    expected = stability(logits, labels, 3, definition)
+    metric = Stability(3, definition)
+    metric.update(logits, labels)
+    logits.zero_()
+    labels.zero_()
+    torch.testing.assert_close(metric.compute(), expected)
+
+
+@every_definition
+def test_logits_of_a_model_in_training_or_inference_mode(definition):
+    logits, labels = draw(40, 3)
+    expected = stability(logits, labels, 3, definition)
+    metric = Stability(3, definition)
+    metric.update(logits.requires_grad_()[:20], labels[:20].to(torch.int32))
+    with torch.inference_mode():
+        metric.update(logits[20:] * 1, labels[20:])
+    result = metric.compute()
+    assert not result.requires_grad
+    torch.testing.assert_close(result, expected)
+
+
+def test_as_many_classes_as_imagenet_21k(reference):
+    logits, labels = draw(200, 21_843, dtype=torch.float16)
+    labels %= 3
+    metric = Stability(21_843)
+    for rows in torch.arange(200).split(64):
+        metric.update(logits[rows], labels[rows])
+    with pytest.warns(UserWarning, match="more") as caught:
+        result = value(metric)
+    assert result == pytest.approx(
+        reference.stability(logits.double().numpy(), labels.numpy(), 21_843, "target_std"), abs=1e-6
+    )
+    assert len(str(caught[0].message)) < 300
+    assert metric.counts.shape == (21_843,)
+
+
+# Classes that cannot count
+
+
+@every_definition
+def test_classes_without_samples_are_named_and_left_out(reference, definition):
+    logits, labels = draw(60, 7)
+    keep = (labels != 2) & (labels != 5)
+    logits, labels = logits[keep], labels[keep]
+    metric = Stability(7, definition)
+    metric.update(logits, labels)
+    with pytest.warns(UserWarning, match=r"without samples: 2, 5$"):
+        result = value(metric)
+    assert result == pytest.approx(
+        reference.stability(logits.numpy(), labels.numpy(), 7, definition), abs=1e-6
+    )
+    assert metric.class_values().isnan().nonzero().flatten().tolist() == [2, 5]
+
+
+@every_definition
+def test_classes_of_one_sample(reference, definition):
+    """One sample has no deviation; the other definitions can count it."""
+    logits, labels = draw(60, 4)
+    labels[labels == 3] = 0
+    labels[7] = 3
+    metric = Stability(4, definition)
+    metric.update(logits, labels)
+    expected = reference.stability(logits.numpy(), labels.numpy(), 4, definition)
+    if definition == "target_std":
+        with pytest.warns(UserWarning, match=r"one sample.*: 3$"):
+            result = value(metric)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = value(metric)
+    assert result == pytest.approx(expected, abs=1e-6)
+
+
+@every_definition
+def test_nothing_seen_is_nan(definition):
+    metric = Stability(3, definition)
+    assert metric.counts.tolist() == [0, 0, 0]
+    with pytest.warns(UserWarning, match="without samples: 0, 1, 2"):
+        assert metric.compute().isnan()
+    metric.update(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    with pytest.warns(UserWarning, match="without samples: 0, 1, 2"):
+        assert metric.compute().isnan()
+
+
+def test_spread_over_one_class_is_nan():
+    logits, labels = draw(10, 3)
+    assert stability(logits, labels * 0, 3, "between_target_std").isnan()
+
+
+@every_definition
+def test_full_classes_give_no_warning(definition):
+    logits, labels = draw(60, 3)
+    metric = Stability(3, definition)
+    metric.update(logits, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric.compute()
+
+
+# What does not fit is refused, before anything is counted
+
+
+@every_definition
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_named_by_sample(definition, bad):
+    logits, labels = draw(20, 3)
+    logits[13, 1] = bad
+    metric = Stability(3, definition)
+    with pytest.raises(ValueError, match=r"sample 13\b"):
+        metric.update(logits, labels)
+    assert metric.counts.tolist() == [0, 0, 0]
+
+
+@every_definition
+@pytest.mark.parametrize("bad", [-1, 3, -100])
+def test_labels_out_of_range_are_named_by_sample(definition, bad):
+    logits, labels = draw(20, 3)
+    labels[13] = bad
+    metric = Stability(3, definition)
+    with pytest.raises(ValueError, match=rf"\b13\b.*{bad}\b"):
+        metric.update(logits, labels)
+    assert metric.counts.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels"),
+    [
+        (torch.zeros(4, 2), torch.zeros(4).long()),
+        (torch.zeros(4, 3), torch.zeros(3).long()),
+        (torch.zeros(4, 3), torch.zeros(4, 1).long()),
+        (torch.zeros(3), torch.zeros(1).long()),
+        (torch.zeros(2, 2, 3), torch.zeros(2, 2).long()),
+        (torch.zeros(4, 3).long(), torch.zeros(4).long()),
+        (torch.zeros(4, 3), torch.zeros(4)),
+        (torch.zeros(4, 3), torch.zeros(4).bool()),
+    ],
+)
+def test_shapes_and_dtypes_that_do_not_fit(logits, labels):
+    with pytest.raises(ValueError, match=r"shape|dtype"):
+        stability(logits, labels, 3)
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match=r"target_std.*vector_l2.*between_vector_l2.*between_target_std"):
+        Stability(3, "std")
+    with pytest.raises(ValueError, match="num_classes"):
+        Stability(0)
+    with pytest.raises(ValueError, match="definition"):
+        stability(torch.zeros(1, 3), torch.zeros(1).long(), 3, "eq2")
+    with pytest.raises(ValueError, match="vector_l2"):
+        type(Stability(3, "vector_l2"))(3, "target_std")
+
+
+def test_settings_by_name_and_by_position():
+    for metric in (Stability(3, "vector_l2"), Stability(num_classes=3, definition="vector_l2")):
+        assert isinstance(metric, Stability)
+        assert metric.definition == "vector_l2"
+        assert metric.num_classes == 3
+    assert Stability(3).definition == "target_std"
+    assert Stability(3).higher_is_better
+    assert not Stability(3, compute_on_cpu=True, sync_on_compute=False).sync_on_compute

@@ -1,0 +1,126 @@
+"""Two processes with gloo give what one process gives, however the samples are dealt out."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lskd import Stability, stability
+
+pytestmark = pytest.mark.integration
+
+DEFINITIONS = ("target_std", "vector_l2", "between_vector_l2", "between_target_std")
+# Rows of each rank; a rank with None never calls update.
+DEALS = {
+    "even": (range(0, 60, 2), range(1, 60, 2)),
+    "uneven": (range(11), range(11, 60)),
+    "one sample": (range(59), range(59, 60)),
+    "empty batch": (range(60), range(0)),
+    "never updated": (range(60), None),
+    "never updated, first": (None, range(60)),
+}
+
+WORKER = """
+import json, sys, warnings
+import torch
+from lskd import Stability
+
+rank, init, data, deals = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+warnings.simplefilter("ignore")
+torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+saved = torch.load(data)
+logits, labels = saved["logits"], saved["labels"]
+for name, definition, rows in deals:
+    metric = Stability(int(logits.shape[1]), definition)
+    if rows[rank] is not None:
+        for some in torch.tensor(rows[rank], dtype=torch.long).split(9):
+            metric.update(logits[some], labels[some])
+    before = metric.counts.tolist()
+    result = everywhere = error = None
+    try:
+        result = float(metric.compute())
+        with metric.sync_context():
+            everywhere = metric.counts.tolist()
+    except Exception as caught:
+        error = repr(caught)
+    line = [name, definition, result, error, everywhere, before == metric.counts.tolist()]
+    print(json.dumps(line), flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+def samples():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 4, generator=generator) * 2
+    labels = torch.randint(3, (60,), generator=generator).sort().values  # so that a rank can lack a class
+    labels[-1] = 3  # one sample, seen by one rank
+    return logits, labels
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gloo")
+    logits, labels = samples()
+    torch.save({"logits": logits, "labels": labels}, folder / "samples.pt")
+    deals = [
+        (name, definition, [None if rows is None else list(rows) for rows in ranks])
+        for name, ranks in DEALS.items()
+        for definition in DEFINITIONS
+    ]
+    # What exchanges lists comes last: a collective that goes wrong takes its processes with it.
+    deals.sort(key=lambda deal: deal[1] == "vector_l2")
+    found: dict = {}
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", WORKER, str(rank)),
+                *((folder / "init").as_uri(), str(folder / "samples.pt"), json.dumps(deals)),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank, process in enumerate(processes):
+            output, errors = process.communicate(timeout=180)
+            for line in output.splitlines():
+                name, definition, *rest = json.loads(line)
+                found[name, definition, rank] = rest
+            found["errors", rank] = errors[-2000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("definition", DEFINITIONS)
+@pytest.mark.parametrize("deal", DEALS)
+@pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning")
+def test_two_processes_are_one(outcomes, deal, definition, rank):
+    assert (deal, definition, rank) in outcomes, outcomes["errors", rank]
+    result, error, everywhere, restored = outcomes[deal, definition, rank]
+    assert error is None
+    logits, labels = samples()
+    assert result == pytest.approx(float(stability(logits, labels, 4, definition)), abs=1e-7)
+    assert everywhere == labels.bincount(minlength=4).tolist()
+    assert restored  # after the exchange a rank goes on with its own samples
+
+
+def test_moments_of_three_ranks_are_one_pass():
+    """Reduction over more than two ranks, one of them empty, as torchmetrics hands the states over."""
+    logits, labels = samples()
+    parts = [slice(0, 20), slice(20, 20), slice(20, 60)]
+    metrics = [Stability(4) for _ in parts]
+    for metric, part in zip(metrics, parts, strict=True):
+        metric.update(logits[part], labels[part])
+    whole = Stability(4)
+    whole.update(logits, labels)
+    reduce = whole._reductions["moments"]
+    torch.testing.assert_close(reduce(torch.stack([metric.moments for metric in metrics])), whole.moments)

@@ -1,0 +1,191 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+from torch.nn import functional as F
+
+from lskd import convert_alpha, smooth_targets, target_entropy, target_mass, target_values
+
+pytestmark = pytest.mark.unit
+
+PROPERTY = settings(deadline=None, max_examples=60, derandomize=True, database=None)
+CONVENTIONS = ("paper", "uniform")
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+@PROPERTY
+@given(
+    num_classes=st.integers(2, 40),
+    alpha=st.floats(0, 0.99),
+    convention=st.sampled_from(CONVENTIONS),
+    shape=st.lists(st.integers(0, 4), max_size=3),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    label_dtype=st.sampled_from([torch.int64, torch.int32, torch.uint8]),
+    seed=st.integers(0, 9),
+)
+def test_rows_are_the_definition(reference, num_classes, alpha, convention, shape, dtype, label_dtype, seed):
+    labels = torch.randint(num_classes, shape, generator=torch.Generator().manual_seed(seed))
+    targets = smooth_targets(labels.to(label_dtype), num_classes, alpha, convention, dtype)
+    assert targets.shape == (*shape, num_classes)
+    assert targets.dtype == dtype
+    expected = reference.targets(labels.numpy(), num_classes, alpha, convention)
+    np.testing.assert_allclose(targets.double().numpy(), expected, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_rows_sum_to_one_over_many_classes(convention):
+    targets = smooth_targets(torch.tensor([0, 21_842]), 21_843, 0.3, convention, torch.float64)
+    np.testing.assert_allclose(targets.sum(-1).numpy(), 1, rtol=1e-12)
+
+
+def test_equation_1_and_the_convention_of_torch():
+    assert target_values(5, 0.2) == (0.8, 0.05)
+    assert target_values(5, 0.2, "uniform") == pytest.approx((0.84, 0.04))
+    assert target_values(5, 0.0) == (1.0, 0.0)
+    assert target_values(1, 0.0) == (1.0, 0.0)
+
+
+@PROPERTY
+@given(num_classes=st.integers(2, 30), alpha=st.floats(0, 0.99), seed=st.integers(0, 9))
+def test_uniform_is_label_smoothing_of_torch(num_classes, alpha, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, num_classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(num_classes, (6,), generator=generator)
+    targets = smooth_targets(labels, num_classes, alpha, "uniform", torch.float64)
+    ours = -(targets * logits.log_softmax(-1)).sum(-1)
+    theirs = F.cross_entropy(logits, labels, label_smoothing=alpha, reduction="none")
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("num_classes", "uniform"), [(1000, 0.1001), (10, 0.1111), (2, 0.2)])
+def test_alpha_of_a_tenth_in_the_other_convention(num_classes, uniform):
+    assert convert_alpha(0.1, num_classes, "paper", "uniform") == pytest.approx(uniform, abs=5e-5)
+
+
+@PROPERTY
+@given(num_classes=st.integers(2, 5000), share=st.floats(0, 0.999))
+def test_converted_alpha_gives_the_same_targets_and_returns(num_classes, share):
+    paper = share * (num_classes - 1) / num_classes  # above this the label has less than the others
+    uniform = convert_alpha(paper, num_classes, "paper", "uniform")
+    assert target_values(num_classes, paper) == pytest.approx(
+        target_values(num_classes, uniform, "uniform"), abs=1e-12
+    )
+    assert convert_alpha(uniform, num_classes, "uniform", "paper") == pytest.approx(paper, abs=1e-12)
+    assert convert_alpha(paper, num_classes, "paper", "paper") == paper
+    assert convert_alpha(paper, num_classes, "uniform", "uniform") == paper
+
+
+def test_alpha_that_the_uniform_convention_cannot_express_is_refused():
+    with pytest.raises(ValueError, match="smaller alpha"):
+        convert_alpha(0.5, 2, "paper", "uniform")
+    with pytest.raises(ValueError, match="smaller alpha"):
+        convert_alpha(0.95, 10, "paper", "uniform")
+    assert convert_alpha(0.0, 2, "paper", "uniform") == 0.0
+
+
+@PROPERTY
+@given(
+    num_classes=st.integers(2, 3000),
+    alpha=st.floats(1e-6, 0.95),
+    temperature=st.floats(0.05, 100),
+    convention=st.sampled_from(CONVENTIONS),
+)
+def test_mass_and_entropy_of_an_ideal_teacher(reference, num_classes, alpha, temperature, convention):
+    targets = reference.targets(np.array([0]), num_classes, alpha, convention)[0]
+    tempered = special.softmax(np.log(targets) / temperature)
+    mass = target_mass(num_classes, alpha, temperature, convention)
+    assert mass == pytest.approx(tempered[0], rel=1e-9, abs=1e-15)
+    entropy = target_entropy(num_classes, alpha, temperature, convention)
+    assert entropy == pytest.approx(special.entr(tempered).sum(), rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "masses"), [(1000, (0.900, 0.087, 0.020)), (200, (0.9, 0.175, 0.058))]
+)
+def test_mass_falls_with_temperature_as_published(num_classes, masses):
+    assert [round(target_mass(num_classes, 0.1, t), 3) for t in (1, 2, 3)] == list(masses)
+
+
+@pytest.mark.parametrize(("num_classes", "entropy"), [(1000, 1.016), (200, 0.854)])
+def test_entropy_of_a_smoothed_teacher_is_part_of_the_loss(num_classes, entropy):
+    assert target_entropy(num_classes, 0.1) == pytest.approx(entropy, abs=5e-4)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 1000])
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e6])
+def test_hard_teacher_keeps_its_mass_at_any_temperature(num_classes, temperature):
+    assert target_mass(num_classes, 0.0, temperature) == 1.0
+    entropy = target_entropy(num_classes, 0.0, temperature)
+    assert entropy == 0.0
+    assert math.copysign(1, entropy) == 1  # a report must not print -0.0
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-5, 1e300])
+def test_extreme_temperatures_reach_their_limits(temperature):
+    expected = 1 / 10 if temperature > 1 else 1.0
+    assert target_mass(10, 0.1, temperature) == pytest.approx(expected)
+    assert target_entropy(10, 0.1, temperature) == pytest.approx(math.log(10) if temperature > 1 else 0)
+    below_chance = 0.0 if temperature < 1 else 1 / 10  # alpha 0.95 of 10: the label has the least
+    assert target_mass(10, 0.95, temperature) == pytest.approx(below_chance)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.0, 1.5, math.nan])
+def test_alpha_out_of_range(alpha):
+    calls = (
+        lambda: smooth_targets(torch.tensor([0]), 3, alpha),
+        lambda: target_values(3, alpha),
+        lambda: target_mass(3, alpha, 1.0),
+        lambda: target_entropy(3, alpha),
+        lambda: convert_alpha(alpha, 3, "paper", "uniform"),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="alpha"):
+            call()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+def test_temperature_out_of_range(temperature):
+    with pytest.raises(ValueError, match="temperature"):
+        target_mass(3, 0.1, temperature)
+    with pytest.raises(ValueError, match="temperature"):
+        target_entropy(3, 0.1, temperature)
+
+
+def test_convention_and_class_count_out_of_range():
+    with pytest.raises(ValueError, match="convention"):
+        target_values(3, 0.1, "torch")
+    with pytest.raises(ValueError, match="convention"):
+        convert_alpha(0.1, 3, "paper", "torch")
+    with pytest.raises(ValueError, match="num_classes"):
+        target_values(0, 0.1)
+    with pytest.raises(ValueError, match="one class"):
+        target_values(1, 0.1)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0.0]), torch.tensor([True]), torch.tensor([0j])])
+def test_labels_must_be_integers(labels):
+    with pytest.raises(ValueError, match="integers"):
+        smooth_targets(labels, 3, 0.1)
+
+
+@pytest.mark.parametrize("bad", [-100, -1, 5, 99])
+def test_label_out_of_range_is_named_with_its_position(bad):
+    labels = torch.zeros(12, dtype=torch.long)
+    labels[7] = bad
+    with pytest.raises(ValueError, match=rf"\b7\b.*{bad}\b"):
+        smooth_targets(labels, 5, 0.1)
+
+
+def test_targets_are_floating():
+    with pytest.raises(ValueError, match="dtype"):
+        smooth_targets(torch.tensor([1]), 3, 0.1, dtype=torch.int64)
+
+
+def test_compiled_targets_are_the_same():
+    compiled = torch.compile(smooth_targets, fullgraph=True, backend="eager")
+    labels = torch.tensor([[2, 0], [1, 1]])
+    torch.testing.assert_close(compiled(labels, 3, 0.1), smooth_targets(labels, 3, 0.1))
