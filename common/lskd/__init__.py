@@ -5,8 +5,8 @@ Everything here is mathematics on tensors; what belongs to a trainer is in its p
 
 from lskd._checkpoints import file_checksum, load_teacher_weights
 from lskd._errors import CheckpointError, LskdError
-from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, TopK, distillation_terms
-from lskd._stability import Stability, stability
+from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
+from lskd._stability import Definition, Stability, stability
 from lskd._targets import (
     Convention,
     convert_alpha,
@@ -19,10 +19,12 @@ from lskd._targets import (
 __all__ = [
     "CheckpointError",
     "Convention",
+    "Definition",
     "DistillationLoss",
     "DistillationTerms",
     "LossComponents",
     "LskdError",
+    "Rest",
     "Stability",
     "TopK",
     "convert_alpha",

@@ -103,9 +103,9 @@ def distillation_terms(
 class DistillationLoss(nn.Module):
     """The paper's distillation loss; as it stands soft labels only, temperature 1, mean over the batch.
 
-    ``hard_weight * H(p_student, y) + (1 - hard_weight) * H(p_student / T, p_teacher / T)`` (Sec. 2), where
-    ``y`` are the hard labels smoothed by ``alpha``. The soft part is the cross-entropy of Eq. 4, which has
-    the gradients of the KL divergence.
+    ``hard_weight * H(y, p_student) + (1 - hard_weight) * H(p_teacher / T, p_student / T)`` (Sec. 2, where the
+    paper writes the arguments the other way round); ``y`` are the hard labels, smoothed by ``alpha``. The
+    soft part is the cross-entropy of Eq. 4, which has the gradients of the KL divergence.
 
     Args:
         temperature: ``T``, divides both logits in the soft part.
@@ -188,7 +188,8 @@ class DistillationLoss(nn.Module):
         soft = distillation_terms(student_logits, teacher, self.temperature)
         cross_entropy = _mean(soft.cross_entropy, mask)
         soft_weight = (1 - self.hard_weight) * (self.temperature**2 if self.temperature_squared else 1.0)
-        loss = soft_weight * cross_entropy
+        # A part of weight 0 must not reach the loss: where it is infinite, 0 times it would be NaN.
+        loss = soft_weight * cross_entropy if soft_weight > 0 else torch.zeros_like(cross_entropy)
         if labels is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.hard_weight > 0):
                 hard = _mean(self._hard_terms(student_logits, labels, mask), mask)

@@ -62,7 +62,9 @@ class Stability(Metric):
     full_state_update = False
 
     definition: ClassVar[str] = ""
+    """Name of what is computed."""
     source: ClassVar[str] = ""
+    """Where the paper has it."""
 
     def __new__(
         cls, num_classes: int = 0, definition: str | None = None, *args: Any, **kwargs: Any
@@ -95,12 +97,16 @@ class Stability(Metric):
 
     @property
     def counts(self) -> Tensor:
-        """Samples seen of each class, ``(K,)`` int64."""
+        """Samples of each class that this process has seen, ``(K,)`` int64."""
         return self._counts().round().long()
 
     def class_values(self) -> Tensor:
-        """Return each class' own value, ``(K,)`` float64; NaN where it has too few samples."""
+        """Return each class' value on this process, ``(K,)`` float64; NaN where it has too few samples."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """Show what is computed; the class is private."""
+        return f"Stability({self.num_classes}, definition={self.definition!r})"
 
     def _aggregate(self, values: Tensor) -> Tensor:
         return values.mean()

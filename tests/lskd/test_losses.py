@@ -477,3 +477,12 @@ def test_settings_are_shown():
         assert setting in shown
     assert not list(DistillationLoss().parameters())
     assert not DistillationLoss().state_dict()
+
+
+def test_a_soft_part_of_weight_0_cannot_spoil_the_loss() -> None:
+    student = torch.tensor([[0.0, -math.inf]], requires_grad=True)
+    loss = DistillationLoss(hard_weight=1.0)(student, torch.tensor([[0.0, 0.0]]), torch.tensor([0]))
+    loss.backward()
+    assert float(loss) == 0.0
+    assert student.grad is not None
+    assert bool(student.grad.isfinite().all())
