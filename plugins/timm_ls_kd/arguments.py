@@ -1,0 +1,221 @@
+"""The distillation arguments, shared by the bundled trainer and the upstream script."""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from lskd import Convention, LskdError
+
+DEFAULT_TEMPERATURE = 1.0
+DEFAULT_PREFLIGHT_SAMPLES = 512
+TEACHER_DTYPES = ("float32", "bfloat16")
+
+# What a distilling run cannot be combined with: (attribute, value when off, what to say).
+_CONFLICTS: tuple[tuple[str, Any, str], ...] = (
+    ("kd_model_name", None, "--kd-model-name is timm's own distillation; give either it or --kd-teacher"),
+    ("kd_distill_type", "logit", "--kd-distill-type is timm's own; --kd-teacher distils logits, drop it"),
+    (
+        "distill_loss_weight",
+        None,
+        "--distill-loss-weight is timm's own; with --kd-teacher use --kd-hard-weight",
+    ),
+    ("task_loss_weight", None, "--task-loss-weight is timm's own; with --kd-teacher use --kd-hard-weight"),
+    ("bce_loss", False, "--bce-loss has no meaning with --kd-teacher; drop it"),
+    ("jsd_loss", False, "--jsd-loss has no meaning with --kd-teacher; drop it"),
+    ("naflex_loader", False, "--naflex-loader gives patches, the teacher wants images; drop it"),
+    ("multi_label", False, "--multi-label has no meaning with --kd-teacher; drop it"),
+)
+
+
+class KeyValues(argparse.Action):
+    """Collect `key=value` words into a dict of plain numbers, booleans and strings."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the dict on the namespace."""
+        from timm.utils import ParseKwargs
+
+        words = [values] if isinstance(values, str) else list(values or ())
+        for word in words:
+            if "=" not in word:
+                parser.error(f"argument {option_string}: expected key=value, got '{word}'")
+        ParseKwargs(self.option_strings, self.dest)(parser, namespace, words, option_string)
+
+
+@dataclass(frozen=True)
+class KdConfig:
+    """What a distilling run does; every value checked.
+
+    `alpha` smooths the hard term's labels under `convention`; `hard_weight` is the paper's lambda.
+    """
+
+    teacher: str
+    checkpoint: str | None = None
+    temperature: float = DEFAULT_TEMPERATURE
+    temperature_squared: bool = False
+    hard_weight: float = 0.0
+    alpha: float = 0.0
+    convention: Convention = "uniform"
+    teacher_dtype: str | None = None
+    teacher_img_size: int | None = None
+    teacher_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    preflight_samples: int = DEFAULT_PREFLIGHT_SAMPLES
+
+
+def add_kd_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the distillation group to `parser`; `--kd-temperature` is left alone where it exists already."""
+    group = parser.add_argument_group("Label smoothing and distillation (lskd)")
+    group.add_argument(
+        "--smoothing-convention",
+        choices=get_args(Convention),
+        default="uniform",
+        help="what --smoothing A means: 'uniform' (timm) gives A/K to every class, "
+        "'paper' A/(K-1) to every class but the label's (default: uniform)",
+    )
+    group.add_argument("--kd-teacher", metavar="MODEL", default=None, help="distil from this timm model")
+    group.add_argument(
+        "--kd-teacher-checkpoint",
+        metavar="FILE",
+        default=None,
+        help="the teacher's weights (timm checkpoint, state dict or safetensors); "
+        "without it timm's pretrained weights of that model",
+    )
+    if "--kd-temperature" not in parser._option_string_actions:
+        group.add_argument(
+            "--kd-temperature",
+            type=float,
+            default=DEFAULT_TEMPERATURE,
+            metavar="T",
+            help="divides both logits before the softmax (default: 1.0)",
+        )
+    group.add_argument(
+        "--kd-temperature-squared",
+        action="store_true",
+        default=False,
+        help="multiply the soft term by T^2, as Hinton et al. do",
+    )
+    group.add_argument(
+        "--kd-hard-weight",
+        type=float,
+        default=0.0,
+        metavar="L",
+        help="lambda: weight L of the hard labels' loss, 1-L of the teacher's (default: 0, soft labels only)",
+    )
+    group.add_argument(
+        "--kd-teacher-dtype",
+        choices=TEACHER_DTYPES,
+        default=None,
+        help="precision of the teacher's weights and forward pass "
+        "(default: float32 weights, and under --amp the same mixed precision as the student)",
+    )
+    group.add_argument(
+        "--kd-teacher-img-size",
+        type=int,
+        default=None,
+        metavar="N",
+        help="resize the student's batch to N x N for the teacher (default: no resizing, "
+        "unless the teacher has a fixed input size)",
+    )
+    group.add_argument(
+        "--kd-teacher-kwargs",
+        nargs="*",
+        default={},
+        action=KeyValues,
+        metavar="KEY=VALUE",
+        help="more arguments for the teacher's create_model, such as img_size=32",
+    )
+    group.add_argument(
+        "--kd-preflight-samples",
+        type=int,
+        default=DEFAULT_PREFLIGHT_SAMPLES,
+        metavar="N",
+        help="validation images on which the teacher must beat chance before training starts "
+        "(default: 512, 0: no check)",
+    )
+
+
+def given_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str], config: Mapping[str, Any], names: Sequence[str]
+) -> set[str]:
+    """Tell which of the destinations `names` the user set, in `argv` or in the YAML `config`."""
+    unset = object()
+    # argparse fills a default in only where the namespace has no such attribute yet.
+    probe = argparse.Namespace(**dict.fromkeys(names, unset))
+    parser.parse_known_args(list(argv), namespace=probe)
+    return {name for name in names if getattr(probe, name) is not unset or name in config}
+
+
+def apply_kd_defaults(args: argparse.Namespace, given: set[str]) -> None:
+    """With a teacher: temperature 1 and no smoothing, unless the user asked for something else."""
+    if args.kd_teacher is None:
+        return
+    if "kd_temperature" not in given:
+        args.kd_temperature = DEFAULT_TEMPERATURE
+    if "smoothing" not in given:
+        args.smoothing = 0.0
+
+
+def check_smoothing(args: argparse.Namespace) -> None:
+    """Refuse a smoothing outside [0, 1)."""
+    if not (isinstance(args.smoothing, int | float) and 0.0 <= args.smoothing < 1.0):
+        raise LskdError(f"--smoothing must lie in [0, 1), got {args.smoothing}; 0.1 is the usual value.")
+
+
+def kd_config(args: argparse.Namespace) -> KdConfig | None:
+    """Check the distillation arguments; None when the run does not distil.
+
+    Raises:
+        LskdError: a value out of range, or two options that exclude each other.
+    """
+    check_smoothing(args)
+    if args.kd_teacher is None:
+        for name in ("kd_teacher_checkpoint", "kd_teacher_dtype", "kd_teacher_img_size"):
+            if getattr(args, name) is not None:
+                raise LskdError(f"{_flag(name)} needs --kd-teacher MODEL; add it.")
+        if args.kd_hard_weight != 0.0 or args.kd_temperature_squared or args.kd_teacher_kwargs:
+            raise LskdError(
+                "--kd-hard-weight, --kd-temperature-squared and --kd-teacher-kwargs need --kd-teacher MODEL."
+            )
+        return None
+    for name, off, message in _CONFLICTS:
+        if getattr(args, name, off) not in (off, None):
+            raise LskdError(message + ".")
+    if not (math.isfinite(args.kd_temperature) and args.kd_temperature > 0):
+        raise LskdError(
+            f"--kd-temperature must be greater than 0, got {args.kd_temperature}; 1 is the paper's value."
+        )
+    if not 0.0 <= args.kd_hard_weight <= 1.0:
+        raise LskdError(
+            f"--kd-hard-weight must lie in [0, 1], got {args.kd_hard_weight}; "
+            "it is the hard labels' share of the loss."
+        )
+    if args.kd_teacher_img_size is not None and args.kd_teacher_img_size < 1:
+        raise LskdError(f"--kd-teacher-img-size must be at least 1, got {args.kd_teacher_img_size}.")
+    if args.kd_preflight_samples < 0:
+        raise LskdError(
+            f"--kd-preflight-samples must be 0 (no check) or more, got {args.kd_preflight_samples}."
+        )
+    return KdConfig(
+        teacher=args.kd_teacher,
+        checkpoint=args.kd_teacher_checkpoint,
+        temperature=float(args.kd_temperature),
+        temperature_squared=bool(args.kd_temperature_squared),
+        hard_weight=float(args.kd_hard_weight),
+        alpha=float(args.smoothing),
+        convention=args.smoothing_convention,
+        teacher_dtype=args.kd_teacher_dtype,
+        teacher_img_size=args.kd_teacher_img_size,
+        teacher_kwargs=dict(args.kd_teacher_kwargs or {}),
+        preflight_samples=args.kd_preflight_samples,
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

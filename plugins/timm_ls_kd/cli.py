@@ -1,0 +1,59 @@
+"""The console script `timm`: `timm train.py ...` trains, with the upstream script when the path names one."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lskd import LskdError
+
+USAGE = """usage: timm train.py [arguments]           train with the bundled trainer
+       timm PATH/train.py [arguments]      train with timm's own script at PATH, unmodified
+
+Both take --kd-teacher and the other arguments of lskd. `timm train.py --help` lists all."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 2, after one line on stderr, for a user's error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    try:
+        return _run(argv[0], argv[1:])
+    except LskdError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            return _fail("the GPU ran out of memory; lower --batch-size or raise --grad-accum-steps.")
+        raise
+
+
+def _run(script: str, argv: Sequence[str]) -> int:
+    if script == "--version":
+        import timm
+
+        print(f"timm {timm.__version__}")
+        return 0
+    if Path(script).is_file():
+        from timm_ls_kd import upstream
+
+        return upstream.main(Path(script), argv)
+    if script == "train.py":
+        from timm_ls_kd import trainer
+
+        return trainer.main(argv)
+    if script.endswith(".py"):
+        raise LskdError(
+            f"script {script} does not exist; give the path of timm's train.py, or plain train.py."
+        )
+    raise LskdError(f"unknown command '{script}'; this is the launcher of training: timm train.py --help.")
+
+
+def _fail(message: str) -> int:
+    rank = os.environ.get("RANK", "0")
+    prefix = f"[rank {rank}] " if rank != "0" else ""
+    print(f"timm: error: {prefix}{' '.join(message.split())}", file=sys.stderr, flush=True)
+    return 2

@@ -1,0 +1,287 @@
+"""Data loading for the bundled trainer: timm's data sets and transforms, in an order and with randomness that
+depend on nothing but (seed, epoch, sample), so that a resumed or a distributed run sees the same images."""
+
+import random
+import signal
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import FastCollateMixup, Mixup, create_transform
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from lskd import LskdError
+from timm_ls_kd.normalisation import Normalisation
+
+_COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Run a block on random generators seeded from `key`, and give the old state back."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed_all(*key)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def seed_all(*key: int) -> None:
+    """Seed Python's, numpy's and torch's CPU generators from a tuple of whole numbers."""
+    words = np.random.SeedSequence(key).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.default_generator.manual_seed(int(words[2]))
+
+
+class _ReadOnceReader:
+    """Lets one sample be read once: timm's data set would quietly take the next for an unreadable one."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+        self.open_for: int | None = None
+        self.current = -1
+
+    def allow(self, index: int) -> None:
+        self.open_for = self.current = index
+
+    def __getitem__(self, index: int) -> Any:
+        if index != self.open_for:
+            raise _unreadable(self.filename(self.current, absolute=True))
+        self.open_for = None
+        return self.reader[index]
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        return str(self.reader.filename(index, basename, absolute))
+
+    def filenames(self, basename: bool = False, absolute: bool = False) -> Any:
+        return self.reader.filenames(basename, absolute)
+
+
+class _Batch(list[Any]):
+    """Samples of one batch, and the seed for mixing them."""
+
+    key: tuple[int, ...] = ()
+
+
+class SeededDataset(Dataset[Any]):
+    """A timm data set whose augmentation depends on (seed, epoch, sample) alone.
+
+    Indices come from `EpochSampler` as `epoch * len + sample`, so that workers that live on know the epoch.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        """Wrap `dataset`; its reader, where it has one, from now on skips no unreadable image."""
+        self.dataset = dataset
+        self.seed = seed
+        self.reader: _ReadOnceReader | None = None
+        reader = getattr(dataset, "reader", None)
+        if reader is not None:
+            self.reader = dataset.reader = (
+                reader if isinstance(reader, _ReadOnceReader) else _ReadOnceReader(reader)
+            )
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return the sample that an index of `EpochSampler` stands for."""
+        epoch, sample = divmod(index, len(self.dataset))
+        if self.reader is not None:
+            self.reader.allow(sample)
+        with seeded(self.seed, epoch, sample):
+            try:
+                return self.dataset[sample]
+            except (OSError, SyntaxError, zlib.error) as error:
+                if self.reader is None:
+                    raise
+                raise _unreadable(self.reader.filename(sample, absolute=True), error) from None
+
+    def __getitems__(self, indices: Sequence[int]) -> _Batch:
+        """Return a batch, with its seed for mixing."""
+        batch = _Batch(self[index] for index in indices)
+        batch.key = (self.seed, *divmod(indices[0], len(self.dataset)), _COLLATE)
+        return batch
+
+
+def _unreadable(path: str, error: Exception | None = None) -> LskdError:
+    reason = f" ({' '.join(str(error).split())})" if error is not None else ""
+    return LskdError(f"image {path} cannot be read{reason}; repair or remove it.")
+
+
+class _SeededCollate:
+    """Collate, and mix until `off_epoch` (0: always), drawing from the batch's own seed."""
+
+    def __init__(self, prefetch: bool, mixing: dict[str, Any] | None, off_epoch: int) -> None:
+        self.mixup = None if mixing is None else (FastCollateMixup if prefetch else Mixup)(**mixing)
+        self.prefetch = prefetch
+        self.off_epoch = off_epoch
+
+    def __call__(self, batch: list[Any]) -> Any:
+        assert isinstance(batch, _Batch)
+        if self.mixup is None:
+            return fast_collate(batch) if self.prefetch else default_collate(list(batch))
+        # The epoch comes with the batch: workers that live on would not see a switch in this process.
+        self.mixup.mixup_enabled = not self.off_epoch or batch.key[1] < self.off_epoch
+        with seeded(*batch.key):
+            return self.mixup(batch) if self.prefetch else self.mixup(*default_collate(list(batch)))
+
+
+def _end_quietly(worker: int) -> None:
+    """Leave Ctrl-C to the training process, which ends its workers: they would end with a traceback each."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # multiprocessing's thread that hands tensors over reports its own end in this way, and nothing else does:
+    # errors of loading travel to the training process.
+    sys.excepthook = lambda *error: None
+
+
+class EpochSampler(Sampler[int]):
+    """Share of one process of an epoch's samples.
+
+    In training the order is a permutation drawn from (seed, epoch), of which process r of w takes every w-th
+    sample from the r-th on: the processes' n-th batches together are the n-th batch of one process with the
+    whole batch size. In validation the order is the data set's, each sample belongs to exactly one process.
+    """
+
+    def __init__(self, samples: int, seed: int, rank: int, world_size: int, shuffle: bool) -> None:
+        """Share `samples` samples; `shuffle` in training."""
+        self.samples, self.seed, self.rank, self.world_size, self.shuffle = (
+            samples,
+            seed,
+            rank,
+            world_size,
+            shuffle,
+        )
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the length of this process's share."""
+        return (
+            self.samples // self.world_size
+            if self.shuffle
+            else len(range(self.rank, self.samples, self.world_size))
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this process's indices."""
+        if not self.shuffle:
+            yield from range(self.rank, self.samples, self.world_size)
+            return
+        words = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(int(words[0]))).tolist()
+        for index in order[self.rank :: self.world_size][: len(self)]:
+            yield self.epoch * self.samples + index
+
+
+class Loader:
+    """Batches `(images, targets)` on the device, normalised."""
+
+    def __init__(self, loader: Any, sampler: EpochSampler, device: torch.device) -> None:
+        """Wrap a loader, whose workers' errors become one line."""
+        self._loader = loader
+        self.sampler = sampler
+        self.device = device
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole data set."""
+        return self.sampler.samples
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the epoch's batches."""
+        try:
+            for images, targets in self._loader:
+                yield images.to(self.device), targets.to(self.device)
+        except LskdError as error:
+            # From a worker process the message comes wrapped in that process's traceback.
+            last = str(error).strip().splitlines()[-1]
+            raise LskdError(last.split("LskdError: ", 1)[-1]) from None
+
+
+def create_loader(
+    dataset: Any,
+    *,
+    input_size: Sequence[int],
+    batch_size: int,
+    normalisation: Normalisation,
+    device: torch.device,
+    transform: dict[str, Any],
+    training: bool = False,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    pin_memory: bool = False,
+    prefetch: bool = True,
+    mixing: dict[str, Any] | None = None,
+    mixing_off_epoch: int = 0,
+    erasing: dict[str, Any] | None = None,
+) -> Loader:
+    """Build a loader from timm's transform, collate and prefetch parts.
+
+    Args:
+        dataset: a map-style timm data set; its `transform` is set here.
+        input_size: channels, height, width.
+        batch_size: of this process.
+        normalisation: mean and deviation of each channel.
+        device: where batches go.
+        transform: arguments for timm's `create_transform`.
+        training: shuffle, and drop the last incomplete batch.
+        seed: of order and augmentation.
+        rank: of this process.
+        world_size: number of processes.
+        workers: loading processes.
+        pin_memory: pin memory for copies to the GPU.
+        prefetch: normalise on the device.
+        mixing: arguments for timm's `Mixup`, None: no mixing.
+        mixing_off_epoch: first epoch without mixing, 0: none.
+        erasing: `re_prob`, `re_mode`, `re_count` of random erasing.
+    """
+    mean, std = normalisation.mean, normalisation.std
+    erasing = erasing or {}
+    dataset.transform = create_transform(
+        tuple(input_size),
+        is_training=training,
+        use_prefetcher=prefetch,
+        mean=mean,
+        std=std,
+        **erasing,
+        **transform,
+    )
+    sampler = EpochSampler(len(dataset), seed, rank, world_size, shuffle=training)
+    loader: Any = DataLoader(
+        SeededDataset(dataset, seed),
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=training,
+        num_workers=workers,
+        worker_init_fn=_end_quietly,
+        collate_fn=_SeededCollate(prefetch, mixing, mixing_off_epoch),
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        # Starting workers draws a number: not from the generator of dropout, which must not depend on when.
+        generator=torch.Generator(),
+    )
+    if prefetch:
+        loader = PrefetchLoader(loader, mean=mean, std=std, channels=input_size[0], device=device, **erasing)
+    return Loader(loader, sampler, device)

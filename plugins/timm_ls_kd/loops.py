@@ -1,0 +1,139 @@
+"""One epoch of training, and validation."""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from timm.utils import accuracy, dispatch_clip_grad
+from torch import nn
+
+from lskd import LskdError
+from timm_ls_kd.data import Loader
+
+
+def say(args: Namespace, line: str) -> None:
+    """Print a line of progress, on the primary process."""
+    if args.rank == 0:
+        print(line, flush=True)
+
+
+def all_reduce(tensor: torch.Tensor, args: Namespace) -> torch.Tensor:
+    """Sum a tensor over all processes, in place."""
+    if args.distributed:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def train_one_epoch(
+    epoch: int,
+    task: Any,
+    loader: Loader,
+    optimizer: torch.optim.Optimizer,
+    args: Namespace,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    scaler: Any = None,
+    scheduler: Any = None,
+) -> dict[str, float]:
+    """Train for one epoch and return the mean loss over all samples and processes, as {'loss': ...}.
+
+    Raises:
+        LskdError: the loss is no longer a finite number.
+    """
+    task.get_trainable_module().train()
+    batches, accumulate = len(loader), args.grad_accum_steps
+    updates = -(-batches // accumulate)
+    full = batches - batches % accumulate  # batches from here on are the last, smaller step
+    optimizer.zero_grad()
+    total = torch.zeros(2, dtype=torch.float64, device=loader.device)
+    started, seen = time.perf_counter(), 0
+    for index, (images, targets) in enumerate(loader):
+        steps = accumulate if index < full else batches - full
+        update = index + 1 == batches or (index + 1) % accumulate == 0
+        if args.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with nullcontext() if update else task.no_sync():
+            with autocast():
+                loss = task(images, targets)["loss"]
+            _backward(loss / steps, task, optimizer, args, scaler, update)
+        # Summed on the device: a number read here would wait for the device at every step.
+        total[0] += loss.detach() * len(images)
+        total[1] += len(images)
+        seen += len(images) * args.world_size
+        if update:
+            number = epoch * updates + index // accumulate + 1
+            optimizer.zero_grad()
+            task.update_ema(step=number)
+            if scheduler is not None:
+                scheduler.step_update(num_updates=number)
+        if index % args.log_interval == 0 or index + 1 == batches:
+            mean = float(total[0] / total[1])
+            rate = seen / (time.perf_counter() - started)
+            say(
+                args,
+                f"epoch {epoch} [{index + 1:>{len(str(batches))}}/{batches}]  loss {mean:.4f}  "
+                f"lr {optimizer.param_groups[0]['lr']:.3e}  {rate:.0f} images/s",
+            )
+    mean_loss = all_reduce(total, args)
+    value = float(mean_loss[0] / mean_loss[1])
+    if value != value or value in (float("inf"), float("-inf")):
+        raise LskdError(
+            f"the loss became {value} in epoch {epoch}; lower --lr, clip gradients (--clip-grad 1) "
+            "or train without --amp; the checkpoint of the epoch before is kept."
+        )
+    return {"loss": value}
+
+
+def _backward(
+    loss: torch.Tensor,
+    task: Any,
+    optimizer: torch.optim.Optimizer,
+    args: Namespace,
+    scaler: Any,
+    update: bool,
+) -> None:
+    parameters = None
+    if args.clip_grad is not None:
+        parameters = list(task.get_clip_parameters(exclude_head="agc" in args.clip_mode))
+    if scaler is not None:
+        scaler(
+            loss,
+            optimizer,
+            clip_grad=args.clip_grad,
+            clip_mode=args.clip_mode,
+            parameters=parameters,
+            need_update=update,
+        )
+        return
+    loss.backward()
+    if update:
+        if parameters is not None:
+            dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
+        optimizer.step()
+
+
+def validate(
+    model: nn.Module, loader: Loader, args: Namespace, autocast: Callable[[], AbstractContextManager[Any]]
+) -> dict[str, float]:
+    """Return loss, top1 and top5 (in percent); each sample counts once whatever the process count."""
+    model.eval()
+    criterion = nn.CrossEntropyLoss(reduction="sum")
+    totals = torch.zeros(4, dtype=torch.float64, device=loader.device)
+    with torch.inference_mode():
+        for images, targets in loader:
+            if args.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with autocast():
+                output = model(images)
+            logits = (output[0] if isinstance(output, tuple | list) else output).float()
+            top1, top5 = accuracy(logits, targets, topk=(1, 5))
+            row = torch.stack(
+                [criterion(logits, targets), top1 * len(images) / 100, top5 * len(images) / 100]
+            )
+            totals[:3] += row
+            totals[3] += len(images)
+    loss, right1, right5, count = all_reduce(totals, args).tolist()
+    return {"loss": loss / count, "top1": 100 * right1 / count, "top5": 100 * right5 / count}

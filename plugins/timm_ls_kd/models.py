@@ -1,0 +1,145 @@
+"""Creating timm models, with one clear line for whatever goes wrong."""
+
+import difflib
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from lskd import CheckpointError, LskdError, load_teacher_weights
+
+
+def check_model_name(name: str, role: str) -> None:
+    """Refuse a name that timm does not know; `role` is 'model' or 'teacher'.
+
+    Raises:
+        LskdError: with the nearest names that exist.
+    """
+    if ":" in name:  # hf-hub: and local-dir: names are resolved by timm
+        return
+    architecture = name.partition(".")[0]
+    if timm.is_model(architecture):
+        try:
+            timm.models.get_pretrained_cfg(name)
+        except RuntimeError:
+            tags = [tag for tag in timm.list_pretrained(architecture) if tag.startswith(architecture + ".")]
+            raise LskdError(f"unknown {role} '{name}'; timm has {', '.join(tags) or architecture}.") from None
+        return
+    near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() gives the names."
+    raise LskdError(f"unknown {role} '{name}': timm has no such model; {hint}")
+
+
+def create(name: str, role: str, extra: Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
+    """Call timm's `create_model`; arguments that are None are left to the model, `extra` are the user's own.
+
+    Raises:
+        LskdError: unknown name, arguments that the model does not take, weights that cannot be had.
+    """
+    check_model_name(name, role)
+    if twice := sorted((extra or {}).keys() & kwargs.keys()):
+        raise LskdError(
+            f"{role} '{name}': {twice[0]} has a flag of its own; give it there, not as KEY=VALUE."
+        )
+    kwargs |= extra or {}
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.CRITICAL)  # its retries would bury the one line that says what is wrong
+    try:
+        model: nn.Module = timm.create_model(name, **kwargs)
+    except Exception as error:  # timm, the hub client and the models raise whatever they like
+        if kwargs.get("pretrained"):
+            mend = (
+                "give the weights with --kd-teacher-checkpoint FILE"
+                if role == "teacher"
+                else "drop --pretrained, or give weights with --initial-checkpoint FILE"
+            )
+            raise LskdError(
+                f"the pretrained weights of {role} '{name}' cannot be had ({one_line(error)}); {mend}."
+            ) from None
+        raise LskdError(f"{role} '{name}' cannot be created: {one_line(error)}") from None
+    finally:
+        hub_log.setLevel(level)
+    return model
+
+
+def input_arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `create_model` needs of a run's arguments.
+
+    That is model_kwargs, and img_size where the model is built for one input size (a ViT, say).
+    """
+    arguments = dict(settings.get("model_kwargs") or {})
+    known = timm.models.get_pretrained_cfg(name) if ":" not in name else None
+    if known is not None and known.fixed_input_size:
+        size = settings.get("img_size") or (settings.get("input_size") or (None,))[-1]
+        if size is not None:
+            arguments.setdefault("img_size", size)
+    return arguments
+
+
+def load_weights(model: nn.Module, name: str, path: str, use_ema: bool = True) -> None:
+    """Load the weights in `path` into `model`, all of them and nothing else.
+
+    Raises:
+        CheckpointError: missing, damaged or unsafe file; another architecture; another class count or
+            number of input channels, with both numbers.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's remarks on odd pickles would stand before our one line
+        weights = load_teacher_weights(path, use_ema=use_ema)
+    wanted = model.state_dict()
+    _check_head(model, weights, wanted, path)
+    missing = sorted(wanted.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - wanted.keys())
+    if missing or unexpected:
+        example = (
+            f"it has no '{missing[0]}'" if missing else f"it has '{unexpected[0]}', which {name} has not"
+        )
+        raise CheckpointError(
+            f"{path} holds weights of another architecture than {name}: {example} "
+            f"({len(missing)} missing, {len(unexpected)} unexpected); name the model it was saved from."
+        )
+    for key, tensor in weights.items():
+        if tensor.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{path} does not fit {name}: '{key}' is {list(tensor.shape)}, the model's is "
+                f"{list(wanted[key].shape)}; give the model the arguments it was trained with "
+                "(input channels, image size, --kd-teacher-kwargs)."
+            )
+    model.load_state_dict(weights)
+
+
+def _check_head(
+    model: nn.Module, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str
+) -> None:
+    for classifier in classifier_names(model):
+        key = f"{classifier}.weight"
+        if key in weights and key in wanted and weights[key].shape[0] != wanted[key].shape[0]:
+            raise CheckpointError(
+                f"{path} has {weights[key].shape[0]} classes, this run has {wanted[key].shape[0]}; "
+                "give a checkpoint that was trained on the same classes."
+            )
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Name the model's classifier modules, as its pretrained configuration does."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def first_channels(model: nn.Module) -> int:
+    """Return the number of channels that a timm model's input must have."""
+    channels = getattr(model, "in_chans", None)
+    if isinstance(channels, int):
+        return channels
+    size = getattr(model, "pretrained_cfg", {}).get("input_size") or (3,)
+    return int(size[0])
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Fold an exception's text into one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

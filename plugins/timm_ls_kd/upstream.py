@@ -1,0 +1,283 @@
+"""Running timm's own, unmodified train.py with our arguments, task and columns."""
+
+import importlib.util
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import timm
+import torch
+import yaml
+from timm.task import TrainingTask
+
+from lskd import LskdError
+from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
+from timm_ls_kd.config_file import read_config
+from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.models import check_model_name, first_channels, one_line
+from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.parts import uniform_smoothing
+from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices
+from timm_ls_kd.run_folder import check_writable
+from timm_ls_kd.task import LsKdTask, describe_targets
+from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
+
+OLDEST_TIMM = (1, 0, 27)
+MODULE_NAME = "train"  # what the script is imported as, by timm's own tests too
+# Everything that is used of the script; all of it is there from timm 1.0.27 on.
+_SEAMS = (
+    "parser",
+    "config_parser",
+    "_parse_args",
+    "main",
+    "train_one_epoch",
+    "validate",
+    "create_model",
+    "create_dataset",
+    "create_loader",
+    "resolve_data_config",
+    "ClassificationTask",
+    "LogitDistillationTask",
+    "resume_task_checkpoint",
+)
+
+
+@dataclass
+class _Run:
+    """What is seen of a run of the script, from the outside."""
+
+    args: Namespace = field(default_factory=Namespace)
+    kd: KdConfig | None = None
+    student: Any = None
+    dataset_eval: Any = None
+    eval_loader: dict[str, Any] = field(default_factory=dict)
+    task: LsKdTask | None = None
+
+
+def main(script: Path, argv: Sequence[str]) -> int:
+    """Run `script` with `argv`.
+
+    Raises:
+        LskdError: timm or the script is too old, an argument is wrong, or a check before training fails.
+    """
+    check_version(timm.__version__)
+    module = load_script(script)
+    run = _Run()
+    _extend_parser(module, run)
+    _watch(module, run)
+    before = sys.argv
+    sys.argv = [str(script), *argv]
+    try:
+        module.main()
+    except SystemExit as stop:  # --help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = before
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def check_version(version: str) -> None:
+    """Refuse a timm whose tasks are not yet what is built on here."""
+    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    if numbers < OLDEST_TIMM:
+        wanted = ".".join(str(number) for number in OLDEST_TIMM)
+        raise LskdError(f"timm {version} is too old, {wanted} or later is needed: pip install -U timm.")
+
+
+def load_script(script: Path) -> ModuleType:
+    """Import the script as module `train`, without running its main.
+
+    Raises:
+        LskdError: a file that cannot be imported, or that is not a train.py of timm 1.0.27 or later.
+    """
+    spec = importlib.util.spec_from_file_location(MODULE_NAME, script)
+    if spec is None or spec.loader is None:
+        raise LskdError(f"{script} is no Python file; give the path of timm's train.py.")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(MODULE_NAME)
+    sys.modules[MODULE_NAME] = module
+    try:
+        spec.loader.exec_module(module)
+        lacking = [name for name in _SEAMS if not hasattr(module, name)]
+    except (Exception, SystemExit) as error:  # any file may have been named
+        _forget(before)
+        raise LskdError(
+            f"{script} cannot be imported with timm {timm.__version__} ({one_line(error)}); "
+            "use the train.py of the installed timm's version."
+        ) from None
+    if lacking:
+        _forget(before)
+        raise LskdError(
+            f"{script} is no train.py of timm 1.0.27 or later (it has no {', '.join(lacking[:3])}); "
+            "use a newer one, or, from another folder, the bundled trainer: timm train.py."
+        )
+    return module
+
+
+def _forget(before: ModuleType | None) -> None:
+    if before is None:
+        sys.modules.pop(MODULE_NAME, None)
+    else:
+        sys.modules[MODULE_NAME] = before
+
+
+def _extend_parser(module: Any, run: _Run) -> None:
+    """Add our arguments, and make the script's `_parse_args` check them and record them in args.yaml."""
+    parser = module.parser
+    add_kd_arguments(parser)
+
+    def error(message: str) -> NoReturn:
+        raise LskdError(f"{message}; see timm {sys.argv[0]} --help.")
+
+    parser.error = error
+    parse = module._parse_args
+
+    def parse_args() -> tuple[Namespace, str]:
+        path = module.config_parser.parse_known_args()[0].config
+        config = read_config(path) if path else {}
+        given = given_arguments(parser, sys.argv[1:], config, ("kd_temperature", "smoothing"))
+        args, _ = parse()
+        apply_kd_defaults(args, given)
+        run.args, run.kd = args, kd_config(args)
+        _check(args, run.kd)
+        # Written anew: the defaults above depend on whether there is a teacher.
+        return args, yaml.safe_dump(vars(args), default_flow_style=False)
+
+    module._parse_args = parse_args
+
+
+def _check(args: Namespace, kd: KdConfig | None) -> None:
+    """Check what would otherwise end in a traceback, or in nothing at all, inside the script."""
+    check_model_name(args.model, "model")
+    if kd is not None:
+        check_model_name(kd.teacher, "teacher")
+        if kd.checkpoint is not None and not Path(kd.checkpoint).is_file():
+            raise LskdError(
+                f"--kd-teacher-checkpoint {kd.checkpoint}: there is no such file; check the path."
+            )
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise LskdError(f"--device {args.device}: there is no CUDA device here; pass --device cpu.")
+    check_writable(Path(args.output or "output/train") / (args.experiment or "."))
+    if kd is not None and not getattr(args, "input_key", None):
+        splits = [split for split in (args.train_split, args.val_split) if split]
+        check_data(
+            args.dataset,
+            args.data_dir or args.data,
+            splits,
+            num_classes=args.num_classes,
+            class_map=args.class_map,
+        )
+
+
+def _watch(module: Any, run: _Run) -> None:
+    """Put our task into the script's names, and note what its own functions are called with."""
+
+    def after(name: str, note: Callable[[Any, tuple[Any, ...], dict[str, Any]], None]) -> None:
+        original = getattr(module, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            note(result, args, kwargs)
+            return result
+
+        setattr(module, name, wrapped)
+
+    def student_made(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run.student = model
+        if run.args.smoothing_convention == "paper":
+            # From here on the script hands its smoothing to timm's losses and to mixup.
+            run.args.smoothing = uniform_smoothing(run.args, int(model.num_classes))
+
+    def dataset_made(dataset: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not kwargs.get("is_training"):
+            run.dataset_eval = dataset
+
+    def loader_made(loader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run.eval_loader = kwargs
+
+    def epoch_trained(metrics: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if run.task is not None:
+            metrics.update(run.task.epoch_metrics())
+
+    after("create_model", student_made)
+    after("create_dataset", dataset_made)
+    after("create_loader", loader_made)
+    after("train_one_epoch", epoch_trained)
+    plain = module.ClassificationTask
+
+    def create_task(*positional: Any, **kwargs: Any) -> TrainingTask:
+        if run.kd is None:
+            task: TrainingTask = plain(*positional, **kwargs)
+            return task
+        model = positional[0] if positional else kwargs["model"]
+        run.task = _create_kd_task(run, run.kd, model, kwargs)
+        return run.task
+
+    module.ClassificationTask = create_task
+
+
+def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any]) -> LsKdTask:
+    """Build our task where the script builds timm's, its loaders being made already."""
+    args, loader = run.args, run.eval_loader
+    device = kwargs.get("device") or torch.device(args.device)
+    channels = first_channels(run.student)
+    # What the loader normalises with, which is what the teacher's input has to be made from.
+    student_norm = Normalisation.of(loader["mean"], loader["std"], channels)
+    _say(args, announce_teacher(kd))
+    teacher = create_teacher(kd, args.num_classes, channels, student_norm, channels_last=args.channels_last)
+    task = LsKdTask(
+        model,
+        teacher,
+        temperature=kd.temperature,
+        temperature_squared=kd.temperature_squared,
+        hard_weight=kd.hard_weight,
+        alpha=kd.alpha,
+        convention=kd.convention,
+        device=device,
+        dtype=kwargs.get("dtype"),
+    )
+    mixing = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+    _say(args, describe_targets(task.loss, args.num_classes, mixing))
+    for line in describe_teacher(kd, teacher, student_norm, args.num_classes):
+        _say(args, line)
+    _say(args, _preflight(run, kd, teacher, student_norm, device))
+    return task
+
+
+def _preflight(
+    run: _Run, kd: KdConfig, teacher: Teacher, student_norm: Normalisation, device: torch.device
+) -> str:
+    args = run.args
+    autocast = _autocast(args, device)
+    dataset = run.dataset_eval
+    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset) or kd.preflight_samples == 0:
+        size = run.eval_loader["input_size"]
+        with autocast():
+            answer(teacher, torch.zeros(2, len(student_norm.mean), *size[-2:], device=device), kd.teacher)
+        return f"teacher '{kd.teacher}': accuracy not checked"
+    indices = spread_indices(len(dataset), kd.preflight_samples)[args.rank :: args.world_size]
+    return check_teacher_accuracy(
+        teacher,
+        spread_batches(dataset, indices, student_norm, device, prefetch=run.eval_loader["use_prefetcher"]),
+        args.num_classes,
+        name=kd.teacher,
+        device=device,
+        autocast=autocast,
+        channels_last=args.channels_last,
+    )
+
+
+def _autocast(args: Namespace, device: torch.device) -> Callable[[], Any]:
+    dtype = getattr(torch, args.amp_dtype)
+    return lambda: torch.autocast(device.type, dtype=dtype, enabled=bool(args.amp))
+
+
+def _say(args: Namespace, line: str) -> None:
+    if args.rank == 0:
+        print(line, flush=True)

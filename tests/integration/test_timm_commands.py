@@ -1,0 +1,428 @@
+"""The command `timm` in processes of its own: alone, distributed, killed, and around timm's own script."""
+
+import argparse
+import csv
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+pytestmark = pytest.mark.integration
+
+SCRIPT = os.environ.get("TIMM_TRAIN_SCRIPT", "")
+needs_script = pytest.mark.skipif(
+    not Path(SCRIPT).is_file(), reason="TIMM_TRAIN_SCRIPT names no upstream train.py of timm >= 1.0.27"
+)
+COMMON = [
+    "--num-classes",
+    "4",
+    "--img-size",
+    "32",
+    "--batch-size",
+    "16",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--lr",
+    "0.05",
+    "--warmup-epochs",
+    "0",
+    "--hflip",
+    "0",
+    "--scale",
+    "0.7",
+    "1",
+    "--color-jitter",
+    "0",
+]
+
+UPSTREAM = [*COMMON, "--workers", "1"]  # timm 1.0.27's create_loader cannot do without workers
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    root = tmp_path_factory.mktemp("digits")
+    for label in range(4):
+        for i, index in enumerate(np.flatnonzero(data.target == label)[:36]):
+            folder = root / ("val" if i % 3 == 0 else "train") / f"digit{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((data.images[index] * 15.9).astype(np.uint8)).save(folder / f"{index:04d}.png")
+    return root
+
+
+def command(*arguments, processes=1):
+    launcher = []
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *launcher, "-m", "timm_ls_kd", *map(str, arguments)]
+
+
+def run(*arguments, processes=1):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        command(*arguments, processes=processes),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(digits, tmp_path_factory):
+    output = tmp_path_factory.mktemp("teacher")
+    result = run(
+        "train.py",
+        digits,
+        "--model",
+        "test_resnet",
+        *COMMON,
+        "--epochs",
+        6,
+        "--output",
+        output,
+        "--experiment",
+        "t",
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return output / "t" / "last.pth.tar"
+
+
+@pytest.fixture
+def kd(teacher):
+    return ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", teacher]
+
+
+def summary(folder):
+    with (folder / "summary.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def weights(folder):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
+
+
+def test_bad_input_in_a_process_of_its_own(digits, tmp_path, teacher):
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(teacher.read_bytes()[:5000])
+    result = run(
+        "train.py",
+        digits,
+        *COMMON,
+        "--kd-teacher",
+        "test_resnet",
+        "--kd-teacher-checkpoint",
+        broken,
+        "--model",
+        "test_resnet",
+        "--output",
+        tmp_path / "out",
+    )
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("timm: error: ")
+    assert "broken.pth" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_equal_one(digits, tmp_path, kd):
+    """Same images, same order, same augmentation; a model without batch statistics."""
+    options = [
+        "train.py",
+        digits,
+        *COMMON,
+        *kd,
+        "--kd-hard-weight",
+        0.3,
+        "--smoothing",
+        0.1,
+        "--model",
+        "test_vit",
+    ]
+    options += [
+        "--epochs",
+        2,
+        "--output",
+        tmp_path,
+        "--model-ema",
+        "--model-ema-decay",
+        0.5,
+        "--mixup-off-epoch",
+        1,
+    ]
+    one = run(*options, "--batch-size", 32, "--experiment", "one")
+    assert one.returncode == 0, one.stderr
+    two = run(*options, "--batch-size", 16, "--experiment", "two", processes=2)
+    assert two.returncode == 0, two.stderr
+    first, second = summary(tmp_path / "one"), summary(tmp_path / "two")
+    assert len(first) == len(second) == 2
+    for row, other in zip(first, second, strict=True):
+        assert row == pytest.approx(other, rel=2e-4, abs=2e-4)
+    found = weights(tmp_path / "two")
+    for key, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
+    assert two.stdout.count("epoch 1 done") == 1  # the primary process alone reports
+
+
+def test_errors_of_two_processes(digits, tmp_path, kd):
+    result = run(
+        "train.py",
+        digits,
+        *COMMON,
+        *kd,
+        "--model",
+        "test_resnet",
+        "--kd-hard-weight",
+        2,
+        "--output",
+        tmp_path / "out",
+        processes=2,
+    )
+    assert result.returncode != 0
+    lines = [line for line in result.stderr.splitlines() if line.startswith("timm: error: ")]
+    assert 1 <= len(lines) <= 2  # torchrun may end the second process before it speaks
+    assert all("--kd-hard-weight" in line for line in lines)
+    assert len(lines) < 2 or any(line.startswith("timm: error: [rank 1] ") for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def start_and_signal(options, last, number):
+    """Send a signal to the run and its loading processes, as a terminal does, once there is a checkpoint."""
+    process = subprocess.Popen(
+        command(*options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_killed_run_goes_on_as_if_nothing_had_happened(digits, tmp_path, kd):
+    options = [
+        "train.py",
+        digits,
+        *COMMON,
+        *kd,
+        "--model",
+        "test_resnet",
+        "--epochs",
+        10,
+        "--output",
+        tmp_path,
+    ]
+    options += ["--workers", 2, "--checkpoint-hist", 2]
+    last = tmp_path / "broken" / "last.pth.tar"
+    assert start_and_signal([*options, "--experiment", "broken"], last, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert 1 <= len((tmp_path / "broken" / "summary.csv").read_text().split()) - 1 < 10
+    assert run(*options, "--experiment", "broken", "--resume", last).returncode == 0
+    assert run(*options, "--experiment", "whole").returncode == 0
+    assert (tmp_path / "broken" / "summary.csv").read_bytes() == (
+        tmp_path / "whole" / "summary.csv"
+    ).read_bytes()
+    found = weights(tmp_path / "broken")
+    assert all(torch.equal(value, found[key]) for key, value in weights(tmp_path / "whole").items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_does_so_quietly(digits, tmp_path, number):
+    last = tmp_path / "run" / "last.pth.tar"
+    options = ["train.py", digits, *COMMON, "--model", "test_resnet", "--epochs", 300, "--workers", 2]
+    options += ["--output", tmp_path, "--experiment", "run", "--checkpoint-hist", 1]
+    status, out, err = start_and_signal(options, last, number)
+    assert (status, err) == (128 + number, "")
+    assert f"go on by --resume {last}" in out
+    assert weights(tmp_path / "run")
+
+
+@needs_script
+def test_upstream_distils(digits, tmp_path, kd, teacher):
+    before = teacher.read_bytes()
+    options = [SCRIPT, digits, "--model", "test_resnet", *UPSTREAM, "--output", tmp_path, "--epochs", 2]
+    result = run(*options, *kd, "--experiment", "student")
+    assert result.returncode == 0, result.stderr
+    assert "hard term: weight 0, the labels are not trained on" in result.stdout
+    assert "teacher 'test_resnet': right on" in result.stdout
+    rows = summary(tmp_path / "student")
+    assert list(rows[0])[:7] == [
+        "epoch",
+        "train_loss",
+        "train_ce",
+        "train_kl",
+        "train_teacher_entropy",
+        "train_hard_ce",
+        "train_agreement",
+    ]
+    for row in rows:
+        assert row["train_loss"] == pytest.approx(row["train_ce"], rel=1e-5)
+        assert row["train_ce"] == pytest.approx(row["train_kl"] + row["train_teacher_entropy"], rel=1e-5)
+    settings = yaml.safe_load((tmp_path / "student" / "args.yaml").read_text())
+    assert (settings["kd_teacher"], settings["kd_temperature"], settings["smoothing"]) == (
+        "test_resnet",
+        1.0,
+        0.0,
+    )
+    assert teacher.read_bytes() == before
+
+    plain = run(*options, "--experiment", "plain")
+    assert plain.returncode == 0, plain.stderr
+    settings = yaml.safe_load((tmp_path / "plain" / "args.yaml").read_text())
+    assert (settings["kd_temperature"], settings["smoothing"]) == (4.0, 0.1)  # upstream's own
+    assert list(weights(tmp_path / "plain")) == list(weights(tmp_path / "student"))
+
+
+@needs_script
+def test_upstream_with_much_switched_on(digits, tmp_path, kd):
+    result = run(
+        SCRIPT,
+        digits,
+        "--model",
+        "test_resnet",
+        *UPSTREAM,
+        *kd,
+        "--output",
+        tmp_path,
+        "--experiment",
+        "much",
+        "--epochs",
+        3,
+        "--kd-hard-weight",
+        0.3,
+        "--smoothing",
+        0.1,
+        "--smoothing-convention",
+        "paper",
+        "--mixup",
+        0.2,
+        "--kd-temperature",
+        2,
+        "--kd-temperature-squared",
+        "--amp",
+        "--amp-dtype",
+        "bfloat16",
+        "--model-ema",
+        "--channels-last",
+        "--grad-accum-steps",
+        2,
+        "--mean",
+        0.4,
+        "--std",
+        0.3,
+        "--clip-grad",
+        1,
+        "--torchcompile",
+        "eager",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "weight 0.7 x T^2, teacher's labels at T = 2" in result.stdout
+    assert (
+        "weight 0.3, target 0.9000 on the label and 0.0333 on each other class before mixing" in result.stdout
+    )
+    assert "converted" in result.stdout
+    assert len(summary(tmp_path / "much")) == 3
+    settings = yaml.safe_load((tmp_path / "much" / "args.yaml").read_text())
+    assert (settings["smoothing"], settings["smoothing_convention"]) == (0.1, "paper")
+
+
+@needs_script
+def test_upstream_resumes(digits, tmp_path, kd):
+    options = [
+        SCRIPT,
+        digits,
+        "--model",
+        "test_resnet",
+        *UPSTREAM,
+        *kd,
+        "--output",
+        tmp_path,
+        "--experiment",
+        "run",
+    ]
+    assert run(*options, "--epochs", 1).returncode == 0
+    result = run(*options, "--epochs", 2, "--resume", tmp_path / "run" / "last.pth.tar")
+    assert result.returncode == 0, result.stderr
+    assert "train_kl" in (tmp_path / "run" / "summary.csv").read_text()
+
+
+@needs_script
+def test_upstream_in_two_processes_on_the_cpu(digits, tmp_path, kd):
+    result = run(
+        SCRIPT,
+        digits,
+        "--model",
+        "test_resnet",
+        *UPSTREAM,
+        *kd,
+        "--output",
+        tmp_path,
+        "--experiment",
+        "run",
+        "--epochs",
+        1,
+        processes=2,
+    )
+    assert result.returncode == 0, result.stderr
+    assert summary(tmp_path / "run")[0]["train_ce"] > 0
+    assert result.stdout.count("teacher 'test_resnet': right on") == 1
+
+
+@needs_script
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--kd-temperature 0", ["--kd-temperature"]),
+        ("--kd-model-name resnet18", ["--kd-model-name", "--kd-teacher"]),
+        ("--task-loss-weight 0.5", ["--kd-hard-weight"]),
+        ("--bce-loss", ["--bce-loss"]),
+        ("--smooting 0.2", ["--smooting"]),
+        ("--num-classes 5", ["4 classes"]),
+        ("--kd-teacher-checkpoint nosuch.pth", ["nosuch.pth"]),
+        ("--model resnet5O", ["resnet5O"]),
+        ("--output /proc/nothing", ["/proc/nothing"]),
+    ],
+)
+def test_upstream_bad_input(digits, tmp_path, kd, capsys, monkeypatch, arguments, words):
+    from timm_ls_kd import cli
+
+    # The script puts a handler on the root logger, for the stderr of this test.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    argv = [
+        SCRIPT,
+        digits,
+        "--model",
+        "test_resnet",
+        *UPSTREAM,
+        *kd,
+        "--output",
+        tmp_path / "out",
+        *arguments.split(),
+    ]
+    assert cli.main([str(word) for word in argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("timm: error: ")
+    for word in words:
+        assert word in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,174 @@
+"""A tiny image folder of real digits, a teacher trained on it, and the command line in this process."""
+
+import csv
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+CLASSES = 4
+# Small, quick, and the same for all: 96 training and 48 validation images of 32 x 32.
+COMMON = [
+    "train.py",
+    "--model",
+    "test_resnet",
+    "--num-classes",
+    "4",
+    "--img-size",
+    "32",
+    "--batch-size",
+    "16",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--lr",
+    "0.05",
+    "--warmup-epochs",
+    "0",
+    "--hflip",
+    "0",
+    "--scale",
+    "0.7",
+    "1",
+    "--color-jitter",
+    "0",
+]
+
+
+def write_digits(root: Path, per_class: int = 36) -> Path:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for label in range(CLASSES):
+        for i, index in enumerate(np.flatnonzero(digits.target == label)[:per_class]):
+            folder = root / ("val" if i % 3 == 0 else "train") / f"digit{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((digits.images[index] * 15.9).astype(np.uint8)).save(folder / f"{index:04d}.png")
+    return root
+
+
+@dataclass
+class Result:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+    def assert_one_clear_line(self, *words: str) -> None:
+        """One line on stderr that names these words, a non-zero status, no traceback."""
+        lines = self.err.strip().splitlines()
+        assert self.status == 2, f"status {self.status}\n{self.out}\n{self.err}"
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("timm: error: "), lines[0]
+        assert "Traceback" not in self.err + self.out
+        for word in words:
+            assert word in lines[0], f"{word!r} is not in: {lines[0]}"
+
+
+Timm = Callable[..., Result]
+
+
+@pytest.fixture
+def timm_command(capsys: pytest.CaptureFixture[str]) -> Timm:
+    """Run the console script in this process."""
+    from timm_ls_kd import cli
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        status = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def train(timm_command: Timm, digits: Path, tmp_path: Path) -> Timm:
+    """Run the bundled trainer on the digits into tmp_path/runs/NAME."""
+
+    def run(name: str, *arguments: object, data: Path | None = None) -> Result:
+        return timm_command(
+            *COMMON,
+            "--data-dir",
+            data or digits,
+            "--output",
+            tmp_path / "runs",
+            "--experiment",
+            name,
+            *arguments,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def own_digits(digits: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(digits, tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def teacher_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a plain run that is clearly better than chance."""
+    from timm_ls_kd import cli
+
+    output = tmp_path_factory.mktemp("teacher")
+    status = cli.main(
+        [*COMMON, str(digits), "--output", str(output), "--experiment", "run", "--epochs", "6", "--seed", "1"]
+    )
+    assert status == 0
+    return output / "run"
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_run: Path) -> Path:
+    return teacher_run / "last.pth.tar"
+
+
+@pytest.fixture
+def kd(teacher: Path) -> list[str]:
+    return ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", str(teacher)]
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never ask the network, and know at once that there is none."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def read_summary(folder: Path) -> list[dict[str, float]]:
+    with (folder / "summary.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def read_weights(folder: Path, name: str = "last.pth.tar") -> dict[str, torch.Tensor]:
+    import argparse
+
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(folder / name, weights_only=True)
+    return dict(content["state_dict"])
+
+
+@pytest.fixture
+def summary() -> Callable[[Path], list[dict[str, float]]]:
+    return read_summary
+
+
+@pytest.fixture
+def weights() -> Callable[..., dict[str, torch.Tensor]]:
+    return read_weights

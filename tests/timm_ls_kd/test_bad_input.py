@@ -1,0 +1,248 @@
+"""Every mistake: one line on stderr that names it, status 2, no run folder."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--model resnet5O", ["resnet5O", "did you mean", "resnet50"]),
+        ("--model resnet50.nosuch", ["resnet50.nosuch", "a1_in1k"]),
+        ("--smoothing 1", ["--smoothing", "[0, 1)", "1.0"]),
+        ("--smoothing -0.1", ["--smoothing", "-0.1"]),
+        ("--smoothing nan", ["--smoothing", "nan"]),
+        ("--batch-size 0", ["--batch-size", "at least 1"]),
+        ("--batch-size 15 --mixup 0.5", ["--batch-size", "even"]),
+        ("--batch-size 1000", ["96 training images", "lower --batch-size"]),
+        ("--lr fast", ["--lr", "fast"]),
+        ("--opt sgdd", ["optimiser 'sgdd'"]),
+        ("--sched plateau", ["--sched", "cosine"]),
+        ("--device cuda:77", ["--device", "cpu"]),
+        ("--device nonsense", ["--device nonsense"]),
+        ("--torchcompile nosuch", ["--torchcompile nosuch"]),
+        ("--smooting 0.1", ["unknown flag --smooting", "did you mean --smoothing"]),
+        ("--naflex-loader", ["--naflex-loader", "upstream train.py only", "/path/to/train.py"]),
+        ("--log-wandb", ["--log-wandb", "upstream train.py only"]),
+        ("--num-classes 5", ["4 classes", "5", "--num-classes 4"]),
+        ("--mean 0.5 0.5", ["--mean", "2 values for 3 channels"]),
+        ("--in-chans 4", ["1 or 3 channels"]),
+        ("--initial-checkpoint nosuch.pth", ["--initial-checkpoint nosuch.pth", "no such file"]),
+        ("--resume nosuch.pth", ["--resume nosuch.pth", "no such file"]),
+        ("--config nosuch.yaml", ["nosuch.yaml", "cannot be read"]),
+        ("--model-kwargs depth", ["key=value", "depth"]),
+        ("--model-kwargs nosuch=3", ["model 'test_resnet' cannot be created", "nosuch"]),
+        ("--model test_vit --img-size 30", ["30"]),
+        ("--kd-temperature-squared", ["need --kd-teacher"]),
+        ("--kd-teacher-checkpoint x.pth", ["needs --kd-teacher"]),
+        ("extra", ["extra"]),
+    ],
+)
+def test_arguments(train, tmp_path, arguments, words):
+    result = train("bad", *arguments.split())
+    result.assert_one_clear_line(*words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--kd-temperature 0", ["--kd-temperature", "greater than 0"]),
+        ("--kd-temperature -2", ["--kd-temperature"]),
+        ("--kd-temperature inf", ["--kd-temperature"]),
+        ("--kd-hard-weight 1.5", ["--kd-hard-weight", "[0, 1]", "1.5"]),
+        ("--kd-hard-weight -0.1", ["--kd-hard-weight"]),
+        ("--kd-hard-weight nan", ["--kd-hard-weight"]),
+        ("--kd-teacher-dtype float8", ["--kd-teacher-dtype", "float8"]),
+        ("--kd-teacher-img-size 0", ["--kd-teacher-img-size"]),
+        ("--kd-preflight-samples -1", ["--kd-preflight-samples"]),
+        ("--bce-loss", ["--bce-loss", "--kd-teacher"]),
+        ("--kd-model-name resnet50", ["--kd-model-name", "upstream"]),
+        ("--kd-teacher nosuch_model", ["unknown teacher 'nosuch_model'"]),
+        ("--kd-teacher-checkpoint nosuch.pth", ["--kd-teacher-checkpoint nosuch.pth", "no such file"]),
+        ("--kd-teacher resnet10t", ["another architecture", "resnet10t"]),
+        ("--kd-teacher-kwargs in_chans=1", ["in_chans"]),
+        ("--in-chans 1", ["3 input channels", "the student 1"]),
+    ],
+)
+def test_distillation_arguments(train, tmp_path, kd, arguments, words):
+    result = train("bad", *kd, *arguments.split())
+    result.assert_one_clear_line(*words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pretrained_teacher_that_cannot_be_had(train, tmp_path):
+    result = train("bad", "--kd-teacher", "test_resnet")
+    result.assert_one_clear_line("1000 classes", "the student 4", "--kd-teacher-checkpoint")
+    train("bad", "--kd-teacher", "resnetv2_18").assert_one_clear_line("--kd-teacher-checkpoint")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pretrained_teacher_offline(monkeypatch):
+    from lskd import LskdError
+    from timm_ls_kd.models import create
+
+    with pytest.raises(
+        LskdError, match=r"pretrained weights of teacher 'test_resnet.r160_in1k' cannot be had"
+    ):
+        create("test_resnet.r160_in1k", "teacher", pretrained=True)
+
+
+class _RunsCode:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+@pytest.mark.parametrize("flag", ["--kd-teacher-checkpoint", "--initial-checkpoint", "--resume"])
+def test_checkpoint_files(train, tmp_path, teacher, flag):
+    kd = ["--kd-teacher", "test_resnet"] if flag.startswith("--kd") else []
+    marker = tmp_path / "owned"
+    malicious = tmp_path / "malicious.pth"
+    malicious.write_bytes(pickle.dumps({"state_dict": _RunsCode(marker)}))
+    train("bad", *kd, flag, malicious).assert_one_clear_line("malicious.pth")
+    archive = tmp_path / "archive.pth"
+    torch.save({"state_dict": {"fc.weight": torch.zeros(1)}, "x": _RunsCode(marker)}, archive)
+    train("bad", *kd, flag, archive).assert_one_clear_line("archive.pth")
+    assert not marker.exists()
+
+    truncated = tmp_path / "truncated.pth"
+    truncated.write_bytes(teacher.read_bytes()[: teacher.stat().st_size // 2])
+    train("bad", *kd, flag, truncated).assert_one_clear_line("truncated.pth")
+
+    empty = tmp_path / "empty.pth"
+    empty.touch()
+    train("bad", *kd, flag, empty).assert_one_clear_line("empty.pth")
+
+    state = torch.load(teacher, weights_only=False)["state_dict"]
+    other = {key: value for key, value in state.items() if not key.startswith("layer4")}
+    torch.save(other, tmp_path / "other.pth")
+    train("bad", *kd, flag, tmp_path / "other.pth").assert_one_clear_line("another architecture", "layer4")
+
+    headless = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    torch.save(headless, tmp_path / "headless.pth")
+    train("bad", *kd, flag, tmp_path / "headless.pth").assert_one_clear_line("fc.")
+
+    classes = state | {"fc.weight": torch.zeros(7, state["fc.weight"].shape[1]), "fc.bias": torch.zeros(7)}
+    torch.save(classes, tmp_path / "classes.pth")
+    train("bad", *kd, flag, tmp_path / "classes.pth").assert_one_clear_line("7 classes", "this run has 4")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_teacher_at_chance(train, tmp_path, kd, teacher):
+    state = torch.load(teacher, weights_only=False)["state_dict"]
+    state["fc.weight"] = torch.zeros_like(state["fc.weight"])  # says the same class for every image
+    torch.save(state, tmp_path / "chance.pth")
+    chance = [*kd[:3], str(tmp_path / "chance.pth")]
+    result = train("bad", *chance)
+    result.assert_one_clear_line("at chance", "25.0 %", "--kd-preflight-samples 0")
+    assert not (tmp_path / "runs").exists()
+    assert train("asked", *chance, "--kd-preflight-samples", 0, "--epochs", 1).status == 0
+
+
+def test_data_folders(train, tmp_path, own_digits):
+    def refused(*words, data=own_digits):
+        train("bad", data=data).assert_one_clear_line(*words)
+
+    refused("does not exist", data=tmp_path / "nosuch")
+    (tmp_path / "hollow").mkdir()
+    refused("is empty", data=tmp_path / "hollow")
+    refused("no folder for the split 'train'", data=own_digits / "train")
+    shutil.copytree(own_digits / "train", tmp_path / "half" / "train")
+    refused("no folder for the split 'validation'", "--val-split", data=tmp_path / "half")
+
+    hidden = own_digits / "train" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    assert train("hidden", "--epochs", 1, data=own_digits).status == 0  # empty: timm does not count it
+    shutil.copy(next((own_digits / "train" / "digit0").iterdir()), hidden)
+    refused(".ipynb_checkpoints", "not in 'validation'")  # timm would count it, and shift every label
+    shutil.rmtree(hidden)
+    shutil.rmtree(tmp_path / "runs")
+
+    (own_digits / "train" / "digit9").mkdir()
+    refused("digit9", "no images")
+    shutil.copy(next((own_digits / "train" / "digit0").iterdir()), own_digits / "train" / "digit9")
+    refused("'digit9'", "not in 'validation'")
+    shutil.rmtree(own_digits / "train" / "digit9")
+
+    stray = own_digits / "val" / "stray.png"
+    shutil.copy(next((own_digits / "val" / "digit0").iterdir()), stray)
+    refused("stray.png", "outside any class folder")
+    stray.unlink()
+
+    image = sorted((own_digits / "val" / "digit2").iterdir())[3]
+    content = image.read_bytes()
+    image.write_bytes(content[: len(content) // 2])
+    refused(str(image), "cannot be read")
+    image.write_bytes(b"")
+    refused(str(image), "cannot be read")
+    image.write_bytes(content)
+    assert not (tmp_path / "runs").exists()
+    assert train("good", "--epochs", 1, data=own_digits).status == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_image_that_breaks_during_training(train, tmp_path, own_digits, monkeypatch, workers):
+    """The check before training looks at a sample of large data sets; timm would take the next image."""
+    from timm_ls_kd import datacheck
+
+    monkeypatch.setattr(datacheck, "_check_readable", lambda paths: None)
+    image = sorted((own_digits / "train" / "digit1").iterdir())[5]
+    image.write_bytes(image.read_bytes()[:60])
+    train("bad", "--workers", workers, data=own_digits).assert_one_clear_line(str(image), "cannot be read")
+
+
+def test_output_folders(train, timm_command, tmp_path, digits):
+    (tmp_path / "file").touch()
+    train("bad", "--output", tmp_path / "file").assert_one_clear_line("is no folder", "--output")
+    train("bad", "--output", "/proc/nothing").assert_one_clear_line("/proc", "--output")
+    assert train("run", "--epochs", 1).status == 0
+    before = (tmp_path / "runs" / "run" / "summary.csv").read_bytes()
+    train("run", "--epochs", 1).assert_one_clear_line("holds a run already", "--resume")
+    assert (tmp_path / "runs" / "run" / "summary.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lr: fast", ["lr must be a number"]),
+        ("epochs: 1.5", ["epochs must be a whole number"]),
+        ("amp: 1", ["amp must be true or false"]),
+        ("scale: 0.5", ["scale must be a list"]),
+        ("sched: plateau", ["sched must be one of"]),
+        ("kd_hard_weight: 3", ["--kd-hard-weight"]),
+        ("jsd_loss: true", ["jsd_loss", "upstream train.py only"]),
+        ("- a list", ["must map"]),
+        ("lr: [0.1", ["not valid YAML"]),
+    ],
+)
+def test_config_files(train, tmp_path, text, words):
+    (tmp_path / "c.yaml").write_text(text)
+    train("bad", "--config", tmp_path / "c.yaml").assert_one_clear_line(*words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_commands(timm_command):
+    timm_command("validate.py").assert_one_clear_line("validate.py", "does not exist")
+    timm_command("trian").assert_one_clear_line("unknown command 'trian'")
+    assert timm_command().status == 2
+    assert "train.py" in timm_command("--help").out
+    assert timm_command("--help").status == 0
+
+
+def test_message_of_another_process_names_its_rank(timm_command, monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    timm_command("trian").assert_one_clear_line("[rank 3]")
+
+
+def test_diverging_loss(train, tmp_path):
+    result = train("bad", "--lr", "1e20", "--epochs", 2)
+    result.assert_one_clear_line("the loss became", "lower --lr")

@@ -1,0 +1,105 @@
+"""Order and augmentation depend on (seed, epoch, sample) alone."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from timm.data import create_dataset
+
+from timm_ls_kd.data import EpochSampler, create_loader, seeded
+from timm_ls_kd.normalisation import Normalisation
+
+pytestmark = pytest.mark.unit
+HALF = Normalisation((0.5,) * 3, (0.5,) * 3)
+MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1, "num_classes": 4}
+
+
+def loader(digits, batch_size=8, rank=0, world_size=1, workers=0, **kwargs):
+    return create_loader(
+        create_dataset("", root=str(digits), split="train"),
+        input_size=(3, 24, 24),
+        batch_size=batch_size,
+        normalisation=HALF,
+        device=torch.device("cpu"),
+        transform={"scale": (0.3, 1.0), "auto_augment": "rand-m9-mstd0.5", "color_jitter": 0.4},
+        training=True,
+        seed=3,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        **kwargs,
+    )
+
+
+def epoch(loader, number):
+    loader.sampler.set_epoch(number)
+    return [(images.clone(), targets) for images, targets in loader]
+
+
+def same(first, second):
+    return all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(first, second, strict=True))
+
+
+def test_training_shares_are_a_partition_of_each_global_batch():
+    one = list(EpochSampler(96, seed=1, rank=0, world_size=1, shuffle=True))
+    shares = [list(EpochSampler(96, seed=1, rank=rank, world_size=3, shuffle=True)) for rank in range(3)]
+    assert sorted(one) == list(range(96))
+    for step in range(4):
+        joint = {index for share in shares for index in share[8 * step : 8 * step + 8]}
+        assert joint == set(one[24 * step : 24 * step + 24])
+    uneven = [len(list(EpochSampler(97, 1, rank, 3, shuffle=True))) for rank in range(3)]
+    assert uneven == [32, 32, 32]
+
+
+def test_validation_shares_hold_each_sample_once():
+    shares = [list(EpochSampler(10, 0, rank, 3, shuffle=False)) for rank in range(3)]
+    assert sorted(index for share in shares for index in share) == list(range(10))
+
+
+def test_epochs_and_seeds_differ(digits):
+    first = loader(digits)
+    assert same(epoch(first, 2), epoch(loader(digits), 2))
+    assert not same(epoch(first, 2), epoch(first, 3))
+    order = [list(EpochSampler(50, seed, 0, 1, True)) for seed in (1, 2)]
+    assert order[0] != order[1]
+
+
+@pytest.mark.parametrize("mixing", [None, MIXING])
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_worker_count_does_not_matter(digits, mixing, prefetch):
+    options = {"mixing": mixing, "prefetch": prefetch}
+    here = loader(digits, **options)
+    workers = loader(digits, workers=2, **options)
+    epoch(workers, 0)  # workers that have lived for an epoch
+    assert same(epoch(here, 1), epoch(workers, 1))
+
+
+def test_two_processes_see_what_one_sees(digits):
+    whole = epoch(loader(digits, batch_size=16), 4)
+    halves = [epoch(loader(digits, rank=rank, world_size=2), 4) for rank in range(2)]
+    for step, (images, targets) in enumerate(whole):
+        joint = torch.stack([halves[0][step][0], halves[1][step][0]], dim=1).flatten(0, 1)
+        assert torch.equal(images, joint)
+        assert torch.equal(targets, torch.stack([halves[0][step][1], halves[1][step][1]], dim=1).flatten())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_mixing_ends_when_asked(digits, workers):
+    mixed = loader(digits, workers=workers, mixing=MIXING, mixing_off_epoch=1)
+    before, after = epoch(mixed, 0), epoch(mixed, 1)
+    assert any((targets.max(1).values < 0.9).any() for _, targets in before)
+    assert all(torch.allclose(targets.max(1).values, torch.tensor(0.925)) for _, targets in after)
+
+
+def test_loading_leaves_the_generators_alone(digits):
+    state = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    with seeded(1, 2):
+        first = random.random(), np.random.rand(), torch.rand(1)
+    with seeded(1, 2):
+        assert first == (random.random(), np.random.rand(), torch.rand(1))
+    dataset = loader(digits)._loader.loader.dataset
+    dataset.__getitems__([5, 6])
+    assert random.getstate() == state[0]
+    assert (np.random.get_state()[1] == state[1]).all()
+    assert torch.equal(torch.get_rng_state(), state[2])

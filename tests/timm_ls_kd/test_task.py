@@ -1,0 +1,222 @@
+"""The task on tiny modules: timm's contract, the teacher's seclusion, parity with timm's own distillation."""
+
+import copy
+
+import pytest
+import torch
+from timm.task import LogitDistillationTask
+from torch import nn
+from torch.nn import functional
+
+from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.task import COLUMNS, LsKdTask
+from timm_ls_kd.teacher import Teacher
+
+pytestmark = pytest.mark.unit
+
+HALF = Normalisation((0.5,) * 3, (0.5,) * 3)
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+K = 5
+
+
+class TinyModel(nn.Module):
+    """Has everything that a teacher's mode and dtype can spoil."""
+
+    num_classes, in_chans = K, 3
+
+    def __init__(self):
+        super().__init__()
+        self.pretrained_cfg = {"mean": HALF.mean, "std": HALF.std}
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.bn = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, K)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.bn(self.conv(x)).relu().mean((2, 3))))
+
+
+@pytest.fixture
+def models():
+    torch.manual_seed(0)
+    student, teacher = TinyModel(), TinyModel()
+    for model in (student, teacher):
+        model.fc.weight.data.mul_(20)
+    teacher(torch.randn(64, 3, 8, 8))  # BatchNorm statistics that are not the initial ones
+    return student, teacher
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(12, 3, 8, 8, generator=generator), torch.randint(0, K, (12,), generator=generator)
+
+
+def make_task(models, teacher_norm=HALF, **kwargs):
+    student, teacher = models
+    return LsKdTask(student, Teacher(teacher, teacher_norm, HALF), **kwargs)
+
+
+def test_paper_mode_is_cross_entropy_with_the_teacher(models, batch):
+    task = make_task(models)
+    student, teacher = (model.eval() for model in models)
+    loss = task(*batch)["loss"]
+    logits, soft = student(batch[0]).double(), teacher(batch[0]).double()
+    expected = -(soft.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_gradients_equal_those_of_timms_task(models, batch):
+    """Half hard, half soft at T = 4 with T^2; the values differ by the teacher's entropy alone."""
+    ours, theirs = copy.deepcopy(models[0]).eval(), copy.deepcopy(models[0]).eval()
+    task = make_task((ours, models[1]), hard_weight=0.5, temperature=4.0, temperature_squared=True)
+    timms = LogitDistillationTask(
+        theirs,
+        copy.deepcopy(models[1]),
+        criterion=nn.CrossEntropyLoss(),
+        distill_loss_weight=0.5,
+        task_loss_weight=0.5,
+        temperature=4.0,
+        verbose=False,
+    )
+    result, reference = task(*batch), timms(*batch)
+    constant = 0.5 * 16 * result["teacher_entropy"]
+    torch.testing.assert_close(result["loss"] - constant, reference["loss"], rtol=1e-5, atol=1e-5)
+    result["loss"].backward()
+    reference["loss"].backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+        assert mine.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("convention", "on", "off"), [("paper", 0.8, 0.05), ("uniform", 0.84, 0.04)])
+def test_hard_term_is_smoothed_as_asked(models, batch, convention, on, off):
+    task = make_task(models, hard_weight=1.0, alpha=0.2, convention=convention)
+    models[0].eval()
+    rows = torch.full((12, K), off).scatter_(1, batch[1][:, None], on)
+    expected = functional.cross_entropy(models[0](batch[0]), rows)
+    torch.testing.assert_close(task(*batch)["loss"], expected)
+    # Mixup has smoothed already: its rows are used as they are.
+    torch.testing.assert_close(task(batch[0], rows)["loss"], expected)
+
+
+def test_teacher_is_outside_the_task(models, batch):
+    task = make_task(models)
+    assert set(task.state_dict()) == {f"trainable_module.{key}" for key in models[0].state_dict()}
+    assert sum(1 for _ in task.parameters()) == sum(1 for _ in models[0].parameters())
+    assert set(task.get_checkpoint_state()["state_dict"]) == set(models[0].state_dict())
+    ema = task.setup_ema(decay=0.5)
+    assert set(ema.module.state_dict()) == set(models[0].state_dict())
+    assert not any(parameter.requires_grad for parameter in models[1].parameters())
+
+
+def test_teacher_stays_in_eval_and_unchanged(models, batch):
+    before = copy.deepcopy(models[1].state_dict())
+    task = make_task(models)
+    task.train()
+    task.trainable_module.train()
+    assert models[0].training
+    assert not any(module.training for module in models[1].modules())
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    first = task.teacher(batch[0])
+    for _ in range(3):
+        optimizer.zero_grad()
+        task(*batch)["loss"].backward()
+        optimizer.step()
+    assert torch.equal(first, task.teacher(batch[0]))  # no dropout, no batch statistics
+    for key, value in models[1].state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_teacher_logits_can_be_used_in_a_backward_pass(models, batch):
+    logits = make_task(models).teacher(batch[0])
+    assert not logits.is_inference()
+    assert not logits.requires_grad
+
+
+def test_teacher_gets_its_own_normalisation(models, batch):
+    _, model = models
+    images = torch.rand(6, 3, 8, 8)
+
+    def normalise(norm):
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (norm.mean, norm.std))
+        return (images - mean) / std
+
+    teacher = Teacher(model, IMAGENET, HALF)
+    expected = model(normalise(IMAGENET))
+    torch.testing.assert_close(teacher(normalise(HALF)), expected, rtol=1e-4, atol=1e-4)
+    assert (model(normalise(HALF)) - expected).abs().max() > 0.1
+
+
+def test_equal_normalisation_costs_nothing(models, batch):
+    _, model = models
+    assert torch.equal(Teacher(model, HALF, HALF)(batch[0]), model(batch[0]))
+
+
+def test_teacher_resizes(models, batch):
+    teacher = Teacher(models[1], HALF, HALF, image_size=(16, 12))
+    expected = functional.interpolate(batch[0], size=(16, 12), mode="bicubic", antialias=True)
+    torch.testing.assert_close(teacher(batch[0]), models[1](expected))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_teacher_dtype_under_autocast(models, batch, dtype):
+    reference = copy.deepcopy(models[1]).eval()(batch[0])
+    teacher = Teacher(models[1], HALF, HALF, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = teacher(batch[0].bfloat16().float())
+        result = LsKdTask(models[0], teacher)(*batch)
+    assert logits.dtype == (torch.float32 if dtype == torch.float32 else torch.bfloat16)
+    assert result["loss"].dtype == torch.float32
+    assert torch.isfinite(result["loss"])
+    torch.testing.assert_close(logits.float(), reference, rtol=0.1, atol=0.3)
+
+
+def test_channels_last(models, batch):
+    expected = copy.deepcopy(models[1]).eval()(batch[0])
+    teacher = Teacher(models[1], HALF, HALF, channels_last=True)
+    assert models[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(teacher(batch[0].contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_moving_the_task_moves_the_teacher(models):
+    task = make_task(models, teacher_norm=IMAGENET)
+    task.to("meta")
+    assert {parameter.device.type for parameter in models[1].parameters()} == {"meta"}
+    assert task.device.type == "meta"
+    assert task.teacher._scale.device.type == "meta"
+
+
+def test_half_precision_student_leaves_the_teacher_alone(models):
+    task = make_task(models)
+    task.to(torch.bfloat16)
+    assert models[0].fc.weight.dtype == torch.bfloat16
+    assert models[1].fc.weight.dtype == torch.float32
+
+
+def test_compiled_task_gives_the_same(models, batch):
+    models[0].eval()
+    task = make_task(models)
+    before = task(*batch)["loss"]
+    task.compile(backend="eager")
+    models[0].eval()
+    torch.testing.assert_close(task(*batch)["loss"], before)
+    assert set(task.get_checkpoint_state()["state_dict"]) == set(models[0].state_dict())
+
+
+def test_epoch_metrics_are_means_over_samples(models, batch):
+    models[0].eval()
+    task = make_task(models, hard_weight=0.3)
+    images, labels = batch
+    whole = task(images, labels)
+    task.epoch_metrics()
+    task(images[:9], labels[:9])
+    task(images[9:], labels[9:])
+    with torch.no_grad():
+        task(images[:2], labels[:2])  # not a training step
+    metrics = task.epoch_metrics()
+    assert list(metrics) == list(COLUMNS)
+    for name, value in metrics.items():
+        assert value == pytest.approx(float(whole[name]), rel=1e-5)
+    assert metrics["ce"] == pytest.approx(metrics["kl"] + metrics["teacher_entropy"], rel=1e-5)
+    assert all(value != value for value in task.epoch_metrics().values())  # started anew

@@ -1,0 +1,393 @@
+"""The bundled trainer end to end, in this process, on real digits."""
+
+import copy
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from timm_ls_kd import trainer
+from timm_ls_kd.task import LsKdTask
+
+pytestmark = pytest.mark.integration
+COLUMNS = ["train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement"]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def header(folder):
+    with (folder / "summary.csv").open(newline="") as file:
+        return next(csv.reader(file))
+
+
+def close(first, second, tolerance):
+    assert len(first) == len(second)
+    for row, other in zip(first, second, strict=True):
+        assert row == pytest.approx(other, rel=tolerance, abs=tolerance)
+
+
+def test_plain_run(train, runs, summary):
+    result = train("plain", "--epochs", 2, "--smoothing", 0.2)
+    assert result.status == 0
+    assert result.err == ""
+    assert "target 0.8500 on the label and 0.0500 on each other class" in result.out
+    folder = runs / "plain"
+    assert header(folder) == ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"]
+    assert [row["epoch"] for row in summary(folder)] == [0, 1]
+    settings = yaml.safe_load((folder / "args.yaml").read_text())
+    assert (settings["model"], settings["smoothing"], settings["kd_teacher"]) == ("test_resnet", 0.2, None)
+    assert {path.name for path in folder.iterdir()} == {
+        "args.yaml",
+        "summary.csv",
+        "last.pth.tar",
+        "model_best.pth.tar",
+        "checkpoint-0.pth.tar",
+        "checkpoint-1.pth.tar",
+    }
+
+
+def test_smoothing_conventions_meet(train, runs, summary):
+    """0.1 of the paper is 0.1 * 4 / 3 of timm."""
+    result = train("paper", "--epochs", 1, "--smoothing", 0.1, "--smoothing-convention", "paper")
+    assert "target 0.9000 on the label and 0.0333 on each other class" in result.out
+    train("uniform", "--epochs", 1, "--smoothing", 0.4 / 3)
+    close(summary(runs / "paper"), summary(runs / "uniform"), 1e-6)
+
+
+def test_distillation(train, runs, kd, teacher, summary, weights, monkeypatch):
+    seen = []
+    original = LsKdTask.__init__
+
+    def watch(self, student_model, teacher_model, **kwargs):
+        original(self, student_model, teacher_model, **kwargs)
+        seen.append((teacher_model.model, copy.deepcopy(teacher_model.model.state_dict())))
+
+    monkeypatch.setattr(LsKdTask, "__init__", watch)
+    result = train("student", *kd, "--epochs", 3)
+    assert result.status == 0
+    assert result.err == ""
+    assert "teacher 'test_resnet': right on" in result.out
+    assert "of 48 validation images (chance 25.0 %)" in result.out
+    assert "hard term: weight 0, the labels are not trained on" in result.out
+    assert "the student's is the same" in result.out
+
+    (model, before), *_ = seen
+    assert not any(module.training for module in model.modules())
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+    rows = summary(runs / "student")
+    assert header(runs / "student")[2:7] == COLUMNS
+    for row in rows:
+        assert row["train_loss"] == pytest.approx(row["train_ce"], rel=1e-6)
+        assert row["train_ce"] == pytest.approx(row["train_kl"] + row["train_teacher_entropy"], rel=1e-5)
+        assert 0 <= row["train_agreement"] <= 1
+    assert rows[-1]["train_kl"] < rows[0]["train_kl"]
+
+    train("plain", "--epochs", 1)
+    plain, student = weights(runs / "plain"), weights(runs / "student")
+    assert list(plain) == list(student)
+    assert {key: value.shape for key, value in plain.items()} == {k: v.shape for k, v in student.items()}
+    keys = [
+        set(torch.load(runs / name / "last.pth.tar", weights_only=False)) for name in ("plain", "student")
+    ]
+    assert keys[0] == keys[1]
+
+
+def test_hidden_smoothing_never_reaches_the_hard_term(train, runs, kd):
+    hard = [*kd, "--kd-hard-weight", 0.3, "--epochs", 1]
+    result = train("hidden", *hard)
+    assert "weight 0.3, target 1.0000 on the label and 0.0000 on each other class" in result.out
+    result = train("asked", *hard, "--smoothing", 0.1, "--smoothing-convention", "paper")
+    assert "weight 0.3, target 0.9000 on the label and 0.0333 on each other class" in result.out
+    assert yaml.safe_load((runs / "hidden" / "args.yaml").read_text())["smoothing"] == 0.0
+
+
+def test_smoothing_from_a_config_file_is_asked_for(train, tmp_path, kd):
+    config = tmp_path / "recipe.yaml"
+    config.write_text("smoothing: 0.2\nlr: 1e-2\nkd_hard_weight: 0.5\nnonsense: 3\njsd_loss: false\n")
+    result = train("run", *kd, "--config", config, "--epochs", 1)
+    assert result.status == 0
+    assert result.err.strip() == f"timm: warning: {config}: unknown key nonsense ignored"
+    assert "weight 0.5, target 0.8500 on the label" in result.out
+
+
+def test_args_yaml_repeats_a_run(train, runs, kd, summary, timm_command, tmp_path):
+    train("first", *kd, "--epochs", 1, "--seed", 9)
+    result = timm_command("train.py", "--config", runs / "first" / "args.yaml", "--experiment", "second")
+    assert result.status == 0
+    assert result.err == ""
+    assert (runs / "first" / "summary.csv").read_bytes() == (runs / "second" / "summary.csv").read_bytes()
+
+
+def stop_at(monkeypatch, epoch, steps=2):
+    """Send ourselves the signal of a kill after some steps of an epoch."""
+    import os
+    import signal
+
+    original = trainer.train_one_epoch
+
+    def train_one_epoch(number, task, *args, **kwargs):
+        if number == epoch:
+            calls = iter(range(steps))
+            forward = task.forward
+
+            def counting(*inputs):
+                if next(calls, None) is None:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return forward(*inputs)
+
+            task.forward = counting
+        return original(number, task, *args, **kwargs)
+
+    monkeypatch.setattr(trainer, "train_one_epoch", train_one_epoch)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "--mixup 0.4 --cutmix 1 --mixup-off-epoch 3 --model-ema --model-ema-decay 0.9 --model-ema-warmup "
+        "--drop 0.2 --drop-path 0.1 --reprob 0.3 --workers 2 --sched-on-updates --grad-accum-steps 2 "
+        "--aa rand-m5 --opt adamw --lr 0.002",
+    ],
+)
+def test_resumed_run_equals_the_unbroken_one(train, runs, kd, monkeypatch, arguments, weights):
+    options = [*kd, "--epochs", 4, "--kd-hard-weight", 0.2, *arguments.split()]
+    assert train("whole", *options).status == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, epoch=2)
+        result = train("broken", *options)
+    last = runs / "broken" / "last.pth.tar"
+    assert result.status == 128 + 15
+    assert f"stopped in epoch 2; go on by --resume {last}" in result.out
+    assert result.err == ""
+    assert train("broken", *options, "--resume", last).status == 0
+    for name in ("last.pth.tar", "model_best.pth.tar"):
+        whole, broken = weights(runs / "whole", name), weights(runs / "broken", name)
+        for key, value in whole.items():
+            assert torch.equal(value, broken[key]), key
+    assert (runs / "whole" / "summary.csv").read_bytes() == (runs / "broken" / "summary.csv").read_bytes()
+    assert {p.name for p in (runs / "whole").iterdir()} == {p.name for p in (runs / "broken").iterdir()}
+    if "--model-ema" in options:
+        states = [
+            torch.load(runs / name / "last.pth.tar", weights_only=False)["state_dict_ema"]
+            for name in ("whole", "broken")
+        ]
+        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_stop_before_the_first_checkpoint(train, runs, monkeypatch):
+    stop_at(monkeypatch, epoch=0)
+    result = train("broken", "--epochs", 2)
+    assert result.status == 143
+    assert "start again" in result.out
+    monkeypatch.undo()
+    assert train("broken", "--epochs", 1).status == 0
+
+
+def test_gradient_accumulation_equals_the_larger_batch(train, runs, kd, summary, weights):
+    """With a model that has no batch statistics; 96 images make 3 steps of 32, 6 of 16."""
+    options = [*kd, "--model", "test_vit", "--epochs", 2, "--clip-grad", 1.0]
+    train("large", *options, "--batch-size", 32)
+    train("small", *options, "--batch-size", 16, "--grad-accum-steps", 2)
+    close(summary(runs / "large"), summary(runs / "small"), 2e-4)
+    small = weights(runs / "small")
+    for key, value in weights(runs / "large").items():
+        torch.testing.assert_close(value, small[key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--amp --amp-dtype bfloat16",
+        "--amp --amp-dtype bfloat16 --kd-teacher-dtype float32 --channels-last",
+        "--kd-teacher-dtype bfloat16",
+        "--channels-last",
+        "--torchcompile aot_eager --model-ema",
+        "--no-prefetcher",
+        "--mixup 0.5 --kd-hard-weight 0.5 --smoothing 0.1",
+        "--no-prefetcher --mixup 0.5",
+        "--kd-temperature 4 --kd-temperature-squared --kd-hard-weight 0.5",
+        "--kd-teacher-img-size 48",
+        "--mean 0.3 --std 0.4",
+        "--sched multistep --decay-milestones 1 --warmup-epochs 1",
+        "--sched step --decay-epochs 1",
+        "--grad-checkpointing",
+        "--model-ema --model-ema-force-cpu",
+    ],
+)
+def test_options_train(train, runs, kd, summary, weights, arguments):
+    """Each way of training gets nearer to the teacher, and saves the student alone."""
+    result = train("run", *kd, "--epochs", 3, *arguments.split())
+    assert result.status == 0, result.err
+    rows = summary(runs / "run")
+    assert rows[-1]["train_kl"] < rows[0]["train_kl"]
+    assert not any(
+        key.startswith(("module.", "_orig_mod.")) or "teacher" in key for key in weights(runs / "run")
+    )
+
+
+def test_amp_and_bfloat16_teacher_say_nearly_the_same(train, runs, kd, summary):
+    for name, arguments in {"full": [], "amp": ["--amp", "--amp-dtype", "bfloat16"]}.items():
+        train(name, *kd, "--epochs", 1, "--lr", 0, *arguments)
+    full, amp = summary(runs / "full")[0], summary(runs / "amp")[0]
+    assert amp["train_ce"] == pytest.approx(full["train_ce"], rel=0.03)
+    assert amp["train_ce"] != full["train_ce"]
+
+
+def test_normalisation_override_reaches_the_teacher(train, runs, kd, summary):
+    """The teacher says the same whatever the student's --mean and --std are."""
+    train("same", *kd, "--epochs", 1, "--lr", 0)
+    result = train("other", *kd, "--epochs", 1, "--lr", 0, "--mean", 0.2, "--std", 0.7)
+    assert "converted" in result.out
+    first, second = summary(runs / "same")[0], summary(runs / "other")[0]
+    assert second["train_teacher_entropy"] == pytest.approx(first["train_teacher_entropy"], rel=1e-4)
+
+
+def test_normalisation_of_the_teachers_run_is_used(train, runs, teacher_run, tmp_path):
+    """args.yaml beside the checkpoint says how the teacher was trained."""
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    settings = yaml.safe_load((teacher_run / "args.yaml").read_text()) | {"mean": [0.1], "std": [0.9]}
+    (folder / "args.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "last.pth.tar").write_bytes((teacher_run / "last.pth.tar").read_bytes())
+    kd = ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", folder / "last.pth.tar"]
+    result = train("run", *kd, "--epochs", 1)
+    assert "mean (0.1, 0.1, 0.1) std (0.9, 0.9, 0.9), of the run beside its checkpoint" in result.out
+    (folder / "args.yaml").unlink()
+    assert "timm's default for this model" in train("bare", *kd, "--epochs", 1).out
+
+
+def test_vit_teacher_at_its_own_size(train, runs):
+    assert train("teacher", "--model", "test_vit", "--img-size", 48, "--epochs", 8, "--lr", 0.02).status == 0
+    kd = ["--kd-teacher", "test_vit", "--kd-teacher-checkpoint", runs / "teacher" / "last.pth.tar"]
+    result = train("student", *kd, "--epochs", 1, "--kd-preflight-samples", 0)
+    assert result.status == 0, result.err
+    assert "resized to 48 x 48" in result.out
+
+
+def test_grey_images(train, runs, summary):
+    grey = ["--in-chans", 1, "--epochs", 4]
+    assert train("teacher", *grey).status == 0
+    kd = ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", runs / "teacher" / "last.pth.tar"]
+    result = train("student", *kd, *grey, "--epochs", 1)
+    assert result.status == 0, result.err
+    assert "normalisation mean (0.5) std (0.5)" in result.out
+
+
+def test_ema_is_what_is_validated(train, runs, summary):
+    """With decay 1 the average stays at its start, so validation does not move while training does."""
+    train("run", "--model-ema", "--model-ema-decay", 1, "--epochs", 2)
+    rows = summary(runs / "run")
+    assert rows[0]["eval_loss"] == rows[1]["eval_loss"]
+    assert rows[0]["train_loss"] != rows[1]["train_loss"]
+
+
+def test_validation_interval_and_no_validation(train, runs, summary):
+    train("rare", "--epochs", 3, "--val-interval", 2)
+    assert [row["epoch"] for row in summary(runs / "rare")] == [1, 2]
+    assert train("none", "--epochs", 2, "--val-split", "", "--eval-metric", "loss").status == 0
+    assert list(summary(runs / "none")[0]) == ["epoch", "train_loss", "lr"]
+
+
+def test_warning_of_a_temperature_above_one(train, runs):
+    train("smooth", "--epochs", 5, "--smoothing", 0.1, "--smoothing-convention", "paper")
+    kd = [
+        "--kd-teacher",
+        "test_resnet",
+        "--kd-teacher-checkpoint",
+        runs / "smooth" / "last.pth.tar",
+        "--epochs",
+        1,
+    ]
+    warm = train("warm", *kd, "--kd-temperature", 3)
+    assert warm.status == 0
+    # 1 / (1 + 3 (0.1 / 3 / 0.9) ** (1 / 3)) = 0.500
+    assert "was trained with smoothing 0.1" in warm.out
+    assert "from about 0.900 to 0.500 at --kd-temperature 3" in warm.out
+    assert "was trained with smoothing" not in train("cool", *kd).out
+
+
+def test_class_map(train, tmp_path, own_digits):
+    """Classes in an order of one's own; a folder that the map leaves out is left out."""
+    (own_digits / "train" / "unused").mkdir()
+    names = tmp_path / "classes.txt"
+    names.write_text("digit3\ndigit2\ndigit1\ndigit0\n")
+    assert train("run", "--class-map", names, "--epochs", 1, data=own_digits).status == 0
+    names.write_text("a\nb\ndigit2\ndigit1\ndigit0\n")
+    refused = train("bad", "--class-map", names, "--epochs", 1, data=own_digits)
+    refused.assert_one_clear_line("labels up to 4", "4 classes", "--num-classes 5")
+    train("bad", "--class-map", "nosuch.txt", data=own_digits).assert_one_clear_line("nosuch.txt")
+
+
+def test_each_epoch_sees_other_crops(train, runs, summary):
+    train("run", "--epochs", 2, "--lr", 0)
+    first, second = summary(runs / "run")
+    assert first["train_loss"] != pytest.approx(second["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("distils", [False, True])
+def test_mixup_smooths_as_asked_and_not_otherwise(train, runs, kd, summary, distils):
+    """Mixup that never mixes leaves just its smoothing."""
+    never = ["--mixup", 1, "--mixup-prob", 0, "--epochs", 1]
+    options = [*kd, "--kd-hard-weight", 0.5] if distils else []
+    asked = [*options, "--smoothing", 0.2, "--smoothing-convention", "paper"]
+    unasked = options if distils else ["--smoothing", 0]
+    for name, arguments in {"asked": asked, "unasked": unasked}.items():
+        train(name, *arguments, "--epochs", 1)
+        train(f"{name}-mixup", *arguments, *never)
+        close(summary(runs / name), summary(runs / f"{name}-mixup"), 1e-5)
+    assert summary(runs / "asked")[0]["train_loss"] > 1.02 * summary(runs / "unasked")[0]["train_loss"]
+
+
+def test_teacher_has_the_students_memory_layout(train, kd, monkeypatch):
+    layouts = []
+    original = LsKdTask.__init__
+
+    def watch(self, student_model, teacher_model, **kwargs):
+        original(self, student_model, teacher_model, **kwargs)
+        weight = teacher_model.model.layer2[0].conv2.weight
+        layouts.append(weight.is_contiguous(memory_format=torch.channels_last))
+
+    monkeypatch.setattr(LsKdTask, "__init__", watch)
+    train("last", *kd, "--epochs", 1, "--channels-last")
+    train("first", *kd, "--epochs", 1)
+    assert layouts == [True, False]
+
+
+def test_progress_lines(train):
+    result = train("run", "--epochs", 1, "--log-interval", 2)
+    lines = [line for line in result.out.splitlines() if line.startswith("epoch 0 [")]
+    assert [line.split("]")[0] for line in lines] == [
+        "epoch 0 [1/6",
+        "epoch 0 [3/6",
+        "epoch 0 [5/6",
+        "epoch 0 [6/6",
+    ]
+    assert "images/s" in lines[0]
+
+
+def test_resume_with_another_architecture(train, runs):
+    train("run", "--epochs", 1)
+    last = runs / "run" / "last.pth.tar"
+    train("run", "--epochs", 2, "--model", "test_vit", "--resume", last).assert_one_clear_line(
+        "another architecture"
+    )
+    train(
+        "run", "--epochs", 2, "--opt", "adamw", "--weight-decay", 0, "--resume", last
+    ).assert_one_clear_line("--resume", "cannot be used")
+
+
+def test_resume_of_a_plain_run_with_a_teacher(train, runs, kd):
+    train("run", "--epochs", 1)
+    folder = runs / "run"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    result = train("run", *kd, "--epochs", 2, "--resume", folder / "last.pth.tar")
+    result.assert_one_clear_line("was not distilled", "another --experiment")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
