@@ -1,0 +1,5 @@
+"""``python -m lskd_study`` is the ``lskd`` command."""
+
+from lskd_study.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,110 @@
+"""What is checked before a study's first run: data folder, models, output folder, Snakemake's options."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lskd import LskdError
+from lskd_study.extras import needs_study_extra
+
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+# lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
+OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers")
+
+
+def check_data_folder(folder: Path, name: str, num_classes: int, prepare: str = "") -> None:
+    """Check for ``train`` and ``val`` with a folder of images for each class.
+
+    Raises:
+        LskdError: for a folder that is missing or holds something else; says how to make it.
+    """
+    mend = f"make it with `lskd data {prepare} --output {name}`" if prepare else _how_to_make(name)
+    if not folder.is_dir():
+        raise LskdError(f"data folder {name} does not exist; {mend}")
+    classes: dict[str, list[str]] = {}
+    for split in ("train", "val"):
+        try:
+            entries = [entry for entry in os.scandir(folder / split) if entry.is_dir()]
+        except OSError as error:
+            raise LskdError(f"data folder {name} has no {split} folder; {mend}") from error
+        classes[split] = sorted(entry.name for entry in entries)
+        empty = sorted(entry.name for entry in entries if not _has_image(entry.path))
+        if empty:
+            raise LskdError(f"class folder {name}/{split}/{empty[0]} has no images; {mend}")
+        if len(entries) != num_classes:
+            raise LskdError(
+                f"{name}/{split} has {len(entries)} class folders but num_classes is {num_classes}; mend one"
+            )
+    if classes["train"] != classes["val"]:
+        odd = sorted(set(classes["train"]) ^ set(classes["val"]))
+        raise LskdError(
+            f"train and val of {name} have different classes, e.g. {odd[0]}; they must be the same"
+        )
+
+
+def _how_to_make(name: str) -> str:
+    if Path(name).name == "digits":
+        return f"make it with `lskd data digits --output {name}`"
+    return "it must hold train/<class>/ and val/<class>/ with images"
+
+
+def _has_image(folder: str) -> bool:
+    with os.scandir(folder) as entries:
+        return any(os.path.splitext(entry.name)[1].lower() in IMAGES for entry in entries)
+
+
+def check_models(models: Iterable[str]) -> None:
+    """Check that timm knows every model.
+
+    Raises:
+        LskdError: for an unknown one, with the nearest name.
+    """
+    with needs_study_extra():
+        import timm
+    for model in dict.fromkeys(models):
+        if model.startswith(("hf-hub:", "local-dir:")) or timm.is_model(model):
+            continue
+        near = difflib.get_close_matches(model, timm.list_models(), n=1)
+        mend = f"did you mean {near[0]!r}?" if near else "timm.list_models() lists them"
+        raise LskdError(f"timm has no model {model!r}; {mend}")
+
+
+def check_output(folder: Path, name: str) -> None:
+    """Make a folder that will be written to and check that it can be.
+
+    Raises:
+        LskdError: when it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LskdError(f"cannot write the folder {name} ({error.strerror}); choose another one") from error
+
+
+def check_snakemake_options(options: Sequence[str]) -> None:
+    """Check options meant for Snakemake with its own parser, before anything runs.
+
+    Raises:
+        LskdError: for an option that Snakemake does not know or that lskd sets itself.
+    """
+    with needs_study_extra():
+        from snakemake.cli import get_argument_parser
+
+    if not options:
+        return
+    for option in options:
+        if option.partition("=")[0] in OWN_OPTIONS:
+            raise LskdError(f"{option.partition('=')[0]} is set by lskd study itself; leave it out")
+
+    def complain(message: str) -> NoReturn:
+        raise LskdError(f"{message.splitlines()[0]}; an option of neither lskd study nor snakemake")
+
+    parser: argparse.ArgumentParser = get_argument_parser()
+    parser.error = complain  # type: ignore[method-assign]
+    parser.parse_args(list(options))

@@ -1,0 +1,89 @@
+"""The ``lskd`` command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lskd import LskdError
+
+app = typer.Typer(
+    help="Does a label-smoothed teacher distil a better student? On your data, with error bars.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(
+    help="Make data sets as image folders (train/<class>/, val/<class>/).", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+
+@app.callback()
+def _lskd() -> None:
+    """Keep sub-commands even where there is one only."""
+
+
+@data_app.command()
+def digits(
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/digits"),
+) -> None:
+    """Write scikit-learn's 1,797 handwritten digits as PNG images, with a fixed split."""
+    from lskd_study.data.digits import prepare_digits
+
+    manifest, written = prepare_digits(output)
+    images = manifest["images"]
+    state = "written" if written else "already there"
+    print(f"{output}: {images['train']} training and {images['val']} validation images, {state}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def study(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Study file, e.g. recipes/digits/study.yaml.")],
+    output: Annotated[str | None, typer.Option(help="Folder of results instead of the study file's.")] = None,
+    cores: Annotated[int, typer.Option(min=1, help="Runs at a time (threads x runs on this machine).")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print what there is to do.")] = False,
+) -> None:
+    """Run a study, or go on with one, and write its page. Other options go to Snakemake (--executor ...)."""
+    from lskd_study.engine import run_study
+
+    options = [option for option in context.args if option != "--"]
+    raise typer.Exit(run_study(file, output, cores, dry_run, options))
+
+
+@app.command()
+def doctor(
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which adapters are usable here, which versions there are, and how to get what is missing."""
+    from lskd_study.doctor import diagnose, render
+
+    report = diagnose()
+    print(render(report, as_json=json_output))
+    raise typer.Exit(0 if report.healthy else 1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; what the user can mend is one line on stderr and exit status 2."""
+    try:
+        status = app(args=arguments, prog_name="lskd", standalone_mode=False)
+    except LskdError as error:
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print("lskd: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # Errors of the command line itself; their class is click's or typer's, depending on typer's version.
+        if not hasattr(error, "format_message"):
+            raise
+        if not error.format_message():  # the help was printed instead
+            return 2
+        return _fail(" ".join(str(error.format_message()).split()))
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str) -> int:
+    print(f"lskd: error: {message}", file=sys.stderr)
+    return 2

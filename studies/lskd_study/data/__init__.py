@@ -1,0 +1,1 @@
+"""Data sets as image folders: ``train/<class>/`` and ``val/<class>/``."""

@@ -1,0 +1,1 @@
+"""One module per trainer: how its command line is built and its logs are read."""

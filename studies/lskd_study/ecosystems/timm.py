@@ -1,0 +1,81 @@
+"""timm: the command line of a run, and its logs in the common vocabulary of columns."""
+
+import csv
+from pathlib import Path
+
+from lskd import LskdError
+from lskd_study.plan import CHECKPOINT, Plan, Run
+
+SUMMARY = "summary.csv"
+CURVE_COLUMNS = (
+    "epoch",
+    "train_ce",
+    "train_kl",
+    "train_teacher_entropy",
+    "train_hard_ce",
+    "train_agreement",
+    "val_loss",
+    "val_top1",
+    "val_top5",
+)
+_VALIDATION = {"val_loss": "eval_loss", "val_top1": "eval_top1", "val_top5": "eval_top5"}
+
+
+def command(plan: Plan, run: Run) -> list[str]:
+    """Return the shell command of a run from scratch, paths relative to ``plan.cwd``."""
+    folder = Path(plan.output, run.folder)
+    words = ["timm", "train.py", plan.data, "--config", run.config, "--model", run.model]
+    words += ["--num-classes", str(plan.num_classes), "--seed", str(run.seed)]
+    # Named for every run: timm's own default smooths by 0.1 unasked.
+    alpha = run.smoothing if run.role == "teacher" else 0.0
+    words += ["--smoothing", f"{alpha:g}", "--smoothing-convention", plan.convention]
+    if run.role == "student":
+        teacher = plan.run(run.teacher)
+        checkpoint = Path(plan.output, teacher.folder, CHECKPOINT)
+        words += ["--kd-teacher", teacher.model, "--kd-teacher-checkpoint", str(checkpoint)]
+        words += ["--kd-temperature", f"{run.temperature:g}", "--kd-hard-weight", f"{run.hard_weight:g}"]
+    return [*words, "--output", str(folder.parent), "--experiment", folder.name]
+
+
+def train(arguments: list[str]) -> None:
+    """Run ``timm`` with these arguments (``arguments[0]`` is ``train.py``) in this process.
+
+    In this process, because importing torch and timm takes longer than a small training.
+
+    Raises:
+        SystemExit: as the command would exit.
+    """
+    from timm_ls_kd.cli import main
+
+    code = main(arguments)
+    if code:
+        raise SystemExit(code)
+
+
+def read_curves(folder: Path, role: str) -> list[dict[str, str]]:
+    """Return a run's epochs in the common columns; what a trainer did not log is empty.
+
+    A teacher's training loss is plain cross-entropy with the (smoothed) labels: ``train_hard_ce``.
+
+    Raises:
+        LskdError: when the trainer left no usable log.
+    """
+    path = folder / SUMMARY
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise LskdError(
+            f"the trainer left no {path} ({error.strerror}); see {folder / 'train.log'}"
+        ) from error
+    # A run killed after an epoch's row and before its checkpoint repeats that epoch.
+    by_epoch = {int(row["epoch"]): row for row in rows}
+    if not by_epoch:
+        raise LskdError(f"{path} has no epochs; see {folder / 'train.log'}")
+    curves = []
+    for epoch, row in sorted(by_epoch.items()):
+        common = {name: row.get(_VALIDATION.get(name, name)) or "" for name in CURVE_COLUMNS}
+        if role == "teacher":
+            common["train_hard_ce"] = row.get("train_loss") or ""
+        curves.append({**common, "epoch": str(epoch)})
+    return curves

@@ -1,0 +1,37 @@
+"""One clear line for a part of the study whose libraries are not installed."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lskd import LskdError
+
+STUDY_MODULES = ("jinja2", "matplotlib", "pydantic", "scipy", "sklearn", "snakemake", "timm")
+
+
+def missing_study_modules() -> list[str]:
+    """Return the modules of the extra ``study`` that are not installed."""
+    return [name for name in STUDY_MODULES if importlib.util.find_spec(name) is None]
+
+
+def require_study_extra() -> None:
+    """Check that all of the extra ``study`` is here, before hours of training and not after.
+
+    Raises:
+        LskdError: naming what is missing and what to install.
+    """
+    missing = missing_study_modules()
+    if missing:
+        raise LskdError(f"this needs {', '.join(missing)}, not installed here; pip install 'lskd[study]'")
+
+
+@contextmanager
+def needs_study_extra() -> Iterator[None]:
+    """Turn a missing third-party module within the block into an error that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing.startswith("lskd"):
+            raise
+        raise LskdError(f"this needs {missing}, not installed here; pip install 'lskd[study]'") from error

@@ -1,0 +1,222 @@
+"""Figures: curves in the style of the paper's Fig. 5, and the headline's differences with their intervals.
+
+In the page a panel's colours become CSS variables, so that it follows the page's light or dark scheme; the
+files beside the page keep fixed colours on white.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lskd_study.claims import CLAIMS, Setting, estimate, groups
+from lskd_study.extras import needs_study_extra
+from lskd_study.results import Array, Result, Results, common_seeds
+from lskd_study.statistics import Interval
+from lskd_study.tables import csv_text
+
+with needs_study_extra():
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+INK, RULE = "#1b1f24", "#d0d4da"
+# Okabe & Ito's palette, told apart with any colour vision; line styles repeat the difference.
+ARMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+PANELS = (
+    ("train_ce", "Distillation cross-entropy", "nats"),
+    ("train_kl", "KL divergence from the teacher", "nats"),
+    ("train_teacher_entropy", "Entropy of the teacher", "nats"),
+    ("val_top1", "Validation top-1 accuracy", "%"),
+)
+HEADLINE = CLAIMS[0]
+
+# rcParams are typed by a list of all their names; these are plain settings.
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": RULE,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing for the page: SVG markup and what it shows, in words."""
+
+    svg: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The headline's difference for one network: its interval, and each seed's own difference (points)."""
+
+    name: str
+    interval: Interval
+    by_seed: dict[int, float]
+
+
+def differences(results: Results, setting: Setting) -> list[Difference]:
+    """Return the students' accuracy differences, each and (if several) averaged."""
+    pairs = {name: pair for name, pair in groups(results, HEADLINE, setting).items() if common_seeds(pair)}
+    chosen = {name: [pair] for name, pair in pairs.items()}
+    if len(pairs) > 1:
+        chosen["all students"] = list(pairs.values())
+    found = []
+    for name, members in chosen.items():
+        seeds = common_seeds([group for pair in members for group in pair])
+        if seeds:
+            by_seed = {seed: estimate("top1", members, [seed]).estimate for seed in seeds}
+            found.append(Difference(name, estimate("top1", members, seeds), by_seed))
+    return found
+
+
+def difference_csv(rows: Sequence[Difference]) -> str:
+    """Return the numbers behind the figure of differences."""
+    seeds = sorted({seed for row in rows for seed in row.by_seed})
+    header = ["students", "difference_points", "low", "high", "p_value", *(f"seed{seed}" for seed in seeds)]
+    lines = []
+    for row in rows:
+        i = row.interval
+        numbers = [i.estimate, i.low, i.high, i.p_value, *(row.by_seed.get(seed, np.nan) for seed in seeds)]
+        lines.append([row.name, *(f"{number:.6g}" for number in numbers)])
+    return csv_text(header, lines)
+
+
+def difference_figure(rows: Sequence[Difference]) -> Figure:
+    """Draw each row's interval with a dot per seed, around the line of no difference."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 0.7 + 0.4 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvline(0, color=INK, linewidth=0.9)
+        for y, row in enumerate(reversed(rows)):
+            pooled = row.name == rows[-1].name
+            i = row.interval
+            if i.known:
+                axes.plot([i.low, i.high], [y, y], color=ARMS[1], linewidth=3.2 if pooled else 1.8)
+            axes.plot([i.estimate], [y], "D" if pooled else "o", color=ARMS[1], markersize=7)
+            seeds = list(row.by_seed.values())
+            axes.plot(seeds, [y + 0.24] * len(seeds), "|", color=INK, markersize=7, markeredgewidth=1.1)
+        axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
+        axes.set_ylim(-0.5, len(rows) - 0.3)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("difference in top-1 accuracy (points)")
+    return figure
+
+
+def curves_csv(results: Results) -> str:
+    """Return every run's curves in one long table: what the curve figures are drawn from."""
+    header = ["run", "role", "model", "smoothing", "seed"]
+    lines, columns = [], [name for name in next(iter(results.finished.values())).curves if name != "epoch"]
+    for result in results.finished.values():
+        run = result.run
+        for position, epoch in enumerate(result.curves["epoch"]):
+            values = [f"{result.curves[name][position]:.8g}" for name in columns]
+            lines.append([run.id, run.role, run.model, run.smoothing, run.seed, int(epoch), *values])
+    return csv_text([*header, "epoch", *columns], lines)
+
+
+def curve_panels(arms: dict[float, dict[int, Result]], prefix: str) -> list[Panel]:
+    """Draw one student's panels for the page; ``arms``: results by seed, by smoothing value."""
+    panels = []
+    for column, title, unit in PANELS:
+        with mpl.rc_context(_STYLE):
+            figure = Figure(figsize=(2.75, 2.15), layout="constrained")
+            _draw_curves(figure.add_subplot(), arms, column, f"{title} ({unit})")
+        panels.append(Panel(themed_svg(figure, f"{prefix}-{column}"), f"{title} by epoch"))
+    return panels
+
+
+def curve_figure(arms: dict[float, dict[int, Result]], title: str) -> Figure:
+    """Draw one student's panels side by side, with a legend: the file beside the page."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(3.0 * len(PANELS), 2.9), layout="constrained")
+        for index, (column, name, unit) in enumerate(PANELS, start=1):
+            axes = figure.add_subplot(1, len(PANELS), index)
+            _draw_curves(axes, arms, column, f"{name} ({unit})")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _draw_curves(axes: Axes, arms: dict[float, dict[int, Result]], column: str, title: str) -> None:
+    seeds = common_seeds(list(arms.values()))
+    late: list[Array] = []
+    for index, (smoothing, results) in enumerate(arms.items()):
+        color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
+        curves = [results[seed].curves for seed in seeds]
+        shortest = min((len(curve["epoch"]) for curve in curves), default=0)
+        if not shortest:
+            continue
+        epochs = curves[0]["epoch"][:shortest] + 1
+        values = np.array([curve[column][:shortest] for curve in curves])
+        axes.plot(epochs, values.T, color=color, linewidth=0.7, alpha=0.4)
+        label = f"teacher's smoothing {smoothing:g}"
+        axes.plot(epochs, values.mean(0), color=color, linestyle=style, linewidth=1.9, label=label)
+        late.append(values[:, shortest // 2 :])
+    if column == "val_top1" and late and all(np.isfinite(values).all() for values in late):
+        # The first epochs would flatten what matters; the numbers of all epochs are in the CSV.
+        low, high = min(float(v.min()) for v in late), max(float(v.max()) for v in late)
+        margin = max(0.12 * (high - low), 0.1)
+        axes.set_ylim(low - margin, high + margin)
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def themed_svg(figure: Figure, name: str) -> str:
+    """Return SVG for inlining: colours as CSS variables, ids of its own, no fixed size, no fonts named."""
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"font-family: [^;\"]+;?|font: [\d.]+px [^;\"]+", _only_size, svg)
+    for color, variable in [(INK, "ink"), (RULE, "rule"), *((c, f"arm-{i}") for i, c in enumerate(ARMS))]:
+        svg = svg.replace(color, f"var(--{variable})")
+    return svg
+
+
+def _only_size(match: re.Match[str]) -> str:
+    size = re.match(r"font: ([\d.]+px)", match.group())
+    return f"font-size: {size.group(1)}" if size else ""
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write ``stem.svg`` and ``stem.png`` (fixed colours on white)."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": stem.name}):
+        figure.savefig(stem.with_suffix(".svg"), facecolor="white", metadata={"Date": None})
+    FigureCanvasAgg(figure)
+    figure.savefig(stem.with_suffix(".png"), dpi=160, facecolor="white")

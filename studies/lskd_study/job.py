@@ -1,0 +1,231 @@
+"""One run of a study: ``python -m lskd_study.job PLAN RUN``; what a rule of the workflow executes.
+
+Trains (or goes on from the last checkpoint), stores the validation logits and the curves and, last and in
+one piece, ``job.json``: where it exists, the run is finished.
+"""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lskd import LskdError, file_checksum
+from lskd_study import provenance
+from lskd_study.data.digits import MANIFEST, listing_checksum
+from lskd_study.ecosystems import timm
+from lskd_study.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS, Plan, Run, write_text
+
+LOG = "train.log"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do one run; returns the exit status. What went wrong is one line on stderr, the rest is in the log."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 2:
+        print("usage: python -m lskd_study.job PLAN RUN", file=sys.stderr)
+        return 2
+    try:
+        plan = Plan.read(Path(arguments[0]))
+        run_job(plan, plan.run(arguments[1]))
+    except LskdError as error:
+        print(f"lskd: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run_job(plan: Plan, run: Run) -> None:
+    """Train and measure one run, in its own folder.
+
+    Raises:
+        LskdError: when another process is at work on this run, or when training fails.
+    """
+    os.chdir(plan.cwd)
+    folder = Path(plan.output, run.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder):
+        started = time.monotonic()
+        teacher = _teacher_identity(plan, run)
+        resumed, goes_on = _begin(plan, run, folder, teacher)
+        say(f"{'resumes' if goes_on else 'starts '}  {run.id}")
+        words = timm.command(plan, run)
+        extra = ["--resume", str(folder / CHECKPOINT)] if goes_on else []
+        with _logged(run, folder / LOG):
+            timm.train(words[1:] + extra)
+            top1 = _store_logits(plan, folder)
+            _store_curves(folder, run)
+        wall = time.monotonic() - started
+        record = _record(plan, run, folder, words, teacher, resumed, wall)
+        write_text(folder / JOB, json.dumps(record, indent=2) + "\n")
+        done = len(plan.runs) - len(plan.unfinished())
+        say(f"finished {run.id}  val top-1 {top1:.2f} %  ({wall:.0f} s)  [{done} of {len(plan.runs)} done]")
+
+
+def say(line: str) -> None:
+    """Print a line of progress with the time of day; in one write, because runs share the terminal."""
+    sys.stderr.write(f"{datetime.now():%H:%M:%S}  {line}\n")
+    sys.stderr.flush()
+
+
+def _begin(plan: Plan, run: Run, folder: Path, teacher: dict[str, str] | None) -> tuple[int, bool]:
+    """Note what this run is; return how often it was resumed, and whether it goes on from a checkpoint."""
+    identity: dict[str, Any] = {"settings": plan.settings(run), "teacher": teacher}
+    path = folder / BEGUN
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    same = all(before.get(key) == value for key, value in identity.items())
+    goes_on = same and (folder / CHECKPOINT).exists()
+    if not goes_on:
+        # Half a run of other settings, or of a teacher that has since been trained anew, is of no use.
+        for item in folder.iterdir():
+            if item.name != ".lock":
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+    resumed = int(before.get("resumed", 0)) + 1 if goes_on else 0
+    write_text(path, json.dumps({**identity, "resumed": resumed}, indent=1) + "\n")
+    return resumed, goes_on
+
+
+def _teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
+    if run.role == "teacher":
+        return None
+    teacher = plan.run(run.teacher)
+    path = plan.folder(teacher) / CHECKPOINT
+    if not path.exists():
+        raise LskdError(f"the teacher's weights {path} are gone; remove {path.parent} to train it again")
+    return {"run": teacher.id, "checkpoint_sha256": file_checksum(path)}
+
+
+@contextlib.contextmanager
+def _logged(run: Run, log: Path) -> Iterator[None]:
+    """Send all output to the log; whatever stops the trainer becomes one line that names the log."""
+    try:
+        with _output_to(log):
+            try:
+                yield
+            except (LskdError, SystemExit):
+                raise
+            except Exception as error:
+                with log.open("a", encoding="utf-8") as file:
+                    traceback.print_exc(file=file)
+                raise LskdError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    except LskdError as error:
+        raise LskdError(f"{run.id} failed: {error}; the whole log is {log}") from error
+    except SystemExit as stop:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        reason = lines[-1].removeprefix("timm: error: ") if lines else f"the trainer exited with {stop.code}"
+        raise LskdError(f"{run.id} failed: {reason}; the whole log is {log}") from stop
+
+
+def _store_logits(plan: Plan, folder: Path) -> float:
+    """Write ``val_logits.safetensors``; return the top-1 accuracy in percent."""
+    import torch
+    from safetensors.torch import save_file
+
+    from timm_ls_kd.evaluation import collect_logits
+
+    result = collect_logits(folder, checkpoint=CHECKPOINT, data_dir=Path(plan.data))
+    limit = torch.finfo(torch.float16).max
+    names = torch.from_numpy(np.frombuffer("\n".join(result.keys).encode(), dtype=np.uint8).copy())
+    tensors = {
+        "logits": result.logits.clamp(-limit, limit).to(torch.float16).contiguous(),
+        "labels": result.labels.to(torch.int64).contiguous(),
+        "keys": names,
+    }
+    scratch = folder / f".{LOGITS}"
+    save_file(tensors, scratch)
+    os.replace(scratch, folder / LOGITS)
+    return 100 * float((result.logits.argmax(-1) == result.labels).float().mean())
+
+
+def _store_curves(folder: Path, run: Run) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, timm.CURVE_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(timm.read_curves(folder, run.role))
+    write_text(folder / CURVES, text.getvalue())
+
+
+def _record(
+    plan: Plan,
+    run: Run,
+    folder: Path,
+    words: list[str],
+    teacher: dict[str, str] | None,
+    resumed: int,
+    wall: float,
+) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "role": run.role,
+        "command": shlex.join(words),
+        "cwd": plan.cwd,
+        "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")},
+        "settings": plan.settings(run),
+        "seed": run.seed,
+        "teacher": teacher,
+        "checkpoint": {"file": CHECKPOINT, "sha256": file_checksum(folder / CHECKPOINT)},
+        "data": {"path": plan.data, "listing_sha256": _data_checksum(plan.data_dir)},
+        "versions": provenance.versions(),
+        "git": provenance.git_state(Path(__file__).parent),
+        "hardware": provenance.hardware(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_time_s": round(wall, 1),
+        "resumed": resumed,
+    }
+
+
+def _data_checksum(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["listing_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return listing_checksum(folder)
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; the kernel lets go when the process ends, however it ends."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LskdError(f"another process is at work in {folder}; wait for it or end it") from error
+        yield
+
+
+@contextlib.contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Send what this process and its children print to a file, at the level of file descriptors."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, old in zip((1, 2), saved, strict=True):
+            os.dup2(old, number)
+            os.close(old)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,190 @@
+"""The plan of a study: every run of the matrix, and where it lives below the output folder.
+
+The plan is written once, as ``plan.json`` in the output folder, and read by Snakemake and by every job, so
+that all of them (on any machine that sees the folder) agree on names and settings.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from lskd import LskdError
+
+PLAN = "plan.json"
+JOB = "job.json"
+BEGUN = "begun.json"
+CURVES = "curves.csv"
+LOGITS = "val_logits.safetensors"
+CHECKPOINT = "last.pth.tar"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a teacher, or a student of the teacher named by ``teacher``."""
+
+    id: str
+    role: Literal["teacher", "student"]
+    model: str
+    config: str
+    smoothing: float
+    seed: int
+    teacher: str = ""
+    temperature: float = 1.0
+    hard_weight: float = 0.0
+
+    @property
+    def folder(self) -> str:
+        """The run's folder, relative to the output folder."""
+        return f"{self.role}s/{self.id}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated study with its matrix spelled out; plain values only.
+
+    ``cwd`` is the folder that the other paths are relative to. ``configs`` holds the content of the trainer's
+    files by path, so that a change of theirs is noticed.
+    """
+
+    title: str
+    study_file: str
+    ecosystem: str
+    cwd: str
+    output: str
+    data: str
+    prepare: str
+    num_classes: int
+    convention: Literal["paper", "uniform"]
+    smoothing: list[float]
+    seeds: list[int]
+    threads: int
+    resources: dict[str, int | str]
+    configs: dict[str, dict[str, Any]]
+    runs: list[Run]
+
+    @property
+    def root(self) -> Path:
+        """The output folder."""
+        return Path(self.cwd, self.output)
+
+    @property
+    def data_dir(self) -> Path:
+        """The data folder."""
+        return Path(self.cwd, self.data)
+
+    @cached_property
+    def by_id(self) -> dict[str, Run]:
+        """The runs by name."""
+        return {run.id: run for run in self.runs}
+
+    def run(self, run_id: str) -> Run:
+        """Return the run of that name.
+
+        Raises:
+            LskdError: for a name that is not in the plan.
+        """
+        if run_id not in self.by_id:
+            raise LskdError(f"no run {run_id!r} in this plan; its runs are in {self.root / PLAN}")
+        return self.by_id[run_id]
+
+    def folder(self, run: Run) -> Path:
+        """Return the run's folder."""
+        return self.root / run.folder
+
+    def done(self, run: Run) -> bool:
+        """Whether the run is finished: ``job.json`` is written last and whole."""
+        return (self.folder(run) / JOB).exists()
+
+    def unfinished(self) -> list[Run]:
+        """Return the runs still to do."""
+        return [run for run in self.runs if not self.done(run)]
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """Return what defines the run's result; two runs of equal settings are the same experiment."""
+        own = asdict(run)
+        own["config"] = self.configs[run.config]
+        own.update(ecosystem=self.ecosystem, data=self.data, num_classes=self.num_classes)
+        return {**own, "convention": self.convention}
+
+    def write(self) -> None:
+        """Write the plan into the output folder, whole or not at all."""
+        write_text(self.root / PLAN, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        """Read a plan back.
+
+        Raises:
+            LskdError: for a file that is not a plan.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**content, "runs": [Run(**run) for run in content["runs"]]})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise LskdError(f"{path} is not a plan of this version; run `lskd study` again") from error
+
+
+def expand(
+    smoothing: list[float],
+    seeds: list[int],
+    teachers: list[tuple[str, str]],
+    students: list[tuple[str, str]],
+    temperatures: list[float],
+    hard_weights: list[float],
+) -> list[Run]:
+    """Return all runs of the matrix, teachers first; networks are pairs (model, trainer's file)."""
+    return list(_expand(smoothing, seeds, teachers, students, temperatures, hard_weights))
+
+
+def _expand(
+    smoothing: list[float],
+    seeds: list[int],
+    teachers: list[tuple[str, str]],
+    students: list[tuple[str, str]],
+    temperatures: list[float],
+    hard_weights: list[float],
+) -> Iterator[Run]:
+    # Seeds vary slowest, so that a study broken off holds whole pairs of arms.
+    arms = list(product(seeds, teachers, smoothing))
+    for seed, (model, config), alpha in arms:
+        yield Run(_teacher_id(model, alpha, seed), "teacher", model, config, alpha, seed)
+    settings = list(product(temperatures, hard_weights))
+    for (seed, (teacher, _), alpha), (model, config), (t, hard) in product(arms, students, settings):
+        name = f"student-{slug(model)}-of-{slug(teacher)}-smoothing{alpha:g}"
+        run_id = f"{name}-T{t:g}-hard{hard:g}-seed{seed}"
+        yield Run(run_id, "student", model, config, alpha, seed, _teacher_id(teacher, alpha, seed), t, hard)
+
+
+def _teacher_id(model: str, alpha: float, seed: int) -> str:
+    return f"teacher-{slug(model)}-smoothing{alpha:g}-seed{seed}"
+
+
+def slug(model: str) -> str:
+    """Return a model's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", model)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; an unchanged file is left alone.
+
+    Raises:
+        LskdError: when the folder cannot be written.
+    """
+    try:
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise LskdError(f"cannot write {path} ({error.strerror}); choose another --output") from error

@@ -1,0 +1,210 @@
+"""The study file: what may stand in it. Errors name the file, the line and the nearest valid key."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+
+from lskd import LskdError
+from lskd_study.extras import needs_study_extra
+
+with needs_study_extra():
+    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+# Set by the study itself for every run, so a trainer's file may not set them.
+RESERVED = frozenset(
+    {
+        "data_dir",
+        "dataset",
+        "experiment",
+        "kd_hard_weight",
+        "kd_teacher",
+        "kd_teacher_checkpoint",
+        "kd_temperature",
+        "kd_temperature_squared",
+        "model",
+        "num_classes",
+        "output",
+        "resume",
+        "seed",
+        "smoothing",
+        "smoothing_convention",
+    }
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    repeated = sorted({str(value) for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} given twice; each value once")
+    return values
+
+
+def _with_baseline(values: list[float]) -> list[float]:
+    if len(values) < 2:
+        raise ValueError("a study compares at least two smoothing values, e.g. [0, 0.1]")
+    return values
+
+
+Alpha = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+HardWeight = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Data(_Strict):
+    """The image folder, with ``train/<class>/`` and ``val/<class>/``."""
+
+    path: Name = Field(description="folder of images, relative to where the command runs")
+    num_classes: int = Field(ge=2)
+    prepare: Literal["digits"] | None = Field(
+        default=None, description="made by this `lskd data` command when absent"
+    )
+
+
+class Smoothing(_Strict):
+    """The arms: label-smoothing values of the teachers; the smallest is the baseline."""
+
+    values: Annotated[
+        list[Alpha], Field(min_length=1), AfterValidator(_distinct), AfterValidator(_with_baseline)
+    ]
+    convention: Literal["paper", "uniform"] = "paper"
+
+
+class Network(_Strict):
+    """A teacher or a student: a model and the trainer's own configuration file."""
+
+    model: Name
+    config: Name = Field(description="the trainer's own YAML file, relative to the study file")
+
+
+class Resources(_Strict):
+    """What one run asks of the scheduler."""
+
+    threads: int = Field(1, ge=1)
+    extra: dict[str, int | str] = Field(
+        default_factory=dict, description="passed on to Snakemake, e.g. mem_mb"
+    )
+
+
+class Study(_Strict):
+    """A study: {smoothing} x {seeds} x {teachers} x {students} x {temperatures} x {hard weights}."""
+
+    title: Name
+    ecosystem: Literal["timm"] = "timm"
+    data: Data
+    output: Name = Field(description="folder of results, relative to where the command runs")
+    smoothing: Smoothing
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+    teachers: Annotated[list[Network], Field(min_length=1)]
+    students: Annotated[list[Network], Field(min_length=1)]
+    temperatures: Annotated[list[Temperature], Field(min_length=1), AfterValidator(_distinct)] = [1.0]
+    hard_weights: Annotated[list[HardWeight], Field(min_length=1), AfterValidator(_distinct)] = [0.0]
+    resources: Resources = Resources(threads=1)
+
+
+def load_study(path: Path) -> Study:
+    """Read and validate a study file.
+
+    Raises:
+        LskdError: one line that names the file, the line in it and what is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LskdError(f"{path} is not a text file; a study is a YAML file") from error
+    except OSError as error:
+        raise LskdError(f"cannot read the study file {path} ({error.strerror})") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        raise LskdError(f"{where}: {problem}; mend the YAML there") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise LskdError(f"{path}: a study file is a mapping of keys such as title, data, smoothing, seeds")
+    lines = _line_numbers(root, path)
+    try:
+        return Study.model_validate(content)
+    except ValidationError as error:
+        raise LskdError(_one_line(error, path, lines)) from error
+
+
+def read_trainer_config(path: Path) -> dict[str, Any]:
+    """Read a trainer's own YAML file; a key that the study sets itself is an error.
+
+    Raises:
+        LskdError: for a file that is missing, not a YAML mapping or that sets a reserved key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LskdError(f"cannot read the trainer's file {path} ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LskdError(f"{path} is not valid YAML; it holds the trainer's options, one per line") from error
+    if not isinstance(content, dict):
+        raise LskdError(f"{path} is not a mapping of the trainer's options")
+    taken = sorted(RESERVED & {str(key).replace("-", "_") for key in content})
+    if taken:
+        raise LskdError(f"{path} sets {', '.join(taken)}, which the study sets for each run; remove it there")
+    return content
+
+
+def _line_numbers(node: yaml.Node, path: Path, prefix: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], int]:
+    lines = {prefix: node.start_mark.line + 1}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*prefix, key.value)
+            if here in lines:
+                raise LskdError(
+                    f"{path}:{key.start_mark.line + 1}: key {key.value!r} is given twice; keep one"
+                )
+            lines.update(_line_numbers(value, path, here))
+            lines[here] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines.update(_line_numbers(value, path, (*prefix, index)))
+    return lines
+
+
+def _one_line(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], int]) -> str:
+    first = min(
+        error.errors(), key=lambda item: (item["type"] != "extra_forbidden", _line(item["loc"], lines))
+    )
+    location, key = first["loc"], str(first["loc"][-1])
+    where = f"{path}:{_line(location, lines)}"
+    name = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        valid = _valid_keys(location)
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+        mend = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
+        return f"{where}: unknown key {key!r}; {mend}"
+    if first["type"] == "missing":
+        return f"{where}: {name!r} is missing; add it"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict | list) else f" (given: {first['input']!r})"
+    return f"{where}: {name}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _line(location: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> int:
+    while location not in lines:
+        location = location[:-1]
+    return lines[location]
+
+
+def _valid_keys(location: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = Study
+    for part in location[:-1]:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type)]
+            model = next(a for a in inner if issubclass(a, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,224 @@
+"""The ``lskd`` command: what bad input gets, before anything is written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lskd_study import cli, doctor
+from lskd_study.recipes import recipes_folder
+
+pytestmark = pytest.mark.unit
+
+STUDY = {
+    "title": "T",
+    "data": {"path": "data", "num_classes": 2},
+    "output": "out",
+    "smoothing": {"values": [0, 0.1]},
+    "seeds": [0],
+    "teachers": [{"model": "test_resnet", "config": "t.yaml"}],
+    "students": [{"model": "test_vit", "config": "t.yaml"}],
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A folder with a study that is in order, and its data."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            (folder / "1.png").write_bytes(b"")
+    (tmp_path / "t.yaml").write_text("epochs: 1\n")
+    write(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, **changes: object) -> None:
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def refused(capsys, here: Path, *words: str) -> str:
+    """Run ``lskd study`` and insist on one line, exit status 2 and an untouched folder."""
+    before = listing(here)
+    assert cli.main(["study", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("lskd: error: ")
+    assert err.count("\n") == 1
+    assert listing(here) == before
+    return err
+
+
+def test_a_study_in_order_is_planned_without_a_trace(here, capsys):
+    before = listing(here)
+    assert cli.main(["study", "study.yaml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 runs: 0 finished, 4 to do" in out
+    assert "to do     student-test_vit-of-test_resnet-smoothing0.1-T1-hard0-seed0" in out
+    assert listing(here) == before
+
+
+def test_missing_study_file_lists_the_recipes(here, capsys):
+    assert "recipes/digits/study.yaml" in refused(capsys, here, "none.yaml")
+
+
+def test_the_study_file_comes_first(here, capsys):
+    assert "comes before the options for Snakemake" in refused(
+        capsys, here, "--executor", "local", "study.yaml"
+    )
+
+
+def test_errors_of_the_study_file_come_through(here, capsys):
+    write(here, sedes=[1])
+    assert "unknown key 'sedes'; did you mean 'seeds'?" in refused(capsys, here, "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teachers": [{"model": "test_resnett", "config": "t.yaml"}]}, "did you mean 'test_resnet'?"),
+        (
+            {"teachers": [{"model": "test_resnet", "config": "u.yaml"}]},
+            "cannot read the trainer's file u.yaml",
+        ),
+        ({"students": STUDY["students"] * 2}, "the same run is asked for twice"),
+        ({"data": {"path": "nowhere", "num_classes": 2}}, "data folder nowhere does not exist"),
+        (
+            {"data": {"path": "x/digits", "num_classes": 10}},
+            "make it with `lskd data digits --output x/digits`",
+        ),
+        ({"data": {"path": "data", "num_classes": 3}}, "data/train has 2 class folders but num_classes is 3"),
+    ],
+)
+def test_what_the_study_file_names_is_checked(here, capsys, changes, message):
+    write(here, **changes)
+    assert message in refused(capsys, here, "study.yaml")
+
+
+def test_the_data_folder_is_checked(here, capsys):
+    (here / "data" / "val" / "dog" / "1.png").rename(here / "data" / "val" / "dog" / "1.txt")
+    assert "data/val/dog has no images" in refused(capsys, here, "study.yaml")
+    (here / "data" / "val" / "dog" / "1.txt").rename(here / "data" / "val" / "dog" / "1.png")
+    (here / "data" / "val" / "dog").rename(here / "data" / "val" / "cow")
+    assert "different classes, e.g. cow" in refused(capsys, here, "study.yaml")
+    (here / "data" / "val").rename(here / "data" / "other")
+    assert "data has no val folder" in refused(capsys, here, "study.yaml")
+
+
+def test_an_output_that_cannot_be_written(here, capsys):
+    (here / "taken").write_text("")
+    assert "cannot write the folder taken/x" in refused(capsys, here, "study.yaml", "--output", "taken/x")
+
+
+def test_a_place_for_the_data_that_cannot_be_written(here, capsys):
+    (here / "taken").write_text("")
+    write(here, data={"path": "taken/digits", "num_classes": 10, "prepare": "digits"}, output=".")
+    assert "cannot write the folder taken" in refused(capsys, here, "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--coers", "2"], "unrecognized arguments: --coers"),
+        (["--cores", "none"], "--cores"),
+        (["--cores", "0"], "--cores"),
+        (["--retries", "many"], "invalid int value: 'many'"),
+        (["--directory", "elsewhere"], "--directory is set by lskd study itself"),
+        (["--executor", "slrum"], "slrum"),
+    ],
+)
+def test_options_are_checked_before_anything_runs(here, capsys, words, message):
+    assert message in refused(capsys, here, "study.yaml", *words)
+
+
+def test_a_misspelt_command_or_option_is_one_line(capsys):
+    for words in (["studdy"], ["data", "digts"], ["doctor", "--jsn"], ["study"]):
+        assert cli.main(words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("lskd: error: ")
+        assert err.count("\n") == 1
+
+
+def test_data_digits_says_what_it_did(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for state in ("written", "already there"):
+        assert cli.main(["data", "digits"]) == 0
+        assert capsys.readouterr().out == f"data/digits: 1201 training and 596 validation images, {state}\n"
+    assert cli.main(["data", "digits", "--output", "data/digits/manifest.json"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_packaged_recipe_is_found_without_a_checkout(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["study", "recipes/digits/study.yaml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "18 runs: 0 finished, 18 to do" in out
+    assert list(tmp_path.iterdir()) == []
+    header = (recipes_folder() / "digits" / "study.yaml").read_text().split("\ntitle:")[0]
+    assert "lskd study recipes/digits/study.yaml --cores 2" in header
+
+
+def test_help_and_a_clear_line_with_the_base_dependencies_only(tmp_path):
+    """The extra's modules are hidden from a fresh interpreter, as if they had never been installed.
+
+    Not all of them: torch needs jinja2, and torchmetrics goes by the metadata of scipy and matplotlib.
+    """
+    script = (
+        "import sys\n"
+        # An import of None fails, and find_spec says that there is no such module.
+        "sys.modules.update(dict.fromkeys(['sklearn', 'snakemake', 'timm']))\n"
+        "from lskd_study.cli import main\n"
+        "for words in ([], ['--help'], ['study', '--help'], ['data', 'digits', '--help']):\n"
+        "    main(words)\n"
+        "assert main(['data', 'digits']) == 2\n"
+        "assert main(['study', 'recipes/digits/study.yaml']) == 2\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage") == 4
+    for line in done.stderr.splitlines():
+        assert line.startswith("lskd: error: this needs ")
+        assert line.endswith("pip install 'lskd[study]'")
+    assert done.stderr.count("\n") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_reports_and_exits_by_what_is_broken(capsys, monkeypatch):
+    assert cli.main(["doctor", "--json"]) == 0
+    parts = {part["part"]: part for part in json.loads(capsys.readouterr().out)["parts"]}
+    assert parts["timm adapter"]["state"] == "usable"
+    assert parts["timm adapter"]["found"].startswith("timm 1.")
+    assert parts["study"]["state"] == "usable"
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(parts)
+
+    monkeypatch.setitem(sys.modules, "timm", None)  # an import that fails
+    assert cli.main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["healthy"] is False
+
+
+def test_doctor_says_how_to_get_what_is_missing():
+    absent = doctor.Adapter("nothing", ("no-such-distribution",), "timm_ls_kd")
+    finding = doctor.check_adapter(absent)
+    assert (finding.state, finding.mend) == ("missing", "pip install 'lskd[nothing]'")
+
+
+def test_doctor_does_not_promise_an_adapter_that_is_not_there(tmp_path, monkeypatch):
+    package = tmp_path / "empty_adapter"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    finding = doctor.check_adapter(doctor.Adapter("torch", ("torch",), "empty_adapter"))
+    assert finding.state == "planned"
+    assert "not in this release yet" in finding.mend

@@ -1,0 +1,89 @@
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from lskd import LskdError
+from lskd_study.data.digits import MANIFEST, listing_checksum, prepare_digits
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    target = tmp_path_factory.mktemp("data") / "deep" / "digits"
+    _, written = prepare_digits(target)
+    assert written
+    return target
+
+
+def test_every_digit_is_there_once_with_its_own_pixels(folder):
+    digits = load_digits()
+    found = {}
+    for path in folder.glob("*/*/*.png"):
+        found[int(path.stem)] = (path.parent.name, np.asarray(Image.open(path)))
+    assert sorted(found) == list(range(1797))
+    for index, (label, pixels) in found.items():
+        assert int(label) == digits.target[index]
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(np.rint(pixels * (16 / 255)), digits.images[index])
+
+
+def test_the_split_is_fixed_and_the_manifest_true(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for split, count in (("train", 1201), ("val", 596)):
+        assert len(list((folder / split).glob("*/*.png"))) == count == manifest["images"][split]
+        for label, expected in enumerate(manifest["images_per_class"][split]):
+            assert len(list((folder / split / str(label)).iterdir())) == expected
+    assert manifest["listing_sha256"] == listing_checksum(folder)
+    first_ten_zeros = [index for index, label in enumerate(load_digits().target) if label == 0][:9]
+    in_val = {int(path.stem) for path in (folder / "val" / "0").iterdir()}
+    assert [index in in_val for index in first_ten_zeros] == [False, False, True] * 3
+
+
+def test_a_second_time_writes_nothing(folder):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    _, written = prepare_digits(folder)
+    assert not written
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert [path.name for path in folder.parent.iterdir()] == ["digits"]
+
+
+def test_a_folder_that_lost_an_image_is_not_taken_for_whole(tmp_path):
+    target = tmp_path / "digits"
+    prepare_digits(target)
+    next((target / "val" / "3").iterdir()).unlink()
+    with pytest.raises(LskdError, match="is not this data set"):
+        prepare_digits(target)
+
+
+def test_something_else_in_the_way_is_left_alone(tmp_path):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "mine.txt").write_text("keep")
+    with pytest.raises(LskdError, match="choose another --output"):
+        prepare_digits(tmp_path / "digits")
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["mine.txt"]
+
+
+def test_an_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LskdError, match="cannot write"):
+        prepare_digits(tmp_path / "file" / "digits")
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
+    calls = []
+
+    def fail(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) > 20:
+            raise OSError(28, os.strerror(28))
+        (tmp_path / "probe").touch()
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(LskdError, match="No space left"):
+        prepare_digits(tmp_path / "out" / "digits")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,198 @@
+"""The job's own logic with a trainer that only writes files; the real trainer runs in tests/integration."""
+
+import csv
+import fcntl
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from lskd import LskdError, file_checksum
+from lskd_study import job
+from lskd_study.ecosystems import timm
+from lskd_study.plan import CHECKPOINT, CURVES, JOB, LOGITS
+
+pytestmark = pytest.mark.unit
+
+EPOCHS = 3
+
+
+class Trainer:
+    """Writes what timm would; stops after ``stop`` epochs when asked to."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.stop: int | None = None
+
+    def __call__(self, words: list[str]) -> None:
+        self.calls.append(words)
+        folder = Path(words[words.index("--output") + 1], words[words.index("--experiment") + 1])
+        summary = folder / "summary.csv"
+        begun = len(summary.read_text().splitlines()) - 1 if "--resume" in words else 0
+        with summary.open("a" if begun else "w", newline="") as file:
+            writer = csv.writer(file)
+            if not begun:
+                writer.writerow(["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"])
+            for epoch in range(begun, EPOCHS):
+                writer.writerow([epoch, 1.5, 0.5, 70 + epoch, 100, 0.1])
+                file.flush()
+                (folder / CHECKPOINT).write_text(f"{words} epoch {epoch}")
+                if self.stop == epoch:
+                    raise KeyboardInterrupt
+
+
+@pytest.fixture
+def study(tmp_path, plan_of, monkeypatch):
+    plan = plan_of(tmp_path)
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    trainer = Trainer()
+
+    class Evaluation:
+        logits = torch.tensor([[9e9, 0.0, 0, 0], [0, 1, 0, 0], [2.0, 1, 0, 0]])
+        labels = torch.tensor([0, 1, 1])
+        keys = ("val/0/a.png", "val/1/é.png", "val/1/c.png")
+
+    monkeypatch.setattr(timm, "train", trainer)
+    monkeypatch.setattr("timm_ls_kd.evaluation.collect_logits", lambda *args, **kwargs: Evaluation)
+    monkeypatch.chdir(tmp_path)
+    return plan, trainer
+
+
+def record(plan, run):
+    return json.loads((plan.folder(run) / JOB).read_text())
+
+
+def test_a_run_leaves_what_later_questions_need(study):
+    plan, trainer = study
+    run = plan.runs[1]
+    job.run_job(plan, run)
+    folder = plan.folder(run)
+    done = record(plan, run)
+    assert done["command"].split() == ["timm", *trainer.calls[0]]
+    assert done["checkpoint"]["sha256"] == file_checksum(folder / CHECKPOINT)
+    assert (done["seed"], done["resumed"], done["teacher"]) == (0, 0, None)
+    assert done["settings"]["smoothing"] == 0.1
+    assert {"python", "torch", "timm", "lskd"} <= set(done["versions"])
+    assert done["hardware"]["cores"] >= 1
+    tensors = load_file(folder / LOGITS)
+    assert tensors["logits"].dtype == "float16"
+    assert tensors["logits"][0, 0] == 65504  # beyond half precision, yet finite
+    assert bytes(tensors["keys"]).decode().split("\n") == ["val/0/a.png", "val/1/é.png", "val/1/c.png"]
+    rows = list(csv.DictReader((folder / CURVES).open()))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert (rows[2]["train_hard_ce"], rows[2]["train_ce"], rows[2]["val_top1"]) == ("1.5", "", "72")
+
+
+def test_the_command_names_every_setting_of_the_cell(study):
+    plan, trainer = study
+    teacher = plan.run("teacher-big-smoothing0.1-seed2")
+    student = plan.run("student-small-of-big-smoothing0.1-T1-hard0-seed2")
+    job.run_job(plan, teacher)
+    job.run_job(plan, student)
+    first, second = (dict(zip(call[2::2], call[3::2], strict=True)) for call in trainer.calls)
+    assert (first["--smoothing"], first["--smoothing-convention"], first["--seed"]) == ("0.1", "paper", "2")
+    assert second["--smoothing"] == "0"  # timm's default of 0.1 must not reach a student
+    assert second["--kd-teacher"] == "big"
+    assert Path(second["--kd-teacher-checkpoint"]) == Path("out", teacher.folder, CHECKPOINT)
+    assert (second["--kd-temperature"], second["--kd-hard-weight"]) == ("1", "0")
+    expected = file_checksum(plan.folder(teacher) / CHECKPOINT)
+    assert record(plan, student)["teacher"] == {"run": teacher.id, "checkpoint_sha256": expected}
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(study):
+    plan, trainer = study
+    run = plan.runs[0]
+    trainer.stop = 0
+    with pytest.raises(KeyboardInterrupt):
+        job.run_job(plan, run)
+    assert not plan.done(run)
+    trainer.stop = None
+    job.run_job(plan, run)
+    assert trainer.calls[1][-2:] == ["--resume", f"out/{run.folder}/{CHECKPOINT}"]
+    done = record(plan, run)
+    assert done["resumed"] == 1
+    assert "--resume" not in done["command"]
+    assert len(list(csv.DictReader((plan.folder(run) / CURVES).open()))) == EPOCHS
+
+
+def test_half_a_run_of_other_settings_is_started_anew(study):
+    plan, trainer = study
+    run = plan.runs[0]
+    trainer.stop = 0
+    with pytest.raises(KeyboardInterrupt):
+        job.run_job(plan, run)
+    trainer.stop = None
+    job.run_job(replace(plan, convention="uniform"), run)
+    assert "--resume" not in trainer.calls[1]
+
+
+def test_half_a_student_of_a_retrained_teacher_is_started_anew(study):
+    plan, trainer = study
+    student = next(run for run in plan.runs if run.role == "student")
+    job.run_job(plan, plan.run(student.teacher))
+    trainer.stop = 0
+    with pytest.raises(KeyboardInterrupt):
+        job.run_job(plan, student)
+    trainer.stop = None
+    (plan.folder(plan.run(student.teacher)) / CHECKPOINT).write_text("another teacher")
+    job.run_job(plan, student)
+    assert "--resume" not in trainer.calls[-1]
+
+
+def test_a_teacher_without_weights_is_named(study):
+    plan, _ = study
+    student = next(run for run in plan.runs if run.role == "student")
+    with pytest.raises(LskdError, match=r"teacher's weights .*last.pth.tar are gone"):
+        job.run_job(plan, student)
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (SystemExit("timm: error: teacher at chance level"), "teacher at chance level"),
+        (LskdError("no such flag; drop it"), "no such flag; drop it"),
+        (RuntimeError("out of memory\nand more"), "RuntimeError: out of memory;"),
+    ],
+)
+def test_a_failed_run_is_one_line_and_its_log_has_the_rest(study, capfd, monkeypatch, failure, message):
+    plan, _ = study
+    plan.write()
+
+    def fail(words):
+        os.write(2, f"{failure}\n".encode())
+        raise failure
+
+    monkeypatch.setattr(timm, "train", fail)
+    assert job.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2  # the start, and the error
+    assert message in lines[1]
+    assert "train.log" in lines[1]
+    assert message.split(";")[0].split(": ")[-1] in (plan.folder(plan.runs[0]) / "train.log").read_text()
+    assert not plan.done(plan.runs[0])
+
+
+def test_two_processes_never_work_on_one_run(study):
+    plan, trainer = study
+    folder = plan.folder(plan.runs[0])
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(LskdError, match="another process is at work"):
+            job.run_job(plan, plan.runs[0])
+    assert trainer.calls == []
+    job.run_job(plan, plan.runs[0])  # the kernel let go
+
+
+def test_an_epoch_logged_twice_counts_once(tmp_path):
+    (tmp_path / "summary.csv").write_text(
+        "epoch,train_loss,eval_top1\n0,2.0,10\n1,1.5,20\n1,1.4,21\n2,1.0,30\n"
+    )
+    curves = timm.read_curves(tmp_path, "teacher")
+    assert [(row["epoch"], row["val_top1"]) for row in curves] == [("0", "10"), ("1", "21"), ("2", "30")]
+    with pytest.raises(LskdError, match="left no"):
+        timm.read_curves(tmp_path / "none", "teacher")

@@ -1,0 +1,186 @@
+import csv
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from lskd_study.page import interval_text, number
+from lskd_study.plan import JOB
+from lskd_study.report import write_report
+
+pytestmark = pytest.mark.unit
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Checked(HTMLParser):
+    """Collects text and attributes, and insists that tags are balanced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.resources: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "srcset", "data") or (name == "href" and tag != "a") or name == "xlink:href":
+                self.resources.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        if tag not in VOID:
+            self.handle_starttag(tag, attrs)
+            self.open.pop()
+        else:
+            self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+
+def parse(plan):
+    html = (plan.root / "index.html").read_text()
+    page = Checked()
+    page.feed(html)
+    assert page.open == []
+    return html, page, re.sub(r"\s+", " ", " ".join(page.text))
+
+
+def test_the_page_is_whole_in_itself(fake_study):
+    plan = fake_study(effect=2.0)
+    answer = write_report(plan)
+    html, page, text = parse(plan)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(value.startswith(("#", "data:")) for value in page.resources)
+    assert "@import" not in html
+    assert "<script" not in html
+    assert set(re.findall(r"url\(([^)]*)\)", html)) <= {f"#{name}" for name in page.ids}
+    assert not re.search(r"https?://(?!www\.w3\.org/)", html)
+    assert "Simulated study <of> nothing" in text  # escaped in the source
+    assert "<of>" not in html
+    sentence = re.search(r'id="answer">(.*?)</p>', html, re.S).group(1)
+    assert re.sub(r"<[^>]+>", "", sentence).split() == ["✓", *answer.split()]
+
+
+def test_the_opening_sentence_says_difference_interval_and_seeds(fake_study):
+    answer = write_report(fake_study(effect=2.0))
+    assert re.match(
+        r"Supported\. On these data students of label-smoothed teachers \(α\s=\s0\.1\) scored "
+        r"\d+\.\d\d points higher in top-1 accuracy than students of unsmoothed teachers "
+        r"\(95 % interval \+\d+\.\d\d to \+\d+\.\d\d; 3 seeds, "
+        r"2 students, 240 validation images\)\.$",
+        answer,
+    )
+
+
+@pytest.mark.parametrize(
+    ("effect", "start", "part"),
+    [
+        (0.0, "Cannot tell. ", "a difference of either sign is possible"),
+        (-2.0, "Not supported: ", " points lower "),
+    ],
+)
+def test_other_verdicts_are_said_as_plainly(fake_study, effect, start, part):
+    answer = write_report(fake_study(effect=effect))
+    assert answer.startswith(start)
+    assert part in answer
+
+
+def test_missing_runs_are_named_on_the_page(fake_study):
+    plan = fake_study()
+    lost = [run for run in plan.runs if run.seed == 2]
+    for run in lost:
+        (plan.folder(run) / JOB).unlink()
+    assert "2 seeds" in write_report(plan)
+    _, _, text = parse(plan)
+    assert f"{len(lost)} of 18 runs are missing" in text
+    assert all(run.id in text for run in lost)
+
+
+def test_with_one_arm_only_the_page_still_comes(fake_study):
+    plan = fake_study()
+    for run in plan.runs:
+        if run.role == "student" and run.smoothing:
+            (plan.folder(run) / JOB).unlink()
+    assert "Nothing to compare yet" in write_report(plan)
+    parse(plan)
+
+
+def test_one_seed_is_flagged(fake_study):
+    plan = fake_study(effect=2.0, seeds=[0])
+    write_report(plan)
+    _, _, text = parse(plan)
+    assert "how much seeds vary is unknown" in text
+    assert "1 seed, 2 students" in text
+
+
+def test_several_settings_are_told_apart(fake_study):
+    plan = fake_study(smoothing=[0.0, 0.1, 0.2], temperatures=[1.0, 4.0])
+    write_report(plan)
+    _, page, text = parse(plan)
+    assert "α 0.2 against 0, T = 4, λ = 0" in text
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_every_command_and_version_is_there(fake_study):
+    plan = fake_study()
+    write_report(plan)
+    _, _, text = parse(plan)
+    for run in plan.runs:
+        assert (
+            f"OMP_NUM_THREADS=1 timm train.py data --model {run.model} --seed {run.seed} --experiment "
+            f"{run.id}" in text
+        )
+    for part in (
+        "torch 2.14.1",
+        "A processor, 2 cores, no GPU",
+        "aaaaaaaaaaaa, with local changes",
+        "last epoch",
+    ):
+        assert part in text
+
+
+def test_tables_and_figures_lie_beside_the_page(fake_study):
+    plan = fake_study(effect=2.0)
+    write_report(plan)
+    lines = (plan.root / "table.md").read_text().splitlines()
+    assert [line.count("|") for line in lines[:6]] == [10] * 6
+    rows = list(csv.DictReader((plan.root / "table.csv").open()))
+    assert [(row["smoothing"], row["student"]) for row in rows] == [
+        ("0.0", "small"),
+        ("0.0", "big"),
+        ("0.1", "small"),
+        ("0.1", "big"),
+    ]
+    runs = list(csv.DictReader((plan.root / "runs.csv").open()))
+    chosen = [
+        float(r["top1"])
+        for r in runs
+        if (r["role"], r["model"], r["smoothing"]) == ("student", "small", "0.1")
+    ]
+    assert float(rows[2]["student_top1_mean"]) == pytest.approx(sum(chosen) / 3)
+    figures = {path.name for path in (plan.root / "figures").iterdir()}
+    assert {"difference.png", "difference.svg", "difference.csv", "curves.csv"} <= figures
+    assert len(list(csv.DictReader((plan.root / "figures" / "curves.csv").open()))) == 18 * 5
+
+
+def test_the_same_results_give_the_same_page(fake_study):
+    plan = fake_study()
+    write_report(plan)
+    before = (plan.root / "index.html").read_text()
+    write_report(plan)
+    assert (plan.root / "index.html").read_text() == before
+
+
+def test_numbers_have_a_true_minus_sign_and_nan_is_a_dash():
+    assert (number(-0.5, 2), number(0.5, 1, sign=True), number(float("nan"), 2)) == ("−0.50", "+0.5", "–")
+    assert interval_text(None, "points") == "–"

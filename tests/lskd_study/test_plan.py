@@ -1,0 +1,64 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from lskd import LskdError
+from lskd_study.plan import JOB, Plan, expand
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_matrix_is_complete_paired_and_named_readably():
+    runs = expand(
+        [0.0, 0.1], [0, 1, 2], [("resnet10t", "t")], [("a", "s"), ("b", "s")], [1.0, 2.0], [0.0, 0.3]
+    )
+    teachers = [run for run in runs if run.role == "teacher"]
+    students = [run for run in runs if run.role == "student"]
+    assert (len(teachers), len(students)) == (6, 6 * 2 * 2 * 2)
+    assert len({run.id for run in runs}) == len(runs)
+    by_id = {run.id: run for run in runs}
+    assert "teacher-resnet10t-smoothing0.1-seed0" in by_id
+    assert "student-b-of-resnet10t-smoothing0.1-T2-hard0.3-seed2" in by_id
+    for student in students:
+        teacher = by_id[student.teacher]
+        assert (teacher.seed, teacher.smoothing) == (student.seed, student.smoothing)
+    # Whole pairs of arms come first, so that a study broken off can be compared.
+    assert [(run.seed, run.smoothing) for run in teachers] == [(s, a) for s in range(3) for a in (0.0, 0.1)]
+
+
+def test_names_of_models_from_elsewhere_make_file_names():
+    (teacher, *_) = expand([0.0], [0], [("hf-hub:timm/resnet18.a1_in1k", "t")], [("a", "s")], [1.0], [0.0])
+    assert teacher.id == "teacher-hf_hub_timm_resnet18.a1_in1k-smoothing0-seed0"
+
+
+def test_a_plan_survives_its_file(tmp_path, plan_of):
+    plan = plan_of(tmp_path)
+    plan.write()
+    assert Plan.read(tmp_path / "out" / "plan.json") == plan
+    (tmp_path / "out" / "plan.json").write_text(json.dumps({"title": "x"}))
+    with pytest.raises(LskdError, match="not a plan of this version"):
+        Plan.read(tmp_path / "out" / "plan.json")
+
+
+def test_a_run_is_finished_exactly_when_its_job_file_is_there(tmp_path, plan_of):
+    plan = plan_of(tmp_path)
+    run = plan.runs[0]
+    plan.folder(run).mkdir(parents=True)
+    assert plan.unfinished() == plan.runs
+    (plan.folder(run) / JOB).write_text("{}")
+    assert plan.unfinished() == plan.runs[1:]
+
+
+def test_settings_follow_what_changes_a_result_and_nothing_else(tmp_path, plan_of):
+    plan = plan_of(tmp_path)
+    run = plan.runs[0]
+    changed = replace(plan, configs={**plan.configs, "teacher.yaml": {"epochs": 6}})
+    assert changed.settings(run) != plan.settings(run)
+    assert replace(plan, convention="uniform").settings(run) != plan.settings(run)
+    assert replace(plan, title="other", threads=4).settings(run) == plan.settings(run)
+
+
+def test_an_unknown_run_is_named(tmp_path, plan_of):
+    with pytest.raises(LskdError, match="no run 'nothing'"):
+        plan_of(tmp_path).run("nothing")

@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from lskd import LskdError, stability
+from lskd_study.plan import CURVES, JOB, LOGITS
+from lskd_study.results import read_result, read_results
+
+pytestmark = pytest.mark.unit
+
+
+def rewrite(folder, **changes):
+    tensors = load_file(folder / LOGITS) | changes
+    save_file(tensors, folder / LOGITS)
+
+
+def test_accuracy_and_instability_come_from_the_stored_logits(fake_study):
+    plan = fake_study()
+    run = plan.runs[0]
+    tensors = load_file(plan.folder(run) / LOGITS)
+    logits, labels = torch.from_numpy(tensors["logits"]).float(), torch.from_numpy(tensors["labels"])
+    found = read_result(plan.folder(run), run, plan.num_classes)
+    assert found.top1 == pytest.approx(100 * (logits.argmax(-1) == labels).float().mean().item())
+    assert found.top5 == 100.0
+    assert found.instability == pytest.approx(
+        1 - float(stability(logits, labels, plan.num_classes)), abs=1e-6
+    )
+    assert found.last("val_top1") == found.curves["val_top1"][-1]
+    assert np.isnan(found.last("train_kl"))  # a teacher has none
+
+
+def test_samples_are_matched_by_key_in_whatever_order_they_were_measured(fake_study):
+    plan = fake_study()
+    run = plan.runs[0]
+    before = read_result(plan.folder(run), run, plan.num_classes)
+    tensors = load_file(plan.folder(run) / LOGITS)
+    order = np.random.default_rng(0).permutation(len(tensors["labels"]))
+    names = bytes(tensors["keys"]).decode().split("\n")
+    keys = np.frombuffer("\n".join(names[i] for i in order).encode(), dtype=np.uint8)
+    rewrite(plan.folder(run), logits=tensors["logits"][order], labels=tensors["labels"][order], keys=keys)
+    after = read_result(plan.folder(run), run, plan.num_classes)
+    assert after.keys == before.keys
+    np.testing.assert_array_equal(after.correct, before.correct)
+
+
+def test_a_diverged_run_predicts_nothing(fake_study):
+    plan = fake_study()
+    run = plan.runs[0]
+    logits = load_file(plan.folder(run) / LOGITS)["logits"]
+    rewrite(plan.folder(run), logits=np.full_like(logits, np.nan))
+    found = read_result(plan.folder(run), run, plan.num_classes)
+    assert found.top1 == 0.0
+    assert np.isnan(found.instability)
+
+
+def test_runs_measured_on_different_samples_are_not_compared(fake_study):
+    plan = fake_study()
+    folder = plan.folder(plan.runs[3])
+    names = bytes(load_file(folder / LOGITS)["keys"]).decode().replace("val/0/0000", "val/0/9999")
+    rewrite(folder, keys=np.frombuffer(names.encode(), dtype=np.uint8))
+    with pytest.raises(LskdError, match="different validation samples"):
+        read_results(plan)
+
+
+@pytest.mark.parametrize("name", [LOGITS, CURVES, JOB])
+def test_a_damaged_run_folder_is_named(fake_study, name):
+    plan = fake_study()
+    folder = plan.folder(plan.runs[2])
+    (folder / name).write_bytes(b"{")
+    with pytest.raises(LskdError, match="is damaged") as caught:
+        read_results(plan)
+    assert str(folder) in str(caught.value)
+    assert json.dumps(str(caught.value)).count("\\n") == 0
+
+
+def test_missing_runs_are_listed(fake_study):
+    plan = fake_study()
+    (plan.folder(plan.runs[-1]) / JOB).unlink()
+    assert read_results(plan).missing == [plan.runs[-1].id]

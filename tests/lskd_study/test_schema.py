@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from lskd import LskdError
+from lskd_study.schema import load_study, read_trainer_config
+
+pytestmark = pytest.mark.unit
+
+GOOD = """\
+title: A study
+data:
+  path: data/x
+  num_classes: 10
+output: runs/x
+smoothing:
+  values: [0, 0.1]
+seeds: [0, 1, 2]
+teachers:
+  - {model: resnet18, config: t.yaml}
+students:
+  - model: resnet10t
+    config: s.yaml
+"""
+
+
+def load(tmp_path: Path, text: str):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return load_study(path)
+
+
+def test_a_good_file_gets_the_papers_defaults(tmp_path):
+    study = load(tmp_path, GOOD)
+    assert (study.temperatures, study.hard_weights) == ([1.0], [0.0])
+    assert study.smoothing.convention == "paper"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("output: runs/x", "outptu: runs/x", r"study.yaml:5: unknown key 'outptu'; did you mean 'output'\?"),
+        (
+            "  num_classes",
+            "  num_clases",
+            r"study.yaml:4: unknown key 'num_clases'; did you mean 'num_classes'\?",
+        ),
+        ("    config: s", "    konfig: s", r"study.yaml:13: unknown key 'konfig'; did you mean 'config'\?"),
+        ("  values", "  valuse", r"study.yaml:7: unknown key 'valuse'; did you mean 'values'\?"),
+        ("output: runs/x", "zzz: 1", r"study.yaml:5: unknown key 'zzz'; valid here: title, "),
+        ("num_classes: 10", "num_classes: ten", r"study.yaml:4: data.num_classes: .*integer.*'ten'"),
+        ("num_classes: 10", "num_classes: true", r"study.yaml:4: data.num_classes: .*integer"),
+        ("seeds: [0, 1, 2]", "seeds: []", r"study.yaml:8: seeds: .*at least 1"),
+        ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", r"study.yaml:8: seeds: 1 given twice"),
+        ("seeds: [0, 1, 2]", "seeds: 3", r"study.yaml:8: seeds: .*list"),
+        ("seeds: [0, 1, 2]\n", "", r"study.yaml:1: 'seeds' is missing"),
+        ("[0, 0.1]", "[0, 1.0]", r"study.yaml:7: smoothing.values.1: .*less than 1.*1.0"),
+        ("[0, 0.1]", "[-0.1, 0]", r"study.yaml:7: smoothing.values.0: .*greater than or equal to 0"),
+        ("[0, 0.1]", "[0.1]", r"study.yaml:7: smoothing.values: a study compares at least two"),
+        (
+            "output: runs/x",
+            "output: runs/x\ntemperatures: [0]",
+            r"study.yaml:6: temperatures.0: .*greater than 0",
+        ),
+        (
+            "output: runs/x",
+            "output: runs/x\nhard_weights: [1.5]",
+            r"study.yaml:6: hard_weights.0: .*less than or",
+        ),
+        ("output: runs/x", "output: runs/x\necosystem: keras", r"study.yaml:6: ecosystem: .*'timm'"),
+        ("title: A study", "title: A study\ntitle: B", r"study.yaml:2: key 'title' is given twice"),
+        ("seeds: [0, 1, 2]", "seeds: [0, 1", r"study.yaml:9: .*mend the YAML"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_the_line(tmp_path, old, new, message):
+    assert old in GOOD
+    with pytest.raises(LskdError, match=message) as caught:
+        load(tmp_path, GOOD.replace(old, new))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words\n"])
+def test_a_file_that_is_no_mapping(tmp_path, text):
+    with pytest.raises(LskdError, match="a study file is a mapping"):
+        load(tmp_path, text)
+
+
+def test_python_objects_are_not_built(tmp_path):
+    with pytest.raises(LskdError, match=r"study.yaml:1: "):
+        load(tmp_path, "title: !!python/object/apply:os.system ['true']\n")
+
+
+def test_a_missing_or_binary_study_file(tmp_path):
+    with pytest.raises(LskdError, match="cannot read the study file"):
+        load_study(tmp_path / "none.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(LskdError, match="not a text file"):
+        load_study(tmp_path / "b.yaml")
+
+
+def test_a_trainers_file_may_not_set_what_the_study_sets(tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text("epochs: 3\n")
+    assert read_trainer_config(path) == {"epochs": 3}
+    path.write_text("epochs: 3\nkd-temperature: 4\nsmoothing: 0.1\n")
+    with pytest.raises(LskdError, match="sets kd_temperature, smoothing, which the study sets"):
+        read_trainer_config(path)
+    path.write_text("[1, 2]\n")
+    with pytest.raises(LskdError, match="not a mapping"):
+        read_trainer_config(path)
+    with pytest.raises(LskdError, match="cannot read"):
+        read_trainer_config(tmp_path / "none.yaml")
