@@ -3,10 +3,11 @@
 Everything here is mathematics on tensors; what belongs to a trainer is in its plugin.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from lskd._checkpoints import file_checksum, load_teacher_weights
 from lskd._errors import CheckpointError, LskdError
 from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
-from lskd._stability import Definition, Stability, stability
 from lskd._targets import (
     Convention,
     convert_alpha,
@@ -15,6 +16,9 @@ from lskd._targets import (
     target_mass,
     target_values,
 )
+
+if TYPE_CHECKING:
+    from lskd._stability import Definition, Stability, stability
 
 __all__ = [
     "CheckpointError",
@@ -37,3 +41,12 @@ __all__ = [
     "target_mass",
     "target_values",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torchmetrics when it is asked for: it takes longer than torch, and a loss does without it."""
+    if name not in ("Definition", "Stability", "stability"):
+        raise AttributeError(f"module 'lskd' has no attribute {name!r}")
+    from lskd import _stability
+
+    return getattr(_stability, name)

@@ -72,6 +72,12 @@ def file_checksum(path: str | Path) -> str:
 
     Raises:
         CheckpointError: for a file that cannot be read.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "empty"
+    >>> file.touch()
+    >>> file_checksum(file)[:16]
+    'e3b0c44298fc1c14'
     """
     try:
         with open(path, "rb") as file:
