@@ -1,7 +1,6 @@
 """What is checked before a study's first run: data folder, models, output folder, Snakemake's options."""
 
 import argparse
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,19 +56,15 @@ def _has_image(folder: str) -> bool:
 
 
 def check_models(models: Iterable[str]) -> None:
-    """Check that timm knows every model.
+    """Check that timm knows every model, its tag included.
 
     Raises:
         LskdError: for an unknown one, with the nearest name.
     """
     with needs_study_extra():
-        import timm
+        from timm_ls_kd.models import check_model_name
     for model in dict.fromkeys(models):
-        if model.startswith(("hf-hub:", "local-dir:")) or timm.is_model(model):
-            continue
-        near = difflib.get_close_matches(model, timm.list_models(), n=1)
-        mend = f"did you mean {near[0]!r}?" if near else "timm.list_models() lists them"
-        raise LskdError(f"timm has no model {model!r}; {mend}")
+        check_model_name(model, "model")
 
 
 def check_output(folder: Path, name: str) -> None:

@@ -126,8 +126,9 @@ class Finding:
     @property
     def changed_by_holm(self) -> bool:
         """Whether the interval excludes zero, but the correction for several claims took the verdict back."""
-        known = self.interval is not None and self.interval.p_value < 1 - LEVEL
-        return known and self.verdict == "cannot tell"
+        if self.interval is None or self.interval.seeds < 2:
+            return False
+        return self.interval.p_value < 1 - LEVEL and self.verdict == "cannot tell"
 
 
 def settings(results: Results) -> list[Setting]:
@@ -153,8 +154,9 @@ def judge(results: Results) -> list[Finding]:
 
 
 def _decide(drafts: Sequence[tuple[Claim, Setting, Interval | None, str]]) -> list[Finding]:
+    # One seed allows no verdict, so it is no test either and costs the others nothing.
     family = [
-        interval.p_value if interval is not None and claim.direction else math.nan
+        interval.p_value if interval is not None and interval.seeds > 1 and claim.direction else math.nan
         for claim, _, interval, _ in drafts
     ]
     return [
@@ -164,10 +166,13 @@ def _decide(drafts: Sequence[tuple[Claim, Setting, Interval | None, str]]) -> li
 
 
 def verdict(claim: Claim, interval: Interval | None, adjusted_p: float) -> Verdict | None:
-    """Return the verdict on a claim; None for a part that is no claim of the paper."""
+    """Return the verdict on a claim; None for a part that is no claim of the paper.
+
+    One seed is never enough: its interval leaves out what seeds vary.
+    """
     if not claim.direction:
         return None
-    if interval is None or not interval.known or not adjusted_p < 1 - LEVEL:
+    if interval is None or interval.seeds < 2 or not interval.known or not adjusted_p < 1 - LEVEL:
         return "cannot tell"
     return "supported" if interval.estimate * claim.direction > 0 else "contradicted"
 

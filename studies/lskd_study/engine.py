@@ -13,6 +13,7 @@ from typing import IO
 
 from lskd import LskdError
 from lskd_study.checks import check_data_folder, check_models, check_output, check_snakemake_options
+from lskd_study.ecosystems import timm
 from lskd_study.extras import require_study_extra
 from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
 from lskd_study.recipes import find_study_file
@@ -79,6 +80,9 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     twice = [name for name, times in Counter(run.id for run in runs).items() if times > 1]
     if twice:
         raise LskdError(f"{path}: the same run is asked for twice ({twice[0]}); list each network once")
+    configs = {config: read_trainer_config(Path(config)) for _, config in [*teachers, *students]}
+    for run in {(run.config, run.role): run for run in runs}.values():
+        timm.check_config(configs[run.config], run.config, run.role)
     return Plan(
         title=study.title,
         study_file=study_file,
@@ -93,7 +97,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         seeds=study.seeds,
         threads=study.resources.threads,
         resources=study.resources.extra,
-        configs={config: read_trainer_config(Path(config)) for _, config in {*teachers, *students}},
+        configs=configs,
         runs=runs,
     )
 

@@ -29,6 +29,8 @@ from lskd_study.ecosystems import timm
 from lskd_study.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS, Plan, Run, write_text
 
 LOG = "train.log"
+# Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
+RERUN = "rerun"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,11 +127,11 @@ def _logged(run: Run, log: Path) -> Iterator[None]:
                     traceback.print_exc(file=file)
                 raise LskdError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
     except LskdError as error:
-        raise LskdError(f"{run.id} failed: {error}; the whole log is {log}") from error
+        raise LskdError(f"{run.id} failed: {str(error).rstrip('.')}; the whole log is {log}") from error
     except SystemExit as stop:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = lines[-1].removeprefix("timm: error: ") if lines else f"the trainer exited with {stop.code}"
-        raise LskdError(f"{run.id} failed: {reason}; the whole log is {log}") from stop
+        raise LskdError(f"{run.id} failed: {reason.rstrip('.')}; the whole log is {log}") from stop
 
 
 def _store_logits(plan: Plan, folder: Path) -> float:
@@ -174,6 +176,7 @@ def _record(
         "run": run.id,
         "role": run.role,
         "command": shlex.join(words),
+        "rerun_command": shlex.join(timm.command(plan, run, output=RERUN)),
         "cwd": plan.cwd,
         "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")},
         "settings": plan.settings(run),

@@ -62,6 +62,10 @@ def answer_sentence(results: Results, finding: Finding) -> str:
     students = len({run.model for run in results.plan.runs if run.role == "student"})
     basis = f"{_count(interval.seeds, 'seed')}, {_count(students, 'student')}"
     basis += f", {interval.samples} validation images"
+    if not results.plan.papers_loss:
+        basis += (
+            f", T\u00a0=\u00a0{finding.setting.temperature:g}, λ\u00a0=\u00a0{finding.setting.hard_weight:g}"
+        )
     size = number(abs(interval.estimate), 2)
     side = "higher" if interval.estimate >= 0 else "lower"
     other = (
@@ -72,7 +76,10 @@ def answer_sentence(results: Results, finding: Finding) -> str:
     body = f"students of {alpha} scored {size} points {side} in top-1 accuracy than students of {other}"
     if not interval.known:
         return f"On these data {body} ({basis}); no interval can be made: {interval.note}."
-    text = f"On these data {body} (95 % interval {interval_text(interval, 'points')}; {basis})"
+    over = " over the images alone" if interval.seeds == 1 else ""
+    text = f"On these data {body} (95 % interval{over} {interval_text(interval, 'points')}; {basis})"
+    if interval.seeds == 1:
+        return f"{text}. One seed: how much seeds vary is unknown, so no verdict is possible; add seeds."
     if finding.changed_by_holm:
         return (
             f"{text}. The interval alone excludes zero; corrected for the claims tested together it does not."
@@ -109,11 +116,11 @@ def render_page(
         answer=answer_sentence(results, findings[0]),
         findings=findings,
         several=len({finding.setting for finding in findings}) > 1,
-        tested=sum(bool(finding.claim.direction) and finding.interval is not None for finding in findings),
+        tested=sum(not math.isnan(finding.adjusted_p) for finding in findings),
         verdicts=VERDICTS,
         marks=MARKS,
         rows=rows,
-        varied=len({(s.temperature, s.hard_weight) for row in rows for s in row.students}) > 1,
+        varied=not plan.papers_loss,
         difference=difference,
         curves=curves,
         arms=list(enumerate(plan.smoothing)),

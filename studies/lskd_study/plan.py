@@ -84,6 +84,12 @@ class Plan:
         """The runs by name."""
         return {run.id: run for run in self.runs}
 
+    @property
+    def papers_loss(self) -> bool:
+        """Whether every student learns by the paper's own loss: soft labels alone, temperature 1."""
+        students = [run for run in self.runs if run.role == "student"]
+        return {(run.temperature, run.hard_weight) for run in students} <= {(1.0, 0.0)}
+
     def run(self, run_id: str) -> Run:
         """Return the run of that name.
 

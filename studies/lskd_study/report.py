@@ -70,7 +70,7 @@ def _curves(results: Results) -> list[Curves]:
         if not all(arms.values()):
             continue
         title = f"Student {model}, teacher {teacher}"
-        if len({kind[2:] for kind in kinds}) > 1:
+        if not plan.papers_loss:
             title += f", T = {t:g}, λ = {hard:g}"
         name = f"curves-{slug(model)}-of-{slug(teacher)}-T{t:g}-hard{hard:g}"
         save(curve_figure(arms, title), folder / name)

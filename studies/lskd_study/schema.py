@@ -1,6 +1,7 @@
 """The study file: what may stand in it. Errors name the file, the line and the nearest valid key."""
 
 import difflib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -129,9 +130,16 @@ def load_study(path: Path) -> Study:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or "not valid YAML"
         raise LskdError(f"{where}: {problem}; mend the YAML there") from error
+    except RecursionError:
+        raise LskdError(f"{path} is nested too deeply; write it out flat") from None
     if not isinstance(root, yaml.MappingNode):
         raise LskdError(f"{path}: a study file is a mapping of keys such as title, data, smoothing, seeds")
-    lines = _line_numbers(root, path)
+    try:
+        lines = _line_numbers(root, path)
+    except RecursionError:
+        raise LskdError(
+            f"{path}: an alias (*name) stands within its own anchor (&name); write it out"
+        ) from None
     try:
         return Study.model_validate(content)
     except ValidationError as error:
@@ -146,11 +154,15 @@ def read_trainer_config(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(content)  # as the plan will hold it
     except OSError as error:
         raise LskdError(f"cannot read the trainer's file {path} ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise LskdError(f"{path} is not valid YAML; it holds the trainer's options, one per line") from error
-    if not isinstance(content, dict):
+    except (TypeError, ValueError, RecursionError):
+        mend = "leave out dates, sets and an alias (*name) within its own anchor (&name)"
+        raise LskdError(f"{path} holds more than numbers, text, lists and mappings; {mend}") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise LskdError(f"{path} is not a mapping of the trainer's options")
     taken = sorted(RESERVED & {str(key).replace("-", "_") for key in content})
     if taken:

@@ -1,7 +1,9 @@
 """`lskd study` as a user runs it, in miniature: killed half way, gone on with, looked at."""
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,17 +123,21 @@ def test_the_recorded_command_and_curves_are_the_trainers_own(folder):
     top1 = (run.parents[1] / "runs.csv").read_text().split(name)[1].split("\n")[0].split(",")[7]
     assert float(top1) == pytest.approx(float(values["val_top1"]), abs=0.35)  # float16 may break a tie
 
-    words = job["command"].split()
-    words[words.index("--output") + 1] = "rerun"
-    environment = {**os.environ, **job["environment"]}
-    subprocess.run(
-        [sys.executable, "-m", "timm_ls_kd", *words[1:]],
+    # Verbatim from the page, as it would be pasted into a shell in that folder.
+    page = (run.parents[1] / "index.html").read_text()
+    shown = [html.unescape(text) for text in re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page)]
+    (command,) = [text for text in shown if text.endswith(f"--experiment {name}")]
+    assert command.endswith(job["rerun_command"])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    again = subprocess.run(
+        ["bash", "-c", command],
         cwd=folder,
-        env=environment,
-        check=True,
+        env={**os.environ, "PATH": path},
         capture_output=True,
+        text=True,
         timeout=200,
     )
+    assert again.returncode == 0, again.stderr
     rerun = (folder / "rerun" / name / "summary.csv").read_text()
     assert rerun == (run / "summary.csv").read_text()
 

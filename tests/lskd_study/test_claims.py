@@ -119,8 +119,16 @@ def test_one_seed_gives_the_samples_interval_but_none_for_losses(fake_study):
     found = judge(read_results(fake_study(effect=2.0, seeds=[0])))
     assert "seed" in found[0].interval.note
     assert found[0].interval.known
+    assert found[0].interval.p_value < 0.001
     assert not found[2].interval.known
-    assert found[2].verdict == "cannot tell"
+
+
+def test_one_seed_allows_no_verdict_and_is_no_test(fake_study):
+    found = judge(read_results(fake_study(effect=2.0, seeds=[0])))
+    claimed = [finding for finding in found if finding.claim.direction]
+    assert {finding.verdict for finding in claimed} == {"cannot tell"}
+    assert all(math.isnan(finding.adjusted_p) for finding in claimed)
+    assert not any(finding.changed_by_holm for finding in found)
 
 
 def test_a_quantity_that_was_not_logged_is_no_crash(fake_study):

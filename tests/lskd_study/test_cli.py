@@ -85,7 +85,11 @@ def test_errors_of_the_study_file_come_through(here, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teachers": [{"model": "test_resnett", "config": "t.yaml"}]}, "did you mean 'test_resnet'?"),
+        ({"teachers": [{"model": "test_resnett", "config": "t.yaml"}]}, "did you mean test_resnet"),
+        (
+            {"students": [{"model": "resnet18.nope", "config": "t.yaml"}]},
+            "unknown model 'resnet18.nope'; timm has",
+        ),
         (
             {"teachers": [{"model": "test_resnet", "config": "u.yaml"}]},
             "cannot read the trainer's file u.yaml",
@@ -102,6 +106,24 @@ def test_errors_of_the_study_file_come_through(here, capsys):
 def test_what_the_study_file_names_is_checked(here, capsys, changes, message):
     write(here, **changes)
     assert message in refused(capsys, here, "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epcohs: 3", "t.yaml: unknown key 'epcohs'; did you mean 'epochs'?"),
+        ("img-size: 32", "t.yaml: unknown key 'img-size'; did you mean 'img_size'?"),
+        ("zzzzz: 1", "t.yaml: unknown key 'zzzzz'; timm train.py --help lists them"),
+        ("epochs: many", "t.yaml: epochs must be a whole number, got 'many'"),
+        ("sched: zigzag", "t.yaml: sched must be one of"),
+        ("batch_size: 0", "t.yaml, as a teacher's file: --batch-size must be at least 1"),
+        ("bce_loss: true", "t.yaml, as a student's file: --bce-loss has no meaning with --kd-teacher"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_the_trainers_files_are_checked_by_the_trainers_parser(here, capsys, line, message, more):
+    (here / "t.yaml").write_text(f"epochs: 1\n{line}\n" if "epochs" not in line else f"{line}\n")
+    assert message in refused(capsys, here, "study.yaml", *more)
 
 
 def test_the_data_folder_is_checked(here, capsys):

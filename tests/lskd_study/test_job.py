@@ -73,6 +73,11 @@ def test_a_run_leaves_what_later_questions_need(study):
     folder = plan.folder(run)
     done = record(plan, run)
     assert done["command"].split() == ["timm", *trainer.calls[0]]
+    again = done["rerun_command"].split()
+    where = again.index("--output") + 1
+    assert again[where] == "rerun"
+    again[where] = str(Path(plan.output, "teachers"))
+    assert again == ["timm", *trainer.calls[0]]
     assert done["checkpoint"]["sha256"] == file_checksum(folder / CHECKPOINT)
     assert (done["seed"], done["resumed"], done["teacher"]) == (0, 0, None)
     assert done["settings"]["smoothing"] == 0.1
@@ -154,7 +159,9 @@ def test_a_teacher_without_weights_is_named(study):
     ("failure", "message"),
     [
         (SystemExit("timm: error: teacher at chance level"), "teacher at chance level"),
-        (LskdError("no such flag; drop it"), "no such flag; drop it"),
+        (LskdError("no such flag; drop it"), "no such flag; drop it; the whole log"),
+        (LskdError("no such flag (drop it)."), "no such flag (drop it); the whole log"),
+        (SystemExit("timm: error: no such file (mend it)."), "no such file (mend it); the whole log"),
         (RuntimeError("out of memory\nand more"), "RuntimeError: out of memory;"),
     ],
 )

@@ -1,4 +1,5 @@
 import csv
+import json
 import re
 from html.parser import HTMLParser
 
@@ -117,10 +118,58 @@ def test_with_one_arm_only_the_page_still_comes(fake_study):
 
 def test_one_seed_is_flagged(fake_study):
     plan = fake_study(effect=2.0, seeds=[0])
+    answer = write_report(plan)
+    assert answer.startswith("Cannot tell. ")
+    assert "(95 % interval over the images alone +" in answer
+    assert "1 seed, 2 students" in answer
+    end = ". One seed: how much seeds vary is unknown, so no verdict is possible; add seeds."
+    assert answer.endswith(end)
+    _, _, text = parse(plan)
+    assert "Bar: 95 % interval, over the images alone." in text
+    assert "corrected for" not in text
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperatures", 4.0), ("hard_weights", 0.5)])
+def test_one_setting_other_than_the_papers_is_named(fake_study, name, value):
+    answer = write_report(plan := fake_study(**{name: [value]}))
+    t, hard = (4, 0) if name == "temperatures" else (1, 0.5)
+    assert f"T\u00a0=\u00a0{t}, λ\u00a0=\u00a0{hard})" in answer
+    html, _, text = parse(plan)
+    assert '<th scope="col" class="n">λ</th>' in html
+    assert f"Student small, teacher big, T = {t}, λ = {hard}" in text
+    assert "plus λ times the cross-entropy with the hard labels" in text
+    assert "no hard labels" not in text
+
+
+def test_the_papers_own_loss_needs_no_columns(fake_study):
+    write_report(plan := fake_study())
+    html, _, text = parse(plan)
+    assert '<th scope="col" class="n">λ</th>' not in html
+    assert "alone: no hard labels, temperature 1. Results" in text
+    assert "trained without and with label smoothing" in text
+    assert "minus students of unsmoothed teachers, same seeds" in text
+
+
+def test_a_smoothed_baseline_is_not_called_unsmoothed(fake_study):
+    write_report(plan := fake_study(smoothing=[0.05, 0.1]))
+    _, _, text = parse(plan)
+    assert "trained with each label smoothing (α = 0.05, 0.1;" in text
+    assert "teachers with α = 0.1 minus students of teachers with α = 0.05, same seeds" in text.replace(
+        "\xa0", " "
+    )
+    assert "unsmoothed" not in text
+    assert "without and with" not in text
+    assert "not smoothed" not in text
+
+
+def test_the_page_shows_the_command_that_writes_elsewhere(fake_study):
+    plan = fake_study()
+    path = plan.folder(plan.runs[0]) / JOB
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rerun_command": "timm --output rerun"}))
     write_report(plan)
     _, _, text = parse(plan)
-    assert "how much seeds vary is unknown" in text
-    assert "1 seed, 2 students" in text
+    assert "OMP_NUM_THREADS=1 timm --output rerun" in text
+    assert f"--experiment {plan.runs[0].id}" not in text
 
 
 def test_several_settings_are_told_apart(fake_study):

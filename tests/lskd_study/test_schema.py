@@ -85,6 +85,29 @@ def test_a_file_that_is_no_mapping(tmp_path, text):
         load(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD + "x: &a [*a]\n", r"study.yaml: an alias .* within its own anchor"),
+        (GOOD.replace("title: A study", "title: &t {again: *t}"), "an alias .* within its own anchor"),
+        (GOOD + "x: " + 2000 * "[" + 2000 * "]", "nested too deeply"),
+    ],
+)
+def test_a_file_without_an_end_is_one_line(tmp_path, text, message):
+    with pytest.raises(LskdError, match=message) as caught:
+        load(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["model_kwargs: &a {x: *a}\n", "epochs: 2020-01-01\n", "mean: " + 2000 * "[" + 2000 * "]"]
+)
+def test_a_trainers_file_holds_plain_values_only(tmp_path, text):
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(LskdError, match=r"t.yaml holds more than numbers, text, lists and mappings"):
+        read_trainer_config(tmp_path / "t.yaml")
+
+
 def test_python_objects_are_not_built(tmp_path):
     with pytest.raises(LskdError, match=r"study.yaml:1: "):
         load(tmp_path, "title: !!python/object/apply:os.system ['true']\n")

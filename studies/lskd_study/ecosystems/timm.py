@@ -1,10 +1,13 @@
 """timm: the command line of a run, and its logs in the common vocabulary of columns."""
 
 import csv
+import difflib
 from pathlib import Path
+from typing import Any, Literal
 
 from lskd import LskdError
 from lskd_study.plan import CHECKPOINT, Plan, Run
+from lskd_study.schema import RESERVED
 
 SUMMARY = "summary.csv"
 CURVE_COLUMNS = (
@@ -21,8 +24,39 @@ CURVE_COLUMNS = (
 _VALIDATION = {"val_loss": "eval_loss", "val_top1": "eval_top1", "val_top5": "eval_top5"}
 
 
-def command(plan: Plan, run: Run) -> list[str]:
-    """Return the shell command of a run from scratch, paths relative to ``plan.cwd``."""
+def check_config(config: dict[str, Any], path: str, role: Literal["teacher", "student"]) -> None:
+    """Check a trainer's file with the trainer's own parser, before any run.
+
+    Raises:
+        LskdError: naming the file and the key that is unknown, of the wrong type or out of range.
+    """
+    from timm_ls_kd.arguments import kd_config
+    from timm_ls_kd.config_file import apply_config
+    from timm_ls_kd.trainer_arguments import check_ranges, create_parser
+
+    parser = create_parser()
+    valid = vars(parser.parse_args([])).keys() - RESERVED - {"config", "data"}
+    for key, value in config.items():
+        if apply_config(parser, {key: value}, path):
+            near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+            mend = f"did you mean {near[0]!r}?" if near else "timm train.py --help lists them"
+            raise LskdError(f"{path}: unknown key {key!r}; {mend}")
+    args = parser.parse_args([])
+    # What the study itself sets for every run; the file is not to blame for it.
+    args.smoothing = 0.0
+    args.kd_teacher = "teacher" if role == "student" else None
+    try:
+        check_ranges(args)
+        kd_config(args)
+    except LskdError as error:
+        raise LskdError(f"{path}, as a {role}'s file: {error}") from error
+
+
+def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
+    """Return the shell command of a run from scratch, paths relative to ``plan.cwd``.
+
+    ``output``: folder to make the run's folder in, instead of the study's own.
+    """
     folder = Path(plan.output, run.folder)
     words = ["timm", "train.py", plan.data, "--config", run.config, "--model", run.model]
     words += ["--num-classes", str(plan.num_classes), "--seed", str(run.seed)]
@@ -34,7 +68,7 @@ def command(plan: Plan, run: Run) -> list[str]:
         checkpoint = Path(plan.output, teacher.folder, CHECKPOINT)
         words += ["--kd-teacher", teacher.model, "--kd-teacher-checkpoint", str(checkpoint)]
         words += ["--kd-temperature", f"{run.temperature:g}", "--kd-hard-weight", f"{run.hard_weight:g}"]
-    return [*words, "--output", str(folder.parent), "--experiment", folder.name]
+    return [*words, "--output", output or str(folder.parent), "--experiment", folder.name]
 
 
 def train(arguments: list[str]) -> None:
