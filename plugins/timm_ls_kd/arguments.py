@@ -68,6 +68,11 @@ class KdConfig:
     teacher_kwargs: Mapping[str, Any] = field(default_factory=dict)
     preflight_samples: int = DEFAULT_PREFLIGHT_SAMPLES
 
+    def loss_arguments(self) -> dict[str, Any]:
+        """Return what the task's loss is made with."""
+        names = ("temperature", "temperature_squared", "hard_weight", "alpha", "convention")
+        return {name: getattr(self, name) for name in names}
+
 
 def add_kd_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the distillation group to `parser`; `--kd-temperature` is left alone where it exists already."""
@@ -120,8 +125,8 @@ def add_kd_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="resize the student's batch to N x N for the teacher (default: no resizing, "
-        "unless the teacher has a fixed input size)",
+        help="resize the student's batch to N x N for the teacher (default: the size that the run beside its "
+        "checkpoint, its pretrained weights or its fixed input size name; the student's where none does)",
     )
     group.add_argument(
         "--kd-teacher-kwargs",
@@ -149,7 +154,7 @@ def given_arguments(
     # argparse fills a default in only where the namespace has no such attribute yet.
     probe = argparse.Namespace(**dict.fromkeys(names, unset))
     parser.parse_known_args(list(argv), namespace=probe)
-    return {name for name in names if getattr(probe, name) is not unset or name in config}
+    return {name for name in names if getattr(probe, name) is not unset or config.get(name) is not None}
 
 
 def apply_kd_defaults(args: argparse.Namespace, given: set[str]) -> None:

@@ -23,6 +23,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise LskdError(f"config file {path} cannot be read ({error.strerror}); check the path.") from None
+    except RecursionError:
+        raise LskdError(f"config file {path} is nested too deeply; flatten it.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise LskdError(f"config file {path} is not valid YAML: {where}") from None
@@ -46,7 +48,8 @@ def apply_config(parser: argparse.ArgumentParser, config: dict[str, Any], path: 
     defaults = {}
     for key, value in config.items():
         if key in actions and key not in ("help", "config"):
-            defaults[key] = _converted(actions[key], value, path)
+            if value is not None:  # null: as if the key were not there
+                defaults[key] = converted(actions[key], value, path)
         elif key in UPSTREAM_ONLY:
             if value not in (UPSTREAM_ONLY[key], None):
                 raise LskdError(
@@ -61,14 +64,16 @@ def apply_config(parser: argparse.ArgumentParser, config: dict[str, Any], path: 
     return [f"{path}: unknown key{'s' * (len(unknown) > 1)} {', '.join(sorted(unknown))} ignored"]
 
 
-def _converted(action: argparse.Action, value: Any, path: str) -> Any:
-    """Bring a YAML value to what the same text on the command line would have given."""
+def converted(action: argparse.Action, value: Any, path: str) -> Any:
+    """Bring a YAML value to what the same text on the command line would have given.
+
+    Raises:
+        LskdError: a value of the wrong type, or none of the argument's choices.
+    """
 
     def refuse(expected: str) -> LskdError:
         return LskdError(f"{path}: {action.dest} must be {expected}, got {value!r}.")
 
-    if value is None or value == action.default:
-        return value
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise refuse("true or false")
@@ -86,13 +91,17 @@ def _converted(action: argparse.Action, value: Any, path: str) -> Any:
 
 def _scalar(action: argparse.Action, value: Any, refuse: Any) -> Any:
     wanted: Any = action.type or str
-    if isinstance(value, bool | list | dict) or (wanted is int and isinstance(value, float) and value % 1):
+    if (
+        value is None
+        or isinstance(value, bool | list | dict)
+        or (wanted is int and isinstance(value, float) and value % 1)
+    ):
         raise refuse({int: "a whole number", float: "a number"}.get(wanted, "text"))
     try:
         # YAML 1.1 reads 1e-4 as text; float() takes it as the number that was meant.
-        converted = wanted(value) if not isinstance(value, float) or wanted is not int else int(value)
-    except (TypeError, ValueError):
+        result = wanted(value) if not isinstance(value, float) or wanted is not int else int(value)
+    except (TypeError, ValueError, OverflowError):
         raise refuse({int: "a whole number", float: "a number"}.get(wanted, "text")) from None
-    if action.choices is not None and converted not in action.choices:
+    if action.choices is not None and result not in action.choices:
         raise refuse("one of " + ", ".join(repr(choice) for choice in action.choices))
-    return converted
+    return result

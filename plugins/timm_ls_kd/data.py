@@ -16,6 +16,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError
+from timm_ls_kd.models import one_line
 from timm_ls_kd.normalisation import Normalisation
 
 _COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
@@ -256,18 +257,27 @@ def create_loader(
         mixing: arguments for timm's `Mixup`, None: no mixing.
         mixing_off_epoch: first epoch without mixing, 0: none.
         erasing: `re_prob`, `re_mode`, `re_count` of random erasing.
+
+    Raises:
+        LskdError: timm cannot make the transform.
     """
     mean, std = normalisation.mean, normalisation.std
     erasing = erasing or {}
-    dataset.transform = create_transform(
-        tuple(input_size),
-        is_training=training,
-        use_prefetcher=prefetch,
-        mean=mean,
-        std=std,
-        **erasing,
-        **transform,
-    )
+    try:
+        dataset.transform = create_transform(
+            tuple(input_size),
+            is_training=training,
+            use_prefetcher=prefetch,
+            mean=mean,
+            std=std,
+            **erasing,
+            **transform,
+        )
+    except Exception as error:  # timm's parsers of policies raise whatever they like
+        policy = transform.get("auto_augment")
+        mend = f"check --aa {policy}" if policy else "check the arguments of cropping and augmentation"
+        kind = "training" if training else "validation"
+        raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {mend}.") from None
     sampler = EpochSampler(len(dataset), seed, rank, world_size, shuffle=training)
     loader: Any = DataLoader(
         SeededDataset(dataset, seed),

@@ -89,11 +89,7 @@ def create_task(
         task = LsKdTask(
             model,
             teacher,
-            temperature=kd.temperature,
-            temperature_squared=kd.temperature_squared,
-            hard_weight=kd.hard_weight,
-            alpha=kd.alpha,
-            convention=kd.convention,
+            **kd.loss_arguments(),
             device=device,
         )
         say(args, describe_targets(task.loss, args.num_classes, mixing))

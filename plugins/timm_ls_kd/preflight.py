@@ -115,8 +115,8 @@ def verdict(right: int, total: int, chance: float, name: str) -> str:
     if binomial_tail(right, total, chance) > SIGNIFICANCE:
         raise LskdError(
             f"teacher '{name}' is at chance: right on {accuracy}; "
-            "check its checkpoint, normalisation and class order "
-            "(--kd-preflight-samples 0 trains on it nevertheless)."
+            "check its checkpoint, normalisation, image size (--kd-teacher-img-size) and class order; "
+            "--kd-preflight-samples 0, in YAML kd_preflight_samples: 0, trains on it nevertheless."
         )
     return f"teacher '{name}': right on {accuracy}"
 

@@ -39,19 +39,22 @@ def check_writable(folder: Path) -> None:
         LskdError: something that is no folder is in the way, or it cannot be written.
     """
     existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise LskdError(
-            f"output folder {folder} cannot be made, {existing} is no folder; choose another --output."
-        )
     try:
-        with tempfile.TemporaryDirectory(dir=existing):  # permissions alone do not tell: full, quota, /proc
-            pass
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            raise LskdError(
+                f"output folder {folder} cannot be made, {existing} is no folder; choose another --output."
+            )
+        # Permissions alone do not tell: a full disk, a quota, /proc, a name that is too long.
+        with tempfile.TemporaryDirectory(dir=existing) as trial:
+            for part in folder.relative_to(existing).parts:
+                (Path(trial) / part).mkdir(exist_ok=True)
     except OSError as error:
+        where = f"{existing}: " if existing != folder else ""
         raise LskdError(
-            f"output folder {folder} cannot be written ({existing}: {error.strerror}); "
-            "choose another --output."
+            f"output folder {folder} cannot be written ({where}{error.strerror}); "
+            "choose another --output or --experiment."
         ) from None
 
 

@@ -1,5 +1,6 @@
 """timm training task: distil a teacher into a student."""
 
+import inspect
 import math
 from typing import Any
 
@@ -134,6 +135,10 @@ def prepare_distributed(task: TrainingTask, device_ids: list[Any] | None = None,
     module = task.trainable_module
     if next(module.parameters()).device.type == "cpu":
         device_ids = None
+    # True is the default of every torch, and naming it is deprecated where there is the newer argument.
+    if not ddp_kwargs.pop("broadcast_buffers", True):
+        known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+        ddp_kwargs["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
     task.trainable_module = nn.parallel.DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs)
 
 

@@ -1,6 +1,6 @@
 """The teacher: a frozen timm model that reads the student's batches in its own normalisation and size."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,19 @@ def create_teacher(
         model, settings, source = _pretrained(config, num_classes, in_chans)
     else:
         model, settings, source = _from_checkpoint(config, num_classes, in_chans)
-    data_config = timm.data.resolve_data_config(settings, model=model)
+    try:
+        data_config = timm.data.resolve_data_config(settings, model=model)
+    except (AssertionError, TypeError, ValueError):
+        raise LskdError(
+            f"args.yaml beside {config.checkpoint} names an image size, mean or std that timm cannot use; "
+            "repair it or move the checkpoint elsewhere."
+        ) from None
     channels = first_channels(model)
     return Teacher(
         model,
         Normalisation.of(data_config["mean"], data_config["std"], channels, source),
         student_norm,
-        image_size=_image_size(config, model),
+        image_size=_image_size(config, model, settings, data_config["input_size"]),
         dtype=None if config.teacher_dtype is None else getattr(torch, config.teacher_dtype),
         channels_last=channels_last,
         smoothing=_smoothing(settings),
@@ -252,13 +258,22 @@ def _arguments(config: KdConfig, settings: dict[str, Any]) -> dict[str, Any]:
     return {**input_arguments(config.teacher, settings), **config.teacher_kwargs}
 
 
-def _image_size(config: KdConfig, model: nn.Module) -> tuple[int, int] | None:
+def _image_size(
+    config: KdConfig, model: nn.Module, settings: dict[str, Any], trained_at: Sequence[int]
+) -> tuple[int, int] | None:
+    """Return the height and width to resize batches to; None: unknown, the teacher gets the student's."""
     if config.teacher_img_size is not None:
         return config.teacher_img_size, config.teacher_img_size
     pretrained_cfg = getattr(model, "pretrained_cfg", {})
-    if not pretrained_cfg.get("fixed_input_size"):
+    size: Sequence[int]
+    if pretrained_cfg.get("fixed_input_size"):
+        size = (
+            getattr(getattr(model, "patch_embed", None), "img_size", None)
+            or pretrained_cfg["input_size"][-2:]
+        )
+    elif config.checkpoint is None or "img_size" in settings or "input_size" in settings:
+        # Both null in a run's args.yaml: it was trained at the model's default, which timm has resolved.
+        size = trained_at[-2:]
+    else:
         return None
-    built_for = (
-        getattr(getattr(model, "patch_embed", None), "img_size", None) or pretrained_cfg["input_size"][-2:]
-    )
-    return int(built_for[0]), int(built_for[1])
+    return int(size[0]), int(size[1])

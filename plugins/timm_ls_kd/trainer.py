@@ -99,6 +99,9 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
     optimizer = parts.create_optimizer(args, model)
     start_epoch = _resume(args, task, optimizer, scaler)
     eval_model, eval_model_ema = _wrap(args, task, device)
+    updates = -(-len(loader) // args.grad_accum_steps)
+    # Tried on a stand-in: the run's folder may write the optimiser as resumed, before a schedule moves it.
+    _create_scheduler(args, torch.optim.SGD([torch.zeros(1)], lr=args.lr), updates)
     run = None
     if args.rank == 0:
         run = RunFolder(
@@ -113,12 +116,7 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
             amp_scaler=scaler,
             task=task,
         )
-    updates = -(-len(loader) // args.grad_accum_steps)
-    scheduler, epochs = create_scheduler_v2(
-        optimizer,
-        **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
-        updates_per_epoch=updates,
-    )
+    scheduler, epochs = _create_scheduler(args, optimizer, updates)
     if scheduler is not None and start_epoch > 0:
         if args.sched_on_updates:
             scheduler.step_update(start_epoch * updates)
@@ -220,6 +218,21 @@ def _precision(args: Namespace, device: torch.device) -> tuple[Autocast, Any]:
     autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
     needs_scaler = device.type == "cuda" and args.amp_dtype == "float16"
     return autocast, utils.NativeScaler(device=device.type) if needs_scaler else None
+
+
+def _create_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates: int) -> tuple[Any, int]:
+    """Create the schedule of the learning rate; return it and the number of epochs it lasts."""
+    try:
+        scheduler, epochs = create_scheduler_v2(
+            optimizer,
+            **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
+            updates_per_epoch=updates,
+        )
+    except Exception as error:  # assertions of many kinds
+        raise LskdError(
+            f"--sched {args.sched} cannot be created ({one_line(error)}); check the epochs and rates given."
+        ) from None
+    return scheduler, epochs
 
 
 def _resume(args: Namespace, task: Any, optimizer: torch.optim.Optimizer, scaler: Any) -> int:

@@ -9,9 +9,12 @@ from typing import Any, NoReturn
 from lskd import LskdError
 from timm_ls_kd.arguments import add_kd_arguments, apply_kd_defaults, given_arguments
 from timm_ls_kd.config_file import apply_config, read_config
+from timm_ls_kd.number_checks import check_numbers
 from timm_ls_kd.upstream_only import UPSTREAM_ONLY
 
 SCHEDULES = ("cosine", "tanh", "step", "multistep", "poly", "none")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 EVAL_METRICS = ("top1", "top5", "loss")
 
 # (flags, default, options, help)
@@ -48,7 +51,12 @@ _DATA: tuple[_Row, ...] = (
         "mean to subtract, of pixels in [0, 1] (default: the model's)",
     ),
     ("--std", None, {"type": float, "nargs": "+"}, "deviation to divide by (default: the model's)"),
-    ("--interpolation", "", {}, "resize method in validation (default: the model's)"),
+    (
+        "--interpolation",
+        "",
+        {"choices": ("", *INTERPOLATIONS)},
+        "resize method in validation (default: the model's)",
+    ),
     (
         "--crop-pct",
         None,
@@ -78,7 +86,7 @@ _MODEL: tuple[_Row, ...] = (
     ("--grad-checkpointing", False, {}, "save memory by computing activations again in the backward pass"),
     ("--channels-last", False, {}, "use the channels-last memory layout"),
     ("--torchcompile", None, {"nargs": "?", "const": "inductor", "metavar": "BACKEND"}, "compile the models"),
-    ("--torchcompile-mode", None, {}, "mode of torch.compile"),
+    ("--torchcompile-mode", None, {"choices": COMPILE_MODES}, "mode of torch.compile (default: its own)"),
 )
 _OPTIMISER: tuple[_Row, ...] = (
     ("--opt", "sgd", {}, "optimiser, any name that timm knows"),
@@ -116,7 +124,7 @@ _SCHEDULE: tuple[_Row, ...] = (
 )
 _AUGMENTATION: tuple[_Row, ...] = (
     ("--no-aug", False, {}, "train on the validation transform"),
-    ("--train-crop-mode", None, {}, "random crop mode of timm (rrc, rkrc, rkrr)"),
+    ("--train-crop-mode", None, {"choices": ("rrc", "rkrc", "rkrr")}, "random crop mode (default: rrc)"),
     ("--scale", [0.08, 1.0], {"type": float, "nargs": "+"}, "area of the random crop"),
     ("--ratio", [3.0 / 4.0, 4.0 / 3.0], {"type": float, "nargs": "+"}, "aspect ratio of the random crop"),
     ("--hflip", 0.5, {"type": float}, "probability of a horizontal flip"),
@@ -126,7 +134,12 @@ _AUGMENTATION: tuple[_Row, ...] = (
     ("--reprob", 0.0, {"type": float}, "probability of random erasing"),
     ("--remode", "pixel", {"choices": ("const", "rand", "pixel")}, "what erased pixels become"),
     ("--recount", 1, {"type": int}, "erased regions per image"),
-    ("--train-interpolation", "random", {}, "resize method in training"),
+    (
+        "--train-interpolation",
+        "random",
+        {"choices": ("", "random", *INTERPOLATIONS)},
+        "resize method in training",
+    ),
     ("--mixup", 0.0, {"type": float}, "alpha of mixup, 0: none"),
     ("--cutmix", 0.0, {"type": float}, "alpha of cutmix, 0: none"),
     ("--mixup-prob", 1.0, {"type": float}, "probability of mixing at all"),
@@ -191,6 +204,7 @@ def create_parser() -> argparse.ArgumentParser:
 
     parser = OneLineParser(
         prog="timm train.py",
+        allow_abbrev=False,  # an abbreviated --config would pass unread
         description="Train an image classifier with timm's parts, from labels or from a teacher.",
     )
     parser.add_argument(
@@ -218,9 +232,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         LskdError: an unknown flag, a value out of range, or a config file that cannot be used.
     """
     parser = create_parser()
-    config_only = OneLineParser(add_help=False, allow_abbrev=False)
-    config_only.add_argument("-c", "--config", default="")
-    path = config_only.parse_known_args(list(argv))[0].config
+    typed = parser.parse_known_args(list(argv))[0]
+    path = typed.config
     config = read_config(path) if path else {}
     warnings = apply_config(parser, config, path)
     args, unknown = parser.parse_known_args(list(argv))
@@ -229,16 +242,26 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for line in warnings:
         print(f"timm: warning: {line}", file=sys.stderr)
     apply_kd_defaults(args, given_arguments(parser, argv, config, ("kd_temperature", "smoothing")))
-    if args.data and args.data_dir and args.data != args.data_dir:
-        raise LskdError(f"two data folders are named, {args.data} and {args.data_dir}; give one.")
-    args.data_dir = args.data_dir or args.data
+    args.data_dir = _data_dir(typed, args)
     del args.data, args.config
     check_ranges(args)
     return args
 
 
+def _data_dir(typed: argparse.Namespace, args: argparse.Namespace) -> str | None:
+    """Return the data folder: what the command line names, under either name, beats the config file."""
+    for source in (typed, args):
+        named = [folder for folder in (source.data, source.data_dir) if folder]
+        if len(set(named)) > 1:
+            raise LskdError(f"two data folders are named, {named[0]} and {named[1]}; give one.")
+        if named:
+            return str(named[0])
+    return None
+
+
 def check_ranges(args: argparse.Namespace) -> None:
     """Refuse values that no training can use."""
+    check_numbers(args)
     for name in (
         "batch_size",
         "epochs",
@@ -246,6 +269,8 @@ def check_ranges(args: argparse.Namespace) -> None:
         "val_interval",
         "checkpoint_hist",
         "grad_accum_steps",
+        "lr_base_size",
+        "recount",
     ):
         if getattr(args, name) < 1:
             raise LskdError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
@@ -260,9 +285,6 @@ def check_ranges(args: argparse.Namespace) -> None:
         raise LskdError(f"mixup and cutmix pair images: --batch-size must be even, got {args.batch_size}.")
     if args.eval_metric != "loss" and not args.val_split:
         raise LskdError("without a validation split only --eval-metric loss can be tracked; add it.")
-    for name in ("scale", "ratio"):
-        if len(getattr(args, name)) != 2:
-            raise LskdError(f"--{name} takes a lower and an upper bound, got {getattr(args, name)}.")
 
 
 def _unknown(parser: argparse.ArgumentParser, word: str) -> str:

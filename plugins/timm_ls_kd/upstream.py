@@ -14,9 +14,9 @@ import torch
 import yaml
 from timm.task import TrainingTask
 
-from lskd import LskdError
+from lskd import CheckpointError, LskdError, load_teacher_weights
 from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
-from timm_ls_kd.config_file import read_config
+from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.models import check_model_name, first_channels, one_line
 from timm_ls_kd.normalisation import Normalisation
@@ -26,6 +26,8 @@ from timm_ls_kd.run_folder import check_writable
 from timm_ls_kd.task import LsKdTask, describe_targets
 from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
 
+# Upstream's arguments that mean something to us too.
+_SHARED = ("kd_temperature", "smoothing")
 OLDEST_TIMM = (1, 0, 27)
 MODULE_NAME = "train"  # what the script is imported as, by timm's own tests too
 # Everything that is used of the script; all of it is there from timm 1.0.27 on.
@@ -130,7 +132,11 @@ def _forget(before: ModuleType | None) -> None:
 def _extend_parser(module: Any, run: _Run) -> None:
     """Add our arguments, and make the script's `_parse_args` check them and record them in args.yaml."""
     parser = module.parser
+    upstreams = {action.dest for action in parser._actions}
     add_kd_arguments(parser)
+    own = {action.dest: action for action in parser._actions if action.dest not in upstreams}
+    own |= {action.dest: action for action in parser._actions if action.dest in _SHARED}
+    defaults = {name: action.default for name, action in own.items()}
 
     def error(message: str) -> NoReturn:
         raise LskdError(f"{message}; see timm {sys.argv[0]} --help.")
@@ -141,8 +147,15 @@ def _extend_parser(module: Any, run: _Run) -> None:
     def parse_args() -> tuple[Namespace, str]:
         path = module.config_parser.parse_known_args()[0].config
         config = read_config(path) if path else {}
-        given = given_arguments(parser, sys.argv[1:], config, ("kd_temperature", "smoothing"))
+        typed = given_arguments(parser, sys.argv[1:], {}, tuple(own))
+        given = given_arguments(parser, sys.argv[1:], config, _SHARED)
+        values = {
+            name: defaults[name] if config[name] is None else converted(action, config[name], path)
+            for name, action in own.items()
+            if name in config and name not in typed
+        }
         args, _ = parse()
+        vars(args).update(values)
         apply_kd_defaults(args, given)
         run.args, run.kd = args, kd_config(args)
         _check(args, run.kd)
@@ -164,7 +177,8 @@ def _check(args: Namespace, kd: KdConfig | None) -> None:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise LskdError(f"--device {args.device}: there is no CUDA device here; pass --device cpu.")
     check_writable(Path(args.output or "output/train") / (args.experiment or "."))
-    if kd is not None and not getattr(args, "input_key", None):
+    _check_checkpoints(args)
+    if not getattr(args, "input_key", None):
         splits = [split for split in (args.train_split, args.val_split) if split]
         check_data(
             args.dataset,
@@ -173,6 +187,21 @@ def _check(args: Namespace, kd: KdConfig | None) -> None:
             num_classes=args.num_classes,
             class_map=args.class_map,
         )
+
+
+def _check_checkpoints(args: Namespace) -> None:
+    """Refuse files of weights that are missing, damaged or would run code, before the script opens them."""
+    for flag, name in (("--resume", args.resume), ("--initial-checkpoint", args.initial_checkpoint)):
+        if not name:
+            continue
+        if not Path(name).is_file():
+            raise LskdError(f"{flag} {name}: there is no such file; check the path.")
+        if Path(name).suffix in (".npz", ".npy"):  # arrays, which timm reads without unpickling
+            continue
+        try:
+            load_teacher_weights(name, use_ema=False)
+        except CheckpointError as error:
+            raise CheckpointError(f"{flag}: {error}") from None
 
 
 def _watch(module: Any, run: _Run) -> None:
@@ -234,11 +263,7 @@ def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any])
     task = LsKdTask(
         model,
         teacher,
-        temperature=kd.temperature,
-        temperature_squared=kd.temperature_squared,
-        hard_weight=kd.hard_weight,
-        alpha=kd.alpha,
-        convention=kd.convention,
+        **kd.loss_arguments(),
         device=device,
         dtype=kwargs.get("dtype"),
     )

@@ -64,6 +64,7 @@ UPSTREAM_ONLY: dict[str, Any] = {
     "train_size_schedule_spread": 0.65,
     "train_size_random_mix": 0.1,
     "train_batches_per_epoch": None,
+    "train_steps_per_epoch": None,
     "variable_batch_loss_scale": "none",
     "naflex_loader": False,
     "naflex_train_seq_lens": [128, 256, 576, 784, 1024],

@@ -402,6 +402,8 @@ def test_upstream_in_two_processes_on_the_cpu(digits, tmp_path, kd):
         ("--kd-teacher-checkpoint nosuch.pth", ["nosuch.pth"]),
         ("--model resnet5O", ["resnet5O"]),
         ("--output /proc/nothing", ["/proc/nothing"]),
+        ("--resume nosuch.pth", ["--resume nosuch.pth", "no such file"]),
+        ("--initial-checkpoint nosuch.pth", ["--initial-checkpoint nosuch.pth", "no such file"]),
     ],
 )
 def test_upstream_bad_input(digits, tmp_path, kd, capsys, monkeypatch, arguments, words):
@@ -426,3 +428,82 @@ def test_upstream_bad_input(digits, tmp_path, kd, capsys, monkeypatch, arguments
     for word in words:
         assert word in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def refused_upstream(tmp_path, capsys, monkeypatch):
+    from timm_ls_kd import cli
+
+    def check(*arguments):
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        argv = [SCRIPT, "--model", "test_resnet", *UPSTREAM, "--output", tmp_path / "out", *arguments]
+        assert cli.main([str(word) for word in argv]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("timm: error: ")
+        assert not (tmp_path / "out").exists()
+        return line
+
+    return check
+
+
+@needs_script
+def test_upstream_bad_input_without_a_teacher(digits, tmp_path, refused_upstream):
+    assert "nosuch does not exist" in refused_upstream(tmp_path / "nosuch")
+    assert "no data folder" in refused_upstream()
+
+
+class RunsCode:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+@needs_script
+@pytest.mark.parametrize("flag", ["--resume", "--initial-checkpoint"])
+def test_upstream_refuses_checkpoints_that_run_code(digits, tmp_path, refused_upstream, flag):
+    malicious = tmp_path / "malicious.pth"
+    torch.save({"state_dict": RunsCode(tmp_path / "owned")}, malicious)
+    line = refused_upstream(digits, flag, malicious)
+    assert flag in line
+    assert "malicious.pth" in line
+    assert not (tmp_path / "owned").exists()
+
+
+@needs_script
+def test_upstream_config_with_null_and_wrong_types(digits, tmp_path, kd, refused_upstream):
+    config = tmp_path / "c.yaml"
+    options = [digits, *kd, "--config", config]
+    for text, word in {
+        "kd_preflight_samples: some": "kd_preflight_samples",
+        "kd_temperature: [1]": "kd_temperature must be a number",
+        "kd_temperature_squared: 3": "kd_temperature_squared must be true or false",
+        "smoothing_convention: mine": "smoothing_convention must be one of",
+    }.items():
+        config.write_text(text)
+        assert word in refused_upstream(*options)
+    config.write_text(
+        "smoothing: null\nsmoothing_convention: null\nkd_temperature: null\nkd_hard_weight: null\n"
+        "kd_preflight_samples: 48.0\nkd_teacher_kwargs: null\nkd_temperature_squared: null\n"
+    )
+    arguments = ["--epochs", 1, "--output", tmp_path, "--experiment", "run"]
+    result = run(SCRIPT, "--model", "test_resnet", *UPSTREAM, *options, *arguments)
+    assert result.returncode == 0, result.stderr
+    settings = yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())
+    expected = {"smoothing": 0.0, "smoothing_convention": "uniform", "kd_temperature": 1.0}
+    expected |= {"kd_hard_weight": 0.0, "kd_preflight_samples": 48, "kd_teacher_kwargs": {}}
+    assert {name: settings[name] for name in expected} == expected
+
+
+@needs_script
+def test_every_upstream_argument_is_known(monkeypatch):
+    from timm_ls_kd.trainer_arguments import create_parser
+    from timm_ls_kd.upstream import MODULE_NAME, load_script
+    from timm_ls_kd.upstream_only import UPSTREAM_ONLY
+
+    # The script puts a module of its name in place, and is to leave none behind.
+    monkeypatch.setitem(sys.modules, MODULE_NAME, sys)
+    theirs = {action.dest for action in load_script(Path(SCRIPT)).parser._actions}
+    ours = {action.dest for action in create_parser()._actions}
+    assert theirs - ours - UPSTREAM_ONLY.keys() == set()

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lskd import load_teacher_weights
+
 pytestmark = pytest.mark.integration
 
 
@@ -42,6 +44,23 @@ pytestmark = pytest.mark.integration
         ("--kd-temperature-squared", ["need --kd-teacher"]),
         ("--kd-teacher-checkpoint x.pth", ["needs --kd-teacher"]),
         ("extra", ["extra"]),
+        ("--conf nosuch.yaml", ["unknown flag --conf", "--config"]),
+        ("--aa garbage", ["--aa garbage", "training transform"]),
+        ("--interpolation foo", ["--interpolation", "foo", "bicubic"]),
+        ("--train-interpolation foo", ["--train-interpolation", "foo", "random"]),
+        ("--train-crop-mode foo", ["--train-crop-mode", "foo", "rrc"]),
+        ("--torchcompile eager --torchcompile-mode foo", ["--torchcompile-mode", "foo", "max-autotune"]),
+        ("--scale -1 0.5", ["--scale", "greater than 0", "-1.0 0.5"]),
+        ("--scale 0.5 0.2", ["--scale", "lower and an upper"]),
+        ("--ratio 0 0", ["--ratio", "greater than 0"]),
+        ("--ratio 1", ["--ratio", "lower and an upper"]),
+        ("--decay-epochs 0 --sched step", ["--decay-epochs", "greater than 0"]),
+        ("--start-epoch -5", ["--start-epoch", "-5"]),
+        ("--lr nan", ["--lr", "finite", "nan"]),
+        ("--std 0", ["--std", "greater than 0"]),
+        ("--hflip 2", ["--hflip", "[0, 1]"]),
+        ("--lr-base-size 0", ["--lr-base-size", "at least 1"]),
+        ("--input-size 3 0 32", ["--input-size", "greater than 0"]),
     ],
 )
 def test_arguments(train, tmp_path, arguments, words):
@@ -122,7 +141,7 @@ def test_checkpoint_files(train, tmp_path, teacher, flag):
     empty.touch()
     train("bad", *kd, flag, empty).assert_one_clear_line("empty.pth")
 
-    state = torch.load(teacher, weights_only=False)["state_dict"]
+    state = load_teacher_weights(teacher)
     other = {key: value for key, value in state.items() if not key.startswith("layer4")}
     torch.save(other, tmp_path / "other.pth")
     train("bad", *kd, flag, tmp_path / "other.pth").assert_one_clear_line("another architecture", "layer4")
@@ -138,7 +157,7 @@ def test_checkpoint_files(train, tmp_path, teacher, flag):
 
 
 def test_teacher_at_chance(train, tmp_path, kd, teacher):
-    state = torch.load(teacher, weights_only=False)["state_dict"]
+    state = load_teacher_weights(teacher)
     state["fc.weight"] = torch.zeros_like(state["fc.weight"])  # says the same class for every image
     torch.save(state, tmp_path / "chance.pth")
     chance = [*kd[:3], str(tmp_path / "chance.pth")]
@@ -204,6 +223,7 @@ def test_output_folders(train, timm_command, tmp_path, digits):
     (tmp_path / "file").touch()
     train("bad", "--output", tmp_path / "file").assert_one_clear_line("is no folder", "--output")
     train("bad", "--output", "/proc/nothing").assert_one_clear_line("/proc", "--output")
+    train("n" * 256).assert_one_clear_line("name too long", "--experiment")
     assert train("run", "--epochs", 1).status == 0
     before = (tmp_path / "runs" / "run" / "summary.csv").read_bytes()
     train("run", "--epochs", 1).assert_one_clear_line("holds a run already", "--resume")
@@ -222,6 +242,11 @@ def test_output_folders(train, timm_command, tmp_path, digits):
         ("jsd_loss: true", ["jsd_loss", "upstream train.py only"]),
         ("- a list", ["must map"]),
         ("lr: [0.1", ["not valid YAML"]),
+        ("amp: 0", ["amp must be true or false"]),
+        ("scale: [null, 1]", ["scale must be a number", "None"]),
+        ("workers: .inf", ["workers must be a whole number"]),
+        ("interpolation: foo", ["interpolation must be one of"]),
+        ("model_kwargs: " + "[" * 5000, ["nested too deeply"]),
     ],
 )
 def test_config_files(train, tmp_path, text, words):
@@ -246,3 +271,14 @@ def test_message_of_another_process_names_its_rank(timm_command, monkeypatch):
 def test_diverging_loss(train, tmp_path):
     result = train("bad", "--lr", "1e20", "--epochs", 2)
     result.assert_one_clear_line("the loss became", "lower --lr")
+
+
+def test_schedule_that_cannot_be_had_leaves_no_folder(train, tmp_path, monkeypatch):
+    from timm_ls_kd import trainer
+
+    def fail(*args, **kwargs):
+        raise AssertionError("no such schedule")
+
+    monkeypatch.setattr(trainer, "create_scheduler_v2", fail)
+    train("bad").assert_one_clear_line("--sched cosine", "no such schedule")
+    assert not (tmp_path / "runs").exists()

@@ -220,3 +220,20 @@ def test_epoch_metrics_are_means_over_samples(models, batch):
         assert value == pytest.approx(float(whole[name]), rel=1e-5)
     assert metrics["ce"] == pytest.approx(metrics["kl"] + metrics["teacher_entropy"], rel=1e-5)
     assert all(value != value for value in task.epoch_metrics().values())  # started anew
+
+
+@pytest.mark.parametrize("broadcast", [True, False])
+def test_distributing_uses_nothing_deprecated(models, broadcast):
+    import warnings
+
+    task = make_task(models)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
+            task.prepare_distributed(broadcast_buffers=broadcast)
+        wrapped = task.trainable_module
+        synced = getattr(wrapped, "forward_sync_buffers", None)
+        assert (wrapped.broadcast_buffers if synced is None else synced) is broadcast
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,57 @@
+"""The bundled trainer's command line and its YAML, without a run."""
+
+import pytest
+
+from lskd import LskdError
+from timm_ls_kd.trainer_arguments import create_parser, parse_arguments
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def with_config(tmp_path):
+    def parse(text, *argv):
+        path = tmp_path / "c.yaml"
+        path.write_text(text)
+        return parse_arguments(["--config", str(path), *argv])
+
+    return parse
+
+
+def test_null_is_as_if_the_key_were_not_there(with_config):
+    names = [action.dest for action in create_parser()._actions if action.dest not in ("help", "config")]
+    found = with_config("\n".join(f"{name}: null" for name in names))
+    assert vars(found) == vars(parse_arguments([]))
+
+
+def test_null_smoothing_is_not_asked_for(with_config):
+    found = with_config("smoothing: null\nkd_temperature: null\nkd_teacher: resnet18\n")
+    assert (found.smoothing, found.kd_temperature) == (0.0, 1.0)
+
+
+def test_whole_numbers_written_with_a_point(with_config):
+    found = with_config("seed: 42.0\nepochs: 7.0\nwarmup_lr: 0\ndecay_milestones: [90.0, 180, 270]\n")
+    assert [type(value) for value in (found.seed, found.epochs, found.warmup_lr)] == [int, int, float]
+    assert (found.seed, found.epochs, found.warmup_lr) == (42, 7, 0.0)
+    assert [type(value) for value in found.decay_milestones] == [int] * 3
+
+
+@pytest.mark.parametrize("typed", [["there"], ["--data-dir", "there"]])
+@pytest.mark.parametrize("text", ["data_dir: here", "data: here", "data: here\ndata_dir: elsewhere"])
+def test_the_command_lines_data_folder_beats_the_files(with_config, typed, text):
+    assert with_config(text, *typed).data_dir == "there"
+    if "elsewhere" not in text:
+        assert with_config(text).data_dir == "here"
+
+
+@pytest.mark.parametrize(
+    ("text", "typed"),
+    [("data: here\ndata_dir: elsewhere", []), ("{}", ["here", "--data-dir", "elsewhere"])],
+)
+def test_two_data_folders_in_one_place_are_refused(with_config, text, typed):
+    with pytest.raises(LskdError, match="two data folders are named, here and elsewhere"):
+        with_config(text, *typed)
+
+
+def test_arguments_that_timm_leaves_to_their_defaults_are_in_range():
+    parse_arguments(["--lr", "0", "--color-jitter", "0", "--start-epoch", "0", "--crop-pct", "1"])
