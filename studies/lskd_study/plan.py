@@ -8,7 +8,6 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
@@ -146,26 +145,19 @@ def expand(
     hard_weights: list[float],
 ) -> list[Run]:
     """Return all runs of the matrix, teachers first; networks are pairs (model, trainer's file)."""
-    return list(_expand(smoothing, seeds, teachers, students, temperatures, hard_weights))
-
-
-def _expand(
-    smoothing: list[float],
-    seeds: list[int],
-    teachers: list[tuple[str, str]],
-    students: list[tuple[str, str]],
-    temperatures: list[float],
-    hard_weights: list[float],
-) -> Iterator[Run]:
     # Seeds vary slowest, so that a study broken off holds whole pairs of arms.
     arms = list(product(seeds, teachers, smoothing))
-    for seed, (model, config), alpha in arms:
-        yield Run(_teacher_id(model, alpha, seed), "teacher", model, config, alpha, seed)
+    runs = [
+        Run(_teacher_id(model, alpha, seed), "teacher", model, config, alpha, seed)
+        for seed, (model, config), alpha in arms
+    ]
     settings = list(product(temperatures, hard_weights))
     for (seed, (teacher, _), alpha), (model, config), (t, hard) in product(arms, students, settings):
         name = f"student-{slug(model)}-of-{slug(teacher)}-smoothing{alpha:g}"
         run_id = f"{name}-T{t:g}-hard{hard:g}-seed{seed}"
-        yield Run(run_id, "student", model, config, alpha, seed, _teacher_id(teacher, alpha, seed), t, hard)
+        teacher_id = _teacher_id(teacher, alpha, seed)
+        runs.append(Run(run_id, "student", model, config, alpha, seed, teacher_id, t, hard))
+    return runs
 
 
 def _teacher_id(model: str, alpha: float, seed: int) -> str:
