@@ -5,11 +5,21 @@ Everything here is mathematics on tensors; what belongs to a trainer is in its p
 
 from typing import TYPE_CHECKING, Any
 
+from lskd._calibration import TemperatureFit, fit_temperature
 from lskd._checkpoints import file_checksum, load_teacher_weights
-from lskd._errors import CheckpointError, LskdError
+from lskd._class_means import (
+    class_confusion,
+    class_mean_probabilities,
+    minor_probabilities,
+    propose_classes,
+)
+from lskd._errors import CheckpointError, LskdError, one_line
+from lskd._logistic import smoothed_logistic_loss, smoothed_logistic_minimum
 from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
+from lskd._projection import ClusterDistances, ProjectionPlane, cluster_distances, projection_plane
 from lskd._targets import (
     Convention,
+    chance_like_mass,
     convert_alpha,
     smooth_targets,
     target_entropy,
@@ -18,35 +28,63 @@ from lskd._targets import (
 )
 
 if TYPE_CHECKING:
-    from lskd._stability import Definition, Stability, stability
+    from lskd._measures import TeacherMeasures, equivalent_smoothing, measure_teacher, target_probability
+    from lskd._stability import Definition, Stability, small_class_factor, stability
 
 __all__ = [
     "CheckpointError",
+    "ClusterDistances",
     "Convention",
     "Definition",
     "DistillationLoss",
     "DistillationTerms",
     "LossComponents",
     "LskdError",
+    "ProjectionPlane",
     "Rest",
     "Stability",
+    "TeacherMeasures",
+    "TemperatureFit",
     "TopK",
+    "chance_like_mass",
+    "class_confusion",
+    "class_mean_probabilities",
+    "cluster_distances",
     "convert_alpha",
     "distillation_terms",
+    "equivalent_smoothing",
     "file_checksum",
+    "fit_temperature",
     "load_teacher_weights",
+    "measure_teacher",
+    "minor_probabilities",
+    "one_line",
+    "projection_plane",
+    "propose_classes",
+    "small_class_factor",
     "smooth_targets",
+    "smoothed_logistic_loss",
+    "smoothed_logistic_minimum",
     "stability",
     "target_entropy",
     "target_mass",
+    "target_probability",
     "target_values",
 ]
+
+_WITH_TORCHMETRICS = {
+    **dict.fromkeys(("Definition", "Stability", "small_class_factor", "stability"), "lskd._stability"),
+    **dict.fromkeys(
+        ("TeacherMeasures", "equivalent_smoothing", "measure_teacher", "target_probability"), "lskd._measures"
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import torchmetrics when it is asked for: it takes longer than torch, and a loss does without it."""
-    if name not in ("Definition", "Stability", "stability"):
-        raise AttributeError(f"module 'lskd' has no attribute {name!r}")
-    from lskd import _stability
+    from importlib import import_module
 
-    return getattr(_stability, name)
+    module = _WITH_TORCHMETRICS.get(name)
+    if module is None:
+        raise AttributeError(f"module 'lskd' has no attribute {name!r}")
+    return getattr(import_module(module), name)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lskd._errors import CheckpointError
+from lskd._errors import CheckpointError, one_line
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, ModelEma and torch.compile
 _EMA_CONTAINERS = ("state_dict_ema", "model_ema")
@@ -31,12 +31,36 @@ _HARMLESS += [(multiarray.scalar, "numpy.core.multiarray.scalar")]  # as numpy 1
 _HARMLESS += [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
 
 
+class _Inert:
+    """Stands in for what a file names: takes whatever it is called with, or given as state; does nothing."""
+
+    def __new__(cls, *_: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+# mmengine stores its training log beside the weights: arrays, and methods looked up by getattr. Nothing of
+# these is needed, so nothing of them runs: the names mean the stand-in while a file is read.
+_HARMLESS.append(_Inert)
+_HARMLESS += [
+    (_Inert, name)
+    for name in (
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "builtins.getattr",
+        "numpy.ndarray",
+        "numpy._core.multiarray._reconstruct",
+        "numpy.core.multiarray._reconstruct",
+    )
+]
+
+
 def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Tensor]:
     """Return the weights of a checkpoint by name, on the CPU.
 
-    Understands bare state dicts, the layouts of timm's and most ``train.py`` scripts (``state_dict``,
-    ``state_dict_ema``, ``model``, ``model_ema``), the prefixes of DataParallel and ``torch.compile``, and
-    safetensors. Pickled files are read by torch's ``weights_only`` loader.
+    Understands bare state dicts, the layouts of timm's, mmengine's and most ``train.py`` scripts
+    (``state_dict``, ``state_dict_ema``, ``model``, ``model_ema``), the prefixes of DataParallel and
+    ``torch.compile``, and safetensors. Pickled files are read by torch's ``weights_only`` loader.
 
     Args:
         path: a ``.safetensors`` file, or anything that ``torch.save`` wrote.
@@ -90,9 +114,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read as safetensors: {_one_line(error)}"
-        ) from None
+        raise CheckpointError(f"checkpoint {path} cannot be read as safetensors: {one_line(error)}") from None
 
 
 def _read_torch(path: Path) -> Any:
@@ -121,11 +143,6 @@ def _read_torch(path: Path) -> Any:
         raise CheckpointError(
             f"checkpoint {path} is damaged or no checkpoint; copy or save it again"
         ) from None
-
-
-def _one_line(error: Exception, most: int = 160) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:

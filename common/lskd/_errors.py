@@ -7,3 +7,13 @@ class LskdError(Exception):
 
 class CheckpointError(LskdError):
     """A file of weights that is missing, damaged, unsafe or not what it should be."""
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """Fold an exception's text into one line of at most ``limit`` characters.
+
+    >>> one_line(ValueError("not\\n  good"))
+    'not good'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -73,7 +73,7 @@ class Reference:
             if definition == "target_std" and len(rows) >= 2:
                 own = rows[:, c]
                 values[c] = np.sqrt(((own - own.mean()) ** 2).sum() / (len(own) - 1))
-            elif definition == "vector_l2" and len(rows):
+            elif definition == "vector_l2" and len(rows) >= 2:
                 values[c] = np.mean([np.sqrt(((row - rows.mean(0)) ** 2).sum()) for row in rows])
             elif definition == "between_vector_l2" and len(rows):
                 values[c] = np.sqrt(((rows.mean(0) - probabilities.mean(0)) ** 2).sum())

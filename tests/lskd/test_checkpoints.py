@@ -5,8 +5,11 @@ import os
 import pickle
 import random
 import re
+import sys
+import types
 import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -406,3 +409,56 @@ def test_checksum_of_what_cannot_be_read(tmp_path, name):
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
         file_checksum(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+class HistoryBuffer:
+    """As mmengine's: arrays, and methods that pickle looks up with getattr."""
+
+    def __init__(self):
+        self.values = np.arange(3.0)
+        self.methods = {"mean": HistoryBuffer.mean}
+
+    def mean(self):
+        return self.values.mean()
+
+
+@pytest.fixture
+def mmengine_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(HistoryBuffer, "__module__", "mmengine.logging.history_buffer")
+    package = types.ModuleType("mmengine.logging.history_buffer")
+    package.HistoryBuffer = HistoryBuffer
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    path = tmp_path / "epoch_1.pth"
+    hub = {"log_scalars": {"train/loss": HistoryBuffer()}, "runtime_info": {}}
+    torch.save({"meta": {"epoch": 1}, "state_dict": make_weights(), "message_hub": hub}, path)
+    monkeypatch.undo()
+    return path
+
+
+def test_training_log_of_mmengine(mmengine_checkpoint):
+    assert_weights(load_teacher_weights(mmengine_checkpoint))
+
+
+def test_getattr_in_a_file_leads_nowhere(tmp_path):
+    """The name is known to the reader, for mmengine's sake; what it stands for looks up nothing."""
+
+    class Looked:
+        def __call__(self, *_): ...
+
+        def __reduce__(self):
+            return getattr, (OrderedDict, "fromkeys")
+
+    class Called:
+        def __reduce__(self):
+            return Looked(), ("ab",)
+
+    path = tmp_path / "teacher.pth"
+    torch.save({"state_dict": make_weights(), "extra": Looked()}, path)
+    assert_weights(load_teacher_weights(path))
+    torch.save({"state_dict": {"w": Looked()}}, path)
+    assert "no weights by name" in refusal(path)
+    torch.save({"state_dict": make_weights(), "extra": Called()}, path)
+    assert torch.load(path, weights_only=False)["extra"] == {"a": None, "b": None}
+    refusal(path)
