@@ -1,1 +1,1 @@
-"""The place of the mmcls plugin. Nothing is here yet; `lskd doctor` says so."""
+"""Adapter to mmcls: evaluation of its models. Training with it is to come; `lskd doctor` says so."""

@@ -15,8 +15,7 @@ from timm.data import FastCollateMixup, Mixup, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from lskd import LskdError
-from timm_ls_kd.models import one_line
+from lskd import LskdError, one_line
 from timm_ls_kd.normalisation import Normalisation
 
 _COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples

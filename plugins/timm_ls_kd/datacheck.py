@@ -31,6 +31,8 @@ def check_data(
     *,
     num_classes: int | None = None,
     class_map: str = "",
+    open_images: bool = True,
+    split_options: str = "--train-split or --val-split",
 ) -> None:
     """Check the data folder of a run; named data sets ('torch/cifar10') are left to timm.
 
@@ -40,6 +42,8 @@ def check_data(
         splits: the splits that will be read.
         num_classes: class count of the model; None: not compared.
         class_map: file that maps class names to labels; with it not every folder must have images.
+        open_images: look into some of the images too.
+        split_options: how the user names a split, for messages.
 
     Raises:
         LskdError: missing or empty folder, no folder for a split, a class without images, splits with
@@ -58,7 +62,7 @@ def check_data(
         return
     classes: dict[str, dict[str, list[Path]]] = {}
     for split in splits:
-        folder = _split_folder(root, split)
+        folder = _split_folder(root, split, split_options)
         classes[split] = _class_images(folder, strict=not class_map)
     if not class_map:
         _compare_classes(classes, root)
@@ -68,10 +72,11 @@ def check_data(
                 f"data folder {root} has {len(names)} classes, the model {num_classes}; "
                 f"pass --num-classes {len(names)}."
             )
-    _check_readable([path for images in classes.values() for paths in images.values() for path in paths])
+    if open_images:
+        _check_readable([path for images in classes.values() for paths in images.values() for path in paths])
 
 
-def _split_folder(root: Path, split: str) -> Path:
+def _split_folder(root: Path, split: str, options: str) -> Path:
     name = split.partition("[")[0]
     candidates: list[str] = [name, *next((names for names in _SYNONYMS if name in names), ())]
     for candidate in candidates:
@@ -83,7 +88,7 @@ def _split_folder(root: Path, split: str) -> Path:
         )
     raise LskdError(
         f"data folder {root} has no folder for the split '{split}' (looked for {', '.join(candidates)}); "
-        "name it by --train-split or --val-split."
+        f"name it by {options}."
     )
 
 

@@ -1,17 +1,31 @@
-"""What a trained run says about its validation images."""
+"""What a trained model says about the images of a split."""
 
 from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lskd import LskdError
+from lskd import LskdError, one_line
 from timm_ls_kd import inputs
-from timm_ls_kd.config_file import read_config
-from timm_ls_kd.models import create, input_arguments, load_weights
+from timm_ls_kd.config_file import read_config, settings_beside
+from timm_ls_kd.data import Loader
+from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.models import (
+    classifier_names,
+    create,
+    fit_weights,
+    input_arguments,
+    load_weights,
+    read_weights,
+)
+from timm_ls_kd.torchvision_models import PREFIX, create_torchvision, linear_classifier
+
+# Numbers of the samples, logits, labels, features where they were asked for.
+Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,112 @@ class Evaluation:
     logits: Tensor
     labels: Tensor
     keys: list[str]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers to the images of a split, computed while they are taken.
+
+    Attributes:
+        batches: of this process's share; `(B,)` positions in the data set, `(B, K)` logits, `(B,)` labels and
+            `(B, D)` features, the input of the classifier, or None.
+        samples: N, of the whole split.
+        num_classes: K.
+        keys: names of the N images, as in `Evaluation`.
+        class_names: names of the K classes, where the data has them.
+        templates: `(K, D)`, the classifier's weight, with features only.
+    """
+
+    batches: Iterable[Batch]
+    samples: int
+    num_classes: int
+    keys: list[str]
+    class_names: list[str] | None
+    templates: Tensor | None
+
+
+def evaluate_model(
+    name: str,
+    checkpoint: Path | None,
+    data_dir: Path | None,
+    split: str = "validation",
+    *,
+    features: bool = False,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    interpolation: str | None = None,
+    dataset: str = "",
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    amp: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Answers:
+    """Ask a model about a split, through its own validation transform.
+
+    Image size, cropping, normalisation and interpolation are those of the run beside the checkpoint
+    (args.yaml) where it is a run of this model, and the model's own defaults elsewhere; what is given here
+    comes before both.
+
+    Args:
+        name: timm's, or `torchvision:NAME`.
+        checkpoint: weights, the averaged ones where it has some; None: timm's pretrained weights.
+        data_dir: data folder.
+        split: its split.
+        features: give the input of the classifier and its weight too.
+        num_classes: None: the run's, or as many as the checkpoint's classifier has.
+        img_size: height and width.
+        crop_pct: part of the resized image that is looked at.
+        mean: per channel.
+        std: per channel.
+        interpolation: of the resize.
+        dataset: timm's data set name, `''` for folders.
+        batch_size: of this process.
+        workers: loading processes.
+        device: where to compute; None: CUDA where there is one.
+        amp: mixed precision: float16 on CUDA, bfloat16 on CPU.
+        rank: of this process.
+        world_size: number of processes; process r is asked about every world_size-th image from the r-th on.
+
+    Raises:
+        LskdError: an unknown model, weights that cannot be had or do not fit, data that cannot be read or has
+            other classes, features of a model without a linear classifier.
+    """
+    given = {
+        "img_size": img_size,
+        "crop_pct": crop_pct,
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if name.startswith(PREFIX):
+        model, settings = create_torchvision(name.removeprefix(PREFIX), checkpoint, num_classes)
+        settings |= given
+    else:
+        settings = {} if checkpoint is None else settings_beside(checkpoint, name)
+        settings = _overlaid(settings, given)
+        model = _create(name, checkpoint, settings, num_classes)
+    settings |= {
+        "dataset": dataset,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "batch_size": batch_size,
+        "validation_batch_size": None,
+        "workers": workers,
+    }
+    check_data(
+        dataset,
+        settings["data_dir"],
+        [split],
+        class_map=settings.get("class_map") or "",
+        open_images=False,
+        split_options="--split",
+    )
+    return _ask(model, name, settings, split, features, device, amp, rank, world_size)
 
 
 def collect_logits(
@@ -58,42 +178,182 @@ def collect_logits(
     if settings["data_dir"] is None or not Path(settings["data_dir"]).exists():
         raise LskdError(f"data folder {settings['data_dir']} does not exist; give data_dir.")
     split = split or settings.get("val_split") or "validation"
-    model = create(
-        settings["model"],
+    name = settings["model"]
+    model = _create_run(name, settings, settings.get("num_classes"))
+    load_weights(model, f"model '{name}'", str(run_dir / checkpoint))
+    found = _ask(model, name, settings, split, device=device)
+    logits, labels = [], []
+    for _, some_logits, some_labels, _ in found.batches:
+        logits.append(some_logits.float().cpu())
+        labels.append(some_labels.cpu())
+    return Evaluation(torch.cat(logits).clone(), torch.cat(labels).long().clone(), found.keys)
+
+
+def _overlaid(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Put given values before a run's; of its two ways to name a size the one that is given counts."""
+    result = {**settings, **given}
+    if "img_size" in given and result.get("input_size"):
+        result["in_chans"] = inputs.input_channels(settings)
+        result["input_size"] = None
+    return result
+
+
+def _create(
+    name: str, checkpoint: Path | None, settings: Mapping[str, Any], num_classes: int | None
+) -> nn.Module:
+    if checkpoint is None:
+        return create(
+            name,
+            "model",
+            extra=input_arguments(name, settings),
+            mend="give weights with --checkpoint FILE",
+            pretrained=True,
+            num_classes=num_classes,
+        )
+    weights = read_weights(str(checkpoint))
+    classes = num_classes or settings.get("num_classes")
+    model = _create_run(name, settings, classes)
+    if classes is None:
+        rows = {len(weights[key]) for c in classifier_names(model) if (key := f"{c}.weight") in weights}
+        if len(rows) == 1 and rows != {cast(Any, model).num_classes}:
+            model = _create_run(name, settings, rows.pop())
+    fit_weights(model, f"model '{name}'", str(checkpoint), weights)
+    return model
+
+
+def _create_run(name: str, settings: Mapping[str, Any], num_classes: int | None) -> nn.Module:
+    return create(
+        name,
         "model",
         pretrained=False,
-        num_classes=settings.get("num_classes"),
+        num_classes=num_classes,
         in_chans=inputs.input_channels(settings),
         global_pool=settings.get("gp"),
-        extra=input_arguments(settings["model"], settings),
+        extra=input_arguments(name, settings),
     )
-    load_weights(model, f"model '{settings['model']}'", str(run_dir / checkpoint))
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model.to(where).eval()
+
+
+def _ask(
+    model: nn.Module,
+    name: str,
+    settings: Mapping[str, Any],
+    split: str,
+    features: bool = False,
+    device: torch.device | str | None = None,
+    amp: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Answers:
+    classes = int(cast(Any, model).num_classes)
+    classifier = _linear_classifier(model, name) if features else None
     data = inputs.resolve_data(settings, model)
-    dataset = inputs.open_dataset(settings, split, data.input_size[0], int(cast(Any, model).num_classes))
-    names = _keys(dataset, Path(settings["data_dir"]), split)
+    dataset = inputs.open_dataset(settings, split, data.input_size[0], None)
+    class_names = _class_names(dataset, settings, split, name, classes)
+    keys = _keys(dataset, settings["data_dir"], split)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options = Namespace(
-        batch_size=settings.get("validation_batch_size") or settings["batch_size"],
+        validation_batch_size=settings.get("validation_batch_size"),
+        batch_size=settings["batch_size"],
         workers=settings["workers"],
         pin_mem=False,
         no_prefetcher=False,
     )
-    logits, labels = [], []
-    with torch.inference_mode():
-        for images, targets in inputs.eval_loader(dataset, data, options, where):
-            output = model(images)
-            logits.append((output[0] if isinstance(output, tuple | list) else output).float().cpu())
-            labels.append(targets.cpu())
-    return Evaluation(torch.cat(logits).clone(), torch.cat(labels).long().clone(), names)
+    loader = inputs.eval_loader(dataset, data, options, where, rank, world_size)
+    model.to(where).eval()
+    return Answers(
+        _batches(model, name, loader, classifier, amp),
+        len(dataset),
+        classes,
+        keys,
+        class_names,
+        None if classifier is None else classifier.weight.detach().float().cpu(),
+    )
 
 
-def _keys(dataset: object, data_dir: Path, split: str) -> list[str]:
+def _batches(
+    model: nn.Module, name: str, loader: Loader, classifier: nn.Linear | None, amp: bool
+) -> Iterator[Batch]:
+    entered: list[Tensor] = []
+    hook = classifier and classifier.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    indices = iter(loader.sampler)
+    try:
+        for images, labels in loader:
+            entered.clear()
+            # Within the loop: a generator's context would hold for whoever takes the batches.
+            with torch.inference_mode(), torch.autocast(images.device.type, enabled=amp):
+                logits = _forward(model, name, images)
+            features = entered[-1].float() if entered else None
+            if features is not None and features.ndim != 2:
+                raise LskdError(
+                    f"model '{name}' has no features of one vector an image; choose another model"
+                )
+            numbers = torch.tensor([next(indices) for _ in range(len(labels))])
+            yield numbers, logits.float(), labels, features
+    finally:
+        if hook:
+            hook.remove()
+
+
+def _forward(model: nn.Module, name: str, images: Tensor) -> Tensor:
+    try:
+        output = model(images)
+    except torch.OutOfMemoryError:
+        raise LskdError(
+            f"model '{name}': a batch of {len(images)} does not fit the GPU; use a smaller one"
+        ) from None
+    except (RuntimeError, AssertionError, ValueError) as error:
+        shape = " x ".join(str(size) for size in images.shape[1:])
+        raise LskdError(
+            f"model '{name}' cannot process {shape} images ({one_line(error)}); "
+            "give the size that it was trained on with --img-size"
+        ) from None
+    logits = output[0] if isinstance(output, tuple | list) else output
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise LskdError(f"model '{name}' does not return logits (batch, classes); name a classifier")
+    return logits
+
+
+def _linear_classifier(model: nn.Module, name: str) -> nn.Linear:
+    if hasattr(model, "pretrained_cfg"):
+        names = classifier_names(model)
+        module = model.get_submodule(names[0]) if len(names) == 1 else None
+    else:
+        module = linear_classifier(model)
+    if not isinstance(module, nn.Linear) or module.out_features != cast(Any, model).num_classes:
+        raise LskdError(
+            f"model '{name}' has no single linear classifier, so no templates; choose another model"
+        )
+    return module
+
+
+def _class_names(
+    dataset: object, settings: Mapping[str, Any], split: str, name: str, classes: int
+) -> list[str] | None:
+    """Return the classes' names, where there is one for each.
+
+    Raises:
+        LskdError: for other labels than the model has classes.
+    """
+    ids: Mapping[str, int] = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
+    if not ids:
+        return None
+    count = max(ids.values()) + 1
+    # A map of class names says which class is which; without one, fewer folders than classes are misnumbered.
+    if count > classes or (count < classes and not settings.get("class_map")):
+        raise LskdError(
+            f"split '{split}' of {settings['data_dir'] or settings['dataset']} has {count} classes, "
+            f"model '{name}' {classes}; give the model and the data that belong together"
+        )
+    names = {number: text for text, number in ids.items()}
+    return [str(names[c]) for c in range(classes)] if len(names) == len(ids) == classes else None
+
+
+def _keys(dataset: object, data_dir: str | None, split: str) -> list[str]:
     filenames = getattr(dataset, "filenames", None)
     if filenames is None:
         return [f"{split}/{index}" for index in range(len(dataset))]  # type: ignore[arg-type]
+    root = Path(data_dir or "")
     paths = [Path(name) for name in filenames(absolute=True)]
     return [
-        path.relative_to(data_dir).as_posix() if path.is_relative_to(data_dir) else path.as_posix()
-        for path in paths
+        path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix() for path in paths
     ]

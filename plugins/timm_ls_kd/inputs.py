@@ -9,9 +9,9 @@ import torch
 from timm.data import create_dataset, resolve_data_config
 from torch import nn
 
-from lskd import LskdError
+from lskd import LskdError, one_line
 from timm_ls_kd.data import Loader, create_loader
-from timm_ls_kd.models import first_channels, one_line
+from timm_ls_kd.models import first_channels
 from timm_ls_kd.normalisation import Normalisation
 
 
@@ -57,7 +57,7 @@ def resolve_data(settings: Mapping[str, Any], model: nn.Module) -> DataConfig:
 
 
 def open_dataset(
-    settings: Mapping[str, Any], split: str, channels: int, num_classes: int, training: bool = False
+    settings: Mapping[str, Any], split: str, channels: int, num_classes: int | None, training: bool = False
 ) -> Any:
     """Open a split of a run's data set.
 
@@ -79,11 +79,11 @@ def open_dataset(
         ) from None
     if isinstance(dataset, torch.utils.data.IterableDataset):
         raise LskdError(
-            f"data set '{settings['dataset']}' can only be streamed, which the bundled trainer does not do; "
-            "pass upstream's script: timm /path/to/train.py ..."
+            f"data set '{settings['dataset']}' can only be streamed, which is not done here; "
+            "to train, pass upstream's script: timm /path/to/train.py ..."
         )
     labels = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
-    if labels and max(labels.values()) >= num_classes:
+    if labels and num_classes is not None and max(labels.values()) >= num_classes:
         raise LskdError(
             f"split '{split}' of {settings['data_dir']} has labels up to {max(labels.values())}, the model "
             f"{num_classes} classes; pass --num-classes {max(labels.values()) + 1}."

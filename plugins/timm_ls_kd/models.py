@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
 
 
 def check_model_name(name: str, role: str) -> None:
@@ -33,8 +33,21 @@ def check_model_name(name: str, role: str) -> None:
     raise LskdError(f"unknown {role} '{name}': timm has no such model; {hint}")
 
 
-def create(name: str, role: str, extra: Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
-    """Call timm's `create_model`; arguments that are None are left to the model, `extra` are the user's own.
+def create(
+    name: str,
+    role: str,
+    extra: Mapping[str, Any] | None = None,
+    mend: str = "drop --pretrained, or give weights with --initial-checkpoint FILE",
+    **kwargs: Any,
+) -> nn.Module:
+    """Call timm's `create_model`; arguments that are None are left to the model.
+
+    Args:
+        name: timm's.
+        role: 'model' or 'teacher', for messages.
+        extra: the user's own arguments.
+        mend: what to do when the pretrained weights cannot be had.
+        **kwargs: for `create_model`.
 
     Raises:
         LskdError: unknown name, arguments that the model does not take, weights that cannot be had.
@@ -52,11 +65,6 @@ def create(name: str, role: str, extra: Mapping[str, Any] | None = None, **kwarg
         model: nn.Module = timm.create_model(name, **kwargs)
     except Exception as error:  # timm, the hub client and the models raise whatever they like
         if kwargs.get("pretrained"):
-            mend = (
-                "give the weights with --kd-teacher-checkpoint FILE"
-                if role == "teacher"
-                else "drop --pretrained, or give weights with --initial-checkpoint FILE"
-            )
             raise LskdError(
                 f"the pretrained weights of {role} '{name}' cannot be had ({one_line(error)}); {mend}."
             ) from None
@@ -87,11 +95,31 @@ def load_weights(model: nn.Module, name: str, path: str, use_ema: bool = True) -
         CheckpointError: missing, damaged or unsafe file; another architecture; another class count or
             number of input channels, with both numbers.
     """
+    fit_weights(model, name, path, read_weights(path, use_ema))
+
+
+def read_weights(path: str, use_ema: bool = True) -> dict[str, Tensor]:
+    """Read the weights in `path`.
+
+    Raises:
+        CheckpointError: missing, damaged or unsafe file.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's remarks on odd pickles would stand before our one line
-        weights = load_teacher_weights(path, use_ema=use_ema)
+        return load_teacher_weights(path, use_ema=use_ema)
+
+
+def fit_weights(model: nn.Module, name: str, path: str, weights: Mapping[str, Tensor]) -> None:
+    """Load weights that were read from `path` into `model`, all of them and nothing else.
+
+    Raises:
+        CheckpointError: another architecture, class count or number of input channels.
+    """
     wanted = model.state_dict()
     _check_head(model, weights, wanted, path)
+    # Files older than torch 0.4.1 lack these counts of batches, which nothing here reads.
+    counts = {key: value for key, value in wanted.items() if key.endswith(".num_batches_tracked")}
+    weights = {**counts, **weights}
     missing = sorted(wanted.keys() - weights.keys())
     unexpected = sorted(weights.keys() - wanted.keys())
     if missing or unexpected:
@@ -137,9 +165,3 @@ def first_channels(model: nn.Module) -> int:
         return channels
     size = getattr(model, "pretrained_cfg", {}).get("input_size") or (3,)
     return int(size[0])
-
-
-def one_line(error: BaseException, limit: int = 200) -> str:
-    """Fold an exception's text into one line of at most `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."

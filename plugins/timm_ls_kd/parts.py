@@ -10,12 +10,12 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.task import ClassificationTask
 from torch import nn
 
-from lskd import LskdError, convert_alpha, target_values
+from lskd import LskdError, convert_alpha, one_line, target_values
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.data import SeededDataset
 from timm_ls_kd.inputs import DataConfig, input_channels
 from timm_ls_kd.loops import say
-from timm_ls_kd.models import create, input_arguments, load_weights, one_line
+from timm_ls_kd.models import create, input_arguments, load_weights
 from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices
 from timm_ls_kd.task import LsKdTask, describe_targets, prepare_distributed
 from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher

@@ -10,8 +10,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from lskd import LskdError
-from timm_ls_kd.models import one_line
+from lskd import LskdError, one_line
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.teacher import Teacher
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lskd import Convention, LskdError, target_mass
 from timm_ls_kd.arguments import KdConfig
+from timm_ls_kd.config_file import settings_beside
+from timm_ls_kd.inputs import input_channels
 from timm_ls_kd.models import check_model_name, create, first_channels, input_arguments, load_weights
 from timm_ls_kd.normalisation import Normalisation
 
@@ -175,7 +176,13 @@ def _pretrained(config: KdConfig, num_classes: int, in_chans: int) -> tuple[nn.M
         raise LskdError(f"timm has no pretrained weights for teacher '{name}'; {mend}.")
     if known is not None:
         _check_counts(name, known.num_classes, num_classes, known.input_size[0], in_chans, mend)
-    model = create(name, "teacher", pretrained=True, extra=_arguments(config, {}))
+    model = create(
+        name,
+        "teacher",
+        mend="give the weights with --kd-teacher-checkpoint FILE",
+        pretrained=True,
+        extra=_arguments(config, {}),
+    )
     # num_classes was not passed: this head is the one that came with the weights.
     _check_counts(
         name, int(getattr(model, "num_classes", 0)), num_classes, first_channels(model), in_chans, mend
@@ -202,8 +209,8 @@ def _from_checkpoint(
     config: KdConfig, num_classes: int, in_chans: int
 ) -> tuple[nn.Module, dict[str, Any], str]:
     checkpoint = str(config.checkpoint)
-    settings = _run_settings(Path(checkpoint), config.teacher)
-    trained_channels = _channels(settings)
+    settings = settings_beside(Path(checkpoint), config.teacher)
+    trained_channels = input_channels(settings)
     if settings and trained_channels != in_chans:
         raise LskdError(
             f"teacher checkpoint {checkpoint} takes {trained_channels} input channels, "
@@ -224,32 +231,11 @@ def _from_checkpoint(
     return model, {}, "timm's default for this model"
 
 
-def _run_settings(checkpoint: Path, name: str) -> dict[str, Any]:
-    """Read the args.yaml that timm's trainers leave beside a checkpoint; {} when it is not this model's."""
-    try:
-        content = yaml.safe_load((checkpoint.parent / "args.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    if not isinstance(content, dict) or _architecture(content.get("model")) != _architecture(name):
-        return {}
-    return content
-
-
-def _architecture(name: object) -> str:
-    return str(name).partition(".")[0]
-
-
 def _smoothing(settings: dict[str, Any]) -> tuple[float, Convention] | None:
     alpha = settings.get("smoothing")
     if settings.get("kd_teacher") or not isinstance(alpha, float) or not 0 < alpha < 1:
         return None
     return alpha, "paper" if settings.get("smoothing_convention") == "paper" else "uniform"
-
-
-def _channels(settings: dict[str, Any]) -> int:
-    if settings.get("in_chans"):
-        return int(settings["in_chans"])
-    return int((settings.get("input_size") or (3,))[0])
 
 
 def _arguments(config: KdConfig, settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from timm.models import safe_model_name
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 
-from lskd import LskdError
+from lskd import LskdError, one_line
 from timm_ls_kd import inputs, parts
 from timm_ls_kd.arguments import KdConfig, kd_config
 from timm_ls_kd.data import seed_all
 from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.loops import say, train_one_epoch, validate
-from timm_ls_kd.models import check_model_name, load_weights, one_line
+from timm_ls_kd.models import check_model_name, load_weights
 from timm_ls_kd.run_folder import RunFolder, check_folder
 from timm_ls_kd.signals import Interrupted, stop_signals
 from timm_ls_kd.trainer_arguments import parse_arguments

@@ -14,11 +14,11 @@ import torch
 import yaml
 from timm.task import TrainingTask
 
-from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
 from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
 from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.datacheck import check_data
-from timm_ls_kd.models import check_model_name, first_channels, one_line
+from timm_ls_kd.models import check_model_name, first_channels
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.parts import uniform_smoothing
 from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices

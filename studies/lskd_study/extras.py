@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from lskd import LskdError
 
-STUDY_MODULES = ("jinja2", "matplotlib", "pydantic", "scipy", "sklearn", "snakemake", "timm")
+STUDY_MODULES = ("jinja2", "matplotlib", "pyarrow", "pydantic", "scipy", "sklearn", "snakemake", "timm")
 
 
 def missing_study_modules() -> list[str]:

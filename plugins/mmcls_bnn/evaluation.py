@@ -1,0 +1,312 @@
+"""What a model of mmcls says about the validation images of its configuration."""
+
+import inspect
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
+
+# Numbers of the samples, logits, labels, features where they were asked for.
+Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
+_UNREGISTERED = re.compile(r"(\S+) is not in the (\S+) registry")
+_VALIDATION = ("val", "valid", "validation", "eval", "evaluation")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers to the images of a data set, computed while they are taken.
+
+    Attributes:
+        batches: of this process's share; `(B,)` positions in the data set, `(B, K)` logits, `(B,)` labels and
+            `(B, D)` features, the input of the classifier, or None.
+        samples: N, of the whole data set.
+        num_classes: K.
+        keys: names of the N images, relative to the data's root (or `val/index` where there are no files).
+        class_names: names of the K classes, where the data set has them.
+        templates: `(K, D)`, the classifier's weight, with features only.
+    """
+
+    batches: Iterable[Batch]
+    samples: int
+    num_classes: int
+    keys: list[str]
+    class_names: list[str] | None
+    templates: Tensor | None
+
+
+def evaluate_config(
+    config: Path,
+    checkpoint: Path | None,
+    data_dir: Path | None = None,
+    split: str = "validation",
+    *,
+    features: bool = False,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    amp: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Answers:
+    """Ask the model of a configuration about its validation data set (`val_dataloader`).
+
+    The configuration is Python and is run: name only files that you trust. The checkpoint is not, it is read
+    without running what is in it. Weights that the configuration itself names are neither read nor
+    downloaded.
+
+    Args:
+        config: configuration file of mmcls, such as those that mim downloads.
+        checkpoint: weights that were saved from this model.
+        data_dir: root of the data instead of the configuration's. Its `data_prefix` and `ann_file` stay where
+            they exist in that folder; otherwise the images of `split` are taken, one folder a class.
+        split: sub-folder of `data_dir`.
+        features: give the input of the classifier and its weight too.
+        batch_size: of this process.
+        workers: loading processes.
+        device: where to compute; None: CUDA where there is one.
+        amp: mixed precision: float16 on CUDA, bfloat16 on CPU.
+        rank: of this process.
+        world_size: number of processes; process r is asked about every world_size-th image from the r-th on.
+
+    Raises:
+        LskdError: a configuration that cannot be used, weights that are missing or do not fit, data that
+            cannot be read or have other classes, features of a model without a linear classifier.
+    """
+    settings = _read(config)
+    if checkpoint is None:
+        raise LskdError(f"{config} has no weights; give a file of them with --checkpoint")
+    weights = load_teacher_weights(checkpoint)
+    model = _build(config, "model", settings["model"])
+    _load(model, config, checkpoint, weights)
+    data = dict(settings["val_dataloader"]["dataset"])
+    if data_dir is not None:
+        data |= _moved(data, Path(data_dir), split)
+    dataset = _build(config, "data set", {**data, "test_mode": True})
+    classes = _num_classes(model, config)
+    class_names = _class_names(dataset, config, classes)
+    classifier = _linear_classifier(model, config, classes) if features else None
+    share = range(rank, len(dataset), world_size)
+    loader: DataLoader[Any] = DataLoader(
+        Subset(dataset, share), batch_size, num_workers=workers, collate_fn=pseudo_collate
+    )
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(where).eval()
+    return Answers(
+        _batches(model, config, loader, share, classifier, where, amp),
+        len(dataset),
+        classes,
+        _keys(dataset),
+        class_names,
+        None if classifier is None else classifier.weight.detach().float().cpu(),
+    )
+
+
+def _read(config: Path) -> Config:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about parts of mmcv that mmcv-lite lacks
+        from mmcls.utils import register_all_modules
+
+        register_all_modules(init_default_scope=True)
+    if not Path(config).is_file():
+        raise LskdError(f"config {config} does not exist or is not a file; check the path")
+    try:
+        settings = Config.fromfile(config)
+    except Exception as error:  # it is a program
+        raise LskdError(f"config {config} cannot be read ({one_line(error)}); repair it") from None
+    if not isinstance(settings.get("model"), Mapping):
+        raise LskdError(f"config {config} has no model; name a configuration of mmcls")
+    loader = settings.get("val_dataloader")
+    if not isinstance(loader, Mapping) or not isinstance(loader.get("dataset"), Mapping):
+        raise LskdError(f"config {config} has no val_dataloader with a dataset; add one")
+    init_default_scope(settings.get("default_scope") or "mmcls")
+    return settings
+
+
+def _build(config: Path, part: str, settings: Mapping[str, Any]) -> Any:
+    from mmcls.registry import DATASETS, MODELS
+
+    try:
+        if part == "model":
+            return MODELS.build(_offline(settings))
+        settings = dict(settings)
+        kind = DATASETS.get(str(settings.get("type")))
+        if kind is not None and "download" in inspect.signature(kind).parameters:
+            settings.setdefault("download", False)
+        return DATASETS.build(settings)
+    except Exception as error:  # constructors raise whatever they like
+        if found := _UNREGISTERED.search(str(error)):
+            raise LskdError(
+                f"config {config} names {found[1].strip(chr(39))}, which is not in the {found[2]} registry; "
+                "install the package that has it and name it in custom_imports"
+            ) from None
+        if isinstance(error, FileNotFoundError) and error.filename:
+            raise LskdError(
+                f"the data of {config} are not there: {error.filename} does not exist; name their folder "
+                "with --data-dir"
+            ) from None
+        raise LskdError(f"the {part} of {config} cannot be made ({one_line(error)}); check it") from None
+
+
+def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that download nothing; all weights come from the checkpoint."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in ("pretrained", "checkpoint_path") and value:
+            found[key] = False if isinstance(value, bool) else ""
+        elif isinstance(value, Mapping):
+            found[key] = _offline(value)
+        else:
+            found[key] = value
+    return found
+
+
+def _load(model: nn.Module, config: Path, checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        reason = one_line(RuntimeError(lines[1] if len(lines) > 1 else lines[0]), 200).rstrip(". ")
+        raise CheckpointError(
+            f"{checkpoint} does not fit the model of {config} ({reason}); "
+            "give weights that were saved from it"
+        ) from None
+
+
+def _moved(data: Mapping[str, Any], root: Path, split: str) -> dict[str, Any]:
+    """Return the settings that place a data set in another folder."""
+    if not root.is_dir():
+        raise LskdError(f"data folder {root} does not exist; check the path")
+    prefix = data.get("data_prefix") or ""
+    inner = prefix.get("img_path", "") if isinstance(prefix, Mapping) else str(prefix)
+    annotations = data.get("ann_file") or ""
+    if (root / inner).is_dir() and (inner or annotations) and not Path(inner).is_absolute():
+        listed = (root / annotations).is_file() and not Path(annotations).is_absolute()
+        return {"data_root": str(root), **({} if listed else {"ann_file": ""})}
+    names = [split, *(_VALIDATION if split in _VALIDATION else ())]
+    for name in names:
+        if (root / name).is_dir():
+            return {"data_root": str(root), "data_prefix": name, "ann_file": ""}
+    raise LskdError(
+        f"data folder {root} has no folder {inner or names[0]!r} (looked for {', '.join(names)} too); "
+        "name the folder that holds it"
+    )
+
+
+def _num_classes(model: Any, config: Path) -> int:
+    for part in (
+        getattr(model, "head", None),
+        getattr(model, "model", None),
+        getattr(model, "backbone", None),
+    ):
+        count = getattr(part, "num_classes", None)
+        if isinstance(count, int) and count > 0:
+            return count
+    raise LskdError(f"the model of {config} does not say its num_classes; give its head that")
+
+
+def _class_names(dataset: Any, config: Path, classes: int) -> list[str] | None:
+    names = dataset.metainfo.get("classes")
+    if names is None:
+        return None
+    if len(names) != classes:
+        raise LskdError(
+            f"the data of {config} have {len(names)} classes, the model {classes}; "
+            "give the model and the data that belong together"
+        )
+    return [str(name) for name in names]
+
+
+def _keys(dataset: Any) -> list[str]:
+    root = Path(dataset.data_root or "")
+    keys = []
+    for index in range(len(dataset)):
+        path = dataset.get_data_info(index).get("img_path")
+        if path is None:
+            keys.append(f"val/{index}")
+        else:
+            inside = Path(path).is_relative_to(root)
+            keys.append((Path(path).relative_to(root) if inside else Path(path)).as_posix())
+    return keys
+
+
+def _linear_classifier(model: nn.Module, config: Path, classes: int) -> nn.Linear:
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
+    if len(found) != 1:
+        raise LskdError(
+            f"the model of {config} has no single linear classifier, so no templates; choose another model"
+        )
+    return found[0]
+
+
+def _batches(
+    model: Any,
+    config: Path,
+    loader: Iterable[Any],
+    share: Iterable[int],
+    classifier: nn.Linear | None,
+    device: torch.device,
+    amp: bool,
+) -> Iterator[Batch]:
+    entered: list[Tensor] = []
+    hook = classifier and classifier.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    indices = iter(share)
+    try:
+        for batch in _one_line_errors(loader, config):
+            entered.clear()
+            # Within the loop: a generator's context would hold for whoever takes the batches.
+            with torch.inference_mode(), torch.autocast(device.type, enabled=amp):
+                data, logits = _forward(model, config, batch)
+            labels = [sample.gt_label.label.flatten() for sample in data["data_samples"]]
+            if any(len(label) != 1 for label in labels):
+                raise LskdError(f"the data of {config} have several labels an image; one is needed")
+            features = entered[-1].float() if entered else None
+            if features is not None and features.ndim != 2:
+                raise LskdError(f"the model of {config} has no features of one vector an image; use another")
+            numbers = torch.tensor([next(indices) for _ in labels])
+            yield numbers, logits.float(), torch.cat(labels).long(), features
+    finally:
+        if hook:
+            hook.remove()
+
+
+def _forward(model: Any, config: Path, batch: Any) -> tuple[dict[str, Any], Tensor]:
+    try:
+        data: dict[str, Any] = model.data_preprocessor(batch, False)
+        logits = model(data["inputs"], data["data_samples"], mode="tensor")
+    except torch.OutOfMemoryError:
+        raise LskdError(f"the model of {config}: a batch does not fit the GPU; use a smaller one") from None
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise LskdError(
+            f"the model of {config} cannot process its images ({one_line(error)}); check the pipeline of its "
+            "val_dataloader"
+        ) from None
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise LskdError(f"the model of {config} does not return logits (batch, classes); use another")
+    return data, logits
+
+
+def _one_line_errors(loader: Iterable[Any], config: Path) -> Iterator[Any]:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # transforms raise whatever they like; workers wrap it in their traceback
+            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise LskdError(
+                f"the data of {config} cannot be read ({one_line(RuntimeError(last[0]))}); "
+                "repair or remove them"
+            ) from None
+        if batch is None:
+            return
+        yield batch

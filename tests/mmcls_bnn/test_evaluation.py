@@ -1,0 +1,199 @@
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lskd import CheckpointError, LskdError, load_teacher_weights
+from mmcls_bnn.evaluation import evaluate_config
+
+pytestmark = pytest.mark.integration
+
+
+def gather(answers):
+    """All batches of one process, in the order of the data set."""
+    numbers, logits, labels, features = zip(*answers.batches, strict=True)
+    order = torch.cat(numbers).argsort()
+    return (
+        torch.cat(logits)[order].clone(),
+        torch.cat(labels)[order].clone(),
+        None if features[0] is None else torch.cat(features)[order].clone(),
+    )
+
+
+def test_logits_are_those_of_mmcls_own_prediction(trained, digits):
+    """The checkpoint is one that mmengine wrote, with its training log in it."""
+    from mmcls.apis import init_model
+    from mmengine.runner import Runner
+
+    answers = evaluate_config(trained / "config.py", trained / "epoch_2.pth", batch_size=4)
+    logits, labels, _ = gather(answers)
+    assert logits.shape == (15, 3)
+    assert logits.dtype is torch.float32
+    assert answers.class_names == ["digit0", "digit1", "digit2"]
+    # mmcls' own reader of checkpoints fails on what mmengine wrote.
+    meta = {"dataset_meta": {"classes": ("digit0", "digit1", "digit2")}}
+    weights = {"state_dict": load_teacher_weights(trained / "epoch_2.pth"), "meta": meta}
+    torch.save(weights, trained / "weights.pth")
+    model = init_model(str(trained / "config.py"), str(trained / "weights.pth"), device="cpu")
+    loader = Runner.build_dataloader(model.cfg.val_dataloader)
+    with torch.no_grad():
+        expected = [sample for batch in loader for sample in model.val_step(batch)]
+    for key, row, label, sample in zip(answers.keys, logits, labels, expected, strict=True):
+        assert key.startswith(f"val/digit{int(label)}/")
+        assert sample.img_path == str(digits / key)
+        assert int(sample.gt_label.label) == int(label)
+        torch.testing.assert_close(row.softmax(-1), sample.pred_label.score, atol=1e-6, rtol=1e-5)
+    logits.requires_grad_()  # no inference tensors
+
+
+def test_features_and_templates_give_the_logits(trained):
+    config, checkpoint = trained / "config.py", trained / "epoch_2.pth"
+    answers = evaluate_config(config, checkpoint, features=True)
+    logits, _, features = gather(answers)
+    weights = load_teacher_weights(checkpoint)
+    assert torch.equal(answers.templates, weights["head.fc.weight"])
+    assert features.shape == (15, 64)
+    expected = functional.linear(features, answers.templates, weights["head.fc.bias"])
+    torch.testing.assert_close(logits, expected)
+    assert torch.equal(gather(evaluate_config(config, checkpoint))[0], logits)
+
+
+def test_shares_of_three_processes_are_the_whole(trained):
+    config, checkpoint = trained / "config.py", trained / "epoch_2.pth"
+    whole = gather(evaluate_config(config, checkpoint))
+    shares = [evaluate_config(config, checkpoint, rank=r, world_size=3, batch_size=2) for r in range(3)]
+    numbers, logits, labels, _ = zip(*(batch for share in shares for batch in share.batches), strict=True)
+    order = torch.cat(numbers)
+    assert sorted(order.tolist()) == list(range(15))
+    torch.testing.assert_close(torch.cat(logits), whole[0][order], atol=1e-5, rtol=1e-5)
+    assert torch.equal(torch.cat(labels), whole[1][order])
+
+
+def test_data_in_another_folder(trained, digits, tmp_path):
+    config, checkpoint = trained / "config.py", trained / "epoch_2.pth"
+    expected = gather(evaluate_config(config, checkpoint))[0]
+    moved = Path(shutil.copytree(digits, tmp_path / "moved"))
+    answers = evaluate_config(config, checkpoint, moved)
+    assert torch.equal(gather(answers)[0], expected)
+    assert answers.keys[0].startswith("val/digit0/")
+    (moved / "val").rename(moved / "validation")
+    shutil.rmtree(moved / "train")
+    answers = evaluate_config(config, checkpoint, moved)
+    assert torch.equal(gather(answers)[0], expected)
+    assert answers.keys[0].startswith("validation/digit0/")
+
+
+def test_annotation_files(trained, write_config, digits, tmp_path):
+    moved = Path(shutil.copytree(digits, tmp_path / "moved"))
+    config = write_config(
+        ("data_prefix='val'", "data_prefix='val', ann_file='meta.txt', classes=list('abc')")
+    )
+    images = [path.relative_to(moved / "val") for path in sorted((moved / "val").rglob("*.png"))][:7]
+    (moved / "meta.txt").write_text("".join(f"{path} {str(path)[5]}\n" for path in images))
+    listed = evaluate_config(config, trained / "epoch_2.pth", moved)
+    assert listed.samples == 7
+    assert listed.class_names == ["a", "b", "c"]
+    (moved / "meta.txt").unlink()
+    assert evaluate_config(config, trained / "epoch_2.pth", moved).samples == 15
+
+
+def test_a_timm_model_in_mmcls_downloads_nothing(write_config, tmp_path):
+    import timm
+
+    config = write_config(
+        ("model = dict(", "unused = dict("),
+        (
+            "pipeline = [",
+            "model = dict(type='TimmClassifier', model_name='test_resnet', pretrained=True, num_classes=3,"
+            " data_preprocessor=dict(mean=[127.5] * 3, std=[64.0] * 3, to_rgb=True))\npipeline = [",
+        ),
+    )
+    model = timm.create_model("test_resnet", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    answers = evaluate_config(config, tmp_path / "a.pth", features=True)
+    logits, _, features = gather(answers)
+    torch.testing.assert_close(logits, functional.linear(features, model.fc.weight, model.fc.bias))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ([("type='ResNet_CIFAR'", "type='NoSuchNet'")], ["NoSuchNet", "custom_imports"]),
+        ([("type='CustomDataset'", "type='NoSuchData'")], ["NoSuchData", "custom_imports"]),
+        ([("depth=18", "depth=19")], ["model of", "cannot be made"]),
+        (
+            [("default_scope", "custom_imports = dict(imports='nosuchmodule')\ndefault_scope")],
+            ["nosuchmodule"],
+        ),
+        ([("pipeline = [", "pipeline = [[")], ["cannot be read"]),
+        ([("model = dict(", "other = dict(")], ["has no model"]),
+        (
+            [("val_dataloader = dict(", "val_dataloader = None or dict(dataset=None) if True else dict(")],
+            ["no val_dataloader"],
+        ),
+        ([("data_prefix='val'", "data_prefix='nosuch'")], ["nosuch", "--data-dir"]),
+        ([("num_classes=3", "num_classes=4")], ["does not fit", "head.fc.weight"]),
+        ([("mean=[127.5] * 3, std=[64.0] * 3", "mean=[1] * 2, std=[1] * 2")], ["cannot process", "pipeline"]),
+        ([("base_channels=8", "base_channels=16"), ("in_channels=64", "in_channels=128")], ["does not fit"]),
+    ],
+)
+def test_a_config_that_cannot_be_used(trained, write_config, changes, words):
+    with pytest.raises(LskdError) as error:
+        gather(evaluate_config(write_config(*changes), trained / "epoch_2.pth"))
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_other_things_that_are_not_there(trained, write_config, digits, tmp_path):
+    config, checkpoint = trained / "config.py", trained / "epoch_2.pth"
+    for arguments, word in (
+        ((tmp_path / "nosuch.py", checkpoint), "does not exist"),
+        ((config, None), "no weights"),
+        ((config, tmp_path / "nosuch.pth"), "does not exist"),
+        ((config, checkpoint, tmp_path / "nosuch"), "does not exist"),
+        ((config, checkpoint, tmp_path), "has no folder"),
+    ):
+        with pytest.raises(LskdError, match=word) as error:
+            evaluate_config(*arguments)
+        assert "\n" not in str(error.value)
+    moved = Path(shutil.copytree(digits, tmp_path / "moved"))
+    shutil.rmtree(moved / "val" / "digit2")
+    with pytest.raises(LskdError, match="2 classes, the model 3"):
+        evaluate_config(config, checkpoint, moved)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read(trained, digits, tmp_path, workers):
+    moved = Path(shutil.copytree(digits, tmp_path / "moved"))
+    next((moved / "val" / "digit1").iterdir()).write_bytes(b"no image")
+    with pytest.raises(LskdError, match="cannot be read") as error:
+        gather(evaluate_config(trained / "config.py", trained / "epoch_2.pth", moved, workers=workers))
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_would_run_code(trained, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    content = {"state_dict": {}, "message_hub": Trap()}
+    torch.save(content, tmp_path / "a.pth", pickle_module=pickle)
+    with pytest.raises(CheckpointError, match="refused"):
+        evaluate_config(trained / "config.py", tmp_path / "a.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_what_mmengine_wrote_is_read_without_mmengine(trained):
+    code = (
+        "import sys; sys.modules['mmengine'] = None; import lskd; "
+        "print(len(lskd.load_teacher_weights(sys.argv[1])))"
+    )
+    path = trained / "epoch_2.pth"
+    done = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True)
+    assert int(done.stdout) == len(load_teacher_weights(path))
