@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from lskd import LskdError
+from lskd_study import figure_command
+from lskd_study.stability_command import stability
 
 app = typer.Typer(
     help="Does a label-smoothed teacher distil a better student? On your data, with error bars.",
@@ -18,6 +20,7 @@ data_app = typer.Typer(
     help="Make data sets as image folders (train/<class>/, val/<class>/).", no_args_is_help=True
 )
 app.add_typer(data_app, name="data")
+app.add_typer(figure_command.app, name="figure")
 
 
 @app.callback()
@@ -51,6 +54,9 @@ def study(
 
     options = [option for option in context.args if option != "--"]
     raise typer.Exit(run_study(file, output, cores, dry_run, options))
+
+
+app.command()(stability)
 
 
 @app.command()

@@ -18,6 +18,8 @@ from lskd_study.extras import require_study_extra
 from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
 from lskd_study.recipes import find_study_file
 from lskd_study.schema import Network, load_study, read_trainer_config
+from lskd_study.teachers.schema import is_teacher_list
+from lskd_study.teachers.study import run_teachers_file
 
 SNAKEFILE = Path(__file__).parent / "workflow" / "Snakefile"
 LOCK = ".lskd.lock"
@@ -26,12 +28,16 @@ LOCK = ".lskd.lock"
 def run_study(study_file: str, output: str | None, cores: int, dry_run: bool, options: Sequence[str]) -> int:
     """Run (or go on with) a study and write its page; returns the exit status, 1 when a run failed.
 
+    A study that only lists teachers trains nothing: they are measured.
+
     ``options`` go to Snakemake as they are. Raises LskdError, before anything is written, for what the user
     can mend.
     """
     require_study_extra()
     if study_file.startswith("-"):
         raise LskdError(f"the study file comes before the options for Snakemake; {study_file} stands first")
+    if is_teacher_list(find_study_file(study_file)):
+        return run_teachers_file(study_file, output, dry_run, options)
     plan = make_plan(study_file, output)
     check_snakemake_options(options)
     if not plan.prepare or plan.data_dir.exists():

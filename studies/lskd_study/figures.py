@@ -8,13 +8,12 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lskd_study.claims import CLAIMS, Setting, estimate, groups
 from lskd_study.extras import needs_study_extra
+from lskd_study.figure_style import ARMS, INK, RULE, STYLE, STYLES
 from lskd_study.results import Array, Result, Results, common_seeds
 from lskd_study.statistics import Interval
 from lskd_study.tables import csv_text
@@ -22,14 +21,9 @@ from lskd_study.tables import csv_text
 with needs_study_extra():
     import matplotlib as mpl
     from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-INK, RULE = "#1b1f24", "#d0d4da"
-# Okabe & Ito's palette, told apart with any colour vision; line styles repeat the difference.
-ARMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 PANELS = (
     ("train_ce", "Distillation cross-entropy", "nats"),
     ("train_kl", "KL divergence from the teacher", "nats"),
@@ -37,30 +31,6 @@ PANELS = (
     ("val_top1", "Validation top-1 accuracy", "%"),
 )
 HEADLINE = CLAIMS[0]
-
-# rcParams are typed by a list of all their names; these are plain settings.
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 8.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": RULE,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "axes.unicode_minus": True,
-}
 
 
 @dataclass(frozen=True)
@@ -109,7 +79,7 @@ def difference_csv(rows: Sequence[Difference]) -> str:
 
 def difference_figure(rows: Sequence[Difference]) -> Figure:
     """Draw each row's interval with a dot per seed, around the line of no difference."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 0.7 + 0.4 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         axes.axvline(0, color=INK, linewidth=0.9)
@@ -144,7 +114,7 @@ def curve_panels(arms: dict[float, dict[int, Result]], prefix: str) -> list[Pane
     """Draw one student's panels for the page; ``arms``: results by seed, by smoothing value."""
     panels = []
     for column, title, unit in PANELS:
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             figure = Figure(figsize=(2.75, 2.15), layout="constrained")
             _draw_curves(figure.add_subplot(), arms, column, f"{title} ({unit})")
         panels.append(Panel(themed_svg(figure, f"{prefix}-{column}"), f"{title} by epoch"))
@@ -153,7 +123,7 @@ def curve_panels(arms: dict[float, dict[int, Result]], prefix: str) -> list[Pane
 
 def curve_figure(arms: dict[float, dict[int, Result]], title: str) -> Figure:
     """Draw one student's panels side by side, with a legend: the file beside the page."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.0 * len(PANELS), 2.9), layout="constrained")
         for index, (column, name, unit) in enumerate(PANELS, start=1):
             axes = figure.add_subplot(1, len(PANELS), index)
@@ -191,7 +161,7 @@ def _draw_curves(axes: Axes, arms: dict[float, dict[int, Result]], column: str, 
 
 def themed_svg(figure: Figure, name: str) -> str:
     """Return SVG for inlining: colours as CSS variables, ids of its own, no fixed size, no fonts named."""
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -211,12 +181,3 @@ def themed_svg(figure: Figure, name: str) -> str:
 def _only_size(match: re.Match[str]) -> str:
     size = re.match(r"font: ([\d.]+px)", match.group())
     return f"font-size: {size.group(1)}" if size else ""
-
-
-def save(figure: Figure, stem: Path) -> None:
-    """Write ``stem.svg`` and ``stem.png`` (fixed colours on white)."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": stem.name}):
-        figure.savefig(stem.with_suffix(".svg"), facecolor="white", metadata={"Date": None})
-    FigureCanvasAgg(figure)
-    figure.savefig(stem.with_suffix(".png"), dpi=160, facecolor="white")

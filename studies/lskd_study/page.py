@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lskd_study.claims import Finding
 from lskd_study.extras import needs_study_extra
-from lskd_study.figures import ARMS, Panel
+from lskd_study.figure_style import ARMS
+from lskd_study.figures import Panel
 from lskd_study.results import Results
 from lskd_study.statistics import Interval
 from lskd_study.tables import TeacherRow
@@ -93,6 +94,19 @@ def _count(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+def environment() -> Environment:
+    """Return the templates, with the filters for numbers."""
+    found = Environment(
+        loader=PackageLoader("lskd_study"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters.update(number=number, interval=interval_text, digits=digits_of, markup=Markup)
+    return found
+
+
 def render_page(
     results: Results,
     findings: Sequence[Finding],
@@ -101,34 +115,30 @@ def render_page(
     curves: Sequence[Curves],
 ) -> str:
     """Return the page as HTML text. ``findings[0]`` is the headline."""
-    environment = Environment(
-        loader=PackageLoader("lskd_study"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, interval=interval_text, digits=digits_of, markup=Markup)
     plan = results.plan
-    return environment.get_template("page.html.j2").render(
-        plan=plan,
-        headline=findings[0],
-        answer=answer_sentence(results, findings[0]),
-        findings=findings,
-        several=len({finding.setting for finding in findings}) > 1,
-        tested=sum(not math.isnan(finding.adjusted_p) for finding in findings),
-        verdicts=VERDICTS,
-        marks=MARKS,
-        rows=rows,
-        varied=not plan.papers_loss,
-        difference=difference,
-        curves=curves,
-        arms=list(enumerate(plan.smoothing)),
-        colors=len(ARMS),
-        samples=len(next(iter(results.finished.values())).keys),
-        missing=results.missing,
-        provenance=provenance_rows(results),
-        jobs=[result.job for result in results.finished.values()],
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            plan=plan,
+            headline=findings[0],
+            answer=answer_sentence(results, findings[0]),
+            findings=findings,
+            several=len({finding.setting for finding in findings}) > 1,
+            tested=sum(not math.isnan(finding.adjusted_p) for finding in findings),
+            verdicts=VERDICTS,
+            marks=MARKS,
+            rows=rows,
+            varied=not plan.papers_loss,
+            difference=difference,
+            curves=curves,
+            arms=list(enumerate(plan.smoothing)),
+            colors=len(ARMS),
+            samples=len(next(iter(results.finished.values())).keys),
+            missing=results.missing,
+            provenance=provenance_rows(results),
+            jobs=[result.job for result in results.finished.values()],
+        )
     )
 
 

@@ -2,6 +2,7 @@
 
 from lskd import LskdError
 from lskd_study.claims import judge, settings
+from lskd_study.figure_style import save
 from lskd_study.figures import (
     Panel,
     curve_figure,
@@ -10,7 +11,6 @@ from lskd_study.figures import (
     difference_csv,
     difference_figure,
     differences,
-    save,
     themed_svg,
 )
 from lskd_study.page import VERDICTS, Curves, answer_sentence, render_page

@@ -3,7 +3,7 @@
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 
@@ -12,6 +12,8 @@ from lskd_study.extras import needs_study_extra
 
 with needs_study_extra():
     from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+Content = TypeVar("Content", bound=BaseModel)
 
 # Set by the study itself for every run, so a trainer's file may not set them.
 RESERVED = frozenset(
@@ -35,7 +37,9 @@ RESERVED = frozenset(
 )
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A mapping without unknown keys or conversions of types."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -59,7 +63,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
 
 
-class Data(_Strict):
+class Data(Strict):
     """The image folder, with ``train/<class>/`` and ``val/<class>/``."""
 
     path: Name = Field(description="folder of images, relative to where the command runs")
@@ -69,7 +73,7 @@ class Data(_Strict):
     )
 
 
-class Smoothing(_Strict):
+class Smoothing(Strict):
     """The arms: label-smoothing values of the teachers; the smallest is the baseline."""
 
     values: Annotated[
@@ -78,14 +82,14 @@ class Smoothing(_Strict):
     convention: Literal["paper", "uniform"] = "paper"
 
 
-class Network(_Strict):
+class Network(Strict):
     """A teacher or a student: a model and the trainer's own configuration file."""
 
     model: Name
     config: Name = Field(description="the trainer's own YAML file, relative to the study file")
 
 
-class Resources(_Strict):
+class Resources(Strict):
     """What one run asks of the scheduler."""
 
     threads: int = Field(1, ge=1)
@@ -94,7 +98,7 @@ class Resources(_Strict):
     )
 
 
-class Study(_Strict):
+class Study(Strict):
     """A study: {smoothing} x {seeds} x {teachers} x {students} x {temperatures} x {hard weights}."""
 
     title: Name
@@ -116,6 +120,15 @@ def load_study(path: Path) -> Study:
     Raises:
         LskdError: one line that names the file, the line in it and what is wrong.
     """
+    return load(path, Study, "a study file is a mapping of keys such as title, data, smoothing, seeds")
+
+
+def load(path: Path, model: type[Content], what: str) -> Content:
+    """Read a YAML file and validate it; ``what`` says what it should be where it is no mapping.
+
+    Raises:
+        LskdError: one line that names the file, the line in it and what is wrong.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -133,7 +146,7 @@ def load_study(path: Path) -> Study:
     except RecursionError:
         raise LskdError(f"{path} is nested too deeply; write it out flat") from None
     if not isinstance(root, yaml.MappingNode):
-        raise LskdError(f"{path}: a study file is a mapping of keys such as title, data, smoothing, seeds")
+        raise LskdError(f"{path}: {what}")
     try:
         lines = _line_numbers(root, path)
     except RecursionError:
@@ -141,9 +154,9 @@ def load_study(path: Path) -> Study:
             f"{path}: an alias (*name) stands within its own anchor (&name); write it out"
         ) from None
     try:
-        return Study.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
-        raise LskdError(_one_line(error, path, lines)) from error
+        raise LskdError(_one_line(error, path, lines, model)) from error
 
 
 def read_trainer_config(path: Path) -> dict[str, Any]:
@@ -187,7 +200,9 @@ def _line_numbers(node: yaml.Node, path: Path, prefix: tuple[Any, ...] = ()) -> 
     return lines
 
 
-def _one_line(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], int]) -> str:
+def _one_line(
+    error: ValidationError, path: Path, lines: dict[tuple[Any, ...], int], root: type[BaseModel]
+) -> str:
     first = min(
         error.errors(), key=lambda item: (item["type"] != "extra_forbidden", _line(item["loc"], lines))
     )
@@ -195,7 +210,7 @@ def _one_line(error: ValidationError, path: Path, lines: dict[tuple[Any, ...], i
     where = f"{path}:{_line(location, lines)}"
     name = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
-        valid = _valid_keys(location)
+        valid = _valid_keys(location, root)
         near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
         mend = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
         return f"{where}: unknown key {key!r}; {mend}"
@@ -212,8 +227,8 @@ def _line(location: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> int:
     return lines[location]
 
 
-def _valid_keys(location: tuple[Any, ...]) -> list[str]:
-    model: type[BaseModel] = Study
+def _valid_keys(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:
+    model = root
     for part in location[:-1]:
         if isinstance(part, str):
             annotation = model.model_fields[part].annotation

@@ -1,0 +1,48 @@
+"""What all figures look like: palette, style, and how they are written."""
+
+from pathlib import Path
+from typing import Any
+
+from lskd_study.extras import needs_study_extra
+
+with needs_study_extra():
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+INK, RULE = "#1b1f24", "#d0d4da"
+# Okabe & Ito's palette, told apart with any colour vision; line styles repeat the difference.
+ARMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+# rcParams are typed by a list of all their names; these are plain settings.
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": RULE,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.unicode_minus": True,
+}
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write ``stem.svg`` and ``stem.png`` (fixed colours on white)."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({**STYLE, "svg.hashsalt": stem.name}):
+        figure.savefig(stem.with_suffix(".svg"), facecolor="white", metadata={"Date": None})
+    FigureCanvasAgg(figure)
+    figure.savefig(stem.with_suffix(".png"), dpi=160, facecolor="white")

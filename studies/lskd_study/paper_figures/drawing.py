@@ -1,0 +1,109 @@
+"""A figure with the numbers behind it, and the files it becomes."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lskd import LskdError
+from lskd_study.extras import needs_study_extra
+from lskd_study.figure_style import save
+
+with needs_study_extra():
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, and CSV texts by the name that is put behind the figure's own (empty: none)."""
+
+    figure: Figure
+    tables: Mapping[str, str]
+
+
+def figure_stem(output: Path) -> Path:
+    """Return what the names of all files begin with: the path, without an ending that is given anyway."""
+    return output.with_suffix("") if output.suffix.lower() in (".png", ".svg", ".csv") else output
+
+
+def check_writable(stem: Path) -> None:
+    """Find out before any work whether the figure's files can be written; leave nothing behind.
+
+    Raises:
+        LskdError: saying what is in the way.
+    """
+    folder = stem.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise LskdError(f"cannot write {stem}: {folder} is no folder; choose another --output")
+    _refuse_folders(_file(stem, "", ending) for ending in ("png", "svg", "csv"))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise LskdError(f"cannot write {stem} ({error.strerror}); choose another --output") from error
+
+
+def write_drawing(drawing: Drawing, stem: Path) -> list[Path]:
+    """Write ``stem.png``, ``stem.svg`` and the tables ``stem.csv``, ``stem-NAME.csv``; return their paths.
+
+    All files are complete before the first gets its name.
+
+    Raises:
+        LskdError: when they cannot be written.
+    """
+    scratch = None
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".figure-", dir=stem.parent))
+        save(drawing.figure, scratch / "figure")
+        files = {scratch / f"figure.{ending}": _file(stem, "", ending) for ending in ("png", "svg")}
+        for name, text in drawing.tables.items():
+            table = _file(scratch / "figure", name, "csv")
+            table.write_text(text, encoding="utf-8")
+            files[table] = _file(stem, name, "csv")
+        _refuse_folders(files.values())
+        for source, target in files.items():
+            os.replace(source, target)
+    except OSError as error:
+        raise LskdError(f"cannot write {stem} ({error.strerror}); choose another --output") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return list(files.values())
+
+
+def _refuse_folders(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            raise LskdError(f"cannot write {path}: it is a folder; choose another --output")
+
+
+def number(value: float) -> str:
+    """Return a number for a CSV: 8 digits, empty where there is none."""
+    return "" if value != value else f"{value:.8g}"
+
+
+def short(name: str, limit: int = 22) -> str:
+    """Return a name that fits into a figure: ImageNet's list synonyms, the first of which is known best."""
+    first = name.partition(",")[0]
+    return plain(first if len(first) <= limit else f"{first[: limit - 1]}…")
+
+
+def plain(text: str) -> str:
+    """Return a text of the user's so that no part of it is set as a formula."""
+    return text.replace("$", r"\$")
+
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """Return names for an error, not too many."""
+    shown: Sequence[str] = list(names)
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
+
+
+def _file(stem: Path, name: str, ending: str) -> Path:
+    return stem.with_name(f"{stem.name}{'-' if name else ''}{name}.{ending}")

@@ -1,0 +1,202 @@
+"""Bring what every process computes into one file, in the order of the data set."""
+
+import atexit
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from tqdm import tqdm
+
+from lskd import LskdError
+from lskd_study.teachers._mapped import scratch
+
+# Positions in the data set (B,), logits (B, K), labels (B,), features (B, D) or None.
+Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
+# Other processes wait while the first measures; one that has ended is noticed at once, not by this.
+_PATIENCE = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those that torchrun started; alone it is number 0 of 1."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Collected:
+    """All rows, in the order of the data set, mapped from an unnamed temporary file.
+
+    Attributes:
+        logits: ``(N, K)`` float32.
+        labels: ``(N,)`` int64.
+        features: ``(N, D)`` float32, where there are some.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    features: Tensor | None
+
+
+def join_processes(device: str | None = None) -> Process:
+    """Join the other processes of torchrun, by NCCL on GPUs and by Gloo elsewhere.
+
+    Args:
+        device: where to compute, such as ``"cpu"`` or ``"cuda"``; None: a GPU where there is one. Under
+            torchrun each process takes the GPU of its own local rank.
+
+    Raises:
+        LskdError: a device that does not exist, or more processes than GPUs.
+    """
+    where = _device(device)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    if world_size > 1:
+        if where.type == "cuda":
+            local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+            if local >= gpus:
+                raise LskdError(
+                    f"more processes than GPUs ({gpus}) on this machine; start {gpus}, or pass --device cpu"
+                )
+            where = torch.device("cuda", local)
+            torch.cuda.set_device(where)
+        if not distributed.is_initialized():
+            backend = "nccl" if where.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=_PATIENCE)
+            atexit.register(_leave)
+    return Process(rank, world_size, where)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError):  # the name, no such GPU, torch built without
+        raise LskdError(
+            f"device {name!r} does not exist here; use cpu, or cuda where there is a GPU"
+        ) from None
+    if device.type == "meta":
+        raise LskdError("device 'meta' computes nothing; use cpu, or cuda where there is a GPU")
+    return device
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def collect(
+    batches: Iterable[Batch], samples: int, num_classes: int, process: Process, name: str
+) -> Collected | None:
+    """Put the rows of all processes at their positions in the data set.
+
+    The first process receives batch by batch and keeps none in memory.
+
+    Args:
+        batches: this process's share.
+        samples: N, of all processes together.
+        num_classes: K.
+        process: from :func:`join_processes`.
+        name: the teacher's, for the progress bar and messages.
+
+    Returns:
+        All rows; None on the processes other than the first.
+
+    Raises:
+        LskdError: no room for the file, or a model that does not give ``K`` logits.
+    """
+    if process.rank:
+        _send(batches, process.device)
+        return None
+    logits = torch.from_numpy(scratch((samples, num_classes), np.dtype(np.float32)))
+    labels = torch.empty(samples, dtype=torch.int64)
+    features: Tensor | None = None
+    seen = torch.zeros(samples, dtype=torch.bool)
+    with _progress(name, samples) as bar:
+        for numbers, some_logits, some_labels, some_features in _all(batches, process):
+            if some_logits.shape[1] != num_classes:
+                raise LskdError(
+                    f"{name} gives {some_logits.shape[1]} logits, not {num_classes}; "
+                    "give the class count that it was made with"
+                )
+            logits[numbers] = some_logits.float().cpu()
+            labels[numbers] = some_labels.cpu()
+            if some_features is not None:
+                if features is None:
+                    shape = (samples, some_features.shape[1])
+                    features = torch.from_numpy(scratch(shape, np.dtype(np.float32)))
+                features[numbers] = some_features.float().cpu()
+            seen[numbers] = True
+            bar.update(len(numbers))
+    if not bool(seen.all()):
+        missing = int((~seen).nonzero()[0])
+        raise LskdError(f"{name}: sample {missing} of {samples} never came; check how the data are read")
+    return Collected(logits, labels, features)
+
+
+def _all(batches: Iterable[Batch], process: Process) -> Iterator[Batch]:
+    """Yield the own batches, and after each one of every other process, until all have ended."""
+    own: Iterator[Batch] | None = iter(batches)
+    others = list(range(1, process.world_size))
+    while own is not None or others:
+        if own is not None:
+            batch = next(own, None)
+            if batch is None:
+                own = None
+            else:
+                yield batch[0].cpu(), *batch[1:]
+        for rank in list(others):
+            batch = _receive(rank, process.device)
+            if batch is None:
+                others.remove(rank)
+            else:
+                yield batch
+
+
+def _send(batches: Iterable[Batch], device: torch.device) -> None:
+    for numbers, logits, labels, features in batches:
+        width = 0 if features is None else features.shape[1]
+        distributed.send(torch.tensor([len(numbers), logits.shape[1], width], device=device), 0)
+        whole = torch.stack([numbers.to(device), labels.to(device).long()])
+        distributed.send(whole, 0)
+        # A copy: what was computed in inference mode cannot be sent by every backend.
+        rows = [logits.float()] if features is None else [logits.float(), features.float()]
+        distributed.send(torch.cat(rows, 1).clone(), 0)
+    distributed.send(torch.zeros(3, dtype=torch.int64, device=device), 0)
+
+
+def _receive(rank: int, device: torch.device) -> Batch | None:
+    header = torch.empty(3, dtype=torch.int64, device=device)
+    distributed.recv(header, rank)
+    count, classes, width = header.tolist()
+    if not count:
+        return None
+    whole = torch.empty(2, count, dtype=torch.int64, device=device)
+    distributed.recv(whole, rank)
+    rows = torch.empty(count, classes + width, device=device)
+    distributed.recv(rows, rank)
+    numbers, labels = whole.cpu()
+    return numbers, rows[:, :classes], labels, rows[:, classes:] if width else None
+
+
+@contextmanager
+def _progress(name: str, samples: int) -> Iterator["tqdm[Any]"]:
+    """Show a bar on a terminal; elsewhere one line at the end."""
+    begun = time.monotonic()
+    with tqdm(total=samples, desc=name, unit=" images", leave=False, disable=None) as bar:
+        yield bar
+        hidden = bar.disable
+    if hidden:
+        print(f"{name}: {samples:,} images in {time.monotonic() - begun:.0f} s", file=sys.stderr)

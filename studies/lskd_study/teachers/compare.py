@@ -1,0 +1,266 @@
+"""Measure teachers side by side: each teacher's numbers, and the intervals of their differences."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lskd import (
+    LskdError,
+    TeacherMeasures,
+    chance_like_mass,
+    measure_teacher,
+    target_mass,
+    target_probability,
+)
+from lskd_study.bootstrap import Estimate, paired_differences
+from lskd_study.teachers.outputs import Outputs
+
+Progress = Callable[[int], object]
+
+# What differs between teachers with an interval. The calibration error that is left at the fitted temperature
+# does not: it is near 0, where its bias is as large as it is.
+QUANTITIES = {
+    "top1": "top-1 accuracy, %",
+    "top5": "top-5 accuracy, %",
+    "nll": "cross-entropy with the labels, nats",
+    "ece": "expected calibration error, 15 bins",
+    "entropy": "mean entropy, nats",
+    "calibrated_nll": "cross-entropy at the fitted temperature, nats",
+}
+DEFINITIONS = {
+    "target_std": "1-S, std of the label's probability (Algorithm 1, Table 1)",
+    "vector_l2": "1-S, distance from the class mean (Eq. 2)",
+    "between_vector_l2": "1-S between classes, distance of class means (Eq. 5)",
+    "between_target_std": "1-S between classes, std of class means (Table 10)",
+}
+PERCENT = frozenset({"top1", "top5"})
+SMALL_CLASS = 20
+
+
+@dataclass(frozen=True)
+class Mass:
+    """What a teacher gives its own class at a temperature.
+
+    ``measured``: mean probability of the label. ``ideal``: ``lskd.target_mass`` of a teacher that has learned
+    targets of this one's equivalent smoothing exactly; lower than measured, because what a real teacher gives
+    to other classes goes to a few of them. ``chance_like``: measured is below ``lskd.chance_like_mass``.
+    """
+
+    temperature: float
+    measured: float
+    ideal: float
+    chance_like: bool
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One teacher's measures, and where its logits come from."""
+
+    name: str
+    source: str
+    measures: TeacherMeasures
+    masses: list[Mass]
+    class_names: Sequence[str] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def value(self, quantity: str) -> float:
+        """Return a quantity, accuracies in percent."""
+        m = self.measures
+        if quantity in DEFINITIONS:
+            return m.one_minus_stability(quantity)  # type: ignore[arg-type]
+        values: dict[str, Callable[[], float]] = {
+            "top1": lambda: 100 * m.topk(1),
+            "top5": lambda: 100 * m.topk(5),
+            "nll": lambda: float(m.nll.mean()),
+            "ece": lambda: m.calibration_error,
+            "entropy": lambda: float(m.entropy.mean()),
+            "calibrated_nll": lambda: float(m.calibrated.nll.mean()),
+            "calibrated_ece": lambda: m.calibrated_error,
+        }
+        return values[quantity]()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Teachers side by side.
+
+    ``differences``: by the positions of two teachers (earlier, later), the later's less the earlier's
+    quantities by name, accuracies in points. ``warnings`` concern the comparison as a whole.
+    """
+
+    teachers: list[Teacher]
+    differences: dict[tuple[int, int], dict[str, Estimate]]
+    replicates: int
+    seed: int
+    warnings: list[str] = field(default_factory=list)
+
+
+def measure(
+    outputs: Outputs,
+    source: str,
+    temperatures: Sequence[float] = (1.0,),
+    influence: bool = False,
+    small_class_correction: bool = False,
+    progress: Progress | None = None,
+) -> Teacher:
+    """Measure one teacher.
+
+    Args:
+        outputs: its logits and labels.
+        source: where they come from, for the report.
+        temperatures: at which to say what is left for its own class.
+        influence: prepare for :func:`compare`.
+        small_class_correction: correct the stabilities within classes for small classes.
+        progress: gets the number of samples just looked at; see :func:`looks` for their sum.
+
+    Raises:
+        LskdError: for outputs without logits, or logits that are not finite.
+    """
+    if outputs.logits is None:
+        raise LskdError(
+            f"{outputs.name} has no logits; stability needs the array 'logits' (samples, classes)"
+        )
+    try:
+        measures = measure_teacher(
+            outputs.logits,
+            outputs.labels,
+            influence=influence,
+            small_class_correction=small_class_correction,
+            progress=progress,
+        )
+    except ValueError as error:
+        raise LskdError(f"{outputs.name}: {error}") from None
+    alpha = measures.equivalent_smoothing("paper")
+    masses = []
+    for t in temperatures:
+        own = (
+            measures.target_probability
+            if t == 1
+            else target_probability(outputs.logits, outputs.labels, t, progress)
+        )
+        ideal = target_mass(measures.num_classes, min(max(alpha, 0.0), 1 - 1e-9), t)
+        measured = float(own.mean())
+        masses.append(Mass(t, measured, ideal, measured < chance_like_mass(measures.num_classes)))
+    teacher = Teacher(outputs.name, source, measures, masses, outputs.class_names)
+    teacher.warnings.extend(_warnings(teacher))
+    return teacher
+
+
+def looks(samples: int, temperatures: Sequence[float], influence: bool) -> int:
+    """Return how many samples :func:`measure` looks at, for a progress bar."""
+    return samples * (2 + influence + sum(t != 1 for t in temperatures))
+
+
+def compare(
+    teachers: Sequence[Teacher],
+    replicates: int = 2000,
+    seed: int = 0,
+    keys: Sequence[Sequence[str] | None] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare teachers that were measured with ``influence``, in pairs that saw the same samples.
+
+    Args:
+        teachers: in the order of the report.
+        replicates: bootstrap draws.
+        seed: of the draws.
+        keys: the samples' names, for each teacher; samples are matched by them where both have them,
+            and by position elsewhere.
+        progress: gets the number of draws just made.
+    """
+    groups: list[list[int]] = []
+    orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
+    for position, teacher in enumerate(teachers):
+        for group in groups:
+            order = _same_samples(teachers[group[0]], teacher, keys, group[0], position)
+            if order is not None:
+                group.append(position)
+                orders[position] = order
+                break
+        else:
+            groups.append([position])
+            orders[position] = np.arange(teacher.measures.samples)
+    names = [*QUANTITIES, *DEFINITIONS]
+    bounded = [name in PERCENT for name in names]
+    differences: dict[tuple[int, int], dict[str, Estimate]] = {}
+    for group in groups:
+        if len(group) == 1:
+            continue
+        # The interval is for the difference in large classes: that of these classes has their bias in it.
+        exact = [replace(teachers[p].measures, small_class_correction=True) for p in group]
+        tables = [
+            np.stack([m.contributions(name).numpy()[orders[p]] for name in names], axis=1)
+            for m, p in zip(exact, group, strict=True)
+        ]
+        found = paired_differences(tables, replicates, seed, bounded, progress)
+        for (i, j), estimates in found.items():
+            first, second = teachers[group[i]], teachers[group[j]]
+            differences[group[i], group[j]] = {
+                name: replace(
+                    estimate.scaled(100 if name in PERCENT else 1),
+                    value=second.value(name) - first.value(name),
+                )
+                for name, estimate in zip(names, estimates, strict=True)
+            }
+    warnings = []
+    if len(groups) > 1:
+        parts = "; ".join(", ".join(teachers[p].name for p in group) for group in groups)
+        warnings.append(f"not measured on the same samples, so there are no differences between: {parts}")
+    return Comparison(list(teachers), dict(sorted(differences.items())), replicates, seed, warnings)
+
+
+def _same_samples(
+    first: Teacher,
+    second: Teacher,
+    keys: Sequence[Sequence[str] | None] | None,
+    i: int,
+    j: int,
+) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+    """Return the positions of the first's samples in the second's; None where they are not the same."""
+    one, two = first.measures, second.measures
+    if one.samples != two.samples or one.num_classes != two.num_classes:
+        return None
+    order = np.arange(one.samples)
+    keys_one, keys_two = (keys[i], keys[j]) if keys else (None, None)
+    if keys_one is not None and keys_two is not None:
+        places = {key: place for place, key in enumerate(keys_two)}
+        if len(places) != len(keys_two) or places.keys() != set(keys_one):
+            return None
+        order = np.array([places[key] for key in keys_one])
+    labels = two.labels.numpy()[order]
+    return order if np.array_equal(one.labels.numpy(), labels) else None
+
+
+def _warnings(teacher: Teacher) -> list[str]:
+    m, lines = teacher.measures, []
+    empty, single = ((m.counts == n).nonzero().flatten().tolist() for n in (0, 1))
+    if empty:
+        lines.append(f"classes without samples, left out: {_names(teacher, empty)}")
+    if single:
+        lines.append(
+            f"classes of one sample, which has no deviation; left out of target_std and vector_l2: "
+            f"{_names(teacher, single)}"
+        )
+    sizes = m.counts[m.counts >= 2]
+    if len(sizes) and int(sizes.min()) < SMALL_CLASS:
+        how = "corrected" if m.small_class_correction else "not corrected"
+        lines.append(
+            f"the smallest class counted has {int(sizes.min())} samples: target_std and vector_l2 are biased "
+            f"low in small classes ({how}), those between classes high; do not compare data sets by them"
+        )
+    for mass in teacher.masses:
+        if mass.chance_like:
+            lines.append(
+                f"at temperature {mass.temperature:g} its own class gets {mass.measured:.3f} on average, "
+                "hardly more than chance: such targets have harmed students; use a lower temperature"
+            )
+    if m.calibrated.at_limit:
+        lines.append(f"no temperature fits: the search ended at {m.calibrated.temperature:g}")
+    return lines
+
+
+def _names(teacher: Teacher, classes: Sequence[int], most: int = 10) -> str:
+    names = [teacher.class_names[c] if teacher.class_names else str(c) for c in classes[:most]]
+    more = f" and {len(classes) - most} more" if len(classes) > most else ""
+    return ", ".join(names) + more

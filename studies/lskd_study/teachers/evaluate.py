@@ -1,0 +1,226 @@
+"""Ask a teacher about every sample of a data set: a file of its answers, or the model itself."""
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from lskd import LskdError
+from lskd_study.teachers._checks import check_consistent
+from lskd_study.teachers.collect import Batch, Process, collect, join_processes
+from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """Where a teacher's answers come from: exactly one of model, config and logits.
+
+    Attributes:
+        name: how reports call it; None: :attr:`default_name`.
+        model: timm's name, or ``torchvision:NAME``.
+        config: configuration file of mmcls.
+        checkpoint: the model's weights; without them timm's own pretrained ones.
+        logits: file that :func:`read_outputs` reads.
+
+    Raises:
+        LskdError: none or several of them, or a checkpoint beside a file of logits.
+    """
+
+    name: str | None = None
+    model: str | None = None
+    config: Path | None = None
+    checkpoint: Path | None = None
+    logits: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is one source."""
+        given = [name for name in ("model", "config", "logits") if getattr(self, name) is not None]
+        if len(given) != 1:
+            which = " and ".join(given) or "none of them"
+            raise LskdError(f"a teacher is a model, a config or a file of logits, not {which}; name one")
+        if self.logits is not None and self.checkpoint is not None:
+            raise LskdError(f"{self.logits} holds logits and needs no checkpoint; name one of them")
+
+    @property
+    def default_name(self) -> str:
+        """What the teacher is called when nobody says."""
+        if self.logits is not None:
+            return default_name(self.logits)
+        return self.config.stem if self.config is not None else str(self.model)
+
+    @property
+    def source(self) -> str:
+        """Where its answers come from, in words."""
+        if self.logits is not None:
+            return str(self.logits)
+        weights = f"weights {self.checkpoint}" if self.checkpoint else "timm's pretrained weights"
+        return f"{self.model or self.config}, {weights}"
+
+
+class Answers(Protocol):
+    """What both plugins return for a model and a split."""
+
+    @property
+    def batches(self) -> Iterable[Batch]:
+        """This process's share, computed while it is taken."""
+
+    @property
+    def samples(self) -> int:
+        """N, of all processes together."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the samples."""
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes."""
+
+    @property
+    def templates(self) -> Tensor | None:
+        """``(K, D)``, the classifier's weight."""
+
+
+def evaluate(
+    spec: TeacherSpec,
+    *,
+    data_dir: Path | None = None,
+    split: str = "validation",
+    features: bool = False,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    crop_pct: float | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    interpolation: str | None = None,
+    dataset: str = "",
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | None = None,
+    amp: bool = False,
+) -> Outputs | None:
+    """Return what a teacher says about a data set, in the order of the data set.
+
+    Under torchrun every process must call this in the same order; each asks its share. A file of logits is
+    read as it is, the other arguments are for models.
+
+    Args:
+        spec: the teacher.
+        data_dir: the data; a configuration's own where None.
+        split: of the data folder; a configuration's own comes before it.
+        features: the input of the classifier, and its weight as templates, too.
+        num_classes: instead of what the checkpoint's classifier has.
+        img_size: instead of the model's own.
+        crop_pct: instead of the model's own.
+        mean: instead of the model's own.
+        std: instead of the model's own.
+        interpolation: instead of the model's own.
+        dataset: timm's data set name, ``""`` for folders.
+        batch_size: of each process.
+        workers: loading processes of each process.
+        device: where to compute; None: a GPU where there is one.
+        amp: mixed precision.
+
+    Returns:
+        The outputs, large arrays mapped from unnamed temporary files; None on processes of torchrun other
+        than the first.
+
+    Raises:
+        LskdError: one line for whatever the user can mend.
+    """
+    name = spec.name or spec.default_name
+    process = join_processes(device)
+    if spec.logits is not None:
+        return read_outputs(spec.logits, name) if process.rank == 0 else None
+    loading = {"batch_size": batch_size, "workers": workers, "amp": amp, "features": features}
+    own_input = {
+        "num_classes": num_classes,
+        "img_size": img_size,
+        "crop_pct": crop_pct,
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+    }
+    if spec.config is not None:
+        answers = _mmcls(spec, data_dir, split, process, loading, {**own_input, "dataset": dataset or None})
+    else:
+        answers = _timm(spec, data_dir, split, process, {**loading, **own_input, "dataset": dataset})
+    found = collect(answers.batches, answers.samples, answers.num_classes, process, name)
+    if found is None:
+        return None
+    outputs = Outputs(
+        name,
+        found.logits,
+        found.labels,
+        answers.keys,
+        answers.class_names,
+        found.features,
+        answers.templates,
+    )
+    check_consistent(
+        name,
+        outputs.labels,
+        outputs.logits,
+        outputs.features,
+        outputs.templates,
+        outputs.keys,
+        outputs.class_names,
+    )
+    return outputs
+
+
+def _timm(
+    spec: TeacherSpec, data_dir: Path | None, split: str, process: Process, options: Mapping[str, object]
+) -> Answers:
+    _require("timm", "timm")
+    from timm_ls_kd.evaluation import evaluate_model
+
+    return evaluate_model(
+        str(spec.model),
+        spec.checkpoint,
+        data_dir,
+        split,
+        device=process.device,
+        rank=process.rank,
+        world_size=process.world_size,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _mmcls(
+    spec: TeacherSpec,
+    data_dir: Path | None,
+    split: str,
+    process: Process,
+    options: Mapping[str, object],
+    fixed: Mapping[str, object],
+) -> Answers:
+    _require("mmcls", "mmcls")
+    given = [key for key, value in fixed.items() if value is not None]
+    if given:
+        raise LskdError(f"{spec.config} says itself what images become; change {given[0]} there")
+    assert spec.config is not None
+    from mmcls_bnn.evaluation import evaluate_config
+
+    return evaluate_config(
+        spec.config,
+        spec.checkpoint,
+        data_dir,
+        split,
+        device=process.device,
+        rank=process.rank,
+        world_size=process.world_size,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def _require(module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise LskdError(f"this needs {module}, not installed here; pip install 'lskd[{extra}]'")

@@ -1,0 +1,137 @@
+"""Measure a list of teachers one after the other, compare them, and write what was asked for."""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from tqdm import tqdm
+
+from lskd import LskdError
+from lskd_study.plan import write_text
+from lskd_study.teachers import render
+from lskd_study.teachers.compare import Comparison, Teacher, compare, looks, measure
+from lskd_study.teachers.evaluate import TeacherSpec, evaluate
+from lskd_study.teachers.outputs import write_outputs
+
+WRITERS = {".json": render.as_json, ".csv": render.as_csv, ".md": render.as_markdown}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all teachers of one call; ``evaluation`` is passed on to ``evaluate``."""
+
+    temperatures: Sequence[float] = (1.0,)
+    replicates: int = 2000
+    seed: int = 0
+    small_class_correction: bool = False
+    save_outputs: Path | None = None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_teachers(
+    specs: Sequence[TeacherSpec], settings: Settings, files: Mapping[str, Path | None]
+) -> Comparison | None:
+    """Measure and compare teachers, print the tables and write the files asked for.
+
+    Args:
+        specs: the teachers, each with a name of its own.
+        settings: of this call.
+        files: where to write, by ``".json"``, ``".csv"`` and ``".md"``.
+
+    Returns:
+        The comparison; None on the processes of torchrun other than the first.
+
+    Raises:
+        LskdError: for whatever the user can mend.
+    """
+    for t in settings.temperatures:
+        if not (t > 0 and math.isfinite(t)):
+            raise LskdError(f"--temperature is {t:g}; it must be greater than 0")
+    check_specs(specs, settings)
+    for path in files.values():
+        _check_writable(path)
+    found: list[Teacher] = []
+    keys: list[Sequence[str] | None] = []
+    for spec in specs:
+        measured = _measure(spec, settings, influence=len(specs) > 1)
+        if measured is not None:
+            found.append(measured[0])
+            keys.append(measured[1])
+    if not found:
+        return None
+    with _bar("comparing", settings.replicates, hidden=len(found) < 2) as bar:
+        comparison = compare(found, settings.replicates, settings.seed, keys, bar.update)
+    for suffix, path in files.items():
+        if path is not None:
+            write_text(path, WRITERS[suffix](comparison))
+    # A pipe has no width; wide enough that nothing is folded.
+    width = None if sys.stdout.isatty() else 60 + 24 * max(len(found), 3)
+    render.print_comparison(comparison, Console(width=width))
+    return comparison
+
+
+def check_specs(specs: Sequence[TeacherSpec], settings: Settings) -> None:
+    """Check what can be known of all teachers before the first is asked.
+
+    Raises:
+        LskdError: a file or data folder that is missing.
+    """
+    for spec in specs:
+        for path in (spec.logits, spec.checkpoint, spec.config):
+            if path is not None and not path.exists():
+                raise LskdError(f"{path} does not exist; check the path")
+        if spec.model is not None:
+            folder = settings.evaluation.get("data_dir")
+            if folder is None:
+                raise LskdError(f"model '{spec.model}' needs a folder of images; name it with --data-dir")
+            if not Path(folder).is_dir():
+                raise LskdError(f"data folder {folder} does not exist; check the path")
+
+
+def _measure(
+    spec: TeacherSpec, settings: Settings, influence: bool
+) -> tuple[Teacher, Sequence[str] | None] | None:
+    outputs = evaluate(spec, **settings.evaluation)
+    if outputs is None:
+        return None
+    if settings.save_outputs is not None and spec.logits is None:
+        name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", outputs.name)
+        write_outputs(outputs, settings.save_outputs / f"{name}.safetensors")
+    total = looks(len(outputs.labels), settings.temperatures, influence)
+    with _bar(outputs.name, total, unit="samples") as bar:
+        teacher = measure(
+            outputs,
+            spec.source,
+            settings.temperatures,
+            influence,
+            settings.small_class_correction,
+            bar.update,
+        )
+    return teacher, outputs.keys
+
+
+def _bar(name: str, total: int, unit: str = "draws", hidden: bool = False) -> "tqdm[Any]":
+    # Silent where there is no terminal, as in a log file.
+    return tqdm(
+        total=total,
+        desc=name,
+        unit=f" {unit}",
+        unit_scale=True,
+        leave=False,
+        disable=True if hidden else None,
+    )
+
+
+def _check_writable(path: Path | None) -> None:
+    """Refuse before any work what cannot be written after it."""
+    if path is None:
+        return
+    folder = next(parent for parent in (path.parent, *path.parent.parents) if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise LskdError(f"cannot write {path}; name a file in a folder that can be written")

@@ -1,0 +1,88 @@
+"""A list of teachers from a file, with the paper's Tables 1 and 10 beside what is measured."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lskd import LskdError
+from lskd_study.plan import write_text
+from lskd_study.recipes import find_study_file
+from lskd_study.teachers.evaluate import TeacherSpec
+from lskd_study.teachers.page import render_teachers
+from lskd_study.teachers.paper_tables import TableName, paper_table, table_csv, table_markdown
+from lskd_study.teachers.run import Settings, check_specs, run_teachers
+from lskd_study.teachers.schema import TeacherEntry, TeacherList, load_teachers
+
+FILES: dict[TableName, str] = {"Table 1": "table1", "Table 10": "table10"}
+PAGE = "index.html"
+
+
+def run_teachers_file(file: str, output: str | None, dry_run: bool, options: Sequence[str]) -> int:
+    """Do what ``lskd study`` does with a list of teachers; returns the exit status.
+
+    Raises:
+        LskdError: for whatever the user can mend.
+    """
+    if options:
+        raise LskdError(f"{options[0]} is for studies that train; a list of teachers takes --output only")
+    path = find_study_file(file)
+    study = load_teachers(path)
+    if output is not None:
+        study = study.model_copy(update={"output": output})
+    if dry_run:
+        check_specs([_spec(entry) for entry in study.teachers], _with_data(study, Settings()))
+        print(study.title)
+        print("\n".join(f"  {entry.name}" for entry in study.teachers))
+        print(f"  {len(study.teachers)} teachers to measure, into {study.output}")
+        return 0
+    run_teacher_list(study, Settings())
+    return 0
+
+
+def run_teacher_list(study: TeacherList, settings: Settings) -> Path | None:
+    """Measure the teachers of a list and write its output folder.
+
+    It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
+    Markdown in the paper's layout, with its own figures beside the measured ones, and a page, ``index.html``.
+
+    Returns:
+        The output folder; None on the processes of torchrun other than the first.
+
+    Raises:
+        LskdError: for whatever the user can mend.
+    """
+    settings = _with_data(study, settings)
+    output = Path(study.output)
+    files = {suffix: output / f"stability{suffix}" for suffix in (".json", ".csv", ".md")}
+    comparison = run_teachers([_spec(entry) for entry in study.teachers], settings, files)
+    if comparison is None:
+        return None
+    tables = [paper_table(name, comparison, study.teachers) for name in FILES]
+    for table in tables:
+        stem = FILES[table.name]
+        write_text(output / f"{stem}.csv", table_csv(table))
+        write_text(output / f"{stem}.md", table_markdown(table))
+    page = output / PAGE
+    write_text(
+        page, render_teachers(study, comparison, tables, {str(name): stem for name, stem in FILES.items()})
+    )
+    print(page)
+    return output
+
+
+def _with_data(study: TeacherList, settings: Settings) -> Settings:
+    settings = replace(settings, temperatures=study.temperatures)
+    # A folder named on the command line wins, and then the split is the command line's, too.
+    if study.data is None or settings.evaluation.get("data_dir") is not None:
+        return settings
+    data = {"data_dir": Path(study.data.path), "split": study.data.split}
+    return replace(settings, evaluation={**settings.evaluation, **data})
+
+
+def _spec(entry: TeacherEntry) -> TeacherSpec:
+    paths = {
+        name: Path(value)
+        for name in ("config", "checkpoint", "logits")
+        if (value := getattr(entry, name)) is not None
+    }
+    return TeacherSpec(name=entry.name, model=entry.model, **paths)

@@ -1,0 +1,480 @@
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from lskd import LskdError
+from lskd_study.teachers import _mapped, _npz
+from lskd_study.teachers.outputs import Outputs, read_outputs, write_outputs
+
+pytestmark = pytest.mark.unit
+
+N, K, D = 13, 4, 6
+RNG = np.random.default_rng(0)
+LOGITS = RNG.standard_normal((N, K)).astype(np.float32)
+LABELS = np.arange(N) % K
+FEATURES = RNG.standard_normal((N, D)).astype(np.float32)
+WEIGHT = RNG.standard_normal((K, D)).astype(np.float32)
+KEYS = [f"val/ä/{i}.png" for i in range(N)]
+NAMES = ["ein Hund", "b", "ç", "d"]
+ALL = {"logits": LOGITS, "labels": LABELS, "features": FEATURES, "weight": WEIGHT}
+
+
+def texts(names):
+    return torch.frombuffer(bytearray("\n".join(names).encode()), dtype=torch.uint8)
+
+
+def write_npz(path, arrays, save=np.savez):
+    save(path, **arrays)
+    return path
+
+
+def write_safetensors(path, arrays):
+    save_file({name: torch.as_tensor(np.ascontiguousarray(a)) for name, a in arrays.items()}, path)
+    return path
+
+
+def write_parquet(path, arrays, metadata=None, list_type=None, **options):
+    columns = {}
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        if array.ndim == 2:
+            kind = list_type or pa.list_
+            columns[name] = pa.array(list(array), kind(pa.from_numpy_dtype(array.dtype)))
+        else:
+            columns[name] = pa.array(array.tolist()) if array.dtype.kind == "U" else pa.array(array)
+    table = pa.table(columns)
+    if metadata:
+        table = table.replace_schema_metadata(metadata)
+    pq.write_table(table, path, **options)
+    return path
+
+
+def assert_all(found, weight=True):
+    assert np.array_equal(found.logits.numpy(), LOGITS)
+    assert found.labels.dtype is torch.int64
+    assert np.array_equal(found.labels.numpy(), LABELS)
+    assert np.array_equal(found.features.numpy(), FEATURES)
+    assert (list(found.keys), list(found.class_names)) == (KEYS, NAMES)
+    if weight:
+        assert np.array_equal(found.templates.numpy(), WEIGHT)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz(tmp_path, save):
+    named = {"keys": np.array(KEYS), "class_names": np.array(NAMES)}
+    path = write_npz(tmp_path / "teacher.npz", ALL | named, save)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_outputs(path)
+    assert_all(found)
+    assert found.name == "teacher"
+    assert read_outputs(path, "other").name == "other"
+    found.logits[0, 0] = 7  # of this process alone
+    assert np.array_equal(read_outputs(path).logits.numpy(), LOGITS)
+
+
+def test_safetensors(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    tensors = {name: torch.as_tensor(a) for name, a in ALL.items()}
+    save_file(tensors | {"keys": texts(KEYS), "class_names": texts(NAMES)}, path)
+    assert_all(read_outputs(path))
+
+
+def test_file_of_a_study_is_called_as_its_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    path = write_safetensors(
+        tmp_path / "run" / "val_logits.safetensors", {"logits": LOGITS, "labels": LABELS}
+    )
+    assert read_outputs(path).name == "run"
+
+
+@pytest.mark.parametrize("list_type", [pa.list_, pa.large_list, "fixed"])
+@pytest.mark.parametrize("row_group_size", [5, 100])
+def test_parquet(tmp_path, list_type, row_group_size):
+    arrays = {k: v for k, v in ALL.items() if k != "weight"} | {"keys": np.array(KEYS)}
+    metadata = {"class_names": json.dumps(NAMES)}
+    path = tmp_path / "teacher.parquet"
+    if list_type == "fixed":
+        # Every list of its own column's length.
+        columns = {
+            name: pa.FixedSizeListArray.from_arrays(pa.array(a.ravel()), a.shape[1])
+            if a.ndim == 2
+            else pa.array(a.tolist())
+            for name, a in arrays.items()
+        }
+        table = pa.table(columns).replace_schema_metadata(metadata)
+        pq.write_table(table, path, row_group_size=row_group_size)
+    else:
+        write_parquet(path, arrays, metadata, list_type, row_group_size=row_group_size)
+    assert_all(read_outputs(path), weight=False)
+
+
+def test_parquet_categories_as_keys_and_half_precision(tmp_path):
+    table = pa.table(
+        {
+            "logits": pa.array(list(LOGITS.astype(np.float16)), pa.list_(pa.float16())),
+            "labels": pa.array(LABELS.astype(np.uint8)),
+            "keys": pa.array(KEYS).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    found = read_outputs(tmp_path / "a.parquet")
+    assert found.logits.dtype is torch.float16
+    assert np.array_equal(found.logits.numpy(), LOGITS.astype(np.float16))
+    assert found.keys == KEYS
+
+
+DTYPES = ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8", np.longdouble]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("first", ["a", "ab", "abcd", "abcdef"])  # moves the addresses behind it
+def test_layouts_of_numpy(tmp_path, save, order, dtype, first):
+    """Byte orders, widths, column order, and addresses that are no multiple of the size."""
+    logits = np.asarray(LOGITS.astype(dtype), order=order)
+    path = write_npz(tmp_path / "a.npz", {first: LABELS, "logits": logits, "labels": LABELS}, save)
+    found = read_outputs(path).logits
+    width = min(np.dtype(dtype).itemsize, 8)
+    assert found.dtype.itemsize == width
+    assert found.is_contiguous()
+    assert found.data_ptr() % width == 0
+    assert np.array_equal(found.numpy(), logits.astype(f"f{width}"))
+
+
+@pytest.mark.parametrize("write", [write_npz, write_safetensors])
+def test_a_plain_file_is_mapped_and_not_copied(tmp_path, monkeypatch, write):
+    def fail(*_):
+        raise AssertionError("copied")
+
+    suffix = ".npz" if write is write_npz else ".safetensors"
+    path = write(tmp_path / f"a{suffix}", {"logits": LOGITS, "labels": LABELS})
+    monkeypatch.setattr(_mapped, "scratch", fail)
+    monkeypatch.setattr(_npz, "scratch", fail)
+    found = read_outputs(path)
+    assert np.array_equal(found.logits.numpy(), LOGITS)
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(path) in maps.read_text()
+
+
+@pytest.mark.parametrize("dtype", ["i1", "<i2", ">i4", "<i8", "u1", ">u2", "<u8"])
+def test_integer_labels(tmp_path, dtype):
+    path = write_npz(tmp_path / "a.npz", {"logits": LOGITS, "labels": LABELS.astype(dtype)})
+    found = read_outputs(path).labels
+    assert found.dtype is torch.int64
+    assert found.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_precisions_of_safetensors(tmp_path, dtype):
+    logits = torch.from_numpy(LOGITS).to(dtype)
+    save_file({"logits": logits, "labels": torch.from_numpy(LABELS)}, tmp_path / "a.safetensors")
+    found = read_outputs(tmp_path / "a.safetensors").logits
+    assert found.dtype is dtype
+    assert torch.equal(found, logits)
+
+
+def test_numbers_that_are_not_finite_are_left_alone(tmp_path):
+    logits = LOGITS.copy()
+    logits[3, 1], logits[4, 2] = np.nan, np.inf
+    path = write_npz(tmp_path / "a.npz", {"logits": logits, "labels": LABELS})
+    assert np.array_equal(read_outputs(path).logits.numpy(), logits, equal_nan=True)
+
+
+def test_features_without_logits(tmp_path):
+    path = write_npz(tmp_path / "a.npz", {"features": FEATURES, "labels": LABELS, "weight": WEIGHT})
+    found = read_outputs(path)
+    assert found.logits is None
+    assert found.keys is None
+    assert np.array_equal(found.templates.numpy(), WEIGHT)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.text(st.characters(exclude_characters="\n", codec="utf-8")), min_size=2, unique=True),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_what_is_written_is_read(tmp_path_factory, names, dtype):
+    path = tmp_path_factory.mktemp("written") / "new" / "a.safetensors"
+    logits = torch.randn(3, len(names)).to(dtype)
+    written = Outputs("a", logits, torch.tensor([0, 1, 0]), ["x", "y", ""], names, torch.randn(5, 3).T, None)
+    write_outputs(written, path)
+    found = read_outputs(path)
+    assert found.logits.dtype is dtype
+    assert torch.equal(found.logits, logits)
+    assert torch.equal(found.features, written.features)
+    assert (found.keys, found.class_names, found.templates) == (["x", "y", ""], names, None)
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+    path.write_bytes(b"")
+    write_outputs(written, path)  # takes the place of what is there
+    assert torch.equal(read_outputs(path).labels, written.labels)
+
+
+def refused(path):
+    with pytest.raises(LskdError) as error:
+        read_outputs(path)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(path) in message
+    assert "; " in message  # what is wrong; what to do
+    return message
+
+
+WRONG = {
+    "no labels": ({"labels": None}, "no 'labels' (it holds features, logits, weight)"),
+    "no logits": ({"logits": None, "features": None}, "no 'logits' (it holds labels, weight)"),
+    "labels short": ({"labels": LABELS[:-1]}, "logits have 13 rows, labels 12"),
+    "features short": ({"features": FEATURES[:-1]}, "features have 12 rows, labels 13"),
+    "labels high": ({"labels": np.where(LABELS == 3, 4, LABELS)}, "label of sample 3 is 4; with 4 classes"),
+    "labels negative": ({"labels": np.where(LABELS == 2, -1, LABELS)}, "label of sample 2 is -1;"),
+    "labels of floats": ({"labels": LABELS.astype(np.float32)}, "store class ids as whole numbers"),
+    "integer logits": ({"logits": LOGITS.astype(np.int32)}, "'logits' has dtype"),
+    "one class": ({"logits": LOGITS[:, :1], "labels": 0 * LABELS, "weight": WEIGHT[:1]}, "1 class; at least"),
+    "weight wide": ({"weight": WEIGHT[:, 1:]}, "features have 6 columns, weight 5"),
+    "weight of other classes": ({"weight": WEIGHT[1:]}, "logits have 4 classes, weight 3"),
+}
+
+
+# A table's columns are equally long, and it has no place for a classifier.
+IN_PARQUET = [case for case in WRONG if "short" not in case and "weight" not in case]
+
+
+@pytest.mark.parametrize(
+    ("case", "suffix"),
+    [(case, suffix) for case in WRONG for suffix in (".npz", ".safetensors")]
+    + [(case, ".parquet") for case in IN_PARQUET],
+)
+def test_wrong_content(tmp_path, case, suffix):
+    changes, expected = WRONG[case]
+    arrays = {name: a for name, a in (ALL | changes).items() if a is not None}
+    path = tmp_path / f"file{suffix}"
+    if suffix == ".parquet":
+        del arrays["weight"]
+        write_parquet(path, arrays)
+        expected = expected.replace(", weight)", ")")
+    else:
+        {".npz": write_npz, ".safetensors": write_safetensors}[suffix](path, arrays)
+    assert expected in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"logits": LOGITS[0]}, "shape (4,); it must be (samples, classes)"),
+        ({"logits": LOGITS[None]}, "shape (1, 13, 4)"),
+        ({"labels": LABELS[:, None]}, "'labels' has shape (13, 1)"),
+        ({"logits": LOGITS[:0], "labels": LABELS[:0]}, "store at least one sample"),
+        ({"logits": LOGITS[:, :0]}, "no columns"),
+    ],
+)
+def test_wrong_shapes(tmp_path, changes, expected, suffix):
+    write = {".npz": write_npz, ".safetensors": write_safetensors}[suffix]
+    assert expected in refused(
+        write(tmp_path / f"file{suffix}", {"logits": LOGITS, "labels": LABELS} | changes)
+    )
+
+
+def test_wrong_names(tmp_path):
+    base = {"logits": LOGITS, "labels": LABELS}
+    for extra, expected in (
+        ({"class_names": np.array(NAMES[1:])}, "logits have 4 classes, class_names 3"),
+        ({"class_names": np.array(["a", "b", "a", "c"])}, "class_names has 'a' twice"),
+        ({"keys": np.array(KEYS[1:])}, "keys have 12 rows, labels 13"),
+        ({"keys": np.array([*KEYS[1:], KEYS[5]])}, f"keys has {KEYS[5]!r} twice"),
+        ({"keys": np.arange(N)}, "store a row of texts"),
+    ):
+        assert expected in refused(write_npz(tmp_path / "a.npz", base | extra))
+    tensors = {name: torch.as_tensor(a) for name, a in base.items()}
+    save_file(tensors | {"keys": torch.full((3,), 255, dtype=torch.uint8)}, tmp_path / "a.safetensors")
+    assert "no UTF-8 text" in refused(tmp_path / "a.safetensors")
+    for text in ('{"a": 1}', "no json"):
+        path = write_parquet(tmp_path / "a.parquet", base, {"class_names": text})
+        assert "no list of texts in JSON" in refused(path)
+
+
+def test_large_unsigned_labels(tmp_path):
+    labels = LABELS.astype(np.uint64)
+    labels[5] = 2**63
+    message = refused(write_npz(tmp_path / "a.npz", {"logits": LOGITS, "labels": labels}))
+    assert "label of sample 5 is 9223372036854775808" in message
+
+
+def test_features_alone_with_negative_labels(tmp_path):
+    path = write_npz(tmp_path / "a.npz", {"features": FEATURES, "labels": LABELS - 1})
+    assert "label of sample 0 is -1" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["logits", "labels", "keys"])
+def test_pickled_objects_are_not_loaded(tmp_path, name):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    arrays = {"logits": LOGITS, "labels": LABELS, name: np.array([Trap()] * N, dtype=object)}
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert "run code that is in the file" in refused(tmp_path / "a.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_fields_with_names(tmp_path):
+    array = np.zeros((3, 2), dtype=[("ψ", "f4")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's, about a version that older NumPy cannot read
+        np.savez(tmp_path / "a.npz", logits=array, labels=LABELS)
+    assert "fields with names" in refused(tmp_path / "a.npz")
+
+
+def test_no_file(tmp_path):
+    assert "does not exist" in refused(tmp_path / "a.npz")
+    (tmp_path / "folder.npz").mkdir()
+    assert "is not a file" in refused(tmp_path / "folder.npz")
+    (tmp_path / "a.csv").touch()
+    assert ".npz, .safetensors, .parquet" in refused(tmp_path / "a.csv")
+    assert "cannot be read" in refused(tmp_path / ("a" * 300 + ".npz"))
+
+
+@pytest.mark.parametrize("kind", ["stored", "compressed", "safetensors", "parquet"])
+def test_damaged_files(tmp_path, kind):
+    """Cut anywhere, and of a wrong kind: never a traceback."""
+    base = {"logits": LOGITS, "labels": LABELS}
+    suffix = {"safetensors": ".safetensors", "parquet": ".parquet"}.get(kind, ".npz")
+    path = tmp_path / f"file{suffix}"
+    if kind == "stored":
+        write_npz(path, base)
+    elif kind == "compressed":
+        write_npz(path, base, np.savez_compressed)
+    elif kind == "safetensors":
+        write_safetensors(path, base)
+    else:
+        write_parquet(path, base)
+    whole = path.read_bytes()
+    for length in [0, 1, 10, *range(11, len(whole), max(len(whole) // 40, 1))]:
+        path.write_bytes(whole[:length])
+        assert "damaged" in refused(path)
+    path.write_bytes(b"\x80\x04 something else altogether" * 30)
+    assert "damaged" in refused(path)
+
+
+@pytest.mark.parametrize("kind", ["stored", "compressed"])
+def test_damage_within_an_npz(tmp_path, kind):
+    path = tmp_path / "file.npz"
+    logits = np.tile(LOGITS, (50, 1))
+    arrays = {"logits": logits, "labels": np.tile(LABELS, 50)}
+    write_npz(path, arrays, np.savez_compressed if kind == "compressed" else np.savez)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[position] ^= 0xFF
+        path.write_bytes(changed)
+        with contextlib.suppress(LskdError):
+            read_outputs(path)  # a number of a stored array may be another; that is not looked at
+
+
+def test_a_header_that_promises_more_than_there_is(tmp_path):
+    text = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        text, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**6)}
+    )
+    labels = io.BytesIO()
+    np.save(labels, LABELS)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("logits.npy", text.getvalue() + bytes(64))
+        archive.writestr("labels.npy", labels.getvalue())
+    assert "not as long as its header says" in refused(tmp_path / "a.npz")
+
+
+def test_rows_of_parquet_that_are_not_alike(tmp_path):
+    good = LOGITS.tolist()
+    for rows, expected in (
+        ([*good[:-1], good[0][:-1]], "sample 12 is not 4 numbers long"),
+        ([*good[:6], None, *good[7:]], "sample 6 is not 4 numbers long"),
+        ([None, *good[1:]], "sample 0 is missing"),
+        ([*good[:-1], [1.0, None, 2.0, 3.0]], "missing numbers"),
+    ):
+        table = pa.table({"logits": pa.array(rows, pa.list_(pa.float32())), "labels": pa.array(LABELS)})
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert expected in refused(tmp_path / "a.parquet")
+    table = pa.table({"logits": pa.array(good), "labels": pa.array([None, *LABELS[1:].tolist()])})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert "label of sample 0 is missing" in refused(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"logits": LOGITS[:, 0], "labels": LABELS}), tmp_path / "a.parquet")
+    assert "must be a list" in refused(tmp_path / "a.parquet")
+
+
+def test_what_cannot_be_written(tmp_path):
+    outputs = Outputs("a", torch.zeros(2, 2), torch.tensor([0, 1]), ["x", "y\nz"])
+    with pytest.raises(LskdError, match="line break"):
+        write_outputs(outputs, tmp_path / "a.safetensors")
+    with pytest.raises(LskdError, match=r"\.safetensors"):
+        write_outputs(outputs, tmp_path / "a.npz")
+    (tmp_path / "file").touch()
+    good = Outputs("a", torch.zeros(2, 2), torch.tensor([0, 1]))
+    with pytest.raises(LskdError, match="cannot write"):
+        write_outputs(good, tmp_path / "file" / "a.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+MEMORY = """
+import sys
+import numpy, torch, pyarrow.parquet
+from lskd_study.teachers import _mapped, _npz
+from lskd_study.teachers.outputs import read_outputs
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+read_outputs(sys.argv[2])  # whatever is loaded at first use
+before, most, total = anonymous(), 0.0, 0.0
+outputs = read_outputs(sys.argv[1])
+most = anonymous()
+for start in range(0, len(outputs.logits), 1000):
+    total += float(outputs.logits[start : start + 1000].double().sum())
+    most = max(most, anonymous())
+print(most - before, total)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("kind", ["stored", "columns", "compressed", "safetensors", "parquet"])
+def test_memory_does_not_grow_with_the_file(tmp_path, kind):
+    """200 MB of logits in less than 30 MB of memory."""
+    suffix = {"safetensors": ".safetensors", "parquet": ".parquet"}.get(kind, ".npz")
+
+    def write(path, samples):
+        logits = np.ones((samples, 1000), np.float32)
+        logits[:, ::2] = np.arange(samples)[:, None] % 7
+        arrays = {"logits": np.asarray(logits, order="F" if kind == "columns" else "C")}
+        arrays |= {"labels": np.arange(samples) % 1000}
+        if kind == "safetensors":
+            write_safetensors(path, arrays)
+        elif kind == "parquet":
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel()), 1000)
+            pq.write_table(pa.table({"logits": flat, "labels": arrays["labels"]}), path)
+        else:
+            (np.savez_compressed if kind == "compressed" else np.savez)(path, **arrays)
+        return path, float(logits.sum(dtype=np.float64))
+
+    large, expected = write(tmp_path / f"large{suffix}", 50_000)
+    small, _ = write(tmp_path / f"small{suffix}", 10)
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY, large, small], capture_output=True, text=True, check=True
+    )
+    growth, total = map(float, result.stdout.split())
+    assert total == expected
+    assert growth < 30

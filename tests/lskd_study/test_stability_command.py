@@ -1,0 +1,269 @@
+"""`lskd stability` in this process, on files of logits."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+from scipy import special
+
+from lskd_study import cli
+
+pytestmark = pytest.mark.unit
+
+CLASSES, IMAGES = 5, 24
+
+
+def arrays(seed=0, strength=3.0, samples=CLASSES * IMAGES, classes=CLASSES):
+    generator = np.random.default_rng(7)
+    labels = np.arange(samples) % classes
+    logits = generator.normal(size=(samples, classes)) + 0.3 * np.random.default_rng(seed).normal(
+        size=(samples, classes)
+    )
+    logits[np.arange(samples), labels] += strength
+    return {"logits": logits.astype(np.float32), "labels": labels}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", **arrays())
+    np.savez("b.npz", **arrays(1, 2.0))
+    return tmp_path
+
+
+def run(capsys, *words):
+    capsys.readouterr()
+    status = cli.main(["stability", *map(str, words)])
+    return status, capsys.readouterr()
+
+
+def refused(capsys, *words):
+    status, captured = run(capsys, *words)
+    assert status == 2, captured
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("lskd: error: ")
+    assert captured.out == ""
+    return lines[0]
+
+
+def test_two_files_side_by_side(files, capsys):
+    words = ("--logits", "a.npz", "--logits", "b.npz", "--json", "out.json", "--csv", "out/t.csv")
+    status, captured = run(capsys, *words, "--markdown", "t.md", "--replicates", "300")
+    assert status == 0, captured.err
+    first, second = json.loads((files / "out.json").read_text())
+    for found, stored in ((first, arrays()), (second, arrays(1, 2.0))):
+        p = special.softmax(stored["logits"].astype(np.float64), axis=1)
+        own = p[np.arange(len(p)), stored["labels"]]
+        assert found["top1"] == pytest.approx(100 * (p.argmax(1) == stored["labels"]).mean())
+        assert found["top5"] == 100
+        assert found["nll"] == pytest.approx(-np.log(own).mean(), abs=1e-6)
+        std = np.mean([own[stored["labels"] == c].std(ddof=1) for c in range(CLASSES)])
+        assert found["one_minus_stability"]["target_std"] == pytest.approx(std, abs=1e-6)
+        assert 0 <= found["ece"] <= 1
+    assert (first["name"], second["name"]) == ("a", "b")
+    assert {d["from"] for d in second["differences"]} == {"a"}
+    with (files / "out" / "t.csv").open(newline="") as file:
+        assert {row["teacher"] for row in csv.DictReader(file)} == {"a", "b"}
+    assert "| a | b |" in (files / "t.md").read_text()
+    assert "top-1 accuracy" in captured.out
+    assert "95 % interval" in captured.out
+
+
+def test_order_of_samples_does_not_matter(files, capsys):
+    stored = arrays()
+    order = np.random.default_rng(0).permutation(len(stored["labels"]))
+    np.savez_compressed("shuffled.npz", **{name: array[order] for name, array in stored.items()})
+    save_file({k: np.ascontiguousarray(v) for k, v in stored.items()}, "sorted.safetensors")
+    words = ("--logits", "shuffled.npz", "--logits", "sorted.safetensors", "--json", "out.json")
+    assert run(capsys, *words)[0] == 0
+    one, two = json.loads((files / "out.json").read_text())
+    for name in ("top1", "nll", "ece", "entropy"):
+        assert one[name] == pytest.approx(two[name], rel=1e-6)
+    assert one["one_minus_stability"] == pytest.approx(two["one_minus_stability"], rel=1e-5)
+    assert one["calibrated"] == pytest.approx(two["calibrated"], rel=1e-5)
+
+
+def test_the_same_numbers_every_time(files, capsys):
+    texts = []
+    for _ in range(2):
+        assert run(capsys, "--logits", "a.npz", "--logits", "b.npz", "--json", "out.json")[0] == 0
+        texts.append((files / "out.json").read_text())
+    assert texts[0] == texts[1]
+
+
+def test_names_temperatures_and_correction(files, capsys):
+    words = ("--logits", "a.npz", "--logits", "a.npz", "--name", "x", "--name", "y", "--json", "o.json")
+    more = ("--temperature", "1", "--temperature", "8", "--small-class-correction")
+    assert run(capsys, *words, *more)[0] == 0
+    x, y = json.loads((files / "o.json").read_text())
+    assert (x["name"], y["name"]) == ("x", "y")
+    assert [mass["temperature"] for mass in x["target_mass"]] == [1, 8]
+    assert x["small_class_correction"] is True
+    assert x["target_mass"][1]["chance_like"] is True
+    assert any("temperature 8" in line for line in x["warnings"])
+
+
+def test_files_of_the_same_name_are_numbered(files, capsys):
+    (files / "c").mkdir()
+    np.savez("c/a.npz", **arrays(1))
+    assert run(capsys, "--logits", "a.npz", "--logits", "c/a.npz", "--json", "o.json")[0] == 0
+    assert [t["name"] for t in json.loads((files / "o.json").read_text())] == ["a (1)", "a (2)"]
+
+
+# Bad input: one line, nothing written
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": np.arange(120) % 5 + 1}, ("label", "sample 4", "5")),
+        ({"labels": np.arange(119) % 5}, ("120", "119")),
+        ({"labels": (np.arange(120) % 5).astype(float)}, ("labels",)),
+        ({"logits": np.full((120, 5), np.nan, np.float32)}, ("sample 0", "finite")),
+        ({"logits": np.zeros((120, 5), np.int64)}, ("logits",)),
+        ({"logits": np.zeros(120, np.float32)}, ("logits",)),
+        ({"labels": None}, ("labels",)),
+        ({"logits": None}, ("logits",)),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(files, capsys, change, words):
+    np.savez("bad.npz", **{k: v for k, v in {**arrays(), **change}.items() if v is not None})
+    line = refused(capsys, "--logits", "a.npz", "--logits", "bad.npz", "--json", "out.json")
+    assert "bad" in line
+    for word in words:
+        assert word in line
+    assert not (files / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), ("no teacher", "--logits")),
+        (("--logits", "none.npz"), ("none.npz", "does not exist")),
+        (("--logits", "a.npz", "--name", "x", "--name", "y"), ("--name",)),
+        (("--logits", "a.npz", "--logits", "b.npz", "--name", "x", "--name", "x"), ("--name",)),
+        (("--logits", "a.npz", "--temperature", "0"), ("--temperature",)),
+        (("--logits", "a.npz", "--temperature", "nan"), ("--temperature",)),
+        (("--logits", "a.npz", "--replicates", "5"), ("replicates",)),
+        (("--logits", "a.npz", "--json", "a.npz/out.json"), ("cannot write",)),
+        (("--logits", "a.npz", "--json", "."), ("cannot write",)),
+        (("--model", "test_resnet"), ("--data-dir",)),
+        (("--logits", "a.npz", "--features"), ("--save-outputs",)),
+        (("--model", "no_such_model", "--data-dir", "."), ("no_such_model",)),
+        (("--model", "test_resnet", "--checkpoint", "a.npz", "--checkpoint", "b.npz"), ("--checkpoint",)),
+        (("--teachers", "none.yaml"), ("none.yaml",)),
+        (("--logits", "a.npz", "--teachers", "none.yaml"), ("--teachers",)),
+        (("--logits", "a.npz", "--nonsense"), ("--nonsense",)),
+    ],
+)
+def test_what_is_wrong_with_the_options_is_one_line(files, capsys, options, words):
+    line = refused(capsys, *options)
+    for word in words:
+        assert word in line
+
+
+# A list of teachers
+
+
+LIST = {
+    "kind": "stability",
+    "title": "Two",
+    "output": "runs/two",
+    "temperatures": [1, 4],
+    "teachers": [
+        {"name": "plain", "logits": "a.npz", "network": "ResNet-50", "smoothing": 0},
+        {"name": "smoothed", "logits": "b.npz", "network": "ResNet-50", "smoothing": 0.1},
+    ],
+}
+
+
+def write(**changes):
+    with open("teachers.yaml", "w") as file:
+        yaml.safe_dump({k: v for k, v in {**LIST, **changes}.items() if v is not None}, file, sort_keys=False)
+
+
+@pytest.mark.parametrize(
+    "command", [("study", "teachers.yaml"), ("stability", "--teachers", "teachers.yaml")]
+)
+def test_a_list_of_teachers_is_a_study(files, capsys, command):
+    write()
+    assert cli.main(list(command)) == 0, capsys.readouterr().err
+    output = files / "runs" / "two"
+    assert sorted(path.name for path in output.iterdir()) == [
+        "index.html",
+        "stability.csv",
+        "stability.json",
+        "stability.md",
+        "table1.csv",
+        "table1.md",
+        "table10.csv",
+        "table10.md",
+    ]
+    assert "0.3217" in (output / "table1.md").read_text()  # the paper's ResNet-50 without smoothing
+    assert "0.1733" in (output / "table10.md").read_text()
+    found = json.loads((output / "stability.json").read_text())
+    assert [mass["temperature"] for mass in found[0]["target_mass"]] == [1, 4]
+
+
+def test_dry_run_of_a_list_writes_nothing(files, capsys):
+    write()
+    assert cli.main(["study", "teachers.yaml", "--dry-run"]) == 0
+    assert "2 teachers to measure" in capsys.readouterr().out
+    assert not (files / "runs").exists()
+
+
+TEACHER = LIST["teachers"][0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"title": None}, ("'title' is missing",)),
+        ({"seeds": [1]}, ("unknown key 'seeds'",)),
+        ({"teachers": []}, ("teachers",)),
+        ({"teachers": [{**TEACHER, "chekpoint": "x"}]}, ("chekpoint", "did you mean 'checkpoint'")),
+        ({"teachers": [{**TEACHER, "model": "resnet18"}]}, ("one of model, config and logits",)),
+        ({"teachers": [{**TEACHER, "network": "ResNet-19"}]}, ("Table 1", "ResNet-18")),
+        ({"teachers": [{**TEACHER, "smoothing": 1.5}]}, ("smoothing",)),
+        ({"teachers": [TEACHER, TEACHER]}, ("'plain'",)),
+        ({"temperatures": [0]}, ("temperatures",)),
+        ({"teachers": [{"name": "gone", "logits": "gone.npz"}]}, ("gone.npz",)),
+        ({"teachers": [TEACHER, {"name": "gone", "model": "resnet18", "checkpoint": "g.pth"}]}, ("g.pth",)),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_what_is_wrong_with_a_list_is_one_line(files, capsys, changes, words, dry):
+    write(**changes)
+    assert cli.main(["study", "teachers.yaml", *(["--dry-run"] if dry else [])]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.strip().splitlines()
+    for word in words:
+        assert word in line, line
+    assert not (files / "runs").exists()
+
+
+def test_the_recipe_of_tables_1_and_10(capsys, monkeypatch, tmp_path):
+    """Its header says what the paper prints; the rows that it names are those of public weights."""
+    from lskd_study.paper import load_tables
+    from lskd_study.recipes import find_study_file
+    from lskd_study.teachers.schema import load_teachers
+
+    path = find_study_file("recipes/stability/study.yaml")
+    study = load_teachers(path)
+    header = path.read_text().split("kind:")[0]
+    public = [row for row in load_tables()["Table 1"].rows if row["weights"]]
+    assert {entry.network for entry in study.teachers} == {row.name for row in public}
+    for row in public:
+        between = load_tables()["Table 10"].row(row.name).number("instability_without")
+        (line,) = [line for line in header.splitlines() if f" {row.name} " in line]
+        printed = [float(word) for word in line.split()[-4:]]
+        columns = ("top1_without", "top5_without", "instability_without")
+        assert printed == [*(row.number(column) for column in columns), between]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["study", "recipes/stability/study.yaml"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "data/imagenet" in line or "resnet18-f37072fd.pth" in line
