@@ -5,6 +5,7 @@ Everything here is mathematics on tensors; what belongs to a trainer is in its p
 
 from typing import TYPE_CHECKING, Any
 
+from lskd._chance import binomial_tail, compare_with_chance
 from lskd._checkpoints import file_checksum, load_teacher_weights
 from lskd._errors import CheckpointError, LskdError
 from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
@@ -31,6 +32,8 @@ __all__ = [
     "Rest",
     "Stability",
     "TopK",
+    "binomial_tail",
+    "compare_with_chance",
     "convert_alpha",
     "distillation_terms",
     "file_checksum",
