@@ -81,13 +81,14 @@ class _ShiftedPReLU(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x, before, slope = ctx.saved_tensors
         (gradient,) = gradients
-        to_sum, to_slope = torch.ops.aten._prelu_kernel_backward(gradient, x + before, slope)
-        return (
-            to_sum,
-            to_sum.sum(_PER_CHANNEL, keepdim=True),
-            to_slope.sum(_PER_CHANNEL, keepdim=True),
-            gradient.sum(_PER_CHANNEL, keepdim=True),
-        )
+        shifted = x + before
+        # Split by the sign of the input with kernels that run at the speed of memory; prelu's own backward
+        # does not.
+        positive: Tensor = torch.ops.aten.threshold_backward(gradient, shifted, 0)
+        to_sum = (gradient - positive).mul_(slope).add_(positive)
+        to_slope = shifted.clamp_(max=0).mul_(gradient).sum(_PER_CHANNEL, keepdim=True)
+        sums = [each.sum(_PER_CHANNEL, keepdim=True) for each in (to_sum, gradient)]
+        return to_sum, sums[0], to_slope, sums[1]
 
 
 class _ScaledSign(torch.autograd.Function):
@@ -96,13 +97,15 @@ class _ScaledSign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        return binary_signs(weight).mul_(weight_scales(weight))
+        signs = weight + 0.0  # turns -0.0, whose sign would be -1, into 0
+        return torch.copysign(weight_scales(weight), signs, out=signs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (weight,) = ctx.saved_tensors
-        return torch.where(weight.abs() < 1, gradients[0], 0.0)
+        passed: Tensor = torch.ops.aten.hardtanh_backward(gradients[0], weight, -1, 1)
+        return passed
 
 
 def binary_signs(values: Tensor) -> Tensor:
