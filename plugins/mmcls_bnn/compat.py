@@ -6,6 +6,7 @@ in its registry, so the recipes run there with `--cfg-options default_scope=mmpr
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -32,6 +33,9 @@ def _choose() -> str:
 
 
 FRAMEWORK = _choose()
+
+# mmcv-lite's remark on an operator that nothing here uses would stand before every error and result.
+warnings.filterwarnings("ignore", message="Fail to import ``MultiScale")
 
 if FRAMEWORK == "mmcls":
     from mmcls.datasets import BaseDataset, CustomDataset

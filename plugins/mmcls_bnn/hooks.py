@@ -1,5 +1,6 @@
 """Hooks of a run: checkpoints that load safely, a curve that survives a kill, and the health of the signs."""
 
+import json
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lskd import LskdError
 from mmcls_bnn.compat import HOOKS
 from mmcls_bnn.layers import BinaryConv2d
+from mmcls_bnn.packed import deployable
 from mmcls_bnn.step1 import NOTE, binarized_in
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -24,7 +26,7 @@ def unwrapped(model: nn.Module) -> Any:
 
 @HOOKS.register_module()
 class SafeCheckpointHook(Hook):
-    """Keep out of checkpoints what torch's safe loading refuses, and say in them what was binarised.
+    """Keep out of checkpoints what torch's safe loading refuses, and say in them which student they hold.
 
     mmengine stores the history of every logged number as objects of its own, and then cannot resume or test
     from its own file. The log's files keep the history.
@@ -38,7 +40,10 @@ class SafeCheckpointHook(Hook):
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": resumed}
         binarize = binarized_in(unwrapped(runner.model))
         if binarize is not None:
-            checkpoint["meta"][NOTE] = {"binarize": binarize}
+            preprocessor = runner.cfg.get("data_preprocessor")
+            student = deployable(runner.cfg.model.to_dict(), preprocessor and preprocessor.to_dict())
+            # As text: a config may hold types that safe loading refuses.
+            checkpoint["meta"][NOTE] = {"binarize": binarize, "model": json.dumps(student)}
 
 
 @HOOKS.register_module()

@@ -1,11 +1,13 @@
 """Hooks, and step 2's start, on models and checkpoints made for the purpose."""
 
 import csv
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from lskd import CheckpointError
@@ -32,7 +34,9 @@ def save(path, model):
     hub.update_info("best_ckpt", "best.pth")
     hub.update_info("array", np.zeros(3))
     checkpoint = {"meta": {"epoch": 1}, "state_dict": model.state_dict(), "message_hub": hub.state_dict()}
-    SafeCheckpointHook().before_save_checkpoint(SimpleNamespace(model=model), checkpoint)
+    cfg = Config({"model": {"type": "LsKdClassifier", "backbone": {}, "teacher": {"checkpoint": "t"}}})
+    runner = SimpleNamespace(model=model, cfg=cfg)
+    SafeCheckpointHook().before_save_checkpoint(runner, checkpoint)
     torch.save(checkpoint, path)
 
 
@@ -41,7 +45,10 @@ def test_checkpoints_are_read_by_safe_loading(tmp_path):
     save(tmp_path / "c.pth", model)
     content = torch.load(tmp_path / "c.pth", weights_only=True)
     assert content["message_hub"]["runtime_info"] == {"best_score": 0.5, "best_ckpt": "best.pth"}
-    assert content["meta"]["mmcls_bnn"] == {"binarize": ["activations", "weights"]}
+    note = content["meta"]["mmcls_bnn"]
+    assert note["binarize"] == ["activations", "weights"]
+    student = {"type": "ImageClassifier", "backbone": {}, "data_preprocessor": {}}
+    assert json.loads(note["model"]) == student  # of the teacher not a word
     hub = MessageHub.get_instance("resumed")
     hub.load_state_dict(content["message_hub"])  # as a resumed run does
     assert hub.get_info("best_score") == 0.5
