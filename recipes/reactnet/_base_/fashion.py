@@ -1,4 +1,4 @@
-"""6,000 training images of Fashion-MNIST and its 10,000 for testing, 28 x 28."""
+"""6,000 training images of Fashion-MNIST, 2,000 of its test images after each epoch, all 10,000 in the end."""
 
 num_classes = 10
 data_root = "data/FashionMNIST/raw"
@@ -23,9 +23,16 @@ val_dataloader = dict(
     persistent_workers=False,
     pin_memory=False,
     sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(type="FashionMnist", data_root=data_root, train=False, indices=2000, pipeline=val_pipeline),
+)
+test_dataloader = dict(
+    batch_size=256,
+    num_workers=0,
+    persistent_workers=False,
+    pin_memory=False,
+    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(type="FashionMnist", data_root=data_root, train=False, pipeline=val_pipeline),
 )
-test_dataloader = val_dataloader
 test_evaluator = [dict(type="Accuracy", topk=(1, 5))]
 val_cfg = dict()
 test_cfg = dict()
