@@ -36,8 +36,8 @@ _TRAIN = {
     "train_agreement": "agreement",
 }
 _VALIDATION = {
-    "val_ce": "distillation/loss_ce",
-    "val_kl": "distillation/loss_kl",
+    "val_ce": "distillation/cross_entropy",
+    "val_kl": "distillation/kl",
     "val_teacher_entropy": "distillation/teacher_entropy",
     "val_agreement": "distillation/agreement",
     "val_top1": "accuracy/top1",

@@ -9,14 +9,15 @@ from mmengine.evaluator import BaseMetric
 from lskd import LskdError
 from mmcls_bnn.compat import METRICS
 
-NAMES = ("loss_ce", "loss_kl", "teacher_entropy", "agreement")
+# No "loss" in a name: mmengine would show such a number averaged over the last ten validations.
+NAMES = ("cross_entropy", "kl", "teacher_entropy", "agreement")
 
 
 @METRICS.register_module()
 class DistillationMetric(BaseMetric):
     """Means over the validation samples of cross-entropy, KL and teacher entropy (nats), and of agreement.
 
-    Reported as `distillation/loss_ce` and so on, at the temperature of the training loss.
+    Reported as `distillation/cross_entropy` and so on, at the temperature of the training loss.
     """
 
     default_prefix = "distillation"

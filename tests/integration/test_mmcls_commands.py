@@ -122,7 +122,14 @@ def test_mim_train_and_mim_test(recipe, teacher, tmp_path):
     log = result.stdout + result.stderr
     assert "teacher 'test_resnet': right on" in log
     assert "entropy of an ideal one is 0.435 nats" in log
-    for name in ("loss_ce", "loss_kl", "teacher_entropy", "agreement", "flip ratio", "distillation/loss_ce"):
+    for name in (
+        "loss_ce",
+        "loss_kl",
+        "teacher_entropy",
+        "agreement",
+        "flip ratio",
+        "distillation/cross_entropy",
+    ):
         assert name in log
     rows = curves(folder)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]

@@ -1,4 +1,4 @@
-"""6,000 training images of Fashion-MNIST, 2,000 of its test images after each epoch, all 10,000 in the end."""
+"""Fashion-MNIST, 28 x 28: 6,000 training and 2,000 validation images; for testing all 10,000 test images."""
 
 num_classes = 10
 data_root = "data/FashionMNIST/raw"
