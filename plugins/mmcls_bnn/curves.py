@@ -1,4 +1,4 @@
-"""One row for each epoch, in `curves.csv` of the work folder: exact means, not the log's moving ones."""
+"""One row for each epoch, in `epochs.csv` of the work folder: exact means, not the log's moving ones."""
 
 import csv
 import os
@@ -43,12 +43,12 @@ _VALIDATION = {
     "val_top1": "accuracy/top1",
     "val_top5": "accuracy/top5",
 }
-FILE = "curves.csv"
+FILE = "epochs.csv"
 
 
 @HOOKS.register_module()
 class CurvesHook(Hook):
-    """Write `curves.csv`; after a kill it goes on as if there had been none.
+    """Write `epochs.csv`; after a kill it goes on as if there had been none.
 
     The checkpoint of an epoch is saved before its validation. Where a kill came between the two, the
     validation that is missing is made up for when the run is resumed. The loss of a model that is not

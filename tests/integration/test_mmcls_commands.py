@@ -110,7 +110,7 @@ def train(recipe, folder, *words, **kwargs):
 
 
 def curves(folder):
-    with (folder / "curves.csv").open(newline="") as file:
+    with (folder / "epochs.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -126,13 +126,13 @@ def curve_runner(folder, epoch):
 
 
 def rows(folder):
-    with (folder / "curves.csv").open(newline="") as file:
+    with (folder / "epochs.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_curves_of_a_run_killed_before_its_validation(tmp_path):
     hook, runner = CurvesHook(), curve_runner(tmp_path, 0)
-    (tmp_path / "curves.csv").write_text("left over from another run\n")
+    (tmp_path / "epochs.csv").write_text("left over from another run\n")
     hook.before_train(runner)
     assert rows(tmp_path) == []
     for epoch in range(3):

@@ -44,7 +44,7 @@ def test_the_same_curve_in_both_frameworks(digits, teacher_file, tmp_path):
             check=False,
         )
         assert result.returncode == 0, result.stderr
-        with (tmp_path / name / "curves.csv").open(newline="") as file:
+        with (tmp_path / name / "epochs.csv").open(newline="") as file:
             curves[name] = list(csv.DictReader(file))
     assert curves["mmcls"] == curves["mmpretrain"]
     assert len(curves["mmcls"]) == 2
