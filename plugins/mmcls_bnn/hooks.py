@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
@@ -40,10 +41,15 @@ class SafeCheckpointHook(Hook):
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": resumed}
         binarize = binarized_in(unwrapped(runner.model))
         if binarize is not None:
-            preprocessor = runner.cfg.get("data_preprocessor")
-            student = deployable(runner.cfg.model.to_dict(), preprocessor and preprocessor.to_dict())
-            # As text: a config may hold types that safe loading refuses.
-            checkpoint["meta"][NOTE] = {"binarize": binarize, "model": json.dumps(student)}
+            checkpoint["meta"][NOTE] = {"binarize": binarize, **_student(runner.cfg)}
+
+
+def _student(cfg: Any) -> dict[str, str]:
+    """Return the student's config for the note, as text: a config may hold what safe loading refuses."""
+    model, preprocessor = cfg.get("model"), cfg.get("data_preprocessor")
+    if not isinstance(model, ConfigDict):  # a model built in Python
+        return {}
+    return {"model": json.dumps(deployable(model.to_dict(), preprocessor and preprocessor.to_dict()))}
 
 
 @HOOKS.register_module()

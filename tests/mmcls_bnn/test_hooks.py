@@ -54,6 +54,13 @@ def test_checkpoints_are_read_by_safe_loading(tmp_path):
     assert hub.get_info("best_score") == 0.5
 
 
+def test_a_model_built_in_python_has_no_config_to_note(tmp_path):
+    checkpoint = {"meta": {}, "state_dict": {}}
+    runner = SimpleNamespace(model=Student(), cfg=Config({}))
+    SafeCheckpointHook().before_save_checkpoint(runner, checkpoint)
+    assert checkpoint["meta"]["mmcls_bnn"] == {"binarize": ["activations", "weights"]}
+
+
 def test_without_the_hook_they_are_not(tmp_path):
     torch.save({"message_hub": {"log_scalars": {"loss": HistoryBuffer([1.0], [1])}}}, tmp_path / "c.pth")
     with pytest.raises(Exception, match="Weights only load failed"):
