@@ -1,10 +1,13 @@
 """A study with students of mmcls: its commands, its logs, its configurations, and the paper's Fig. 6."""
 
 import csv
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from lskd import LskdError
 from lskd_study.ecosystems import mmcls, timm, trainer_of
@@ -122,3 +125,20 @@ def test_figure_6_needs_the_test_loss():
     del old.curves["val_ce"]
     assert not has_test_loss({0.0: {0: old}})
     assert not has_test_loss({0.0: {}})
+
+
+@pytest.mark.parametrize(("own", "kept"), [("75.0", True), ("25.0", False)])
+def test_logits_are_stored_only_if_they_agree_with_the_trainer(tmp_path, monkeypatch, own, kept):
+    """Evaluated under another normalisation, a student would be at chance and look like a finding."""
+    batch = (torch.tensor([1, 0, 3, 2]), torch.eye(4), torch.tensor([0, 1, 2, 0]), None)
+    answers = SimpleNamespace(batches=[batch], keys=["a", "b", "c", "d"])
+    evaluation = SimpleNamespace(evaluate_config=lambda *_: answers)
+    monkeypatch.setitem(sys.modules, "mmcls_bnn.evaluation", evaluation)
+    (tmp_path / "student.py").touch()
+    (tmp_path / "epochs.csv").write_text(f"epoch,val_top1\n1,{own}\n")
+    if not kept:
+        with pytest.raises(LskdError, match=r"75.00 % .* own log 25.0 %"):
+            mmcls.collect_logits(tmp_path, "last.pth.tar", tmp_path)
+        return
+    found = mmcls.collect_logits(tmp_path, "last.pth.tar", tmp_path)
+    assert found.labels.tolist() == [1, 0, 0, 2]  # in the order of the keys

@@ -140,7 +140,7 @@ def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:
     """Return logits, labels and keys of the validation images, as timm's `Evaluation` has them.
 
     Raises:
-        LskdError: for a run that cannot be evaluated.
+        LskdError: for a run that cannot be evaluated, or whose accuracy is then not the trainer's own.
     """
     import torch
 
@@ -152,4 +152,13 @@ def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:
     )
     positions, logits, labels, _ = zip(*answers.batches, strict=True)
     order = torch.cat(positions).argsort()
-    return Evaluation(torch.cat(logits)[order].cpu(), torch.cat(labels)[order].cpu(), answers.keys)
+    found = Evaluation(torch.cat(logits)[order].cpu(), torch.cat(labels)[order].cpu(), answers.keys)
+    top1 = 100 * float((found.logits.argmax(-1) == found.labels).float().mean())
+    own = read_curves(folder, "student")[-1]["val_top1"]
+    # Another normalisation or another transform would go unnoticed in a table.
+    if own and abs(top1 - float(own)) > 0.5:
+        raise LskdError(
+            f"{folder}: {top1:.2f} % of the validation images are right, in the trainer's own log {own} %; "
+            "the configuration is not evaluated as it was trained, so nothing is stored"
+        )
+    return found
