@@ -5,10 +5,11 @@ BIN = $(VENV)/bin
 # On a small busy machine two OpenMP threads can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo demo-bnn test lint bench clean
 help:
 	@echo "make install   create $(VENV) with everything pinned in constraints.txt"
 	@echo "make demo      does a label-smoothed teacher distil a better student? on real digits -> runs/digits/index.html"
+	@echo "make demo-bnn  the same for a binary student: runs/digits_bnn/index.html"
 	@echo "make test      all tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
@@ -25,6 +26,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/lskd study recipes/digits/study.yaml --cores 2
+
+demo-bnn: install
+	$(BIN)/lskd study recipes/digits_bnn/study.yaml --cores 2
 
 test: install
 	$(BIN)/python -m pytest -q

@@ -6,6 +6,7 @@ Everything here is mathematics on tensors; what belongs to a trainer is in its p
 from typing import TYPE_CHECKING, Any
 
 from lskd._calibration import TemperatureFit, fit_temperature
+from lskd._chance import binomial_tail, compare_with_chance
 from lskd._checkpoints import file_checksum, load_teacher_weights
 from lskd._class_means import (
     class_confusion,
@@ -46,10 +47,12 @@ __all__ = [
     "TeacherMeasures",
     "TemperatureFit",
     "TopK",
+    "binomial_tail",
     "chance_like_mass",
     "class_confusion",
     "class_mean_probabilities",
     "cluster_distances",
+    "compare_with_chance",
     "convert_alpha",
     "distillation_terms",
     "equivalent_smoothing",

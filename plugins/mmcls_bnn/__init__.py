@@ -1,1 +1,33 @@
-"""Adapter to mmcls: evaluation of its models. Training with it is to come; `lskd doctor` says so."""
+"""lskd's plugin for mmcls: binary networks that learn from a frozen teacher.
+
+A recipe imports `mmcls_bnn.register`, which registers everything here with mmcls (or mmpretrain).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmcls_bnn.classifier import LsKdClassifier
+    from mmcls_bnn.layers import BinaryConv2d, RPReLU, RSign
+    from mmcls_bnn.reactnet import ReActNet
+    from mmcls_bnn.reactnet_a import ReActNetA
+    from mmcls_bnn.teacher import Teacher
+
+__all__ = ["BinaryConv2d", "LsKdClassifier", "RPReLU", "RSign", "ReActNet", "ReActNetA", "Teacher"]
+
+_HOMES = {
+    "BinaryConv2d": "layers",
+    "LsKdClassifier": "classifier",
+    "RPReLU": "layers",
+    "RSign": "layers",
+    "ReActNet": "reactnet",
+    "ReActNetA": "reactnet_a",
+    "Teacher": "teacher",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import mmcls only when something of it is asked for: a command's errors and help must be quick."""
+    if name in _HOMES:
+        return getattr(import_module(f"mmcls_bnn.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'mmcls_bnn' has no attribute '{name}'")

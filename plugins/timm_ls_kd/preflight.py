@@ -1,6 +1,5 @@
 """Checks of the teacher on real validation images, before the first training step."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,7 +9,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from lskd import LskdError, one_line
+from lskd import LskdError, compare_with_chance, one_line
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.teacher import Teacher
 
@@ -109,25 +108,13 @@ def verdict(right: int, total: int, chance: float, name: str) -> str:
     if total == 0:
         return f"teacher '{name}': no validation images, its accuracy is not checked"
     accuracy = f"{100 * right / total:.1f} % of {total} validation images (chance {100 * chance:.1f} %)"
-    if binomial_tail(total, total, chance) > SIGNIFICANCE:
+    compared = compare_with_chance(right, total, chance, SIGNIFICANCE)
+    if compared == "too few":
         return f"teacher '{name}': {accuracy}; too few images to tell it from chance"
-    if binomial_tail(right, total, chance) > SIGNIFICANCE:
+    if compared == "at":
         raise LskdError(
             f"teacher '{name}' is at chance: right on {accuracy}; "
             "check its checkpoint, normalisation, image size (--kd-teacher-img-size) and class order; "
             "--kd-preflight-samples 0, in YAML kd_preflight_samples: 0, trains on it nevertheless."
         )
     return f"teacher '{name}': right on {accuracy}"
-
-
-def binomial_tail(right: int, total: int, chance: float) -> float:
-    """Return the probability of `right` or more successes in `total` draws of probability `chance`."""
-    if right <= 0 or chance >= 1:
-        return 1.0
-    log_p, log_q = math.log(chance), math.log1p(-chance)
-
-    def log_mass(k: int) -> float:
-        choices = math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
-        return choices + k * log_p + (total - k) * log_q
-
-    return min(1.0, math.fsum(math.exp(log_mass(k)) for k in range(right, total + 1)))

@@ -87,8 +87,10 @@ def check_adapter(adapter: Adapter) -> Finding:
     if version is None:
         return Finding(part, "missing", _here(adapter, version), f"pip install 'lskd[{adapter.framework}]'")
     try:
-        for name in (adapter.framework, adapter.package):
-            importlib.import_module(name)
+        importlib.import_module(adapter.framework)
+        package = importlib.import_module(adapter.package)
+        for name in getattr(package, "__all__", ()):  # a package imports its parts when they are asked for
+            getattr(package, name)
     except Exception as error:  # whatever a framework raises at import is the finding
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return Finding(part, "broken", reason, f"pip install --force-reinstall 'lskd[{adapter.framework}]'")

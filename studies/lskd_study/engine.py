@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lskd import LskdError
 from lskd_study.checks import check_data_folder, check_models, check_output, check_snakemake_options
-from lskd_study.ecosystems import timm
+from lskd_study.ecosystems import trainer_of
 from lskd_study.extras import require_study_extra
 from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
 from lskd_study.recipes import find_study_file
@@ -50,7 +50,7 @@ def run_study(study_file: str, output: str | None, cores: int, dry_run: bool, op
         )
     todo = plan.unfinished()
     if todo:
-        check_models(run.model for run in plan.runs)
+        check_models(run.model for run in plan.runs if plan.ecosystem == "timm" or run.role == "teacher")
     if dry_run:
         print(describe(plan))
         print("\n".join(f"    {'to do   ' if run in todo else 'finished'}  {run.id}" for run in plan.runs))
@@ -86,9 +86,9 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     twice = [name for name, times in Counter(run.id for run in runs).items() if times > 1]
     if twice:
         raise LskdError(f"{path}: the same run is asked for twice ({twice[0]}); list each network once")
-    configs = {config: read_trainer_config(Path(config)) for _, config in [*teachers, *students]}
+    configs = {config: _read_config(study.ecosystem, Path(config)) for _, config in [*teachers, *students]}
     for run in {(run.config, run.role): run for run in runs}.values():
-        timm.check_config(configs[run.config], run.config, run.role)
+        trainer_of(study.ecosystem, run.role).check_config(configs[run.config], run.config, run.role)
     return Plan(
         title=study.title,
         study_file=study_file,
@@ -106,6 +106,14 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         configs=configs,
         runs=runs,
     )
+
+
+def _read_config(ecosystem: str, path: Path) -> dict[str, Any]:
+    if ecosystem == "mmcls" and path.suffix == ".py":
+        from lskd_study.ecosystems.mmcls import read_config
+
+        return read_config(path)
+    return read_trainer_config(path)
 
 
 def describe(plan: Plan) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from lskd import LskdError, file_checksum
 from lskd_study import provenance
 from lskd_study.data.digits import MANIFEST, listing_checksum
-from lskd_study.ecosystems import timm
+from lskd_study.ecosystems import trainer_of
 from lskd_study.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS, Plan, Run, write_text
 
 LOG = "train.log"
@@ -62,14 +62,15 @@ def run_job(plan: Plan, run: Run) -> None:
     with _only_one(folder):
         started = time.monotonic()
         teacher = _teacher_identity(plan, run)
+        trainer = trainer_of(plan.ecosystem, run.role)
         resumed, goes_on = _begin(plan, run, folder, teacher)
         say(f"{'resumes' if goes_on else 'starts '}  {run.id}")
-        words = timm.command(plan, run)
-        extra = ["--resume", str(folder / CHECKPOINT)] if goes_on else []
+        words = trainer.command(plan, run)
+        extra = (trainer.resume(folder) or []) if goes_on else []
         with _logged(run, folder / LOG):
-            timm.train(words[1:] + extra)
-            top1 = _store_logits(plan, folder)
-            _store_curves(folder, run)
+            trainer.train(words[1:] + extra)
+            top1 = _store_logits(plan, run, folder)
+            _store_curves(plan, run, folder)
         wall = time.monotonic() - started
         record = _record(plan, run, folder, words, teacher, resumed, wall)
         write_text(folder / JOB, json.dumps(record, indent=2) + "\n")
@@ -92,7 +93,7 @@ def _begin(plan: Plan, run: Run, folder: Path, teacher: dict[str, str] | None) -
     except (OSError, ValueError):
         before = {}
     same = all(before.get(key) == value for key, value in identity.items())
-    goes_on = same and (folder / CHECKPOINT).exists()
+    goes_on = same and trainer_of(plan.ecosystem, run.role).resume(folder) is not None
     if not goes_on:
         # Half a run of other settings, or of a teacher that has since been trained anew, is of no use.
         for item in folder.iterdir():
@@ -130,18 +131,19 @@ def _logged(run: Run, log: Path) -> Iterator[None]:
         raise LskdError(f"{run.id} failed: {str(error).rstrip('.')}; the whole log is {log}") from error
     except SystemExit as stop:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = lines[-1].removeprefix("timm: error: ") if lines else f"the trainer exited with {stop.code}"
+        reason = lines[-1] if lines else f"the trainer exited with {stop.code}"
+        for prefix in ("timm: error: ", "mmcls_bnn: error: "):
+            reason = reason.removeprefix(prefix)
         raise LskdError(f"{run.id} failed: {reason.rstrip('.')}; the whole log is {log}") from stop
 
 
-def _store_logits(plan: Plan, folder: Path) -> float:
+def _store_logits(plan: Plan, run: Run, folder: Path) -> float:
     """Write ``val_logits.safetensors``; return the top-1 accuracy in percent."""
     import torch
     from safetensors.torch import save_file
 
-    from timm_ls_kd.evaluation import collect_logits
-
-    result = collect_logits(folder, checkpoint=CHECKPOINT, data_dir=Path(plan.data))
+    trainer = trainer_of(plan.ecosystem, run.role)
+    result = trainer.collect_logits(folder, CHECKPOINT, Path(plan.data))
     limit = torch.finfo(torch.float16).max
     names = torch.from_numpy(np.frombuffer("\n".join(result.keys).encode(), dtype=np.uint8).copy())
     tensors = {
@@ -155,11 +157,14 @@ def _store_logits(plan: Plan, folder: Path) -> float:
     return 100 * float((result.logits.argmax(-1) == result.labels).float().mean())
 
 
-def _store_curves(folder: Path, run: Run) -> None:
+def _store_curves(plan: Plan, run: Run, folder: Path) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, timm.CURVE_COLUMNS, lineterminator="\n")
+    trainer = trainer_of(plan.ecosystem, run.role)
+    # One set of columns for a whole study, though its teachers and students may come from two trainers.
+    columns = trainer_of(plan.ecosystem, "student").CURVE_COLUMNS
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(timm.read_curves(folder, run.role))
+    writer.writerows(trainer.read_curves(folder, run.role))
     write_text(folder / CURVES, text.getvalue())
 
 
@@ -176,7 +181,7 @@ def _record(
         "run": run.id,
         "role": run.role,
         "command": shlex.join(words),
-        "rerun_command": shlex.join(timm.command(plan, run, output=RERUN)),
+        "rerun_command": shlex.join(trainer_of(plan.ecosystem, run.role).command(plan, run, RERUN)),
         "cwd": plan.cwd,
         "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")},
         "settings": plan.settings(run),

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("lskd", "torch", "timm", "torchvision", "torchmetrics", "numpy", "snakemake")
+PACKAGES = ("lskd", "torch", "timm", "torchvision", "torchmetrics", "numpy", "snakemake", "mmcls", "mmengine")
 
 
 def versions() -> dict[str, str]:

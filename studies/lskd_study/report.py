@@ -2,6 +2,7 @@
 
 from lskd import LskdError
 from lskd_study.claims import judge, settings
+from lskd_study.figure6 import figure6, figure6_panels, has_test_loss
 from lskd_study.figure_style import save
 from lskd_study.figures import (
     Panel,
@@ -75,4 +76,8 @@ def _curves(results: Results) -> list[Curves]:
         name = f"curves-{slug(model)}-of-{slug(teacher)}-T{t:g}-hard{hard:g}"
         save(curve_figure(arms, title), folder / name)
         shown.append(Curves(title, curve_panels(arms, f"curve{index}")))
+        if has_test_loss(arms):
+            save(figure6(arms, title), folder / name.replace("curves", "figure6", 1))
+            heading = f"{title}, as the paper’s Fig. 6: loss on training and test images, test error"
+            shown.append(Curves(heading, figure6_panels(arms, f"figure6-{index}")))
     return shown

@@ -102,7 +102,7 @@ class Study(Strict):
     """A study: {smoothing} x {seeds} x {teachers} x {students} x {temperatures} x {hard weights}."""
 
     title: Name
-    ecosystem: Literal["timm"] = "timm"
+    ecosystem: Literal["timm", "mmcls"] = Field("timm", description="mmcls: timm's teachers, mmcls' students")
     data: Data
     output: Name = Field(description="folder of results, relative to where the command runs")
     smoothing: Smoothing

@@ -1,1 +1,16 @@
-"""One module per trainer: how its command line is built and its logs are read."""
+"""One module per trainer: how its command line is built and its logs are read.
+
+Each has `CURVE_COLUMNS`, `check_config`, `command`, `train`, `resume`, `read_curves` and `collect_logits`.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+
+def trainer_of(ecosystem: str, role: str) -> ModuleType:
+    """Return the module that trains a run.
+
+    The teachers of an mmcls study are timm's: the same file then teaches timm's students and mmcls'.
+    """
+    name = "timm" if role == "teacher" else ecosystem
+    return import_module(f"lskd_study.ecosystems.{name}")

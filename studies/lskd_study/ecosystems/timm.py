@@ -71,6 +71,23 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
     return [*words, "--output", output or str(folder.parent), "--experiment", folder.name]
 
 
+def resume(folder: Path) -> list[str] | None:
+    """Return the arguments that let a run go on, None where it has no checkpoint yet."""
+    checkpoint = folder / CHECKPOINT
+    return ["--resume", str(checkpoint)] if checkpoint.exists() else None
+
+
+def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:
+    """Return logits, labels and keys of the validation images (`timm_ls_kd.Evaluation`).
+
+    Raises:
+        LskdError: for a run that cannot be evaluated.
+    """
+    from timm_ls_kd.evaluation import collect_logits as collect
+
+    return collect(folder, checkpoint=checkpoint, data_dir=data_dir)
+
+
 def train(arguments: list[str]) -> None:
     """Run ``timm`` with these arguments (``arguments[0]`` is ``train.py``) in this process.
 

@@ -1,0 +1,92 @@
+"""The names of mmcls 1.0.0rc6, or of its successor mmpretrain 1.2, for the rest of this package.
+
+mmcls is taken where it is installed, mmpretrain where mmcls is missing or the environment says
+`MMCLS_BNN_FRAMEWORK=mmpretrain`. The names that mmpretrain gave up (`PackClsInputs`, `ClsVisualizer`) are put
+in its registry, so the recipes run there with `--cfg-options default_scope=mmpretrain` as their only change.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from mmengine.registry import DefaultScope
+from torch import Tensor
+
+from lskd import LskdError
+
+FRAMEWORKS = ("mmcls", "mmpretrain")
+
+
+def _choose() -> str:
+    wanted = os.environ.get("MMCLS_BNN_FRAMEWORK")
+    if wanted is not None and wanted not in FRAMEWORKS:
+        raise LskdError(f"MMCLS_BNN_FRAMEWORK is {wanted!r}; it must be mmcls or mmpretrain.")
+    for name in [wanted] if wanted else FRAMEWORKS:
+        if find_spec(name) is not None:
+            return name
+    raise LskdError(
+        f"{wanted or 'mmcls'} is not installed; in a checkout: pip install -c constraints.txt '.[mmcls]'"
+    )
+
+
+FRAMEWORK = _choose()
+
+# mmcv-lite's remark on an operator that nothing here uses would stand before every error and result.
+warnings.filterwarnings("ignore", message="Fail to import ``MultiScale")
+
+if FRAMEWORK == "mmcls":
+    from mmcls.datasets import BaseDataset, CustomDataset
+    from mmcls.models import ImageClassifier
+    from mmcls.models.backbones.base_backbone import BaseBackbone
+    from mmcls.registry import DATASETS, HOOKS, METRICS, MODELS
+    from mmcls.utils import register_all_modules
+else:
+    from mmpretrain.datasets import BaseDataset, CustomDataset
+    from mmpretrain.datasets.transforms import PackInputs
+    from mmpretrain.models import ImageClassifier
+    from mmpretrain.models.backbones.base_backbone import BaseBackbone
+    from mmpretrain.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS, VISUALIZERS
+    from mmpretrain.utils import register_all_modules
+    from mmpretrain.visualization import UniversalVisualizer
+
+    TRANSFORMS.register_module(name="PackClsInputs", module=PackInputs, force=True)
+    VISUALIZERS.register_module(name="ClsVisualizer", module=UniversalVisualizer, force=True)
+
+__all__ = [
+    "DATASETS",
+    "FRAMEWORK",
+    "HOOKS",
+    "METRICS",
+    "MODELS",
+    "BaseBackbone",
+    "BaseDataset",
+    "CustomDataset",
+    "ImageClassifier",
+    "labels_of",
+    "predictions_of",
+    "use_registry",
+]
+
+
+def use_registry() -> None:
+    """Register the framework's own modules and make its scope the default, where no runner has done so."""
+    register_all_modules(init_default_scope=DefaultScope.get_current_instance() is None)
+
+
+def labels_of(data_samples: Sequence[Any]) -> Tensor:
+    """Return the labels `(B,)`, or their probabilities `(B, K)` where mixup or CutMix made some."""
+    if FRAMEWORK == "mmpretrain":
+        if "gt_score" in data_samples[0]:
+            return torch.stack([sample.gt_score for sample in data_samples])
+        return torch.cat([sample.gt_label for sample in data_samples])
+    if "score" in data_samples[0].gt_label:
+        return torch.stack([sample.gt_label.score for sample in data_samples])
+    return torch.cat([sample.gt_label.label for sample in data_samples])
+
+
+def predictions_of(head: Any, logits: Tensor, data_samples: Sequence[Any] | None) -> list[Any]:
+    """Return the head's predictions from its own logits `(B, K)`, one data sample for each image."""
+    return list(head._get_predictions(logits, data_samples))

@@ -1,0 +1,111 @@
+"""`python -m mmcls_bnn.complexity RECIPE`: parameters and operations of a network, binary and real apart.
+
+Counted are convolutions and fully connected layers, a multiplication and its addition as one operation, as
+the papers on binary networks count: BOPs where weights and activations are binary, FLOPs elsewhere, and
+OPs = BOPs / 64 + FLOPs, because a machine word of 64 bits holds 64 binary products.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lskd import LskdError
+from mmcls_bnn.command import run
+from mmcls_bnn.layers import BinaryConv2d, RSign
+from mmcls_bnn.packed import build_student
+from mmcls_bnn.recipe import read_recipe
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Counts for one image.
+
+    Attributes:
+        binary_parameters: weights of one bit.
+        real_parameters: all others.
+        bops: binary multiply-adds.
+        flops: real multiply-adds.
+    """
+
+    binary_parameters: int
+    real_parameters: int
+    bops: int
+    flops: int
+
+    @property
+    def ops(self) -> float:
+        """BOPs / 64 + FLOPs."""
+        return self.bops / 64 + self.flops
+
+
+def count(model: nn.Module, channels: int, size: int) -> Complexity:
+    """Count a classifier's parameters, and its operations on one image `(channels, size, size)`.
+
+    Raises:
+        LskdError: for an image that the network cannot process.
+    """
+    operations = {True: 0, False: 0}
+    binary_activations = any(isinstance(module, RSign) for module in model.modules())
+
+    def add(module: nn.Module, _: Any, output: Tensor) -> None:
+        positions = output[0].numel() // output.shape[1]
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        binary = isinstance(module, BinaryConv2d) and module.binarize and binary_activations
+        operations[binary] += positions * weight.numel()
+
+    layers = [m for m in model.modules() if isinstance(m, BinaryConv2d | nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(add) for layer in layers]
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, channels, size, size), mode="tensor")
+    except RuntimeError as error:
+        raise LskdError(
+            f"the network cannot process images of {size} x {size} ({' '.join(str(error).split())[:120]})."
+        ) from None
+    finally:
+        for handle in handles:
+            handle.remove()
+    binary = sum(m.weight.numel() for m in layers if isinstance(m, BinaryConv2d) and m.binarize)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return Complexity(binary, total - binary, operations[True], operations[False])
+
+
+def describe(config: str, size: int) -> str:
+    """Return the table of a recipe's student.
+
+    Raises:
+        LskdError: for a recipe that cannot be read or built, or a size that is out of range.
+    """
+    if size < 1:
+        raise LskdError(f"--size is {size}; it must be at least 1.")
+    description = read_recipe(config)
+    model: Any = build_student(description)
+    found = count(model, getattr(model.backbone, "in_channels", 3), size)
+    rows = {
+        "image": f"{size} x {size}",
+        "parameters": f"{found.binary_parameters + found.real_parameters:,}",
+        "  of 1 bit": f"{found.binary_parameters:,}",
+        "  real": f"{found.real_parameters:,}",
+        "BOPs (binary multiply-adds)": f"{found.bops:,}",
+        "FLOPs (real multiply-adds)": f"{found.flops:,}",
+        "OPs (BOPs / 64 + FLOPs)": f"{found.ops:,.0f}",
+    }
+    return "\n".join(f"{name:28} {value:>16}" for name, value in rows.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m mmcls_bnn.complexity", description=__doc__)
+    parser.add_argument("config", help="a recipe, or any config of mmcls")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the image")
+    given = parser.parse_args(arguments)
+    return run(lambda: describe(given.config, given.size))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""Image data that is checked before a run: folders, and Fashion-MNIST's files."""
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.registry import FUNCTIONS
+from numpy.typing import NDArray
+
+from lskd import LskdError
+from mmcls_bnn.compat import DATASETS, BaseDataset, CustomDataset
+
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_DEBIAN = "/usr/share/datasets/fashion-mnist"
+
+
+@DATASETS.register_module()
+class CheckedImageFolder(CustomDataset):
+    """mmcls' CustomDataset on image folders, `<data_root>/<data_prefix>/<class>/`, with one-line errors.
+
+    Args:
+        data_root: folder of the data set.
+        data_prefix: folder of the split in it.
+        num_classes: how many class folders there must be.
+        hint: what to do where the folder is missing; it ends the message.
+        kwargs: further arguments of CustomDataset.
+
+    Raises:
+        LskdError: for a folder that does not exist, holds no images, or has another number of classes.
+    """
+
+    def __init__(
+        self, data_root: str, data_prefix: str, num_classes: int, hint: str = "", **kwargs: Any
+    ) -> None:
+        """Check the folder and list its images."""
+        folder = Path(data_root, data_prefix).expanduser()
+        if not folder.is_dir():
+            raise LskdError(f"data folder {folder} does not exist; {hint or 'set data_root in the recipe'}")
+        classes = sum(path.is_dir() for path in folder.iterdir())
+        if classes != num_classes:
+            raise LskdError(
+                f"data folder {folder} has {classes} class folders, the recipe {num_classes} classes; "
+                "set num_classes, or point data_root elsewhere."
+            )
+        try:
+            super().__init__(data_root=data_root, data_prefix=data_prefix, **kwargs)
+        except RuntimeError as error:
+            if "Found 0 files" not in str(error):
+                raise
+            raise LskdError(
+                f"data folder {folder} has no images in its class folders; put them there."
+            ) from None
+
+
+@DATASETS.register_module()
+class FashionMnist(BaseDataset):
+    """Fashion-MNIST (28 x 28, grey) from the files of Debian's package or torchvision's, never downloaded.
+
+    Args:
+        data_root: folder of the four IDX files, plain or gzipped; where they are missing, those of Debian's
+            `dataset-fashion-mnist` are taken.
+        train: the 60,000 training images, or the 10,000 for testing.
+        kwargs: further arguments of mmcls' BaseDataset.
+
+    Raises:
+        LskdError: for files that are missing or damaged.
+    """
+
+    METAINFO = {"classes": FASHION_CLASSES}  # noqa: RUF012 - mmengine's name and type
+
+    def __init__(self, data_root: str = "data/FashionMNIST/raw", train: bool = True, **kwargs: Any) -> None:
+        """Read the files."""
+        self.train = train
+        super().__init__(
+            ann_file="", data_root=data_root, test_mode=kwargs.pop("test_mode", not train), **kwargs
+        )
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Return one entry for each image: 'img' `(28, 28, 1)` uint8 and 'gt_label'."""
+        name = "train" if self.train else "t10k"
+        folders = (Path(self.data_root).expanduser(), Path(_DEBIAN))
+        images = _read_idx(folders, f"{name}-images-idx3-ubyte", 3)
+        labels = _read_idx(folders, f"{name}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels):
+            raise LskdError(
+                f"{folders[0]} has {len(images)} images and {len(labels)} labels; copy the files again."
+            )
+        return [
+            {"img": image[..., None], "gt_label": int(label)}
+            for image, label in zip(images, labels, strict=True)
+        ]
+
+
+def _read_idx(folders: Sequence[Path], name: str, dimensions: int) -> NDArray[np.uint8]:
+    candidates = [folder / (name + suffix) for folder in folders for suffix in ("", ".gz")]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise LskdError(
+            f"Fashion-MNIST is not in {folders[0]} ({name} is missing); apt install dataset-fashion-mnist, "
+            "or put the four files of torchvision's FashionMNIST there."
+        )
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        # IDX: two zero bytes, 8 for uint8, the number of dimensions, then each as a big-endian int32.
+        if content[:4] != bytes((0, 0, 8, dimensions)):
+            raise ValueError("no IDX file of bytes")
+        shape = np.frombuffer(content, ">i4", dimensions, 4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, ValueError) as error:
+        raise LskdError(f"{path} cannot be read ({error}); copy the file again.") from None
+
+
+@FUNCTIONS.register_module()
+def seed_worker(worker_id: int) -> None:
+    """Seed a loading process from torch's seed of this epoch, for augmentation that a resumed run repeats."""
+    import random
+
+    import torch
+
+    seed = torch.initial_seed() % 2**32
+    random.seed(seed)
+    np.random.seed(seed)

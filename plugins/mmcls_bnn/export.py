@@ -1,0 +1,98 @@
+"""`python -m mmcls_bnn.export CHECKPOINT out.safetensors`: the 1-bit weights of a trained student."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lskd import CheckpointError, LskdError, load_teacher_weights
+from mmcls_bnn.command import run
+from mmcls_bnn.packed import PackedConv2d, build_student, load_packed, pack, save_packed
+from mmcls_bnn.recipe import read_recipe
+from mmcls_bnn.step1 import read_note
+
+
+def export(checkpoint: str, output: Path, config: str | None = None) -> str:
+    """Pack a checkpoint's student into `output` and return a line about it.
+
+    The file is read back and its logits are compared before it gets its name.
+
+    Args:
+        checkpoint: what `mim train` wrote.
+        output: the `.safetensors` file to write.
+        config: the recipe, for a checkpoint that does not say what it is (saved without SafeCheckpointHook).
+
+    Raises:
+        LskdError: for a checkpoint that cannot be read, has no binary weights, or does not fit.
+    """
+    if output.suffix != ".safetensors":
+        raise LskdError(f"output {output} must end in .safetensors.")
+    note = read_note(checkpoint)
+    if config is not None:
+        description = read_recipe(config)
+    elif "model" in note:
+        description = json.loads(note["model"])
+    else:
+        raise CheckpointError(f"{checkpoint} does not say which model it is; add --config RECIPE.")
+    student = build_student(description)
+    _load(student, checkpoint)
+    packed = pack(student)
+    trial = output.with_name(f".trial-{output.name}")
+    try:
+        save_packed(packed, description, trial)
+        _compare(student, load_packed(trial))
+        trial.replace(output)
+    finally:
+        trial.unlink(missing_ok=True)
+    return describe(student, packed, output)
+
+
+def describe(student: nn.Module, packed: nn.Module, output: Path) -> str:
+    """Say how large the file is, against the same weights in float32."""
+    full = sum(value.numel() * value.element_size() for value in student.state_dict().values())
+    bits = sum(_weights(module) for module in packed.modules())
+    real = sum(parameter.numel() for parameter in packed.parameters())
+    size = output.stat().st_size
+    return (
+        f"{output}: {size:,} bytes, in float32 {full:,} ({full / size:.1f} times as much); "
+        f"{bits:,} weights of 1 bit, {real:,} real parameters; logits equal to the bit"
+    )
+
+
+def _weights(module: Any) -> int:
+    return int(torch.Size(module.shape).numel()) if isinstance(module, PackedConv2d) else 0
+
+
+def _load(student: nn.Module, checkpoint: str) -> None:
+    weights, wanted = load_teacher_weights(checkpoint), student.state_dict()
+    for key in sorted(weights.keys() | wanted.keys()):
+        if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
+            raise CheckpointError(f"{checkpoint} is of another network than its config: '{key}' differs.")
+    student.load_state_dict(weights)
+
+
+def _compare(student: Any, loaded: Any) -> None:
+    channels = getattr(student.backbone, "in_channels", 3)
+    images = torch.randn(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        same = torch.equal(student(images, mode="tensor"), loaded(images, mode="tensor"))
+    if not same:
+        raise LskdError("the packed weights do not give the same logits; nothing was written.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m mmcls_bnn.export", description=__doc__)
+    parser.add_argument("checkpoint", help="checkpoint of a student with binary weights")
+    parser.add_argument("output", type=Path, help="file to write, .safetensors")
+    parser.add_argument("--config", help="recipe, where the checkpoint does not say what it is")
+    given = parser.parse_args(arguments)
+    return run(lambda: export(given.checkpoint, given.output, given.config))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,171 @@
+"""Hooks of a run: checkpoints that load safely, a curve that survives a kill, and the health of the signs."""
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from lskd import LskdError
+from mmcls_bnn.compat import HOOKS
+from mmcls_bnn.layers import BinaryConv2d
+from mmcls_bnn.packed import deployable
+from mmcls_bnn.step1 import NOTE, binarized_in
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """Return the classifier itself, without DistributedDataParallel around it."""
+    return model.module if is_model_wrapper(model) else model
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(Hook):
+    """Keep out of checkpoints what torch's safe loading refuses, and say in them which student they hold.
+
+    mmengine stores the history of every logged number as objects of its own, and then cannot resume or test
+    from its own file. The log's files keep the history.
+    """
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Reduce 'message_hub' to plain values, and add the note to 'meta'."""
+        hub = checkpoint.get("message_hub") or {}
+        info = {key: value for key, value in hub.get("runtime_info", {}).items() if type(value) in _PLAIN}
+        resumed = {key: bool(hub.get("resumed_keys", {}).get(key, True)) for key in info}
+        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": resumed}
+        binarize = binarized_in(unwrapped(runner.model))
+        if binarize is not None:
+            checkpoint["meta"][NOTE] = {"binarize": binarize, **_student(runner.cfg)}
+
+
+def _student(cfg: Any) -> dict[str, str]:
+    """Return the student's config for the note, as text: a config may hold what safe loading refuses."""
+    model, preprocessor = cfg.get("model"), cfg.get("data_preprocessor")
+    if not isinstance(model, ConfigDict):  # a model built in Python
+        return {}
+    return {"model": json.dumps(deployable(model.to_dict(), preprocessor and preprocessor.to_dict()))}
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seed Python's, numpy's and torch's generators from the run's seed, the epoch and the process.
+
+    A run that was killed and resumed then sees the same augmentation as an unbroken one. Loading processes
+    follow with `worker_init_fn=dict(type='seed_worker')` and `persistent_workers=False`.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Seed."""
+        words = np.random.SeedSequence([runner.seed, runner.epoch, runner.rank]).generate_state(2)
+        random.seed(int(words[0]))
+        np.random.seed(int(words[1]))
+        torch.manual_seed(int(words[0]))
+
+
+@HOOKS.register_module()
+class FlipRatioHook(Hook):
+    """Log the share of binary weights whose sign an epoch has changed, as `flip_ratio`.
+
+    It falls as a run converges; near 0 from the start, the latent weights are too large for the learning
+    rate to move them across 0.
+    """
+
+    priority = "HIGH"  # before the curves are written
+
+    def __init__(self) -> None:
+        """Start without signs."""
+        self._signs: list[Tensor] = []
+
+    def before_train(self, runner: Any) -> None:
+        """Take down the signs that training starts from, or goes on from."""
+        self._signs = latent_signs(unwrapped(runner.model))
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Compare with the signs of an epoch ago."""
+        signs = latent_signs(unwrapped(runner.model))
+        ratio = flip_ratio(self._signs, signs)
+        self._signs = signs
+        if ratio is not None:
+            # Not under "train/", whose line for this epoch is written: it would come an epoch late.
+            runner.message_hub.update_scalar("flip_ratio", ratio)
+            runner.visualizer.add_scalar("flip_ratio", ratio, step=runner.epoch + 1)
+            runner.logger.info(f"flip ratio of epoch {runner.epoch + 1}: {ratio:.5f}")
+
+
+def latent_signs(model: nn.Module) -> list[Tensor]:
+    """Return for each layer with binary weights which of them count as +1."""
+    return [
+        module.weight.detach() >= 0
+        for module in model.modules()
+        if isinstance(module, BinaryConv2d) and module.binarize
+    ]
+
+
+def flip_ratio(before: list[Tensor], after: list[Tensor]) -> float | None:
+    """Return the share of signs that differ; None where there are none."""
+    total = sum(signs.numel() for signs in before)
+    flipped = sum(int((old != new).sum()) for old, new in zip(before, after, strict=True))
+    return flipped / total if total else None
+
+
+@HOOKS.register_module()
+class TeacherHook(Hook):
+    """Apply the recipe's top-level variables, and try the teacher on validation images before training.
+
+    `teacher_model`, `teacher_checkpoint`, `teacher_smoothing` and `step1_checkpoint` of the recipe are also
+    in its `model`; here they are applied again, so that `--cfg-options teacher_checkpoint=FILE` does what it
+    says.
+
+    Args:
+        samples: validation images on which the teacher must beat chance; 0: it is not tried.
+    """
+
+    VARIABLES = {  # noqa: RUF012
+        "teacher_model": "model",
+        "teacher_checkpoint": "checkpoint",
+        "teacher_smoothing": "smoothing",
+    }
+
+    def __init__(self, samples: int = 512) -> None:
+        """Keep the number."""
+        self.samples = samples
+
+    def before_run(self, runner: Any) -> None:
+        """Apply the variables; the runner loads the teacher after this.
+
+        Raises:
+            LskdError: for a model without a teacher, or variables that make no teacher.
+        """
+        model = unwrapped(runner.model)
+        if not hasattr(model, "teacher_settings"):
+            raise LskdError("TeacherHook is for a model of type LsKdClassifier; take it out of custom_hooks.")
+        given = {
+            field: runner.cfg[name]
+            for name, field in self.VARIABLES.items()
+            if runner.cfg.get(name) is not None
+        }
+        model.replace_teacher(given)
+        if model.step1_checkpoint is not None:
+            model.step1_checkpoint = runner.cfg.get("step1_checkpoint") or model.step1_checkpoint
+
+    def before_train(self, runner: Any) -> None:
+        """Try the teacher.
+
+        Raises:
+            LskdError: for a teacher at chance level, or one that cannot process the images.
+        """
+        from mmcls_bnn.preflight import try_teacher
+
+        if runner.val_loop is None or self.samples <= 0:
+            runner.logger.info("the teacher's accuracy is not checked: no validation images")
+            return
+        model = unwrapped(runner.model)
+        runner.logger.info(try_teacher(model, runner.val_dataloader.dataset, self.samples))

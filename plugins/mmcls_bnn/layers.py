@@ -1,0 +1,213 @@
+"""Binary layers: a learnable sign, a learnable PReLU and a convolution with weights of one bit.
+
+Each is one autograd function. Written out in tensor operations, the same mathematics keeps many intermediate
+tensors of the activation's size, and a training step spends most of its time on moving them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from lskd import LskdError
+
+Binarised = Literal["activations", "weights"]
+Initialisation = Literal["kaiming", "positive"]
+
+_PER_CHANNEL = (0, 2, 3)
+
+
+def check_binarize(binarize: Sequence[str]) -> tuple[Binarised, ...]:
+    """Return what is to be binarised, in a fixed order.
+
+    Raises:
+        LskdError: for anything but "activations" and "weights".
+    """
+    words = (binarize,) if isinstance(binarize, str) else tuple(binarize)
+    for word in words:
+        if word not in get_args(Binarised):
+            raise LskdError(
+                f"binarize names {word!r}; give ('activations',) for step 1, "
+                "('activations', 'weights') for step 2 and for single-step training."
+            )
+    return tuple(word for word in get_args(Binarised) if word in words)
+
+
+def check_initialisation(initialisation: str) -> Initialisation:
+    """Return the name of an initialisation.
+
+    Raises:
+        LskdError: for one that is unknown.
+    """
+    if initialisation not in get_args(Initialisation):
+        raise LskdError(
+            f"initialisation is {initialisation!r}; it must be 'kaiming', or 'positive' for step 2 alone."
+        )
+    return cast(Initialisation, initialisation)
+
+
+class _ShiftedSign(torch.autograd.Function):
+    """sign(x + bias), +1 at 0; backward: 2 - 2|x + bias| where that is positive, else 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        # The input is kept, which the network keeps anyway, and the sum made again: no tensor more in memory.
+        ctx.save_for_backward(x, bias)
+        return (x + bias).ge_(0).mul_(2).sub_(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, bias = ctx.saved_tensors
+        slope = (x + bias).abs_().mul_(-2).add_(2).clamp_(min=0).mul_(gradients[0])
+        return slope, slope.sum(_PER_CHANNEL, keepdim=True) if ctx.needs_input_grad[1] else None
+
+
+class _ShiftedPReLU(torch.autograd.Function):
+    """prelu(x + before) + after, with one slope for each channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, before: Tensor, slope: Tensor, after: Tensor) -> Tensor:
+        ctx.save_for_backward(x, before, slope)
+        # The kernel itself, because autocast would run the function in lower precision than the sum.
+        result: Tensor = torch.ops.aten._prelu_kernel(x + before, slope).add_(after)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, before, slope = ctx.saved_tensors
+        (gradient,) = gradients
+        shifted = x + before
+        # Split by the sign of the input with kernels that run at the speed of memory; prelu's own backward
+        # does not.
+        positive: Tensor = torch.ops.aten.threshold_backward(gradient, shifted, 0)
+        to_sum = (gradient - positive).mul_(slope).add_(positive)
+        to_slope = shifted.clamp_(max=0).mul_(gradient).sum(_PER_CHANNEL, keepdim=True)
+        sums = [each.sum(_PER_CHANNEL, keepdim=True) for each in (to_sum, gradient)]
+        return to_sum, sums[0], to_slope, sums[1]
+
+
+class _ScaledSign(torch.autograd.Function):
+    """mean|W| of each output channel times sign(W); backward: the gradient where |W| < 1, else 0."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        signs = weight + 0.0  # turns -0.0, whose sign would be -1, into 0
+        return torch.copysign(weight_scales(weight), signs, out=signs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        passed: Tensor = torch.ops.aten.hardtanh_backward(gradients[0], weight, -1, 1)
+        return passed
+
+
+def binary_signs(values: Tensor) -> Tensor:
+    """Return +1 where a value is at least 0, else -1 (the paper's Sign, Sec. 5), in the same dtype."""
+    return values.ge(0).to(values.dtype).mul_(2).sub_(1)
+
+
+def weight_scales(weight: Tensor) -> Tensor:
+    """Return mean|W| of each output channel, `(out, 1, 1, 1)` for a weight `(out, in, k, k)` (Sec. 5)."""
+    return weight.abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def binary_activation(x: Tensor, bias: Tensor) -> Tensor:
+    """Return sign(x + bias), +1 at 0.
+
+    The gradient is that of the piecewise polynomial which Bi-Real Net (Liu et al., ECCV 2018) puts in the
+    sign's place: `2 - 2|x + bias|` within (-1, 1) and 0 elsewhere.
+
+    Args:
+        x: `(B, C, H, W)`.
+        bias: `(1, C, 1, 1)`.
+    """
+    return cast(Tensor, _ShiftedSign.apply(x, bias))
+
+
+def binary_weight(weight: Tensor) -> Tensor:
+    """Return mean|W| times sign(W), `(out, in, k, k)` as `weight`.
+
+    The mean counts as a constant, and the gradient of the sign is that of clamp(W, -1, 1).
+    """
+    return cast(Tensor, _ScaledSign.apply(weight))
+
+
+class RSign(nn.Module):
+    """Sign with a learnable threshold for each channel (ReActNet, Liu et al., ECCV 2020)."""
+
+    def __init__(self, channels: int) -> None:
+        """Start with threshold 0."""
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return -1 and +1, `(B, C, H, W)` as `x`."""
+        return binary_activation(x, self.bias)
+
+
+class RPReLU(nn.Module):
+    """PReLU with a learnable shift before and after it, each by channel (ReActNet, Liu et al., ECCV 2020)."""
+
+    def __init__(self, channels: int) -> None:
+        """Start with shifts 0 and slope 0.25, torch's for a PReLU."""
+        super().__init__()
+        self.bias_before = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.slope = nn.Parameter(torch.full((1, channels, 1, 1), 0.25))
+        self.bias_after = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `(B, C, H, W)` as `x`."""
+        result = _ShiftedPReLU.apply(x, self.bias_before, self.slope, self.bias_after)
+        return cast(Tensor, result)
+
+
+class BinaryConv2d(nn.Module):
+    """Convolution without bias, padded with 0, whose latent real weights are binarised on the way.
+
+    Args:
+        in_channels: input channels.
+        out_channels: output channels.
+        kernel_size: side of the kernel; the padding keeps the image's size at stride 1.
+        stride: step of the kernel.
+        binarize: whether the weights are binarised; otherwise this is an ordinary convolution (step 1 of
+            two-step training). The parameter has the same name and shape in both.
+        initialisation: "kaiming" draws normal weights of both signs; "positive" draws them from [0, 0.001),
+            which is meant for weights that step 1 is about to replace.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        binarize: bool = True,
+        initialisation: Initialisation = "kaiming",
+    ) -> None:
+        """Draw the latent weights."""
+        super().__init__()
+        self.stride = stride
+        self.padding = kernel_size // 2
+        self.binarize = binarize
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
+        if initialisation == "positive":
+            nn.init.uniform_(self.weight, 0, 0.001)
+        else:
+            nn.init.kaiming_normal_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `(B, out, H', W')`."""
+        weight = binary_weight(self.weight) if self.binarize else self.weight
+        return functional.conv2d(x, weight, stride=self.stride, padding=self.padding)
+
+    def extra_repr(self) -> str:
+        """Show the settings in `repr`."""
+        out, channels, size, _ = self.weight.shape
+        return f"{channels}, {out}, kernel_size={size}, stride={self.stride}, binarize={self.binarize}"

@@ -1,0 +1,57 @@
+"""What a recipe imports (`custom_imports`): everything registered, one-line errors, and gloo on the CPU."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from lskd import LskdError
+from mmcls_bnn import classifier, curves, data, hooks, losses, metrics, reactnet, reactnet_a
+
+__all__ = ["classifier", "curves", "data", "hooks", "losses", "metrics", "reactnet", "reactnet_a"]
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that the user can mend as one line; leave every other to Python."""
+    if not isinstance(error, LskdError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    rank = os.environ.get("RANK", "0")
+    prefix = f"[rank {rank}] " if rank != "0" else ""
+    sys.stdout.flush()
+    print(f"mmcls_bnn: error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    _stop_mim()
+    raise SystemExit(2)
+
+
+def _stop_mim() -> None:
+    """Ask `mim`, where it has started this process, to stop as at Ctrl-C.
+
+    It would otherwise bury the one line under a traceback of its own: a training script that ends with a
+    status other than 0 is an exception to it.
+    """
+    parent = os.getppid()
+    try:
+        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return
+    if any(Path(word).name == "mim" for word in words[:2]):
+        os.kill(parent, signal.SIGINT)
+
+
+def _join_processes() -> None:
+    """Join the processes of `torch.distributed.run` with gloo where there is no GPU.
+
+    mmengine's own way asks for a CUDA device in any case.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or torch.cuda.is_available():
+        return
+    if torch.distributed.is_available() and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+
+
+sys.excepthook = _report
+_join_processes()

@@ -1,0 +1,11 @@
+"""Handwritten digits, step 1 of two: binary activations, real weights, weight decay 1e-5.
+
+    mim train mmcls recipes/reactnet/digits_step1.py
+
+Teacher, hardware and duration as in digits_kd.py. Then digits_step2.py.
+"""
+
+_base_ = "digits_kd.py"
+
+model = dict(backbone=dict(binarize=("activations",)))
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-5))

@@ -1,0 +1,11 @@
+"""ReActNet-A on ImageNet, step 1 of two: binary activations, real weights, weight decay 1e-5.
+
+    mim train mmcls recipes/reactnet/reactnet_a_step1.py
+
+Then recipes/reactnet/reactnet_a_step2.py. Hardware and duration as in recipes/reactnet/reactnet_a_kd.py.
+"""
+
+_base_ = "reactnet_a_kd.py"
+
+model = dict(backbone=dict(binarize=("activations",)))
+optim_wrapper = dict(optimizer=dict(weight_decay=1e-5))

@@ -1,0 +1,164 @@
+"""mmcls: the command line of a student's run, its configuration, and its logs in the common vocabulary."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from lskd import LskdError
+from lskd_study.ecosystems import timm
+from lskd_study.plan import CHECKPOINT, Plan, Run
+
+# Its own, and the distillation loss on the validation set, which timm does not log: Fig. 6.
+CURVE_COLUMNS = (
+    *timm.CURVE_COLUMNS,
+    "val_ce",
+    "val_kl",
+    "val_teacher_entropy",
+    "val_agreement",
+    "flip_ratio",
+)
+_LATEST = "last_checkpoint"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a configuration's content in plain values, its bases included.
+
+    Raises:
+        LskdError: for a file that is missing or is no configuration of a distilled student.
+    """
+    from mmengine.config import Config
+
+    if not path.is_file():
+        raise LskdError(f"cannot read the trainer's file {path} (no such file)")
+    try:
+        content = Config.fromfile(str(path), import_custom_modules=False).to_dict()
+    except Exception as error:  # a configuration is a program
+        reason = " ".join(str(error).split())[:200]
+        raise LskdError(f"{path} is no configuration of mmcls ({reason}); repair it") from None
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return plain
+
+
+def check_config(config: dict[str, Any], path: str, role: Literal["teacher", "student"]) -> None:
+    """Check a student's file before any run.
+
+    Raises:
+        LskdError: naming the file and what it lacks.
+    """
+    if config.get("model", {}).get("type") != "LsKdClassifier":
+        raise LskdError(f"{path}: its model is not an LsKdClassifier; see recipes/reactnet/digits_kd.py")
+    if not config["model"].get("teacher", {}).get("model"):
+        raise LskdError(f"{path}: model.teacher must name a timm model; the study sets which one")
+    hooks = {str(hook.get("type")) for hook in config.get("custom_hooks") or []}
+    for needed in ("SafeCheckpointHook", "CurvesHook", "TeacherHook"):
+        if needed not in hooks:
+            raise LskdError(f"{path}: custom_hooks lacks {needed}; add dict(type='{needed}')")
+
+
+def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
+    """Return the shell command of a run from scratch, paths relative to ``plan.cwd``.
+
+    ``output``: folder to make the run's folder in, instead of the study's own.
+    """
+    teacher = plan.run(run.teacher)
+    checkpoint = Path(plan.output, teacher.folder, CHECKPOINT)
+    folder = Path(output, run.id) if output else Path(plan.output, run.folder)
+    options = {
+        "randomness.seed": run.seed,
+        "teacher_model": teacher.model,
+        "teacher_checkpoint": checkpoint,
+        "teacher_smoothing": f"{teacher.smoothing:g}",
+        "model.teacher.convention": plan.convention,
+        "model.distillation.temperature": f"{run.temperature:g}",
+        "model.distillation.hard_weight": f"{run.hard_weight:g}",
+        "train_dataloader.dataset.data_root": plan.data,
+        "val_dataloader.dataset.data_root": plan.data,
+    }
+    words = ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options"]
+    return [*words, *(f"{key}={value}" for key, value in options.items())]
+
+
+def resume(folder: Path) -> list[str] | None:
+    """Return the arguments that let a run go on, None where it has no checkpoint yet."""
+    return ["--resume"] if (folder / _LATEST).is_file() else None
+
+
+def train(arguments: list[str]) -> None:
+    """Run what ``mim`` with these arguments (``train mmcls CONFIG ...``) runs, and name its last checkpoint.
+
+    Raises:
+        SystemExit: as the command would exit.
+    """
+    spec = find_spec("mmcls")
+    if spec is None or spec.origin is None:
+        raise LskdError("mmcls is not installed; in a checkout: pip install -c constraints.txt '.[mmcls]'")
+    script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
+    words = arguments[2:]
+    code = subprocess.run([sys.executable, str(script), *words], check=False).returncode
+    if code:
+        raise SystemExit(code)
+    folder = Path(words[words.index("--work-dir") + 1])
+    latest = Path((folder / _LATEST).read_text(encoding="utf-8").strip())
+    scratch = folder / f".{CHECKPOINT}"
+    shutil.copyfile(folder / latest.name, scratch)
+    os.replace(scratch, folder / CHECKPOINT)
+
+
+def read_curves(folder: Path, role: str) -> list[dict[str, str]]:
+    """Return a run's epochs in the common columns; epochs count from 0.
+
+    Raises:
+        LskdError: when the trainer left no usable log.
+    """
+    from mmcls_bnn.curves import FILE
+
+    # The study's own table of curves has the same name and comes last.
+    path = folder / FILE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise LskdError(
+            f"the trainer left no {path} ({error.strerror}); see {folder / 'train.log'}"
+        ) from error
+    if not rows:
+        raise LskdError(f"{path} has no epochs; see {folder / 'train.log'}")
+    return [
+        {**{name: row.get(name) or "" for name in CURVE_COLUMNS}, "epoch": str(int(row["epoch"]) - 1)}
+        for row in rows
+    ]
+
+
+def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:
+    """Return logits, labels and keys of the validation images, as timm's `Evaluation` has them.
+
+    Raises:
+        LskdError: for a run that cannot be evaluated, or whose accuracy is then not the trainer's own.
+    """
+    import torch
+
+    from timm_ls_kd import Evaluation
+
+    (config,) = folder.glob("*.py")
+    answers = import_module("mmcls_bnn.evaluation").evaluate_config(
+        config, folder / checkpoint, data_dir, "val"
+    )
+    positions, logits, labels, _ = zip(*answers.batches, strict=True)
+    order = torch.cat(positions).argsort()
+    found = Evaluation(torch.cat(logits)[order].cpu(), torch.cat(labels)[order].cpu(), answers.keys)
+    top1 = 100 * float((found.logits.argmax(-1) == found.labels).float().mean())
+    own = read_curves(folder, "student")[-1]["val_top1"]
+    # Another normalisation or another transform would go unnoticed in a table.
+    if own and abs(top1 - float(own)) > 0.5:
+        raise LskdError(
+            f"{folder}: {top1:.2f} % of the validation images are right, in the trainer's own log {own} %; "
+            "the configuration is not evaluated as it was trained, so nothing is stored"
+        )
+    return found

@@ -1,0 +1,270 @@
+"""`mim train`, `mim test` and mmcls' own train.py in processes of their own, on tiny real data."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mmcls
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+TRAIN = Path(mmcls.__file__).parent / ".mim" / "tools" / "train.py"
+MIM = Path(sys.executable).with_name("mim")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """96 training and 48 validation images of 8 x 8, grey, of four classes."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    root = tmp_path_factory.mktemp("digits")
+    for label in range(4):
+        for i, index in enumerate(np.flatnonzero(data.target == label)[:36]):
+            folder = root / ("val" if i % 3 == 0 else "train") / f"digit{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((data.images[index] * 15.9).astype(np.uint8)).save(folder / f"{index:04d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def teacher(digits, tmp_path_factory):
+    """A timm model that has learnt the images, saved as timm's trainers do."""
+    torch.manual_seed(0)
+    images, labels = [], []
+    for path in sorted((digits / "train").rglob("*.png")):
+        pixels = torch.from_numpy(np.array(Image.open(path).resize((16, 16)))).float()
+        images.append((pixels - 127.5) / 127.5)
+        labels.append(int(path.parent.name[-1]))
+    batch, targets = torch.stack(images)[:, None], torch.tensor(labels)
+    model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(batch), targets, label_smoothing=0.1).backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("teacher")
+    torch.save({"state_dict": model.state_dict()}, folder / "last.pth.tar")
+    settings = "model: test_resnet\nin_chans: 1\nmean: [0.5]\nstd: [0.5]\n"
+    (folder / "args.yaml").write_text(settings)
+    return folder / "last.pth.tar"
+
+
+@pytest.fixture
+def recipe(digits, teacher, tmp_path):
+    """The recipe for digits, made smaller, and pointed at the files of this test."""
+
+    def make(name="recipe.py", extra=""):
+        path = tmp_path / name
+        path.write_text(
+            f"""
+_base_ = {str(ROOT / "recipes" / "reactnet" / "digits_kd.py")!r}
+num_classes = 4
+data_preprocessor = dict(num_classes=4)
+model = dict(
+    backbone=dict(width=0.125),
+    head=dict(num_classes=4, in_channels=64),
+    teacher=dict(_delete_=True, model="test_resnet", checkpoint={str(teacher)!r}, smoothing=0.1),
+)
+teacher_checkpoint = {str(teacher)!r}
+train_dataloader = dict(batch_size=32, dataset=dict(data_root={str(digits)!r}, num_classes=4))
+val_dataloader = dict(dataset=dict(data_root={str(digits)!r}, num_classes=4))
+test_dataloader = dict(dataset=dict(data_root={str(digits)!r}, num_classes=4))
+val_evaluator = [dict(type="Accuracy", topk=(1,)), dict(type="DistillationMetric")]
+test_evaluator = [dict(type="Accuracy", topk=(1,))]
+train_cfg = dict(max_epochs=3)
+{extra}
+"""
+        )
+        return path
+
+    return make
+
+
+def run(*words, cwd=None):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(word) for word in words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def train(recipe, folder, *words, **kwargs):
+    return run(sys.executable, TRAIN, recipe, "--work-dir", folder, *words, **kwargs)
+
+
+def curves(folder):
+    with (folder / "epochs.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_mim_train_and_mim_test(recipe, teacher, tmp_path):
+    before = teacher.read_bytes()
+    path, folder = recipe(), tmp_path / "run"
+    result = run(MIM, "train", "mmcls", path, "--work-dir", folder, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    log = result.stdout + result.stderr
+    assert "teacher 'test_resnet': right on" in log
+    assert "entropy of an ideal one is 0.435 nats" in log
+    for name in (
+        "loss_ce",
+        "loss_kl",
+        "teacher_entropy",
+        "agreement",
+        "flip ratio",
+        "distillation/cross_entropy",
+    ):
+        assert name in log
+    rows = curves(folder)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    for row in rows:
+        for split in ("train", "val"):
+            total = float(row[f"{split}_kl"]) + float(row[f"{split}_teacher_entropy"])
+            assert float(row[f"{split}_ce"]) == pytest.approx(total, rel=1e-5)
+        assert 0 < float(row["flip_ratio"]) < 0.5
+    assert float(rows[-1]["train_ce"]) < float(rows[0]["train_ce"])
+    assert teacher.read_bytes() == before
+
+    checkpoint = torch.load(folder / "epoch_3.pth", weights_only=True)
+    assert all(name.split(".")[0] in ("backbone", "head") for name in checkpoint["state_dict"])
+    # Testing needs no teacher: it is moved away.
+    moved = teacher.rename(teacher.with_name("away"))
+    try:
+        words = ("test", "mmcls", path, "--checkpoint", folder / "epoch_3.pth", "--work-dir", tmp_path / "t")
+        result = run(MIM, *words, cwd=tmp_path)
+    finally:
+        moved.rename(teacher)
+    assert result.returncode == 0, result.stderr
+    tested = re.search(r"accuracy/top1: ([\d.]+)", result.stdout + result.stderr)
+    assert float(tested[1]) == pytest.approx(float(rows[-1]["val_top1"]), abs=1e-3)
+
+
+@pytest.mark.skipif(
+    (ROOT / "data" / "imagenet").exists(), reason="ImageNet is here; this is about its absence"
+)
+def test_the_papers_recipe_without_imagenet(tmp_path):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    result = run(MIM, "train", "mmcls", "recipes/reactnet_kd.py", cwd=tmp_path)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stdout + result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert line.startswith(
+        "mmcls_bnn: error: data folder data/imagenet/train does not exist; put ImageNet-1K"
+    )
+    assert "mim train mmcls recipes/reactnet/digits_teacher.py" in line
+
+
+def test_killed_run_goes_on_as_if_nothing_had_happened(recipe, tmp_path):
+    # Loading processes and random crops, so that their seeds are put to the test.
+    path = recipe(
+        extra="train_dataloader.update(num_workers=1, worker_init_fn=dict(type='seed_worker'))\n"
+        "train_cfg.update(max_epochs=6)"
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    result = train(path, whole)
+    assert result.returncode == 0, result.stderr
+    process = subprocess.Popen(
+        [sys.executable, str(TRAIN), str(path), "--work-dir", str(broken)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    marker = broken / "last_checkpoint"
+    while process.poll() is None and time.monotonic() < deadline:
+        if marker.exists() and marker.read_text().endswith("epoch_2.pth"):
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (broken / "epoch_6.pth").exists()
+    result = train(path, broken, "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "resumed epoch: " in result.stdout + result.stderr
+    assert curves(broken) == curves(whole)
+    weights = [torch.load(f / "epoch_6.pth", weights_only=True)["state_dict"] for f in (whole, broken)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_two_processes_equal_one(recipe, tmp_path):
+    """The same 32 images a step, without batch statistics, which each process takes over its own share."""
+    extra = (
+        "train_pipeline = [\n"
+        "    dict(type='LoadImageFromFile', color_type='grayscale'),\n"
+        "    dict(type='Resize', scale=16),\n"
+        "    dict(type='PackClsInputs'),\n"
+        "]\n"
+        "train_dataloader['dataset'].update(pipeline=train_pipeline)\n"
+        "model['backbone'].update(norm_eval=True)\n"
+        "train_cfg.update(max_epochs=2)\n"
+    )
+    one, two = recipe("one.py", extra), recipe("two.py", extra + "train_dataloader.update(batch_size=16)\n")
+    result = train(one, tmp_path / "one")
+    assert result.returncode == 0, result.stderr
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    words = (TRAIN, two, "--work-dir", tmp_path / "two", "--launcher", "pytorch")
+    result = run(sys.executable, *launcher, *words)
+    assert result.returncode == 0, result.stderr
+    for row, other in zip(curves(tmp_path / "one"), curves(tmp_path / "two"), strict=True):
+        assert {k: float(v) for k, v in row.items() if v} == pytest.approx(
+            {k: float(v) for k, v in other.items() if v}, rel=1e-3
+        )
+
+
+def test_step_1_then_step_2(recipe, tmp_path):
+    first = recipe("step1.py", "model['backbone'].update(binarize=('activations',))")
+    result = train(first, tmp_path / "step1")
+    assert result.returncode == 0, result.stderr
+    start = tmp_path / "step1" / "epoch_3.pth"
+    second = recipe(
+        "step2.py", f"step1_checkpoint = {str(start)!r}\nmodel.update(step1_checkpoint=step1_checkpoint)"
+    )
+    result = train(second, tmp_path / "step2")
+    assert result.returncode == 0, result.stderr
+    end = tmp_path / "step2" / "epoch_3.pth"
+    result = train(second, tmp_path / "again", "--cfg-options", f"step1_checkpoint={end}")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith(
+        "so it is not step 1; give one that a step-1 recipe (binarize=('activations',)) has written."
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["teacher_checkpoint=nosuch.pth"], "checkpoint nosuch.pth does not exist"),
+        (["teacher_checkpoint={chance}"], "teacher 'test_resnet' is at chance"),
+        (["train_dataloader.dataset.data_root=nowhere"], "data folder nowhere/train does not exist"),
+        (["model.backbone.width=0.3"], "width 0.3 gives"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_first_iteration(recipe, tmp_path, options, words):
+    chance = tmp_path / "chance.pth"
+    torch.manual_seed(1)
+    torch.save(timm.create_model("test_resnet", num_classes=4, in_chans=1).state_dict(), chance)
+    options = [option.format(chance=chance) for option in options]
+    result = train(recipe(), tmp_path / "run", "--cfg-options", *options)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if "error: " in line]
+    assert line.startswith("mmcls_bnn: error: ")
+    assert words in line
+    assert "Epoch(train)" not in result.stdout + result.stderr
+    assert not list((tmp_path / "run").rglob("*.pth"))

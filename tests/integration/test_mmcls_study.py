@@ -1,0 +1,70 @@
+"""`lskd study` with binary students of mmcls, in miniature: two teachers of timm, two students, the page."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+TEACHER = yaml.safe_load((ROOT / "recipes" / "digits" / "teacher.yaml").read_text())
+
+
+def test_a_study_of_binary_students(tmp_path):
+    pytest.importorskip(
+        "mmcls_bnn.evaluation", reason="evaluation of mmcls models is not in this release yet"
+    )
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump({**TEACHER, "epochs": 3, "decay_milestones": [2]}))
+    (tmp_path / "student.py").write_text(
+        f"_base_ = {str(ROOT / 'recipes' / 'digits_bnn' / 'student.py')!r}\n"
+        "model = dict(backbone=dict(width=0.125), head=dict(in_channels=64))\n"
+        "train_cfg = dict(max_epochs=2)\n"
+    )
+    study = {
+        "title": "Miniature",
+        "ecosystem": "mmcls",
+        "data": {"path": "data/digits", "num_classes": 10, "prepare": "digits"},
+        "output": "runs/mini",
+        "smoothing": {"values": [0, 0.1]},
+        "seeds": [0],
+        "teachers": [{"model": "test_resnet", "config": "teacher.yaml"}],
+        "students": [{"model": "ReActNet-18", "config": "student.py"}],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    words = [sys.executable, "-m", "lskd_study", "study", "study.yaml", "--cores", "2"]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=550)
+    assert result.returncode == 0, result.stderr
+    runs = tmp_path / "runs" / "mini"
+    students = sorted((runs / "students").iterdir())
+    assert len(students) == 2
+    for folder in students:
+        job = json.loads((folder / "job.json").read_text())
+        teacher = runs / "teachers" / job["teacher"]["run"] / "job.json"
+        # The student was taught by the very file that timm's trainer wrote.
+        assert job["teacher"]["checkpoint_sha256"] == json.loads(teacher.read_text())["checkpoint"]["sha256"]
+        assert job["rerun_command"].startswith("mim train mmcls student.py --work-dir rerun/")
+        with (folder / "curves.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        with (folder / "epochs.csv").open(newline="") as file:
+            own = list(csv.DictReader(file))
+        assert [row["epoch"] for row in rows] == ["0", "1"]
+        assert [row["val_ce"] for row in rows] == [row["val_ce"] for row in own]
+    measured = {row["run"]: row for row in csv.DictReader((runs / "runs.csv").open(newline=""))}
+    for folder in students:
+        with (folder / "epochs.csv").open(newline="") as file:
+            last = list(csv.DictReader(file))[-1]
+        # From the stored logits, and as the trainer itself counted.
+        assert float(measured[folder.name]["top1"]) == pytest.approx(float(last["val_top1"]), abs=0.2)
+    page = (runs / "index.html").read_text()
+    assert "Fig. 6" in page
+    assert "test, α = 0.1" in page
+    assert list((runs / "figures").glob("figure6-*.svg"))
+
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "starts" not in again.stderr

@@ -1,0 +1,144 @@
+"""A study with students of mmcls: its commands, its logs, its configurations, and the paper's Fig. 6."""
+
+import csv
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lskd import LskdError
+from lskd_study.ecosystems import mmcls, timm, trainer_of
+from lskd_study.engine import make_plan
+from lskd_study.figure6 import best_accuracies, figure6, figure6_panels, has_test_loss
+from lskd_study.results import Result
+from mmcls_bnn.curves import COLUMNS
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return make_plan("recipes/digits_bnn/study.yaml", None)
+
+
+def test_teachers_are_timms_and_students_mmcls(plan):
+    assert trainer_of("mmcls", "teacher") is timm
+    assert trainer_of("mmcls", "student") is mmcls
+    assert trainer_of("timm", "student") is timm
+    student = next(run for run in plan.runs if run.role == "student" and run.smoothing and run.seed == 2)
+    words = mmcls.command(plan, student)
+    assert words[:4] == ["mim", "train", "mmcls", "recipes/digits_bnn/student.py"]
+    options = dict(word.split("=", 1) for word in words[words.index("--cfg-options") + 1 :])
+    # One teacher file for both trainers.
+    assert options["teacher_checkpoint"].endswith("teacher-test_resnet-smoothing0.1-seed2/last.pth.tar")
+    assert (options["teacher_model"], options["teacher_smoothing"]) == ("test_resnet", "0.1")
+    assert (options["randomness.seed"], options["model.distillation.temperature"]) == ("2", "1")
+    assert options["train_dataloader.dataset.data_root"] == "data/digits"
+    again = mmcls.command(plan, student, "rerun")
+    assert again[again.index("--work-dir") + 1] == f"rerun/{student.id}"
+
+
+def test_a_change_of_a_base_changes_the_settings(plan):
+    student = next(run for run in plan.runs if run.role == "student")
+    content = plan.settings(student)["config"]
+    assert content["train_cfg"]["max_epochs"] == 15
+    assert content["val_dataloader"]["batch_size"] == 256  # of a base two files away
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model = dict(type='ImageClassifier')", "not an LsKdClassifier"),
+        ("model = dict(type='LsKdClassifier', teacher=dict(config='t.py'))", "must name a timm model"),
+        ("model = dict(type='LsKdClassifier', teacher=dict(model='t'))", "lacks SafeCheckpointHook"),
+        ("model = (", "is no configuration of mmcls"),
+        (None, "no such file"),
+    ],
+)
+def test_configurations_are_checked_before_any_run(tmp_path, text, words):
+    path = tmp_path / "student.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(LskdError, match=words) as error:
+        mmcls.check_config(mmcls.read_config(path), str(path), "student")
+    assert "\n" not in str(error.value)
+
+
+def test_curves_in_the_common_columns(tmp_path):
+    with (tmp_path / "epochs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for epoch in (1, 2):
+            writer.writerow(dict.fromkeys(COLUMNS, f"{epoch}.5") | {"epoch": epoch, "val_ce": ""})
+    rows = mmcls.read_curves(tmp_path, "student")
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert set(timm.CURVE_COLUMNS) <= set(rows[0]) == set(mmcls.CURVE_COLUMNS)
+    assert (rows[1]["train_kl"], rows[1]["val_top5"], rows[1]["val_ce"]) == ("2.5", "2.5", "")
+    with pytest.raises(LskdError, match=r"see .*train\.log"):
+        mmcls.read_curves(tmp_path / "nowhere", "student")
+
+
+def test_a_run_goes_on_where_there_is_a_checkpoint(tmp_path):
+    assert mmcls.resume(tmp_path) is None
+    (tmp_path / "last_checkpoint").write_text("epoch_1.pth")
+    assert mmcls.resume(tmp_path) == ["--resume"]
+    assert timm.resume(tmp_path) is None
+
+
+def result(top1, top5, loss):
+    curves = {"epoch": np.arange(3.0), "val_top1": np.array(top1), "val_top5": np.array(top5)}
+    curves |= {"train_ce": np.array(loss) + 0.5, "val_ce": np.array(loss)}
+    empty = np.zeros(0)
+    return Result(None, {}, curves, [], empty.astype(int), empty, empty, empty, 0.0)
+
+
+def test_figure_6_has_both_losses_and_the_best_accuracies():
+    plain = {
+        0: result([50, 80, 70], [90, 95, 99], [2, 1, 0.5]),
+        1: result([40, 60, 90], [80, 85, 91], [2, 1, 1]),
+    }
+    smoothed = {seed: result([55, 85, 75], [91, 96, 99], [3, 2, 1.5]) for seed in (0, 1)}
+    assert best_accuracies(plain) == (85.0, 93.0)  # epoch 2 of one seed, epoch 3 of the other
+    arms = {0.0: plain, 0.1: smoothed}
+    assert has_test_loss(arms)
+    losses, errors = figure6(arms, "title").axes
+    texts = [text.get_text() for text in errors.get_legend().get_texts()]
+    assert texts == ["α = 0: 85.00 / 93.00", "α = 0.1: 85.00 / 96.00"]
+    names = [line.get_label() for line in losses.get_lines()]
+    assert names == ["train, α = 0", "test, α = 0", "train, α = 0.1", "test, α = 0.1"]
+    np.testing.assert_allclose(losses.get_lines()[3].get_ydata(), [3, 2, 1.5])
+    np.testing.assert_allclose(errors.get_lines()[0].get_ydata(), [55, 30, 20])
+    loss, error = figure6_panels(arms, "f")
+    assert "test, α = 0.1" in loss.svg
+    assert "85.00 / 96.00" in error.svg
+
+
+def test_figure_6_needs_the_test_loss():
+    old = result([1, 2, 3], [1, 2, 3], [1, np.nan, 1])
+    assert not has_test_loss({0.0: {0: old}})
+    del old.curves["val_ce"]
+    assert not has_test_loss({0.0: {0: old}})
+    assert not has_test_loss({0.0: {}})
+
+
+@pytest.mark.parametrize(("own", "kept"), [("75.0", True), ("25.0", False)])
+def test_logits_are_stored_only_if_they_agree_with_the_trainer(tmp_path, monkeypatch, own, kept):
+    """Evaluated under another normalisation, a student would be at chance and look like a finding."""
+    batch = (torch.tensor([1, 0, 3, 2]), torch.eye(4), torch.tensor([0, 1, 2, 0]), None)
+    answers = SimpleNamespace(batches=[batch], keys=["a", "b", "c", "d"])
+    evaluation = SimpleNamespace(evaluate_config=lambda *_: answers)
+    monkeypatch.setitem(sys.modules, "mmcls_bnn.evaluation", evaluation)
+    (tmp_path / "student.py").touch()
+    (tmp_path / "epochs.csv").write_text(f"epoch,val_top1\n1,{own}\n")
+    if not kept:
+        with pytest.raises(LskdError, match=r"75.00 % .* own log 25.0 %"):
+            mmcls.collect_logits(tmp_path, "last.pth.tar", tmp_path)
+        return
+    found = mmcls.collect_logits(tmp_path, "last.pth.tar", tmp_path)
+    assert found.labels.tolist() == [1, 0, 0, 2]  # in the order of the keys

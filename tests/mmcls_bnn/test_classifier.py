@@ -1,0 +1,152 @@
+"""The distilling classifier: its loss against NumPy, and what the teacher must never be part of."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+
+from lskd import LskdError
+from mmcls_bnn.metrics import DistillationMetric
+
+pytestmark = pytest.mark.unit
+
+
+def by_hand(student, teacher, labels, temperature=1.0):
+    """Cross-entropy, KL, entropy, hard cross-entropy and agreement, means in float64."""
+    s, t = student.detach().double().numpy(), teacher.detach().double().numpy()
+    p, log_p, log_q = (
+        softmax(t / temperature, -1),
+        log_softmax(t / temperature, -1),
+        log_softmax(s / temperature, -1),
+    )
+    return {
+        "loss_ce": -(p * log_q).sum(-1).mean(),
+        "loss_kl": (p * (log_p - log_q)).sum(-1).mean(),
+        "teacher_entropy": -(p * log_p).sum(-1).mean(),
+        "loss_hard": -log_softmax(s, -1)[np.arange(len(labels)), labels].mean(),
+        "agreement": (s.argmax(-1) == t.argmax(-1)).mean(),
+    }
+
+
+def logits_of(model, images):
+    return model.head(model.extract_feat(images))
+
+
+@pytest.fixture
+def images():
+    return torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def test_loss_is_soft_labels_alone(student, build, samples, images):
+    model = build(student).train()
+    labels = [0, 1, 2, 3, 0, 1]
+    twin = copy.deepcopy(model)
+    losses = model.loss(images, samples(labels))
+    expected = by_hand(logits_of(twin, images), model.load_teacher()(images), labels)
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value, rel=1e-5), name
+        assert not losses[name].requires_grad
+    total, log = model.parse_losses(losses)
+    assert total.item() == pytest.approx(expected["loss_ce"], rel=1e-5)
+    assert total.requires_grad
+    assert log["loss"].item() == total.item()  # not the sum of everything called loss
+
+
+def test_hard_weight_temperature_and_mixed_labels(student, build, samples, images):
+    student["distillation"] = {"hard_weight": 0.25, "temperature": 2.0, "temperature_squared": True}
+    model = build(student).train()
+    twin = copy.deepcopy(model)
+    scores = torch.softmax(torch.randn(6, 4, generator=torch.Generator().manual_seed(4)), -1)
+    loss = model.loss(images, samples([0] * 6, scores))["loss"]
+    logits = logits_of(twin, images)
+    soft = by_hand(logits, model.load_teacher()(images), [0] * 6, 2.0)["loss_ce"]
+    hard = -(scores.double().numpy() * log_softmax(logits.detach().double().numpy(), -1)).sum(-1).mean()
+    assert loss.item() == pytest.approx(0.75 * 4 * soft + 0.25 * hard, rel=1e-5)
+
+
+def test_epoch_means_weigh_every_sample_once(student, build, samples, images):
+    model = build(student).eval()  # BatchNorm must not make the batches differ
+    model.loss(images, samples([0, 1, 2, 3, 0, 1]))
+    model.loss(images[:2], samples([3, 3]))
+    both = torch.cat([images, images[:2]])
+    expected = by_hand(logits_of(model, both), model.load_teacher()(both), [0, 1, 2, 3, 0, 1, 3, 3])
+    assert model.epoch_means() == pytest.approx(expected, rel=1e-5)
+    assert all(math.isnan(value) for value in model.epoch_means().values())
+
+
+def test_metric_is_the_loss_on_the_validation_set(student, build, samples, images):
+    model = build(student).eval()
+    model.load_teacher()
+    metric = DistillationMetric()
+    for start in (0, 4):
+        predictions = model.predict(images[start : start + 4], samples([0] * len(images[start : start + 4])))
+        metric.process(None, [sample.to_dict() for sample in predictions])
+    found = metric.evaluate(6)
+    expected = by_hand(logits_of(model, images), model.load_teacher()(images), [0] * 6)
+    names = {"cross_entropy": "loss_ce", "kl": "loss_kl"}
+    names |= {name: name for name in ("teacher_entropy", "agreement")}
+    wanted = {f"distillation/{name}": expected[key] for name, key in names.items()}
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_testing_needs_no_teacher(student, build, samples, images):
+    student["teacher"]["checkpoint"] = "nosuch.pth"
+    predictions = build(student).eval().predict(images, samples([0] * 6))
+    assert all(sample.pred_label.score.sum().item() == pytest.approx(1) for sample in predictions)
+    with pytest.raises(LskdError, match="take it out of test_evaluator"):
+        DistillationMetric().process(None, [predictions[0].to_dict()])
+
+
+def test_teacher_is_outside_the_tree(student, build, teacher_file, images):
+    model = build(student)
+    alone = set(model.state_dict())
+    model.init_weights()
+    model.train()
+    teacher = model.teacher
+    assert set(model.state_dict()) == alone
+    own = {id(parameter) for parameter in model.parameters()}
+    assert not own & {id(parameter) for parameter in teacher.model.parameters()}
+    assert not any(module.training for module in teacher.model.modules())
+    assert torch.equal(teacher(images), teacher(images))  # dropout of 0.5 is off
+    weights = torch.load(teacher_file, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    assert copy.deepcopy(model).teacher is teacher
+
+
+def test_dropout_would_be_seen(student, build, images):
+    """The test above can fail: in train mode the same teacher answers twice differently."""
+    teacher = build(student).load_teacher()
+    teacher.model.train()
+    assert not torch.equal(teacher(images), teacher(images))
+
+
+def test_teacher_follows_the_student(student, build):
+    model = build(student)
+    model.load_teacher()
+    model.to("meta")
+    assert {p.device.type for p in model.teacher.model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teacher": None}, "needs a teacher"),
+        ({"teacher": {"checkpoint": "t.pth", "modell": "resnet50"}}, "unknown key 'modell'"),
+        ({"teacher": {"model": "resnet50"}}, "names no checkpoint"),
+        ({"teacher": {"checkpoint": "t.pth"}}, "needs model"),
+        ({"teacher": {"checkpoint": "t.pth", "source": "mmcls"}}, "needs config"),
+        ({"teacher": {"checkpoint": "t.pth", "model": "a", "source": "keras"}}, "source 'keras'"),
+        ({"teacher": {"checkpoint": "t.pth", "model": "a", "mean": [0]}}, "mean or std alone"),
+        ({"teacher": {"checkpoint": "t.pth", "model": "a", "smoothing": 2}}, "alpha is 2"),
+        ({"distillation": {"temperature": 0}}, "temperature"),
+        ({"distillation": {"temprature": 1}}, "temprature"),
+    ],
+)
+def test_wrong_settings_are_one_line(student, build, changes, words):
+    with pytest.raises(LskdError, match=words) as error:
+        build({**student, **changes})
+    assert "\n" not in str(error.value)

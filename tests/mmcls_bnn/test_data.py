@@ -1,0 +1,90 @@
+"""Data sets: what they read, and what they refuse in one line."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from lskd import LskdError, smooth_targets
+from mmcls_bnn import data
+from mmcls_bnn.data import CheckedImageFolder, FashionMnist
+from mmcls_bnn.losses import SmoothedCrossEntropy
+
+pytestmark = pytest.mark.unit
+
+
+def idx(array):
+    return struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_DEBIAN", str(tmp_path / "debian"))
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for name, count in (("train", 7), ("t10k", 3)):
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = generator.integers(0, 10, count, dtype=np.uint8)
+        arrays[name] = (images, labels)
+
+    def write(folder, compress):
+        folder.mkdir()
+        for name, (images, labels) in arrays.items():
+            files = {f"{name}-images-idx3-ubyte": images, f"{name}-labels-idx1-ubyte": labels}
+            for file, array in files.items():
+                content = gzip.compress(idx(array)) if compress else idx(array)
+                (folder / (file + (".gz" if compress else ""))).write_bytes(content)
+        return arrays
+
+    return write
+
+
+@pytest.mark.parametrize(("where", "compress"), [("raw", False), ("raw", True), ("debian", True)])
+def test_fashion_mnist_of_torchvision_and_of_debian(fashion, tmp_path, where, compress):
+    arrays = fashion(tmp_path / where, compress)
+    for train, name in ((True, "train"), (False, "t10k")):
+        dataset = FashionMnist(str(tmp_path / "raw"), train=train)
+        images, labels = arrays[name]
+        assert len(dataset) == len(labels)
+        assert dataset.get_gt_labels().tolist() == labels.tolist()
+        assert np.array_equal(dataset[1]["img"][..., 0], images[1])
+        assert dataset.CLASSES[9] == "Ankle boot"
+
+
+def test_fashion_mnist_that_is_missing_or_damaged(fashion, tmp_path):
+    with pytest.raises(LskdError, match="apt install dataset-fashion-mnist"):
+        FashionMnist(str(tmp_path / "raw"))
+    fashion(tmp_path / "raw", compress=True)
+    broken = tmp_path / "raw" / "train-images-idx3-ubyte.gz"
+    whole = broken.read_bytes()
+    for content in (whole[:100], gzip.compress(b"no idx"), gzip.compress(gzip.decompress(whole)[:-1])):
+        broken.write_bytes(content)
+        with pytest.raises(LskdError, match="copy the file again") as error:
+            FashionMnist(str(tmp_path / "raw"))
+        assert "\n" not in str(error.value)
+
+
+def test_folder_is_checked(digits, tmp_path):
+    folder = CheckedImageFolder(str(digits), "val", num_classes=4)
+    assert len(folder) == 48
+    with pytest.raises(LskdError, match="nowhere/train does not exist; make it so"):
+        CheckedImageFolder("nowhere", "train", num_classes=4, hint="make it so")
+    with pytest.raises(LskdError, match="has 4 class folders, the recipe 10 classes"):
+        CheckedImageFolder(str(digits), "val", num_classes=10)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    with pytest.raises(LskdError, match="has no images"):
+        CheckedImageFolder(str(tmp_path), "train", num_classes=1)
+
+
+@pytest.mark.parametrize("convention", ["paper", "uniform"])
+def test_smoothed_cross_entropy_in_both_conventions(convention):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 7).double(), torch.tensor([0, 6, 3, 3, 2])
+    found = SmoothedCrossEntropy(0.1, convention)(logits.float(), labels, avg_factor=5)
+    rows = smooth_targets(labels, 7, 0.1, convention).double()
+    assert found.item() == pytest.approx(-(rows * logits.log_softmax(-1)).sum().item() / 5, rel=1e-6)
+    if convention == "uniform":
+        torchs = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+        assert found.item() == pytest.approx(torchs.item(), rel=1e-6)

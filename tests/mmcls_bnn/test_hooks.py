@@ -1,0 +1,164 @@
+"""Hooks, and step 2's start, on models and checkpoints made for the purpose."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer, MessageHub
+
+from lskd import CheckpointError
+from mmcls_bnn.curves import COLUMNS, CurvesHook
+from mmcls_bnn.data import seed_worker
+from mmcls_bnn.hooks import EpochSeedHook, SafeCheckpointHook, flip_ratio, latent_signs
+from mmcls_bnn.layers import BinaryConv2d
+from mmcls_bnn.reactnet import ReActNet
+from mmcls_bnn.step1 import load_step1
+
+pytestmark = pytest.mark.unit
+
+
+class Student(torch.nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.backbone = ReActNet(**{"width": 0.125, "stem": "cifar", "in_channels": 1, **settings})
+
+
+def save(path, model):
+    hub = MessageHub.get_instance(f"test-{path.name}")
+    hub.update_scalar("train/loss", 1.5)
+    hub.update_info("best_score", 0.5)
+    hub.update_info("best_ckpt", "best.pth")
+    hub.update_info("array", np.zeros(3))
+    checkpoint = {"meta": {"epoch": 1}, "state_dict": model.state_dict(), "message_hub": hub.state_dict()}
+    cfg = Config({"model": {"type": "LsKdClassifier", "backbone": {}, "teacher": {"checkpoint": "t"}}})
+    runner = SimpleNamespace(model=model, cfg=cfg)
+    SafeCheckpointHook().before_save_checkpoint(runner, checkpoint)
+    torch.save(checkpoint, path)
+
+
+def test_checkpoints_are_read_by_safe_loading(tmp_path):
+    model = Student()
+    save(tmp_path / "c.pth", model)
+    content = torch.load(tmp_path / "c.pth", weights_only=True)
+    assert content["message_hub"]["runtime_info"] == {"best_score": 0.5, "best_ckpt": "best.pth"}
+    note = content["meta"]["mmcls_bnn"]
+    assert note["binarize"] == ["activations", "weights"]
+    student = {"type": "ImageClassifier", "backbone": {}, "data_preprocessor": {}}
+    assert json.loads(note["model"]) == student  # of the teacher not a word
+    hub = MessageHub.get_instance("resumed")
+    hub.load_state_dict(content["message_hub"])  # as a resumed run does
+    assert hub.get_info("best_score") == 0.5
+
+
+def test_a_model_built_in_python_has_no_config_to_note(tmp_path):
+    checkpoint = {"meta": {}, "state_dict": {}}
+    runner = SimpleNamespace(model=Student(), cfg=Config({}))
+    SafeCheckpointHook().before_save_checkpoint(runner, checkpoint)
+    assert checkpoint["meta"]["mmcls_bnn"] == {"binarize": ["activations", "weights"]}
+
+
+def test_without_the_hook_they_are_not(tmp_path):
+    torch.save({"message_hub": {"log_scalars": {"loss": HistoryBuffer([1.0], [1])}}}, tmp_path / "c.pth")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        torch.load(tmp_path / "c.pth", weights_only=True)
+
+
+def test_step_1_loads_into_step_2(tmp_path):
+    first, second = Student(binarize=("activations",)), Student()
+    save(tmp_path / "step1.pth", first)
+    load_step1(second, str(tmp_path / "step1.pth"))
+    for name, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Student(), r"\['activations', 'weights'\] binarised, so it is not step 1"),
+        (Student(binarize=("activations",), width=0.25), "another network"),
+        (Student(binarize=("activations",), depth=34), "another network"),
+        (torch.nn.Linear(2, 2), "does not say that it is step 1"),
+    ],
+)
+def test_step_2_refuses_what_is_not_step_1(tmp_path, model, words):
+    save(tmp_path / "c.pth", model)
+    with pytest.raises(CheckpointError, match=words) as error:
+        load_step1(Student(), str(tmp_path / "c.pth"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_step1(Student(), str(tmp_path / "nosuch.pth"))
+
+
+def test_flip_ratio_counts_signs():
+    model = Student()
+    before = latent_signs(model)
+    convolutions = [module for module in model.modules() if isinstance(module, BinaryConv2d)]
+    total = sum(module.weight.numel() for module in convolutions)
+    with torch.no_grad():
+        convolutions[0].weight.neg_()
+        convolutions[1].weight.mul_(2)  # another size, the same sign
+    flipped = convolutions[0].weight.numel()
+    assert flip_ratio(before, latent_signs(model)) == pytest.approx(flipped / total)
+    assert flip_ratio(before, before) == 0
+    assert flip_ratio(*[latent_signs(Student(binarize=("activations",)))] * 2) is None
+
+
+def test_epochs_are_seeded_apart_and_repeatably():
+    def draw(epoch, rank=0):
+        EpochSeedHook().before_train_epoch(SimpleNamespace(seed=0, epoch=epoch, rank=rank))
+        seed_worker(0)
+        return float(torch.rand(())), float(np.random.rand())
+
+    assert draw(3) == draw(3)
+    draws = [draw(3), draw(4), draw(3, rank=1)]
+    assert len({torch_draw for torch_draw, _ in draws}) == 3
+    assert len({numpy_draw for _, numpy_draw in draws}) == 3
+
+
+class Loop:
+    val_begin, val_interval = 1, 1
+
+
+def curve_runner(folder, epoch):
+    runner = SimpleNamespace(work_dir=str(folder), epoch=epoch, model=torch.nn.Linear(1, 1), ran=[])
+    runner.optim_wrapper = SimpleNamespace(get_lr=lambda: {"lr": [0.1]})
+    runner.message_hub = SimpleNamespace(log_scalars={})
+    runner.train_loop = Loop()
+    runner.val_loop = SimpleNamespace(run=lambda: runner.ran.append(runner.epoch))
+    return runner
+
+
+def rows(folder):
+    with (folder / "epochs.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_curves_of_a_run_killed_before_its_validation(tmp_path):
+    hook, runner = CurvesHook(), curve_runner(tmp_path, 0)
+    (tmp_path / "epochs.csv").write_text("left over from another run\n")
+    hook.before_train(runner)
+    assert rows(tmp_path) == []
+    for epoch in range(3):
+        runner.epoch = epoch
+        hook.after_train_iter(runner, 0, {"inputs": [0] * 3}, {"loss": torch.tensor(1.0)})
+        hook.after_train_iter(runner, 1, {"inputs": [0]}, {"loss": torch.tensor(5.0)})
+        hook.after_train_epoch(runner)
+        if epoch < 2:
+            runner.epoch = epoch + 1
+            hook.after_val_epoch(runner, {"accuracy/top1": 50.0 + epoch})
+    found = rows(tmp_path)
+    assert tuple(found[0]) == COLUMNS
+    assert [row["val_top1"] for row in found] == ["50", "51", ""]
+    assert [float(row["train_hard_ce"]) for row in found] == [2.0] * 3  # every sample weighs the same
+
+    resumed = curve_runner(tmp_path, 3)  # from the checkpoint of epoch 3, which was not validated
+    CurvesHook().before_train(resumed)
+    assert resumed.ran == [3]
+    earlier = curve_runner(tmp_path, 1)  # from the checkpoint of epoch 1: later rows will be repeated
+    CurvesHook().before_train(earlier)
+    assert [row["epoch"] for row in rows(tmp_path)] == ["1"]
+    assert earlier.ran == []

@@ -1,0 +1,153 @@
+"""The binary layers against plain torch operations through autograd, in float64."""
+
+import runpy
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+from torch.nn import functional
+
+from lskd import LskdError
+from mmcls_bnn.layers import BinaryConv2d, RPReLU, RSign, binary_activation, binary_weight, check_binarize
+
+pytestmark = pytest.mark.unit
+
+plain = runpy.run_path(str(Path(__file__).with_name("straightforward.py")))
+
+EDGES = torch.tensor([-3.0, -1.0, -0.999, -0.5, -1e-12, -0.0, 0.0, 1e-12, 0.25, 1.0, 1.001, 7.0]).double()
+
+
+def gradients(output, weights, *inputs):
+    return torch.autograd.grad((output * weights).sum(), inputs)
+
+
+def close(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_sign_of_zero_is_plus_one():
+    x = EDGES.reshape(1, 1, 3, 4)
+    expected = np.where(x.numpy() >= 0, 1.0, -1.0)
+    assert np.array_equal(binary_activation(x, torch.zeros(1, 1, 1, 1).double()).numpy(), expected)
+    # -0.0 as input and as threshold: their sum is -0.0, which is not less than 0.
+    assert binary_activation(torch.full((1, 1, 1, 1), -0.0), torch.full((1, 1, 1, 1), -0.0)).item() == 1
+    weight = torch.tensor([0.0, -0.0, 0.5, -0.5]).reshape(1, 1, 2, 2)
+    assert binary_weight(weight).flatten().tolist() == [0.25, 0.25, 0.25, -0.25]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.integers(1, 3), st.integers(1, 5), st.integers(1, 6))
+def test_activation_has_the_polynomials_gradient(seed, batch, channels, size):
+    torch.manual_seed(seed)
+    x = (2 * torch.randn(batch, channels, size, size)).double().requires_grad_()
+    bias = torch.randn(1, channels, 1, 1).double().requires_grad_()
+    weights = torch.randn(batch, channels, size, size).double()
+    ours, theirs = binary_activation(x, bias), plain["binary_activation"](x + bias)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    close(gradients(ours, weights, x, bias), gradients(theirs, weights, x, bias))
+
+
+def test_activation_gradient_at_the_edges():
+    x = EDGES.reshape(1, 1, 3, 4).requires_grad_()
+    bias = torch.zeros(1, 1, 1, 1).double()
+    (ours,) = gradients(binary_activation(x, bias), torch.ones(()), x)
+    values = EDGES.numpy()
+    expected = np.where(np.abs(values) < 1, 2 - 2 * np.abs(values), 0.0)
+    np.testing.assert_allclose(ours.flatten().numpy(), expected, atol=1e-12)
+    (theirs,) = gradients(plain["binary_activation"](x), torch.ones(()), x)
+    close([ours], [theirs])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3]))
+def test_weight_is_scaled_sign_with_clamps_gradient(seed, out, channels, size):
+    torch.manual_seed(seed)
+    weight = torch.randn(out, channels, size, size).double()
+    weight.requires_grad_()
+    weights = torch.randn_like(weight)
+    ours, theirs = binary_weight(weight), plain["binary_weight"](weight)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    close(gradients(ours, weights, weight), gradients(theirs, weights, weight))
+    array = weight.detach().numpy()
+    scale = np.abs(array).mean(axis=(1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(ours.detach().numpy(), np.where(array >= 0, scale, -scale), rtol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.integers(1, 3), st.integers(1, 5), st.integers(1, 6))
+def test_rprelu_is_torchs_prelu_between_shifts(seed, batch, channels, size):
+    torch.manual_seed(seed)
+    layer = RPReLU(channels).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(batch, channels, size, size).double().requires_grad_()
+    weights = torch.randn_like(x)
+    shifted = functional.prelu(x + layer.bias_before, layer.slope.flatten())
+    theirs = shifted + layer.bias_after
+    inputs = (x, layer.bias_before, layer.slope, layer.bias_after)
+    ours = layer(x)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    close(gradients(ours, weights, *inputs), gradients(theirs, weights, *inputs))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [1, 3])
+def test_binary_convolution_pads_with_zero(stride, size):
+    torch.manual_seed(0)
+    layer = BinaryConv2d(3, 4, size, stride).double()
+    x = torch.where(torch.rand(2, 3, 5, 5) < 0.5, -1.0, 1.0).double()
+    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (size // 2,) * 2, (size // 2,) * 2))
+    weight = plain["binary_weight"](layer.weight).detach().numpy()
+    out = -(-5 // stride)
+    expected = np.zeros((2, 4, out, out))
+    for i in range(out):
+        for j in range(out):
+            window = padded[:, :, i * stride : i * stride + size, j * stride : j * stride + size]
+            expected[:, :, i, j] = np.einsum("bcxy,ocxy->bo", window, weight)
+    np.testing.assert_allclose(layer(x).detach().numpy(), expected, atol=1e-12)
+
+
+def test_step_1_is_an_ordinary_convolution():
+    torch.manual_seed(0)
+    layer, other = BinaryConv2d(3, 4, 3, binarize=False), BinaryConv2d(3, 4, 3)
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.equal(layer(x), functional.conv2d(x, layer.weight, padding=1))
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), functional.conv2d(x, binary_weight(layer.weight), padding=1))
+
+
+def test_memory_formats_and_mixed_precision():
+    torch.manual_seed(0)
+    block = nn.Sequential(RSign(4), BinaryConv2d(4, 4, 3), RPReLU(4))
+    x = torch.randn(2, 4, 6, 6)
+    expected = block(x)
+    torch.testing.assert_close(block(x.contiguous(memory_format=torch.channels_last)), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = x.bfloat16().requires_grad_()
+        result = block(low)
+        result.float().sum().backward()
+    assert low.grad.dtype == torch.bfloat16
+    assert low.grad.isfinite().all()
+    # The signs are those of the rounded input, so only most of the sums can agree.
+    assert (result.float() - expected).abs().median() < 0.05
+
+
+def test_nothing_is_kept_but_the_input():
+    kept = []
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    bias = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        binary_activation(x, bias)
+    assert sorted(t.numel() for t in kept) == [3, x.numel()]
+    assert any(t.data_ptr() == x.data_ptr() for t in kept)
+
+
+def test_what_to_binarise_is_checked():
+    assert check_binarize(["weights", "activations"]) == ("activations", "weights")
+    with pytest.raises(LskdError, match=r"'weight'.*step 1"):
+        check_binarize(("activations", "weight"))

@@ -1,0 +1,177 @@
+"""1-bit weights: what is in the file, that it gives the same logits to the bit, and counts of operations."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lskd import LskdError
+from mmcls_bnn import complexity, export
+from mmcls_bnn.packed import PackedConv2d, build_student, deployable, load_packed, pack
+
+pytestmark = pytest.mark.unit
+
+
+def description(**backbone):
+    return {
+        "type": "ImageClassifier",
+        "backbone": {"type": "ReActNet", "width": 0.125, "stem": "cifar", "in_channels": 1, **backbone},
+        "neck": {"type": "GlobalAveragePooling"},
+        "head": {"type": "LinearClsHead", "num_classes": 4, "in_channels": 64},
+        "data_preprocessor": {"type": "ClsDataPreprocessor"},
+    }
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def make(values, binarize=("activations", "weights"), name="epoch_1.pth"):
+        model = build_student(values)
+        model.train()(torch.randn(8, 1, 16, 16), mode="tensor")  # statistics that are not 0 and 1
+        note = {"binarize": list(binarize), "model": json.dumps(values)}
+        torch.save({"state_dict": model.state_dict(), "meta": {"mmcls_bnn": note}}, tmp_path / name)
+        return tmp_path / name, model.eval()
+
+    return make
+
+
+def test_export_holds_one_bit_a_weight_and_equal_logits(checkpoint, tmp_path, capsys):
+    path, model = checkpoint(description())
+    with torch.no_grad():
+        model.backbone.blocks[0].conv.weight[0, 0, 0, 0] = 0.0  # counts as +1
+        model.backbone.blocks[0].conv.weight[0, 0, 0, 1] = -0.0
+    torch.save({**torch.load(path, weights_only=True), "state_dict": model.state_dict()}, path)
+    output = tmp_path / "out.safetensors"
+    assert export.main([str(path), str(output)]) == 0
+    images = torch.randn(3, 1, 20, 20)
+    with torch.no_grad():
+        assert torch.equal(load_packed(output)(images, mode="tensor"), model(images, mode="tensor"))
+
+    stored, weights = load_file(output), model.state_dict()
+    latent = weights["backbone.blocks.0.conv.weight"].numpy()
+    bits = stored["backbone.blocks.0.conv.signs"]
+    assert (bits.dtype, bits.numel()) == (torch.uint8, -(-latent.size // 8))
+    assert np.array_equal(np.unpackbits(bits.numpy())[: latent.size], (latent >= 0).flatten())
+    np.testing.assert_allclose(
+        stored["backbone.blocks.0.conv.scale"].flatten(), np.abs(latent).mean((1, 2, 3)), rtol=1e-6
+    )
+    assert torch.equal(stored["head.fc.weight"], weights["head.fc.weight"])
+    binary = {name for name in weights if ".conv.weight" in name and "stem" not in name}
+    binary = {name for name in binary if "shortcut" not in name}
+    assert not binary & stored.keys()
+    (line,) = capsys.readouterr().out.splitlines()
+    full = sum(value.numel() * value.element_size() for value in weights.values())
+    assert f"{output.stat().st_size:,} bytes, in float32 {full:,}" in line
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["epoch_1.pth", "out.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["ReActNet", "ReActNetA"])
+def test_packing_any_network(kind):
+    torch.manual_seed(0)
+    values = description(type=kind)
+    values["head"]["in_channels"] = {"ReActNet": 64, "ReActNetA": 128}[kind]
+    model = build_student(values)
+    packed = pack(model)
+    images = torch.randn(2, 1, 33, 33)
+    with torch.no_grad():
+        assert torch.equal(packed(images, mode="tensor"), model(images, mode="tensor"))
+    assert any(isinstance(module, PackedConv2d) for module in packed.modules())
+    assert not any(isinstance(module, PackedConv2d) for module in model.modules())
+
+
+def test_export_errors_are_one_line(checkpoint, tmp_path, capsys):
+    output = tmp_path / "out.safetensors"
+
+    def refused(*arguments):
+        assert export.main([str(each) for each in arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("mmcls_bnn: error: ")
+        assert not output.exists()
+        return line
+
+    path, _ = checkpoint(description())
+    assert "nosuch.pth does not exist" in refused("nosuch.pth", output)
+    assert "must end in .safetensors" in refused(path, tmp_path / "out.pth")
+    assert "cannot write" in refused(path, tmp_path / "nosuch" / "out.safetensors")
+    first, _ = checkpoint(description(binarize=("activations",)), ("activations",), "step1.pth")
+    assert "no binary weights" in refused(first, output)
+    torch.save({"state_dict": torch.load(path, weights_only=True)["state_dict"]}, tmp_path / "bare.pth")
+    assert "add --config RECIPE" in refused(tmp_path / "bare.pth", output)
+    assert "config nosuch.py does not exist" in refused(
+        tmp_path / "bare.pth", output, "--config", "nosuch.py"
+    )
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        f"model = {description(width=0.25)!r}".replace("'in_channels': 64", "'in_channels': 128")
+    )
+    assert "another network" in refused(tmp_path / "bare.pth", output, "--config", recipe)
+    recipe.write_text(f"model = {description()!r}")
+    assert export.main([str(tmp_path / "bare.pth"), str(output), "--config", str(recipe)]) == 0
+
+
+def test_only_files_of_ours_are_loaded(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(b"damaged")
+    for name, words in (("a", "not written by"), ("b", "cannot be read"), ("c", "cannot be read")):
+        with pytest.raises(LskdError, match=words):
+            load_packed(tmp_path / f"{name}.safetensors")
+
+
+def test_deployable_drops_what_training_needs():
+    recipe = {"type": "LsKdClassifier", "backbone": {}, "teacher": {}, "distillation": {}}
+    student = {"type": "ImageClassifier", "backbone": {}, "data_preprocessor": {"mean": [1]}}
+    assert deployable(recipe, {"mean": [1]}) == student
+
+
+def convolutions(channels, size, count, kernel=3):
+    return count * channels * channels * kernel * kernel * size * size
+
+
+def imagenet_student(kind, channels, **backbone):
+    values = description(**{"type": kind, "width": 1, "stem": "imagenet", "in_channels": 3, **backbone})
+    values["head"] = {"type": "LinearClsHead", "num_classes": 1000, "in_channels": channels}
+    return build_student(values)
+
+
+def test_reactnet18_at_224_as_counted_by_hand():
+    found = complexity.count(imagenet_student("ReActNet", 512), 3, 224)
+    plan = ((64, 56), (128, 28), (256, 14), (512, 7))
+    # Four 3 x 3 convolutions in a stage; the first of a later stage reads half as many channels.
+    bops = sum(convolutions(c, s, 4 if c == 64 else 3.5) for c, s in plan)
+    shortcuts = sum(c * c // 2 * s * s for c, s in plan[1:])
+    assert found.bops == bops == 1_676_279_808
+    assert found.flops == 3 * 64 * 49 * 112**2 + shortcuts + 512 * 1000 == 137_793_536
+    weights = sum(convolutions(c, 1, 4 if c == 64 else 3.5) for c, _ in plan)
+    assert found.binary_parameters == weights == 10_985_472
+    # Stem, shortcuts, classifier with bias; two numbers a channel for each BatchNorm (stem, blocks,
+    # shortcuts); one for each RSign, which sees the block's input; three for each RPReLU.
+    real = 3 * 64 * 49 + sum(c * c // 2 for c, _ in plan[1:]) + 512_000 + 1000
+    real += 2 * (64 + 4 * (64 + 128 + 256 + 512) + 128 + 256 + 512)
+    real += 4 * 64 + sum(c // 2 + 3 * c for c, _ in plan[1:]) + 3 * 4 * (64 + 128 + 256 + 512)
+    assert found.real_parameters == real
+
+
+def test_reactnet_a_at_224_as_counted_by_hand():
+    found = complexity.count(imagenet_student("ReActNetA", 1024), 3, 224)
+    widths = [32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024]
+    sizes = [112, 56, 56, 28, 28, 14, 14, 14, 14, 14, 14, 7, 7]  # after each block's first convolution
+    bops = 0
+    for i, size in enumerate(sizes):
+        bops += widths[i] ** 2 * 9 * size**2 + widths[i] * widths[i + 1] * size**2
+    assert found.bops == bops == 4_816_896_000
+    assert found.flops == 3 * 32 * 9 * 112**2 + 1024 * 1000
+    assert found.ops == pytest.approx(0.87e8, rel=0.01)  # what ReActNet's paper reports
+
+
+def test_step_1_has_no_binary_operations():
+    step1 = imagenet_student("ReActNet", 512, binarize=("activations",))
+    found = complexity.count(step1, 3, 64)
+    assert (found.bops, found.binary_parameters) == (0, 0)
+
+
+def test_complexity_command(capsys):
+    assert complexity.main(["nosuch.py"]) == 2
+    assert capsys.readouterr().err == (
+        "mmcls_bnn: error: config nosuch.py does not exist; give the path of a recipe.\n"
+    )

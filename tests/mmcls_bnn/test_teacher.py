@@ -1,0 +1,162 @@
+"""Loading teachers from every source, in their own normalisation; and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from mmengine.config import Config
+
+from lskd import LskdError
+from mmcls_bnn.compat import MODELS
+from mmcls_bnn.teacher import InputFormat, TeacherSettings, describe_teacher
+from mmcls_bnn.teacher_models import load_teacher
+
+pytestmark = pytest.mark.unit
+
+IMAGENET = InputFormat((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), True)
+GREY = InputFormat((127.5,), (127.5,), False)
+
+
+def settings(path, **values):
+    return TeacherSettings.of({"model": "test_resnet", "checkpoint": str(path), **values})
+
+
+def pixels(channels, size=32):
+    return torch.randint(
+        0, 256, (3, channels, size, size), generator=torch.Generator().manual_seed(0)
+    ).float()
+
+
+def normalised(images, mean, std):
+    return (images - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1)
+
+
+def test_one_resnet_file_for_timm_and_torchvision(tmp_path):
+    """torchvision's names are timm's: one file, the same logits to the bit."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5).eval()
+    torch.save(model.state_dict(), tmp_path / "resnet18.pth")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(images)
+    for source in ("timm", "torchvision"):
+        teacher = load_teacher(
+            settings(tmp_path / "resnet18.pth", model="resnet18", source=source), 5, IMAGENET
+        )
+        # timm's ResNet-18 is normalised with torchvision's numbers, to float32's last digits.
+        assert teacher.image_size is None
+        torch.testing.assert_close(teacher.model(images), expected, rtol=0, atol=0)
+
+
+def test_normalisation_beside_a_checkpoint_of_timms_trainers(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=4, in_chans=1).eval()
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "last.pth.tar")
+    Path(tmp_path, "args.yaml").write_text(
+        "model: test_resnet\nin_chans: 1\nmean: [0.2]\nstd: [0.3]\nimg_size: 32\nsmoothing: 0.1\n"
+    )
+    teacher = load_teacher(settings(tmp_path / "last.pth.tar"), 4, GREY)
+    images = pixels(1)
+    with torch.no_grad():
+        expected = model(normalised(images / 255, [0.2], [0.3]))
+    found = teacher(normalised(images, GREY.mean, GREY.std))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (teacher.image_size, teacher.converts) == (32, True)
+    small = teacher(normalised(pixels(1, 16), GREY.mean, GREY.std))  # resized to 32
+    assert small.shape == (3, 4)
+
+
+def test_settings_beat_args_yaml(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
+    torch.save(model.state_dict(), tmp_path / "t.pth")
+    Path(tmp_path, "args.yaml").write_text("model: test_resnet\nin_chans: 1\nmean: [0.2]\nstd: [0.3]\n")
+    given = settings(tmp_path / "t.pth", mean=[127.5], std=[127.5])
+    assert not load_teacher(given, 4, GREY).converts
+
+
+def test_blue_first_batches_are_turned_round(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=4).eval()
+    torch.save(model.state_dict(), tmp_path / "t.pth")
+    given = settings(tmp_path / "t.pth", mean=[10, 20, 30], std=[50, 60, 70])
+    student = InputFormat((3.0, 2.0, 1.0), (7.0, 8.0, 9.0), rgb=False)
+    images = pixels(3)
+    with torch.no_grad():
+        expected = model(normalised(images, [10.0, 20.0, 30.0], [50.0, 60.0, 70.0]))
+    found = load_teacher(given, 4, student)(normalised(images.flip(1), student.mean, student.std))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def mmcls_teacher(tmp_path):
+    config = tmp_path / "teacher.py"
+    config.write_text(
+        "data_preprocessor = dict(num_classes=4, mean=[100.0], std=[50.0])\n"
+        "model = dict(type='ImageClassifier', pretrained='nowhere.pth',\n"
+        "    backbone=dict(type='ResNet_CIFAR', depth=18, in_channels=1, stem_channels=8, base_channels=8,\n"
+        "                  out_indices=(3,)),\n"
+        "    neck=dict(type='GlobalAveragePooling'),\n"
+        "    head=dict(type='LinearClsHead', num_classes=4, in_channels=64))\n"
+    )
+    description = Config.fromfile(str(config)).model.to_dict()
+    del description["pretrained"]
+    model = MODELS.build(description).eval()
+    torch.save({"state_dict": model.state_dict(), "meta": {"epoch": 1}}, tmp_path / "epoch_1.pth")
+    return config, tmp_path / "epoch_1.pth", model
+
+
+def test_mmcls_config_and_checkpoint(mmcls_teacher):
+    config, path, model = mmcls_teacher
+    given = TeacherSettings.of({"config": str(config), "checkpoint": str(path)})
+    teacher = load_teacher(given, 4, GREY)
+    images = pixels(1)
+    with torch.no_grad():
+        expected = model(normalised(images, [100.0], [50.0]))
+    found = teacher(normalised(images, GREY.mean, GREY.std))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(LskdError, match="has 4 classes, the student 10"):
+        load_teacher(given, 10, GREY)
+
+
+def test_description_names_the_least_loss(tmp_path, teacher_file):
+    given = settings(teacher_file, smoothing=0.1, mean=[127.5], std=[127.5])
+    line = describe_teacher(given, load_teacher(given, 4, GREY), 4)
+    assert "normalisation the student's" in line
+    assert "smoothing 0.1 (paper)" in line
+    assert "0.435 nats" in line  # -0.9 ln 0.9 - 0.1 ln (0.1 / 3)
+
+
+class RunsCode:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "student", "words"),
+    [
+        ({"checkpoint": "nosuch.pth"}, 4, GREY, "nosuch.pth does not exist"),
+        ({"model": "test_resnett"}, 4, GREY, "did you mean test_resnet"),
+        ({"model": "resnet5000", "source": "torchvision"}, 4, GREY, "unknown teacher 'resnet5000'"),
+        ({"config": "nosuch.py", "model": None}, 4, GREY, "config nosuch.py does not exist"),
+        ({}, 5, GREY, "has 4 classes, the student 5"),
+        ({}, 4, IMAGENET, r"is \[.*1, 3, 3\], the model's is \[.*3, 3, 3\]"),
+        ({"mean": [1, 2, 3], "std": [1, 1, 1]}, 4, GREY, "takes 3 input channels, the student 1"),
+        ({"model": "resnet18"}, 4, GREY, "another architecture"),
+        ({"model": "resnet18", "source": "torchvision"}, 4, GREY, "takes 3 input channels"),
+        ({"kwargs": {"drop_rat": 1}}, 4, GREY, "cannot be created"),
+    ],
+)
+def test_refused(teacher_file, values, classes, student, words):
+    with pytest.raises(LskdError, match=words) as error:
+        load_teacher(settings(**{"path": teacher_file, **values}), classes, student)
+    assert "\n" not in str(error.value)
+
+
+def test_checkpoint_that_runs_code_is_refused(tmp_path):
+    torch.save({"state_dict": RunsCode(tmp_path / "owned")}, tmp_path / "t.pth")
+    with pytest.raises(LskdError, match="refused"):
+        load_teacher(settings(tmp_path / "t.pth"), 4, GREY)
+    assert not (tmp_path / "owned").exists()
