@@ -133,6 +133,28 @@ def test_temperature_of_large_logits():
     assert float(fit.nll.mean()) == pytest.approx(nll.mean(), rel=1e-5)
 
 
+@pytest.mark.parametrize("best", [0.9925, 1.0075])
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_the_last_small_step_is_exact(best, num_classes):
+    """To second order, without another look."""
+    logits, labels = draw(300, num_classes, scale=3.0, truth=1.7, dtype=torch.float64)
+    logits *= best / reference(logits, labels)[0]
+    looks = []
+    fit = fit_temperature(logits, labels, looks.append)
+    assert sum(looks) == 300
+    assert fit.temperature == pytest.approx(best, rel=1e-6)
+    expected = special.log_softmax(logits.numpy() / best, axis=1)
+    np.testing.assert_allclose(fit.confidence.numpy(), np.exp(expected.max(1)), atol=2e-7)
+
+
+def test_confidence_is_at_most_one():
+    """Where the largest logit leaves the others nothing, a step must not lead beyond."""
+    logits, labels = draw(1000, 2, scale=15.0, truth=4.0)
+    for factor in (1.0, 1.01, 0.99):
+        confidence = fit_temperature(logits * factor, labels).confidence
+        assert 0.5 <= float(confidence.min()) < float(confidence.max()) <= 1
+
+
 # At the limits
 
 
@@ -161,7 +183,7 @@ def test_worse_than_chance_goes_to_the_largest_temperature(gap, samples):
     assert sum(looks) <= 3 * samples
 
 
-@pytest.mark.parametrize(("truth", "limit"), [(0.004, 0.01), (400.0, 100.0)])
+@pytest.mark.parametrize(("truth", "limit"), [(0.004, 0.01), (0.00995, 0.01), (100.5, 100.0), (400.0, 100.0)])
 def test_best_just_beyond_a_limit(truth, limit):
     """Right often enough for a finite temperature, but one that is not looked for."""
     logits, labels = one_kind(1000, 2, gap=truth * math.log(3), wrong=250)

@@ -169,8 +169,10 @@ def test_target_std_is_the_jackknife(corrected):
     logits, labels = draw(60, 6)
     labels[labels == 3] = 2
     labels[labels == 5] = 4
+    labels[labels == 1] = 0
     labels[:2] = 3  # two samples: one left has no deviation, so the class says nothing
     labels[2] = 5
+    labels[3:6] = 1  # three are enough
     measures = measure_teacher(logits, labels, influence=True, small_class_correction=corrected)
     p = special.softmax(logits.numpy(), axis=1)[np.arange(60), labels.numpy()]
     sizes = labels.bincount(minlength=6)

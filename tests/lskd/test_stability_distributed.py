@@ -1,4 +1,4 @@
-"""Two processes with gloo give what one process gives, however the samples are dealt out."""
+"""Two and three processes with gloo give what one process gives, however the samples are dealt out."""
 
 import json
 import os
@@ -21,6 +21,8 @@ DEALS = {
     "empty batch": (range(60), range(0)),
     "never updated": (range(60), None),
     "never updated, first": (None, range(60)),
+    "three": (range(0, 60, 3), range(1, 60, 3), range(2, 60, 3)),
+    "three, uneven": (range(7), None, range(7, 60)),
 }
 
 WORKER = """
@@ -29,8 +31,9 @@ import torch
 from lskd import Stability
 
 rank, init, data, deals = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+world_size = len(deals[0][2])
 warnings.simplefilter("ignore")
-torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=world_size)
 saved = torch.load(data)
 logits, labels = saved["logits"], saved["labels"]
 for name, definition, rows in deals:
@@ -65,26 +68,32 @@ def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gloo")
     logits, labels = samples()
     torch.save({"logits": logits, "labels": labels}, folder / "samples.pt")
+    return run_workers(folder, 2) | run_workers(folder, 3)
+
+
+def run_workers(folder, world_size):
     deals = [
         (name, definition, [None if rows is None else list(rows) for rows in ranks])
         for name, ranks in DEALS.items()
         for definition in DEFINITIONS
+        if len(ranks) == world_size
     ]
     # What exchanges lists comes last: a collective that goes wrong takes its processes with it.
     deals.sort(key=lambda deal: deal[1] == "vector_l2")
     found: dict = {}
+    init = (folder / f"init{world_size}").as_uri()
     processes = [
         subprocess.Popen(
             [
                 *(sys.executable, "-c", WORKER, str(rank)),
-                *((folder / "init").as_uri(), str(folder / "samples.pt"), json.dumps(deals)),
+                *(init, str(folder / "samples.pt"), json.dumps(deals)),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        for rank in range(2)
+        for rank in range(world_size)
     ]
     try:
         for rank, process in enumerate(processes):
@@ -92,19 +101,20 @@ def outcomes(tmp_path_factory):
             for line in output.splitlines():
                 name, definition, *rest = json.loads(line)
                 found[name, definition, rank] = rest
-            found["errors", rank] = errors[-2000:]
+            found["errors", world_size, rank] = errors[-2000:]
     finally:
         for process in processes:
             process.kill()
     return found
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("definition", DEFINITIONS)
-@pytest.mark.parametrize("deal", DEALS)
+@pytest.mark.parametrize(
+    ("deal", "rank"), [(name, rank) for name, ranks in DEALS.items() for rank in range(len(ranks))]
+)
 @pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning")
-def test_two_processes_are_one(outcomes, deal, definition, rank):
-    assert (deal, definition, rank) in outcomes, outcomes["errors", rank]
+def test_several_processes_are_one(outcomes, deal, definition, rank):
+    assert (deal, definition, rank) in outcomes, outcomes["errors", len(DEALS[deal]), rank]
     result, error, everywhere, restored = outcomes[deal, definition, rank]
     assert error is None
     logits, labels = samples()
