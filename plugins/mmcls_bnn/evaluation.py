@@ -87,7 +87,9 @@ def evaluate_config(
     if checkpoint is None:
         raise LskdError(f"{config} has no weights; give a file of them with --checkpoint")
     weights = load_teacher_weights(checkpoint)
-    model = _build(config, "model", settings["model"])
+    # As mmengine's Runner does: a preprocessor beside the model is the model's.
+    preprocessor = settings.get("data_preprocessor") or {}
+    model = _build(config, "model", {"data_preprocessor": preprocessor, **settings["model"]})
     _load(model, config, checkpoint, weights)
     data = dict(settings["val_dataloader"]["dataset"])
     if data_dir is not None:

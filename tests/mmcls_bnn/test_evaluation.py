@@ -280,3 +280,15 @@ def test_what_mmengine_wrote_is_read_without_mmengine(trained):
     path = trained / "epoch_2.pth"
     done = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True)
     assert int(done.stdout) == len(load_teacher_weights(path))
+
+
+def test_a_preprocessor_beside_the_model_is_the_models(trained, write_config):
+    """mmengine's Runner hands it on; most of mmcls' own configurations have it there."""
+    preprocessor = "dict(num_classes=3, mean=[127.5] * 3, std=[64.0] * 3, to_rgb=True)"
+    beside = write_config(
+        (f",\n    data_preprocessor={preprocessor})", f")\ndata_preprocessor = {preprocessor}")
+    )
+    weights = trained / "epoch_2.pth"
+    expected, _, _ = gather(evaluate_config(trained / "config.py", weights))
+    found, _, _ = gather(evaluate_config(beside, weights))
+    torch.testing.assert_close(found, expected)

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -144,12 +143,11 @@ def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:
     """
     import torch
 
+    from mmcls_bnn.evaluation import evaluate_config
     from timm_ls_kd import Evaluation
 
     (config,) = folder.glob("*.py")
-    answers = import_module("mmcls_bnn.evaluation").evaluate_config(
-        config, folder / checkpoint, data_dir, "val"
-    )
+    answers = evaluate_config(config, folder / checkpoint, data_dir, "val")
     positions, logits, labels, _ = zip(*answers.batches, strict=True)
     order = torch.cat(positions).argsort()
     found = Evaluation(torch.cat(logits)[order].cpu(), torch.cat(labels)[order].cpu(), answers.keys)
