@@ -199,8 +199,9 @@ def _moved(data: Mapping[str, Any], root: Path, split: str) -> dict[str, Any]:
     for name in names:
         if (root / name).is_dir():
             return {"data_root": str(root), "data_prefix": name, "ann_file": ""}
+    others = ", ".join(dict.fromkeys(names))
     raise LskdError(
-        f"data folder {root} has no folder {inner or names[0]!r} (looked for {', '.join(names)} too); "
+        f"data folder {root} has no folder {inner or names[0]!r} (looked for {others} too); "
         "name the folder that holds it"
     )
 

@@ -73,7 +73,7 @@ def difference(first: Array, second: Array, draws: Array, bounded: bool = False)
     gaps = second - first
     value = float(gaps.mean())
     if not np.isfinite(value):
-        return Estimate(value, np.nan, np.nan, np.nan, "the classes are too small for an interval")
+        return Estimate(value, np.nan, np.nan, np.nan, "no value to take an interval of")
     if np.ptp(gaps) == 0:
         note = "the same on every sample"
         if bounded and value == 0:

@@ -147,8 +147,8 @@ def smoothing_loss(
     """Fig. 3: what smoothing does to the binary logistic loss."""
     from lskd_study.paper_figures.smoothing_loss import smoothing_loss as draw
 
-    if not (0 < margin < math.inf):
-        raise LskdError(f"--margin is {margin:g}; it must be a number above 0")
+    if not 0 < margin <= 1e4:
+        raise LskdError(f"--margin is {margin:g}; it must be a number above 0 and at most 10,000")
     values = _alphas(alphas)
     stem = _stem(output)
     _write(draw(values, convention, margin), stem)

@@ -176,7 +176,7 @@ def write_text(path: Path, text: str) -> None:
         LskdError: when the folder cannot be written.
     """
     try:
-        if path.exists() and path.read_text(encoding="utf-8") == text:
+        if path.is_file() and path.read_bytes() == text.encode():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -185,4 +185,4 @@ def write_text(path: Path, text: str) -> None:
         os.chmod(scratch, 0o644)
         os.replace(scratch, path)
     except OSError as error:
-        raise LskdError(f"cannot write {path} ({error.strerror}); choose another --output") from error
+        raise LskdError(f"cannot write {path} ({error.strerror}); name another place") from error

@@ -61,8 +61,9 @@ def stability(
         Path | None, typer.Option(help="Folder of images, one folder a class.", rich_help_panel=DATA)
     ] = None,
     split: Annotated[
-        str, typer.Option(help="Its sub-folder, as timm finds it.", rich_help_panel=DATA)
-    ] = "validation",
+        str | None,
+        typer.Option(help="Its sub-folder, as timm finds it; validation.", rich_help_panel=DATA),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=DATA)] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Loading processes.", rich_help_panel=DATA)] = 2,
     device: Annotated[
@@ -86,7 +87,7 @@ def stability(
         bool,
         typer.Option(
             "--small-class-correction",
-            help="Correct the stabilities within classes for the bias of small classes.",
+            help="Correct the stabilities for the bias of small classes.",
             rich_help_panel=RESULT,
         ),
     ] = False,
@@ -157,7 +158,7 @@ def stability(
         study = load_teachers(teachers)
         if temperature is not None:
             study = study.model_copy(update={"temperatures": temperatures})
-        run_teacher_list(study, settings)
+        run_teacher_list(study, settings, files)
         return
     specs = [TeacherSpec(logits=path) for path in logits or []]
     specs += _model_specs(model or [], config or [], checkpoint or [])
@@ -186,7 +187,9 @@ def _model_specs(
 def _named(specs: Sequence["TeacherSpec"], names: Sequence[str]) -> list["TeacherSpec"]:
     if names and len(names) != len(specs):
         raise LskdError(f"{len(names)} --name for {len(specs)} teachers; give one for each, or none")
-    chosen = list(names) or _distinguishing([spec.default_name for spec in specs])
+    chosen = [" ".join(name.split()) for name in names] or _distinguishing(
+        [spec.default_name for spec in specs]
+    )
     if len(set(chosen)) < len(chosen):
         raise LskdError("two teachers have the same name; give each its own with --name")
     return [replace(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]

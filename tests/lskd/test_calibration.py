@@ -148,11 +148,12 @@ def test_the_last_small_step_is_exact(best, num_classes):
 
 
 def test_confidence_is_at_most_one():
-    """Where the largest logit leaves the others nothing, a step must not lead beyond."""
-    logits, labels = draw(1000, 2, scale=15.0, truth=4.0)
-    for factor in (1.0, 1.01, 0.99):
-        confidence = fit_temperature(logits * factor, labels).confidence
-        assert 0.5 <= float(confidence.min()) < float(confidence.max()) <= 1
+    """Where the others round away beside the largest, a step to a smaller temperature leads no further."""
+    logits, labels = one_kind(400, 2, gap=0.995 * math.log(3), wrong=100)
+    sure, right = one_kind(10, 2, gap=17.0)
+    fit = fit_temperature(torch.cat([logits, sure]), torch.cat([labels, right]))
+    assert fit.temperature == pytest.approx(0.995, rel=1e-5)
+    assert float(fit.confidence.max()) <= 1
 
 
 # At the limits

@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from lskd import (
     Stability,
     _calibration,
+    _looks,
     _measures,
     equivalent_smoothing,
     measure_teacher,
@@ -298,8 +299,9 @@ def test_small_blocks_change_nothing(monkeypatch, reference, in_order, chunk, ke
     if in_order:
         labels = labels.sort().values
     whole = measure_teacher(logits, labels, influence=True)
+    monkeypatch.setattr(_looks, "_CHUNK", chunk)
     monkeypatch.setattr(_measures, "_CHUNK", chunk)
-    monkeypatch.setattr(_measures, "_KEPT", kept)
+    monkeypatch.setattr(_looks, "_KEPT", kept)
     monkeypatch.setattr(_calibration, "_CHUNK", chunk)
     blocks = measure_teacher(logits, labels, influence=True)
     same(blocks, whole)

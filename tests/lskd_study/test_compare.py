@@ -134,6 +134,38 @@ def test_no_differences_between_other_samples(kind):
     assert json.loads(as_json(comparison))[1]["differences"] == []
 
 
+@pytest.mark.parametrize(
+    ("sizes", "without"),
+    [
+        ([2] * 6, {"target_std", "vector_l2"}),  # two samples say nothing about how much they vary
+        ([2] * 3 + [20] * 3, {"target_std", "vector_l2"}),
+        ([1] * 3 + [20] * 3, {"between_vector_l2", "between_target_std"}),
+        ([20] * 6, set()),
+    ],
+)
+def test_no_interval_from_classes_that_show_no_error(sizes, without):
+    labels = np.repeat(np.arange(CLASSES), sizes)
+    pair = [outputs("a", labels=labels, strength=1.0), outputs("b", 1, labels=labels, strength=3.0)]
+    comparison = compare(measured(*pair), 200)
+    estimates = comparison.differences[0, 1]
+    for name in without:
+        assert np.isnan(estimates[name].low), name
+        assert np.isnan(estimates[name].p_value)
+        assert "too few samples" in estimates[name].note
+        assert estimates[name].note in as_markdown(comparison)
+        assert estimates[name].note in as_csv(comparison)
+    known = {"target_std", "vector_l2"} - without
+    assert all(estimates[name].low < estimates[name].high for name in known)
+    assert "NaN" not in as_json(comparison)
+
+
+def test_top5_of_five_classes_is_no_measure():
+    labels = np.arange(60) % 5
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 60, 5)))
+    pair = [Outputs(name, logits[i], torch.from_numpy(labels)) for i, name in enumerate("ab")]
+    assert "top5" not in compare(measured(*pair), 100).differences[0, 1]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_named_by_teacher_and_sample(bad):
     o = outputs("broken")

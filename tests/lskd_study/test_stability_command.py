@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -114,6 +115,22 @@ def test_files_of_the_same_name_are_numbered(files, capsys):
     assert [t["name"] for t in json.loads((files / "o.json").read_text())] == ["a (1)", "a (2)"]
 
 
+def test_an_older_result_is_replaced_whatever_is_in_it(files, capsys):
+    (files / "out.json").write_bytes(b"\xff\xfe")
+    assert run(capsys, "--logits", "a.npz", "--json", "out.json")[0] == 0
+    assert json.loads((files / "out.json").read_text())
+
+
+def test_probabilities_in_the_place_of_logits_are_warned_of(files, capsys):
+    stored = arrays()
+    stored["logits"] = special.softmax(stored["logits"], axis=1)
+    np.savez("p.npz", **stored)
+    assert run(capsys, "--logits", "p.npz", "--logits", "a.npz", "--json", "o.json")[0] == 0
+    probabilities, logits = json.loads((files / "o.json").read_text())
+    assert any("before the softmax" in line for line in probabilities["warnings"])
+    assert not any("softmax" in line for line in logits["warnings"])
+
+
 # Bad input: one line, nothing written
 
 
@@ -155,12 +172,16 @@ def test_what_is_wrong_with_a_file_is_one_line(files, capsys, change, words):
         (("--logits", "a.npz", "--features"), ("--save-outputs",)),
         (("--model", "no_such_model", "--data-dir", "."), ("no_such_model",)),
         (("--model", "test_resnet", "--checkpoint", "a.npz", "--checkpoint", "b.npz"), ("--checkpoint",)),
+        (("--logits", "a.npz", "--json", "b.npz", "--logits", "b.npz"), ("b.npz", "read from")),
+        (("--logits", "a.npz", "--json", "x", "--csv", "x"), ("written twice",)),
+        (("--logits", "a.npz", "--json", "pipe"), ("pipe", "no file")),
         (("--teachers", "none.yaml"), ("none.yaml",)),
         (("--logits", "a.npz", "--teachers", "none.yaml"), ("--teachers",)),
         (("--logits", "a.npz", "--nonsense"), ("--nonsense",)),
     ],
 )
 def test_what_is_wrong_with_the_options_is_one_line(files, capsys, options, words):
+    os.mkfifo("pipe")
     line = refused(capsys, *options)
     for word in words:
         assert word in line
@@ -207,6 +228,12 @@ def test_a_list_of_teachers_is_a_study(files, capsys, command):
     assert "0.1733" in (output / "table10.md").read_text()
     found = json.loads((output / "stability.json").read_text())
     assert [mass["temperature"] for mass in found[0]["target_mass"]] == [1, 4]
+
+
+def test_a_list_writes_into_its_own_folder_alone(files, capsys):
+    write()
+    assert "leave out x.json" in refused(capsys, "--teachers", "teachers.yaml", "--json", "x.json")
+    assert not (files / "runs").exists()
 
 
 def test_dry_run_of_a_list_writes_nothing(files, capsys):

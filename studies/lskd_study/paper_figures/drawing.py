@@ -34,6 +34,8 @@ def check_writable(stem: Path) -> None:
     Raises:
         LskdError: saying what is in the way.
     """
+    if not stem.name or stem.is_dir():
+        raise LskdError(f"--output {stem} names a folder; add the beginning of the files' names")
     folder = stem.parent
     while not folder.exists():
         folder = folder.parent

@@ -14,6 +14,9 @@ from torch import Tensor
 from lskd import LskdError, one_line
 from lskd_study.teachers._checks import check_numbers, check_present, labels_of
 
+# Others, such as float8, are storage formats that torch does not compute with.
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def read_safetensors(path: Path) -> dict[str, Any]:
     """Return the parts of a file, by name: tensors, and lists of texts.
@@ -29,7 +32,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
             for name in ("logits", "features", "weight"):
                 if name in present:
                     tensor = file.get_tensor(name)
-                    check_numbers(path, name, tensor.shape, tensor.is_floating_point(), tensor.dtype)
+                    check_numbers(path, name, tensor.shape, tensor.dtype in _FLOATING, tensor.dtype)
                     found[name] = tensor
             labels = file.get_tensor("labels")
             # NumPy has no bfloat16; whatever is floating point is refused anyway.

@@ -4,7 +4,7 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -168,25 +168,32 @@ def _all(batches: Iterable[Batch], process: Process) -> Iterator[Batch]:
 def _send(batches: Iterable[Batch], device: torch.device) -> None:
     for numbers, logits, labels, features in batches:
         width = 0 if features is None else features.shape[1]
-        distributed.send(torch.tensor([len(numbers), logits.shape[1], width], device=device), 0)
+        _exchange(distributed.send, torch.tensor([len(numbers), logits.shape[1], width], device=device), 0)
         whole = torch.stack([numbers.to(device), labels.to(device).long()])
-        distributed.send(whole, 0)
+        _exchange(distributed.send, whole, 0)
         # A copy: what was computed in inference mode cannot be sent by every backend.
         rows = [logits.float()] if features is None else [logits.float(), features.float()]
-        distributed.send(torch.cat(rows, 1).clone(), 0)
-    distributed.send(torch.zeros(3, dtype=torch.int64, device=device), 0)
+        _exchange(distributed.send, torch.cat(rows, 1).clone(), 0)
+    _exchange(distributed.send, torch.zeros(3, dtype=torch.int64, device=device), 0)
+
+
+def _exchange(do: Callable[[Tensor, int], object], tensor: Tensor, rank: int) -> None:
+    try:
+        do(tensor, rank)
+    except RuntimeError:
+        raise LskdError("another process of torchrun has ended early; its own message says why") from None
 
 
 def _receive(rank: int, device: torch.device) -> Batch | None:
     header = torch.empty(3, dtype=torch.int64, device=device)
-    distributed.recv(header, rank)
+    _exchange(distributed.recv, header, rank)
     count, classes, width = header.tolist()
     if not count:
         return None
     whole = torch.empty(2, count, dtype=torch.int64, device=device)
-    distributed.recv(whole, rank)
+    _exchange(distributed.recv, whole, rank)
     rows = torch.empty(count, classes + width, device=device)
-    distributed.recv(rows, rank)
+    _exchange(distributed.recv, rows, rank)
     numbers, labels = whole.cpu()
     return numbers, rows[:, :classes], labels, rows[:, classes:] if width else None
 

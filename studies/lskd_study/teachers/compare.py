@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from torch import Tensor
 
 from lskd import (
     LskdError,
@@ -35,6 +36,7 @@ DEFINITIONS = {
     "between_target_std": "1-S between classes, std of class means (Table 10)",
 }
 PERCENT = frozenset({"top1", "top5"})
+FEW = 0.05  # share of classes without an error of their own that an interval can do without
 SMALL_CLASS = 20
 
 
@@ -111,7 +113,7 @@ def measure(
         source: where they come from, for the report.
         temperatures: at which to say what is left for its own class.
         influence: prepare for :func:`compare`.
-        small_class_correction: correct the stabilities within classes for small classes.
+        small_class_correction: correct the stabilities for the bias of small classes.
         progress: gets the number of samples just looked at; see :func:`looks` for their sum.
 
     Raises:
@@ -143,6 +145,8 @@ def measure(
         measured = float(own.mean())
         masses.append(Mass(t, measured, ideal, measured < chance_like_mass(measures.num_classes)))
     teacher = Teacher(outputs.name, source, measures, masses, outputs.class_names)
+    if _looks_like_probabilities(outputs.logits):
+        teacher.warnings.append("its logits look like probabilities; store what comes before the softmax")
     teacher.warnings.extend(_warnings(teacher))
     return teacher
 
@@ -197,17 +201,40 @@ def compare(
         for (i, j), estimates in found.items():
             first, second = teachers[group[i]], teachers[group[j]]
             differences[group[i], group[j]] = {
-                name: replace(
-                    estimate.scaled(100 if name in PERCENT else 1),
-                    value=second.value(name) - first.value(name),
-                )
+                name: _difference(name, estimate, first, second)
                 for name, estimate in zip(names, estimates, strict=True)
+                if not (name == "top5" and first.measures.num_classes <= 5)
             }
     warnings = []
     if len(groups) > 1:
         parts = "; ".join(", ".join(teachers[p].name for p in group) for group in groups)
         warnings.append(f"not measured on the same samples, so there are no differences between: {parts}")
     return Comparison(list(teachers), dict(sorted(differences.items())), replicates, seed, warnings)
+
+
+def _difference(name: str, estimate: Estimate, first: Teacher, second: Teacher) -> Estimate:
+    value = second.value(name) - first.value(name)
+    if name in DEFINITIONS:
+        unknown = max(_without_error(teacher.measures, name) for teacher in (first, second))
+        if unknown > FEW:
+            note = f"no interval: {unknown:.0%} of the classes have too few samples to show their own error"
+            return Estimate(value, np.nan, np.nan, np.nan, note)
+        if not np.isfinite(estimate.low):
+            note = "no interval: the classes differ by no more than their samples explain"
+            return Estimate(value, np.nan, np.nan, np.nan, note)
+    return replace(estimate.scaled(100 if name in PERCENT else 1), value=value)
+
+
+def _without_error(measures: TeacherMeasures, definition: str) -> float:
+    """Return the share of the classes that count, but are too small to show how much they would vary."""
+    counted = measures.counts[~measures.class_values(definition).isnan()]  # type: ignore[arg-type]
+    needed = 2 if definition.startswith("between") else 3
+    return float((counted < needed).double().mean()) if len(counted) else 1.0
+
+
+def _looks_like_probabilities(logits: Tensor) -> bool:
+    rows = logits[:1000].double()
+    return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _same_samples(

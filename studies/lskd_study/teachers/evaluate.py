@@ -92,7 +92,7 @@ def evaluate(
     spec: TeacherSpec,
     *,
     data_dir: Path | None = None,
-    split: str = "validation",
+    split: str | None = None,
     features: bool = False,
     num_classes: int | None = None,
     img_size: int | None = None,
@@ -114,7 +114,7 @@ def evaluate(
     Args:
         spec: the teacher.
         data_dir: the data; a configuration's own where None.
-        split: of the data folder; a configuration's own comes before it.
+        split: of the data folder, None: validation; a configuration's own comes before it.
         features: the input of the classifier, and its weight as templates, too.
         num_classes: instead of what the checkpoint's classifier has.
         img_size: instead of the model's own.
@@ -135,7 +135,7 @@ def evaluate(
     Raises:
         LskdError: one line for whatever the user can mend.
     """
-    name = spec.name or spec.default_name
+    name, split = spec.name or spec.default_name, split or "validation"
     process = join_processes(device)
     if spec.logits is not None:
         return read_outputs(spec.logits, name) if process.rank == 0 else None

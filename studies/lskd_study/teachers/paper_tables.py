@@ -12,6 +12,7 @@ from lskd_study.bootstrap import Estimate
 from lskd_study.paper import Row, load_tables
 from lskd_study.tables import csv_text
 from lskd_study.teachers.compare import Comparison
+from lskd_study.teachers.render import escaped
 from lskd_study.teachers.schema import TeacherEntry
 
 TableName = Literal["Table 1", "Table 10"]
@@ -140,7 +141,7 @@ def table_markdown(table: StabilityTable) -> str:
         instability = f"{_four(line.measured.instability)} | {_four(line.paper.instability)}"
         verdict = {None: "–", True: "yes", False: "no"}[line.reproduced]
         lines.append(
-            f"| {line.name} | {line.network or '–'} | {alpha} | {line.measured.accuracy()} "
+            f"| {escaped(line.name)} | {line.network or '–'} | {alpha} | {line.measured.accuracy()} "
             f"| {line.paper.accuracy()} | {instability} | {verdict} |"
         )
     if table.correlation:

@@ -86,11 +86,12 @@ def as_csv(comparison: Comparison) -> str:
     lines: list[list[object]] = []
     for teacher in comparison.teachers:
         for name, value, meaning in _values(teacher):
-            lines.append([teacher.name, "", name, _cell(value), "", "", "", meaning])
+            lines.append([teacher.name, "", name, _cell(value), "", "", "", meaning, ""])
     for i, j, name, e in _differences(comparison):
         numbers = (_cell(number) for number in (e.value, e.low, e.high, e.p_value))
-        lines.append([comparison.teachers[j].name, comparison.teachers[i].name, name, *numbers, LABELS[name]])
-    header = ["teacher", "compared_with", "quantity", "value", "low", "high", "p_value", "meaning"]
+        names = (comparison.teachers[j].name, comparison.teachers[i].name)
+        lines.append([*names, name, *numbers, LABELS[name], e.note])
+    header = ["teacher", "compared_with", "quantity", "value", "low", "high", "p_value", "meaning", "note"]
     return csv_text(header, lines)
 
 
@@ -100,13 +101,13 @@ def _cell(number: float) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Return the teachers side by side, their differences and the warnings."""
-    names = [_escaped(teacher.name) for teacher in comparison.teachers]
+    names = [escaped(teacher.name) for teacher in comparison.teachers]
     lines = [f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
     lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in measure_rows(comparison)]
     if comparison.differences:
         lines += ["", "| difference | of | from | value | 95 % interval | p |", "|---|---|---|---:|---|---:|"]
         for cells in difference_rows(comparison):
-            lines.append(f"| {' | '.join(_escaped(cell) for cell in cells)} |")
+            lines.append(f"| {' | '.join(escaped(cell) for cell in cells)} |")
         lines += ["", method_line(comparison)]
         lines += [f"\n{line[0].upper()}{line[1:]}." for line in reading(comparison)]
     lines += (
@@ -115,7 +116,8 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _escaped(cell: str) -> str:
+def escaped(cell: str) -> str:
+    """Return text for a cell of a Markdown table."""
     return cell.replace("|", "\\|")
 
 
@@ -163,11 +165,12 @@ def reading(comparison: Comparison) -> list[str]:
         e = comparison.differences[i, j]["top1"]
         low, high = (e.low, e.high) if j == best else (-e.high, -e.low)
         lead = abs(e.value)
+        of = f" of {len(group)}" if len(group) > 2 else ""
         interval = f"95 % interval {low:+.2f} to {high:+.2f}".replace("-", "−")
         name = f"{teachers[best].name} ({teachers[best].value('top1'):.2f} %)"
         if low > 0:
             lines.append(
-                f"most accurate: {name}, {lead:.2f} points above {teachers[second].name} ({interval})"
+                f"most accurate{of}: {name}, {lead:.2f} points above {teachers[second].name} ({interval})"
             )
         else:
             lines.append(
@@ -178,8 +181,20 @@ def reading(comparison: Comparison) -> list[str]:
 
 
 def method_line(comparison: Comparison) -> str:
-    """Say how the intervals were made."""
-    return f"95 % intervals: {METHOD}, {comparison.replicates} draws; each one alone, not all at once."
+    """Say how the intervals were made, and why some are missing."""
+    text = f"95 % intervals: {METHOD}, {comparison.replicates} draws; each one alone, not all at once."
+    if not all(teacher.measures.small_class_correction for teacher in comparison.teachers):
+        text += " Those of 1-S are for large classes; the values beside them have small classes' bias."
+    for line in dict.fromkeys(_notes(comparison)):
+        text += f" {line}."
+    return text
+
+
+def _notes(comparison: Comparison) -> Iterator[str]:
+    for i, j, name, e in _differences(comparison):
+        if e.note:
+            pair = f" ({comparison.teachers[j].name}, {comparison.teachers[i].name})"
+            yield f"{LABELS[name]}{pair if len(comparison.teachers) > 2 else ''}: {e.note}"
 
 
 def warning_lines(comparison: Comparison) -> Iterator[str]:
@@ -210,7 +225,8 @@ def _values(teacher: Teacher) -> Iterator[tuple[str, float, str]]:
     for mass in teacher.masses:
         t = f"{mass.temperature:g}"
         yield f"own_class_mass_T{t}", mass.measured, f"mean probability of the label at T = {t}"
-        yield f"ideal_mass_T{t}", mass.ideal, f"the same of an ideal teacher so smoothed, T = {t}"
+        if mass.temperature != 1:  # at 1 they are the same, it is where the smoothing is read from
+            yield f"ideal_mass_T{t}", mass.ideal, f"the same of an ideal teacher so smoothed, T = {t}"
 
 
 def measure_rows(comparison: Comparison) -> Iterator[tuple[str, list[str]]]:

@@ -53,9 +53,14 @@ def run_teachers(
     for t in settings.temperatures:
         if not (t > 0 and math.isfinite(t)):
             raise LskdError(f"--temperature is {t:g}; it must be greater than 0")
-    check_specs(specs, settings)
-    for path in files.values():
-        _check_writable(path)
+    try:
+        check_specs(specs, settings)
+        check_files(specs, settings, files)
+    except LskdError:
+        # Every process finds the same here; one line is enough.
+        if int(os.environ.get("RANK", "0")):
+            raise SystemExit(2) from None
+        raise
     found: list[Teacher] = []
     keys: list[Sequence[str] | None] = []
     for spec in specs:
@@ -101,8 +106,7 @@ def _measure(
     if outputs is None:
         return None
     if settings.save_outputs is not None and spec.logits is None:
-        name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", outputs.name)
-        write_outputs(outputs, settings.save_outputs / f"{name}.safetensors")
+        write_outputs(outputs, _place(spec, settings.save_outputs))
     total = looks(len(outputs.labels), settings.temperatures, influence)
     with _bar(outputs.name, total, unit="samples") as bar:
         teacher = measure(
@@ -128,10 +132,35 @@ def _bar(name: str, total: int, unit: str = "draws", hidden: bool = False) -> "t
     )
 
 
-def _check_writable(path: Path | None) -> None:
-    """Refuse before any work what cannot be written after it."""
-    if path is None:
-        return
+def check_files(specs: Sequence[TeacherSpec], settings: Settings, files: Mapping[str, Path | None]) -> None:
+    """Check before any work that what is to be written after it can be.
+
+    Raises:
+        LskdError: a place that cannot be written or is written twice, or that a teacher is read from.
+    """
+    wanted = [path for path in files.values() if path is not None]
+    if settings.save_outputs is not None:
+        wanted += [_place(spec, settings.save_outputs) for spec in specs if spec.logits is None]
+    read = {path.resolve() for spec in specs for path in (spec.logits, spec.checkpoint, spec.config) if path}
+    seen: set[Path] = set()
+    for path in wanted:
+        _check_writable(path)
+        where = path.resolve()
+        if where in read:
+            raise LskdError(f"{path} is read from; name another file to write")
+        if where in seen:
+            raise LskdError(f"{path} would be written twice; name another file, or the teachers differently")
+        seen.add(where)
+
+
+def _place(spec: TeacherSpec, folder: Path) -> Path:
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", spec.name or spec.default_name)
+    return folder / f"{name}.safetensors"
+
+
+def _check_writable(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise LskdError(f"cannot write {path}, which is no file; name a file")
     folder = next(parent for parent in (path.parent, *path.parent.parents) if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise LskdError(f"cannot write {path}; name a file in a folder that can be written")

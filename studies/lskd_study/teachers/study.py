@@ -1,6 +1,6 @@
 """A list of teachers from a file, with the paper's Tables 1 and 10 beside what is measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from lskd_study.recipes import find_study_file
 from lskd_study.teachers.evaluate import TeacherSpec
 from lskd_study.teachers.page import render_teachers
 from lskd_study.teachers.paper_tables import TableName, paper_table, table_csv, table_markdown
-from lskd_study.teachers.run import Settings, check_specs, run_teachers
+from lskd_study.teachers.run import WRITERS, Settings, check_specs, run_teachers
 from lskd_study.teachers.schema import TeacherEntry, TeacherList, load_teachers
 
 FILES: dict[TableName, str] = {"Table 1": "table1", "Table 10": "table10"}
@@ -39,7 +39,9 @@ def run_teachers_file(file: str, output: str | None, dry_run: bool, options: Seq
     return 0
 
 
-def run_teacher_list(study: TeacherList, settings: Settings) -> Path | None:
+def run_teacher_list(
+    study: TeacherList, settings: Settings, files: Mapping[str, Path | None] | None = None
+) -> Path | None:
     """Measure the teachers of a list and write its output folder.
 
     It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
@@ -53,8 +55,11 @@ def run_teacher_list(study: TeacherList, settings: Settings) -> Path | None:
     """
     settings = _with_data(study, settings)
     output = Path(study.output)
-    files = {suffix: output / f"stability{suffix}" for suffix in (".json", ".csv", ".md")}
-    comparison = run_teachers([_spec(entry) for entry in study.teachers], settings, files)
+    own = {suffix: output / f"stability{suffix}" for suffix in WRITERS}
+    for path in (files or {}).values():
+        if path is not None:
+            raise LskdError(f"a list of teachers writes into its own folder, {output}; leave out {path}")
+    comparison = run_teachers([_spec(entry) for entry in study.teachers], settings, own)
     if comparison is None:
         return None
     tables = [paper_table(name, comparison, study.teachers) for name in FILES]
@@ -72,11 +77,12 @@ def run_teacher_list(study: TeacherList, settings: Settings) -> Path | None:
 
 def _with_data(study: TeacherList, settings: Settings) -> Settings:
     settings = replace(settings, temperatures=study.temperatures)
-    # A folder named on the command line wins, and then the split is the command line's, too.
-    if study.data is None or settings.evaluation.get("data_dir") is not None:
+    if study.data is None:
         return settings
+    # What the command line names wins.
+    given = {key: value for key, value in settings.evaluation.items() if value is not None}
     data = {"data_dir": Path(study.data.path), "split": study.data.split}
-    return replace(settings, evaluation={**settings.evaluation, **data})
+    return replace(settings, evaluation={**settings.evaluation, **data, **given})
 
 
 def _spec(entry: TeacherEntry) -> TeacherSpec:
