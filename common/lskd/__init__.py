@@ -6,8 +6,10 @@ Everything here is mathematics on tensors; what belongs to a trainer is in its p
 from typing import TYPE_CHECKING, Any
 
 from lskd._checkpoints import file_checksum, load_teacher_weights
-from lskd._errors import CheckpointError, LskdError
+from lskd._errors import CheckpointError, LskdError, SoftLabelsError
 from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
+from lskd._soft_labels import SoftLabelRows, SoftLabels, SoftLabelsWriter
+from lskd._soft_labels_manifest import SoftLabelsLayout
 from lskd._targets import (
     Convention,
     convert_alpha,
@@ -29,6 +31,11 @@ __all__ = [
     "LossComponents",
     "LskdError",
     "Rest",
+    "SoftLabelRows",
+    "SoftLabels",
+    "SoftLabelsError",
+    "SoftLabelsLayout",
+    "SoftLabelsWriter",
     "Stability",
     "TopK",
     "convert_alpha",

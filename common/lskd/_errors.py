@@ -7,3 +7,7 @@ class LskdError(Exception):
 
 class CheckpointError(LskdError):
     """A file of weights that is missing, damaged, unsafe or not what it should be."""
+
+
+class SoftLabelsError(LskdError):
+    """Stored soft labels that are missing, damaged, unfinished, in use, or of another teacher or data."""
