@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lskd._checkpoints import file_checksum, load_teacher_weights
 from lskd._errors import CheckpointError, LskdError, SoftLabelsError
+from lskd._fused import FusedTerms, fused_distillation
 from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
 from lskd._soft_labels import SoftLabelRows, SoftLabels, SoftLabelsWriter
 from lskd._soft_labels_manifest import SoftLabelsLayout
@@ -28,6 +29,7 @@ __all__ = [
     "Definition",
     "DistillationLoss",
     "DistillationTerms",
+    "FusedTerms",
     "LossComponents",
     "LskdError",
     "Rest",
@@ -41,6 +43,7 @@ __all__ = [
     "convert_alpha",
     "distillation_terms",
     "file_checksum",
+    "fused_distillation",
     "load_teacher_weights",
     "smooth_targets",
     "stability",
