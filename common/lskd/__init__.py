@@ -19,11 +19,13 @@ from lskd._targets import (
     target_mass,
     target_values,
 )
+from lskd._teachers import AlphaSchedule, ensemble_logits, selective_weight, top_k_log_probabilities
 
 if TYPE_CHECKING:
     from lskd._stability import Definition, Stability, stability
 
 __all__ = [
+    "AlphaSchedule",
     "CheckpointError",
     "Convention",
     "Definition",
@@ -42,14 +44,17 @@ __all__ = [
     "TopK",
     "convert_alpha",
     "distillation_terms",
+    "ensemble_logits",
     "file_checksum",
     "fused_distillation",
     "load_teacher_weights",
+    "selective_weight",
     "smooth_targets",
     "stability",
     "target_entropy",
     "target_mass",
     "target_values",
+    "top_k_log_probabilities",
 ]
 
 

@@ -53,7 +53,8 @@ def fused_distillation(
 
     The same numbers as ``DistillationLoss.components``, in a fraction of its time and memory: chunk by chunk
     of the samples, terms and gradient are computed together in float32, and the only tensor of the logits'
-    size is the gradient, in the logits' dtype. No gradient reaches the teacher.
+    size is the gradient, in the logits' dtype (float32 for float16: a loss scale comes before it is rounded).
+    No gradient reaches the teacher.
 
     Args:
         student_logits: ``(..., K)``.
@@ -128,6 +129,7 @@ class _FusedLoss(torch.autograd.Function):
         wanted = bool(ctx.needs_input_grad[0])  # type: ignore[attr-defined]
         work = Work(logits.detach(), teacher, labels, rows, settings, wanted)
         work.run()
+        ctx.dtype = logits.dtype  # type: ignore[attr-defined]
         ctx.gradient = None  # type: ignore[attr-defined]
         if work.gradient is not None:
             ctx.gradient = work.gradient.view(logits.shape)  # type: ignore[attr-defined]
@@ -159,7 +161,7 @@ class _FusedLoss(torch.autograd.Function):
         factor = outer[0]
         if factor.device.type != "cpu" or factor != 1:
             gradient.mul_(factor)
-        return (gradient, *[None] * 4)
+        return (gradient.to(ctx.dtype), *[None] * 4)  # type: ignore[attr-defined]
 
 
 def _counted_rows(logits: Tensor, mask: Tensor | None) -> Tensor | None:

@@ -246,7 +246,10 @@ def _largest(x: Tensor, values: Tensor, ids: Tensor) -> None:
 
 
 def _like(logits: Tensor, *, zeros: bool) -> Tensor:
-    """Return memory for a gradient."""
+    """Return memory for a gradient, for float16 in float32: a loss scale comes before it is rounded."""
+    if logits.dtype == torch.float16:
+        make_half = torch.zeros_like if zeros else torch.empty_like
+        return make_half(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         # numpy asks the system for large pages. Touching new memory in small ones takes a third of the time.
         make = np.zeros if zeros else np.empty

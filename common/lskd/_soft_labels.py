@@ -64,8 +64,8 @@ class SoftLabels:
     ) -> None:
         self.path = Path(path)
         manifest = read_manifest(self.path)
-        check_identity(self.path, manifest.identity, expected or {})
         self._manifest, self._check = manifest, check
+        self.require(expected or {})
         self.layout = manifest.layout
         self._row_bytes = self.layout.row.itemsize
         self._rows_file = BlockReader(
@@ -96,6 +96,14 @@ class SoftLabels:
     def rows(self) -> int:
         """The number of rows that are there."""
         return self._manifest.rows
+
+    def require(self, expected: Mapping[str, Any]) -> None:
+        """Compare what a run has with what the soft labels were made of.
+
+        Raises:
+            SoftLabelsError: with the first entry of ``expected`` that differs.
+        """
+        check_identity(self.path, self._manifest.identity, expected)
 
     def __len__(self) -> int:
         """Return the number of keys that are there."""
