@@ -14,10 +14,13 @@ from lskd._class_means import (
     minor_probabilities,
     propose_classes,
 )
-from lskd._errors import CheckpointError, LskdError, one_line
+from lskd._errors import CheckpointError, LskdError, SoftLabelsError, one_line
+from lskd._fused import FusedTerms, fused_distillation
 from lskd._logistic import smoothed_logistic_loss, smoothed_logistic_minimum
 from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
 from lskd._projection import ClusterDistances, ProjectionPlane, cluster_distances, projection_plane
+from lskd._soft_labels import SoftLabelRows, SoftLabels, SoftLabelsWriter
+from lskd._soft_labels_manifest import SoftLabelsLayout
 from lskd._targets import (
     Convention,
     chance_like_mass,
@@ -27,22 +30,30 @@ from lskd._targets import (
     target_mass,
     target_values,
 )
+from lskd._teachers import AlphaSchedule, ensemble_logits, selective_weight, top_k_log_probabilities
 
 if TYPE_CHECKING:
     from lskd._measures import TeacherMeasures, equivalent_smoothing, measure_teacher, target_probability
     from lskd._stability import Definition, Stability, small_class_factor, stability
 
 __all__ = [
+    "AlphaSchedule",
     "CheckpointError",
     "ClusterDistances",
     "Convention",
     "Definition",
     "DistillationLoss",
     "DistillationTerms",
+    "FusedTerms",
     "LossComponents",
     "LskdError",
     "ProjectionPlane",
     "Rest",
+    "SoftLabelRows",
+    "SoftLabels",
+    "SoftLabelsError",
+    "SoftLabelsLayout",
+    "SoftLabelsWriter",
     "Stability",
     "TeacherMeasures",
     "TemperatureFit",
@@ -55,15 +66,18 @@ __all__ = [
     "compare_with_chance",
     "convert_alpha",
     "distillation_terms",
+    "ensemble_logits",
     "equivalent_smoothing",
     "file_checksum",
     "fit_temperature",
+    "fused_distillation",
     "load_teacher_weights",
     "measure_teacher",
     "minor_probabilities",
     "one_line",
     "projection_plane",
     "propose_classes",
+    "selective_weight",
     "small_class_factor",
     "smooth_targets",
     "smoothed_logistic_loss",
@@ -73,6 +87,7 @@ __all__ = [
     "target_mass",
     "target_probability",
     "target_values",
+    "top_k_log_probabilities",
 ]
 
 _WITH_TORCHMETRICS = {

@@ -9,6 +9,10 @@ class CheckpointError(LskdError):
     """A file of weights that is missing, damaged, unsafe or not what it should be."""
 
 
+class SoftLabelsError(LskdError):
+    """Stored soft labels that are missing, damaged, unfinished, in use, or of another teacher or data."""
+
+
 def one_line(error: BaseException, limit: int = 160) -> str:
     """Fold an exception's text into one line of at most ``limit`` characters.
 

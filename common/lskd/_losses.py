@@ -187,7 +187,7 @@ class DistillationLoss(nn.Module):
         (0.6931, 0.0, 0.6931)
         """
         if mask is not None:
-            _check_one_per_sample("mask", mask, student_logits)
+            check_one_per_sample("mask", mask, student_logits)
             if mask.dtype != torch.bool:
                 raise ValueError(f"mask has dtype {mask.dtype}; it must be bool, true where a sample counts")
             # Not only the loss but also its gradient must be free of what stands in the padding.
@@ -238,7 +238,7 @@ class DistillationLoss(nn.Module):
             if mask is not None:
                 rows = torch.where(mask.unsqueeze(-1), rows, 0.0)
             return -_weighted(rows, student).sum(-1)
-        _check_one_per_sample("labels", labels, student_logits)
+        check_one_per_sample("labels", labels, student_logits)
         if mask is not None:
             labels = torch.where(mask, labels, 0)  # padding ids such as -100 are no classes
         check_labels(labels, num_classes)
@@ -249,7 +249,8 @@ class DistillationLoss(nn.Module):
         return -(on - off) * own - off * student.sum(-1)
 
 
-def _check_one_per_sample(name: str, entries: Tensor, logits: Tensor) -> None:
+def check_one_per_sample(name: str, entries: Tensor, logits: Tensor) -> None:
+    """Raise ValueError unless ``entries`` has one entry for each sample of ``logits``."""
     if entries.shape != logits.shape[:-1]:
         raise ValueError(
             f"the shape of {name} is {tuple(entries.shape)}; with logits of shape {tuple(logits.shape)} "
@@ -310,16 +311,8 @@ def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> Distilla
     if teacher.rest == "renormalise" or k == num_classes:
         return _terms(known, _log_probabilities(values, temperature))
 
-    # The completed distribution has k known classes and `others` equal ones, which one column stands for.
-    others = num_classes - k
-    _check_log_probabilities(values)
-    # In float64: beside a sum near 1 a small rest is all rounding, and a high temperature makes it large.
-    rest = (1 - values.double().exp().sum(-1, keepdim=True)).clamp(min=0.0)
-    missing = (rest.log() - math.log(others)).to(values.dtype)
-    tempered = torch.cat([values, missing], -1) / temperature
-    counts = torch.tensor([1.0] * k + [float(others)], dtype=student.dtype, device=student.device)
-    log_teacher = tempered - (tempered + counts.log()).logsumexp(-1, keepdim=True)
-    mean_other = student.scatter(-1, ids, 0.0).sum(-1, keepdim=True) / others
+    log_teacher, counts = completed(values, num_classes, temperature)
+    mean_other = student.scatter(-1, ids, 0.0).sum(-1, keepdim=True) / (num_classes - k)
     log_student = torch.cat([known, mean_other], -1)
     probabilities = counts * log_teacher.exp()
     return DistillationTerms(
@@ -327,6 +320,23 @@ def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> Distilla
         kl=_weighted(probabilities, log_teacher - log_student).sum(-1),
         teacher_entropy=-_weighted(probabilities, log_teacher).sum(-1),
     )
+
+
+def completed(values: Tensor, num_classes: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return ``(..., k + 1)`` log-probabilities at the temperature, and of how many classes each is.
+
+    The completed distribution has k known classes and ``num_classes - k`` equal ones, which the last column
+    stands for.
+    """
+    k = values.shape[-1]
+    others = num_classes - k
+    _check_log_probabilities(values)
+    # In float64: beside a sum near 1 a small rest is all rounding, and a high temperature makes it large.
+    rest = (1 - values.double().exp().sum(-1, keepdim=True)).clamp(min=0.0)
+    missing = (rest.log() - math.log(others)).to(values.dtype)
+    tempered = torch.cat([values, missing], -1) / temperature
+    counts = torch.tensor([1.0] * k + [float(others)], dtype=values.dtype, device=values.device)
+    return tempered - (tempered + counts.log()).logsumexp(-1, keepdim=True), counts
 
 
 def _check_log_probabilities(values: Tensor) -> None:

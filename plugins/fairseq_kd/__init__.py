@@ -1,1 +1,14 @@
-"""The place of the fairseq plugin. Nothing is here yet; `lskd doctor` says so."""
+"""lskd's plugin for fairseq: `--user-dir plugins/fairseq_kd --criterion ls_kd`.
+
+Importing it registers the criterion `ls_kd` and the task `translation_ls_kd`, and lets torch's safe loader
+read fairseq's checkpoints.
+"""
+
+from fairseq_kd import errors, safe_loading
+
+errors.install()
+safe_loading.install()
+
+from fairseq_kd import criterion, task  # noqa: E402 - they are registered when all else is in place
+
+__all__ = ["criterion", "task"]

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(
-    help="Make data sets as image folders (train/<class>/, val/<class>/).", no_args_is_help=True
+    help="Make data sets: image folders (train/<class>/, val/<class>/) and parallel text for fairseq.",
+    no_args_is_help=True,
 )
 app.add_typer(data_app, name="data")
 app.add_typer(figure_command.app, name="figure")
@@ -39,6 +40,64 @@ def digits(
     images = manifest["images"]
     state = "written" if written else "already there"
     print(f"{output}: {images['train']} training and {images['val']} validation images, {state}")
+
+
+@data_app.command()
+def iwslt14(
+    archive: Annotated[Path, typer.Option(help="The publisher's de-en.tgz.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/iwslt14_de_en"),
+) -> None:
+    """Write IWSLT'14 German-English as fairseq's prepare script does, with joint subwords."""
+    from lskd_study.data.iwslt14 import EXPECTED, prepare_iwslt14
+
+    manifest, written = prepare_iwslt14(output, archive)
+    _say_pairs(output, manifest, written)
+    if not manifest["sizes_as_expected"]:
+        print(f"lskd: warning: expected {EXPECTED}; the archive is not the one of 2014", file=sys.stderr)
+
+
+@data_app.command()
+def ding(
+    file: Annotated[
+        Path, typer.Option(help="The dictionary; Debian's package trans-de-en installs it there.")
+    ] = Path("/usr/share/trans/de-en"),
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/ding_de_en"),
+    sentences_only: Annotated[bool, typer.Option(help="Train on whole sentences alone.")] = False,
+    held_out: Annotated[int, typer.Option(help="Sentences in each of valid and test.")] = 1000,
+    bpe_tokens: Annotated[int, typer.Option(help="Subwords to learn.")] = 10_000,
+) -> None:
+    """Write the German-English text of the Ding dictionary: sentences and phrases, with a fixed split."""
+    from lskd_study.data.ding import prepare_ding
+
+    _say_pairs(output, *prepare_ding(output, file, sentences_only, bpe_tokens, held_out))
+
+
+@data_app.command()
+def number_words(
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/number_words_de_en"),
+    train: Annotated[int, typer.Option(help="Training pairs.")] = 20_000,
+    valid: Annotated[int, typer.Option(help="Validation pairs.")] = 500,
+    test: Annotated[int, typer.Option(help="Test pairs.")] = 500,
+    bpe_tokens: Annotated[int, typer.Option(help="Subwords to learn.")] = 200,
+    seed: Annotated[int, typer.Option(help="Which numbers.")] = 1,
+) -> None:
+    """Write numbers below a million in German and English words; needs no data at all."""
+    from lskd_study.data.number_words import prepare_number_words
+
+    _say_pairs(output, *prepare_number_words(output, train, valid, test, bpe_tokens, seed))
+
+
+def _say_pairs(output: Path, manifest: dict[str, Any], written: bool) -> None:
+    pairs = manifest["pairs"]
+    state = "written" if written else "already there"
+    print(
+        f"{output}: {pairs['train']} training, {pairs['valid']} validation and {pairs['test']} test pairs, "
+        f"{state}"
+    )
+    print(
+        f"next: fairseq-preprocess -s de -t en --trainpref {output}/train --validpref {output}/valid "
+        f"--testpref {output}/test --destdir {output}-bin"
+    )
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

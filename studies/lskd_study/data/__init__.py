@@ -1,1 +1,1 @@
-"""Data sets as image folders: ``train/<class>/`` and ``val/<class>/``."""
+"""Data sets: image folders (``train/<class>/``, ``val/<class>/``) and parallel text for fairseq."""

@@ -1,0 +1,107 @@
+"""`python -m fairseq_kd.soft_labels DATA-BIN --path teacher.pt --output DIR`: ask the teacher once."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fairseq_kd import passes
+from fairseq_kd.dataset import data_identity
+from fairseq_kd.errors import run
+from fairseq_kd.teacher import Teacher
+from lskd import LskdError, SoftLabels, SoftLabelsLayout, SoftLabelsWriter, top_k_log_probabilities
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the soft labels, or go on writing them.
+
+    Raises:
+        LskdError: for what the user can mend.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fairseq_kd.soft_labels",
+        description="Store a teacher's top-K of each target token. The same command goes on after an end.",
+    )
+    passes.add_pass_arguments(parser)
+    parser.add_argument("--subset", default="train", help="which sentences (default: train)")
+    parser.add_argument(
+        "--top-k", type=int, default=8, metavar="K", help="words kept of each token (default: 8)"
+    )
+    parser.add_argument(
+        "--values", choices=("float16", "float32"), default="float16", help="default: float16"
+    )
+    args = parser.parse_args(argv)
+    teacher = passes.load_teacher(args)
+    classes = len(teacher.task.target_dictionary)
+    if not 1 <= args.top_k <= classes:
+        raise LskdError(f"--top-k is {args.top_k}; it must be 1 to {classes}, the vocabulary's size")
+    pairs = passes.load_pairs(teacher, args.subset, args)
+    layout = SoftLabelsLayout(classes, args.top_k, len(pairs), values=args.values)
+    with SoftLabelsWriter(args.output, layout, identity(teacher, args.subset, args.output)) as writer:
+        if not writer.complete:
+            _write(writer, teacher, pairs, args.max_tokens)
+    labels = SoftLabels(args.output)
+    size = labels.info()["bytes"] / 2**20
+    print(
+        f"{args.output}: {len(labels)} sentences, {labels.rows} target tokens, top {args.top_k}, "
+        f"{size:.1f} MiB"
+    )
+
+
+def identity(teacher: Teacher, subset: str, output: Path) -> dict[str, Any]:
+    """Return what the soft labels are made of; the versions are those they were begun with."""
+    cfg = teacher.task.cfg
+    versions = {"torch": torch.__version__, "fairseq": _fairseq_version()}
+    with suppress(LskdError):  # none there yet, or the writer says what is wrong with them
+        versions = SoftLabels(output).identity.get("versions", versions)
+    return {
+        "teacher": {"checksum": teacher.checksum, "architecture": teacher.architecture},
+        "teacher_bleu": teacher.bleu,
+        "data": data_identity(cfg.data, subset, cfg.source_lang, cfg.target_lang),
+        "augmentation": None,
+        "versions": versions,
+    }
+
+
+def _write(writer: SoftLabelsWriter, teacher: Teacher, pairs: Any, max_tokens: int) -> None:
+    longest, k = passes.longest_of(teacher), writer.layout.k
+    pad = teacher.task.target_dictionary.pad()
+    with tqdm(total=len(pairs), initial=writer.keys, unit=" sentences", mininterval=1) as bar:
+        for window in passes.windows(pairs, writer.keys):
+            rows: dict[int, tuple[Any, Any]] = {}
+            for batch in passes.batches(pairs, window, max_tokens, longest):
+                moved = passes.to_device(teacher, batch)
+                logits, target = teacher.logits(moved["net_input"]), moved["target"]
+                mask = target.ne(pad)
+                values, ids = (part.cpu().numpy() for part in top_k_log_probabilities(logits, k))
+                lengths = mask.sum(-1).tolist()
+                for row, index in enumerate(batch["id"].tolist()):
+                    length = lengths[row]
+                    rows[index] = values[row, :length].copy(), ids[row, :length].copy()
+            nothing = np.empty((0, k), np.float32), np.empty((0, k), np.int64)
+            said = [rows.get(index, nothing) for index in window]
+            writer.append(
+                np.concatenate([values for values, _ in said]),
+                np.concatenate([ids for _, ids in said]),
+                [len(values) for values, _ in said],
+            )
+            bar.update(len(window))
+
+
+def _fairseq_version() -> str:
+    for name in ("ve-fairseq", "fairseq-fixed", "fairseq"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,182 @@
+"""A tiny corpus of number words, a teacher that knows them, and fairseq's own commands in subprocesses."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+PLUGIN = Path(__file__).parents[2] / "plugins" / "fairseq_kd"
+SHAPE = [
+    *("--arch", "transformer", "--encoder-layers", "1", "--decoder-layers", "1"),
+    *("--encoder-embed-dim", "32", "--decoder-embed-dim", "32"),
+    *("--encoder-ffn-embed-dim", "64", "--decoder-ffn-embed-dim", "64"),
+    *("--encoder-attention-heads", "2", "--decoder-attention-heads", "2"),
+]
+TRAINING = [
+    *("--optimizer", "adam", "--lr", "5e-3", "--lr-scheduler", "inverse_sqrt", "--warmup-updates", "20"),
+    *("--max-tokens", "1000", "--dropout", "0.1", "--seed", "3", "--num-workers", "0"),
+    *("--log-format", "json", "--log-interval", "1", "--no-progress-bar", "--no-epoch-checkpoints"),
+]
+BLEU = [
+    *("--eval-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_a": 1.2, "max_len_b": 10}'),
+    *("--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"),
+]
+
+
+class Result(SimpleNamespace):
+    """What a command left: exit status, output, and the numbers that fairseq logged."""
+
+    def numbers(self, kind):
+        """Return the logged numbers of 'train', 'train_inner' or 'valid', in order."""
+        # Of fairseq-train and, behind the bar, of fairseq-hydra-train.
+        marker = re.compile(rf"(?:\| {kind} \| |\[{kind}\]\[INFO\] - )({{.*}})")
+        lines = [found[1] for line in self.output.splitlines() if (found := marker.search(line))]
+        return [{name: float(value) for name, value in json.loads(line).items()} for line in lines]
+
+    def curve(self, *names):
+        """Return what does not depend on the clock, of every update and validation."""
+        names = names or ("loss", "nll_loss", "kd_ce", "kd_kl", "kd_weight", "num_updates", "lr", "gnorm")
+        inner = [{name: row[name] for name in names if name in row} for row in self.numbers("train_inner")]
+        valid = [
+            {name: row[name] for name in ("valid_loss", "valid_nll_loss", "valid_bleu") if name in row}
+            for row in self.numbers("valid")
+        ]
+        return inner, valid
+
+    @property
+    def error(self):
+        """Return the plugin's line; there must be one, and no traceback."""
+        lines = [line for line in self.output.splitlines() if line.startswith("fairseq_kd: error: ")]
+        assert len(lines) == 1, self.output[-3000:]
+        assert "Traceback" not in self.output
+        return lines[0]
+
+
+def environment():
+    paths = [str(PLUGIN.parents[1] / part) for part in ("common", "plugins", "studies")]
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HYDRA_FULL_ERROR": "0",
+    }
+
+
+def run(*command, cwd=None, check=True):
+    command = [str(word) for word in command]
+    if command[0].startswith("fairseq-"):
+        command[0] = str(Path(sys.executable).with_name(command[0]))
+    elif command[0].startswith("fairseq_kd"):
+        command = [sys.executable, "-m", *command]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        env=environment(),
+        cwd=cwd,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stdout[-4000:]
+    return Result(status=done.returncode, output=done.stdout)
+
+
+def training(data, save, *arguments):
+    return [
+        "fairseq-train",
+        data,
+        "--user-dir",
+        PLUGIN,
+        "--cpu",
+        "--save-dir",
+        save,
+        *SHAPE,
+        *TRAINING,
+        *arguments,
+    ]
+
+
+def train(data, save, *arguments, check=True):
+    return run(*training(data, save, *arguments), check=check)
+
+
+def start_training(data, save, *arguments):
+    name, *words = map(str, training(data, save, *arguments))
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name(name)), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+    )
+
+
+def write_numbers(folder, numbers):
+    """German as letters, English as words: a task that a tiny model learns in seconds."""
+    from num2words import num2words
+
+    folder.mkdir()
+    for split, part in numbers.items():
+        for language in ("de", "en"):
+            words = [num2words(number, lang=language).replace("-", " ") for number in part]
+            lines = [" ".join(word) if language == "de" else word for word in words]
+            (folder / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def preprocess(text, destination, *arguments):
+    run(
+        *("fairseq-preprocess", "-s", "de", "-t", "en", "--workers", 1, "--destdir", destination),
+        *("--trainpref", text / "train", "--validpref", text / "valid", "--testpref", text / "test"),
+        *arguments,
+    )
+    return destination
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Return folders: text, its data-bin, a second data-bin with another dictionary, and a teacher's file."""
+    root = tmp_path_factory.mktemp("numbers")
+    numbers = random.Random(0).sample(range(1000), 460)
+    write_numbers(root / "text", {"train": numbers[:400], "valid": numbers[400:430], "test": numbers[430:]})
+    data = preprocess(root / "text", root / "bin")
+    teacher = root / "teacher"
+    arguments = (
+        "--criterion",
+        "label_smoothed_cross_entropy",
+        "--label-smoothing",
+        "0.1",
+        "--max-epoch",
+        "12",
+    )
+    result = train(data, teacher, *arguments, *BLEU)
+    assert result.numbers("valid")[-1]["valid_bleu"] > 20
+    return SimpleNamespace(root=root, text=root / "text", data=data, teacher=teacher / "checkpoint_best.pt")
+
+
+@pytest.fixture(scope="session")
+def store(corpus):
+    """Return soft labels of the training set, top 8."""
+    path = corpus.root / "store"
+    run("fairseq_kd.soft_labels", corpus.data, "--path", corpus.teacher, "--output", path, "--cpu")
+    return path
+
+
+@pytest.fixture(scope="session")
+def commands():
+    return SimpleNamespace(
+        run=run,
+        environment=environment,
+        train=train,
+        start_training=start_training,
+        result=lambda output: Result(status=0, output=output),
+        preprocess=preprocess,
+        write_numbers=write_numbers,
+        plugin=PLUGIN,
+        bleu=BLEU,
+    )

@@ -1,0 +1,150 @@
+"""The criterion in one process: settings, half precision, and what it refuses."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lskd import LskdError
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def plugin():
+    import fairseq_kd
+    from fairseq_kd import criterion, settings, task
+
+    return SimpleNamespace(package=fairseq_kd, criterion=criterion, settings=settings, task=task)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"kd_weight": 1.5}, "--kd-weight is 1.5"),
+        ({"kd_weight": -0.1}, "--kd-weight is -0.1"),
+        ({"kd_weight": float("nan")}, "--kd-weight is nan"),
+        ({"kd_temperature": 0.0}, "--kd-temperature is 0.0; it must be greater than 0"),
+        ({"kd_temperature": float("inf")}, "--kd-temperature is inf"),
+        ({"kd_top_k": 41}, "--kd-top-k is 41; it must be 0 .* to 40"),
+        ({"kd_top_k": -1}, "--kd-top-k is -1"),
+        ({"kd_rest": "drop"}, "--kd-rest is 'drop'; it must be renormalise or spread"),
+        ({"kd_preset": "hinton"}, "--kd-preset 'hinton' does not exist; there are shen2021 and tan2019"),
+        ({"kd_temperature_squared": "maybe"}, "--kd-temperature-squared is 'maybe'"),
+        ({"smoothing_convention": "torch"}, "--smoothing-convention is 'torch'"),
+        ({"label_smoothing": 1.0}, "--label-smoothing is 1.0"),
+        ({"kd_alpha_schedule": "cosine"}, "--kd-alpha-schedule is 'cosine'"),
+        ({"kd_alpha_interval": 0}, "--kd-alpha-interval is 0"),
+    ],
+)
+def test_values_out_of_range_are_one_line(plugin, flags, message):
+    with pytest.raises(LskdError, match=message) as caught:
+        plugin.settings.resolve(plugin.settings.LsKdConfig(**flags), 40)
+    assert "\n" not in str(caught.value)
+
+
+def test_presets_and_what_overrides_them(plugin):
+    def resolve(**flags):
+        return plugin.settings.resolve(plugin.settings.LsKdConfig(**flags), 40)
+
+    tan = resolve(kd_preset="tan2019")
+    assert (tan.weight, tan.temperature, tan.temperature_squared, tan.top_k) == (0.9, 0.6, True, 8)
+    assert (tan.rest, tan.label_smoothing, tan.convention) == ("renormalise", 0.1, "uniform")
+    assert resolve() == resolve(kd_preset="shen2021")
+    changed = resolve(
+        kd_preset="tan2019", kd_temperature=2.0, kd_temperature_squared="false", label_smoothing=0.0
+    )
+    assert (changed.temperature, changed.temperature_squared, changed.label_smoothing) == (2.0, False, 0.0)
+    assert changed.top_k == 8
+    assert resolve(kd_temperature_squared="True").temperature_squared
+
+
+def make(plugin, corpus, **flags):
+    from fairseq.tasks.translation import TranslationConfig, TranslationTask
+
+    task = TranslationTask.setup_task(
+        TranslationConfig(
+            data=str(corpus.data),
+            source_lang="de",
+            target_lang="en",
+            train_subset="train",
+            dataset_impl=None,
+            required_seq_len_multiple=1,
+        )
+    )
+    task.load_dataset("train")
+    cfg = plugin.settings.LsKdConfig(sentence_avg=False, **flags)
+    return task, plugin.criterion.LsKdCriterion.build_criterion(cfg, task)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_student_and_teacher(plugin, corpus, dtype):
+    """What --bf16 and --fp16 do: weights in half precision, a loss scale before backward."""
+    from fairseq_kd.teacher import Teacher
+
+    results = []
+    for kind in (torch.float32, dtype):
+        task, criterion = make(plugin, corpus, kd_teacher=str(corpus.teacher), kd_weight=0.7)
+        model = Teacher(
+            [corpus.teacher.with_name("checkpoint_last.pt")], str(corpus.data), "de", "en"
+        ).models[0]
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        model.to(kind).requires_grad_(True)
+        criterion.train()
+        for module in model.modules():
+            module.training = False
+        model.training = True  # the criterion distils; dropout stays off, so that the two can be compared
+        pairs = task.dataset("train")
+        sample = pairs.collater([pairs[index] for index in range(24)])
+        loss, _, log = criterion(model, sample)
+        (loss * 128).backward()
+        gradients = torch.cat(
+            [p.grad.float().flatten() / 128 for p in model.parameters() if p.grad is not None]
+        )
+        assert next(criterion.teacher.models[0].parameters()).dtype == kind
+        results.append((loss, gradients, log))
+    (exact, exact_gradient, _), (loss, gradient, log) = results
+    assert loss.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=0.02)
+    assert torch.nn.functional.cosine_similarity(gradient, exact_gradient, dim=0) > 0.98
+    assert log["kd_kl"] > 0
+
+
+def test_teacher_is_no_part_of_the_criterion(plugin, corpus):
+    _, criterion = make(plugin, corpus, kd_teacher=str(corpus.teacher))
+    assert criterion.teacher is None  # validation and generation do not need it
+    before = torch.get_rng_state()
+    criterion.train()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not list(criterion.parameters())
+    assert not list(criterion.children())
+    assert not criterion.state_dict()
+    criterion.train()
+    teacher = criterion.teacher.models[0]
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_no_teacher_is_one_line(plugin, corpus):
+    with pytest.raises(LskdError, match="has no teacher: give --kd-teacher FILE"):
+        make(plugin, corpus)
+    make(plugin, corpus, kd_weight=0.0)
+
+
+def test_the_plain_task_cannot_keep_a_schedule(plugin, corpus):
+    with pytest.raises(LskdError, match="needs --task translation_ls_kd"):
+        make(plugin, corpus, kd_teacher=str(corpus.teacher), kd_alpha_schedule="adaptive")
+
+
+def test_bleu_of_the_task_is_sacrebleus(plugin):
+    import sacrebleu
+
+    pairs = (["the cat sat on a mat"], ["the cat sat on the mat today"])
+    score = sacrebleu.corpus_bleu(pairs[0], [pairs[1]])
+    sums = {f"_bleu_counts_{n}": float(score.counts[n]) for n in range(4)}
+    sums |= {f"_bleu_totals_{n}": float(score.totals[n]) for n in range(4)}
+    sums |= {"_bleu_sys_len": score.sys_len, "_bleu_ref_len": score.ref_len}
+    assert plugin.task._bleu(sums) == pytest.approx(score.score)
+    assert plugin.task._bleu(None) is None

@@ -1,0 +1,99 @@
+"""The teacher's passes over a data-bin: soft labels, and its own translations."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from lskd import SoftLabels, top_k_log_probabilities
+
+pytestmark = pytest.mark.integration
+
+
+def test_soft_labels_are_what_the_teacher_says_sentence_by_sentence(corpus, store):
+    """One by one, without padding: batches and windows must not matter."""
+    from fairseq_kd.teacher import Teacher
+
+    labels = SoftLabels(store)
+    labels.verify()
+    teacher = Teacher([corpus.teacher], str(corpus.data), "de", "en")
+    teacher.task.load_dataset("train", task_cfg=teacher.task.cfg)
+    pairs = teacher.task.dataset("train")
+    assert len(labels) == len(pairs) == 400
+    for index in range(0, 400, 37):
+        batch = pairs.collater([pairs[index]])
+        values, ids = top_k_log_probabilities(teacher.logits(batch["net_input"])[0], 8)
+        np.testing.assert_allclose(labels[index].values, values, atol=6e-3, rtol=1e-3)  # float16
+        np.testing.assert_array_equal(labels[index].ids[:, 0], ids[:, 0])
+    identity = labels.identity
+    assert identity["teacher"]["architecture"] == "transformer"
+    assert identity["teacher_bleu"] > 20
+    assert set(identity["data"]) >= {"source_dictionary", "target_dictionary", "source_sentences"}
+
+
+def test_soft_labels_go_on_after_a_kill(corpus, commands, tmp_path, store):
+    """Windows of 50 sentences, killed in between; the store is that of an unbroken run."""
+    code = (
+        "import time; from fairseq_kd import passes, soft_labels;\n"
+        "windows = passes.windows\n"
+        "def slowly(pairs, start):\n"
+        "    for window in windows(pairs, start, 50):\n"
+        "        yield window; time.sleep(0.3)\n"
+        "passes.windows = slowly\n"
+        "import lskd._soft_labels as s; s._COMMIT_SECONDS = 0.0\n"
+        "soft_labels.main()\n"
+    )
+    arguments = [str(corpus.data), "--path", str(corpus.teacher), "--output", str(tmp_path / "s"), "--cpu"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env=commands.environment())
+    end = time.monotonic() + 120
+    done = 0
+    while not 100 <= done < 400 and time.monotonic() < end:
+        time.sleep(0.02)
+        if (tmp_path / "s" / "manifest.json").exists():
+            done = len(SoftLabels(tmp_path / "s"))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 100 <= len(SoftLabels(tmp_path / "s")) < 400
+    result = commands.train(
+        *(corpus.data, tmp_path / "t", "--task", "translation_ls_kd", "--kd-soft-labels", tmp_path / "s"),
+        *("--criterion", "ls_kd", "--max-epoch", 1),
+        check=False,
+    )
+    assert "are unfinished" in result.error
+    said = commands.run("fairseq_kd.soft_labels", *arguments)
+    assert "400 sentences" in said.output
+    one, other = SoftLabels(tmp_path / "s"), SoftLabels(store)
+    for index in range(400):
+        np.testing.assert_allclose(one[index].values, other[index].values, atol=6e-3, rtol=1e-3)
+
+
+def test_sequence_level_trains_any_criterion_and_matches_generate(corpus, commands, tmp_path):
+    arguments = ("--path", corpus.teacher, "--cpu", "--beam", 2)
+    commands.run("fairseq_kd.sequence_level", corpus.data, "--output", tmp_path / "seq", *arguments)
+    generated = commands.run(
+        *("fairseq-generate", corpus.data, "--user-dir", commands.plugin, "--path", corpus.teacher, "--cpu"),
+        *("--beam", 2, "--max-len-a", 1.2, "--max-len-b", 10, "--gen-subset", "train", "--max-tokens", 4096),
+    )
+    theirs = {}
+    for line in generated.output.splitlines():
+        if line.startswith("H-"):
+            number, _, words = line.split("\t")
+            theirs[int(number[2:])] = words
+    from fairseq.data import Dictionary, data_utils
+
+    words = Dictionary.load(str(tmp_path / "seq" / "dict.en.txt"))
+    ours = data_utils.load_indexed_dataset(str(tmp_path / "seq" / "train.de-en.en"), words)
+    agree = sum(words.string(ours[index]) == theirs[index] for index in range(400))
+    assert agree >= 396  # other batches, other padding: a tie may fall the other way
+    source = data_utils.load_indexed_dataset(str(tmp_path / "seq" / "train.de-en.de"), words)
+    original = data_utils.load_indexed_dataset(str(corpus.data / "train.de-en.de"), words)
+    assert all(torch.equal(source[index], original[index]) for index in range(0, 400, 50))
+    result = commands.train(
+        tmp_path / "seq", tmp_path / "student", "--criterion", "cross_entropy", "--max-epoch", 1
+    )
+    assert result.numbers("valid")
+    assert not list(tmp_path.glob(".seq*"))
