@@ -30,8 +30,9 @@ demo: install
 demo-bnn: install
 	$(BIN)/lskd study recipes/digits_bnn/study.yaml --cores 2
 
+# Two tests at a time, a file's tests one after the other.
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,7 +5,8 @@ import hashlib
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,20 @@ def file_checksum(path: str | Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+@contextmanager
+def _harmless_allowed() -> Iterator[None]:
+    """Allow what is harmless for a while, and what the process had allowed before ever after.
+
+    torch's own context manager takes back what it was given, even what was allowed before it.
+    """
+    before = torch.serialization.get_safe_globals()
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            yield
+    finally:
+        torch.serialization.add_safe_globals(before)
+
+
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
@@ -119,7 +134,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
+        with warnings.catch_warnings(), _harmless_allowed():
             warnings.simplefilter("ignore")  # torch's remarks on a file that is refused or read anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -462,3 +462,19 @@ def test_getattr_in_a_file_leads_nowhere(tmp_path):
     torch.save({"state_dict": make_weights(), "extra": Called()}, path)
     assert torch.load(path, weights_only=False)["extra"] == {"a": None, "b": None}
     refusal(path)
+
+
+def test_what_the_process_allowed_before_stays_allowed(tmp_path):
+    """A trainer's plugin has a list of its own, of which some is in ours."""
+
+    torch.save({"w": torch.zeros(1)}, tmp_path / "a.pth")
+    before = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.add_safe_globals([argparse.Namespace, np.dtype])
+        load_teacher_weights(tmp_path / "a.pth")
+        after = torch.serialization.get_safe_globals()
+        assert argparse.Namespace in after
+        assert np.dtype in after
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
