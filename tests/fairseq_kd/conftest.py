@@ -180,3 +180,11 @@ def commands():
         plugin=PLUGIN,
         bleu=BLEU,
     )
+
+
+@pytest.fixture(autouse=True)
+def allowed() -> None:
+    """Other tests of this process may have taken names off torch's list of what is safe."""
+    from fairseq_kd import safe_loading
+
+    safe_loading.install()
