@@ -99,16 +99,16 @@ def projection(
     if classes is not None:
         check_class_list(classes, 3)
     options = TeacherOptions(
-        outputs or [],
-        train_outputs or [],
-        model or [],
-        checkpoint or [],
-        name or [],
-        data_dir,
-        batch_size,
-        workers,
-        device,
-        img_size,
+        outputs=outputs or [],
+        train_outputs=train_outputs or [],
+        models=model or [],
+        checkpoints=checkpoint or [],
+        names=name or [],
+        data_dir=data_dir,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        img_size=img_size,
     )
     stem = _stem(output)
     splits = read_splits(options, ["train", "val"], features=True, classes=classes)
@@ -177,16 +177,16 @@ def class_probabilities(
     from lskd_study.paper_figures.class_means import major_figure, measure_class_means
 
     options = TeacherOptions(
-        outputs or [],
-        [],
-        model or [],
-        checkpoint or [],
-        name or [],
-        data_dir,
-        batch_size,
-        workers,
-        device,
-        img_size,
+        outputs=outputs or [],
+        train_outputs=[],
+        models=model or [],
+        checkpoints=checkpoint or [],
+        names=name or [],
+        data_dir=data_dir,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        img_size=img_size,
     )
     stem = _stem(output)
     found = _class_inputs(options, split, classes, first)
@@ -219,16 +219,16 @@ def minor_probabilities(
     from lskd_study.paper_figures.class_means import measure_class_means, minor_figure
 
     options = TeacherOptions(
-        outputs or [],
-        [],
-        model or [],
-        checkpoint or [],
-        name or [],
-        data_dir,
-        batch_size,
-        workers,
-        device,
-        img_size,
+        outputs=outputs or [],
+        train_outputs=[],
+        models=model or [],
+        checkpoints=checkpoint or [],
+        names=name or [],
+        data_dir=data_dir,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        img_size=img_size,
     )
     stem = _stem(output)
     found = _class_inputs(options, split, classes, first)
