@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from lskd_study import bleu
-from lskd_study.plan import CURVES, JOB, Run
+from lskd_study.plan import CURVES, JOB, TRANSLATIONS, Run
 from lskd_study.results import PerSample, Result, read_curves
 
-TRANSLATIONS = "translations.jsonl"
 COLUMNS = (
     "epoch",
     "train_ce",

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from lskd_study.ecosystems.timm import CURVE_COLUMNS
-from lskd_study.plan import CURVES, JOB, LOGITS, Plan, Run, expand
-from lskd_study.translation_results import COLUMNS, TRANSLATIONS
+from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
+from lskd_study.translation_results import COLUMNS
 
 NUM_CLASSES = 4
 

@@ -10,10 +10,9 @@ import sacrebleu
 
 from lskd import LskdError
 from lskd_study.claims import judge
-from lskd_study.plan import CURVES, JOB
+from lskd_study.plan import CURVES, JOB, TRANSLATIONS
 from lskd_study.report import write_report
 from lskd_study.results import read_results
-from lskd_study.translation_results import TRANSLATIONS
 
 pytestmark = pytest.mark.unit
 
