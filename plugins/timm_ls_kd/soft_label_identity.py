@@ -33,7 +33,8 @@ _TRANSFORM = (
     "aa",
 )
 _ERASING = ("reprob", "remode", "recount")
-_MIXING = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mixup_off_epoch")
+_MIXED = ("mixup", "cutmix")
+_MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_off_epoch")
 # What a teacher's normalisation and input size are made of.
 _TEACHER_SETTINGS = ("img_size", "in_chans", "input_size", "mean", "std", "gp", "model_kwargs")
 
@@ -132,6 +133,7 @@ def _augmentation(
     named: dict[str, Any] = {"seed": config.seed, "no_aug": bool(args.no_aug)}
     named |= {name: _text(getattr(args, name, None)) if augmented else "off" for name in _TRANSFORM}
     named |= {name: _text(getattr(args, name)) if erased else "off" for name in _ERASING}
+    named |= {name: _text(getattr(args, name)) for name in _MIXED}
     named |= {name: _text(getattr(args, name)) if mixed else "off" for name in _MIXING}
     named |= {"mean": _text(normalisation.mean), "std": _text(normalisation.std), "prefetcher": prefetch}
     transform = re.sub(r" at 0x[0-9a-f]+", "", repr(dataset.transform))
