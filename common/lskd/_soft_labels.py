@@ -4,6 +4,7 @@ import fcntl
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -23,7 +24,8 @@ class SoftLabelRows(NamedTuple):
     """The rows of one sample, views of the memory map: do not write to them.
 
     Attributes:
-        values: ``(rows, k)`` log-probabilities at temperature 1, largest first as the teacher gave them.
+        values: ``(rows, k)`` log-probabilities at temperature 1, largest first as the teacher gave them. For
+            images of which all classes are kept see :func:`lskd.stored_form`.
         ids: ``(rows, k)`` class ids.
         seeds: ``(rows,)`` seeds of the augmentation, or None where the store has none.
     """
@@ -131,6 +133,27 @@ class SoftLabels:
         rows = self._rows[start:stop]
         return SoftLabelRows(rows["values"], rows["ids"], rows["seed"] if self.layout.seeds else None)
 
+    def take(self, keys: ArrayLike) -> SoftLabelRows:
+        """Return the rows of many keys at once, copied; for layouts with one row for each sample.
+
+        Args:
+            keys: ``(n,)``.
+
+        Raises:
+            IndexError: for a key that is not there (yet).
+            SoftLabelsError: for a damaged block.
+        """
+        wanted = np.asarray(keys, np.int64)
+        if self.layout.rows_per_sample != 1:
+            raise ValueError("take is for layouts with one row for each sample; ask for keys one by one")
+        outside = wanted[(wanted < 0) | (wanted >= len(self))]
+        if len(outside):
+            raise IndexError(f"key {outside[0]} is not in {self.path}, which has {len(self)}")
+        for key in wanted.tolist():
+            self._rows_file.check(key * self._row_bytes, (key + 1) * self._row_bytes)
+        rows = self._rows[wanted]
+        return SoftLabelRows(rows["values"], rows["ids"], rows["seed"] if self.layout.seeds else None)
+
     def lengths(self) -> NDArray[np.int64]:
         """Return the number of rows of each key that is there.
 
@@ -179,7 +202,7 @@ class SoftLabelsWriter:
 
     Args:
         path: the folder, made if it is not there.
-        layout: what a row is. A folder that was begun must have the same.
+        layout: what a row is. A folder that was begun must have the same, but for ``epochs``, which may grow.
         identity: what the soft labels are made of, plain JSON. A folder that was begun must have the same.
 
     Raises:
@@ -212,7 +235,7 @@ class SoftLabelsWriter:
         except SoftLabelsError:
             self.close()
             raise
-        self.layout = layout
+        self.layout = self._manifest.layout
         self.keys, self._row_count = self._manifest.keys, self._manifest.rows
         self._committed_at = time.monotonic()
 
@@ -313,9 +336,12 @@ class SoftLabelsWriter:
     def _begin(self, layout: SoftLabelsLayout, identity: Mapping[str, Any]) -> Manifest:
         if (self.path / MANIFEST).exists():
             manifest = read_manifest(self.path)
-            check_identity(self.path, {"layout": vars(manifest.layout)}, {"layout": vars(layout)})
+            # A key does not depend on the number of epochs, so that more of them can follow.
+            layout = replace(layout, epochs=max(layout.epochs, manifest.layout.epochs))
+            there = replace(manifest.layout, epochs=layout.epochs)
+            check_identity(self.path, {"layout": vars(there)}, {"layout": vars(layout)})
             check_identity(self.path, manifest.identity, identity)
-            return manifest
+            return replace(manifest, layout=layout)
         others = {file.name for file in self.path.iterdir()} - {_LOCK, f".{MANIFEST}.new"}
         if others:
             raise SoftLabelsError(
