@@ -19,8 +19,18 @@ from lskd._fused import FusedTerms, fused_distillation
 from lskd._logistic import smoothed_logistic_loss, smoothed_logistic_minimum
 from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
 from lskd._projection import ClusterDistances, ProjectionPlane, cluster_distances, projection_plane
+from lskd._replay import (
+    Mixing,
+    MixingPolicy,
+    augmentation_seed,
+    mixed_image,
+    mixed_targets,
+    replayed,
+)
+from lskd._row_collector import RowCollector
 from lskd._soft_labels import SoftLabelRows, SoftLabels, SoftLabelsWriter
 from lskd._soft_labels_manifest import SoftLabelsLayout
+from lskd._stored_form import stored_form, teacher_form
 from lskd._targets import (
     Convention,
     chance_like_mass,
@@ -47,8 +57,11 @@ __all__ = [
     "FusedTerms",
     "LossComponents",
     "LskdError",
+    "Mixing",
+    "MixingPolicy",
     "ProjectionPlane",
     "Rest",
+    "RowCollector",
     "SoftLabelRows",
     "SoftLabels",
     "SoftLabelsError",
@@ -58,6 +71,7 @@ __all__ = [
     "TeacherMeasures",
     "TemperatureFit",
     "TopK",
+    "augmentation_seed",
     "binomial_tail",
     "chance_like_mass",
     "class_confusion",
@@ -74,19 +88,24 @@ __all__ = [
     "load_teacher_weights",
     "measure_teacher",
     "minor_probabilities",
+    "mixed_image",
+    "mixed_targets",
     "one_line",
     "projection_plane",
     "propose_classes",
+    "replayed",
     "selective_weight",
     "small_class_factor",
     "smooth_targets",
     "smoothed_logistic_loss",
     "smoothed_logistic_minimum",
     "stability",
+    "stored_form",
     "target_entropy",
     "target_mass",
     "target_probability",
     "target_values",
+    "teacher_form",
     "top_k_log_probabilities",
 ]
 

@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,7 +27,8 @@ class SoftLabelRows(NamedTuple):
     """Rows of stored soft labels: of one sample as views of the memory map, of many as a copy.
 
     Attributes:
-        values: ``(rows, k)`` log-probabilities at temperature 1, largest first as the teacher gave them.
+        values: ``(rows, k)`` log-probabilities at temperature 1, largest first as the teacher gave them. For
+            images of which all classes are kept see :func:`lskd.stored_form`.
         ids: ``(rows, k)`` class ids.
         seeds: ``(rows,)`` seeds of the augmentation, or None where the store has none.
     """
@@ -227,7 +229,7 @@ class SoftLabelsWriter:
 
     Args:
         path: the folder, made if it is not there.
-        layout: what a row is. A folder that was begun must have the same.
+        layout: what a row is. A folder that was begun must have the same, but for ``epochs``, which may grow.
         identity: what the soft labels are made of, plain JSON. A folder that was begun must have the same.
 
     Raises:
@@ -261,7 +263,7 @@ class SoftLabelsWriter:
         except SoftLabelsError:
             self.close()
             raise
-        self.layout = layout
+        self.layout = self._manifest.layout
         self.keys, self._row_count = self._manifest.keys, self._manifest.rows
         self._committed_at = time.monotonic()
 
@@ -362,9 +364,12 @@ class SoftLabelsWriter:
     def _begin(self, layout: SoftLabelsLayout, identity: Mapping[str, Any]) -> Manifest:
         if (self.path / MANIFEST).exists():
             manifest = read_manifest(self.path)
-            check_identity(self.path, {"layout": vars(manifest.layout)}, {"layout": vars(layout)})
+            # A key does not depend on the number of epochs, so that more of them can follow.
+            layout = replace(layout, epochs=max(layout.epochs, manifest.layout.epochs))
+            there = replace(manifest.layout, epochs=layout.epochs)
+            check_identity(self.path, {"layout": vars(there)}, {"layout": vars(layout)})
             check_identity(self.path, manifest.identity, identity)
-            return manifest
+            return replace(manifest, layout=layout)
         others = {file.name for file in self.path.iterdir()} - {_LOCK, f".{MANIFEST}.new"}
         if others:
             raise SoftLabelsError(
