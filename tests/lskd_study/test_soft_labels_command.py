@@ -2,14 +2,16 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lskd import SoftLabelsLayout, SoftLabelsWriter
+from lskd import SoftLabels, SoftLabelsLayout, SoftLabelsWriter
 from lskd_study.cli import main
 
 pytestmark = pytest.mark.unit
@@ -125,6 +127,19 @@ def test_write_hands_on_what_it_got_and_what_it_got_back(ecosystem, words, monke
         *words,
         *(word for word in arguments if word != "--"),
     ]
+
+
+def test_the_page_of_the_format_reads_a_store_with_numpy_alone(store):
+    page = (Path(__file__).parents[2] / "docs" / "soft_labels.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].replace("labels/", f"{store}/")
+    names = {}
+    exec(program, names)
+    labels = SoftLabels(store)
+    wanted = labels.take(range(len(labels)))
+    np.testing.assert_array_equal(names["data"]["values"], wanted.values)
+    np.testing.assert_array_equal(names["data"]["ids"], wanted.ids)
+    if wanted.seeds is not None:
+        np.testing.assert_array_equal(names["data"]["seed"], wanted.seeds)
 
 
 def test_write_without_the_ecosystem_is_one_line(monkeypatch, capsys):
