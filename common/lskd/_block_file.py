@@ -189,9 +189,17 @@ class BlockReader:
         Raises:
             SoftLabelsError: naming the block that is damaged.
         """
-        # An empty range at either end of the file meets the spare entry, and the long way is taken.
+        # An empty range at either end of the file meets the spare entry, and no block.
         first, last = starts // self._block_bytes, (stops - 1) // self._block_bytes
-        if self._checked[first].all() and self._checked[last].all() and (last - first).max(initial=0) < 2:
+        near = (last - first).max(initial=0) < 2
+        if near and self._checked[first].all() and self._checked[last].all():
+            return
+        if near:
+            touched = np.unique(np.concatenate([first, last]))
+            # Processes that begin together begin at different blocks, and share the work of the first pass.
+            for block in np.roll(touched, os.getpid() * 7).tolist():
+                if 0 <= block < self.blocks and not self._checked[block]:
+                    self._check_block(block)
             return
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             self.check(start, stop)

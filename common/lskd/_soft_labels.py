@@ -77,6 +77,8 @@ class SoftLabels:
             self.path / "rows.bin", manifest.block_bytes, manifest.files["rows"], check=check
         )
         self._rows = self._rows_file.bytes.view(self.layout.row)
+        self._values, self._ids = self._rows["values"], self._rows["ids"]
+        self._seeds = self._rows["seed"] if self.layout.seeds else None
         self._index_file = BlockReader(
             self.path / "index.bin", manifest.block_bytes, manifest.files["index"], check=check
         )
@@ -133,8 +135,8 @@ class SoftLabels:
         """
         start, stop = self._span(key)
         self._rows_file.check(start * self._row_bytes, stop * self._row_bytes)
-        rows = self._rows[start:stop]
-        return SoftLabelRows(rows["values"], rows["ids"], rows["seed"] if self.layout.seeds else None)
+        seeds = None if self._seeds is None else self._seeds[start:stop]
+        return SoftLabelRows(self._values[start:stop], self._ids[start:stop], seeds)
 
     def take(self, keys: ArrayLike) -> SoftLabelRows:
         """Return the rows of many keys, one key's behind the other's: what a batch needs, in one copy.
