@@ -22,8 +22,12 @@ _MIXING = 1  # tells the draws of mixing from those of the transform, which star
 @overload
 def augmentation_seed(base_seed: int, epoch: int, sample: int) -> int: ...
 @overload
-def augmentation_seed(base_seed: int, epoch: int, sample: NDArray[Any]) -> NDArray[np.uint32]: ...
-def augmentation_seed(base_seed: int, epoch: int, sample: int | NDArray[Any]) -> int | NDArray[np.uint32]:
+def augmentation_seed(
+    base_seed: int, epoch: int | NDArray[Any], sample: NDArray[Any]
+) -> NDArray[np.uint32]: ...
+def augmentation_seed(
+    base_seed: int, epoch: int | NDArray[Any], sample: int | NDArray[Any]
+) -> int | NDArray[np.uint32]:
     """Return the 32-bit seed of a sample's augmentation in an epoch.
 
     The upper half of ``f(f(f(base_seed) ^ epoch) ^ sample)``, where ``f`` is a step of SplitMix64 (Steele et
@@ -32,7 +36,7 @@ def augmentation_seed(base_seed: int, epoch: int, sample: int | NDArray[Any]) ->
 
     Args:
         base_seed: seed of the whole store, 0 or more.
-        epoch: 0 or more.
+        epoch: 0 or more, or an array as ``sample``.
         sample: place of the sample in the data, 0 or more; an array gives an array.
 
     >>> augmentation_seed(0, 0, 0), augmentation_seed(42, 3, 17)
@@ -41,7 +45,7 @@ def augmentation_seed(base_seed: int, epoch: int, sample: int | NDArray[Any]) ->
     [2657077105, 1658616417]
     """
     state = _mix(np.array(base_seed, np.uint64))
-    state = _mix(state ^ np.uint64(epoch))
+    state = _mix(state ^ np.asarray(epoch, np.uint64))
     seeds = _mix(state ^ np.asarray(sample, np.uint64)) >> np.uint64(32)
     return int(seeds) if np.ndim(sample) == 0 else seeds.astype(np.uint32)
 

@@ -68,9 +68,13 @@ class RowCollector:
             seeds: ``(n,)``, where the layout has them.
 
         Raises:
-            SoftLabelsError: the disk cannot take them.
+            SoftLabelsError: the disk cannot take them, or the teacher gave NaN or infinity.
         """
-        keys = np.asarray(keys)
+        keys, values = np.asarray(keys), np.asarray(values)
+        if not np.isfinite(values).all():
+            raise SoftLabelsError(
+                "the teacher gave NaN or infinity, which cannot be stored; check its weights"
+            )
         records = np.zeros(len(keys), self._record)
         records["key"] = keys
         records["row"]["values"] = values
@@ -82,6 +86,7 @@ class RowCollector:
                 self._folder.mkdir(exist_ok=True)
                 self._file = open(self._folder / f"rows-{self.rank}.bin", "wb")  # noqa: SIM115 - see close
             self._file.write(records.tobytes())
+            self._file.flush()  # nothing is buffered that a forked worker process could write again
         except OSError as error:
             self.close()
             raise self._unwritable(error) from None

@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from lskd import Convention, LskdError
+from timm_ls_kd.soft_label_arguments import (
+    SoftLabelsConfig,
+    add_soft_label_arguments,
+    apply_soft_label_defaults,
+    soft_labels_config,
+)
 
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_PREFLIGHT_SAMPLES = 512
@@ -67,6 +73,7 @@ class KdConfig:
     teacher_img_size: int | None = None
     teacher_kwargs: Mapping[str, Any] = field(default_factory=dict)
     preflight_samples: int = DEFAULT_PREFLIGHT_SAMPLES
+    soft_labels: SoftLabelsConfig | None = None
 
     def loss_arguments(self) -> dict[str, Any]:
         """Return what the task's loss is made with."""
@@ -144,6 +151,7 @@ def add_kd_arguments(parser: argparse.ArgumentParser) -> None:
         help="validation images on which the teacher must beat chance before training starts "
         "(default: 512, 0: no check)",
     )
+    add_soft_label_arguments(parser)
 
 
 def given_arguments(
@@ -165,6 +173,7 @@ def apply_kd_defaults(args: argparse.Namespace, given: set[str]) -> None:
         args.kd_temperature = DEFAULT_TEMPERATURE
     if "smoothing" not in given:
         args.smoothing = 0.0
+    apply_soft_label_defaults(args)
 
 
 def check_smoothing(args: argparse.Namespace) -> None:
@@ -180,6 +189,7 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
         LskdError: a value out of range, or two options that exclude each other.
     """
     check_smoothing(args)
+    soft_labels = soft_labels_config(args)
     if args.kd_teacher is None:
         for name in ("kd_teacher_checkpoint", "kd_teacher_dtype", "kd_teacher_img_size"):
             if getattr(args, name) is not None:
@@ -219,6 +229,7 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
         teacher_img_size=args.kd_teacher_img_size,
         teacher_kwargs=dict(args.kd_teacher_kwargs or {}),
         preflight_samples=args.kd_preflight_samples,
+        soft_labels=soft_labels,
     )
 
 

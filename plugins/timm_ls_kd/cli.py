@@ -9,8 +9,9 @@ from lskd import LskdError
 
 USAGE = """usage: timm train.py [arguments]           train with the bundled trainer
        timm PATH/train.py [arguments]      train with timm's own script at PATH, unmodified
+       timm soft-labels [arguments]        store what a teacher says, for such a training, and train nothing
 
-Both take --kd-teacher and the other arguments of lskd. `timm train.py --help` lists all."""
+All take --kd-teacher and the other arguments of lskd. `timm train.py --help` lists all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +38,10 @@ def _run(script: str, argv: Sequence[str]) -> int:
 
         print(f"timm {timm.__version__}")
         return 0
+    if script == "soft-labels":
+        from timm_ls_kd import soft_label_command
+
+        return soft_label_command.main(argv)
     if Path(script).is_file():
         from timm_ls_kd import upstream
 

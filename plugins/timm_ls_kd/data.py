@@ -2,6 +2,7 @@
 depend on nothing but (seed, epoch, sample), so that a resumed or a distributed run sees the same images."""
 
 import random
+import re
 import signal
 import sys
 import zlib
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError, one_line
 from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
 _COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
 
@@ -99,15 +101,23 @@ class SeededDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         """Return the sample that an index of `EpochSampler` stands for."""
         epoch, sample = divmod(index, len(self.dataset))
+        with seeded(self.seed, epoch, sample):
+            return self.read(sample)
+
+    def read(self, sample: int) -> Any:
+        """Return a sample through the transform, with whatever randomness there is.
+
+        Raises:
+            LskdError: the image cannot be read.
+        """
         if self.reader is not None:
             self.reader.allow(sample)
-        with seeded(self.seed, epoch, sample):
-            try:
-                return self.dataset[sample]
-            except (OSError, SyntaxError, zlib.error) as error:
-                if self.reader is None:
-                    raise
-                raise _unreadable(self.reader.filename(sample, absolute=True), error) from None
+        try:
+            return self.dataset[sample]
+        except (OSError, SyntaxError, zlib.error) as error:
+            if self.reader is None:
+                raise
+            raise _unreadable(self.reader.filename(sample, absolute=True), error) from None
 
     def __getitems__(self, indices: Sequence[int]) -> _Batch:
         """Return a batch, with its seed for mixing."""
@@ -145,6 +155,12 @@ def _end_quietly(worker: int) -> None:
     # multiprocessing's thread that hands tensors over reports its own end in this way, and nothing else does:
     # errors of loading travel to the training process.
     sys.excepthook = lambda *error: None
+
+
+def loading_error(error: LskdError) -> LskdError:
+    """Return the one line of an error that comes from a worker process wrapped in its traceback."""
+    last = str(error).strip().splitlines()[-1]
+    return LskdError(re.sub(r"^(\w+\.)*\w*Error: ", "", last))
 
 
 class EpochSampler(Sampler[int]):
@@ -203,6 +219,16 @@ class Loader:
         """Samples of the whole data set."""
         return self.sampler.samples
 
+    @property
+    def dataset(self) -> Any:
+        """The wrapped data set."""
+        return self._loader.dataset
+
+    @property
+    def collate(self) -> Any:
+        """What makes batches of samples."""
+        return getattr(self._loader, "loader", self._loader).collate_fn
+
     def __len__(self) -> int:
         """Return the number of batches."""
         return len(self._loader)
@@ -213,9 +239,7 @@ class Loader:
             for images, targets in self._loader:
                 yield images.to(self.device), targets.to(self.device)
         except LskdError as error:
-            # From a worker process the message comes wrapped in that process's traceback.
-            last = str(error).strip().splitlines()[-1]
-            raise LskdError(last.split("LskdError: ", 1)[-1]) from None
+            raise loading_error(error) from None
 
 
 def create_loader(
@@ -236,6 +260,7 @@ def create_loader(
     mixing: dict[str, Any] | None = None,
     mixing_off_epoch: int = 0,
     erasing: dict[str, Any] | None = None,
+    replay: SoftLabelsConfig | None = None,
 ) -> Loader:
     """Build a loader from timm's transform, collate and prefetch parts.
 
@@ -256,6 +281,7 @@ def create_loader(
         mixing: arguments for timm's `Mixup`, None: no mixing.
         mixing_off_epoch: first epoch without mixing, 0: none.
         erasing: `re_prob`, `re_mode`, `re_count` of random erasing.
+        replay: augment and mix so that stored soft labels fit; then `mixing` does not count.
 
     Raises:
         LskdError: timm cannot make the transform.
@@ -278,14 +304,20 @@ def create_loader(
         kind = "training" if training else "validation"
         raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {mend}.") from None
     sampler = EpochSampler(len(dataset), seed, rank, world_size, shuffle=training)
+    samples: Dataset[Any] = SeededDataset(dataset, seed)
+    collate: Any = _SeededCollate(prefetch, mixing, mixing_off_epoch)
+    if replay is not None:
+        from timm_ls_kd.replay import replayed_parts
+
+        samples, collate = replayed_parts(dataset, replay, prefetch)
     loader: Any = DataLoader(
-        SeededDataset(dataset, seed),
+        samples,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=training,
         num_workers=workers,
         worker_init_fn=_end_quietly,
-        collate_fn=_SeededCollate(prefetch, mixing, mixing_off_epoch),
+        collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         # Starting workers draws a number: not from the generator of dropout, which must not depend on when.

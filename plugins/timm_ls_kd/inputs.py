@@ -13,6 +13,7 @@ from lskd import LskdError, one_line
 from timm_ls_kd.data import Loader, create_loader
 from timm_ls_kd.models import first_channels
 from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,12 @@ def eval_loader(
 
 
 def train_loader(
-    dataset: Any, data: DataConfig, args: Namespace, device: torch.device, smoothing: float
+    dataset: Any,
+    data: DataConfig,
+    args: Namespace,
+    device: torch.device,
+    smoothing: float,
+    replay: SoftLabelsConfig | None = None,
 ) -> Loader:
     """Load the training split through timm's augmentation; mixup's labels are smoothed timm's way."""
     mixing = None
@@ -161,6 +167,7 @@ def train_loader(
             "re_mode": args.remode,
             "re_count": args.recount,
         },
+        replay=replay,
     )
     if len(loader) == 0:
         raise LskdError(

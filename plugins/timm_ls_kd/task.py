@@ -94,7 +94,7 @@ class LsKdTask(TrainingTask):
             input: images `(B, C, H, W)` in the student's normalisation.
             target: labels `(B,)`, or probabilities `(B, K)` under mixup.
         """
-        teacher_logits = self.teacher(input)
+        teacher_logits, target = self.ask_teacher(input, target)
         output = self.trainable_module(input)
         logits = output[0] if isinstance(output, tuple | list) else output
         # Autocast off: the loss is computed in float32 whatever the networks ran in.
@@ -104,6 +104,10 @@ class LsKdTask(TrainingTask):
         if torch.is_grad_enabled():
             self._accumulate(torch.stack(list(named.values())), logits.shape[0])
         return {"loss": parts.loss, "output": logits, **named}
+
+    def ask_teacher(self, input: Tensor, target: Any) -> tuple[Any, Tensor]:
+        """Return what the teacher says about a batch, and the labels in `target`."""
+        return self.teacher(input), target
 
     def _accumulate(self, means: Tensor, samples: int) -> None:
         # Kept on the device: reading a number at every step would wait for the device at every step.

@@ -18,7 +18,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 
 from lskd import LskdError, one_line
-from timm_ls_kd import inputs, parts
+from timm_ls_kd import inputs, parts, soft_label_parts
 from timm_ls_kd.arguments import KdConfig, kd_config
 from timm_ls_kd.data import seed_all
 from timm_ls_kd.datacheck import check_data
@@ -40,12 +40,12 @@ def main(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     args_text = yaml.safe_dump(vars(args), default_flow_style=False)
     kd = kd_config(args)
-    _check_names(args, kd)
+    check_names(args, kd)
     folder = _run_folder(args)
     check_folder(folder, args.resume)
     splits = [split for split in (args.train_split, args.val_split) if split]
     check_data(args.dataset, args.data_dir, splits, num_classes=args.num_classes, class_map=args.class_map)
-    device = _start_device(args)
+    device = start_device(args)
     try:
         with stop_signals():
             return _train(args, args_text, kd, folder, device)
@@ -84,7 +84,8 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
     dataset = inputs.open_dataset(
         vars(args), args.train_split, data.input_size[0], args.num_classes, training=True
     )
-    loader = inputs.train_loader(dataset, data, args, device, smoothing)
+    soft_labels = None if kd is None else kd.soft_labels
+    loader = inputs.train_loader(dataset, data, args, device, smoothing, replay=soft_labels)
     dataset_eval = None
     if args.val_split:
         dataset_eval = inputs.open_dataset(vars(args), args.val_split, data.input_size[0], args.num_classes)
@@ -92,10 +93,16 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
     if dataset_eval is not None:
         loader_eval = inputs.eval_loader(dataset_eval, data, args, device, args.rank, args.world_size)
 
-    autocast, scaler = _precision(args, device)
-    task = parts.create_task(args, kd, model, data, smoothing, device)
-    if kd is not None:
-        parts.run_preflight(kd, task.teacher, dataset_eval, data, args, device, autocast)
+    autocast, scaler = precision(args, device)
+    stored = None
+    if kd is not None and kd.soft_labels is not None:
+        task = stored = soft_label_parts.create_task(
+            args, kd, model, data, loader, dataset_eval, device, autocast
+        )
+    else:
+        task = parts.create_task(args, kd, model, data, smoothing, device)
+        if kd is not None:
+            parts.run_preflight(kd, task.teacher, dataset_eval, data, args, device, autocast)
     optimizer = parts.create_optimizer(args, model)
     start_epoch = _resume(args, task, optimizer, scaler)
     eval_model, eval_model_ema = _wrap(args, task, device)
@@ -131,9 +138,13 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
             started = time.perf_counter()
             _seed_epoch(args, epoch)
             loader.sampler.set_epoch(epoch)
+            if stored is not None:
+                stored.begin_epoch(epoch)
             train = train_one_epoch(
                 epoch, task, loader, optimizer, args, autocast=autocast, scaler=scaler, scheduler=scheduler
             )
+            if stored is not None:
+                stored.end_epoch()
             if kd is not None:
                 train |= task.epoch_metrics()
             if args.distributed and args.dist_bn:
@@ -160,6 +171,9 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
         )
         say(args, f"stopped in epoch {epoch}; {mend}")
         return 128 + int(stop.args[0])
+    finally:
+        if stored is not None:
+            stored.run.close()
     if best[0] is not None:
         say(
             args, f"best {args.eval_metric} {best[0]:.4f} in epoch {best[1]}; {folder / 'model_best.pth.tar'}"
@@ -167,7 +181,8 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
     return 0
 
 
-def _check_names(args: Namespace, kd: KdConfig | None) -> None:
+def check_names(args: Namespace, kd: KdConfig | None) -> None:
+    """Refuse names of models that timm does not know, and files that are not there."""
     check_model_name(args.model, "model")
     if kd is not None:
         check_model_name(kd.teacher, "teacher")
@@ -190,7 +205,8 @@ def _run_folder(args: Namespace) -> Path:
     return Path(args.output or "output/train") / name
 
 
-def _start_device(args: Namespace) -> torch.device:
+def start_device(args: Namespace) -> torch.device:
+    """Choose the device, and join the other processes where there are any."""
     if args.device is None:
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     check_device(args.device)
@@ -212,7 +228,8 @@ def check_device(name: str) -> None:
         raise LskdError(f"--device {name} cannot be used ({one_line(error)}); pass --device cpu.") from None
 
 
-def _precision(args: Namespace, device: torch.device) -> tuple[Autocast, Any]:
+def precision(args: Namespace, device: torch.device) -> tuple[Autocast, Any]:
+    """Return the context of forward passes, and the scaler of float16 gradients."""
     if not args.amp:
         return nullcontext, None
     autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))

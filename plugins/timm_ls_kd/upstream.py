@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -25,6 +26,7 @@ from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches,
 from timm_ls_kd.run_folder import check_writable
 from timm_ls_kd.task import LsKdTask, describe_targets
 from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
+from timm_ls_kd.upstream_replay import ReplaySeams
 
 # Upstream's arguments that mean something to us too.
 _SHARED = ("kd_temperature", "smoothing")
@@ -45,6 +47,8 @@ _SEAMS = (
     "ClassificationTask",
     "LogitDistillationTask",
     "resume_task_checkpoint",
+    "Mixup",
+    "FastCollateMixup",
 )
 
 
@@ -58,6 +62,7 @@ class _Run:
     dataset_eval: Any = None
     eval_loader: dict[str, Any] = field(default_factory=dict)
     task: LsKdTask | None = None
+    replay: ReplaySeams | None = None
 
 
 def main(script: Path, argv: Sequence[str]) -> int:
@@ -79,6 +84,8 @@ def main(script: Path, argv: Sequence[str]) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
         sys.argv = before
+        if run.replay is not None:
+            run.replay.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
@@ -206,6 +213,8 @@ def _check_checkpoints(args: Namespace) -> None:
 
 def _watch(module: Any, run: _Run) -> None:
     """Put our task into the script's names, and note what its own functions are called with."""
+    run.replay = ReplaySeams(lambda: run.kd)
+    run.replay.watch(module)
 
     def after(name: str, note: Callable[[Any, tuple[Any, ...], dict[str, Any]], None]) -> None:
         original = getattr(module, name)
@@ -253,6 +262,8 @@ def _watch(module: Any, run: _Run) -> None:
 
 def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any]) -> LsKdTask:
     """Build our task where the script builds timm's, its loaders being made already."""
+    if kd.soft_labels is not None:
+        return _create_soft_labels_task(run, kd, model, kwargs)
     args, loader = run.args, run.eval_loader
     device = kwargs.get("device") or torch.device(args.device)
     channels = first_channels(run.student)
@@ -272,6 +283,40 @@ def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any])
     for line in describe_teacher(kd, teacher, student_norm, args.num_classes):
         _say(args, line)
     _say(args, _preflight(run, kd, teacher, student_norm, device))
+    return task
+
+
+def _create_soft_labels_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any]) -> LsKdTask:
+    """The same with stored soft labels, where the teacher is made only if it will be asked."""
+    args, loader = run.args, run.eval_loader
+    device = kwargs.get("device") or torch.device(args.device)
+    channels = first_channels(run.student)
+    student_norm = Normalisation.of(loader["mean"], loader["std"], channels)
+
+    def build() -> Teacher:
+        _say(args, announce_teacher(kd))
+        teacher = create_teacher(
+            kd, args.num_classes, channels, student_norm, channels_last=args.channels_last
+        )
+        teacher.to(device)
+        for line in describe_teacher(kd, teacher, student_norm, args.num_classes):
+            _say(args, line)
+        _say(args, _preflight(run, kd, teacher, student_norm, device))
+        return teacher
+
+    assert run.replay is not None
+    task = run.replay.create_task(
+        args,
+        kd,
+        model,
+        student_norm,
+        build,
+        _autocast(args, device),
+        partial(_say, args),
+        device=device,
+        dtype=kwargs.get("dtype"),
+    )
+    _say(args, describe_targets(task.loss, args.num_classes, args.mixup > 0 or args.cutmix > 0))
     return task
 
 

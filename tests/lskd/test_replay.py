@@ -34,6 +34,8 @@ def test_seed_is_the_documented_hash_in_plain_integers(base, epoch, samples):
     expected = [splitmix(splitmix(splitmix(base) ^ epoch) ^ sample) >> 32 for sample in samples]
     assert augmentation_seed(base, epoch, np.array(samples)).tolist() == expected
     assert [augmentation_seed(base, epoch, sample) for sample in samples] == expected
+    epochs = np.full(len(samples), epoch)
+    assert augmentation_seed(base, epochs, np.array(samples)).tolist() == expected
 
 
 def test_seeds_are_spread():

@@ -1,0 +1,152 @@
+"""Images that are made again from their seeds: the same pixels in any order, by any number of workers."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from timm.data import create_dataset
+
+from lskd import LskdError, MixingPolicy, augmentation_seed
+from timm_ls_kd.data import create_loader
+from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.replay import KeySampler, ReplayedDataset
+from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
+
+pytestmark = pytest.mark.unit
+ERASING = {"re_prob": 0.8, "re_count": 2}
+BOTH = MixingPolicy(0.8, 1.0, 0.9, 0.5)
+
+
+def loader(
+    digits, seed, path, transform=None, batch_size=8, workers=0, mixing=BOTH, prefetch=True, **options
+):
+    config = SoftLabelsConfig(path=path, seed=5, mixing=mixing, mixing_off_epoch=2)
+    return create_loader(
+        create_dataset("", root=str(digits), split="train"),
+        input_size=(3, 24, 24),
+        batch_size=batch_size,
+        normalisation=Normalisation((0.5,) * 3, (0.5,) * 3),
+        device=torch.device("cpu"),
+        transform={"scale": (0.3, 1.0)} | (transform or {}),
+        training=True,
+        seed=seed,
+        workers=workers,
+        prefetch=prefetch,
+        replay=config,
+        **options,
+    )
+
+
+def images(loader, epoch):
+    """Return image, label of the partner and share by key."""
+    loader.sampler.set_epoch(epoch)
+    found = {}
+    for pixels, targets in loader:
+        mixed = targets.partner_labels is not None
+        for row, key in enumerate(targets.keys.tolist()):
+            rest = (int(targets.partner_labels[row]), float(targets.weights[row])) if mixed else ()
+            found[key] = pixels[row].clone(), int(targets.labels[row]), *rest
+    return found
+
+
+AUGMENTATIONS = {
+    "RandAugment": ({"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4}, {}),
+    "AutoAugment": ({"auto_augment": "original-mstd0.5"}, {}),
+    "AugMix": ({"auto_augment": "augmix-m5-w4-d2"}, {}),
+    "3-Augment": ({"auto_augment": "3a", "color_jitter": 0.3}, {}),
+    "colours": (
+        {"color_jitter": 0.4, "color_jitter_prob": 0.8, "grayscale_prob": 0.3, "gaussian_blur_prob": 0.5},
+        {},
+    ),
+    "flips, random interpolation": ({"hflip": 0.5, "vflip": 0.5, "interpolation": "random"}, {}),
+    "erasing": ({}, {"prefetch": False, "erasing": ERASING | {"re_mode": "pixel"}}),
+    "erasing by colour": ({}, {"prefetch": False, "erasing": ERASING | {"re_mode": "rand"}}),
+    "key points": ({"train_crop_mode": "rkrc"}, {}),
+}
+
+
+@pytest.mark.parametrize("mixing", [MixingPolicy(), BOTH], ids=["plain", "mixed"])
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_pixels_are_the_same_in_any_order(digits, tmp_path, name, mixing):
+    transform, options = AUGMENTATIONS[name]
+    options = options | {"mixing": mixing}
+    first = images(loader(digits, 1, tmp_path, transform, **options), 1)
+    random.seed(99)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    other = loader(digits, 2, tmp_path, transform, batch_size=6, **options)
+    images(other, 0)
+    second = images(other, 1)
+    assert first.keys() == second.keys() == set(range(96, 192))
+    assert list(first) != list(second)
+    for key, (pixels, *rest) in first.items():
+        assert torch.equal(pixels, second[key][0])
+        assert tuple(rest) == second[key][1:]
+    # The test can fail: an epoch later the images are others.
+    later = images(other, 2)
+    assert sum(torch.equal(first[key][0], later[key + 96][0]) for key in first) < 20
+
+
+def test_worker_processes_make_the_same_images(digits, tmp_path):
+    transform = {"auto_augment": "rand-m9-mstd0.5", "color_jitter": 0.4}
+    here = loader(digits, 1, tmp_path, transform)
+    workers = loader(digits, 2, tmp_path, transform, batch_size=12, workers=2)
+    for epoch in range(2):  # the second time with workers that live on
+        expected, found = images(here, epoch), images(workers, epoch)
+        assert all(torch.equal(pixels, found[key][0]) for key, (pixels, *_) in expected.items())
+
+
+def test_mixed_images_are_made_of_their_parts(digits, tmp_path):
+    plain = images(loader(digits, 1, tmp_path, mixing=MixingPolicy()), 1)
+    mixed = images(loader(digits, 1, tmp_path), 1)
+    kinds = set()
+    for sample in range(96):
+        seed = augmentation_seed(5, 1, sample)
+        mixing = BOTH.draw(seed, sample, 96)
+        pixels, label, partner_label, weight = mixed[96 + sample]
+        own = plain[96 + sample]
+        assert label == own[1]
+        if mixing is None:
+            assert torch.equal(pixels, own[0])
+            assert weight == 1
+            continue
+        kinds.add(mixing.kind)
+        other = plain[96 + mixing.partner]
+        assert partner_label == other[1]
+        if mixing.kind == "mixup":
+            assert weight == pytest.approx(mixing.weight)
+            # Both are rounded to whole bytes.
+            torch.testing.assert_close(pixels, own[0] * weight + other[0] * (1 - weight), atol=0.012, rtol=0)
+        else:
+            top, bottom, left, right = mixing.box(24, 24)
+            expected = own[0].clone()
+            expected[:, top:bottom, left:right] = other[0][:, top:bottom, left:right]
+            assert torch.equal(pixels, expected)
+            assert weight == pytest.approx(1 - (bottom - top) * (right - left) / 24**2)
+    assert kinds == {"mixup", "cutmix"}
+
+
+def test_mixing_ends_with_its_epoch(digits, tmp_path):
+    last = images(loader(digits, 1, tmp_path), 2)
+    assert all(weight == 1 for *_, weight in last.values())
+
+
+def test_an_unreadable_image_is_not_replaced_by_the_next(own_digits):
+    dataset = create_dataset("", root=str(own_digits), split="train")
+    broken = ReplayedDataset(dataset, 0, MixingPolicy(), 0)
+    broken.transform = np.asarray
+    assert broken[96 + 3].key == 99
+    path = dataset.filename(3, absolute=True)
+    with open(path, "wb") as file:
+        file.write(b"not an image")
+    with pytest.raises(LskdError, match=path):
+        broken[96 + 3]
+
+
+def test_keys_of_another_sampler():
+    keys = KeySampler([2, 0, 1], 3)
+    assert list(keys) == [2, 0, 1]
+    keys.epoch = 4
+    assert list(keys) == [14, 12, 13]
+    assert len(keys) == 3

@@ -1,0 +1,371 @@
+"""Students that share one teacher's stored words: exactness, refusals, kills, full disks."""
+
+import builtins
+import errno
+import os
+import shutil
+import signal
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lskd import SoftLabels, SoftLabelsWriter
+from lskd import _block_file as block_file_module
+from lskd import _row_collector as row_collector_module
+from timm_ls_kd import soft_labels as soft_labels_module
+from timm_ls_kd.soft_label_task import SoftLabelsTask
+from timm_ls_kd.teacher import Teacher
+
+pytestmark = pytest.mark.unit
+AUGMENTED = ["--hflip", "0.5", "--scale", "0.3", "1", "--aa", "rand-m5-mstd0.5"]
+MIXED = ["--mixup", "0.5", "--cutmix", "1", "--mixup-off-epoch", "1"]
+# 96 images in batches of 20: 16 of each epoch are in no batch.
+SHORT = ["--batch-size", "20", "--epochs", "2", "--checkpoint-hist", "1"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def student(train, kd, store):
+    """Train a student with the store; its run must end well unless said otherwise."""
+
+    def run(name, *arguments, status=0, data=None, where=store):
+        options = [*kd, *SHORT, *AUGMENTED, "--kd-soft-labels", where, *arguments]
+        result = train(name, *options, data=data)
+        assert result.status == status, result.err
+        return result
+
+    return run
+
+
+@pytest.fixture
+def same_weights(tmp_path, weights):
+    def compare(first, second):
+        other = weights(tmp_path / "runs" / second)
+        return all(
+            torch.equal(value, other[key]) for key, value in weights(tmp_path / "runs" / first).items()
+        )
+
+    return compare
+
+
+@pytest.fixture
+def filled(student, tmp_path_factory, request):
+    """A complete store of two epochs, top 2 in float16, copied from one that is made once."""
+    cache = request.config.cache_of_stores = getattr(request.config, "cache_of_stores", {})
+    if "store" not in cache:
+        cache["store"] = tmp_path_factory.mktemp("filled") / "store"
+        student("filling", "--kd-soft-labels-top-k", 2, where=cache["store"])
+    return cache["store"]
+
+
+@pytest.fixture
+def filled_copy(filled, store):
+    shutil.copytree(filled, store)
+    return store
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        [*MIXED, "--reprob", "0.5", "--kd-hard-weight", "0.3", "--smoothing", "0.1", "--kd-temperature", "2"],
+    ],
+    ids=["plain", "everything"],
+)
+def test_stored_and_online_students_are_equal_weight_for_weight(student, same_weights, monkeypatch, options):
+    options = [*options, "--kd-soft-labels-top-k", "0", "--model-ema", "--grad-accum-steps", "2"]
+    student("stores", *options)
+    with monkeypatch.context() as patch:
+        # Nobody builds a teacher any more.
+        patch.setattr(Teacher, "__init__", lambda *a, **k: pytest.fail("a teacher was built"))
+        result = student("reads", *options)
+    assert "all 2 epochs are read" in result.out
+    with monkeypatch.context() as patch:
+        # The path of a run without a store, on the same images: logits straight from the teacher.
+        def ask(self, images, targets):
+            loss = self.loss
+            return self.teacher(images), targets.hard(4, loss.alpha, loss.convention)
+
+        patch.setattr(SoftLabelsTask, "ask_teacher", ask)
+        student("online", *options)
+    assert same_weights("stores", "reads")
+    assert same_weights("stores", "online")
+    student("other", *options, "--seed", "7")
+    assert not same_weights("stores", "other")
+
+
+def test_top_k_and_half_precision_change_the_loss_a_little(student, summary, tmp_path, record_property):
+    """A learning rate of 0, so that the losses are of one student."""
+    losses = {}
+    for name, options in {
+        "all": ["--kd-soft-labels-top-k", "0"],
+        "3": ["--kd-soft-labels-top-k", "3"],
+        "1": ["--kd-soft-labels-top-k", "1"],
+        "1 renormalised": ["--kd-soft-labels-top-k", "1", "--kd-rest", "renormalise"],
+    }.items():
+        student(name, *options, "--lr", "0", "--epochs", "1", where=tmp_path / f"store {name}")
+        losses[name] = summary(tmp_path / "runs" / name)[0]["train_ce"]
+    difference = {name: abs(loss - losses["all"]) for name, loss in losses.items()}
+    record_property("loss difference of top-K", difference)
+    print(f"loss {losses['all']:.4f}; differences of top-K: {difference}")
+    assert difference["3"] < 1e-3  # of 4 classes: nothing but the rounding is lost
+    assert difference["3"] < difference["1"] < difference["1 renormalised"] < 1
+
+
+def test_the_one_that_stores_and_those_that_read_are_equal_with_top_k(student, same_weights, store):
+    student("stores", "--kd-soft-labels-top-k", "2", *MIXED)
+    student("reads", *MIXED, "--workers", "2")
+    assert same_weights("stores", "reads")
+    labels = SoftLabels(store)
+    labels.verify()
+    assert (len(labels), labels.layout.k, labels.layout.values) == (192, 2, "float16")
+    assert (store / "rows.bin").stat().st_size == 192 * (4 + 4 * 2)
+    assert not (store / "scratch").exists()
+
+
+def test_more_epochs_than_stored_are_added(student, same_weights, filled_copy):
+    before = (filled_copy / "rows.bin").read_bytes()
+    result = student("three", "--epochs", "3")
+    assert "epochs 2 to 2 are to be stored" in result.out
+    assert SoftLabels(filled_copy).layout.epochs == 3
+    assert (filled_copy / "rows.bin").read_bytes()[: len(before)] == before
+    student("again", "--epochs", "3")
+    assert same_weights("three", "again")
+    student("two")  # and fewer are no reason to complain
+    result = student("gap", "--epochs", "6", "--start-epoch", "4", status=2)
+    result.assert_one_clear_line("has 3 epoch(s)", "epoch 4", "timm soft-labels")
+
+
+def test_ahead_of_time(student, timm_command, train, kd, store, same_weights, filled, tmp_path, digits):
+    arguments = [
+        *[
+            "--data-dir",
+            digits,
+            "--model",
+            "test_resnet",
+            "--num-classes",
+            4,
+            "--img-size",
+            32,
+            "--device",
+            "cpu",
+        ],
+        *["--workers", 0, "--color-jitter", 0, "--kd-soft-labels-top-k", 2, *kd, *AUGMENTED, *SHORT],
+    ]
+    result = timm_command("soft-labels", *arguments, "--kd-soft-labels", store)
+    assert result.status == 0, result.err
+    assert SoftLabels(store).complete
+    student("reads")
+    student("reads of the other", where=filled)
+    there, ahead = SoftLabels(filled), SoftLabels(store)
+    for key in range(192):  # other batches: the same to rounding
+        assert (there[key].seeds == ahead[key].seeds).all()
+        np.testing.assert_allclose(there[key].values, ahead[key].values, atol=0.01)
+    result = timm_command("soft-labels", *arguments)
+    result.assert_one_clear_line("--kd-soft-labels DIR")
+
+
+@pytest.mark.parametrize("while_ahead", [True, False])
+def test_a_kill_in_an_epoch_loses_that_epoch_only(
+    student, timm_command, kd, digits, store, filled, while_ahead, same_weights, monkeypatch, tmp_path
+):
+    """The process is killed in its 8th question to the teacher, in the second epoch."""
+    monkeypatch.setattr("timm_ls_kd.soft_label_command._BATCHES", 2)
+    ahead = [
+        *["soft-labels", "--data-dir", digits, "--model", "test_resnet", "--num-classes", 4],
+        *["--img-size", 32, "--device", "cpu", "--workers", 0, "--color-jitter", 0, *kd, *AUGMENTED, *SHORT],
+        *["--kd-preflight-samples", 0, "--kd-soft-labels", store, "--kd-soft-labels-top-k", 2],
+    ]
+
+    def go(*more):
+        if while_ahead:
+            return timm_command(*ahead).status
+        return student("killed", "--kd-soft-labels-top-k", 2, "--kd-preflight-samples", 0, *more).status
+
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        asked, ask = 0, Teacher.__call__
+
+        def kill(self, batch):
+            nonlocal asked
+            asked += 1
+            if asked == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return ask(self, batch)
+
+        Teacher.__call__ = kill
+        go()
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    stored = len(SoftLabels(store))
+    assert stored == (120 if while_ahead else 96)
+    last = tmp_path / "runs" / "killed" / "last.pth.tar"
+    assert go("--resume", last) == 0
+    assert SoftLabels(store).complete
+    if not while_ahead:
+        assert (store / "rows.bin").read_bytes() == (filled / "rows.bin").read_bytes()
+        student("reads", where=filled)
+        assert same_weights("killed", "reads")
+
+
+REFUSALS = {
+    "augmentation.scale": ["--scale", "0.4", "1"],
+    "augmentation.ratio": ["--ratio", "0.9", "1.1"],
+    "augmentation.hflip": ["--hflip", "0.4"],
+    "augmentation.vflip": ["--vflip", "0.1"],
+    "augmentation.aa": ["--aa", "rand-m6-mstd0.5"],
+    "augmentation.color_jitter": ["--color-jitter", "0.1"],
+    "augmentation.train_crop_mode": ["--train-crop-mode", "rkrc"],
+    "augmentation.reprob": ["--reprob", "0.1"],
+    "augmentation.mixup": ["--mixup", "0.2"],
+    "augmentation.cutmix": ["--cutmix", "0.2"],
+    "augmentation.no_aug": ["--no-aug"],
+    "augmentation.seed": ["--kd-soft-labels-seed", "43"],
+    "augmentation.mean": ["--mean", "0.4", "0.4", "0.4"],
+    "augmentation.std": ["--std", "0.4", "0.4", "0.4"],
+    "augmentation.prefetcher": ["--no-prefetcher"],
+    "augmentation.transform": ["--train-interpolation", "bilinear"],
+    "augmentation.transform ": ["--img-size", "40"],
+    "stored.top_k": ["--kd-soft-labels-top-k", "3"],
+    "stored.values": ["--kd-soft-labels-values", "float32"],
+    "teacher.precision": ["--kd-teacher-dtype", "bfloat16"],
+    "teacher.precision ": ["--amp", "--amp-dtype", "bfloat16"],
+    "teacher.arguments": ["--kd-teacher-img-size", "40"],
+}
+
+
+@pytest.mark.parametrize("difference", REFUSALS)
+def test_a_store_of_something_else_is_refused(student, filled, difference):
+    result = student("other", *REFUSALS[difference], status=2, where=filled)
+    result.assert_one_clear_line("do not belong", f"{difference.strip()} is ")
+
+
+def test_a_store_of_other_images_teacher_or_versions_is_refused(
+    student, filled, own_digits, teacher, teacher_run, tmp_path, monkeypatch
+):
+    image = next((own_digits / "train" / "digit2").iterdir())
+    image.rename(image.with_name("other.png"))
+    result = student("other", status=2, data=own_digits, where=filled)
+    result.assert_one_clear_line("data.listing is ")
+    image.with_name("other.png").unlink()
+    student("other", status=2, data=own_digits, where=filled).assert_one_clear_line("data.images is 96 ")
+    content = torch.load(teacher, weights_only=False)
+    content["state_dict"]["fc.weight"] += 1e-3
+    shutil.copytree(teacher_run, tmp_path / "taught")
+    torch.save(content, tmp_path / "taught" / "last.pth.tar")
+    elsewhere = ["--kd-teacher-checkpoint", tmp_path / "taught" / "last.pth.tar"]
+    student("other", *elsewhere, status=2, where=filled).assert_one_clear_line("teacher.weights is ")
+    (tmp_path / "taught" / "args.yaml").unlink()
+    shutil.copy(teacher, tmp_path / "taught" / "last.pth.tar")
+    result = student("other", *elsewhere, status=2, where=filled)
+    result.assert_one_clear_line("teacher.run_beside_it is ")
+    monkeypatch.setattr("timm.__version__", "1.0.28")
+    student("other", status=2, where=filled).assert_one_clear_line("versions.timm is ", "1.0.28")
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--kd-soft-labels", "x", "--mixup-mode", "pair"], "--mixup-mode pair"),
+        (["--kd-soft-labels", "x", "--kd-soft-labels-top-k", "-1"], "--kd-soft-labels-top-k"),
+        (["--kd-soft-labels", "x", "--kd-soft-labels-top-k", "5"], "top-K must be 1 to 4"),
+        (["--kd-soft-labels-verify", "3"], "needs --kd-soft-labels"),
+        (["--kd-rest", "renormalise"], "needs --kd-soft-labels"),
+    ],
+)
+def test_arguments_that_cannot_be(train, kd, options, word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train("run", *kd, *options).assert_one_clear_line(word)
+    assert not (tmp_path / "x").exists()
+
+
+def test_verifying(student, filled_copy):
+    result = student("good", "--kd-soft-labels-verify", "500")
+    assert "192 images verified" in result.out
+    labels = SoftLabels(filled_copy)
+    layout, identity = labels.layout, labels.identity
+    rows = labels.take(np.arange(192))
+    shutil.rmtree(filled_copy)
+    with SoftLabelsWriter(filled_copy, layout, identity) as writer:
+        # As if the images of the first epoch had been shifted by one place.
+        values, ids = rows.values.copy(), rows.ids.copy()
+        values[:96], ids[:96] = np.roll(values[:96], 1, 0), np.roll(ids[:96], 1, 0)
+        writer.append(values, ids, seeds=rows.seeds)
+    result = student("bad", "--kd-soft-labels-verify", "150", status=2)
+    result.assert_one_clear_line("not what the teacher says", "write them again")
+
+
+def test_rows_of_other_augmentation_are_noticed_while_reading(student, filled_copy):
+    labels = SoftLabels(filled_copy)
+    layout, identity, rows = labels.layout, labels.identity, labels.take(np.arange(192))
+    seeds = rows.seeds.copy()
+    seeds[17] += 1
+    shutil.rmtree(filled_copy)
+    with SoftLabelsWriter(filled_copy, layout, identity) as writer:
+        writer.append(rows.values, rows.ids, seeds=seeds)
+    result = student("bad", "--workers", "1", status=2)
+    result.assert_one_clear_line("augmented otherwise")
+
+
+def test_a_flipped_byte_is_noticed_while_reading(student, filled_copy):
+    content = bytearray((filled_copy / "rows.bin").read_bytes())
+    content[700] ^= 1
+    (filled_copy / "rows.bin").write_bytes(content)
+    student("bad", "--workers", "1", status=2).assert_one_clear_line("rows.bin is damaged in block 0")
+
+
+def full_scratch(patch):
+    def full(*arguments, **options):
+        return builtins.open("/dev/full", "wb")
+
+    patch.setattr(row_collector_module, "open", full, raising=False)
+
+
+def full_store(patch):
+    def append(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    patch.setattr(block_file_module.BlockWriter, "append", append)
+
+
+@pytest.mark.parametrize("full", [full_scratch, full_store])
+def test_a_full_disk(student, filled_copy, filled, same_weights, full, monkeypatch, summary, tmp_path):
+    labels = SoftLabels(filled_copy)
+    with monkeypatch.context() as patch:
+        full(patch)
+        result = student("stops", "--epochs", "4", status=2)
+        result.assert_one_clear_line("No space left on device", "--kd-soft-labels-on-error continue")
+        result = student("continues", "--epochs", "4", "--kd-soft-labels-on-error", "continue")
+    lines = [line for line in result.out.splitlines() if "No space left on device" in line]
+    assert len(lines) == 1
+    assert "stores nothing more" in lines[0]
+    assert len(summary(tmp_path / "runs" / "continues")) == 4
+    assert (filled_copy / "rows.bin").read_bytes() == (filled / "rows.bin").read_bytes()
+    assert len(SoftLabels(filled_copy)) == len(labels) == 192
+    student("later", "--epochs", "4")
+    student("stops", "--epochs", "4", "--resume", tmp_path / "runs" / "stops" / "last.pth.tar")
+    assert same_weights("continues", "later")
+    assert same_weights("stops", "later")
+
+
+def test_two_writers_at_once(student, filled_copy, monkeypatch):
+    monkeypatch.setattr(soft_labels_module, "LOCK_SECONDS", 0.2)
+    labels = SoftLabels(filled_copy)
+    with SoftLabelsWriter(filled_copy, labels.layout, labels.identity):
+        result = student("second", "--epochs", "3", status=2)
+        result.assert_one_clear_line("being written by another process")
+        student("reader")  # who needs nothing written
+    student("second", "--epochs", "3")
+
+
+def test_a_run_that_does_not_start_leaves_nothing_behind(student, store):
+    """The images do not fill one batch."""
+    student("none", "--batch-size", "200", status=2)
+    assert not store.exists()
