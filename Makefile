@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # On a small busy machine two OpenMP threads can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo demo-bnn test lint bench clean
+.PHONY: help install demo demo-bnn test lint bench bench-growth clean
 help:
 	@echo "make install   create $(VENV) with everything pinned in constraints.txt"
 	@echo "make demo      does a label-smoothed teacher distil a better student? on real digits -> runs/digits/index.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make test      all tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
+	@echo "make bench-growth  how cost grows -> benchmarks/growth.csv and .png"
 	@echo "make clean     remove $(VENV) and caches (runs/ and data/ stay)"
 
 install: $(VENV)/.installed
@@ -41,6 +42,9 @@ lint: install
 
 bench: install
 	$(BIN)/python -m pytest -q -s benchmarks
+
+bench-growth: install
+	$(BIN)/python benchmarks/growth.py
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

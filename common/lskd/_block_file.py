@@ -3,6 +3,7 @@
 import hashlib
 import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from lskd._errors import SoftLabelsError
 
 DIGEST_BYTES = 16
+_PENDING_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,22 @@ class BlockWriter:
         self._block_bytes = block_bytes
         full, rest = divmod(committed.bytes, block_bytes)
         self._bytes = committed.bytes
-        self._file = _open_at(path, committed.bytes)
-        self._sums_file = _open_at(sums_path(path), full * DIGEST_BYTES)
-        self._sums_file.seek(0)
-        sums = self._sums_file.read()
+        self._file = _Appended(path, committed.bytes)
+        try:
+            self._sums_file = _Appended(sums_path(path), full * DIGEST_BYTES)
+        except BaseException:
+            self._file.close()
+            raise
         self._sums, self._tail = _new(), _new()
-        self._sums.update(sums)
-        self._file.seek(committed.bytes - rest)
-        self._tail.update(self._file.read(rest))
+        self._sums.update(self._sums_file.read(0))
+        self._tail.update(self._file.read(committed.bytes - rest))
         if (self._sums.hexdigest(), self._tail.hexdigest()) != (committed.sums, committed.tail):
             self.close()
             raise SoftLabelsError(f"{path} is damaged at its end; remove the folder and write it again")
 
     def append(self, data: bytes) -> None:
         """Write ``data`` behind the rest."""
-        self._file.write(data)
+        self._file.append(data)
         view = memoryview(data)
         while view:
             room = self._block_bytes - self._bytes % self._block_bytes
@@ -81,28 +84,65 @@ class BlockWriter:
             self._bytes += len(part)
             if self._bytes % self._block_bytes == 0:
                 block = self._tail.digest()
-                self._sums_file.write(block)
+                self._sums_file.append(block)
                 self._sums.update(block)
                 self._tail = _new()
 
     def commit(self) -> Committed:
         """Bring everything to the disk, and return what may be relied on from now on."""
         for file in (self._file, self._sums_file):
-            file.flush()
-            os.fsync(file.fileno())
+            file.sync()
         return Committed(self._bytes, self._sums.hexdigest(), self._tail.hexdigest())
 
     def close(self) -> None:
         """Close the files; what was not committed does not count."""
         for file in (self._file, self._sums_file):
-            try:
-                file.close()
-            except OSError:  # what is still buffered finds no room: it was not committed either
-                continue
+            file.close()
+
+
+class _Appended:
+    """A file that is written at its end; what an ended writer left behind ``size`` is cut off.
+
+    What waits to be written lies in this object and not in Python's buffer of the file: a process that was
+    forked meanwhile (a loading worker) would write its copy of such a buffer when it ends.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115 - see close
+        self._pending = bytearray()
+        found = self._file.seek(0, os.SEEK_END)
+        if found < size:
+            self.close()
+            raise _truncated(path, found, size)
+        self._file.truncate(size)
+
+    def read(self, start: int) -> bytes:
+        """Return what the file holds from ``start`` on, and stand at its end."""
+        self._file.seek(start)
+        return self._file.readall() or b""
+
+    def append(self, data: bytes) -> None:
+        self._pending += data
+        if len(self._pending) >= _PENDING_BYTES:
+            self._flush()
+
+    def sync(self) -> None:
+        self._flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _flush(self) -> None:
+        while self._pending:
+            written = self._file.write(self._pending)  # fewer bytes than asked for, as a disk fills up
+            del self._pending[:written]
 
 
 class BlockReader:
     """A read-only memory map of the committed part of a file; a block is checked when first touched.
+
+    Processes that are forked from this one share what was checked, so that each block is checked once.
 
     Args:
         path: the file.
@@ -121,8 +161,9 @@ class BlockReader:
         if digest(sums).hex() != committed.sums:
             raise SoftLabelsError(f"{sums_path(path)} is damaged; write the soft labels again")
         self._sums = sums
-        self._blocks = -(-committed.bytes // block_bytes)
-        self._checked = np.full(self._blocks, not check, dtype=bool)
+        self.blocks = -(-committed.bytes // block_bytes)
+        self._checked = np.frombuffer(mmap.mmap(-1, self.blocks + 1), bool)  # anonymous, shared by forks
+        self._checked[:] = not check
         self.bytes: NDArray[np.uint8] = _map(path, committed.bytes)
 
     def check(self, start: int, stop: int) -> None:
@@ -142,14 +183,36 @@ class BlockReader:
             if not self._checked[block]:
                 self._check_block(block)
 
-    def verify(self) -> None:
-        """Check every block, whatever was checked before.
+    def check_many(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
+        """Check the blocks under many such ranges.
 
         Raises:
-            SoftLabelsError: naming the first block that is damaged.
+            SoftLabelsError: naming the block that is damaged.
         """
-        for block in range(self._blocks):
-            self._check_block(block)
+        # An empty range at either end of the file meets the spare entry, and no block.
+        first, last = starts // self._block_bytes, (stops - 1) // self._block_bytes
+        near = (last - first).max(initial=0) < 2
+        if near and self._checked[first].all() and self._checked[last].all():
+            return
+        if near:
+            touched = np.unique(np.concatenate([first, last]))
+            # Processes that begin together begin at different blocks, and share the work of the first pass.
+            for block in np.roll(touched, os.getpid() * 7).tolist():
+                if 0 <= block < self.blocks and not self._checked[block]:
+                    self._check_block(block)
+            return
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            self.check(start, stop)
+
+    def damages(self) -> Iterator[SoftLabelsError | None]:
+        """Check every block, whatever was checked before: yield None for a sound one, or what is wrong."""
+        for block in range(self.blocks):
+            try:
+                self._check_block(block)
+            except SoftLabelsError as error:
+                yield error
+            else:
+                yield None
 
     def _check_block(self, block: int) -> None:
         start = block * self._block_bytes
@@ -168,18 +231,6 @@ class BlockReader:
 def sums_path(path: Path) -> Path:
     """Return the file of a block file's digests."""
     return path.with_name(path.name + ".sums")
-
-
-def _open_at(path: Path, size: int) -> Any:
-    """Open for writing at ``size``; what an ended writer left behind it is cut off."""
-    file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - the writer closes it
-    found = file.seek(0, os.SEEK_END)
-    if found < size:
-        file.close()
-        raise _truncated(path, found, size)
-    file.truncate(size)
-    file.seek(size)
-    return file
 
 
 def _read_exactly(path: Path, size: int) -> bytes:

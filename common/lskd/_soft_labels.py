@@ -2,8 +2,10 @@
 
 import fcntl
 import json
+import os
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +20,11 @@ from lskd._soft_labels_manifest import MANIFEST, Manifest, SoftLabelsLayout, che
 
 _COMMIT_SECONDS = 10.0
 _LOCK = "lock"
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class SoftLabelRows(NamedTuple):
-    """The rows of one sample, views of the memory map: do not write to them.
+    """Rows of stored soft labels: of one sample as views of the memory map, of many as a copy.
 
     Attributes:
         values: ``(rows, k)`` log-probabilities at temperature 1, largest first as the teacher gave them. For
@@ -74,6 +77,8 @@ class SoftLabels:
             self.path / "rows.bin", manifest.block_bytes, manifest.files["rows"], check=check
         )
         self._rows = self._rows_file.bytes.view(self.layout.row)
+        self._values, self._ids = self._rows["values"], self._rows["ids"]
+        self._seeds = self._rows["seed"] if self.layout.seeds else None
         self._index_file = BlockReader(
             self.path / "index.bin", manifest.block_bytes, manifest.files["index"], check=check
         )
@@ -130,28 +135,31 @@ class SoftLabels:
         """
         start, stop = self._span(key)
         self._rows_file.check(start * self._row_bytes, stop * self._row_bytes)
-        rows = self._rows[start:stop]
-        return SoftLabelRows(rows["values"], rows["ids"], rows["seed"] if self.layout.seeds else None)
+        seeds = None if self._seeds is None else self._seeds[start:stop]
+        return SoftLabelRows(self._values[start:stop], self._ids[start:stop], seeds)
 
     def take(self, keys: ArrayLike) -> SoftLabelRows:
-        """Return the rows of many keys at once, copied; for layouts with one row for each sample.
+        """Return the rows of many keys, one key's behind the other's: what a batch needs, in one copy.
 
         Args:
-            keys: ``(n,)``.
+            keys: ``(n,)``, in any order.
 
         Raises:
             IndexError: for a key that is not there (yet).
             SoftLabelsError: for a damaged block.
         """
-        wanted = np.asarray(keys, np.int64)
-        if self.layout.rows_per_sample != 1:
-            raise ValueError("take is for layouts with one row for each sample; ask for keys one by one")
-        outside = wanted[(wanted < 0) | (wanted >= len(self))]
-        if len(outside):
-            raise IndexError(f"key {outside[0]} is not in {self.path}, which has {len(self)}")
-        for key in wanted.tolist():
-            self._rows_file.check(key * self._row_bytes, (key + 1) * self._row_bytes)
-        rows = self._rows[wanted]
+        keys = np.asarray(keys, np.int64)
+        if keys.size and not (keys.min() >= 0 and keys.max() < self._manifest.keys):
+            raise self._no_key(int(keys[(keys < 0) | (keys >= self._manifest.keys)][0]))
+        starts, stops = self._spans(keys)
+        self._rows_file.check_many(starts * self._row_bytes, stops * self._row_bytes)
+        if self.layout.rows_per_sample == 1:
+            places = starts
+        else:
+            lengths = stops - starts
+            ends = np.cumsum(lengths)
+            places = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if ends.size else 0)
+        rows = self._rows.take(places)  # ten times as fast as [places] where rows are structured
         return SoftLabelRows(rows["values"], rows["ids"], rows["seed"] if self.layout.seeds else None)
 
     def lengths(self) -> NDArray[np.int64]:
@@ -173,8 +181,19 @@ class SoftLabels:
         Raises:
             SoftLabelsError: naming the first block that is damaged.
         """
-        self._index_file.verify()
-        self._rows_file.verify()
+        for damage in self.damages():
+            if damage is not None:
+                raise damage
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are to check."""
+        return self._index_file.blocks + self._rows_file.blocks
+
+    def damages(self) -> Iterator[SoftLabelsError | None]:
+        """Check block after block of every file: yield None for a sound one, or the error that names it."""
+        yield from self._index_file.damages()
+        yield from self._rows_file.damages()
 
     def info(self) -> dict[str, Any]:
         """Return the manifest's content, for people."""
@@ -187,11 +206,21 @@ class SoftLabels:
 
     def _span(self, key: int) -> tuple[int, int]:
         if not 0 <= key < self._manifest.keys:
-            raise IndexError(f"key {key} is not in {self.path}, which has {self._manifest.keys}")
+            raise self._no_key(key)
         if self.layout.rows_per_sample:
             return key * self.layout.rows_per_sample, (key + 1) * self.layout.rows_per_sample
         self._index_file.check(8 * max(key - 1, 0), 8 * (key + 1))
         return int(self._ends[key - 1]) if key else 0, int(self._ends[key])
+
+    def _spans(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        if self.layout.rows_per_sample:
+            return keys * self.layout.rows_per_sample, (keys + 1) * self.layout.rows_per_sample
+        self._index_file.check_many(8 * np.maximum(keys - 1, 0), 8 * (keys + 1))
+        before = np.where(keys > 0, self._ends[keys - 1].astype(np.int64), 0)
+        return before, self._ends[keys].astype(np.int64)
+
+    def _no_key(self, key: int) -> IndexError:
+        return IndexError(f"key {key} is not in {self.path}, which has {self._manifest.keys}")
 
 
 class SoftLabelsWriter:
@@ -217,6 +246,7 @@ class SoftLabelsWriter:
             self._lock = open(self.path / _LOCK, "w")  # noqa: SIM115 - held until close
         except OSError as error:
             raise _unwritable(self.path, error) from None
+        _locks.add(self._lock)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -363,6 +393,15 @@ class SoftLabelsWriter:
         if per_sample is not None and (counts != per_sample).any():
             raise ValueError(f"every sample of this layout has {per_sample} row(s)")
         return counts
+
+
+def _release_locks() -> None:
+    """Let go of the locks in a forked process: one that outlives its killed parent must not hold them."""
+    for lock in list(_locks):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_release_locks)
 
 
 def _reopen(path: str, check: bool) -> SoftLabels:

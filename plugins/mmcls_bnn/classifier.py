@@ -9,9 +9,11 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from lskd import DistillationLoss, LskdError, distillation_terms
+from lskd import DistillationLoss, LskdError, distillation_terms, replayed
 from mmcls_bnn.compat import MODELS, ImageClassifier, labels_of, predictions_of
+from mmcls_bnn.soft_label_settings import SoftLabelSettings
 from mmcls_bnn.step1 import load_step1
+from mmcls_bnn.stored_teacher import StoredTeacher
 from mmcls_bnn.teacher import InputFormat, Teacher, TeacherSettings, describe_teacher
 from mmcls_bnn.teacher_models import load_teacher
 
@@ -37,7 +39,8 @@ class LsKdClassifier(ImageClassifier):
         neck: as for mmcls' ImageClassifier.
         head: as for mmcls' ImageClassifier; its own loss is not used.
         teacher: see :class:`mmcls_bnn.teacher.TeacherSettings`.
-        distillation: arguments of :class:`lskd.DistillationLoss`.
+        distillation: arguments of :class:`lskd.DistillationLoss`; `soft_labels` beside them are those of
+            :class:`mmcls_bnn.soft_label_settings.SoftLabelSettings`.
         step1_checkpoint: start from this checkpoint of step 1 of two-step training.
         kwargs: further arguments of mmcls' ImageClassifier.
 
@@ -62,20 +65,25 @@ class LsKdClassifier(ImageClassifier):
         self._teacher_values = dict(teacher)
         self.teacher_settings = TeacherSettings.of(teacher)
         self.step1_checkpoint = step1_checkpoint
+        distillation = dict(distillation or {})
+        soft_labels = distillation.pop("soft_labels", None)
+        self.soft_label_settings = None if soft_labels is None else SoftLabelSettings.of(soft_labels)
+        self.stored: StoredTeacher | None = None
         try:
-            self.distillation = DistillationLoss(**(distillation or {}))
+            self.distillation = DistillationLoss(**distillation)
         except (TypeError, ValueError) as error:
             raise LskdError(f"model.distillation: {error}.") from None
         self.teacher: Teacher | None = None
         self._sums: Tensor | None = None
 
     def init_weights(self) -> None:
-        """Initialise the student, or start it from step 1, and load the teacher.
+        """Initialise the student, or start it from step 1, and load the teacher unless all it says is stored.
 
         Raises:
             LskdError: for a teacher or a start that cannot be had or does not fit.
         """
-        self.load_teacher()
+        if self.stored is None or not self.stored.needs_no_teacher:
+            self.load_teacher()
         super().init_weights()
         if self.step1_checkpoint is not None:
             load_step1(self, self.step1_checkpoint)
@@ -98,7 +106,8 @@ class LsKdClassifier(ImageClassifier):
             classes = int(self.head.num_classes)
             channels = getattr(self.backbone, "in_channels", 3)
             student = InputFormat.of_preprocessor(self.data_preprocessor, channels)
-            teacher = load_teacher(self.teacher_settings, classes, student)
+            with replayed(0):  # a student starts from the same weights whether or not a teacher is built
+                teacher = load_teacher(self.teacher_settings, classes, student)
             self.teacher = teacher.to(next(self.parameters()).device)
             MMLogger.get_current_instance().info(describe_teacher(self.teacher_settings, teacher, classes))
         return self.teacher
@@ -110,11 +119,14 @@ class LsKdClassifier(ImageClassifier):
             inputs: images `(B, C, H, W)`, normalised.
             data_samples: B samples with their labels.
         """
-        teacher_logits = self.load_teacher()(inputs)
+        if self.soft_label_settings is not None:
+            teacher = self._stored().answer(inputs, data_samples)
+        else:
+            teacher = self.load_teacher()(inputs)
         logits = self.head(self.extract_feat(inputs))
         # Autocast off: the loss is computed in float32 whatever the networks ran in.
         with torch.autocast(logits.device.type, enabled=False):
-            parts = self.distillation.components(logits, teacher_logits, labels_of(data_samples))
+            parts = self.distillation.components(logits, teacher, labels_of(data_samples))
         named = {name: getattr(parts, field) for name, field in LOGGED.items()}
         self._accumulate(torch.stack(list(named.values())), logits.shape[0])
         return {"loss": parts.loss, **named}
@@ -129,6 +141,8 @@ class LsKdClassifier(ImageClassifier):
     def predict(self, inputs: Tensor, data_samples: list[Any] | None = None, **kwargs: Any) -> list[Any]:
         """Return predictions; in a training run they carry the distillation terms of each sample.
 
+        Where all that the teacher says is read from a store, there is none to ask, and the terms are NaN.
+
         Args:
             inputs: images `(B, C, H, W)`, normalised.
             data_samples: B samples, which are filled in; None: new ones are made.
@@ -136,6 +150,9 @@ class LsKdClassifier(ImageClassifier):
         """
         logits = self.head(self.extract_feat(inputs))
         predictions = predictions_of(self.head, logits, data_samples)
+        if self.teacher is None and self.stored is not None:
+            for sample in predictions:
+                sample.set_field(logits.new_full((4,), math.nan), "distillation", dtype=Tensor)
         if self.teacher is not None:
             teacher_logits = self.teacher(inputs)
             terms = distillation_terms(logits, teacher_logits, self.distillation.temperature)
@@ -160,6 +177,13 @@ class LsKdClassifier(ImageClassifier):
         return {
             name: total / samples if samples else math.nan for name, total in zip(LOGGED, totals, strict=True)
         }
+
+    def _stored(self) -> StoredTeacher:
+        if self.stored is None:
+            raise LskdError(
+                "soft labels need dict(type='SoftLabelsHook') in custom_hooks; add it to the recipe."
+            )
+        return self.stored
 
     def _accumulate(self, means: Tensor, samples: int) -> None:
         # Kept on the device: reading a number at every step would wait for the device at every step.

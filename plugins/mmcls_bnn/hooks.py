@@ -168,4 +168,7 @@ class TeacherHook(Hook):
             runner.logger.info("the teacher's accuracy is not checked: no validation images")
             return
         model = unwrapped(runner.model)
+        if model.stored is not None and model.stored.needs_no_teacher:
+            runner.logger.info("the teacher is not asked: all that it says is stored")
+            return
         runner.logger.info(try_teacher(model, runner.val_dataloader.dataset, self.samples))

@@ -9,9 +9,19 @@ from types import TracebackType
 import torch
 
 from lskd import LskdError
-from mmcls_bnn import classifier, curves, data, hooks, losses, metrics, reactnet, reactnet_a
+from mmcls_bnn import classifier, curves, data, hooks, losses, metrics, reactnet, reactnet_a, soft_label_hook
 
-__all__ = ["classifier", "curves", "data", "hooks", "losses", "metrics", "reactnet", "reactnet_a"]
+__all__ = [
+    "classifier",
+    "curves",
+    "data",
+    "hooks",
+    "losses",
+    "metrics",
+    "reactnet",
+    "reactnet_a",
+    "soft_label_hook",
+]
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

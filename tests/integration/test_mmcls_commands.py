@@ -228,6 +228,36 @@ def test_two_processes_equal_one(recipe, tmp_path):
         )
 
 
+def test_two_processes_store_what_one_reads(recipe, tmp_path):
+    """The reading student has another seed, batch size and workers; 20 is no divisor of the 96 images."""
+    store = tmp_path / "labels"
+    option = f"model.distillation.soft_labels.path={store}"
+    path = recipe("stored.py", "model['distillation'] = dict(soft_labels=dict(top_k=3))\n")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    words = ("--work-dir", tmp_path / "two", "--launcher", "pytorch", "--cfg-options", option)
+    result = run(sys.executable, *launcher, TRAIN, path, *words, "train_dataloader.batch_size=10")
+    assert result.returncode == 0, result.stderr
+    said = run(sys.executable, "-m", "lskd_study", "soft-labels", "verify", store)
+    assert "all as they were written; complete: 96 samples, 3 epochs" in said.stdout, said.stderr
+    loading = (
+        "train_dataloader.num_workers=2",
+        "train_dataloader.persistent_workers=True",
+        "randomness.seed=3",
+    )
+    result = train(path, tmp_path / "one", "--cfg-options", option, *loading)
+    assert result.returncode == 0, result.stderr
+    log = result.stdout + result.stderr
+    assert "the teacher is not asked: all that it says is stored" in log
+    assert "teacher 'test_resnet' of timm" not in log  # it was not even built
+    assert [row["epoch"] for row in curves(tmp_path / "one")] == ["1", "2", "3"]
+    verified = "model.distillation.soft_labels.verify=50"
+    result = train(path, tmp_path / "verified", "--cfg-options", option, verified, "train_cfg.max_epochs=1")
+    assert "soft labels: 50 images verified" in result.stdout + result.stderr, result.stderr
+    result = train(path, tmp_path / "other", "--cfg-options", option, "model.distillation.soft_labels.seed=1")
+    assert result.returncode == 2
+    assert "augmentation.seed is 42 there and 1 here" in result.stderr.splitlines()[-1]
+
+
 def test_step_1_then_step_2(recipe, tmp_path):
     first = recipe("step1.py", "model['backbone'].update(binarize=('activations',))")
     result = train(first, tmp_path / "step1")

@@ -17,6 +17,7 @@ custom_hooks = [
     dict(type="EpochSeedHook"),
     dict(type="FlipRatioHook"),
     dict(type="CurvesHook"),
+    dict(type="SoftLabelsHook"),  # does nothing without model.distillation.soft_labels
 ]
 env_cfg = dict(
     cudnn_benchmark=False,

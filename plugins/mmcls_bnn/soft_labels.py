@@ -1,0 +1,112 @@
+"""`python -m mmcls_bnn.soft_labels CONFIG`: store what the teacher says before any student is trained."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from tqdm import tqdm
+
+from lskd import LskdError, SoftLabels
+from mmcls_bnn.command import run
+from mmcls_bnn.compat import FRAMEWORK, MODELS, use_registry
+from mmcls_bnn.hooks import TeacherHook
+from mmcls_bnn.preflight import try_teacher
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mmcls_bnn.soft_labels",
+        description="Store what the teacher of a recipe says about its training images, as its augmentation "
+        "shows them. The same command goes on after an end.",
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", help="recipe of a student with model.distillation.soft_labels"
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="epochs to store (default: all of the recipe)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images at a time (default: the recipe's)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="loading processes (default: the recipe's)")
+    parser.add_argument("--cpu", action="store_true", help="not on the GPU even where there is one")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="changes to the recipe, e.g. model.distillation.soft_labels.path=DIR",
+    )
+    return run(lambda: _write(parser.parse_args(argv)))
+
+
+def _write(args: argparse.Namespace) -> str:
+    cfg, model = _student(args)
+    epochs = int(cfg.train_cfg.max_epochs) if args.epochs is None else args.epochs
+    if epochs < 1:
+        raise LskdError(f"--epochs is {epochs}; it must be 1 or more.")
+    from mmcls_bnn.soft_label_hook import stored_teacher
+
+    loader = Runner.build_dataloader(
+        dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
+    )
+    amp = cfg.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper"
+    stored = stored_teacher(model, cfg, loader, epochs, amp)
+    if not stored.covers(epochs):
+        if cfg.get("val_dataloader") is not None:  # before anything is written
+            print(try_teacher(model, Runner.build_dataloader(_plain(cfg.val_dataloader)).dataset, 512))
+        batch_size = args.batch_size or int(cfg.train_dataloader.get("batch_size", 64))
+        workers = int(cfg.train_dataloader.get("num_workers", 0)) if args.workers is None else args.workers
+        stop = epochs * stored.layout.samples
+        try:
+            with tqdm(total=stop, initial=stored.keys, unit=" images", mininterval=1) as bar:
+                stored.write_ahead(stop, batch_size, workers, bar.update)
+        finally:
+            stored.close()
+    labels = SoftLabels(stored.path)
+    size = labels.info()["bytes"] / 2**20
+    return f"{stored.describe()}; {size:.1f} MiB"
+
+
+def _student(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Return the recipe and its student, neither trained nor initialised."""
+    if not Path(args.config).is_file():
+        raise LskdError(f"config {args.config} does not exist; give the path of a recipe.")
+    try:
+        cfg = Config.fromfile(args.config)
+        cfg.merge_from_dict(args.cfg_options or {})
+    except LskdError:
+        raise
+    except Exception as error:  # a config is a program
+        raise LskdError(
+            f"config {args.config} cannot be read: {' '.join(str(error).split())[:200]}."
+        ) from None
+    import mmcls_bnn.register as _  # noqa: F401 - the plugin's own names
+
+    use_registry()
+    init_default_scope(cfg.get("default_scope") or FRAMEWORK)
+    model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.get("data_preprocessor")))
+    if getattr(model, "soft_label_settings", None) is None:
+        raise LskdError(
+            f"config {args.config} has no model.distillation.soft_labels; add it, or give "
+            "--cfg-options model.distillation.soft_labels.path=DIR"
+        )
+    given = {field: cfg[name] for name, field in TeacherHook.VARIABLES.items() if cfg.get(name) is not None}
+    model.replace_teacher(given)
+    device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+    return cfg, model.to(device).eval()
+
+
+def _plain(loader: Any) -> dict[str, Any]:
+    return dict(loader, num_workers=0, persistent_workers=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

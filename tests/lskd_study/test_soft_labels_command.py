@@ -1,0 +1,157 @@
+"""`lskd soft-labels`: what it says of a store, which damage it finds, and to whom it hands on."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lskd import SoftLabels, SoftLabelsLayout, SoftLabelsWriter
+from lskd_study.cli import main
+
+pytestmark = pytest.mark.unit
+
+IDENTITY = {
+    "teacher": {"checksum": "ab" * 32, "architecture": "resnet50"},
+    "augmentation": None,
+    "versions": {"torch": "2.14.1"},
+}
+LAYOUTS = {
+    "images": SoftLabelsLayout(1000, 5, 20_000, 2, rows_per_sample=1, seeds=True),
+    "sentences": SoftLabelsLayout(70_000, 8, 20_000, values="float32"),
+}
+
+
+def write(path, layout, keys):
+    lengths = np.full(keys, layout.rows_per_sample or 2)
+    count = int(lengths.sum())
+    seeds = np.arange(count) if layout.seeds else None
+    values = np.full((count, layout.k), -1.0)
+    with SoftLabelsWriter(path, layout, IDENTITY) as writer:
+        writer.append(values, np.tile(np.arange(layout.k), (count, 1)), lengths, seeds)
+    return path
+
+
+@pytest.fixture(params=LAYOUTS)
+def store(request, tmp_path):
+    layout = LAYOUTS[request.param]
+    return write(tmp_path / "store", layout, layout.keys)
+
+
+def test_info_for_people(tmp_path, capsys):
+    images = write(tmp_path / "images", LAYOUTS["images"], 30_000)
+    assert main(["soft-labels", "info", str(images)]) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != "s")
+    assert lines["written"] == (
+        "unfinished: 30000 of 40000 (1 of 2 epochs and 10000 of 20000 samples); "
+        "the command that wrote them goes on"
+    )
+    assert lines["classes"] == "top 5 of 1000, float16"
+    assert lines["teacher.architecture"] == "resnet50"
+    assert lines["augmentation"] == "none"
+    assert main(["soft-labels", "info", str(images)]) == 0
+    assert "0.7 MiB, 24 bytes a sample and epoch" in capsys.readouterr().out  # 4 + 4 K
+    sentences = write(tmp_path / "sentences", LAYOUTS["sentences"], 20_000)
+    assert main(["soft-labels", "info", str(sentences)]) == 0
+    said = capsys.readouterr().out
+    assert "complete: 20000 samples, 1 epoch\n" in said
+    assert "40000, any number a sample" in said
+    assert "64 bytes a row (a target token)" in said  # 4 bytes an id beyond 65,536 classes
+
+
+def test_info_as_json(store, capsys):
+    assert main(["soft-labels", "info", str(store), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["identity"] == IDENTITY
+    assert content["written"]["complete"]
+    assert content["bytes"] == sum((store / name).stat().st_size for name in ("rows.bin", "index.bin"))
+
+
+def test_verify_names_every_damaged_block(store, capsys):
+    assert main(["soft-labels", "verify", str(store)]) == 0
+    assert "all as they were written; complete" in capsys.readouterr().out
+    with open(store / "rows.bin", "r+b") as file:
+        for place in (10, 300_000):
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 1]))
+    assert main(["soft-labels", "verify", str(store)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "rows.bin is damaged in block 0 (bytes 0 to 262144)" in said.err
+    assert "rows.bin is damaged in block 1 (bytes 262144 to 524288)" in said.err
+    assert said.err.splitlines()[-1].startswith("lskd: error: 2 of ")
+
+
+@pytest.mark.parametrize("name", ["rows.bin.sums", "manifest.json"])
+def test_verify_sees_damage_in_the_other_files(store, name, capsys):
+    content = bytearray((store / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (store / name).write_bytes(content)
+    assert main(["soft-labels", "verify", str(store)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lskd: error: ")
+    assert error.count("\n") == 1
+    assert "damaged" in error
+
+
+def test_no_store_is_one_line(tmp_path, capsys):
+    for command in ("info", "verify"):
+        assert main(["soft-labels", command, str(tmp_path)]) == 2
+        assert capsys.readouterr().err.startswith(f"lskd: error: {tmp_path} holds no soft labels")
+
+
+@pytest.mark.parametrize(
+    ("ecosystem", "words"),
+    [
+        ("timm", ["timm_ls_kd", "soft-labels"]),
+        ("fairseq", ["fairseq_kd.soft_labels"]),
+        ("mmcls", ["mmcls_bnn.soft_labels"]),
+    ],
+)
+def test_write_hands_on_what_it_got_and_what_it_got_back(ecosystem, words, monkeypatch):
+    called = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, check: called.append(command) or SimpleNamespace(returncode=7)
+    )
+    arguments = ["--top-k", "8", "data", "--help", "--", "-x"]
+    assert main(["soft-labels", "write", ecosystem, *arguments]) == 7
+    assert called[0][:2] == [sys.executable, "-m"]
+    assert [word for word in called[0][2:] if word != "--"] == [
+        *words,
+        *(word for word in arguments if word != "--"),
+    ]
+
+
+def test_the_page_of_the_format_reads_a_store_with_numpy_alone(store):
+    page = (Path(__file__).parents[2] / "docs" / "soft_labels.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].replace("labels/", f"{store}/")
+    names = {}
+    exec(program, names)
+    labels = SoftLabels(store)
+    wanted = labels.take(range(len(labels)))
+    np.testing.assert_array_equal(names["data"]["values"], wanted.values)
+    np.testing.assert_array_equal(names["data"]["ids"], wanted.ids)
+    if wanted.seeds is not None:
+        np.testing.assert_array_equal(names["data"]["seed"], wanted.seeds)
+
+
+def test_write_without_the_ecosystem_is_one_line(monkeypatch, capsys):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "fairseq" else real(name, *rest)
+    )
+    assert main(["soft-labels", "write", "fairseq", "data"]) == 2
+    assert capsys.readouterr().err == (
+        "lskd: error: fairseq is not installed here; pip install 'lskd[fairseq]'\n"
+    )
+    assert main(["soft-labels", "write", "jax"]) == 2
+    assert "give one of timm, fairseq, mmcls" in capsys.readouterr().err
+    assert main(["soft-labels", "write", "--help"]) == 0
+    assert "{timm|fairseq|mmcls}" in capsys.readouterr().out

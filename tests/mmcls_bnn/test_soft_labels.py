@@ -1,0 +1,411 @@
+"""Training from stored soft labels in mmengine's Runner: exactness, what is refused, what goes on."""
+
+import copy
+import json
+import re
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from PIL import Image
+
+from lskd import LskdError, SoftLabels, SoftLabelsError, SoftLabelsWriter, augmentation_seed
+from mmcls_bnn import soft_labels
+from mmcls_bnn.replay import seed_pipeline
+from mmcls_bnn.stored_teacher import StoredTeacher
+
+pytestmark = pytest.mark.unit
+
+EPOCHS = 2
+AUGMENTED = [
+    {"type": "LoadImageFromFile", "color_type": "grayscale"},
+    {"type": "RandomResizedCrop", "scale": 16, "crop_ratio_range": (0.5, 1.0)},
+    {"type": "RandomFlip", "prob": 0.5, "direction": "horizontal"},
+    {"type": "Rotate", "angle": 30.0, "prob": 0.5, "random_negative_prob": 0.5},
+    {"type": "PackClsInputs"},
+]
+
+
+@pytest.fixture(scope="module")
+def teacher_file(digits, tmp_path_factory):
+    """A timm model that has learnt the images, so that what it says differs from image to image."""
+    torch.manual_seed(0)
+    files = sorted((digits / "train").rglob("*.png"))
+    images = [torch.from_numpy(np.array(Image.open(file).resize((16, 16)))).float() for file in files]
+    batch = (torch.stack(images)[:, None] - 127.5) / 127.5
+    labels = torch.tensor([int(file.parent.name[-1]) for file in files])
+    model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(batch), labels, label_smoothing=0.1).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    torch.save({"state_dict": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def config(student, digits, tmp_path):
+    """A recipe that trains from a store of all classes in float32."""
+
+    def loader(split, pipeline):
+        dataset = {
+            "type": "CheckedImageFolder",
+            "data_root": str(digits),
+            "data_prefix": split,
+            "num_classes": 4,
+            "pipeline": pipeline,
+        }
+        return {
+            "batch_size": 32,
+            "num_workers": 0,
+            "persistent_workers": False,
+            "sampler": {"type": "DefaultSampler", "shuffle": split == "train"},
+            "collate_fn": {"type": "default_collate"},
+            "dataset": dataset,
+        }
+
+    resized = [AUGMENTED[0], {"type": "Resize", "scale": 16}, {"type": "PackClsInputs"}]
+    del student["data_preprocessor"]
+    student["distillation"] = {"soft_labels": {"path": str(tmp_path / "labels"), "top_k": 0}}
+    return {
+        "default_scope": "mmcls",
+        "work_dir": str(tmp_path / "run"),
+        "model": student,
+        "data_preprocessor": {
+            "type": "ClsDataPreprocessor",
+            "num_classes": 4,
+            "mean": [127.5],
+            "std": [127.5],
+        },
+        "train_dataloader": loader("train", copy.deepcopy(AUGMENTED)),
+        "val_dataloader": loader("val", resized),
+        "val_evaluator": [{"type": "Accuracy", "topk": (1,)}, {"type": "DistillationMetric"}],
+        "train_cfg": {"by_epoch": True, "max_epochs": EPOCHS, "val_interval": 2},
+        "val_cfg": {},
+        "optim_wrapper": {"optimizer": {"type": "Adam", "lr": 2.5e-3}},
+        "custom_hooks": [
+            {"type": "SafeCheckpointHook"},
+            {"type": "EpochSeedHook"},
+            {"type": "CurvesHook"},
+            {"type": "SoftLabelsHook"},
+        ],
+        "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 1}},
+        "randomness": {"seed": 0},
+        "log_level": "WARNING",
+    }
+
+
+count = iter(range(10**6))
+
+
+def runner_of(config, **changes):
+    config = copy.deepcopy(config)
+    name = f"run{next(count)}"
+    config |= {"experiment_name": name, "work_dir": f"{config['work_dir']}/{name}"} | changes
+    return Runner.from_cfg(Config(config))
+
+
+def train(config, **changes):
+    """Train, and return the runner; it must leave the store to others."""
+    runner = runner_of(config, **changes)
+    runner.train()
+    return runner
+
+
+def as_text(config):
+    """The config as a file."""
+    return "".join(f"{name} = {value!r}\n" for name, value in config.items())
+
+
+def settings(config):
+    return config["model"]["distillation"]["soft_labels"]
+
+
+def assert_same_weights(one, other):
+    one, other = one.model.state_dict(), other.model.state_dict()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def store(config):
+    labels = SoftLabels(settings(config)["path"])
+    labels.verify()
+    return labels
+
+
+# --- exactness ---
+
+
+def test_from_the_store_as_online_weight_for_weight(config):
+    """All classes in float32, and images that need no seed: as without any store."""
+    config["train_dataloader"]["dataset"]["pipeline"] = config["val_dataloader"]["dataset"]["pipeline"]
+    writing = train(config)
+    reading = train(config)
+    assert writing.model.teacher is not None
+    assert reading.model.teacher is None
+    del config["model"]["distillation"]["soft_labels"]
+    online = train(config)
+    assert_same_weights(online, writing)
+    assert_same_weights(online, reading)
+
+
+@pytest.mark.parametrize(("top_k", "values"), [(0, "float32"), (2, "float16")])
+def test_later_students_learn_what_the_first_one_did(config, top_k, values):
+    settings(config).update(top_k=top_k, values=values)
+    config["model"]["distillation"]["hard_weight"] = 0.3
+    writing = train(config)
+    labels = store(config)
+    assert labels.complete
+    assert labels.layout.rows_per_sample == 1
+    assert labels.layout.seeds
+    assert (labels.layout.k, labels.layout.values) == (top_k or 4, values)
+    keys = np.arange(len(labels))
+    wanted = [augmentation_seed(42, int(key) // 96, int(key) % 96) for key in keys]
+    np.testing.assert_array_equal(labels.take(keys).seeds, wanted)
+    assert not np.array_equal(labels.take(keys[:96]).values, labels.take(keys[96:]).values)  # augmented
+    assert_same_weights(writing, train(config))
+
+
+def test_other_students_share_it_in_another_order_with_workers(config):
+    train(config)
+    config["train_dataloader"].update(batch_size=20, num_workers=2, persistent_workers=True)
+    config["randomness"] = {"seed": 5}
+    config["model"]["backbone"]["width"] = 0.25
+    config["model"]["head"]["in_channels"] = 128
+    asked = []
+    runner = runner_of(config)
+    original = StoredTeacher.answer
+
+    def answer(self, inputs, data_samples):
+        with torch.inference_mode():
+            asked.append((original(self, inputs, data_samples), TEACHER(inputs)))
+        return asked[-1][0].clone()
+
+    TEACHER = runner_of(config).model.load_teacher()
+    StoredTeacher.answer = answer
+    try:
+        runner.train()
+    finally:
+        StoredTeacher.answer = original
+    assert len(asked) == 2 * 5
+    for stored, said in asked:  # the teacher, asked about these very images
+        torch.testing.assert_close(stored, said, atol=1e-4, rtol=1e-4)
+
+
+def test_written_ahead_by_the_command(config, tmp_path, capsys):
+    train(config)
+    trained = store(config)
+    settings(config)["path"] = str(tmp_path / "ahead")
+    path = tmp_path / "recipe.py"
+    path.write_text(as_text(config))
+    weights = torch.load(config["model"]["teacher"]["checkpoint"], weights_only=True)["state_dict"]
+    weights["fc.weight"].zero_()
+    torch.save(weights, tmp_path / "ignorant.pth")
+    ignorant = f"model.teacher.checkpoint={tmp_path / 'ignorant.pth'}"
+    assert soft_labels.main([str(path), "--cpu", "--cfg-options", ignorant]) == 2
+    assert "is at chance" in capsys.readouterr().err
+    assert not (tmp_path / "ahead").exists()
+    assert soft_labels.main([str(path), "--cpu", "--epochs", "1", "--workers", "0"]) == 0
+    assert "1 epoch(s) of 96 images stored" in capsys.readouterr().out
+    assert soft_labels.main([str(path), "--cpu", "--batch-size", "17"]) == 0
+    ahead = store(config)
+    assert ahead.complete
+    assert ahead.identity == trained.identity
+    keys = np.arange(len(ahead))
+    np.testing.assert_allclose(ahead.take(keys).values, trained.take(keys).values, atol=1e-4)
+    np.testing.assert_array_equal(ahead.take(keys).seeds, trained.take(keys).seeds)
+
+
+# --- goes on ---
+
+
+def test_an_epoch_that_was_left_out_in_part_is_completed(config):
+    """The last, smaller batch is dropped; without drop_last the same images come to the student."""
+    config["train_dataloader"].update(batch_size=36, drop_last=True)
+    train(config)
+    assert store(config).complete
+    assert not (SoftLabels(settings(config)["path"]).path / "scratch").exists() or not list(
+        (SoftLabels(settings(config)["path"]).path / "scratch").iterdir()
+    )
+
+
+def test_more_epochs_follow_and_a_resumed_run_is_the_unbroken_one(config):
+    whole = train(config, train_cfg={"by_epoch": True, "max_epochs": 3, "val_interval": 9})
+    settings(config)["path"] += "-resumed"
+    first = train(config, train_cfg={"by_epoch": True, "max_epochs": 1, "val_interval": 9})
+    assert len(store(config)) == 96
+    resumed = runner_of(config, train_cfg={"by_epoch": True, "max_epochs": 3, "val_interval": 9})
+    resumed._resume, resumed._load_from = True, f"{first.work_dir}/epoch_1.pth"
+    resumed.train()
+    assert len(store(config)) == 3 * 96
+    assert_same_weights(whole, resumed)
+
+
+def test_epochs_that_are_missing_when_a_run_is_resumed_are_asked_for(config):
+    first = train(config)
+    settings(config)["path"] += "-new"
+    resumed = runner_of(config, train_cfg={"by_epoch": True, "max_epochs": 3, "val_interval": 9})
+    resumed._resume, resumed._load_from = True, f"{first.work_dir}/epoch_2.pth"
+    resumed.train()
+    assert len(store(config)) == 3 * 96
+
+
+def test_a_disk_that_fails_stops_the_run_or_not_as_asked(config, monkeypatch):
+    def full(*arguments, **named):
+        raise SoftLabelsError("labels cannot be written (No space left on device)")
+
+    expected = train(config)
+    settings(config)["path"] += "-full"
+    monkeypatch.setattr(SoftLabelsWriter, "append", full)
+    with pytest.raises(LskdError, match="No space left"):
+        train(config)
+    settings(config)["on_error"] = "continue"
+    assert_same_weights(expected, train(config))
+    assert len(store(config)) == 0
+
+
+# --- verified and refused ---
+
+
+def test_verify_asks_the_teacher_again(config, caplog):
+    settings(config)["top_k"] = 2
+    train(config)
+    settings(config)["verify"] = 30
+    train(config, log_level="INFO")
+    path = SoftLabels(settings(config)["path"]).path
+    labels = store(config)
+    rows = labels.take(np.arange(len(labels)))
+    with SoftLabelsWriter(path.with_name("wrong"), labels.layout, labels.identity) as writer:
+        writer.append(rows.values, (rows.ids + 1) % 4, seeds=rows.seeds)
+    settings(config)["path"] = str(path.with_name("wrong"))
+    with pytest.raises(LskdError, match="are not what the teacher says: of image"):
+        train(config)
+
+
+def changed(config, what, tmp_path):
+    match what:
+        case "teacher":
+            weights = torch.load(config["model"]["teacher"]["checkpoint"], weights_only=True)
+            next(iter(weights["state_dict"].values())).add_(1)
+            torch.save(weights, tmp_path / "other.pth")
+            config["model"]["teacher"]["checkpoint"] = str(tmp_path / "other.pth")
+        case "normalisation":
+            config["data_preprocessor"]["std"] = [100.0]
+        case "crop":
+            config["train_dataloader"]["dataset"]["pipeline"][1]["scale"] = 24
+        case "transform":
+            config["train_dataloader"]["dataset"]["pipeline"].insert(3, {"type": "RandomFlip", "prob": 0.5})
+        case "seed":
+            settings(config)["seed"] = 43
+        case "top_k":
+            settings(config)["top_k"] = 3
+        case "images":
+            config["train_dataloader"]["dataset"]["data_prefix"] = "val"
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("teacher", "teacher.weights"),
+        ("normalisation", "batches.std"),
+        ("crop", "augmentation.step1 RandomResizedCrop.scale is 16 there and 24 here"),
+        ("transform", "augmentation.steps is 5 there and 6 here"),
+        ("seed", "augmentation.seed is 42 there and 43 here"),
+        ("top_k", "stored.top_k is 4 there and 3 here"),
+        ("images", "data.images is 96 there and 48 here"),
+    ],
+)
+def test_a_store_of_another_run_is_refused_by_name(config, what, named, tmp_path, teacher_store):
+    settings(config)["path"] = str(teacher_store(config))
+    changed(config, what, tmp_path)
+    with pytest.raises(LskdError, match=re.escape(named)) as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def teacher_store(tmp_path_factory):
+    """One store for all the ways in which it does not belong."""
+    made = []
+
+    def get(config):
+        if not made:
+            config = copy.deepcopy(config)
+            settings(config)["path"] = str(tmp_path_factory.mktemp("store") / "labels")
+            train(config, train_cfg={"by_epoch": True, "max_epochs": 1, "val_interval": 9})
+            made.append(settings(config)["path"])
+        return made[0]
+
+    return get
+
+
+def test_what_cannot_be_repeated_is_refused_by_name(config):
+    mixed = copy.deepcopy(config)
+    mixed["data_preprocessor"]["batch_augments"] = {"augments": [{"type": "Mixup", "alpha": 0.2}]}
+    with pytest.raises(LskdError, match=r"batch_augments \(Mixup\)"):
+        train(mixed)
+    repeated = copy.deepcopy(config)
+    repeated["train_dataloader"]["sampler"] = {"type": "RepeatAugSampler"}
+    with pytest.raises(LskdError, match="RepeatAugSampler"):
+        train(repeated)
+    joined = copy.deepcopy(config)
+    dataset = joined["train_dataloader"]["dataset"]
+    joined["train_dataloader"]["dataset"] = {"type": "RepeatDataset", "dataset": dataset, "times": 2}
+    with pytest.raises(LskdError, match="RepeatDataset"):
+        train(joined)
+    unseeded = runner_of(config)
+    loader = unseeded.build_dataloader(unseeded.cfg.train_dataloader)
+    loader.dataset.pipeline.transforms.insert(2, OwnGenerator())
+    with pytest.raises(LskdError, match="cannot be stored with OwnGenerator"):
+        seed_pipeline(loader, 42)
+    without = copy.deepcopy(config)
+    without["custom_hooks"] = without["custom_hooks"][:-1]
+    with pytest.raises(LskdError, match="SoftLabelsHook"):
+        train(without)
+
+
+class OwnGenerator:
+    """A transform with randomness of its own."""
+
+    def __init__(self):
+        self.generator = np.random.default_rng()
+
+    def __call__(self, data):
+        data["img"] = np.clip(data["img"] + self.generator.integers(0, 9, data["img"].shape), 0, 255)
+        return data
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": ""}, "names no folder"),
+        ({"topk": 3}, "unknown key 'topk'"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 5}, "top-K must be 1 to 4"),
+        ({"values": "int8"}, "values is 'int8'; it must be float16 or float32"),
+        ({"rest": "no"}, "rest is 'no'"),
+        ({"on_error": "no"}, "on_error is 'no'"),
+    ],
+)
+def test_settings_that_cannot_be_used(config, change, message):
+    settings(config).update(change)
+    with pytest.raises(LskdError, match=message):
+        train(config)
+
+
+def test_a_command_without_settings_is_one_line(config, tmp_path, capsys):
+    del config["model"]["distillation"]["soft_labels"]
+    path = tmp_path / "recipe.py"
+    path.write_text(as_text(config))
+    assert soft_labels.main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mmcls_bnn: error: ")
+    assert "has no model.distillation.soft_labels" in error
+    assert json.dumps(error).count("\\n") == 1
+    assert soft_labels.main([str(tmp_path / "nosuch.py")]) == 2
+    assert "does not exist" in capsys.readouterr().err
