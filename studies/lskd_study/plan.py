@@ -20,7 +20,8 @@ PLAN = "plan.json"
 JOB = "job.json"
 BEGUN = "begun.json"
 CURVES = "curves.csv"
-LOGITS = "val_logits.safetensors"
+LOGITS = "val_logits.safetensors"  # of image studies
+TRANSLATIONS = "translations.jsonl"  # of translation studies: the test set
 CHECKPOINT = "last.pth.tar"
 
 
