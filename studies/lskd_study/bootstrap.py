@@ -60,6 +60,12 @@ def resampled_means(
     return np.asarray(means + centre)
 
 
+def percentiles(draws: Array) -> tuple[float, float]:
+    """Return the two ends of the 95 % percentile interval of redrawn values ``(replicates,)``."""
+    low, high = np.quantile(draws, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return float(low), float(high)
+
+
 def difference(first: Array, second: Array, draws: Array, bounded: bool = False) -> Estimate:
     """Return the interval of ``mean(second) - mean(first)``.
 
@@ -80,9 +86,9 @@ def difference(first: Array, second: Array, draws: Array, bounded: bool = False)
             half = min(3 / len(gaps), 1.0)
             return Estimate(value, -half, half, 1.0, f"{note}; the rule of three bounds what was not seen")
         return Estimate(value, value, value, 1.0 if value == 0 else 0.0, note)
-    low, high = np.quantile(draws, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    low, high = percentiles(draws)
     beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return Estimate(value, float(low), float(high), min(2 * (beyond + 1) / (len(draws) + 1), 1.0))
+    return Estimate(value, low, high, min(2 * (beyond + 1) / (len(draws) + 1), 1.0))
 
 
 def paired_differences(

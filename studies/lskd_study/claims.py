@@ -4,25 +4,22 @@ One table, ``CLAIMS``; the verdicts of a page are one family, corrected together
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from lskd import LskdError
-from lskd_study.results import Array, Result, Results, common_seeds
-from lskd_study.statistics import (
-    LEVEL,
-    Interval,
-    crossed_interval,
-    holm,
-    seed_interval,
-    target_std_pseudo_values,
-)
+from lskd_study.plan import Plan
+from lskd_study.results import Kind, PerSample, Result, Results, common_seeds, is_translation
+from lskd_study.statistics import CROSSED, LEVEL, Interval, crossed_interval, holm, no_interval, seed_interval
 
 Verdict = Literal["supported", "contradicted", "cannot tell"]
-Groups = list[tuple[dict[int, Result], dict[int, Result]]]  # (without, with smoothing), one pair per network
+Task = Literal["images", "translation"]
+# (without, with smoothing), one pair per network
+Groups = Sequence[tuple[Mapping[int, Result], Mapping[int, Result]]]
+BOTH: tuple[Task, ...] = ("images", "translation")
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,7 @@ class Claim:
     quantity: str
     unit: str
     direction: Literal[1, 0, -1]
+    tasks: tuple[Task, ...] = ("images",)
 
 
 CLAIMS = (
@@ -75,6 +73,54 @@ CLAIMS = (
         1,
     ),
     Claim(
+        "better-student",
+        "A label-smoothed teacher distils a student of higher BLEU",
+        "difference in the students’ BLEU on the test set (sacreBLEU, detokenised) is above 0; the paper "
+        "shows curves, without numbers or a margin",
+        "Fig. 7, right",
+        "student",
+        "bleu",
+        "points",
+        1,
+        ("translation",),
+    ),
+    Claim(
+        "better-teacher",
+        "Label smoothing raises the teacher’s BLEU",
+        "difference in the teachers’ BLEU on the test set (sacreBLEU, detokenised) is above 0",
+        "Fig. 7, left",
+        "teacher",
+        "bleu",
+        "points",
+        1,
+        ("translation",),
+    ),
+    Claim(
+        "worse-perplexity",
+        "Label smoothing makes the teacher’s perplexity worse",
+        "difference in the teachers’ validation perplexity, measured with hard labels at the epoch of the "
+        "checkpoint whose BLEU is compared, is above 0; the paper says so in words, after Vaswani et al. "
+        "2017, and prints no number",
+        "text on Fig. 7",
+        "teacher",
+        "val_ppl",
+        "perplexity",
+        1,
+        ("translation",),
+    ),
+    Claim(
+        "larger-loss",
+        "The distillation loss of a smoothed teacher is larger",
+        "difference in the training cross-entropy of the last epoch is above 0; the paper shows this for "
+        "images, not for translation",
+        "Fig. 5",
+        "student",
+        "train_ce",
+        "nats",
+        1,
+        ("translation",),
+    ),
+    Claim(
         "loss-part-kl",
         "of which: KL divergence from the teacher",
         "what the student has not learned",
@@ -83,6 +129,7 @@ CLAIMS = (
         "train_kl",
         "nats",
         0,
+        BOTH,
     ),
     Claim(
         "loss-part-entropy",
@@ -93,8 +140,15 @@ CLAIMS = (
         "train_teacher_entropy",
         "nats",
         0,
+        BOTH,
     ),
 )
+
+
+def claims_of(plan: Plan) -> list[Claim]:
+    """Return the claims that a study of this kind tests; the first is the headline of its page."""
+    task: Task = "translation" if is_translation(plan) else "images"
+    return [claim for claim in CLAIMS if task in claim.tasks]
 
 
 @dataclass(frozen=True)
@@ -131,7 +185,7 @@ class Finding:
         return self.interval.p_value < 1 - LEVEL and self.verdict == "cannot tell"
 
 
-def settings(results: Results) -> list[Setting]:
+def settings(results: Results[Kind]) -> list[Setting]:
     """Return the comparisons of a study, in the order of its file."""
     plan = results.plan
     students = [run for run in plan.runs if run.role == "student"]
@@ -140,11 +194,11 @@ def settings(results: Results) -> list[Setting]:
     return [Setting(baseline, alpha, t, hard) for t, hard in pairs for alpha in others]
 
 
-def judge(results: Results) -> list[Finding]:
+def judge(results: Results[Kind]) -> list[Finding]:
     """Test every claim in every setting; verdicts are corrected for their number (Holm)."""
     drafts: list[tuple[Claim, Setting, Interval | None, str]] = []
     for position, setting in enumerate(settings(results)):
-        for claim in CLAIMS:
+        for claim in claims_of(results.plan):
             # A teacher has no temperature and no hard weight: once per smoothing value is enough.
             if claim.role == "teacher" and position >= len(results.plan.smoothing) - 1:
                 continue
@@ -178,8 +232,8 @@ def verdict(claim: Claim, interval: Interval | None, adjusted_p: float) -> Verdi
 
 
 def groups(
-    results: Results, claim: Claim, setting: Setting
-) -> dict[str, tuple[dict[int, Result], dict[int, Result]]]:
+    results: Results[Kind], claim: Claim, setting: Setting
+) -> dict[str, tuple[dict[int, Kind], dict[int, Kind]]]:
     """Return (without, with smoothing) results by seed for each teacher, or each student of each teacher."""
     plan = results.plan
     arms = (setting.baseline, setting.smoothing)
@@ -199,7 +253,7 @@ def groups(
     return {name: (pair[0], pair[1]) for name, pair in pairs.items()}
 
 
-def _estimate(results: Results, claim: Claim, setting: Setting) -> tuple[Interval | None, str]:
+def _estimate(results: Results[Kind], claim: Claim, setting: Setting) -> tuple[Interval | None, str]:
     pairs = list(groups(results, claim, setting).values())
     seeds = common_seeds([group for pair in pairs for group in pair])
     lost = [seed for seed in results.plan.seeds if seed not in seeds]
@@ -215,31 +269,34 @@ def _estimate(results: Results, claim: Claim, setting: Setting) -> tuple[Interva
 def estimate(quantity: str, pairs: Groups, seeds: Sequence[int]) -> Interval:
     """Return the paired difference (smoothed minus baseline), averaged over networks, with its interval.
 
-    Accuracy is in percentage points, losses in nats, 1-S as it is.
+    Accuracy is in percentage points, BLEU in points, losses in nats, 1-S and perplexity as they are.
 
     Raises:
         LskdError: when the quantity is missing or not finite in some run.
     """
-    if quantity == "top1":
-        table = _per_sample(lambda result: result.correct, pairs, seeds)
-        return crossed_interval(table, bounded=True).scaled(100)
-    if quantity == "instability":
-        table = _per_sample(
-            lambda result: target_std_pseudo_values(result.target_probability, result.labels), pairs, seeds
-        )
-        labels = next(iter(pairs[0][0].values())).labels
-        return crossed_interval(table, strata=labels)
-    by_seed = [
-        np.mean([with_[seed].last(quantity) - without[seed].last(quantity) for without, with_ in pairs])
-        for seed in seeds
+    if pairs[0][0][seeds[0]].per_sample(quantity) is None:
+        by_seed = [
+            np.mean([with_[seed].value(quantity) - without[seed].value(quantity) for without, with_ in pairs])
+            for seed in seeds
+        ]
+        return seed_interval(by_seed)
+    measured = [
+        [(_per_sample(without[seed], quantity), _per_sample(with_[seed], quantity)) for seed in seeds]
+        for without, with_ in pairs
     ]
-    return seed_interval(by_seed)
+    rows = [[after.values - before.values for before, after in network] for network in measured]
+    table = np.asarray(np.mean(rows, axis=0))
+    one = measured[0][0][0]
+    problems = [
+        sample.problem for network in measured for pair in network for sample in pair if sample.problem
+    ]
+    if problems:
+        nothing = no_interval(float(table.mean()), len(seeds), table.shape[1], CROSSED, problems[0])
+        return nothing.scaled(one.scale)
+    return crossed_interval(table, one.strata, bounded=one.bounded).scaled(one.scale)
 
 
-def _per_sample(
-    measure: Callable[[Result], Array],
-    pairs: Groups,
-    seeds: Sequence[int],
-) -> Array:
-    rows = [[measure(with_[seed]) - measure(without[seed]) for seed in seeds] for without, with_ in pairs]
-    return np.asarray(np.mean(rows, axis=0))
+def _per_sample(result: Result, quantity: str) -> PerSample:
+    found = result.per_sample(quantity)
+    assert found is not None  # the same for every run of a study
+    return found

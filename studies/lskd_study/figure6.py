@@ -3,11 +3,13 @@
 Drawn where the trainer logs the distillation loss on the validation set too; mmcls does.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, STYLE, STYLES
-from lskd_study.figures import Panel, themed_svg
+from lskd_study.figures import Arms, Panel, themed_svg
 from lskd_study.results import Array, Result, common_seeds
 
 with needs_study_extra():
@@ -15,8 +17,6 @@ with needs_study_extra():
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-
-Arms = dict[float, dict[int, Result]]
 
 
 def has_test_loss(arms: Arms) -> bool:
@@ -27,7 +27,7 @@ def has_test_loss(arms: Arms) -> bool:
     )
 
 
-def best_accuracies(results: dict[int, Result]) -> tuple[float, float]:
+def best_accuracies(results: Mapping[int, Result]) -> tuple[float, float]:
     """Return the best epoch's top-1 and its top-5 accuracy in percent, means over seeds, as in the legend.
 
     The best epoch is chosen on the samples it is shown for, as the paper does; the study's claims use the
@@ -86,7 +86,7 @@ def _draw_errors(axes: Axes, arms: Arms) -> None:
     _finish(axes)
 
 
-def _mean(arms: Arms, results: dict[int, Result], column: str) -> tuple[Array, Array]:
+def _mean(arms: Arms, results: Mapping[int, Result], column: str) -> tuple[Array, Array]:
     curves = [results[seed].curves for seed in common_seeds(list(arms.values()))]
     shortest = min(len(curve["epoch"]) for curve in curves)
     values = np.array([curve[column][:shortest] for curve in curves])

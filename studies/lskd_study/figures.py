@@ -6,12 +6,12 @@ files beside the page keep fixed colours on white.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lskd_study.claims import CLAIMS, Setting, estimate, groups
+from lskd_study.claims import Setting, claims_of, estimate, groups
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, RULE, STYLE, STYLES
 from lskd_study.results import Array, Result, Results, common_seeds
@@ -30,7 +30,12 @@ PANELS = (
     ("train_teacher_entropy", "Entropy of the teacher", "nats"),
     ("val_top1", "Validation top-1 accuracy", "%"),
 )
-HEADLINE = CLAIMS[0]
+TRANSLATION_PANELS = (*PANELS[:3], ("train_hard_ce", "Cross-entropy with the labels", "nats"))
+# Validation scores, of which the first epochs would flatten what matters.
+ZOOMED = ("val_top1", "val_bleu", "val_ppl")
+
+
+Arms = Mapping[float, Mapping[int, Result]]  # results by seed, by smoothing of the teacher
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,10 @@ class Difference:
     by_seed: dict[int, float]
 
 
-def differences(results: Results, setting: Setting) -> list[Difference]:
-    """Return the students' accuracy differences, each and (if several) averaged."""
-    pairs = {name: pair for name, pair in groups(results, HEADLINE, setting).items() if common_seeds(pair)}
+def differences(results: Results[Result], setting: Setting) -> list[Difference]:
+    """Return the headline's differences (students' accuracy or BLEU), each and (if several) averaged."""
+    headline = claims_of(results.plan)[0]
+    pairs = {name: pair for name, pair in groups(results, headline, setting).items() if common_seeds(pair)}
     chosen = {name: [pair] for name, pair in pairs.items()}
     if len(pairs) > 1:
         chosen["all students"] = list(pairs.values())
@@ -60,8 +66,8 @@ def differences(results: Results, setting: Setting) -> list[Difference]:
     for name, members in chosen.items():
         seeds = common_seeds([group for pair in members for group in pair])
         if seeds:
-            by_seed = {seed: estimate("top1", members, [seed]).estimate for seed in seeds}
-            found.append(Difference(name, estimate("top1", members, seeds), by_seed))
+            by_seed = {seed: estimate(headline.quantity, members, [seed]).estimate for seed in seeds}
+            found.append(Difference(name, estimate(headline.quantity, members, seeds), by_seed))
     return found
 
 
@@ -77,7 +83,7 @@ def difference_csv(rows: Sequence[Difference]) -> str:
     return csv_text(header, lines)
 
 
-def difference_figure(rows: Sequence[Difference]) -> Figure:
+def difference_figure(rows: Sequence[Difference], score: str = "top-1 accuracy") -> Figure:
     """Draw each row's interval with a dot per seed, around the line of no difference."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 0.7 + 0.4 * len(rows)), layout="constrained")
@@ -94,11 +100,11 @@ def difference_figure(rows: Sequence[Difference]) -> Figure:
         axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)])
         axes.set_ylim(-0.5, len(rows) - 0.3)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("difference in top-1 accuracy (points)")
+        axes.set_xlabel(f"difference in {score} (points)")
     return figure
 
 
-def curves_csv(results: Results) -> str:
+def curves_csv(results: Results[Result]) -> str:
     """Return every run's curves in one long table: what the curve figures are drawn from."""
     header = ["run", "role", "model", "smoothing", "seed"]
     lines, columns = [], [name for name in next(iter(results.finished.values())).curves if name != "epoch"]
@@ -110,31 +116,32 @@ def curves_csv(results: Results) -> str:
     return csv_text([*header, "epoch", *columns], lines)
 
 
-def curve_panels(arms: dict[float, dict[int, Result]], prefix: str) -> list[Panel]:
+def curve_panels(arms: Arms, prefix: str, shown: Sequence[tuple[str, str, str]] = PANELS) -> list[Panel]:
     """Draw one student's panels for the page; ``arms``: results by seed, by smoothing value."""
     panels = []
-    for column, title, unit in PANELS:
+    for column, title, unit in shown:
         with mpl.rc_context(STYLE):
             figure = Figure(figsize=(2.75, 2.15), layout="constrained")
-            _draw_curves(figure.add_subplot(), arms, column, f"{title} ({unit})")
+            draw_curves(figure.add_subplot(), arms, column, f"{title} ({unit})")
         panels.append(Panel(themed_svg(figure, f"{prefix}-{column}"), f"{title} by epoch"))
     return panels
 
 
-def curve_figure(arms: dict[float, dict[int, Result]], title: str) -> Figure:
+def curve_figure(arms: Arms, title: str, shown: Sequence[tuple[str, str, str]] = PANELS) -> Figure:
     """Draw one student's panels side by side, with a legend: the file beside the page."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.0 * len(PANELS), 2.9), layout="constrained")
-        for index, (column, name, unit) in enumerate(PANELS, start=1):
-            axes = figure.add_subplot(1, len(PANELS), index)
-            _draw_curves(axes, arms, column, f"{name} ({unit})")
+        figure = Figure(figsize=(3.0 * len(shown), 2.9), layout="constrained")
+        for index, (column, name, unit) in enumerate(shown, start=1):
+            axes = figure.add_subplot(1, len(shown), index)
+            draw_curves(axes, arms, column, f"{name} ({unit})")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 
 
-def _draw_curves(axes: Axes, arms: dict[float, dict[int, Result]], column: str, title: str) -> None:
+def draw_curves(axes: Axes, arms: Arms, column: str, title: str) -> None:
+    """Draw a curve's mean over seeds for each arm, and each seed's own, thin."""
     seeds = common_seeds(list(arms.values()))
     late: list[Array] = []
     for index, (smoothing, results) in enumerate(arms.items()):
@@ -149,8 +156,8 @@ def _draw_curves(axes: Axes, arms: dict[float, dict[int, Result]], column: str, 
         label = f"teacher's smoothing {smoothing:g}"
         axes.plot(epochs, values.mean(0), color=color, linestyle=style, linewidth=1.9, label=label)
         late.append(values[:, shortest // 2 :])
-    if column == "val_top1" and late and all(np.isfinite(values).all() for values in late):
-        # The first epochs would flatten what matters; the numbers of all epochs are in the CSV.
+    if column in ZOOMED and late and all(np.isfinite(values).all() for values in late):
+        # The numbers of all epochs are in the CSV.
         low, high = min(float(v.min()) for v in late), max(float(v.max()) for v in late)
         margin = max(0.12 * (high - low), 0.1)
         axes.set_ylim(low - margin, high + margin)

@@ -1,17 +1,21 @@
-"""The study's page: one self-contained HTML file that opens with the answer."""
+"""The study's page: one self-contained HTML file that opens with the answer.
+
+What all studies share; `images.html.j2` and `translation.html.j2` fill in the rest.
+"""
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lskd_study.claims import Finding
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS
 from lskd_study.figures import Panel
-from lskd_study.results import Results
+from lskd_study.plan import Plan
+from lskd_study.results import Result, Results, is_translation
 from lskd_study.statistics import Interval
-from lskd_study.tables import TeacherRow
 
 with needs_study_extra():
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -23,6 +27,26 @@ VERDICTS = {
     "cannot tell": "Cannot tell",
 }
 MARKS = {"supported": "✓", "contradicted": "✗", "cannot tell": "?"}
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a kind of study is spoken of: its template, its samples (full and short), its headline's score."""
+
+    template: str
+    samples: str
+    short: str
+    score: str
+    measure: str
+
+
+IMAGES = Words("images.html.j2", "validation images", "images", "top-1 accuracy", "accuracy")
+TRANSLATION = Words("translation.html.j2", "test sentences", "sentences", "BLEU", "BLEU")
+
+
+def words_of(plan: Plan) -> Words:
+    """Return the words for a study of this kind."""
+    return TRANSLATION if is_translation(plan) else IMAGES
 
 
 @dataclass(frozen=True)
@@ -43,7 +67,7 @@ def number(value: float, digits: int, *, sign: bool = False) -> str:
 
 def digits_of(unit: str) -> int:
     """Return how many decimals a quantity of this unit is given with."""
-    return 2 if unit == "points" else 4
+    return {"points": 2, "perplexity": 3}.get(unit, 4)
 
 
 def interval_text(interval: Interval | None, unit: str) -> str:
@@ -54,15 +78,16 @@ def interval_text(interval: Interval | None, unit: str) -> str:
     return f"{number(interval.low, digits, sign=True)} to {number(interval.high, digits, sign=True)}"
 
 
-def answer_sentence(results: Results, finding: Finding) -> str:
+def answer_sentence(results: Results[Result], finding: Finding) -> str:
     """Return the page's first sentence: difference, interval, seeds, in words that fit the verdict."""
+    words = words_of(results.plan)
     alpha = f"label-smoothed teachers (α\u00a0=\u00a0{finding.setting.smoothing:g})"
     interval = finding.interval
     if interval is None:
         return f"Nothing to compare yet: for students of {alpha}, {finding.note}."
     students = len({run.model for run in results.plan.runs if run.role == "student"})
     basis = f"{_count(interval.seeds, 'seed')}, {_count(students, 'student')}"
-    basis += f", {interval.samples} validation images"
+    basis += f", {interval.samples} {words.samples}"
     if not results.plan.papers_loss:
         basis += (
             f", T\u00a0=\u00a0{finding.setting.temperature:g}, λ\u00a0=\u00a0{finding.setting.hard_weight:g}"
@@ -74,10 +99,10 @@ def answer_sentence(results: Results, finding: Finding) -> str:
         if finding.setting.baseline
         else "unsmoothed teachers"
     )
-    body = f"students of {alpha} scored {size} points {side} in top-1 accuracy than students of {other}"
+    body = f"students of {alpha} scored {size} points {side} in {words.score} than students of {other}"
     if not interval.known:
         return f"On these data {body} ({basis}); no interval can be made: {interval.note}."
-    over = " over the images alone" if interval.seeds == 1 else ""
+    over = f" over the {words.short} alone" if interval.seeds == 1 else ""
     text = f"On these data {body} (95 % interval{over} {interval_text(interval, 'points')}; {basis})"
     if interval.seeds == 1:
         return f"{text}. One seed: how much seeds vary is unknown, so no verdict is possible; add seeds."
@@ -108,17 +133,18 @@ def environment() -> Environment:
 
 
 def render_page(
-    results: Results,
+    results: Results[Result],
     findings: Sequence[Finding],
-    rows: Sequence[TeacherRow],
     difference: Panel | None,
     curves: Sequence[Curves],
+    **own: Any,
 ) -> str:
-    """Return the page as HTML text. ``findings[0]`` is the headline."""
+    """Return the page as HTML text. ``findings[0]`` is the headline; ``own``: for the kind's own template."""
     plan = results.plan
+    words = words_of(plan)
     return (
         environment()
-        .get_template("page.html.j2")
+        .get_template(words.template)
         .render(
             plan=plan,
             headline=findings[0],
@@ -128,7 +154,7 @@ def render_page(
             tested=sum(not math.isnan(finding.adjusted_p) for finding in findings),
             verdicts=VERDICTS,
             marks=MARKS,
-            rows=rows,
+            words=words,
             varied=not plan.papers_loss,
             difference=difference,
             curves=curves,
@@ -138,11 +164,12 @@ def render_page(
             missing=results.missing,
             provenance=provenance_rows(results),
             jobs=[result.job for result in results.finished.values()],
+            **own,
         )
     )
 
 
-def provenance_rows(results: Results) -> list[tuple[str, str]]:
+def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
     """Return what the study was made with, as (name, value); what differs between runs is listed."""
     seen: dict[str, dict[str, None]] = defaultdict(dict)
     for result in results.finished.values():

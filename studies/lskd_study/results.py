@@ -1,65 +1,86 @@
-"""Read a study's run folders into what tables, figures and claims need. No model, no trainer."""
+"""Read a study's run folders into what tables, figures and claims need. No model, no trainer.
+
+What all studies share; `image_results` and `translation_results` hold what each measures.
+"""
 
 import csv
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lskd import LskdError, stability
-from lskd_study.plan import CURVES, JOB, LOGITS, Plan, Run
+from lskd import LskdError
+from lskd_study.plan import Plan, Run
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class PerSample:
+    """One value per sample whose mean is a run's result, and what an interval needs to know of them.
+
+    Attributes:
+        values: ``(N,)``.
+        strata: ``(N,)`` int, where samples are drawn within fixed classes.
+        bounded: the values are 0 or 1.
+        scale: factor to the unit in which the result is given.
+        problem: why no interval can be made from the values; empty where one can.
+    """
+
+    values: Array
+    strata: NDArray[np.int64] | None = None
+    bounded: bool = False
+    scale: float = 1.0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Result:
-    """What one finished run left; the arrays have one value per validation sample, sorted by key."""
+    """What one finished run left; ``keys`` name the samples it was measured on, in sorted order."""
 
     run: Run
     job: dict[str, Any]
     curves: dict[str, Array]
     keys: list[str]
-    labels: NDArray[np.int64]
-    correct: Array
-    correct5: Array
-    target_probability: Array
-    instability: float
-
-    @property
-    def top1(self) -> float:
-        """Top-1 accuracy in percent."""
-        return 100 * float(self.correct.mean())
-
-    @property
-    def top5(self) -> float:
-        """Top-5 accuracy in percent."""
-        return 100 * float(self.correct5.mean())
 
     def last(self, column: str) -> float:
         """Return a curve's value of the last epoch; NaN where the trainer did not log it."""
         return float(self.curves[column][-1])
 
+    def value(self, quantity: str) -> float:
+        """Return a quantity that has one value per run."""
+        return self.last(quantity)
+
+    def per_sample(self, quantity: str) -> PerSample | None:
+        """Return a quantity sample by sample, None for one that has one value per run."""
+        return None
+
+    def same_samples(self, other: "Result") -> bool:
+        """Whether both were measured on the same samples."""
+        return self.keys == other.keys
+
+
+Kind = TypeVar("Kind", bound=Result)
+
 
 @dataclass(frozen=True)
-class Results:
+class Results(Generic[Kind]):
     """All finished runs of a plan, and the names of those that are missing."""
 
     plan: Plan
-    finished: dict[str, Result]
+    finished: dict[str, Kind]
     missing: list[str] = field(default_factory=list)
 
-    def teachers(self, model: str, smoothing: float) -> dict[int, Result]:
+    def teachers(self, model: str, smoothing: float) -> dict[int, Kind]:
         """Return the finished teachers of one kind, by seed."""
         return self._select(role="teacher", model=model, smoothing=smoothing)
 
     def students(
         self, model: str, teacher: str, smoothing: float, temperature: float, hard_weight: float
-    ) -> dict[int, Result]:
+    ) -> dict[int, Kind]:
         """Return the finished students of one kind, by seed; ``teacher`` is the teacher's model."""
         found = self._select(
             role="student", model=model, smoothing=smoothing, temperature=temperature, hard_weight=hard_weight
@@ -67,7 +88,7 @@ class Results:
         runs = self.plan.by_id
         return {seed: result for seed, result in found.items() if runs[result.run.teacher].model == teacher}
 
-    def _select(self, **wanted: object) -> dict[int, Result]:
+    def _select(self, **wanted: object) -> dict[int, Kind]:
         return {
             result.run.seed: result
             for result in self.finished.values()
@@ -75,8 +96,13 @@ class Results:
         }
 
 
-def read_results(plan: Plan) -> Results:
-    """Read every finished run of the plan.
+def is_translation(plan: Plan) -> bool:
+    """Whether the study's models translate; otherwise they classify images."""
+    return plan.ecosystem == "fairseq"
+
+
+def read_results(plan: Plan) -> Results[Any]:
+    """Read every finished run of the plan, as ``ImageResult`` or ``TranslationResult``.
 
     Raises:
         LskdError: for a run folder that is damaged or runs that were measured on different samples.
@@ -84,84 +110,62 @@ def read_results(plan: Plan) -> Results:
     finished, missing = {}, []
     for run in plan.runs:
         if plan.done(run):
-            finished[run.id] = read_result(plan.folder(run), run, plan.num_classes)
+            finished[run.id] = _read(plan, run)
         else:
             missing.append(run.id)
-    _same_samples(finished.values())
+    _same_samples(finished.values(), "test sentences" if is_translation(plan) else "validation samples")
     return Results(plan, finished, missing)
 
 
-def read_result(folder: Path, run: Run, num_classes: int) -> Result:
-    """Read one run's folder.
+def _read(plan: Plan, run: Run) -> Result:
+    folder = plan.folder(run)
+    try:
+        if is_translation(plan):
+            from lskd_study.translation_results import read_translation_result
+
+            return read_translation_result(folder, run)
+        from lskd_study.image_results import read_image_result
+
+        return read_image_result(folder, run, plan.num_classes)
+    except LskdError:
+        raise
+    except Exception as error:  # safetensors has an exception class of its own
+        reason = " ".join(str(error).split())
+        raise LskdError(f"run folder {folder} is damaged ({reason}); remove it to run it again") from error
+
+
+def read_curves(path: Path) -> dict[str, Array]:
+    """Return a run's curves by column, one value per epoch; NaN where the trainer did not log one.
 
     Raises:
-        LskdError: when a file is missing or damaged.
+        OSError: for a file that cannot be read.
+        ValueError: for a file without epochs or with more than numbers.
     """
-    from safetensors.numpy import load_file
-
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"{path.name} has no epochs")
     try:
-        job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-        tensors = load_file(folder / LOGITS)
-        with (folder / CURVES).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        keys = bytes(tensors["keys"]).decode().split("\n")
-        logits, labels = tensors["logits"].astype(np.float32), tensors["labels"].astype(np.int64)
-        if not rows or len(keys) != len(labels) or logits.shape != (len(labels), num_classes):
-            raise ValueError("sizes do not match")
-    except Exception as error:  # safetensors has an exception class of its own
-        raise LskdError(f"run folder {folder} is damaged ({error}); remove it to run it again") from error
-    curves = {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]}
-    order = np.argsort(np.array(keys), kind="stable")
-    return _measure(run, job, curves, [keys[i] for i in order], logits[order], labels[order])
-
-
-def _measure(
-    run: Run,
-    job: dict[str, Any],
-    curves: dict[str, Array],
-    keys: list[str],
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int64],
-) -> Result:
-    import torch
-
-    own = logits[np.arange(len(labels)), labels]
-    finite = np.isfinite(logits).all(-1)
-    # A model that diverged predicts nothing: wrong, not class 0. Ties count against the model.
-    rank = (logits >= own[:, None]).sum(-1) - 1
-    instability, probability = float("nan"), np.full(len(labels), np.nan)
-    if finite.all():
-        scores, classes = torch.from_numpy(logits), torch.from_numpy(labels)
-        instability = 1 - float(stability(scores, classes, logits.shape[1]))
-        probability = scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy()
-    return Result(
-        run=run,
-        job=job,
-        curves=curves,
-        keys=keys,
-        labels=labels,
-        correct=(finite & (rank < 1)).astype(np.float64),
-        correct5=(finite & (rank < 5)).astype(np.float64),
-        target_probability=probability,
-        instability=instability,
-    )
+        return {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
 
 
 def _number(text: str) -> float:
     return float(text) if text else float("nan")
 
 
-def _same_samples(results: Iterable[Result]) -> None:
+def _same_samples(results: Iterable[Result], samples: str) -> None:
     first: Result | None = None
     for result in results:
         first = first or result
-        if result.keys != first.keys or not np.array_equal(result.labels, first.labels):
+        if not result.same_samples(first):
             raise LskdError(
-                f"{result.run.id} and {first.run.id} were measured on different validation samples; "
+                f"{result.run.id} and {first.run.id} were measured on different {samples}; "
                 "the data changed in between: remove the older runs"
             )
 
 
-def common_seeds(groups: Sequence[dict[int, Result]]) -> list[int]:
+def common_seeds(groups: Sequence[Mapping[int, Result]]) -> list[int]:
     """Return the seeds that every group has: differences are paired."""
     return sorted(set.intersection(*(set(group) for group in groups))) if groups else []

@@ -157,7 +157,7 @@ def seed_interval(differences: ArrayLike) -> Interval:
         raise LskdError("paired differences must be finite, one per seed; leave out the run that diverged")
     seeds = len(d)
     if seeds == 1:
-        return _no_interval(float(d[0]), 1, 1, SEEDS_ONLY, ONE_SEED)
+        return no_interval(float(d[0]), 1, 1, SEEDS_ONLY, ONE_SEED)
     variance = float(d.var(ddof=1)) / seeds
     return _interval(float(d.mean()), (variance, 0.0), (seeds - 1, 0), (seeds, 1), SEEDS_ONLY)
 
@@ -215,7 +215,7 @@ def _interval(
     # Identical values leave a variance of rounding errors: compare with the mean, not with zero.
     if not variance > (1e-12 * abs(mean)) ** 2 or dfs == (0, 0):
         same = "the difference is the same in every run, so its variance cannot be estimated"
-        return _no_interval(mean, *shape, method, f"{note}; {same}" if note else same)
+        return no_interval(mean, *shape, method, f"{note}; {same}" if note else same)
     half = float(half_width(*parts, *dfs))
     return Interval(
         mean, mean - half, mean + half, variance**0.5, _p_value(mean, parts, dfs), *shape, method, note
@@ -244,5 +244,6 @@ def _rule_of_three(value: float, seeds: int, samples: int) -> Interval:
     return Interval(value, low, high, np.nan, p_value, seeds, samples, "rule of three", note)
 
 
-def _no_interval(mean: float, seeds: int, samples: int, method: str, note: str) -> Interval:
+def no_interval(mean: float, seeds: int, samples: int, method: str, note: str) -> Interval:
+    """Return a mean difference for which no interval can be made; ``note`` says why."""
     return Interval(mean, np.nan, np.nan, np.nan, np.nan, seeds, samples, method, note)

@@ -1,13 +1,19 @@
-"""The result table in the layout of the paper's Table 2, with 1-S beside it, and one line per run."""
+"""The result table in the layout of the paper's Table 2, with 1-S beside it, and one line per run.
+
+Of images; that of a translation study is in `translation_tables`.
+"""
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic
 
 import numpy as np
 
-from lskd_study.results import Result, Results
+from lskd_study.image_results import ImageResult
+from lskd_study.plan import Run
+from lskd_study.results import Kind, Results
 
 
 @dataclass(frozen=True)
@@ -57,27 +63,54 @@ class TeacherRow:
     students: list[StudentRow]
 
 
-def table_rows(results: Results) -> list[TeacherRow]:
+def table_rows(results: Results[ImageResult]) -> list[TeacherRow]:
     """Return the table of a study, in the order of its file."""
+    rows = []
+    for arm in arms_of(results):
+        students = [
+            StudentRow(s.model, s.temperature, s.hard_weight, *_accuracy(s.results)) for s in arm.students
+        ]
+        instability = Measured.of([result.instability for result in arm.teachers])
+        rows.append(TeacherRow(arm.model, arm.smoothing, *_accuracy(arm.teachers), instability, students))
+    return rows
+
+
+@dataclass(frozen=True)
+class Students(Generic[Kind]):
+    """The students of one kind, one result per seed."""
+
+    model: str
+    temperature: float
+    hard_weight: float
+    results: list[Kind]
+
+
+@dataclass(frozen=True)
+class Arm(Generic[Kind]):
+    """The teachers of one kind, one result per seed, with their students."""
+
+    model: str
+    smoothing: float
+    teachers: list[Kind]
+    students: list[Students[Kind]]
+
+
+def arms_of(results: Results[Kind]) -> Iterator[Arm[Kind]]:
+    """Yield what a table has a row for, in the order of the study's file."""
     runs = results.plan.runs
     kinds = dict.fromkeys(
         (run.model, run.temperature, run.hard_weight) for run in runs if run.role == "student"
     )
-    rows = []
     for teacher in dict.fromkeys(run.model for run in runs if run.role == "teacher"):
         for smoothing in results.plan.smoothing:
-            own = results.teachers(teacher, smoothing).values()
-            students = []
-            for model, t, hard in kinds:
-                group = results.students(model, teacher, smoothing, t, hard).values()
-                students.append(StudentRow(model, t, hard, *_accuracy(group)))
-            instability = Measured.of([result.instability for result in own])
-            rows.append(TeacherRow(teacher, smoothing, *_accuracy(own), instability, students))
-    return rows
+            students = [
+                Students(model, t, hard, list(results.students(model, teacher, smoothing, t, hard).values()))
+                for model, t, hard in kinds
+            ]
+            yield Arm(teacher, smoothing, list(results.teachers(teacher, smoothing).values()), students)
 
 
-def _accuracy(group: Iterable[Result]) -> tuple[Measured, Measured]:
-    results = list(group)
+def _accuracy(results: Sequence[ImageResult]) -> tuple[Measured, Measured]:
     return Measured.of([r.top1 for r in results]), Measured.of([r.top5 for r in results])
 
 
@@ -110,30 +143,30 @@ def table_csv(rows: Sequence[TeacherRow]) -> str:
             measured = [row.top1, row.top5, row.instability, s.top1, s.top5]
             numbers = [value for item in measured for value in (item.mean, item.std)]
             kind = [row.model, row.smoothing, s.model, s.temperature, s.hard_weight, s.top1.seeds]
-            lines.append([*kind, *(_cell(number) for number in numbers)])
+            lines.append([*kind, *(cell(number) for number in numbers)])
     return csv_text(header, lines)
 
 
-def runs_csv(results: Results) -> str:
+TRAINING = ("train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement")
+RUN_HEADER = ("run", "role", "model", "smoothing", "seed", "temperature", "hard_weight")
+
+
+def runs_csv(results: Results[ImageResult]) -> str:
     """Return one line per finished run: what it measured at its last epoch."""
-    columns = [
-        "train_ce",
-        "train_kl",
-        "train_teacher_entropy",
-        "train_hard_ce",
-        "train_agreement",
-        "val_loss",
-    ]
-    header = ["run", "role", "model", "smoothing", "seed", "temperature", "hard_weight", "top1", "top5"]
-    header += ["one_minus_s", *columns, "wall_time_s", "resumed"]
+    columns = (*TRAINING, "val_loss")
+    header = [*RUN_HEADER, "top1", "top5", "one_minus_s", *columns, "wall_time_s", "resumed"]
     lines: list[list[object]] = []
     for result in results.finished.values():
-        run = result.run
-        kind = [run.id, run.role, run.model, run.smoothing, run.seed, run.temperature, run.hard_weight]
         numbers = [result.top1, result.top5, result.instability, *(result.last(name) for name in columns)]
         job = result.job
-        lines.append([*kind, *(_cell(number) for number in numbers), job["wall_time_s"], job["resumed"]])
+        cells = [cell(number) for number in numbers]
+        lines.append([*run_cells(result.run), *cells, job["wall_time_s"], job["resumed"]])
     return csv_text(header, lines)
+
+
+def run_cells(run: Run) -> list[object]:
+    """Return what goes below ``RUN_HEADER``."""
+    return [run.id, run.role, run.model, run.smoothing, run.seed, run.temperature, run.hard_weight]
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
@@ -145,5 +178,6 @@ def csv_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def _cell(number: float) -> str:
+def cell(number: float) -> str:
+    """Return a number for a CSV file; empty for NaN."""
     return "" if np.isnan(number) else f"{number:.8g}"

@@ -1,4 +1,4 @@
-"""A finished study without any training: run folders with simulated logits, as a job would write them."""
+"""Finished studies without any training: run folders with simulated results, as a job would write them."""
 
 import csv
 import io
@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from lskd_study.ecosystems.timm import CURVE_COLUMNS
-from lskd_study.plan import CURVES, JOB, LOGITS, Plan, Run, expand
+from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
+from lskd_study.translation_results import COLUMNS
 
 NUM_CLASSES = 4
 
@@ -29,7 +30,7 @@ def make_plan(root: Path, **changes: object) -> Plan:
     return Plan(
         title="Simulated study <of> nothing",
         study_file="study.yaml",
-        ecosystem="timm",
+        ecosystem=str(changes.get("ecosystem", "timm")),
         cwd=str(root),
         output="out",
         data="data",
@@ -55,15 +56,25 @@ def write_run(plan: Plan, run: Run, logits: np.ndarray, labels: np.ndarray, curv
         "keys": np.frombuffer(names.encode(), dtype=np.uint8),
     }
     save_file(tensors, folder / LOGITS)
+    rows = [
+        dict.fromkeys(CURVE_COLUMNS, "")
+        | {name: str(v + 1 / (epoch + 1)) for name, v in curves.items()}
+        | {"epoch": str(epoch)}
+        for epoch in range(5)
+    ]
+    write_curves(folder, CURVE_COLUMNS, rows)
+    write_job(plan, run)
+
+
+def write_curves(folder: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, CURVE_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    for epoch in range(5):
-        row = dict.fromkeys(CURVE_COLUMNS, "") | {
-            name: str(v + 1 / (epoch + 1)) for name, v in curves.items()
-        }
-        writer.writerow(row | {"epoch": str(epoch)})
+    writer.writerows(rows)
     (folder / CURVES).write_text(text.getvalue())
+
+
+def write_job(plan: Plan, run: Run) -> None:
     job = {
         "run": run.id,
         "role": run.role,
@@ -82,7 +93,7 @@ def write_run(plan: Plan, run: Run, logits: np.ndarray, labels: np.ndarray, curv
         "wall_time_s": 12.3,
         "resumed": 0,
     }
-    (folder / JOB).write_text(json.dumps(job))
+    (plan.folder(run) / JOB).write_text(json.dumps(job))
 
 
 StudyMaker = Callable[..., Plan]
@@ -157,3 +168,84 @@ def fake_study(tmp_path: Path) -> StudyMaker:
 @pytest.fixture(scope="session")
 def fake_study_at() -> Callable[[Path], StudyMaker]:
     return study_maker
+
+
+WORDS = [f"word{i}" for i in range(40)]
+
+
+def translation_maker(root: Path) -> StudyMaker:
+    """Make finished studies of translation out of random words.
+
+    ``level``: the odds (logarithm) that a word is right; ``effect`` and ``teacher_effect``: added to them in
+    students of smoothed teachers and in smoothed teachers; ``perplexity_effect``: of smoothed teachers.
+    """
+
+    def make(
+        effect: float = 0.0,
+        teacher_effect: float = 0.0,
+        perplexity_effect: float = 0.0,
+        sentences: int = 120,
+        length: int = 8,
+        level: float = 1.0,
+        seed: int = 0,
+        **changes: object,
+    ) -> Plan:
+        plan = make_plan(root, ecosystem="fairseq", **changes)
+        rng = np.random.default_rng(seed)
+        references = [list(rng.choice(WORDS, rng.integers(2, 2 * length))) for _ in range(sentences)]
+        easy = level + rng.standard_normal(sentences)
+        for run in plan.runs:
+            smoothed = float(run.smoothing > 0)
+            odds = easy + 0.3 * rng.standard_normal(sentences) + 0.03 * rng.standard_normal()
+            odds = odds + smoothed * (effect if run.role == "student" else teacher_effect)
+            lines = []
+            for number, (reference, own) in enumerate(zip(references, odds, strict=True)):
+                right = rng.random(len(reference)) < 1 / (1 + np.exp(-own))
+                tokens = [w if ok else str(rng.choice(WORDS)) for w, ok in zip(reference, right, strict=True)]
+                lines.append(sentence_line(number, reference, tokens))
+            folder = plan.folder(run)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / TRANSLATIONS).write_text("".join(lines))
+            write_curves(folder, COLUMNS, translation_curves(run, rng, perplexity_effect))
+            write_job(plan, run)
+        plan.write()
+        return plan
+
+    return make
+
+
+def sentence_line(number: int, reference: list[str], hypothesis: list[str]) -> str:
+    """A line of the file of translations; tokenised, the full stop stands apart."""
+    content: dict[str, object] = {"id": number, "source": f"satz {number} ."}
+    for name, words in (("reference", reference), ("hypothesis", hypothesis)):
+        content[name] = " ".join(words) + "."
+        content[f"{name}_tokens"] = " ".join([*words, "."])
+    return json.dumps(content) + "\n"
+
+
+def translation_curves(
+    run: Run, rng: np.random.Generator, perplexity_effect: float, epochs: int = 6
+) -> list[dict[str, str]]:
+    jitter = 0.02 * rng.standard_normal()
+    rows = []
+    for epoch in range(epochs):
+        # The best validation BLEU comes before the last epoch; the perplexity goes on rising.
+        bleu = 30 - 20 / (epoch + 1) + jitter - (2 if epoch == epochs - 1 else 0)
+        loss = 1.5 + 0.1 * abs(epoch - 2) + jitter + perplexity_effect * (run.smoothing > 0)
+        row = {"epoch": epoch, "val_bleu": round(bleu, 2), "val_loss": loss, "val_ppl": np.exp(loss)}
+        row["train_hard_ce"] = 2 + jitter
+        if run.role == "student":
+            parts = {"train_kl": 0.3 + jitter, "train_teacher_entropy": 1 + (run.smoothing > 0) + jitter}
+            row |= {**parts, "train_ce": sum(parts.values()), "train_agreement": 0.7}
+        rows.append(dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in row.items()})
+    return rows
+
+
+@pytest.fixture
+def translation_study(tmp_path: Path) -> StudyMaker:
+    return translation_maker(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def translation_study_at() -> Callable[[Path], StudyMaker]:
+    return translation_maker

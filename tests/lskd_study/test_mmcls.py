@@ -94,8 +94,7 @@ def test_a_run_goes_on_where_there_is_a_checkpoint(tmp_path):
 def result(top1, top5, loss):
     curves = {"epoch": np.arange(3.0), "val_top1": np.array(top1), "val_top5": np.array(top5)}
     curves |= {"train_ce": np.array(loss) + 0.5, "val_ce": np.array(loss)}
-    empty = np.zeros(0)
-    return Result(None, {}, curves, [], empty.astype(int), empty, empty, empty, 0.0)
+    return Result(None, {}, curves, [])
 
 
 def test_figure_6_has_both_losses_and_the_best_accuracies():

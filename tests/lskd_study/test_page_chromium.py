@@ -65,7 +65,7 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory, fake_study_at) -> dict[str, Path]:
+def pages(tmp_path_factory, fake_study_at, translation_study_at) -> dict[str, Path]:
     """A page with everything, one with runs missing, and one with more arms and settings than usual."""
     made = {}
     for name, changes in {
@@ -77,6 +77,10 @@ def pages(tmp_path_factory, fake_study_at) -> dict[str, Path]:
             (plan.folder(plan.runs[-1]) / "job.json").unlink()
         write_report(plan)
         made[name] = plan.root / "index.html"
+    plan = translation_study_at(tmp_path_factory.mktemp("translation"))(effect=0.6)
+    (plan.folder(plan.runs[-1]) / "job.json").unlink()
+    write_report(plan)
+    made["translation"] = plan.root / "index.html"
     made["teachers"] = teachers_page(tmp_path_factory.mktemp("teachers"))
     return made
 
@@ -101,7 +105,7 @@ def teachers_page(folder: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["usual", "many", "teachers"])
+@pytest.mark.parametrize("name", ["usual", "many", "translation", "teachers"])
 def test_the_page_in_chromium(browser, pages, name, width, scheme):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -117,7 +121,7 @@ def test_the_page_in_chromium(browser, pages, name, width, scheme):
     assert scroll <= inner == width
     answer = browser.find_element("id", "answer")
     assert answer.is_displayed()
-    assert "accura" in answer.text
+    assert ("BLEU" if name == "translation" else "accura") in answer.text
     assert "95 % interval" in answer.text
     assert answer.location["y"] + answer.size["height"] < 700  # the answer is on the first screen
     panels = browser.find_elements("css selector", ".panels svg")

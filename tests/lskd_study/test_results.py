@@ -6,8 +6,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from lskd import LskdError, stability
+from lskd_study.image_results import read_image_result
 from lskd_study.plan import CURVES, JOB, LOGITS
-from lskd_study.results import read_result, read_results
+from lskd_study.results import read_results
 
 pytestmark = pytest.mark.unit
 
@@ -22,7 +23,7 @@ def test_accuracy_and_instability_come_from_the_stored_logits(fake_study):
     run = plan.runs[0]
     tensors = load_file(plan.folder(run) / LOGITS)
     logits, labels = torch.from_numpy(tensors["logits"]).float(), torch.from_numpy(tensors["labels"])
-    found = read_result(plan.folder(run), run, plan.num_classes)
+    found = read_image_result(plan.folder(run), run, plan.num_classes)
     assert found.top1 == pytest.approx(100 * (logits.argmax(-1) == labels).float().mean().item())
     assert found.top5 == 100.0
     assert found.instability == pytest.approx(
@@ -35,13 +36,13 @@ def test_accuracy_and_instability_come_from_the_stored_logits(fake_study):
 def test_samples_are_matched_by_key_in_whatever_order_they_were_measured(fake_study):
     plan = fake_study()
     run = plan.runs[0]
-    before = read_result(plan.folder(run), run, plan.num_classes)
+    before = read_image_result(plan.folder(run), run, plan.num_classes)
     tensors = load_file(plan.folder(run) / LOGITS)
     order = np.random.default_rng(0).permutation(len(tensors["labels"]))
     names = bytes(tensors["keys"]).decode().split("\n")
     keys = np.frombuffer("\n".join(names[i] for i in order).encode(), dtype=np.uint8)
     rewrite(plan.folder(run), logits=tensors["logits"][order], labels=tensors["labels"][order], keys=keys)
-    after = read_result(plan.folder(run), run, plan.num_classes)
+    after = read_image_result(plan.folder(run), run, plan.num_classes)
     assert after.keys == before.keys
     np.testing.assert_array_equal(after.correct, before.correct)
 
@@ -51,7 +52,7 @@ def test_a_diverged_run_predicts_nothing(fake_study):
     run = plan.runs[0]
     logits = load_file(plan.folder(run) / LOGITS)["logits"]
     rewrite(plan.folder(run), logits=np.full_like(logits, np.nan))
-    found = read_result(plan.folder(run), run, plan.num_classes)
+    found = read_image_result(plan.folder(run), run, plan.num_classes)
     assert found.top1 == 0.0
     assert np.isnan(found.instability)
 

@@ -1,0 +1,149 @@
+"""Corpus BLEU as sacreBLEU computes it, and what intervals of its differences need.
+
+BLEU is no mean over sentences but a function of sums over them: ten numbers for each sentence (both lengths,
+matched and counted n-grams of 1 to 4 words). The jackknife over sentences turns it into one value per
+sentence whose mean is BLEU, so that it goes through the same analysis as accuracy (`statistics`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lskd import LskdError
+from lskd_study.bootstrap import Estimate, percentiles, resampled_means
+
+Array = NDArray[np.float64]
+Statistics = NDArray[np.int64]
+
+try:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.significance import PairedTest, Result
+except ModuleNotFoundError as missing:
+    raise LskdError("this needs sacrebleu, not installed here; pip install 'lskd[fairseq]'") from missing
+
+ORDER = 4
+METHOD = "paired bootstrap over test sentences, percentiles"
+REPLICATES, SEED = 1000, 12345  # sacreBLEU's own defaults
+# With matches in fewer sentences than that, BLEU hangs on single sentences (and on smoothing, at none).
+FEWEST_SENTENCES = 5
+
+
+@dataclass(frozen=True)
+class Score:
+    """A corpus BLEU in points, sacreBLEU's signature of how, and the sentences' statistics ``(N, 10)``."""
+
+    value: float
+    signature: str
+    statistics: Statistics
+
+
+def metric(tokenised: bool = False) -> Any:
+    """Return sacreBLEU's BLEU with its defaults; ``tokenised``: for text that is tokenised already."""
+    return BLEU(tokenize="none", force=True) if tokenised else BLEU()
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str], tokenised: bool = False) -> Score:
+    """Return the corpus BLEU of one hypothesis and one reference for each sentence."""
+    scorer = metric(tokenised)
+    whole = scorer.corpus_score(list(hypotheses), [list(references)])
+    rows = []
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        own = scorer.corpus_score([hypothesis], [[reference]])
+        rows.append([own.sys_len, own.ref_len, *own.counts, *own.totals])
+    return Score(float(whole.score), str(scorer.get_signature()), np.array(rows, dtype=np.int64))
+
+
+def bleu_of_sums(sums: Statistics) -> Array:
+    """Return BLEU ``(R,)`` in points of summed statistics ``(R, 10)``; sacreBLEU's formula and smoothing."""
+    return np.array(
+        [
+            BLEU.compute_bleu(
+                correct=row[2 : 2 + ORDER],
+                total=row[2 + ORDER :],
+                sys_len=row[0],
+                ref_len=row[1],
+                smooth_method="exp",
+            ).score
+            for row in sums.tolist()
+        ]
+    )
+
+
+def pseudo_values(statistics: Statistics) -> Array:
+    """Return one value per sentence ``(N,)`` whose mean is the corpus BLEU in points, for its interval.
+
+    Jackknife: ``N BLEU - (N - 1) BLEU_without_i``, shifted so that the mean is BLEU itself.
+    """
+    total, count = statistics.sum(0), len(statistics)
+    whole = bleu_of_sums(total[None])[0]
+    if count == 1:
+        return np.array([whole])
+    values = count * whole - (count - 1) * bleu_of_sums(total - statistics)
+    return np.asarray(values - values.mean() + whole)
+
+
+def too_few_matches(statistics: Statistics) -> str:
+    """Return why BLEU gets no interval: too few sentences match n-grams; empty if enough do."""
+    sentences = (statistics[:, 2 : 2 + ORDER] > 0).sum(0)
+    if sentences.min() >= FEWEST_SENTENCES:
+        return ""
+    order = int(sentences.argmin()) + 1
+    return (
+        f"a run matches {order}-grams of the references in {sentences.min()} of {len(statistics)} sentences; "
+        f"BLEU needs {FEWEST_SENTENCES} for an interval"
+    )
+
+
+@dataclass(frozen=True)
+class PairedBootstrap:
+    """One pair of runs on the same sentences: second minus first, in BLEU points.
+
+    ``difference``: percentile interval of the difference, and the p-value of sacreBLEU's own test, whose
+    settings ``signature`` names.
+    """
+
+    first: float
+    second: float
+    difference: Estimate
+    signature: str
+
+
+def paired_bootstrap(
+    first: Sequence[str],
+    second: Sequence[str],
+    references: Sequence[str],
+    statistics: tuple[Statistics, Statistics],
+) -> PairedBootstrap:
+    """Redraw the sentences, the same for both runs: interval of the difference and sacreBLEU's p-value.
+
+    Args:
+        first: hypotheses of the first run, detokenised.
+        second: of the second.
+        references: one for each sentence.
+        statistics: of the first and the second run, ``(N, 10)`` each.
+    """
+    test = PairedTest(
+        [("first", list(first)), ("second", list(second))],
+        {"BLEU": metric()},
+        [list(references)],
+        test_type="bs",
+        n_samples=REPLICATES,
+    )
+    signatures, scores = test()
+    one, two = (found for found in scores["BLEU"] if isinstance(found, Result))
+    value = two.score - one.score
+    problem = too_few_matches(statistics[0]) or too_few_matches(statistics[1])
+    if np.array_equal(*statistics):
+        problem = "no sentence differs between the two runs"  # sacreBLEU would call that significant
+    found = Estimate(value, np.nan, np.nan, np.nan, problem)
+    if not problem:
+        # Means are exact to rounding; sums of counts are whole numbers again.
+        draws = resampled_means(np.concatenate(statistics, axis=1).astype(np.float64), REPLICATES, SEED)
+        sums = np.rint(draws * len(references)).astype(np.int64)
+        half = statistics[0].shape[1]
+        low, high = percentiles(bleu_of_sums(sums[:, half:]) - bleu_of_sums(sums[:, :half]))
+        found = Estimate(value, low, high, float(two.p_value or np.nan))
+    return PairedBootstrap(one.score, two.score, found, str(signatures["BLEU"]))

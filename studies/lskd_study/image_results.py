@@ -1,0 +1,107 @@
+"""What a classifier left: accuracy and 1-S, from its stored logits on the validation images."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lskd import stability
+from lskd_study.plan import CURVES, JOB, LOGITS, Run
+from lskd_study.results import Array, PerSample, Result, read_curves
+from lskd_study.statistics import target_std_pseudo_values
+
+
+@dataclass(frozen=True)
+class ImageResult(Result):
+    """A classifier's result; the arrays have one value per validation image, sorted by key."""
+
+    labels: NDArray[np.int64]
+    correct: Array
+    correct5: Array
+    target_probability: Array
+    instability: float
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy in percent."""
+        return 100 * float(self.correct.mean())
+
+    @property
+    def top5(self) -> float:
+        """Top-5 accuracy in percent."""
+        return 100 * float(self.correct5.mean())
+
+    def per_sample(self, quantity: str) -> PerSample | None:
+        """Return accuracy or 1-S image by image.
+
+        Raises:
+            LskdError: for 1-S with too few images in a class.
+        """
+        if quantity == "top1":
+            return PerSample(self.correct, bounded=True, scale=100)
+        if quantity == "instability":
+            values = target_std_pseudo_values(self.target_probability, self.labels)
+            return PerSample(values, strata=self.labels)
+        return None
+
+    def same_samples(self, other: Result) -> bool:
+        """Whether both were measured on the same images with the same labels."""
+        return (
+            isinstance(other, ImageResult)
+            and self.keys == other.keys
+            and np.array_equal(self.labels, other.labels)
+        )
+
+
+def read_image_result(folder: Path, run: Run, num_classes: int) -> ImageResult:
+    """Read one run's folder.
+
+    Raises:
+        Exception: of many classes, when a file is missing or damaged; `results.read_results` makes it one.
+    """
+    from safetensors.numpy import load_file
+
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    tensors = load_file(folder / LOGITS)
+    curves = read_curves(folder / CURVES)
+    keys = bytes(tensors["keys"]).decode().split("\n")
+    logits, labels = tensors["logits"].astype(np.float32), tensors["labels"].astype(np.int64)
+    if len(keys) != len(labels) or logits.shape != (len(labels), num_classes):
+        raise ValueError("sizes do not match")
+    order = np.argsort(np.array(keys), kind="stable")
+    return _measure(run, job, curves, [keys[i] for i in order], logits[order], labels[order])
+
+
+def _measure(
+    run: Run,
+    job: dict[str, Any],
+    curves: dict[str, Array],
+    keys: list[str],
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+) -> ImageResult:
+    import torch
+
+    own = logits[np.arange(len(labels)), labels]
+    finite = np.isfinite(logits).all(-1)
+    # A model that diverged predicts nothing: wrong, not class 0. Ties count against the model.
+    rank = (logits >= own[:, None]).sum(-1) - 1
+    instability, probability = float("nan"), np.full(len(labels), np.nan)
+    if finite.all():
+        scores, classes = torch.from_numpy(logits), torch.from_numpy(labels)
+        instability = 1 - float(stability(scores, classes, logits.shape[1]))
+        probability = scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy()
+    return ImageResult(
+        run=run,
+        job=job,
+        curves=curves,
+        keys=keys,
+        labels=labels,
+        correct=(finite & (rank < 1)).astype(np.float64),
+        correct5=(finite & (rank < 5)).astype(np.float64),
+        target_probability=probability,
+        instability=instability,
+    )
