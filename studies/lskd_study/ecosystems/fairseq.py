@@ -45,7 +45,7 @@ _TERMS = {
     "train_hard_ce": "train_kd_hard_ce",
 }
 _LINE = re.compile(r".*\[(train|valid)\]\[INFO\] - (\{.*\})\s*$")
-_PLAIN = re.compile(r"[\w./+\-]+")
+_PLAIN = re.compile(r"[\w./+\-]+", re.ASCII)
 # What a study reads or relies on, by section: the only value that works, and why.
 _NEEDED: dict[str, dict[str, tuple[Any, str]]] = {
     "task": {
@@ -118,6 +118,8 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         "common.seed": run.seed,
         "common.log_format": "json",
         "task.data": plan.data,
+        # With the default of 8 fairseq leaves a last batch of 9, say, out of training and validation unasked.
+        "dataset.required_batch_size_multiple": 1,
         "checkpoint.save_dir": folder,
         "checkpoint.no_epoch_checkpoints": "true",
         "hydra.run.dir": folder,
@@ -130,15 +132,18 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Import fairseq without what its parts say of deprecations and optional packages."""
-    disabled = logging.root.manager.disable
+    """Import fairseq without what its parts say, and without their settings of everybody's logging."""
+    root = logging.getLogger()
+    before = root.level, list(root.handlers), root.manager.disable
     logging.disable(logging.INFO)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(disabled)
+        root.setLevel(before[0])
+        root.handlers[:] = before[1]
+        logging.disable(before[2])
 
 
 def _criterion(plan: Plan, run: Run) -> dict[str, Any]:
