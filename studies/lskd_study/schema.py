@@ -110,7 +110,7 @@ class Study(Strict):
 
     title: Name
     ecosystem: Literal["timm", "mmcls", "fairseq"] = Field(
-        "timm", description="mmcls: timm's teachers, mmcls' students"
+        "timm", description="mmcls: timm's teachers, mmcls' students; fairseq: translation"
     )
     data: Data
     output: Name = Field(description="folder of results, relative to where the command runs")
