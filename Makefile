@@ -5,11 +5,12 @@ BIN = $(VENV)/bin
 # On a small busy machine two OpenMP threads can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo demo-bnn test lint bench bench-growth clean
+.PHONY: help install demo demo-bnn demo-nmt test lint bench bench-growth clean
 help:
 	@echo "make install   create $(VENV) with everything pinned in constraints.txt"
 	@echo "make demo      does a label-smoothed teacher distil a better student? on real digits -> runs/digits/index.html"
 	@echo "make demo-bnn  the same for a binary student: runs/digits_bnn/index.html"
+	@echo "make demo-nmt  the same in translation, on number words: runs/number_words_de_en/index.html"
 	@echo "make test      all tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
@@ -30,6 +31,9 @@ demo: install
 
 demo-bnn: install
 	$(BIN)/lskd study recipes/digits_bnn/study.yaml --cores 2
+
+demo-nmt: install
+	$(BIN)/lskd study recipes/number_words_de_en/study.yaml --cores 2
 
 # Two tests at a time, a file's tests one after the other.
 test: install

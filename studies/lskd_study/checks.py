@@ -2,25 +2,27 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from lskd import LskdError
+from lskd_study.data.data_bin import read_manifest
 from lskd_study.extras import needs_study_extra
+from lskd_study.plan import Plan
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 # lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
 OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers")
 
 
-def check_data_folder(folder: Path, name: str, num_classes: int, prepare: str = "") -> None:
-    """Check for ``train`` and ``val`` with a folder of images for each class.
+def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "") -> None:
+    """Check for ``train`` and ``val`` with a folder of images for each class; ``mend`` says how to make it.
 
     Raises:
         LskdError: for a folder that is missing or holds something else; says how to make it.
     """
-    mend = f"make it with `lskd data {prepare} --output {name}`" if prepare else _how_to_make(name)
+    mend = mend or _how_to_make(name)
     if not folder.is_dir():
         raise LskdError(f"data folder {name} does not exist; {mend}")
     classes: dict[str, list[str]] = {}
@@ -42,6 +44,58 @@ def check_data_folder(folder: Path, name: str, num_classes: int, prepare: str = 
         raise LskdError(
             f"train and val of {name} have different classes, e.g. {odd[0]}; they must be the same"
         )
+
+
+def check_data_bin(folder: Path, name: str, options: Mapping[str, bool | int | str], mend: str = "") -> None:
+    """Check for what fairseq-preprocess writes: two dictionaries, and train, valid and test in two languages.
+
+    Args:
+        folder: the data-bin.
+        name: what it is called in the study file.
+        options: of the command that made it, as far as the study file says; others are an error.
+        mend: how to make it.
+
+    Raises:
+        LskdError: for a folder that is missing or holds something else; says how to make it.
+    """
+    mend = mend or "make it with fairseq-preprocess, see docs/fairseq.md"
+    if not folder.is_dir():
+        raise LskdError(f"data-bin {name} does not exist; {mend}")
+    if len(list(folder.glob("dict.*.txt"))) < 2:
+        raise LskdError(f"{name} is no data-bin, it has no two dictionaries (dict.*.txt); {mend}")
+    for split in ("train", "valid", "test"):
+        if any(len(list(folder.glob(f"{split}.*-*.*.{kind}"))) != 2 for kind in ("bin", "idx")):
+            raise LskdError(f"data-bin {name} has no {split} set in two languages; {mend}")
+    made = read_manifest(folder).get("options", {})
+    for option, value in options.items():
+        if option in made and made[option] != value:
+            raise LskdError(
+                f"data-bin {name} was made with {option} {made[option]}, the study asks for {value}; "
+                "choose another data.path or remove it"
+            )
+
+
+def check_prepare_options(plan: Plan) -> None:
+    """Check the options of `lskd data` with its own parser, before anything runs.
+
+    Raises:
+        LskdError: for one that it does not know or whose value it does not take.
+    """
+    if not plan.prepare:
+        return
+    from typer.main import get_command
+
+    from lskd_study.cli import data_app
+
+    _, name, *words = plan.prepare_words
+    try:
+        get_command(data_app).commands[name].make_context(name, words)  # type: ignore[attr-defined]
+    except Exception as error:
+        # Errors of a command line; their class is click's or typer's, depending on typer's version.
+        if not hasattr(error, "format_message"):
+            raise
+        reason = " ".join(str(error.format_message()).split())
+        raise LskdError(f"data.options of {plan.study_file}: lskd data {name}: {reason}") from None
 
 
 def _how_to_make(name: str) -> str:

@@ -1,6 +1,7 @@
 """The ``lskd`` command."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,11 @@ def _lskd() -> None:
     """Keep sub-commands even where there is one only."""
 
 
+DataBin = Annotated[
+    Path | None, typer.Option(help="Folder for fairseq-preprocess' output too, made in the same step.")
+]
+
+
 @data_app.command()
 def digits(
     output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/digits"),
@@ -47,12 +53,13 @@ def digits(
 def iwslt14(
     archive: Annotated[Path, typer.Option(help="The publisher's de-en.tgz.")],
     output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/iwslt14_de_en"),
+    data_bin: DataBin = None,
 ) -> None:
     """Write IWSLT'14 German-English as fairseq's prepare script does, with joint subwords."""
     from lskd_study.data.iwslt14 import EXPECTED, prepare_iwslt14
 
     manifest, written = prepare_iwslt14(output, archive)
-    _say_pairs(output, manifest, written)
+    _binarise_or_say(output, manifest, written, data_bin, {})
     if not manifest["sizes_as_expected"]:
         print(f"lskd: warning: expected {EXPECTED}; the archive is not the one of 2014", file=sys.stderr)
 
@@ -66,11 +73,14 @@ def ding(
     sentences_only: Annotated[bool, typer.Option(help="Train on whole sentences alone.")] = False,
     held_out: Annotated[int, typer.Option(help="Sentences in each of valid and test.")] = 1000,
     bpe_tokens: Annotated[int, typer.Option(help="Subwords to learn.")] = 10_000,
+    data_bin: DataBin = None,
 ) -> None:
     """Write the German-English text of the Ding dictionary: sentences and phrases, with a fixed split."""
     from lskd_study.data.ding import prepare_ding
 
-    _say_pairs(output, *prepare_ding(output, file, sentences_only, bpe_tokens, held_out))
+    options = {"sentences-only": sentences_only, "held-out": held_out, "bpe-tokens": bpe_tokens}
+    made = prepare_ding(output, file, sentences_only, bpe_tokens, held_out)
+    _binarise_or_say(output, *made, data_bin, options)
 
 
 @data_app.command()
@@ -81,20 +91,36 @@ def number_words(
     test: Annotated[int, typer.Option(help="Test pairs.")] = 500,
     bpe_tokens: Annotated[int, typer.Option(help="Subwords to learn.")] = 200,
     seed: Annotated[int, typer.Option(help="Which numbers.")] = 1,
+    data_bin: DataBin = None,
 ) -> None:
     """Write numbers below a million in German and English words; needs no data at all."""
     from lskd_study.data.number_words import prepare_number_words
 
-    _say_pairs(output, *prepare_number_words(output, train, valid, test, bpe_tokens, seed))
+    options = {"train": train, "valid": valid, "test": test, "bpe-tokens": bpe_tokens, "seed": seed}
+    made = prepare_number_words(output, train, valid, test, bpe_tokens, seed)
+    _binarise_or_say(output, *made, data_bin, options)
 
 
-def _say_pairs(output: Path, manifest: dict[str, Any], written: bool) -> None:
+def _binarise_or_say(
+    output: Path,
+    manifest: dict[str, Any],
+    written: bool,
+    data_bin: Path | None,
+    options: Mapping[str, bool | int | str],
+) -> None:
+    """Say what was written, and binarise it or print the command that does."""
     pairs = manifest["pairs"]
     state = "written" if written else "already there"
     print(
         f"{output}: {pairs['train']} training, {pairs['valid']} validation and {pairs['test']} test pairs, "
         f"{state}"
     )
+    if data_bin is not None:
+        from lskd_study.data.data_bin import write_data_bin
+
+        binarised = write_data_bin(data_bin, output, manifest, options)
+        print(f"{data_bin}: data-bin, {'written' if binarised else 'already there'}")
+        return
     print(
         f"next: fairseq-preprocess -s de -t en --trainpref {output}/train --validpref {output}/valid "
         f"--testpref {output}/test --destdir {output}-bin"

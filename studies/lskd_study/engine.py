@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -12,12 +13,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from lskd import LskdError
-from lskd_study.checks import check_data_folder, check_models, check_output, check_snakemake_options
-from lskd_study.ecosystems import trainer_of
+from lskd_study.checks import (
+    check_data_bin,
+    check_data_folder,
+    check_models,
+    check_output,
+    check_prepare_options,
+    check_snakemake_options,
+)
+from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_study_extra
 from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
 from lskd_study.recipes import find_study_file
-from lskd_study.schema import Network, load_study, read_trainer_config
+from lskd_study.schema import TRANSLATION, Network, load_study, read_trainer_config
 from lskd_study.teachers.schema import is_teacher_list
 from lskd_study.teachers.study import run_teachers_file
 
@@ -40,8 +48,9 @@ def run_study(study_file: str, output: str | None, cores: int, dry_run: bool, op
         return run_teachers_file(study_file, output, dry_run, options)
     plan = make_plan(study_file, output)
     check_snakemake_options(options)
+    check_prepare_options(plan)
     if not plan.prepare or plan.data_dir.exists():
-        check_data_folder(plan.data_dir, plan.data, plan.num_classes, plan.prepare)
+        _check_data(plan)
     changed = _changed_settings(plan)
     if changed:
         raise LskdError(
@@ -50,7 +59,7 @@ def run_study(study_file: str, output: str | None, cores: int, dry_run: bool, op
         )
     todo = plan.unfinished()
     if todo:
-        check_models(run.model for run in plan.runs if plan.ecosystem == "timm" or run.role == "teacher")
+        check_models(run.model for run in plan.runs if trainer_of(plan.ecosystem, run.role) is timm)
     if dry_run:
         print(describe(plan))
         print("\n".join(f"    {'to do   ' if run in todo else 'finished'}  {run.id}" for run in plan.runs))
@@ -89,6 +98,9 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     configs = {config: _read_config(study.ecosystem, Path(config)) for _, config in [*teachers, *students]}
     for run in {(run.config, run.role): run for run in runs}.values():
         trainer_of(study.ecosystem, run.role).check_config(configs[run.config], run.config, run.role)
+    if study.ecosystem == TRANSLATION:
+        for model, config in {*teachers, *students}:
+            trainer_of(study.ecosystem, "student").check_model(configs[config], config, model)
     return Plan(
         title=study.title,
         study_file=study_file,
@@ -97,7 +109,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         output=output or study.output,
         data=study.data.path,
         prepare=study.data.prepare or "",
-        num_classes=study.data.num_classes,
+        num_classes=study.data.num_classes or 0,
         convention=study.smoothing.convention,
         smoothing=sorted(study.smoothing.values),
         seeds=study.seeds,
@@ -105,7 +117,16 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         resources=study.resources.extra,
         configs=configs,
         runs=runs,
+        prepare_options=study.data.options,
     )
+
+
+def _check_data(plan: Plan) -> None:
+    mend = f"make it with `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
+    if plan.ecosystem == TRANSLATION:
+        check_data_bin(plan.data_dir, plan.data, plan.prepare_options, mend)
+    else:
+        check_data_folder(plan.data_dir, plan.data, plan.num_classes, mend)
 
 
 def _read_config(ecosystem: str, path: Path) -> dict[str, Any]:
@@ -113,6 +134,8 @@ def _read_config(ecosystem: str, path: Path) -> dict[str, Any]:
         from lskd_study.ecosystems.mmcls import read_config
 
         return read_config(path)
+    if ecosystem == TRANSLATION:  # whose files work without a study too, so a study overrides what they say
+        return read_trainer_config(path, reserved=frozenset())
     return read_trainer_config(path)
 
 

@@ -1,7 +1,7 @@
 """One run of a study: ``python -m lskd_study.job PLAN RUN``; what a rule of the workflow executes.
 
-Trains (or goes on from the last checkpoint), stores the validation logits and the curves and, last and in
-one piece, ``job.json``: where it exists, the run is finished.
+Trains (or goes on from the last checkpoint), stores the validation logits (or the test set's translations)
+and the curves and, last and in one piece, ``job.json``: where it exists, the run is finished.
 """
 
 import contextlib
@@ -24,9 +24,10 @@ import numpy as np
 
 from lskd import LskdError, file_checksum
 from lskd_study import provenance
-from lskd_study.data.digits import MANIFEST, listing_checksum
+from lskd_study.data import digits, parallel
 from lskd_study.ecosystems import trainer_of
-from lskd_study.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS, Plan, Run, write_text
+from lskd_study.plan import BEGUN, CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, write_text
+from lskd_study.schema import TRANSLATION
 
 LOG = "train.log"
 # Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
@@ -69,13 +70,14 @@ def run_job(plan: Plan, run: Run) -> None:
         extra = (trainer.resume(folder) or []) if goes_on else []
         with _logged(run, folder / LOG):
             trainer.train(words[1:] + extra)
-            top1 = _store_logits(plan, run, folder)
+            store = _store_translations if plan.ecosystem == TRANSLATION else _store_logits
+            quality = store(plan, run, folder)
             _store_curves(plan, run, folder)
         wall = time.monotonic() - started
         record = _record(plan, run, folder, words, teacher, resumed, wall)
         write_text(folder / JOB, json.dumps(record, indent=2) + "\n")
         done = len(plan.runs) - len(plan.unfinished())
-        say(f"finished {run.id}  val top-1 {top1:.2f} %  ({wall:.0f} s)  [{done} of {len(plan.runs)} done]")
+        say(f"finished {run.id}  {quality}  ({wall:.0f} s)  [{done} of {len(plan.runs)} done]")
 
 
 def say(line: str) -> None:
@@ -108,7 +110,7 @@ def _teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
     if run.role == "teacher":
         return None
     teacher = plan.run(run.teacher)
-    path = plan.folder(teacher) / CHECKPOINT
+    path = plan.folder(teacher) / trainer_of(plan.ecosystem, "teacher").CHECKPOINT
     if not path.exists():
         raise LskdError(f"the teacher's weights {path} are gone; remove {path.parent} to train it again")
     return {"run": teacher.id, "checkpoint_sha256": file_checksum(path)}
@@ -137,13 +139,13 @@ def _logged(run: Run, log: Path) -> Iterator[None]:
         raise LskdError(f"{run.id} failed: {reason.rstrip('.')}; the whole log is {log}") from stop
 
 
-def _store_logits(plan: Plan, run: Run, folder: Path) -> float:
-    """Write ``val_logits.safetensors``; return the top-1 accuracy in percent."""
+def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
+    """Write ``val_logits.safetensors``; return how good the run is."""
     import torch
     from safetensors.torch import save_file
 
     trainer = trainer_of(plan.ecosystem, run.role)
-    result = trainer.collect_logits(folder, CHECKPOINT, Path(plan.data))
+    result = trainer.collect_logits(folder, trainer.CHECKPOINT, Path(plan.data))
     limit = torch.finfo(torch.float16).max
     names = torch.from_numpy(np.frombuffer("\n".join(result.keys).encode(), dtype=np.uint8).copy())
     tensors = {
@@ -154,7 +156,16 @@ def _store_logits(plan: Plan, run: Run, folder: Path) -> float:
     scratch = folder / f".{LOGITS}"
     save_file(tensors, scratch)
     os.replace(scratch, folder / LOGITS)
-    return 100 * float((result.logits.argmax(-1) == result.labels).float().mean())
+    return f"val top-1 {100 * float((result.logits.argmax(-1) == result.labels).float().mean()):.2f} %"
+
+
+def _store_translations(plan: Plan, run: Run, folder: Path) -> str:
+    """Write ``translations.jsonl``, the test set by the best epoch; return how good the run is."""
+    trainer = trainer_of(plan.ecosystem, run.role)
+    found = trainer.collect_translations(folder, trainer.CHECKPOINT, Path(plan.data))
+    write_text(folder / TRANSLATIONS, "".join(json.dumps(line) + "\n" for line in found))
+    best = max(float(row["val_bleu"] or "nan") for row in trainer.read_curves(folder, run.role))
+    return f"best val BLEU {best:.2f}"
 
 
 def _store_curves(plan: Plan, run: Run, folder: Path) -> None:
@@ -177,6 +188,7 @@ def _record(
     resumed: int,
     wall: float,
 ) -> dict[str, Any]:
+    checkpoint = trainer_of(plan.ecosystem, run.role).CHECKPOINT
     return {
         "run": run.id,
         "role": run.role,
@@ -187,8 +199,8 @@ def _record(
         "settings": plan.settings(run),
         "seed": run.seed,
         "teacher": teacher,
-        "checkpoint": {"file": CHECKPOINT, "sha256": file_checksum(folder / CHECKPOINT)},
-        "data": {"path": plan.data, "listing_sha256": _data_checksum(plan.data_dir)},
+        "checkpoint": {"file": checkpoint, "sha256": file_checksum(folder / checkpoint)},
+        "data": {"path": plan.data, "listing_sha256": _data_checksum(plan)},
         "versions": provenance.versions(),
         "git": provenance.git_state(Path(__file__).parent),
         "hardware": provenance.hardware(),
@@ -198,11 +210,14 @@ def _record(
     }
 
 
-def _data_checksum(folder: Path) -> str:
+def _data_checksum(plan: Plan) -> str:
+    folder = plan.data_dir
     try:
-        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["listing_sha256"])
+        return str(json.loads((folder / digits.MANIFEST).read_text(encoding="utf-8"))["listing_sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        return listing_checksum(folder)
+        if plan.ecosystem == TRANSLATION:
+            return parallel.listing_checksum(folder)
+        return digits.listing_checksum(folder)
 
 
 @contextlib.contextmanager

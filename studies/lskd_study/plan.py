@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -50,7 +50,7 @@ class Plan:
     """A validated study with its matrix spelled out; plain values only.
 
     ``cwd`` is the folder that the other paths are relative to. ``configs`` holds the content of the trainer's
-    files by path, so that a change of theirs is noticed.
+    files by path, so that a change of theirs is noticed. ``num_classes`` is 0 where nothing is classified.
     """
 
     title: str
@@ -68,6 +68,7 @@ class Plan:
     resources: dict[str, int | str]
     configs: dict[str, dict[str, Any]]
     runs: list[Run]
+    prepare_options: dict[str, bool | int | str] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -89,6 +90,22 @@ class Plan:
         """Whether every student learns by the paper's own loss: soft labels alone, temperature 1."""
         students = [run for run in self.runs if run.role == "student"]
         return {(run.temperature, run.hard_weight) for run in students} <= {(1.0, 0.0)}
+
+    @property
+    def prepare_words(self) -> list[str]:
+        """The arguments of ``lskd`` that make the data, paths relative to ``cwd``; empty for none."""
+        if not self.prepare:
+            return []
+        words = ["data", self.prepare]
+        for name, value in self.prepare_options.items():
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                words += [f"--{name}", str(value)]
+        if self.ecosystem != "fairseq":
+            return [*words, "--output", self.data]
+        text = self.data.removesuffix("-bin") if self.data.endswith("-bin") else f"{self.data}-text"
+        return [*words, "--output", text, "--data-bin", self.data]
 
     def run(self, run_id: str) -> Run:
         """Return the run of that name.

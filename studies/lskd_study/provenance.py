@@ -9,7 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("lskd", "torch", "timm", "torchvision", "torchmetrics", "numpy", "snakemake", "mmcls", "mmengine")
+PACKAGES = (
+    *("lskd", "torch", "timm", "torchvision", "torchmetrics", "numpy", "snakemake", "mmcls", "mmengine"),
+    *("ve-fairseq", "fairseq-fixed", "hydra-core", "sacrebleu", "sacremoses", "subword-nmt"),
+)
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 
@@ -11,7 +11,8 @@ from lskd import LskdError
 from lskd_study.extras import needs_study_extra
 
 with needs_study_extra():
-    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+    from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -61,15 +62,21 @@ Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HardWeight = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
+OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+
+TRANSLATION = "fairseq"  # the ecosystem whose studies translate; the others classify images
 
 
 class Data(Strict):
-    """The image folder, with ``train/<class>/`` and ``val/<class>/``."""
+    """An image folder with ``train/<class>/`` and ``val/<class>/``, or fairseq's data-bin."""
 
-    path: Name = Field(description="folder of images, relative to where the command runs")
-    num_classes: int = Field(ge=2)
-    prepare: Literal["digits"] | None = Field(
+    path: Name = Field(description="folder of images or data-bin, relative to where the command runs")
+    num_classes: int | None = Field(None, ge=2, description="of images")
+    prepare: Literal["digits", "number-words", "ding", "iwslt14"] | None = Field(
         default=None, description="made by this `lskd data` command when absent"
+    )
+    options: dict[OptionName, bool | int | str] = Field(
+        default_factory=dict, description="of that command, without the dashes"
     )
 
 
@@ -102,7 +109,9 @@ class Study(Strict):
     """A study: {smoothing} x {seeds} x {teachers} x {students} x {temperatures} x {hard weights}."""
 
     title: Name
-    ecosystem: Literal["timm", "mmcls"] = Field("timm", description="mmcls: timm's teachers, mmcls' students")
+    ecosystem: Literal["timm", "mmcls", "fairseq"] = Field(
+        "timm", description="mmcls: timm's teachers, mmcls' students; fairseq: translation"
+    )
     data: Data
     output: Name = Field(description="folder of results, relative to where the command runs")
     smoothing: Smoothing
@@ -112,6 +121,39 @@ class Study(Strict):
     temperatures: Annotated[list[Temperature], Field(min_length=1), AfterValidator(_distinct)] = [1.0]
     hard_weights: Annotated[list[HardWeight], Field(min_length=1), AfterValidator(_distinct)] = [0.0]
     resources: Resources = Resources(threads=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_share_in_translation(cls, content: Any) -> Any:
+        # Images are taught by soft labels alone; translation keeps the labels, with the share of Tan et al.
+        if isinstance(content, dict) and content.get("ecosystem") == TRANSLATION:
+            return {"hard_weights": [0.1], **content}
+        return content
+
+    @model_validator(mode="after")
+    def _data_of_the_ecosystem(self) -> Self:
+        translation = self.ecosystem == TRANSLATION
+        data = self.data
+        if data.num_classes is None and not translation:
+            raise _error("missing", ("data", "num_classes"), data)
+        if data.num_classes is not None and translation:
+            refused = PydanticCustomError("no_classes", "a fairseq study has no classes; remove it")
+            raise _error(refused, ("data", "num_classes"), data.num_classes)
+        if data.prepare is not None and (data.prepare == "digits") == translation:
+            kinds = "number-words, ding or iwslt14" if translation else "digits"
+            message = f"it makes no data for {self.ecosystem}, which takes {kinds}"
+            raise _error(PydanticCustomError("other_data", message), ("data", "prepare"), data.prepare)
+        reserved = {"output", "data-bin"} & data.options.keys()
+        if data.options and (data.prepare is None or reserved):
+            message = "they belong to data.prepare, which sets the folders itself; remove others"
+            raise _error(PydanticCustomError("options", message), ("data", "options"), data.options)
+        return self
+
+
+def _error(kind: str | PydanticCustomError, location: tuple[str, ...], value: object) -> ValidationError:
+    """Return an error that has a place in the file, which a validator's own ValueError does not have."""
+    details = InitErrorDetails(type=kind, loc=location, input=value)
+    return ValidationError.from_exception_data("Study", [details])
 
 
 def load_study(path: Path) -> Study:
@@ -159,8 +201,8 @@ def load(path: Path, model: type[Content], what: str) -> Content:
         raise LskdError(_one_line(error, path, lines, model)) from error
 
 
-def read_trainer_config(path: Path) -> dict[str, Any]:
-    """Read a trainer's own YAML file; a key that the study sets itself is an error.
+def read_trainer_config(path: Path, reserved: frozenset[str] = RESERVED) -> dict[str, Any]:
+    """Read a trainer's own YAML file; a key of ``reserved``, which the study sets itself, is an error.
 
     Raises:
         LskdError: for a file that is missing, not a YAML mapping or that sets a reserved key.
@@ -177,7 +219,7 @@ def read_trainer_config(path: Path) -> dict[str, Any]:
         raise LskdError(f"{path} holds more than numbers, text, lists and mappings; {mend}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise LskdError(f"{path} is not a mapping of the trainer's options")
-    taken = sorted(RESERVED & {str(key).replace("-", "_") for key in content})
+    taken = sorted(reserved & {str(key).replace("-", "_") for key in content})
     if taken:
         raise LskdError(f"{path} sets {', '.join(taken)}, which the study sets for each run; remove it there")
     return content

@@ -106,3 +106,53 @@ def test_sequence_level_trains_any_criterion_and_matches_generate(corpus, comman
     )
     assert result.numbers("valid")
     assert not list(tmp_path.glob(".seq*"))
+
+
+def test_translations_have_the_bleu_that_the_checkpoint_was_chosen_by(corpus):
+    import sacrebleu
+
+    from fairseq_kd.teacher import Teacher
+    from fairseq_kd.translations import translate
+
+    found = translate(corpus.teacher, corpus.data, "valid")
+    assert [line.id for line in found] == list(range(30))
+    assert [line.source for line in found] == (corpus.text / "valid.de").read_text().splitlines()
+    teacher = Teacher([corpus.teacher], str(corpus.data), None, None)
+    # Of 30 sentences fairseq validates on 24: it leaves out a last batch that is no multiple of 8.
+    teacher.task.load_dataset("valid", task_cfg=teacher.task.cfg)
+    batches = teacher.task.get_batch_iterator(
+        teacher.task.dataset("valid"), max_tokens=1000, required_batch_size_multiple=8, seed=3
+    ).frozen_batches
+    validated = [found[index] for batch in batches for index in batch]
+    assert len(validated) == 24
+    said, references = ([getattr(line, name) for line in validated] for name in ("hypothesis", "reference"))
+    # fairseq rounds to two digits.
+    assert sacrebleu.corpus_bleu(said, [references]).score == pytest.approx(teacher.bleu, abs=0.006)
+
+
+def test_translations_are_those_of_fairseq_generate(corpus, commands):
+    from fairseq_kd.translations import translate
+
+    words = ("fairseq-generate", corpus.data, "--user-dir", commands.plugin, "--path", corpus.teacher)
+    search = ("--beam", 2, "--max-len-a", 1.2, "--max-len-b", 10, "--max-tokens", 1000, "--cpu")
+    search += ("--required-batch-size-multiple", 1)  # or fairseq leaves out the last batch
+    output = commands.run(*words, *search).output
+    said = {int(index): text for index, text in re.findall(r"H-(\d+)\t[^\t\n]+\t(.*)", output)}
+    assert said == {line.id: line.hypothesis_tokens for line in translate(corpus.teacher, corpus.data)}
+
+
+def test_unknown_words_match_nothing(corpus, commands, tmp_path):
+    """No word of this test set is in the teacher's dictionaries."""
+    from fairseq_kd.translations import translate
+
+    text = tmp_path / "text"
+    text.mkdir()
+    for split in ("train", "valid", "test"):
+        for language in ("de", "en"):
+            (text / f"{split}.{language}").write_text("xxx yyy\n")
+    sides = (("src", "de"), ("tgt", "en"))
+    dictionaries = [f"--{side}dict={corpus.data}/dict.{language}.txt" for side, language in sides]
+    data = commands.preprocess(text, tmp_path / "bin", *dictionaries)
+    (line,) = translate(corpus.teacher, data)
+    assert line.reference == line.reference_tokens == "UNKNOWNTOKENINREF UNKNOWNTOKENINREF"
+    assert "INREF" not in line.hypothesis

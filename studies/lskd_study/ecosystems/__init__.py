@@ -1,6 +1,7 @@
 """One module per trainer: how its command line is built and its logs are read.
 
-Each has `CURVE_COLUMNS`, `check_config`, `command`, `train`, `resume`, `read_curves` and `collect_logits`.
+Each has `CHECKPOINT`, `CURVE_COLUMNS`, `check_config`, `command`, `train`, `resume`, `read_curves` and
+`collect_logits`, or `collect_translations` where there are no images.
 """
 
 from importlib import import_module
@@ -10,7 +11,8 @@ from types import ModuleType
 def trainer_of(ecosystem: str, role: str) -> ModuleType:
     """Return the module that trains a run.
 
-    The teachers of an mmcls study are timm's: the same file then teaches timm's students and mmcls'.
+    The teachers of an mmcls study are timm's: the same file then teaches timm's students and mmcls'. fairseq
+    trains both.
     """
-    name = "timm" if role == "teacher" else ecosystem
+    name = "timm" if role == "teacher" and ecosystem == "mmcls" else ecosystem
     return import_module(f"lskd_study.ecosystems.{name}")

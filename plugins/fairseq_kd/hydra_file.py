@@ -1,0 +1,86 @@
+"""A file for fairseq-hydra-train, checked with fairseq's own settings before anything is trained."""
+
+import difflib
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
+from fairseq.models.transformer import TransformerConfig, TransformerModelBase
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from lskd import LskdError
+
+
+def check_settings(content: Mapping[str, Any], path: str) -> None:
+    """Check names and types of all settings; `${...}` is looked up within its own section only.
+
+    Raises:
+        LskdError: one line that names the file and the setting.
+    """
+    known = {field.name: field for field in fields(FairseqConfig) if not field.name.startswith("_")}
+    for section, given in content.items():
+        if section == "hydra":
+            continue
+        if section not in known:
+            raise LskdError(f"{path}: unknown section {section!r}; {_near(section, [*known, 'hydra'])}")
+        default = known[section].default
+        kind = default if isinstance(default, type) else _named(section, given, path)
+        if kind is None or not isinstance(given, Mapping):
+            continue
+        if section == "model" and issubclass(kind, TransformerConfig):
+            # Its names are nested, or flat as on the command line (encoder_embed_dim).
+            given = {name: value for name, value in given.items() if name not in _flat_names()}
+        try:
+            OmegaConf.merge(OmegaConf.structured(kind()), given)
+        except ConfigKeyError as error:
+            raise LskdError(f"{path}: unknown setting {section}.{error.full_key}; {_hint(error)}") from None
+        except OmegaConfBaseException as error:
+            name = f"{section}.{error.full_key}"
+            raise LskdError(f"{path}: {name}: {str(error).splitlines()[0]}; mend it") from None
+
+
+def _named(section: str, given: Any, path: str) -> Any:
+    """Return the settings of the component that a section chooses by `_name`; None for nothing chosen."""
+    name = given.get("_name") if isinstance(given, Mapping) else given
+    if name is None:
+        if given:
+            raise LskdError(f"{path}: {section} has no _name; add which one it is")
+        return None
+    if section == "task":
+        registry = TASK_DATACLASS_REGISTRY
+    elif section == "model":
+        registry = {**{arch: _settings_of(arch) for arch in ARCH_MODEL_REGISTRY}, **MODEL_DATACLASS_REGISTRY}
+    else:
+        registry = REGISTRIES[section]["dataclass_registry"] if section in REGISTRIES else {}
+    if name not in registry:
+        raise LskdError(f"{path}: {section}._name is {name!r}; {_near(str(name), list(registry))}")
+    return registry[name]
+
+
+def _settings_of(architecture: str) -> Any:
+    """Return the settings of a model that has no dataclass of its own; None where fairseq has none either."""
+    return TransformerConfig if issubclass(ARCH_MODEL_REGISTRY[architecture], TransformerModelBase) else None
+
+
+def _flat_names() -> set[str]:
+    parser = ArgumentParser()
+    gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
+    return {action.dest for action in parser._actions}
+
+
+def _hint(error: ConfigKeyError) -> str:
+    key = str(error.full_key).rpartition(".")[2]
+    valid = [str(name) for name in error.parent_node] if error.parent_node is not None else []
+    return _near(key, valid)
+
+
+def _near(name: str, valid: list[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else "see fairseq-train --help"

@@ -1,0 +1,101 @@
+"""What a trained model translates a subset to: each sentence with its source and reference."""
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq.data import encoders
+
+from fairseq_kd import passes
+from fairseq_kd.teacher import Teacher
+from lskd import LskdError
+
+_UNKNOWN = {"reference": "UNKNOWNTOKENINREF", "hypothesis": "UNKNOWNTOKENINHYP"}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One sentence.
+
+    Attributes:
+        id: its place in the data-bin.
+        source: detokenised, without subwords.
+        reference: detokenised, as validation BLEU reads it.
+        hypothesis: the same of what the model says; empty for a sentence that it cannot read.
+        reference_tokens: without subwords, tokens of the corpus separated by spaces.
+        hypothesis_tokens: the same of what the model says.
+    """
+
+    id: int
+    source: str
+    reference: str
+    hypothesis: str
+    reference_tokens: str
+    hypothesis_tokens: str
+
+
+def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") -> list[Translation]:
+    """Translate a subset with the search, subwords and detokeniser of the checkpoint's `eval_bleu` settings.
+
+    As in fairseq's validation BLEU an unknown word never matches one of the other side.
+
+    Returns:
+        All sentences of the subset, in its order.
+
+    Raises:
+        LskdError: for a checkpoint or data-bin that cannot be used.
+    """
+    teacher = Teacher([checkpoint], str(data), None, None)
+    settings, task = teacher.settings, teacher.task
+    max_tokens = settings.dataset.max_tokens_valid or settings.dataset.max_tokens or 4096
+    arguments = Namespace(max_tokens=max_tokens, cpu=settings.common.cpu, fp16=False)
+    pairs = passes.load_pairs(teacher, subset, arguments)
+    search = _json(task.cfg.eval_bleu_args, "eval_bleu_args")
+    generator = task.build_generator(teacher.models, Namespace(**search))
+    said = {}
+    for window in passes.windows(pairs, 0):
+        for batch in passes.batches(pairs, window, max_tokens, passes.longest_of(teacher)):
+            moved = passes.to_device(teacher, batch)
+            with torch.inference_mode():
+                hypotheses = task.inference_step(generator, teacher.models, moved)
+            for index, best in zip(batch["id"].tolist(), hypotheses, strict=True):
+                said[index] = best[0]["tokens"].cpu()
+    own = _detokeniser(task.cfg, None)
+    of_source = _detokeniser(task.cfg, task.cfg.source_lang)
+    nothing = torch.tensor([task.target_dictionary.eos()])
+
+    def words(tokens: Any, dictionary: Any, side: str) -> str:
+        unknown = _UNKNOWN.get(side)
+        return str(dictionary.string(tokens.int(), task.cfg.eval_bleu_remove_bpe, unk_string=unknown))
+
+    found = []
+    for index in range(len(pairs)):
+        source = words(pairs.src[index], task.source_dictionary, "source")
+        reference = words(pairs.tgt[index], task.target_dictionary, "reference")
+        hypothesis = words(said.get(index, nothing), task.target_dictionary, "hypothesis")
+        texts = of_source(source), own(reference), own(hypothesis)
+        found.append(Translation(index, *texts, reference, hypothesis))
+    return found
+
+
+def _detokeniser(cfg: Any, language: str | None) -> Callable[[str], str]:
+    """Return the detokeniser of validation BLEU; for another side of the text with that side's language."""
+    arguments = _json(cfg.eval_bleu_detok_args, "eval_bleu_detok_args")
+    if language is not None and cfg.eval_bleu_detok == "moses":
+        arguments["target_lang"] = language
+    tokenizer = encoders.build_tokenizer(Namespace(tokenizer=cfg.eval_bleu_detok, **arguments))
+    return (lambda text: str(tokenizer.decode(text))) if tokenizer else (lambda text: text)
+
+
+def _json(text: str | None, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text or "{}")
+        if isinstance(content, dict):
+            return content
+    except ValueError:
+        pass
+    raise LskdError(f"task.{name} is {text!r}; it must be a JSON object such as '{{\"beam\": 5}}'")

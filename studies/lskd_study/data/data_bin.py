@@ -1,0 +1,90 @@
+"""Parallel text as fairseq reads it: a data-bin, made by fairseq-preprocess."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lskd import LskdError
+from lskd_study.data.parallel import MANIFEST, SPLITS, listing_checksum
+
+
+def write_data_bin(
+    output: Path, text: Path, manifest: Mapping[str, Any], options: Mapping[str, bool | int | str]
+) -> bool:
+    """Binarise German-English text unless it is done; return whether it was.
+
+    The folder appears whole or not at all, with a manifest of its own.
+
+    Args:
+        output: folder to write.
+        text: folder that :func:`~lskd_study.data.parallel.write_parallel` wrote.
+        manifest: what that function returned.
+        options: of the command that made the text, by name.
+
+    Raises:
+        LskdError: for an output that cannot be written or holds something else, or without fairseq.
+    """
+    origin = {
+        "name": manifest["name"],
+        "options": dict(options),
+        "pairs": manifest["pairs"],
+        "text_sha256": manifest["listing_sha256"],
+    }
+    if _finished(output, origin["text_sha256"]):
+        return False
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise LskdError(f"{output} exists and is not this data-bin; choose another one or remove it")
+    if find_spec("fairseq_cli") is None:
+        raise LskdError("this needs fairseq, not installed here; pip install 'lskd[fairseq]'")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise LskdError(f"cannot write {output} ({error.strerror}); choose another one") from error
+    try:
+        scratch.chmod(0o755)
+        _preprocess(text, scratch)
+        content = {**origin, "listing_sha256": listing_checksum(scratch)}
+        (scratch / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if output.is_dir():
+            output.rmdir()
+        os.replace(scratch, output)
+    except OSError as error:
+        raise LskdError(f"cannot write {output} ({error.strerror}); choose another one") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return True
+
+
+def _preprocess(text: Path, folder: Path) -> None:
+    words = [sys.executable, "-m", "fairseq_cli.preprocess", "-s", "de", "-t", "en", "--destdir", str(folder)]
+    for split in SPLITS:
+        words += [f"--{split}pref", str(text / split)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise LskdError(f"fairseq-preprocess failed on {text}: {lines[-1] if lines else done.returncode}")
+    (folder / "preprocess.log").unlink(missing_ok=True)  # names the scratch folder
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a data-bin's manifest; empty where it has none."""
+    try:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _finished(folder: Path, text_sha256: str) -> bool:
+    manifest = read_manifest(folder)
+    if manifest.get("text_sha256") != text_sha256:
+        return False
+    return bool(manifest.get("listing_sha256") == listing_checksum(folder))

@@ -1,0 +1,113 @@
+"""`lskd study` in translation, in miniature: a run is killed, the same command goes on, and the page."""
+
+import csv
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from lskd import file_checksum
+from lskd_study.ecosystems.fairseq import read_curves
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "number_words_de_en"
+EPOCHS = 3
+SENTENCES = 30
+SIDE = {"embed_dim": 32, "ffn_embed_dim": 32, "attention_heads": 2, "layers": 1}
+
+
+def write_files(folder: Path) -> None:
+    for role in ("teacher", "student"):
+        content = yaml.safe_load((RECIPES / f"{role}.yaml").read_text())
+        content["model"] |= {"encoder": SIDE, "decoder": SIDE}
+        content["optimization"]["max_epoch"] = EPOCHS
+        content["task"]["eval_bleu_args"] = '{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}'
+        (folder / f"{role}.yaml").write_text(yaml.safe_dump(content))
+    study = yaml.safe_load((RECIPES / "study.yaml").read_text())
+    options = {"train": 300, "valid": 20, "test": SENTENCES, "bpe-tokens": 50}
+    study |= {"output": "runs/mini", "seeds": [1], "data": study["data"] | {"options": options}}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+
+
+def study(folder: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "lskd_study", "study", "study.yaml", "--cores", "1"]
+    return subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def kill_the_first_run(process: subprocess.Popen[str], runs: Path) -> str:
+    """Kill the job that trains, once it has a checkpoint; return the run's name."""
+    end = time.monotonic() + 300
+    while time.monotonic() < end and process.poll() is None:
+        for found in runs.glob("teachers/*/checkpoint_last.pt"):
+            for job in psutil.Process(process.pid).children(recursive=True):
+                words = job.cmdline()
+                if words[1:3] == ["-m", "lskd_study.job"] and words[-1] == found.parent.name:
+                    job.kill()
+                    return found.parent.name
+        time.sleep(0.01)
+    raise AssertionError(f"no run was killed: {process.communicate()}")
+
+
+def test_a_study_of_translation(tmp_path):
+    write_files(tmp_path)
+    runs = tmp_path / "runs" / "mini"
+    process = study(tmp_path)
+    killed = kill_the_first_run(process, runs)
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 1
+    assert f"2 of 4 runs are missing: {killed}, " in err
+    assert not (runs / "teachers" / killed / "job.json").exists()
+    assert "missing" in (runs / "index.html").read_text()
+
+    process = study(tmp_path)
+    _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert f"resumes  {killed}" in err
+    assert err.count("starts ") == 1  # the killed teacher's student
+    plan = json.loads((runs / "plan.json").read_text())
+    assert (plan["ecosystem"], len(plan["runs"])) == ("fairseq", 4)
+    folders = [runs / f"{run['role']}s" / run["id"] for run in plan["runs"]]
+    references = set()
+    for folder in folders:
+        job = json.loads((folder / "job.json").read_text())
+        assert job["resumed"] == (folder.name == killed)
+        assert job["checkpoint"] == {
+            "file": "checkpoint_best.pt",
+            "sha256": file_checksum(folder / "checkpoint_best.pt"),
+        }
+        if job["role"] == "student":
+            taught_by = runs / "teachers" / job["teacher"]["run"] / "checkpoint_best.pt"
+            assert job["teacher"]["checkpoint_sha256"] == file_checksum(taught_by)
+        with (folder / "curves.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(EPOCHS)]
+        logged = {"train_hard_ce", "val_loss", "val_bleu", "val_ppl"}
+        if job["role"] == "student":
+            logged |= {"train_ce", "train_kl", "train_teacher_entropy", "train_agreement"}
+        assert {name for row in rows for name, value in row.items() if value} == {"epoch", *logged}
+        assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+        lines = [json.loads(text) for text in (folder / "translations.jsonl").read_text().splitlines()]
+        assert [line["id"] for line in lines] == list(range(SENTENCES))
+        references.add(tuple((line["source"], line["reference"]) for line in lines))
+    words = tmp_path / "data" / "number_words_de_en" / "words"
+    text = [(words / f"test.{side}").read_text() for side in ("de", "en")]
+    assert references == {tuple(zip(*(part.splitlines() for part in text), strict=True))}
+    page = (runs / "index.html").read_text()
+    assert "Fig. 7" in page
+    assert killed in page
+
+    # What the page shows can be pasted, and an unbroken run has the curve of the one that was killed.
+    job = json.loads((runs / "teachers" / killed / "job.json").read_text())
+    name, *words = shlex.split(job["rerun_command"])
+    command = [Path(sys.executable).with_name(name), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    unbroken = read_curves(tmp_path / "rerun" / killed, "teacher")
+    assert unbroken == read_curves(runs / "teachers" / killed, "teacher")
