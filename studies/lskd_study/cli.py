@@ -9,6 +9,8 @@ import typer
 
 from lskd import LskdError
 from lskd_study import figure_command, soft_labels_command
+from lskd_study.data import command as data_command
+from lskd_study.data.command import say
 from lskd_study.stability_command import stability
 
 app = typer.Typer(
@@ -22,6 +24,7 @@ data_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(data_app, name="data")
+data_app.add_typer(data_command.app)
 app.add_typer(figure_command.app, name="figure")
 app.add_typer(soft_labels_command.app, name="soft-labels")
 
@@ -43,10 +46,7 @@ def digits(
     """Write scikit-learn's 1,797 handwritten digits as PNG images, with a fixed split."""
     from lskd_study.data.digits import prepare_digits
 
-    manifest, written = prepare_digits(output)
-    images = manifest["images"]
-    state = "written" if written else "already there"
-    print(f"{output}: {images['train']} training and {images['val']} validation images, {state}")
+    say(output, *prepare_digits(output))
 
 
 @data_app.command()

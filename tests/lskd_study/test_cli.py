@@ -174,7 +174,9 @@ def test_data_digits_says_what_it_did(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for state in ("written", "already there"):
         assert cli.main(["data", "digits"]) == 0
-        assert capsys.readouterr().out == f"data/digits: 1201 training and 596 validation images, {state}\n"
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"data/digits: 1201 training and 596 validation images, {state}"
+        assert lines[1].startswith("10 classes; images in a class: train 116 to 122, median ")
     assert cli.main(["data", "digits", "--output", "data/digits/manifest.json"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 

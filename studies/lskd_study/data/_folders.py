@@ -1,0 +1,100 @@
+"""Image folders as a source: what is in them, and linking it into a tree."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lskd import LskdError
+from lskd_study.checks import IMAGES
+from lskd_study.data._layout import SPLITS, Tree
+from lskd_study.data.published import Numbers
+from lskd_study.extras import needs_study_extra
+
+
+class Image(NamedTuple):
+    """An image of the source and where it goes."""
+
+    split: str
+    label: str
+    name: str
+    source: Path
+
+
+Folder = Mapping[str, Mapping[str, list[str]]]
+"""Sorted image names by split and class."""
+
+
+def read_image_folder(source: Path) -> dict[str, dict[str, list[str]]]:
+    """Return the names of the images of an image folder, sorted, by split and class.
+
+    Raises:
+        LskdError: without ``train/<class>/`` and ``val/<class>/`` of the same classes, for a class without
+            images or with folders of its own (timm would take those for classes).
+    """
+    found = {split: read_classes(source / split) for split in SPLITS}
+    odd = sorted(set(found["train"]) ^ set(found["val"]))
+    if odd:
+        raise LskdError(f"train and val of {source} have different classes, e.g. {odd[0]}")
+    return found
+
+
+def read_classes(folder: Path) -> dict[str, list[str]]:
+    """Return the sorted names of the images in each class folder.
+
+    Raises:
+        LskdError: for a folder that does not hold class folders of images alone.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            labels = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    except OSError as error:
+        raise LskdError(
+            f"{folder} cannot be read ({error.strerror}); "
+            "the source must hold train/<class>/ and val/<class>/"
+        ) from None
+    if not labels:
+        raise LskdError(
+            f"{folder} has no class folders; the source must hold train/<class>/ and val/<class>/"
+        )
+    return {label: _images(folder / label) for label in labels}
+
+
+def _images(folder: Path) -> list[str]:
+    names = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                raise LskdError(
+                    f"{folder} has a folder in it, {entry.name}; class folders must hold images only"
+                )
+            if os.path.splitext(entry.name)[1].lower() in IMAGES and entry.name[0] != ".":
+                names.append(entry.name)
+    if not names:
+        raise LskdError(f"class folder {folder} has no images; remove it, or put them there")
+    return sorted(names)
+
+
+def numbers_of(folder: Folder) -> Numbers:
+    """Count images and classes."""
+    counts = {split: sum(len(names) for names in folder[split].values()) for split in SPLITS}
+    return counts | {"classes": len(folder["train"])}
+
+
+def images_of(folder: Folder, source: Path, split: str) -> list[Image]:
+    """Return the images of one split, to stay in their classes."""
+    return [
+        Image(split, label, name, source / split / label / name)
+        for label, names in folder[split].items()
+        for name in names
+    ]
+
+
+def place(tree: Tree, images: Sequence[Image]) -> None:
+    """Link images into a tree, or copy them."""
+    with needs_study_extra():
+        from tqdm import tqdm
+    if tree.copies:
+        tree.require_space(sum(image.source.stat().st_size for image in images))
+    for image in tqdm(images, desc="images", unit=" images", leave=False, disable=None):
+        tree.add_file(image.split, image.label, image.name, image.source)

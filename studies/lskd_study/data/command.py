@@ -1,0 +1,263 @@
+"""``lskd data``: the commands that make image folders."""
+
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer()
+
+Source = Annotated[Path, typer.Argument(help="Folder with the publisher's files, see docs/data.md.")]
+ImageFolder = Annotated[Path, typer.Argument(help="Image folder: train/<class>/ and val/<class>/.")]
+Output = Annotated[Path, typer.Option(help="Folder to write.")]
+OwnOutput = Annotated[
+    Path | None,
+    typer.Option(help="Folder to write.", show_default="beside the source, with the command's name"),
+]
+Copy = Annotated[bool, typer.Option("--copy", help="Copy files where links would do.")]
+NoChecksum = Annotated[bool, typer.Option("--no-checksum", help="Do not compute the archives' MD5.")]
+Expect = Annotated[
+    str | None,
+    typer.Option(help="Numbers of images instead of the published ones: train=N,val=N,classes=N."),
+]
+Seed = Annotated[int, typer.Option(help="Of the random draws.")]
+Lists = Annotated[
+    Path | None, typer.Option(help="Folder of the published text lists.", show_default="the source")
+]
+EvaluateOn = Annotated[str, typer.Option(help="The list that becomes val/: val (the paper's) or test.")]
+
+
+@app.command()
+def imagenet(
+    source: Source,
+    output: Output = Path("data/imagenet"),
+    copy: Copy = False,
+    no_checksum: NoChecksum = False,
+    expect: Expect = None,
+) -> None:
+    """Write ImageNet-1K from the ILSVRC2012 archives, or from train/ and val/ folders."""
+    from lskd_study.data.imagenet import prepare_imagenet
+
+    made = prepare_imagenet(source, output, copy=copy, checksum=not no_checksum, expected=_expected(expect))
+    say(output, *made)
+
+
+@app.command()
+def cub200(
+    source: Source,
+    output: Output = Path("data/cub200"),
+    copy: Copy = False,
+    no_checksum: NoChecksum = False,
+    expect: Expect = None,
+) -> None:
+    """Write CUB-200-2011 with its official split, from CUB_200_2011.tgz or what is in it."""
+    from lskd_study.data.cub200 import prepare_cub200
+
+    made = prepare_cub200(source, output, copy=copy, checksum=not no_checksum, expected=_expected(expect))
+    say(output, *made)
+
+
+@app.command()
+def imaterialist(
+    source: Source,
+    output: Output = Path("data/imaterialist"),
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images you fetched.", show_default="the source")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Go on without lost images.")
+    ] = False,
+    copy: Copy = False,
+    expect: Expect = None,
+) -> None:
+    """Write iMaterialist product 2019 from train.json, val.json and the images you fetched by them."""
+    from lskd_study.data.imaterialist import prepare_imaterialist
+
+    made = prepare_imaterialist(
+        source, output, images=images, allow_missing=allow_missing, copy=copy, expected=_expected(expect)
+    )
+    say(output, *made)
+    if missing := sum(made[0]["missing"].values()):
+        print(f"lskd: warning: {missing:,} images of the lists are missing", file=sys.stderr)
+
+
+@app.command()
+def inat2019(
+    source: Source,
+    output: Output = Path("data/inat2019"),
+    copy: Copy = False,
+    no_checksum: NoChecksum = False,
+    expect: Expect = None,
+) -> None:
+    """Write iNaturalist 2019 from train_val2019.tar.gz and its two annotation files."""
+    from lskd_study.data.inat2019 import prepare_inat2019
+
+    made = prepare_inat2019(source, output, copy=copy, checksum=not no_checksum, expected=_expected(expect))
+    say(output, *made)
+
+
+@app.command()
+def imagenet_lt(
+    source: Source,
+    output: Output = Path("data/imagenet_lt"),
+    lists: Lists = None,
+    evaluate_on: EvaluateOn = "val",
+    copy: Copy = False,
+    expect: Expect = None,
+) -> None:
+    """Write ImageNet-LT: the published lists over an ImageNet folder."""
+    _long_tailed("imagenet-lt", source, output, lists, evaluate_on, copy, expect)
+
+
+@app.command()
+def places_lt(
+    source: Source,
+    output: Output = Path("data/places_lt"),
+    lists: Lists = None,
+    evaluate_on: EvaluateOn = "val",
+    copy: Copy = False,
+    expect: Expect = None,
+) -> None:
+    """Write Places-LT: the published lists over a folder of Places365."""
+    _long_tailed("places-lt", source, output, lists, evaluate_on, copy, expect)
+
+
+def _long_tailed(
+    name: str,
+    source: Path,
+    output: Path,
+    lists: Path | None,
+    evaluate_on: str,
+    copy: bool,
+    expect: str | None,
+) -> None:
+    from lskd_study.data.long_tailed_lists import prepare_long_tailed
+
+    if evaluate_on not in ("val", "test"):
+        raise typer.BadParameter(f"--evaluate-on must be val or test, got {evaluate_on!r}")
+    made = prepare_long_tailed(
+        name,
+        source,
+        output,
+        lists=lists,
+        evaluate_on=evaluate_on,
+        copy=copy,
+        expected=_expected(expect),
+    )
+    say(output, *made)
+
+
+@app.command()
+def fashion_mnist(
+    source: Annotated[
+        Path, typer.Argument(help="Folder with the four idx files; Debian's package installs them there.")
+    ] = Path("/usr/share/datasets/fashion-mnist"),
+    output: Output = Path("data/fashion_mnist"),
+    expect: Expect = None,
+) -> None:
+    """Write Fashion-MNIST as PNG images from the publisher's four files."""
+    from lskd_study.data.fashion_mnist import prepare_fashion_mnist
+
+    say(output, *prepare_fashion_mnist(source, output, expected=_expected(expect)))
+
+
+@app.command()
+def imagenet_subset(
+    source: ImageFolder,
+    classes: Annotated[int, typer.Option(help="How many: 100 and 500 in the paper's Table 4.")] = 100,
+    seed: Seed = 0,
+    output: OwnOutput = None,
+    copy: Copy = False,
+    expect: Expect = None,
+) -> None:
+    """Write ImageNet-100, -500 ...: classes of a whole ImageNet folder, drawn at random."""
+    from lskd_study.data.derived import prepare_subset
+
+    output = output or _beside(source, f"{classes}")
+    made = prepare_subset(
+        source,
+        output,
+        classes=classes,
+        seed=seed,
+        copy=copy,
+        published="imagenet",
+        expected=_expected(expect),
+    )
+    say(output, *made)
+
+
+@app.command()
+def subset(
+    source: ImageFolder,
+    classes: Annotated[int | None, typer.Option(help="How many classes, drawn at random.")] = None,
+    list: Annotated[Path | None, typer.Option(help="Or a file that names them, one a line.")] = None,
+    seed: Seed = 0,
+    output: OwnOutput = None,
+    copy: Copy = False,
+) -> None:
+    """Keep some classes of any image folder; classes.txt says which."""
+    from lskd_study.data.derived import prepare_subset
+
+    output = output or _beside(source, "subset")
+    made = prepare_subset(source, output, classes=classes, class_list=list, seed=seed, copy=copy)
+    say(output, *made)
+
+
+@app.command()
+def long_tail(
+    source: ImageFolder,
+    head: Annotated[int, typer.Option(help="Images in the largest class; 1280 in ImageNet-LT.")],
+    tail: Annotated[int, typer.Option(help="Images in the smallest class.")] = 5,
+    alpha: Annotated[float, typer.Option(help="Power value of the Pareto distribution.")] = 6.0,
+    seed: Seed = 0,
+    output: OwnOutput = None,
+    copy: Copy = False,
+) -> None:
+    """Give the training classes of any image folder the sizes of a Pareto distribution."""
+    from lskd_study.data.derived import prepare_long_tail
+
+    output = output or _beside(source, "long_tail")
+    made = prepare_long_tail(source, output, alpha=alpha, head=head, tail=tail, seed=seed, copy=copy)
+    say(output, *made)
+
+
+@app.command()
+def noise(
+    source: ImageFolder,
+    rate: Annotated[float, typer.Option(help="Share of training images that get a wrong label.")] = 0.3,
+    seed: Seed = 0,
+    output: OwnOutput = None,
+    copy: Copy = False,
+) -> None:
+    """Give training images of any image folder wrong labels; noise.csv says which."""
+    from lskd_study.data.derived import prepare_noise
+
+    output = output or _beside(source, "noise")
+    made = prepare_noise(source, output, rate=rate, seed=seed, copy=copy)
+    say(output, *made)
+    print(f"{made[0]['wrong_labels']:,} wrong labels, listed in {output}/noise.csv")
+
+
+def say(output: Path, manifest: Mapping[str, Any], written: bool) -> None:
+    """Print what is in an image folder."""
+    images = manifest["images"]
+    state = "written" if written else "already there"
+    print(f"{output}: {images['train']} training and {images['val']} validation images, {state}")
+    parts = []
+    for split, counts in manifest["images_per_class"].items():
+        parts.append(f"{split} {min(counts)} to {max(counts)}, median {statistics.median(counts):g}")
+    print(f"{manifest['num_classes']} classes; images in a class: {'; '.join(parts)}")
+
+
+def _expected(text: str | None) -> Mapping[str, int] | None:
+    from lskd_study.data.published import parse_expected
+
+    return None if text is None else parse_expected(text)
+
+
+def _beside(source: Path, name: str) -> Path:
+    source = source.absolute()
+    return source.parent / f"{source.name}_{name}"
