@@ -15,6 +15,15 @@ from lskd._class_means import (
     propose_classes,
 )
 from lskd._errors import CheckpointError, LskdError, SoftLabelsError, one_line
+from lskd._fast_teacher import (
+    FAST_BOUND,
+    FAST_MODES,
+    Deviation,
+    FastMode,
+    FastTeacher,
+    choose_fast,
+)
+from lskd._folding import fold_batch_norm
 from lskd._fused import FusedTerms, fused_distillation
 from lskd._logistic import smoothed_logistic_loss, smoothed_logistic_minimum
 from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
@@ -47,13 +56,18 @@ if TYPE_CHECKING:
     from lskd._stability import Definition, Stability, small_class_factor, stability
 
 __all__ = [
+    "FAST_BOUND",
+    "FAST_MODES",
     "AlphaSchedule",
     "CheckpointError",
     "ClusterDistances",
     "Convention",
     "Definition",
+    "Deviation",
     "DistillationLoss",
     "DistillationTerms",
+    "FastMode",
+    "FastTeacher",
     "FusedTerms",
     "LossComponents",
     "LskdError",
@@ -74,6 +88,7 @@ __all__ = [
     "augmentation_seed",
     "binomial_tail",
     "chance_like_mass",
+    "choose_fast",
     "class_confusion",
     "class_mean_probabilities",
     "cluster_distances",
@@ -84,6 +99,7 @@ __all__ = [
     "equivalent_smoothing",
     "file_checksum",
     "fit_temperature",
+    "fold_batch_norm",
     "fused_distillation",
     "load_teacher_weights",
     "measure_teacher",

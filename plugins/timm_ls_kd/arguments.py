@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from lskd import Convention, LskdError
+from lskd import FAST_BOUND, FAST_MODES, Convention, FastMode, LskdError
 from timm_ls_kd.soft_label_arguments import (
     SoftLabelsConfig,
     add_soft_label_arguments,
@@ -73,6 +73,9 @@ class KdConfig:
     teacher_img_size: int | None = None
     teacher_kwargs: Mapping[str, Any] = field(default_factory=dict)
     preflight_samples: int = DEFAULT_PREFLIGHT_SAMPLES
+    teacher_fast: FastMode = "none"
+    teacher_fast_bound: float = FAST_BOUND
+    teacher_compile: bool = False
     soft_labels: SoftLabelsConfig | None = None
 
     def loss_arguments(self) -> dict[str, Any]:
@@ -151,6 +154,27 @@ def add_kd_arguments(parser: argparse.ArgumentParser) -> None:
         help="validation images on which the teacher must beat chance before training starts "
         "(default: 512, 0: no check)",
     )
+    group.add_argument(
+        "--kd-teacher-fast",
+        choices=FAST_MODES,
+        default="none",
+        help="a faster teacher: batch norm folded, channels-last, and in this precision; auto: the fastest "
+        "within the bound, as timed before training (default: none, the exact teacher)",
+    )
+    group.add_argument(
+        "--kd-teacher-fast-bound",
+        type=float,
+        default=FAST_BOUND,
+        metavar="NATS",
+        help="refuse a fast teacher whose mean KL(exact || fast) on validation images is above this "
+        f"(default: {FAST_BOUND:g})",
+    )
+    group.add_argument(
+        "--kd-teacher-compile",
+        action="store_true",
+        default=False,
+        help="compile the fast teacher too; takes about a minute, on the CPU with a C++ compiler",
+    )
     add_soft_label_arguments(parser)
 
 
@@ -194,6 +218,8 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
         for name in ("kd_teacher_checkpoint", "kd_teacher_dtype", "kd_teacher_img_size"):
             if getattr(args, name) is not None:
                 raise LskdError(f"{_flag(name)} needs --kd-teacher MODEL; add it.")
+        if args.kd_teacher_fast != "none" or args.kd_teacher_compile:
+            raise LskdError("--kd-teacher-fast and --kd-teacher-compile need --kd-teacher MODEL; add it.")
         if args.kd_hard_weight != 0.0 or args.kd_temperature_squared or args.kd_teacher_kwargs:
             raise LskdError(
                 "--kd-hard-weight, --kd-temperature-squared and --kd-teacher-kwargs need --kd-teacher MODEL."
@@ -217,6 +243,7 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
         raise LskdError(
             f"--kd-preflight-samples must be 0 (no check) or more, got {args.kd_preflight_samples}."
         )
+    _check_fast(args)
     return KdConfig(
         teacher=args.kd_teacher,
         checkpoint=args.kd_teacher_checkpoint,
@@ -229,8 +256,30 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
         teacher_img_size=args.kd_teacher_img_size,
         teacher_kwargs=dict(args.kd_teacher_kwargs or {}),
         preflight_samples=args.kd_preflight_samples,
+        teacher_fast=args.kd_teacher_fast,
+        teacher_fast_bound=float(args.kd_teacher_fast_bound),
+        teacher_compile=bool(args.kd_teacher_compile),
         soft_labels=soft_labels,
     )
+
+
+def _check_fast(args: argparse.Namespace) -> None:
+    if not (math.isfinite(args.kd_teacher_fast_bound) and args.kd_teacher_fast_bound > 0):
+        raise LskdError(
+            f"--kd-teacher-fast-bound must be greater than 0, got {args.kd_teacher_fast_bound}; "
+            f"it is a KL divergence in nats, {FAST_BOUND:g} by default."
+        )
+    if args.kd_teacher_fast == "none":
+        if args.kd_teacher_compile:
+            raise LskdError("--kd-teacher-compile compiles a fast teacher; add --kd-teacher-fast float32.")
+        return
+    if args.kd_teacher_dtype is not None:
+        raise LskdError("--kd-teacher-fast has its own precision; drop --kd-teacher-dtype.")
+    if args.kd_preflight_samples == 0:
+        raise LskdError(
+            "--kd-teacher-fast measures its error on the validation images of --kd-preflight-samples; "
+            "give more than 0."
+        )
 
 
 def _flag(name: str) -> str:

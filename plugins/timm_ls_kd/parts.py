@@ -13,6 +13,7 @@ from torch import nn
 from lskd import LskdError, convert_alpha, one_line, target_values
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.data import SeededDataset
+from timm_ls_kd.fast_teacher import speed_up
 from timm_ls_kd.inputs import DataConfig, input_channels
 from timm_ls_kd.loops import say
 from timm_ls_kd.models import create, input_arguments, load_weights
@@ -128,6 +129,7 @@ def run_preflight(
         with autocast():
             answer(teacher, torch.zeros(2, *data.input_size, device=device), kd.teacher)
         say(args, f"teacher '{kd.teacher}': accuracy not checked")
+        _speed_up(kd, teacher, dataset, data, args, device, autocast)
         return
     indices = spread_indices(len(dataset), kd.preflight_samples)[args.rank :: args.world_size]
     batches = spread_batches(
@@ -147,6 +149,30 @@ def run_preflight(
         channels_last=args.channels_last,
     )
     say(args, line)
+    _speed_up(kd, teacher, dataset, data, args, device, autocast)
+
+
+def _speed_up(
+    kd: KdConfig,
+    teacher: Teacher,
+    dataset: Any,
+    data: DataConfig,
+    args: Namespace,
+    device: torch.device,
+    autocast: Any,
+) -> None:
+    if kd.teacher_fast != "none":
+        line = speed_up(
+            kd,
+            teacher,
+            dataset and SeededDataset(dataset, args.seed),
+            data.normalisation,
+            device,
+            prefetch=not args.no_prefetcher,
+            batch_size=args.batch_size,
+            autocast=autocast,
+        )
+        say(args, line)
 
 
 def try_student(model: nn.Module, data: DataConfig, args: Namespace, device: torch.device) -> None:

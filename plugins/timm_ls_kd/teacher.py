@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lskd import Convention, LskdError, target_mass
+from lskd import Convention, FastTeacher, LskdError, target_mass
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.config_file import settings_beside
 from timm_ls_kd.inputs import input_channels
@@ -54,6 +54,7 @@ class Teacher:
         self.smoothing = smoothing
         self.dtype = dtype
         self._forward: Any = model
+        self._fast: FastTeacher | None = None
         self._scale: Tensor | None = None
         self._shift: Tensor | None = None
         if not teacher_norm.same_as(student_norm):
@@ -73,25 +74,39 @@ class Teacher:
         return self
 
     def compile(self, **kwargs: Any) -> None:
-        """Compile the forward pass with `torch.compile(**kwargs)`."""
-        self._forward = torch.compile(self.model, **kwargs)
+        """Compile the forward pass with `torch.compile(**kwargs)`; a fast teacher is compiled on its own."""
+        if self._fast is None:
+            self._forward = torch.compile(self.model, **kwargs)
+
+    def use(self, fast: FastTeacher) -> None:
+        """Answer with a fast teacher from now on, and let go of the exact model."""
+        self._fast = fast
+        self.model, self._forward = fast.model, None
+
+    def prepare(self, batch: Tensor) -> Tensor:
+        """Turn a batch in the student's normalisation into what the model gets, in float32."""
+        if self._scale is not None and self._shift is not None:
+            # In float32: half a batch's precision must not be lost before the teacher sees it.
+            batch = torch.addcmul(self._shift, batch.float(), self._scale)
+        if self.image_size is not None and tuple(batch.shape[-2:]) != self.image_size:
+            batch = functional.interpolate(
+                batch.float(), size=self.image_size, mode="bicubic", antialias=True, align_corners=False
+            )
+        return batch.float()
+
+    def answer(self, images: Tensor) -> Any:
+        """Return what the model returns for prepared images."""
+        if self._fast is not None:
+            return self._fast(images)
+        if self.dtype is None:
+            return self._forward(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._forward(images.to(self.dtype))
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Return logits `(B, K)` for a batch `(B, C, H, W)` in the student's normalisation."""
-        device_type = batch.device.type
         with torch.inference_mode():
-            if self._scale is not None and self._shift is not None:
-                # In float32: half a batch's precision must not be lost before the teacher sees it.
-                batch = torch.addcmul(self._shift, batch.float(), self._scale)
-            if self.image_size is not None and tuple(batch.shape[-2:]) != self.image_size:
-                batch = functional.interpolate(
-                    batch.float(), size=self.image_size, mode="bicubic", antialias=True, align_corners=False
-                )
-            if self.dtype is None:
-                logits = self._forward(batch.float())
-            else:
-                with torch.autocast(device_type, enabled=False):
-                    logits = self._forward(batch.to(self.dtype))
+            logits = self.answer(self.prepare(batch))
             if isinstance(logits, tuple | list):
                 logits = logits[0]
         # Autograd refuses to save an inference tensor for the student's backward pass: hand out a normal copy

@@ -19,6 +19,7 @@ from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
 from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
 from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.fast_teacher import speed_up
 from timm_ls_kd.models import check_model_name, first_channels
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.parts import uniform_smoothing
@@ -283,6 +284,18 @@ def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any])
     for line in describe_teacher(kd, teacher, student_norm, args.num_classes):
         _say(args, line)
     _say(args, _preflight(run, kd, teacher, student_norm, device))
+    if kd.teacher_fast != "none":
+        line = speed_up(
+            kd,
+            teacher,
+            run.dataset_eval,
+            student_norm,
+            device,
+            prefetch=loader["use_prefetcher"],
+            batch_size=args.batch_size,
+            autocast=_autocast(args, device),
+        )
+        _say(args, line)
     return task
 
 

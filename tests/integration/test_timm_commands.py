@@ -259,6 +259,23 @@ def test_asked_to_stop_it_does_so_quietly(digits, tmp_path, number):
 
 
 @needs_script
+def test_upstream_with_a_fast_teacher(digits, tmp_path, kd, teacher):
+    before = teacher.read_bytes()
+    options = [SCRIPT, digits, "--model", "test_resnet", *UPSTREAM, "--output", tmp_path, "--epochs", 1, *kd]
+    result = run(*options, "--experiment", "fast", "--kd-teacher-fast", "float32")
+    assert result.returncode == 0, result.stderr
+    assert "teacher 'test_resnet', fast: float32, 15 of 15 batch norms folded, channels-last" in result.stdout
+    assert "KL(exact || fast)" in result.stdout
+    settings = yaml.safe_load((tmp_path / "fast" / "args.yaml").read_text())
+    assert settings["kd_teacher_fast"] == "float32"
+    assert teacher.read_bytes() == before
+    tight = ["--kd-teacher-fast", "bfloat16", "--kd-teacher-fast-bound", "1e-30"]
+    result = run(*options, "--experiment", "refused", *tight)
+    assert result.returncode == 2
+    assert "too far from the exact one" in result.stderr.splitlines()[-1]
+
+
+@needs_script
 def test_upstream_distils(digits, tmp_path, kd, teacher):
     before = teacher.read_bytes()
     options = [SCRIPT, digits, "--model", "test_resnet", *UPSTREAM, "--output", tmp_path, "--epochs", 2]

@@ -1,0 +1,100 @@
+"""A fast teacher in timm's trainers: models of timm folded, the line before training, what is refused."""
+
+import copy
+import hashlib
+import re
+
+import pytest
+import timm
+import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from timm_ls_kd import fast_teacher
+
+FOLDED = {"convolutions": fast_teacher.CONVOLUTIONS, "norms": fast_teacher.NORMS}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("resnet18", 1), ("test_efficientnet", 1), ("tf_mobilenetv3_small_minimal_100", 1), ("test_vit", None)],
+)
+def test_models_of_timm_are_folded(name, share):
+    from lskd import fold_batch_norm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    model.eval()
+    folded = copy.deepcopy(model)
+    folding = fold_batch_norm(folded, **FOLDED)
+    images = torch.randn(2, *model.pretrained_cfg["input_size"])
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images), model(images), rtol=1e-5, atol=1e-5)
+    assert folding.folded == folding.total
+    assert (folding.total == 0) == (share is None)
+    assert not any(isinstance(module, nn.BatchNorm2d | BatchNormAct2d) for module in folded.modules())
+
+
+MODES = r"(float32|bfloat16|convolutions in int8)"
+
+
+@pytest.mark.parametrize("mode", ["float32", "bfloat16", "auto"])
+def test_training_with_a_fast_teacher(train, kd, teacher, summary, tmp_path, mode):
+    checksum = hashlib.sha256(teacher.read_bytes()).hexdigest()
+    for name, flags in (("exact", []), ("fast", ["--kd-teacher-fast", mode])):
+        result = train(name, *kd, *flags, "--epochs", 1)
+        assert result.status == 0, result.err
+    line = next(line for line in result.out.splitlines() if ", fast: " in line)
+    assert re.search(
+        rf"fast: {MODES}, 15 of 15 batch norms folded, channels-last: [\d.]+ times as fast .*"
+        r"KL\(exact \|\| fast\) [\d.e-]+ nats on the mean of 36 images, [\d.e-]+ at most, same class for",
+        line,
+    )
+    exact, fast = (summary(tmp_path / "runs" / name)[0] for name in ("exact", "fast"))
+    for column in ("train_ce", "train_kl", "train_teacher_entropy"):
+        assert fast[column] == pytest.approx(exact[column], rel=0.1, abs=0.05), column
+    assert exact["train_ce"] != fast["train_ce"]  # it was another teacher
+    assert hashlib.sha256(teacher.read_bytes()).hexdigest() == checksum
+
+
+def test_resumed_run_equals_an_unbroken_one(train, kd, weights, tmp_path):
+    flags = [*kd, "--kd-teacher-fast", "float32", "--sched", "none"]
+    assert train("whole", *flags, "--epochs", 2).status == 0
+    assert train("broken", *flags, "--epochs", 1).status == 0
+    last = tmp_path / "runs" / "broken" / "last.pth.tar"
+    assert train("broken", *flags, "--epochs", 2, "--resume", last).status == 0
+    whole, broken = (weights(tmp_path / "runs" / name) for name in ("whole", "broken"))
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--kd-teacher-fast", "bfloat16", "--kd-teacher-fast-bound", "1e-30"], ["too far", "1e-30"]),
+        (["--kd-teacher-fast", "float32", "--kd-teacher-fast-bound", "0"], ["--kd-teacher-fast-bound"]),
+        (["--kd-teacher-fast", "float32", "--kd-teacher-dtype", "bfloat16"], ["drop --kd-teacher-dtype"]),
+        (["--kd-teacher-fast", "float32", "--kd-preflight-samples", "0"], ["--kd-preflight-samples"]),
+        (["--kd-teacher-compile"], ["add --kd-teacher-fast"]),
+        (["--kd-teacher-fast", "float32", "--val-split", "", "--eval-metric", "loss"], ["there are none"]),
+    ],
+)
+def test_refused_before_training(train, kd, tmp_path, flags, words):
+    train("run", *kd, *flags, "--epochs", 1).assert_one_clear_line(*words)
+    assert not list((tmp_path / "runs").glob("run/*.csv"))
+
+
+def test_needs_a_teacher(train):
+    train("run", "--kd-teacher-fast", "auto").assert_one_clear_line("need --kd-teacher MODEL")
+
+
+def test_without_bfloat16_it_is_float32_and_said(train, kd, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    result = train("run", *kd, "--kd-teacher-fast", "bfloat16", "--epochs", 1)
+    assert result.status == 0, result.err
+    assert "fast: float32," in result.out
+    assert "no bfloat16 on this processor" in result.out
