@@ -31,20 +31,23 @@ def ratio() -> Ratio:
         rounds: int = 15,
     ) -> None:
         ours(), peer()
-        ratios = sorted(_seconds(ours) / _seconds(peer) for _ in range(rounds))
-        value = statistics.median(ratios)
-        spread = (ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4])
-        _ROWS.append(
-            {
-                "name": name,
-                "ratio": value,
-                "quartiles": spread,
-                "bar": bar,
-                "holds": None if bar is None else value <= bar,
-            }
-        )
+        _keep(name, [_seconds(ours) / _seconds(peer) for _ in range(rounds)], bar)
 
     return measure
+
+
+@pytest.fixture
+def quantity() -> Ratio:
+    """Record ratios of something else than time, such as memory, that a test has measured."""
+    return _keep
+
+
+def _keep(name: str, ratios: list[float], bar: float | None = None) -> None:
+    ratios = sorted(ratios)
+    value = statistics.median(ratios)
+    spread = (ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4])
+    holds = None if bar is None else value <= bar
+    _ROWS.append({"name": name, "ratio": value, "quartiles": spread, "bar": bar, "holds": holds})
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -17,7 +17,7 @@ from lskd._class_means import (
 from lskd._errors import CheckpointError, LskdError, SoftLabelsError, one_line
 from lskd._fused import FusedTerms, fused_distillation
 from lskd._logistic import smoothed_logistic_loss, smoothed_logistic_minimum
-from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
+from lskd._losses import DistillationLoss, LossComponents
 from lskd._projection import ClusterDistances, ProjectionPlane, cluster_distances, projection_plane
 from lskd._soft_labels import SoftLabelRows, SoftLabels, SoftLabelsWriter
 from lskd._soft_labels_manifest import SoftLabelsLayout
@@ -31,6 +31,7 @@ from lskd._targets import (
     target_values,
 )
 from lskd._teachers import AlphaSchedule, ensemble_logits, selective_weight, top_k_log_probabilities
+from lskd._terms import DistillationTerms, Rest, TopK, distillation_terms
 
 if TYPE_CHECKING:
     from lskd._measures import TeacherMeasures, equivalent_smoothing, measure_teacher, target_probability
