@@ -368,8 +368,10 @@ class Work:
             loss = loss + settings.hard_weight * terms[3]
         if self.on_processor:
             return torch.tensor([loss, *terms], dtype=self.dtype)
+        # Filled on the device: to copy a number to it would wait.
         every = [
-            torch.as_tensor(term, dtype=torch.float64, device=self.left.device) for term in [loss, *terms]
+            term if isinstance(term, Tensor) else self.left.new_full((), term, dtype=torch.float64)
+            for term in (loss, *terms)
         ]
         return torch.stack(every).to(self.dtype)
 

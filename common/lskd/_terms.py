@@ -167,7 +167,8 @@ def completed(values: Tensor, num_classes: int, temperature: float) -> tuple[Ten
     rest = (1 - values.double().exp().sum(-1, keepdim=True)).clamp(min=0.0)
     missing = (rest.log() - math.log(others)).to(values.dtype)
     tempered = torch.cat([values, missing], -1) / temperature
-    counts = torch.tensor([1.0] * k + [float(others)], dtype=values.dtype, device=values.device)
+    counts = values.new_ones(k + 1)
+    counts[k:].fill_(others)  # not from a list: to copy one to a GPU would wait for it
     return tempered - (tempered + counts.log()).logsumexp(-1, keepdim=True), counts
 
 
