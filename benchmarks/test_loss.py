@@ -1,54 +1,130 @@
 """The distillation loss, forward and backward, against the formula as people write it."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lskd import DistillationLoss, TopK, fused_distillation
+
+# Samples, classes, rounds, bar on the time.
+SIZES = [(256, 1000, 101, 0.45), (4096, 10000, 9, 0.25)]
 
 
 def _naive(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
-@pytest.mark.parametrize(("samples", "classes", "rounds"), [(256, 1000, 41), (4096, 10000, 7)])
-def test_loss_against_kl_div(ratio: Callable[..., None], samples: int, classes: int, rounds: int) -> None:
-    student = torch.randn(samples, classes, requires_grad=True)
-    teacher = torch.randn(samples, classes)
-    loss = DistillationLoss()
-
-    def ours() -> None:
+def _step(loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor) -> Callable[[], None]:
+    def run() -> None:
         student.grad = None
         loss(student, teacher).backward()
 
+    return run
+
+
+LOSSES = {
+    "fused_distillation": lambda student, teacher: fused_distillation(student, teacher).loss,
+    "DistillationLoss": DistillationLoss(),  # what the plugins call
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("samples", "classes", "rounds", "bar"), SIZES)
+def test_loss_against_kl_div(
+    ratio: Callable[..., None], name: str, samples: int, classes: int, rounds: int, bar: float
+) -> None:
+    student = torch.randn(samples, classes, requires_grad=True)
+    teacher = torch.randn(samples, classes)
+    ratio(
+        f"{name} {samples} x {classes}, forward + backward / F.kl_div(log_softmax, log_softmax)",
+        _step(LOSSES[name], student, teacher),
+        _step(_naive, student, teacher),
+        bar=bar,
+        rounds=rounds,
+    )
+
+
+class _Logits(nn.Module):
+    """A model whose weights are its answer."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.num_classes, self.in_chans = logits.shape[-1], 3
+        self.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits
+
+
+@pytest.mark.parametrize(("samples", "classes", "rounds"), [(256, 1000, 101), (4096, 10000, 5)])
+def test_loss_against_the_task_of_timm(
+    ratio: Callable[..., None], samples: int, classes: int, rounds: int
+) -> None:
+    """Half soft, half hard, on the same logits; timm's task also passes an image to its two models."""
+    task_module = pytest.importorskip("timm.task", reason="this timm has no tasks")
+    student, teacher = _Logits(torch.randn(samples, classes)), _Logits(torch.randn(samples, classes))
+    labels, images = torch.randint(classes, (samples,)), torch.zeros(1, 3, 1, 1)
+    task = task_module.LogitDistillationTask(
+        student,
+        teacher,
+        criterion=nn.CrossEntropyLoss(),
+        task_loss_weight=0.5,
+        temperature=4.0,
+        verbose=False,
+    )
+    loss = DistillationLoss(4.0, True, 0.5)
+
     def peer() -> None:
-        student.grad = None
-        _naive(student, teacher).backward()
+        student.logits.grad = None
+        task(images, labels)["loss"].backward()
 
     ratio(
-        f"loss {samples} x {classes}, forward + backward / F.kl_div(log_softmax, log_softmax)",
-        ours,
+        f"DistillationLoss {samples} x {classes}, T = 4, with labels / timm's LogitDistillationTask",
+        _step(lambda logits, given: loss(logits, given, labels), student.logits, teacher.logits.detach()),
         peer,
         rounds=rounds,
     )
 
 
-def test_fused_loss_against_kl_div(ratio: Callable[..., None]) -> None:
-    student = torch.randn(4096, 10000, requires_grad=True)
-    teacher = torch.randn(4096, 10000)
+_PEAK = """
+import sys, torch
+from torch.nn import functional as F
+from lskd import DistillationLoss
+def memory(name):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+loss = DistillationLoss()
+student = torch.randn(4096, 10_000).requires_grad_()
+teacher = torch.randn(4096, 10_000)
+def naive(student, teacher):
+    logs = student.log_softmax(-1), teacher.log_softmax(-1)
+    return F.kl_div(*logs, log_target=True, reduction="batchmean")
+run = loss if sys.argv[1] == "ours" else naive
+run(torch.randn(2, 10).requires_grad_(), torch.randn(2, 10)).backward()
+before = memory("VmRSS")
+run(student, teacher).backward()
+print(memory("VmHWM") - before)
+"""
 
-    def ours() -> None:
-        student.grad = None
-        fused_distillation(student, teacher).loss.backward()
 
-    def peer() -> None:
-        student.grad = None
-        _naive(student, teacher).backward()
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_peak_memory_against_kl_div(quantity: Callable[..., None]) -> None:
+    """What a process needs at most above its inputs, each in a process of its own."""
 
-    ratio("fused loss 4096 x 10000 / F.kl_div(log_softmax, log_softmax)", ours, peer, bar=0.30, rounds=9)
+    def peak(which: str) -> float:
+        command = [sys.executable, "-c", _PEAK, which]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    quantity(
+        "peak memory of DistillationLoss 4096 x 10000 beyond the inputs / F.kl_div",
+        [peak("ours") / peak("naive") for _ in range(3)],
+        bar=0.40,
+    )
 
 
 def test_fused_top_8_against_cross_entropy(ratio: Callable[..., None]) -> None:

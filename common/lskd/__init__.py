@@ -26,7 +26,7 @@ from lskd._fast_teacher import (
 from lskd._folding import fold_batch_norm
 from lskd._fused import FusedTerms, fused_distillation
 from lskd._logistic import smoothed_logistic_loss, smoothed_logistic_minimum
-from lskd._losses import DistillationLoss, DistillationTerms, LossComponents, Rest, TopK, distillation_terms
+from lskd._losses import DistillationLoss, LossComponents
 from lskd._projection import ClusterDistances, ProjectionPlane, cluster_distances, projection_plane
 from lskd._replay import (
     Mixing,
@@ -50,6 +50,7 @@ from lskd._targets import (
     target_values,
 )
 from lskd._teachers import AlphaSchedule, ensemble_logits, selective_weight, top_k_log_probabilities
+from lskd._terms import DistillationTerms, Rest, TopK, distillation_terms
 
 if TYPE_CHECKING:
     from lskd._measures import TeacherMeasures, equivalent_smoothing, measure_teacher, target_probability

@@ -1,37 +1,73 @@
 """The passes over chunks that the fused distillation loss is made of."""
 
 import math
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lskd._losses import Rest, TopK, completed, distillation_terms
 from lskd._targets import check_labels
+from lskd._terms import Rest, TopK, completed, distillation_terms
 
 # Of one chunk in float32: on a processor what stays in its second-level cache, on a GPU what keeps it busy.
 _CHUNK_ELEMENTS = {"cpu": 1 << 17}
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 24
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the loss is made with; ``scale`` is 1, or 1 over the number of samples."""
+class Settings(NamedTuple):
+    """What the loss is made with."""
 
     temperature: float
     soft_weight: float  # T^2 is in it
     hard_weight: float
     on: float  # of smoothed labels: the label's own mass, and each other's
     off: float
-    scale: float
 
 
-def flatten(tensor: Tensor, rows: Tensor | None, own_dimensions: int) -> Tensor:
-    """Return the rows that count, one after the other, with the last ``own_dimensions`` as they are."""
+class Samples(NamedTuple):
+    """Which samples count, in one of two ways.
+
+    Attributes:
+        rows: on a processor, the indices of those that count; None for all.
+        mask: elsewhere, ``(N, 1)``, because to find the indices the device would have to be waited for.
+        weight: of each sample in the loss: a number, or ``(N, 1)`` with 0 for what does not count.
+    """
+
+    rows: Tensor | None
+    mask: Tensor | None
+    weight: float | Tensor
+
+
+def counting(mask: Tensor | None, samples: int, mean: bool) -> Samples:
+    """Return which of the samples count, for a mean over them or a sum."""
+    if mask is None:
+        return Samples(None, None, 1 / max(samples, 1) if mean else 1.0)
+    if on_processor(mask):
+        rows: Tensor | None = mask.reshape(-1).nonzero().squeeze(-1)
+        count = len(rows) if rows is not None else 0
+        return Samples(None if count == samples else rows, None, 1 / max(count, 1) if mean else 1.0)
+    column = mask.reshape(-1, 1)
+    weight = column.double()
+    return Samples(None, column, weight / weight.sum().clamp(min=1) if mean else weight)
+
+
+def on_processor(tensor: Tensor) -> bool:
+    """Say whether numbers can be looked at without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def flatten(tensor: Tensor, samples: Samples, own_dimensions: int, filler: float | None = None) -> Tensor:
+    """Return the samples one after the other, with the last ``own_dimensions`` as they are.
+
+    Those that do not count are left out, or are ``filler`` where there is one.
+    """
     flat = tensor.detach().reshape(-1, *tensor.shape[tensor.ndim - own_dimensions :])
-    return flat if rows is None else flat[rows]
+    if samples.rows is not None:
+        return flat[samples.rows]
+    if samples.mask is not None and filler is not None:
+        return torch.where(samples.mask if own_dimensions else samples.mask.squeeze(-1), flat, filler)
+    return flat
 
 
 class KnownTeacher:
@@ -40,13 +76,16 @@ class KnownTeacher:
     ``log_p`` has a last column for each of the ``others`` classes where the rest is spread over them.
     """
 
-    def __init__(self, teacher: TopK, rows: Tensor | None, classes: int, temperature: float) -> None:
-        self.ids = flatten(teacher.ids, rows, 1).long()
-        self.values = flatten(teacher.values, rows, 1)
+    def __init__(self, teacher: TopK, samples: Samples, classes: int, temperature: float) -> None:
+        k = teacher.ids.shape[-1]
+        self.ids = flatten(teacher.ids, samples, 1, 0).long()
         self.rest: Rest = teacher.rest
+        if samples.mask is not None:  # distinct, like everybody's
+            self.ids = torch.where(samples.mask, self.ids, torch.arange(k, device=self.ids.device))
         check_labels(self.ids, classes, "top-K ids")
-        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
-        k = self.ids.shape[-1]
+        # Log-probabilities as good as any stand where nothing counts.
+        values = flatten(teacher.values, samples, 1, -math.log(2 * k))
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
         self.others = classes - k if teacher.rest == "spread" else 0
         self.best = self.ids.gather(-1, values.argmax(-1, keepdim=True))
         if self.others:
@@ -59,185 +98,329 @@ class KnownTeacher:
             self.other, self.change = None, self.log_p.exp()
 
 
-class Work:
-    """One forward pass: the passes over chunks, then the terms from what they left of each row.
+# What is kept of each row, in this order; ``q = (x - max x) / T`` of the student, ``r`` of a dense teacher.
+_TOP, _TEACHER_TOP, _SUM, _TEACHER_SUM, _DIFFERENCE, _TEACHER_R = range(6)
+# With labels, and with a teacher that is spread:
+_SUM_HARD, _SUM_Q, _LABEL_Q, _LABEL_SUM, _OTHER_Q = range(6, 11)
+# On a processor, logits of a size below this go unshifted into the sums: they lose no more than 2e-6 there.
+_ORDINARY = 32.0
 
-    Names: ``q = (x - max x) / T`` of the student, ``r`` the same of a dense teacher.
-    """
+
+class Place:
+    """Memory for one chunk after another, with the views of it that are needed: to make a view takes time."""
+
+    def __init__(self, rows: int, classes: int, columns: int, like: Tensor, dtype: torch.dtype) -> None:
+        buffers = torch.empty(4, rows, classes, dtype=dtype, device=like.device)
+        self.q, self.p, self.r, self.e = buffers.unbind(0)
+        self.left = torch.empty(columns, rows, 1, dtype=dtype, device=like.device)
+        self.columns = self.left.unbind(0)
+        self.sums = self.left[_SUM : _TEACHER_SUM + 1]
+        self.best = torch.empty(2, rows, 1, dtype=torch.int64, device=like.device)
+        self.bests = self.best.unbind(0)
+        self.factors = torch.empty(2, rows, 1, dtype=dtype, device=like.device)
+        self.student_factor, self.teacher_factor = self.factors.unbind(0)
+
+    def far(self) -> bool:
+        """Say, on a processor, whether largest logits are so far from 0 that sums would lose digits."""
+        return not np.abs(self.left[: _TEACHER_TOP + 1].numpy()).max() <= _ORDINARY
+
+
+class Work:
+    """One forward pass: the passes over chunks, then the terms from what they left of each row."""
 
     def __init__(
         self,
         logits: Tensor,
         teacher: Tensor | KnownTeacher,
         labels: Tensor | None,
-        rows: Tensor | None,
+        samples: Samples,
         settings: Settings,
         wanted: bool,
     ) -> None:
         self.classes = logits.shape[-1]
         self.student = logits.reshape(-1, self.classes)
-        self.teacher = teacher.detach().reshape(-1, self.classes) if isinstance(teacher, Tensor) else teacher
-        self.labels, self.rows, self.settings = labels, rows, settings
-        self.count = len(self.student) if rows is None else len(rows)
-        self.device = logits.device
+        self.known = teacher if isinstance(teacher, KnownTeacher) else None
+        self.teacher = teacher.reshape(-1, self.classes) if isinstance(teacher, Tensor) else None
+        self.labels, self.samples, self.settings = labels, samples, settings
+        self.probabilities = labels is not None and labels.is_floating_point()
+        self.count = len(self.student) if samples.rows is None else len(samples.rows)
+        self.on_processor = on_processor(logits)
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
-        self.gradient = _like(self.student, zeros=rows is not None) if wanted else None
-        # Of each row: largest logits, sums of exponentials, sums of products, and the largest class.
-        self.top = self._rows()
-        self.sum = self._rows()
-        self.sum_hard = self.sum if settings.temperature == 1 else self._rows()
-        self.sum_q = self._rows()
-        self.best = torch.empty(self.count, 1, dtype=torch.int64, device=self.device)
-        self.teacher_sum, self.teacher_r, self.teacher_difference = (self._rows() for _ in range(3))
-        self.teacher_best = torch.empty_like(self.best)
+        self.gradient = _like(self.student, zeros=samples.rows is not None) if wanted else None
+        self.columns = 6 if labels is None and self.known is None else 11
+        # The common case on a processor, whose numbers torch's softmax and three more passes can give.
+        self.brief = self.on_processor and self.teacher is not None
+        self.shifted: list[slice] = []
+        self.brief = self.brief and (labels is None or (settings.temperature == 1 and not self.probabilities))
+        self.left = torch.empty(self.columns, self.count, 1, dtype=self.dtype, device=logits.device)
+        self.best = torch.empty(2, self.count, 1, dtype=torch.int64, device=logits.device)
 
     def run(self) -> None:
         """Go over the chunks."""
-        limit = _CHUNK_ELEMENTS.get(self.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
-        step = min(max(1, limit // max(self.classes, 1)), max(self.count, 1))
-        buffers = torch.empty(4, step, self.classes, dtype=self.dtype, device=self.device)
-        gradient = self.gradient
-        direct = gradient is not None and self.rows is None and gradient.dtype == self.dtype
-        for start in range(0, self.count, step):
-            part = slice(start, min(start + step, self.count))
-            at = part if self.rows is None else self.rows[part]
-            scratch = buffers[:, : part.stop - start]
-            out = gradient[part] if gradient is not None and direct else scratch[0]
-            self._chunk(part, at, out, scratch[1:])
-            if gradient is not None and not direct:
-                gradient[at] = out.to(gradient.dtype)
+        rows, gradient = self.samples.rows, self.gradient
+        step = min(self._step(), max(self.count, 1))
+        direct = gradient is not None and rows is None and gradient.dtype == self.dtype
+        place = self._place(step)
+        # What is left of a chunk is copied: to look up where it belongs before each pass takes longer.
+        kept = zip(torch.split(self.left, step, 1), torch.split(self.best, step, 1), strict=True)
+        outs = torch.split(gradient, step) if gradient is not None and direct else None
+        with np.errstate(invalid="ignore"):  # of 0 * inf, which `terms` looks after
+            for index, (left, best) in enumerate(kept):
+                count = left.shape[1]
+                if count == 0:
+                    break
+                if count < step:
+                    place = self._place(count)
+                part = slice(index * step, index * step + count)
+                at = part if rows is None else rows[part]
+                out = place.e if outs is None else outs[index]
+                if self.brief:
+                    self._brief_chunk(place, part, at, out)
+                else:
+                    self._chunk(place, part, at, out)
+                left.copy_(place.left)
+                best.copy_(place.best)
+                if gradient is not None:
+                    self._gradient(place, part, at, out)
+                    if not direct:
+                        gradient[at] = out.to(gradient.dtype)
 
-    def _chunk(self, part: slice, at: slice | Tensor, out: Tensor, scratch: Tensor) -> None:
-        settings, (q, p, r) = self.settings, scratch
-        t, wanted = settings.temperature, self.gradient is not None
-        x = self.student[at].to(self.dtype)
-        _largest(x, self.top[part], self.best[part])
-        torch.sub(x, self.top[part], out=q)
-        labelled = self.labels is not None and not self.labels.is_floating_point()
-        if labelled and settings.off > 0:
-            torch.sum(q, -1, keepdim=True, out=self.sum_q[part])
-        hard = self.labels is not None and settings.hard_weight > 0 and wanted
+    def _place(self, rows: int) -> Place:
+        return Place(rows, self.classes, self.columns, self.student, self.dtype)
+
+    def _step(self) -> int:
+        limit = _CHUNK_ELEMENTS["cpu"] if self.on_processor else _CHUNK_ELEMENTS_ELSEWHERE
+        return max(1, limit // max(self.classes, 1))
+
+    def _chunk(self, place: Place, part: slice, at: slice | Tensor, out: Tensor) -> None:
+        """Leave the sums of each row; exponentials of the student in ``out``, of the teacher in ``p``."""
+        t, q, columns = self.settings.temperature, place.q, place.columns
+        x = self._rows(self.student, part, at)
+        _largest(x, columns[_TOP], place.bests[0])
+        torch.sub(x, columns[_TOP], out=q)
+        if self.labels is not None:
+            self._look_at_labels(self.labels[part], q, out, columns)
         if t != 1:
-            if self.labels is not None:
-                torch.sum(torch.exp(q, out=out), -1, keepdim=True, out=self.sum_hard[part])
             q.mul_(1 / t)
-        torch.sum(torch.exp(q, out=out), -1, keepdim=True, out=self.sum[part])
-        soft = settings.scale * settings.soft_weight / t
-        factor = soft + (settings.scale * settings.hard_weight if hard and t == 1 else 0.0)
-        if isinstance(self.teacher, Tensor):
-            z = self.teacher[at].to(self.dtype)
-            largest = torch.empty_like(self.top[part])
-            _largest(z, largest, self.teacher_best[part])
-            torch.sub(z, largest, out=r)
+        torch.sum(torch.exp(q, out=out), -1, keepdim=True, out=columns[_SUM])
+        if self.teacher is not None:
+            r, p = place.r, place.p
+            z = self._rows(self.teacher, part, at)
+            _largest(z, columns[_TEACHER_TOP], place.bests[1])
+            torch.sub(z, columns[_TEACHER_TOP], out=r)
             if t != 1:
                 r.mul_(1 / t)
-            torch.sum(torch.exp(r, out=p), -1, keepdim=True, out=self.teacher_sum[part])
+            torch.sum(torch.exp(r, out=p), -1, keepdim=True, out=columns[_TEACHER_SUM])
             # The difference first: the difference of two large sums would not be 0 for p = q.
-            difference = torch.sub(r, q, out=q).mul_(p)
-            torch.sum(difference, -1, keepdim=True, out=self.teacher_difference[part])
-            torch.sum(r.mul_(p), -1, keepdim=True, out=self.teacher_r[part])
-            if wanted:
-                out.mul_(factor / self.sum[part]).addcmul_(p, soft / self.teacher_sum[part], value=-1)
-        elif wanted:
-            out.mul_(factor / self.sum[part])
-            known = self.teacher
+            torch.sub(r, q, out=q)
+            if not self.on_processor:
+                nothing = p == 0
+                q.masked_fill_(nothing, 0.0)
+                r.masked_fill_(nothing, 0.0)
+            _dot(q, p, columns[_DIFFERENCE])
+            _dot(r, p, columns[_TEACHER_R])
+        elif self.known is not None and self.known.others:
+            q.scatter_(-1, self.known.ids[part], 0.0)
+            torch.sum(q, -1, keepdim=True, out=columns[_OTHER_Q])
+
+    def _brief_chunk(self, place: Place, part: slice, at: slice | Tensor, out: Tensor) -> None:
+        """Do as `_chunk`, with probabilities in place of exponentials, and sums that are not shifted yet.
+
+        Fewer passes: torch's softmax is one, and ordinary logits need no copy without their largest.
+        """
+        assert self.teacher is not None
+        t, columns, p = self.settings.temperature, place.columns, place.p
+        x, z = self._rows(self.student, part, at), self._rows(self.teacher, part, at)
+        top, teacher_top = columns[_TOP], columns[_TEACHER_TOP]
+        _largest(z, teacher_top, place.bests[1])
+        _largest(x, top, place.bests[0])
+        if self.labels is not None and self.settings.off > 0:
+            torch.sum(torch.sub(x, top, out=out), -1, keepdim=True, out=columns[_SUM_Q])
+        if t != 1 or place.far():
+            self.shifted.append(part)
+            x, z = torch.sub(x, top, out=place.q), torch.sub(z, teacher_top, out=place.r)
+            if t != 1:
+                x.mul_(1 / t)
+                z.mul_(1 / t)
+        torch._softmax(z, -1, False, out=p)
+        torch._softmax(x, -1, False, out=out)
+        torch.gather(out, -1, place.bests[0], out=columns[_SUM])
+        torch.gather(p, -1, place.bests[1], out=columns[_TEACHER_SUM])
+        _dot(z, p, columns[_TEACHER_R])
+        _dot(torch.sub(z, x, out=place.q), p, columns[_DIFFERENCE])
+
+    def _gradient(self, place: Place, part: slice, at: slice | Tensor, out: Tensor) -> None:
+        """Make the gradient of the chunk's rows of the exponentials in ``out``."""
+        settings, t, weight = self.settings, self.settings.temperature, self.samples.weight
+        columns, labels, known = place.columns, self.labels, self.known
+        if isinstance(weight, Tensor):
+            weight = weight[part].to(self.dtype)
+        soft, hard = weight * (settings.soft_weight / t), weight * settings.hard_weight
+        hardened = labels is not None and settings.hard_weight > 0
+        if self.brief and not isinstance(soft, Tensor):
+            if hardened:
+                out.mul_(soft + hard).sub_(place.p, alpha=soft)
+            else:
+                out.sub_(place.p).mul_(soft)
+            if labels is not None and hardened:
+                self._subtract_labels(labels[part], out, hard)
+            return
+        if known is None:
+            torch.reciprocal(place.sums, out=place.factors).mul_(soft)
+        else:
+            torch.reciprocal(columns[_SUM], out=place.student_factor).mul_(soft)
+        if hardened and t == 1:
+            place.student_factor.add_(hard / columns[_SUM])
+        out.mul_(place.student_factor)
+        if known is None:
+            out.addcmul_(place.p, place.teacher_factor, value=-1)
+        else:
             if known.other is not None:
                 out.sub_((soft * known.other[part]).to(self.dtype))
             out.scatter_add_(-1, known.ids[part], (-soft * known.change[part]).to(self.dtype))
-        if hard:
-            self._add_hard_gradient(x, part, out, scratch[0])
+        if labels is not None and hardened:
+            if t != 1:
+                x = self._rows(self.student, part, at)
+                e = torch.exp(torch.sub(x, columns[_TOP], out=place.q), out=place.q)
+                out.addcmul_(e, hard / columns[_SUM_HARD])
+            self._subtract_labels(labels[part], out, hard)
 
-    def _add_hard_gradient(self, x: Tensor, part: slice, out: Tensor, scratch: Tensor) -> None:
-        settings, labels = self.settings, cast(Tensor, self.labels)[part]
-        weight = settings.scale * settings.hard_weight
-        if settings.temperature != 1:
-            e = torch.exp(torch.sub(x, self.top[part], out=scratch), out=scratch)
-            out.addcmul_(e, weight / self.sum_hard[part])
-        if labels.is_floating_point():
-            out.sub_(labels, alpha=weight)
+    def _look_at_labels(self, labels: Tensor, q: Tensor, scratch: Tensor, left: tuple[Tensor, ...]) -> None:
+        if self.probabilities:
+            torch.sum(labels, -1, keepdim=True, dtype=self.dtype, out=left[_LABEL_SUM])
+            torch.mul(labels, q, out=scratch).masked_fill_(labels == 0, 0.0)
+            torch.sum(scratch, -1, keepdim=True, out=left[_LABEL_Q])
+        elif self.settings.off > 0:
+            torch.sum(q, -1, keepdim=True, out=left[_SUM_Q])
+        if self.settings.temperature != 1:
+            torch.sum(torch.exp(q, out=scratch), -1, keepdim=True, out=left[_SUM_HARD])
+
+    def _subtract_labels(self, labels: Tensor, out: Tensor, hard: float | Tensor) -> None:
+        on, off = self.settings.on, self.settings.off
+        if self.probabilities:
+            if isinstance(hard, Tensor):
+                out.addcmul_(labels.to(self.dtype), hard, value=-1)
+            else:
+                out.sub_(labels, alpha=hard)
             return
-        if settings.off > 0:
-            out.sub_(weight * settings.off)
-        change = torch.full_like(self.top[part], -weight * (settings.on - settings.off))
+        if off > 0:
+            out.sub_(hard * off)
+        change = torch.zeros_like(out[:, :1]).sub_(hard * (on - off))
         out.scatter_add_(-1, labels.unsqueeze(-1), change)
 
-    def terms(self) -> tuple[Tensor, ...]:
-        """Return cross-entropy, KL, teacher entropy, hard cross-entropy, nll and agreement, reduced."""
-        soft = self._dense_terms() if isinstance(self.teacher, Tensor) else self._known_terms(self.teacher)
-        unusual = ~torch.isfinite(soft).all(0)
-        if unusual.any():
+    def _rows(self, logits: Tensor, part: slice, at: slice | Tensor) -> Tensor:
+        rows = logits[at]
+        if rows.dtype != self.dtype:
+            rows = rows.to(self.dtype)
+        mask = self.samples.mask
+        return rows if mask is None else torch.where(mask[part], rows, 0.0)
+
+    def terms(self) -> Tensor:
+        """Return loss, cross-entropy, KL, teacher entropy, hard cross-entropy, nll and agreement, reduced."""
+        left = self.left.squeeze(-1).double()
+        logs = left[_SUM : _TEACHER_SUM + 1].log() if self.known is None else left[_SUM : _SUM + 1].log()
+        if self.known is None:
+            terms = left[_DIFFERENCE : _TEACHER_R + 1]
+            kl, entropy = terms.unbind(0)  # yet the means of the difference, and of r, under the teacher
+            if self.brief:
+                logs.neg_()  # of the largest probability, that is 1 over the sum
+                shifts = left[: _TEACHER_TOP + 1].clone()
+                for part in self.shifted:
+                    shifts[:, part] = 0.0
+                kl.add_(shifts[0]).sub_(shifts[1])
+                entropy.sub_(shifts[1])
+            else:
+                terms.div_(left[_TEACHER_SUM])
+            kl.add_(logs[0]).sub_(logs[1])
+            torch.sub(logs[1], entropy, out=entropy)
+            best = self.best[1]
+        else:
+            kl, entropy = self._known_terms(self.known, left, logs[0])
+            terms = torch.stack([kl, entropy])
+            best = self.known.best
+        soft = self._reduced(terms)
+        if self.teacher is not None and self.on_processor and not math.isfinite(soft[0] + soft[1]):
             # Masked classes (logits of -inf) make 0 * inf above; the plain formulas know 0 * log 0 = 0.
-            self._redo(soft, unusual.nonzero().squeeze(-1))
-        agree = self.best == (self.teacher_best if isinstance(self.teacher, Tensor) else self.teacher.best)
-        hard, nll = self._hard_terms()
-        sums = torch.stack([*soft.sum(-1), hard, nll, agree.sum().double()]) * self.settings.scale
-        return tuple(term.clone() for term in sums.to(self.dtype))
+            self._redo(kl, entropy)
+            soft = self._reduced(terms)
+        hard: list[float] | list[Tensor] = [math.nan, math.nan]
+        if self.labels is not None:
+            hard = self._reduced(self._hard_terms(self.labels, left, logs[0]))
+        agreement = self._reduced((self.best[0] == best).view(1, -1))
+        return self._loss_and_terms([soft[0] + soft[1], *soft, *hard, *agreement])
 
-    def _dense_terms(self) -> Tensor:
-        inverse = 1 / self.teacher_sum.double()
-        log_sum = self.teacher_sum.double().log()
-        entropy = log_sum - self.teacher_r.double() * inverse
-        kl = self.teacher_difference.double() * inverse - log_sum + self.sum.double().log()
-        return torch.stack([kl + entropy, kl, entropy]).squeeze(-1)
+    def _reduced(self, terms: Tensor) -> list[float] | list[Tensor]:
+        """Return the sum of each row of terms, weighted: numbers on a processor, elsewhere scalars."""
+        weight = self.samples.weight
+        if isinstance(weight, Tensor):
+            return list((terms * weight.squeeze(-1)).sum(-1).unbind(0))
+        if self.on_processor:
+            return [weight * float(total) for total in terms.sum(-1).tolist()]
+        return list((terms.sum(-1) * weight).unbind(0))
 
-    def _known_terms(self, known: KnownTeacher) -> Tensor:
+    def _loss_and_terms(self, terms: list[float] | list[Tensor]) -> Tensor:
+        settings = self.settings
+        # A part of weight 0 must not reach the loss: where it is infinite, 0 times it would be NaN.
+        loss: float | Tensor = 0.0
+        if settings.soft_weight > 0:
+            loss = settings.soft_weight * terms[0]
+        if settings.hard_weight > 0:
+            loss = loss + settings.hard_weight * terms[3]
+        if self.on_processor:
+            return torch.tensor([loss, *terms], dtype=self.dtype)
+        # Filled on the device: to copy a number to it would wait.
+        every = [
+            term if isinstance(term, Tensor) else self.left.new_full((), term, dtype=torch.float64)
+            for term in (loss, *terms)
+        ]
+        return torch.stack(every).to(self.dtype)
+
+    def _redo(self, kl: Tensor, entropy: Tensor) -> None:
+        assert self.teacher is not None
+        unusual = (~torch.isfinite(kl + entropy)).nonzero().squeeze(-1)
+        for rows in torch.split(unusual, self._step()):
+            at = rows if self.samples.rows is None else self.samples.rows[rows]
+            exact = distillation_terms(self.student[at], self.teacher[at], self.settings.temperature)
+            kl[rows], entropy[rows] = exact.kl.double(), exact.teacher_entropy.double()
+
+    def _known_terms(self, known: KnownTeacher, left: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
         x = self._student_at(known.ids)
-        log_q = (x - self.top.double()) / self.settings.temperature - self.sum.double().log()
+        log_q = (x - left[_TOP].unsqueeze(-1)) / self.settings.temperature - log_sum.unsqueeze(-1)
         mass, log_p = known.log_p.exp(), known.log_p
         if known.others:
             mass = torch.cat([mass[..., :-1], known.others * mass[..., -1:]], -1)
-            everything = self._sum_of_logits() / self.settings.temperature
-            lot = everything - self.classes * (
-                self.top.double() / self.settings.temperature + self.sum.double().log()
-            )
-            log_q = torch.cat([log_q, (lot - log_q.sum(-1, keepdim=True)) / known.others], -1)
-        entropy = -(mass * log_p).sum(-1)
-        kl = (mass * (log_p - log_q)).sum(-1)
-        return torch.stack([kl + entropy, kl, entropy])
+            other = left[_OTHER_Q] / known.others - log_sum
+            log_q = torch.cat([log_q, other.unsqueeze(-1)], -1)
+        nothing = mass == 0
+        entropy = -(mass * log_p).masked_fill_(nothing, 0.0).sum(-1)
+        kl = (mass * (log_p - log_q)).masked_fill_(nothing, 0.0).sum(-1)
+        return kl, entropy
 
-    def _hard_terms(self) -> tuple[Tensor, Tensor]:
-        nothing = torch.full((), math.nan, dtype=torch.float64, device=self.device)
-        settings, labels = self.settings, self.labels
-        if labels is None:
-            return nothing, nothing
-        if labels.is_floating_point():
-            student = self.student if self.rows is None else self.student[self.rows]
-            log_q = student.to(self.dtype).log_softmax(-1)
-            return -torch.where(labels == 0, 0.0, labels * log_q).sum(-1).double().sum(), nothing
-        log_sum = self.top.double() + self.sum_hard.double().log()
-        nll = (log_sum - self._student_at(labels.unsqueeze(-1))).sum()
+    def _hard_terms(self, labels: Tensor, left: Tensor, log_sum: Tensor) -> Tensor:
+        """Return the cross-entropy with the smoothed labels, and with the labels as they are."""
+        settings = self.settings
+        log_sum_hard = log_sum if settings.temperature == 1 else left[_SUM_HARD].log()
+        if self.probabilities:
+            hard = left[_LABEL_SUM] * log_sum_hard - left[_LABEL_Q]
+            return torch.stack([hard, torch.full_like(hard, math.nan)])
+        own = self._student_at(labels.unsqueeze(-1)).squeeze(-1)
+        nll = log_sum_hard - (own - left[_TOP])
         if settings.off == 0:
-            return nll, nll
-        everything = self.sum_q.double() - self.classes * self.sum_hard.double().log()
-        return (settings.on - settings.off) * nll - settings.off * everything.sum(), nll
-
-    def _redo(self, soft: Tensor, unusual: Tensor) -> None:
-        limit = _CHUNK_ELEMENTS.get(self.device.type, _CHUNK_ELEMENTS_ELSEWHERE)
-        for rows in torch.split(unusual, max(1, limit // max(self.classes, 1))):
-            at = rows if self.rows is None else self.rows[rows]
-            if isinstance(self.teacher, Tensor):
-                teacher: Tensor | TopK = self.teacher[at]
-            else:
-                teacher = TopK(self.teacher.values[rows], self.teacher.ids[rows], self.teacher.rest)
-            exact = distillation_terms(self.student[at], teacher, self.settings.temperature)
-            soft[:, rows] = torch.stack(exact).double()
+            return torch.stack([nll, nll])
+        everything = left[_SUM_Q] - self.classes * log_sum_hard
+        return torch.stack([(settings.on - settings.off) * nll - settings.off * everything, nll])
 
     def _student_at(self, ids: Tensor) -> Tensor:
-        if self.rows is None:
-            return self.student.gather(-1, ids).double()
-        return self.student[self.rows.unsqueeze(-1), ids].double()
-
-    def _sum_of_logits(self) -> Tensor:
-        sums = self.student.sum(-1, keepdim=True, dtype=self.dtype).double()
-        return sums if self.rows is None else sums[self.rows]
-
-    def _rows(self) -> Tensor:
-        return torch.empty(self.count, 1, dtype=self.dtype, device=self.device)
+        rows, mask = self.samples.rows, self.samples.mask
+        if rows is not None:
+            return self.student[rows.unsqueeze(-1), ids].double()
+        found = self.student.gather(-1, ids).double()
+        return found if mask is None else torch.where(mask, found, 0.0)
 
 
 def _largest(x: Tensor, values: Tensor, ids: Tensor) -> None:
     """Write the largest of each row, and which it is."""
-    if x.device.type == "cpu" and x.is_contiguous():
+    if on_processor(x) and x.is_contiguous():
         # numpy's argmax is vectorised, torch's is not and takes five times as long.
         x.numpy().argmax(1, out=ids.numpy()[:, 0])
         torch.gather(x, -1, ids, out=values)
@@ -245,12 +428,20 @@ def _largest(x: Tensor, values: Tensor, ids: Tensor) -> None:
         torch.max(x, -1, keepdim=True, out=(values, ids))
 
 
+def _dot(x: Tensor, y: Tensor, out: Tensor) -> None:
+    """Write the dot product of each row of ``x`` with that of ``y``; ``x`` is used up."""
+    if on_processor(x):
+        np.vecdot(x.numpy(), y.numpy(), out=out.numpy()[:, 0])
+    else:
+        torch.sum(x.mul_(y), -1, keepdim=True, out=out)
+
+
 def _like(logits: Tensor, *, zeros: bool) -> Tensor:
     """Return memory for a gradient, for float16 in float32: a loss scale comes before it is rounded."""
     if logits.dtype == torch.float16:
         make_half = torch.zeros_like if zeros else torch.empty_like
         return make_half(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+    if on_processor(logits) and logits.dtype == torch.float32:
         # numpy asks the system for large pages. Touching new memory in small ones takes a third of the time.
         make = np.zeros if zeros else np.empty
         return torch.from_numpy(make(tuple(logits.shape), np.float32))

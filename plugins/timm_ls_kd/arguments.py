@@ -244,6 +244,10 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
             f"--kd-preflight-samples must be 0 (no check) or more, got {args.kd_preflight_samples}."
         )
     _check_fast(args)
+    if soft_labels is not None and (args.kd_teacher_fast != "none" or args.kd_teacher_compile):
+        raise LskdError(
+            "--kd-soft-labels asks the exact teacher once; drop --kd-teacher-fast and --kd-teacher-compile."
+        )
     return KdConfig(
         teacher=args.kd_teacher,
         checkpoint=args.kd_teacher_checkpoint,

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import DistillationLoss, TopK, _fused_chunks, fused_distillation
+from lskd import (
+    LossComponents,
+    TopK,
+    _fused_chunks,
+    distillation_terms,
+    fused_distillation,
+    smooth_targets,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -39,6 +46,42 @@ def inputs(kind, dtype=torch.float32, spread=2.0):
     return student, TopK(values, ids, rest), labels, mask
 
 
+def plain_terms(
+    student,
+    teacher,
+    labels,
+    mask,
+    temperature=1.0,
+    temperature_squared=False,
+    hard_weight=0.0,
+    alpha=0.0,
+    convention="paper",
+):
+    """Return the parts of the loss by autograd's own means."""
+    kept = torch.ones(student.shape[:-1], dtype=torch.bool) if mask is None else mask
+    rows, classes = student[kept], student.shape[-1]
+    if isinstance(teacher, TopK):
+        given = TopK(teacher.values[kept], teacher.ids[kept], teacher.rest)
+        best = given.ids.gather(-1, given.values.argmax(-1, keepdim=True)).squeeze(-1)
+    else:
+        given, best = teacher[kept], teacher[kept].argmax(-1)
+    soft = distillation_terms(rows, given, temperature)
+    hard, loss = torch.tensor(math.nan), torch.zeros(())
+    if labels is not None:
+        targets = labels[kept]
+        if not targets.is_floating_point():
+            targets = smooth_targets(targets, classes, alpha, convention, rows.dtype)
+        logs = rows.log_softmax(-1)
+        hard = -torch.where(targets == 0, 0.0, targets * logs).sum(-1).mean()
+    if hard_weight < 1:
+        factor = temperature**2 if temperature_squared else 1
+        loss = loss + (1 - hard_weight) * factor * soft.cross_entropy.mean()
+    if hard_weight > 0:
+        loss = loss + hard_weight * hard
+    agreement = (rows.argmax(-1) == best).double().mean()
+    return LossComponents(loss, *(term.mean() for term in soft), hard, agreement)
+
+
 def both(student, teacher, labels, mask, dtype=torch.float64, **arguments):
     """Return terms and gradient of the fused loss, and of the plain one computed in ``dtype``."""
     ours = student.clone().requires_grad_()
@@ -50,9 +93,17 @@ def both(student, teacher, labels, mask, dtype=torch.float64, **arguments):
         if isinstance(teacher, TopK)
         else teacher.to(dtype)
     )
-    plain = DistillationLoss(**arguments).components(theirs, wide, labels, mask)
+    plain = plain_terms(theirs, wide, labels, mask, **arguments)
     (plain.loss * 3).backward()
-    return fused, ours.grad, plain, theirs.grad
+    return fused, ours.grad, plain, torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
+
+
+@pytest.fixture(params=["processor", "elsewhere"])
+def device_path(request, monkeypatch):
+    """The passes of a processor, and those that ask nothing of a device (a GPU's), on the CPU."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(_fused_chunks, "on_processor", lambda tensor: False)
+        monkeypatch.setattr(_fused_chunks, "_CHUNK_ELEMENTS_ELSEWHERE", 4 * SHAPE[-1])
 
 
 SETTINGS = [
@@ -66,7 +117,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kind", ["dense", "renormalise", "spread", "all"])
-def test_same_numbers_and_gradient_as_the_plain_loss(kind, masked):
+def test_same_numbers_and_gradient_as_the_plain_loss(kind, masked, device_path):
     student, teacher, labels, mask = inputs(kind)
     for arguments in SETTINGS:
         fused, gradient, plain, expected = both(
@@ -80,7 +131,7 @@ def test_same_numbers_and_gradient_as_the_plain_loss(kind, masked):
 
 @pytest.mark.parametrize("kind", ["dense", "renormalise", "spread"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(kind, dtype):
+def test_half_precision_is_computed_in_float32(kind, dtype, device_path):
     student, teacher, labels, mask = inputs(kind, dtype)
     arguments = {"hard_weight": 0.4, "alpha": 0.1, "temperature": 2.0}
     fused, gradient, plain, expected = both(student, teacher, labels, mask, torch.float64, **arguments)
@@ -92,7 +143,7 @@ def test_half_precision_is_computed_in_float32(kind, dtype):
     torch.testing.assert_close(gradient.double(), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
 
 
-def test_label_probabilities_as_of_mixup():
+def test_label_probabilities_as_of_mixup(device_path):
     student, teacher, _, mask = inputs("dense")
     labels = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0)).softmax(-1)
     for t in (1.0, 3.0):
@@ -116,7 +167,7 @@ def test_sum_is_mean_times_samples_and_nll_is_unsmoothed():
 
 
 @pytest.mark.parametrize("kind", ["dense", "renormalise", "spread"])
-def test_padding_may_hold_anything(kind):
+def test_padding_may_hold_anything(kind, device_path):
     student, teacher, labels, mask = inputs(kind)
     clean = both(student, teacher, labels, mask, hard_weight=0.5)
     student[~mask] = math.nan
@@ -133,7 +184,7 @@ def test_padding_may_hold_anything(kind):
 
 
 @pytest.mark.parametrize("kind", ["dense", "spread"])
-def test_masked_classes_of_minus_infinity(kind):
+def test_masked_classes_of_minus_infinity(kind, device_path):
     student, teacher, labels, _ = inputs("dense")
     student[:, :, 20:] = -math.inf
     teacher[:, :, 20:] = -math.inf
@@ -147,7 +198,7 @@ def test_masked_classes_of_minus_infinity(kind):
     assert math.isfinite(fused.kl)
 
 
-def test_a_student_that_is_its_teacher():
+def test_a_student_that_is_its_teacher(device_path):
     student, *_ = inputs("dense", spread=30.0)
     ours = student.clone().requires_grad_()
     fused = fused_distillation(ours, student)
@@ -157,20 +208,20 @@ def test_a_student_that_is_its_teacher():
     assert float(ours.grad.abs().max()) < 1e-8  # of 1/35: what a fused multiplication rounds
 
 
-def test_large_logits_do_not_overflow():
+def test_large_logits_do_not_overflow(device_path):
     student, teacher, labels, _ = inputs("dense", spread=3e4)
     fused, gradient, plain, expected = both(student, teacher, labels, None, hard_weight=0.5)
     torch.testing.assert_close(fused.loss.double(), plain.loss.double(), rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_nan_is_not_hidden():
+def test_nan_is_not_hidden(device_path):
     student, teacher, labels, _ = inputs("dense")
     student[0, 0, 0] = math.nan
     assert math.isnan(fused_distillation(student, teacher, labels, hard_weight=0.5).loss)
 
 
-def test_no_sample_and_no_gradient():
+def test_no_sample_and_no_gradient(device_path):
     student, teacher, labels, mask = inputs("dense")
     student.requires_grad_()
     fused = fused_distillation(student, teacher, labels, torch.zeros_like(mask), hard_weight=0.5)
@@ -191,15 +242,68 @@ def test_a_teacher_under_inference_mode():
     assert student.grad.abs().sum() > 0
 
 
-def test_backward_twice_and_double_backward_are_refused():
+def test_double_backward_is_refused():
     student, teacher, *_ = inputs("dense")
     student.requires_grad_()
     loss = fused_distillation(student, teacher).loss
-    with pytest.raises(RuntimeError, match=r"no second derivative; use lskd\.DistillationLoss"):
+    with pytest.raises(RuntimeError, match=r"no second derivative; .* lskd\.distillation_terms"):
         torch.autograd.grad(loss, student, create_graph=True)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="used its gradient up"):
-        loss.backward()
+
+
+@pytest.mark.parametrize("kind", ["dense", "spread"])
+def test_a_retained_graph_gives_its_gradient_again_and_another_does_not(kind):
+    student, teacher, labels, mask = inputs(kind)
+    student.requires_grad_()
+    loss = fused_distillation(student, teacher, labels, mask, hard_weight=0.3).loss
+    (first,) = torch.autograd.grad(loss, student, torch.tensor(3.0), retain_graph=True)
+    (second,) = torch.autograd.grad(loss, student, torch.tensor(1.0))
+    torch.testing.assert_close(first, 3 * second)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, student)
+
+
+def test_a_teacher_less_its_largest_logit_is_the_same_bit_for_bit_in_the_gradient():
+    """What lets a student of a stored teacher be equal to one of an online teacher."""
+    student, teacher, labels, _ = inputs("dense")
+    for t in (1.0, 3.0):
+        found = []
+        for given in (teacher, teacher - teacher.amax(-1, keepdim=True), teacher.clone()):
+            ours = student.clone().requires_grad_()
+            terms = fused_distillation(ours, given, labels, hard_weight=0.2, temperature=t)
+            terms.loss.backward()
+            found.append((ours.grad, terms))
+        for gradient, terms in found[1:]:
+            assert torch.equal(gradient, found[0][0])
+            torch.testing.assert_close(terms, found[0][1], rtol=1e-6, atol=1e-6)
+        assert torch.equal(found[2][0], found[0][0])
+        assert all(torch.equal(one, other) for one, other in zip(found[2][1], found[0][1], strict=True))
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, 1e4])
+def test_a_constant_on_a_row_costs_no_digits(offset):
+    """Logits far from 0 are shifted first; the reference sees the float32 numbers too."""
+    student, teacher, *_ = inputs("dense")
+    fused, gradient, plain, expected = both(student + offset, teacher - offset, None, None)
+    torch.testing.assert_close(fused.kl.double(), plain.kl, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(fused.teacher_entropy.double(), plain.teacher_entropy, rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_under_compile_it_is_one_operator_with_the_same_numbers():
+    student, teacher, labels, mask = inputs("dense")
+    torch.compiler.reset()
+
+    def step(logits):
+        terms = fused_distillation(logits * 2, teacher, labels, mask, hard_weight=0.3, alpha=0.1)
+        return terms.loss * 3, terms.kl
+
+    plain, compiled = student.clone().requires_grad_(), student.clone().requires_grad_()
+    expected, found = step(plain), torch.compile(step, fullgraph=True, backend="aot_eager")(compiled)
+    expected[0].backward()
+    found[0].backward()
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(compiled.grad, plain.grad, rtol=1e-6, atol=0)
 
 
 def test_accumulated_gradients_do_not_share_memory():
