@@ -67,6 +67,7 @@ class Plan:
     resources: dict[str, int | str]
     configs: dict[str, dict[str, Any]]
     runs: list[Run]
+    temperature_squared: bool = False
 
     @property
     def root(self) -> Path:
@@ -82,6 +83,11 @@ class Plan:
     def by_id(self) -> dict[str, Run]:
         """The runs by name."""
         return {run.id: run for run in self.runs}
+
+    @property
+    def teachers_alone(self) -> bool:
+        """Whether there are no students: Tables 1, 3 and 4."""
+        return all(run.role == "teacher" for run in self.runs)
 
     @property
     def papers_loss(self) -> bool:
@@ -116,6 +122,8 @@ class Plan:
         own = asdict(run)
         own["config"] = self.configs[run.config]
         own.update(ecosystem=self.ecosystem, data=self.data, num_classes=self.num_classes)
+        if self.temperature_squared and run.role == "student":
+            own["temperature_squared"] = True
         return {**own, "convention": self.convention}
 
     def write(self) -> None:
