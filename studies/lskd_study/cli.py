@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from lskd import LskdError
-from lskd_study import figure_command
+from lskd_study import figure_command, recipe_command
 from lskd_study.stability_command import stability
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(figure_command.app, name="figure")
+app.add_typer(recipe_command.app, name="recipe")
 
 
 @app.callback()

@@ -40,5 +40,7 @@ def write_teachers_report(plan: Plan) -> None:
         for run in plan.runs
         if plan.done(run)
     ]
-    study = TeacherList(kind="stability", title=plan.title, output=str(plan.root), temperatures=[1.0], teachers=entries)
+    study = TeacherList(
+        kind="stability", title=plan.title, output=str(plan.root), temperatures=[1.0], teachers=entries
+    )
     run_teacher_list(study, Settings())
