@@ -49,8 +49,11 @@ class FairseqChecks:
         Raises:
             LskdError: one line with what is wrong.
         """
-        teacher, student = recipe.files
-        return CheckedRecipe(recipe.name, [self.check_file(teacher), self.check_file(student, teacher)])
+        # A study's own file comes before those of its teachers and students.
+        files = recipe.files[1:] if recipe.kind == "study" else recipe.files
+        teacher, *students = files
+        runs = [self.check_file(teacher), *(self.check_file(student, teacher) for student in students)]
+        return CheckedRecipe(recipe.name, runs)
 
     def check_file(self, path: Path, teacher: Path | None = None, runs: int = 1) -> CheckedRun:
         """Check one file; a student's needs its teacher's, checked before.
@@ -61,14 +64,15 @@ class FairseqChecks:
         if not path.is_file():
             raise LskdError(f"{path} does not exist; a recipe of fairseq has teacher.yaml and student.yaml")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        name = Path(str(content["task"]["data"])).name.removesuffix("-bin")
+        # A study says for its files which data they read.
+        name = Path(str(content.get("task", {}).get("data", path.parent.name))).name.removesuffix("-bin")
         data = self._data(name)
         save = self._save_dir(path)
         # The reasons of fairseq and hydra come in many lines: the last that says something is taken.
         with _quiet() as said:
             try:
                 overrides = (
-                    [f"criterion.kd_teacher={self._save_dir(teacher) / 'checkpoint_last.pt'}"]
+                    [f"++criterion.kd_teacher={self._save_dir(teacher) / 'checkpoint_last.pt'}"]
                     if teacher
                     else []
                 )
@@ -163,16 +167,16 @@ def _miniature(data: Path, save: Path, content: dict[str, Any]) -> list[str]:
     import fairseq_kd
 
     return [
-        f"task.data={data}",
-        f"checkpoint.save_dir={save}",
-        f"common.user_dir={Path(str(fairseq_kd.__file__)).parent}",
-        "common.cpu=true",
-        "dataset.num_workers=0",
-        f"optimization.max_update={STEPS}",
+        f"++task.data={data}",
+        f"++checkpoint.save_dir={save}",
+        f"++common.user_dir={Path(str(fairseq_kd.__file__)).parent}",
+        "++common.cpu=true",
+        "++dataset.num_workers=0",
+        f"++optimization.max_update={STEPS}",
         # Two updates from eight sentences.
-        f"dataset.batch_size={_SENTENCES // STEPS}",
+        f"++dataset.batch_size={_SENTENCES // STEPS}",
         # An untrained model talks on to the limit.
-        'task.eval_bleu_args=\'{"beam": 1, "max_len_a": 0, "max_len_b": 5}\'',
+        '++task.eval_bleu_args=\'{"beam": 1, "max_len_a": 0, "max_len_b": 5}\'',
     ]
 
 
