@@ -17,6 +17,7 @@ from timm_ls_kd.fast_teacher import speed_up
 from timm_ls_kd.inputs import DataConfig, input_channels
 from timm_ls_kd.loops import say
 from timm_ls_kd.models import create, input_arguments, load_weights
+from timm_ls_kd.partial_training import freeze_rest
 from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices
 from timm_ls_kd.task import LsKdTask, describe_targets, prepare_distributed
 from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
@@ -58,6 +59,7 @@ def create_student(args: Namespace) -> nn.Module:
         if args.device.startswith("cpu"):
             raise LskdError("--sync-bn needs GPUs; drop it, --dist-bn reduce does without.")
         model = convert_sync_batchnorm(model)
+    freeze_rest(model, args)
     return model
 
 

@@ -83,6 +83,18 @@ _MODEL: tuple[_Row, ...] = (
     ("--drop-path", None, {"type": float}, "stochastic depth rate"),
     ("--bn-momentum", None, {"type": float}, "BatchNorm momentum"),
     ("--model-kwargs", {}, {"keyvalues": True}, "more arguments for create_model"),
+    (
+        "--train-only",
+        None,
+        {"nargs": "+", "metavar": "MODULE"},
+        "train these modules, such as fc, and freeze the rest with its BatchNorm statistics",
+    ),
+    (
+        "--train-statistics",
+        None,
+        {"nargs": "+", "metavar": "MODULE"},
+        "with --train-only: BatchNorm layers whose statistics move nevertheless",
+    ),
     ("--grad-checkpointing", False, {}, "save memory by computing activations again in the backward pass"),
     ("--channels-last", False, {}, "use the channels-last memory layout"),
     ("--torchcompile", None, {"nargs": "?", "const": "inductor", "metavar": "BACKEND"}, "compile the models"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lskd import LskdError
-from lskd_study import figure_command, soft_labels_command
+from lskd_study import figure_command, recipe_command, soft_labels_command
 from lskd_study.data import command as data_command
 from lskd_study.data.command import say
 from lskd_study.stability_command import stability
@@ -27,6 +27,7 @@ app.add_typer(data_app, name="data")
 data_app.add_typer(data_command.app)
 app.add_typer(figure_command.app, name="figure")
 app.add_typer(soft_labels_command.app, name="soft-labels")
+app.add_typer(recipe_command.app, name="recipe")
 
 
 @app.callback()

@@ -118,6 +118,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         configs=configs,
         runs=runs,
         prepare_options=study.data.options,
+        temperature_squared=study.temperature_squared,
     )
 
 
@@ -188,13 +189,16 @@ def _snakemake(plan: Plan, cores: int, options: Sequence[str], lock: IO[str]) ->
 
 def _write_page(plan: Plan) -> int:
     from lskd_study.report import write_report
+    from lskd_study.teachers_alone import write_teachers_report
 
     missing = plan.unfinished()
     if len(missing) == len(plan.runs):
         raise LskdError(f"no run has finished; the logs are {plan.output}/*/*/train.log")
-    answer = write_report(plan)
-    print(answer)
-    print(f"{plan.output}/index.html")
+    if plan.teachers_alone:
+        write_teachers_report(plan)
+    else:
+        print(write_report(plan))
+        print(f"{plan.output}/index.html")
     if missing:
         names = _join([run.id for run in missing[:3]]) + (" ..." if len(missing) > 3 else "")
         print(f"lskd: error: {len(missing)} of {len(plan.runs)} runs are missing: {names}", file=sys.stderr)

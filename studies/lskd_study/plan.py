@@ -69,6 +69,7 @@ class Plan:
     configs: dict[str, dict[str, Any]]
     runs: list[Run]
     prepare_options: dict[str, bool | int | str] = field(default_factory=dict)
+    temperature_squared: bool = False
 
     @property
     def root(self) -> Path:
@@ -84,6 +85,11 @@ class Plan:
     def by_id(self) -> dict[str, Run]:
         """The runs by name."""
         return {run.id: run for run in self.runs}
+
+    @property
+    def teachers_alone(self) -> bool:
+        """Whether there are no students: Tables 1, 3 and 4."""
+        return all(run.role == "teacher" for run in self.runs)
 
     @property
     def papers_loss(self) -> bool:
@@ -134,6 +140,8 @@ class Plan:
         own = asdict(run)
         own["config"] = self.configs[run.config]
         own.update(ecosystem=self.ecosystem, data=self.data, num_classes=self.num_classes)
+        if self.temperature_squared and run.role == "student":
+            own["temperature_squared"] = True
         return {**own, "convention": self.convention}
 
     def write(self) -> None:

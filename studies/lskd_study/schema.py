@@ -117,9 +117,10 @@ class Study(Strict):
     smoothing: Smoothing
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
     teachers: Annotated[list[Network], Field(min_length=1)]
-    students: Annotated[list[Network], Field(min_length=1)]
+    students: list[Network] = Field(default=[], description="none: teachers are trained and compared alone")
     temperatures: Annotated[list[Temperature], Field(min_length=1), AfterValidator(_distinct)] = [1.0]
     hard_weights: Annotated[list[HardWeight], Field(min_length=1), AfterValidator(_distinct)] = [0.0]
+    temperature_squared: bool = Field(False, description="the soft term times T^2 (Hinton et al., 2015)")
     resources: Resources = Resources(threads=1)
 
     @model_validator(mode="before")

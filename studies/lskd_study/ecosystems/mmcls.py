@@ -80,6 +80,8 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         "train_dataloader.dataset.data_root": plan.data,
         "val_dataloader.dataset.data_root": plan.data,
     }
+    if plan.temperature_squared:
+        options["model.distillation.temperature_squared"] = True
     words = ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options"]
     return [*words, *(f"{key}={value}" for key, value in options.items())]
 

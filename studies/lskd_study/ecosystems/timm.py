@@ -68,6 +68,7 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         checkpoint = Path(plan.output, teacher.folder, CHECKPOINT)
         words += ["--kd-teacher", teacher.model, "--kd-teacher-checkpoint", str(checkpoint)]
         words += ["--kd-temperature", f"{run.temperature:g}", "--kd-hard-weight", f"{run.hard_weight:g}"]
+        words += ["--kd-temperature-squared"] * plan.temperature_squared
     return [*words, "--output", output or str(folder.parent), "--experiment", folder.name]
 
 
