@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lskd._eight_bit import has_eight_bit, quantise_convolutions
 from lskd._errors import LskdError, one_line
 from lskd._folding import Remainder, fold_batch_norm
-from lskd._losses import distillation_terms
+from lskd._terms import distillation_terms
 
 FastMode = Literal["none", "auto", "float32", "bfloat16", "int8"]
 FAST_MODES: tuple[FastMode, ...] = get_args(FastMode)

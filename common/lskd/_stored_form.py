@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lskd._losses import Rest, TopK
 from lskd._soft_labels_manifest import SoftLabelsLayout
 from lskd._teachers import top_k_log_probabilities
+from lskd._terms import Rest, TopK
 
 
 def stored_form(logits: Tensor, layout: SoftLabelsLayout) -> tuple[Tensor, Tensor]:

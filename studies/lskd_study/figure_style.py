@@ -43,6 +43,7 @@ def save(figure: Figure, stem: Path) -> None:
     """Write ``stem.svg`` and ``stem.png`` (fixed colours on white)."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context({**STYLE, "svg.hashsalt": stem.name}):
-        figure.savefig(stem.with_suffix(".svg"), facecolor="white", metadata={"Date": None})
+        # Not with_suffix: a name may hold a number, and what follows its dot is no suffix.
+        figure.savefig(stem.parent / f"{stem.name}.svg", facecolor="white", metadata={"Date": None})
     FigureCanvasAgg(figure)
-    figure.savefig(stem.with_suffix(".png"), dpi=160, facecolor="white")
+    figure.savefig(stem.parent / f"{stem.name}.png", dpi=160, facecolor="white")

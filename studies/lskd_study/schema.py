@@ -140,6 +140,9 @@ class Study(Strict):
         if data.num_classes is not None and translation:
             refused = PydanticCustomError("no_classes", "a fairseq study has no classes; remove it")
             raise _error(refused, ("data", "num_classes"), data.num_classes)
+        if translation and not self.students:
+            needed = PydanticCustomError("no_students", "a fairseq study needs students; list at least one")
+            raise _error(needed, ("students",), self.students)
         if data.prepare is not None and (data.prepare == "digits") == translation:
             kinds = "number-words, ding or iwslt14" if translation else "digits"
             message = f"it makes no data for {self.ecosystem}, which takes {kinds}"

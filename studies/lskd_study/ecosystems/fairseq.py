@@ -150,7 +150,8 @@ def _criterion(plan: Plan, run: Run) -> dict[str, Any]:
     if run.role == "student":
         teacher = Path(plan.output, plan.run(run.teacher).folder, CHECKPOINT)
         weight = f"{1 - run.hard_weight:g}"
-        return {"kd_teacher": teacher, "kd_weight": weight, "kd_temperature": f"{run.temperature:g}"}
+        settings = {"kd_teacher": teacher, "kd_weight": weight, "kd_temperature": f"{run.temperature:g}"}
+        return {**settings, "kd_temperature_squared": "true"} if plan.temperature_squared else settings
     smoothing = {"label_smoothing": f"{run.smoothing:g}"}
     if plan.convention == "paper":
         return smoothing  # fairseq's own convention

@@ -27,7 +27,7 @@ _VOCABULARY = {
     "ding_de_en": (10_000, 10_000),
     "number_words_de_en": (200, 200),
 }
-_PAIRS = {"iwslt14_de_en": 160_239, "ding_de_en": 200_000, "number_words_de_en": 3_000}
+_PAIRS = {"iwslt14_de_en": 160_239, "ding_de_en": 200_000, "number_words_de_en": 1_000}
 _WORDS = 25  # subwords of a pair, source or target, for the estimate
 _SENTENCES = 8
 
