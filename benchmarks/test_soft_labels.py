@@ -83,7 +83,7 @@ def pair(store: Path) -> Iterator[Callable[..., tuple[Processes, Processes]]]:
         processes.end()
 
 
-def test_reading_batches(ratio: Callable[..., None], store: Path, pair: Any) -> None:
+def _in_batches(store: Path, pair: Any) -> tuple[SoftLabels, Processes, Processes]:
     labels = SoftLabels(store)
     rows = np.memmap(store / "rows.bin", LAYOUT.row, mode="r")
 
@@ -96,7 +96,11 @@ def test_reading_batches(ratio: Callable[..., None], store: Path, pair: Any) -> 
             there = rows[keys]
             _ = there["values"], there["ids"]
 
-    one, other = pair(ours, peer)
+    return labels, *pair(ours, peer)
+
+
+def test_reading_batches(ratio: Callable[..., None], store: Path, pair: Any) -> None:
+    _, one, other = _in_batches(store, pair)
     ratio(
         "store, 8 processes read an epoch in batches / NumPy: memmap[keys]",
         one.read_an_epoch,
@@ -110,19 +114,7 @@ def test_reading_batches_of_a_store_that_was_just_opened(
     ratio: Callable[..., None], store: Path, pair: Any
 ) -> None:
     """Every block is checked against its checksum in every round, as in every epoch of a training."""
-    labels = SoftLabels(store)
-    rows = np.memmap(store / "rows.bin", LAYOUT.row, mode="r")
-
-    def ours(batches: list[NDArray[np.int64]]) -> None:
-        for keys in batches:
-            labels.take(keys)
-
-    def peer(batches: list[NDArray[np.int64]]) -> None:
-        for keys in batches:
-            there = rows[keys]
-            _ = there["values"], there["ids"]
-
-    one, other = pair(ours, peer)
+    labels, one, other = _in_batches(store, pair)
 
     def anew() -> None:
         labels._rows_file._checked[:] = False  # shared with the processes

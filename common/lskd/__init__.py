@@ -39,7 +39,8 @@ from lskd._replay import (
 from lskd._row_collector import RowCollector
 from lskd._soft_labels import SoftLabelRows, SoftLabels, SoftLabelsWriter
 from lskd._soft_labels_manifest import SoftLabelsLayout
-from lskd._stored_form import stored_form, teacher_form
+from lskd._stored_form import stored_difference, stored_form, teacher_form
+from lskd._stored_run import DEFAULT_TOP_K, StoredRun, image_layout
 from lskd._targets import (
     Convention,
     chance_like_mass,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from lskd._stability import Definition, Stability, small_class_factor, stability
 
 __all__ = [
+    "DEFAULT_TOP_K",
     "FAST_BOUND",
     "FAST_MODES",
     "AlphaSchedule",
@@ -83,6 +85,7 @@ __all__ = [
     "SoftLabelsLayout",
     "SoftLabelsWriter",
     "Stability",
+    "StoredRun",
     "TeacherMeasures",
     "TemperatureFit",
     "TopK",
@@ -102,6 +105,7 @@ __all__ = [
     "fit_temperature",
     "fold_batch_norm",
     "fused_distillation",
+    "image_layout",
     "load_teacher_weights",
     "measure_teacher",
     "minor_probabilities",
@@ -117,6 +121,7 @@ __all__ = [
     "smoothed_logistic_loss",
     "smoothed_logistic_minimum",
     "stability",
+    "stored_difference",
     "stored_form",
     "target_entropy",
     "target_mass",

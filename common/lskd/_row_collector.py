@@ -22,9 +22,8 @@ class RowCollector:
     full disk is an error of writing then, where a map would end the process. What an ended process left there
     counts for nothing.
 
-    The order of calls, a barrier between the processes at each arrow: ``clear`` by one -> ``add`` by all, and
-    ``flush`` -> ``missing`` by all, ``add`` what is missing, ``flush`` -> ``append_to`` by one -> ``restart``
-    by all.
+    The order of calls, a barrier between the processes at each arrow: ``clear`` by one -> ``add`` by all ->
+    ``missing`` by all -> ``add`` what is missing -> ``append_to`` by one -> ``restart`` by all.
 
     Args:
         path: the store's folder, one that all processes see.
@@ -86,26 +85,13 @@ class RowCollector:
                 self._folder.mkdir(exist_ok=True)
                 self._file = open(self._folder / f"rows-{self.rank}.bin", "wb")  # noqa: SIM115 - see close
             self._file.write(records.tobytes())
-            self._file.flush()  # nothing is buffered that a forked worker process could write again
-        except OSError as error:
-            self.close()
-            raise self._unwritable(error) from None
-
-    def flush(self) -> None:
-        """Let the other processes see what was added.
-
-        Raises:
-            SoftLabelsError: the disk cannot take it.
-        """
-        try:
-            if self._file is not None:
-                self._file.flush()
+            self._file.flush()  # for the others to see, and so that no forked worker process writes it again
         except OSError as error:
             self.close()
             raise self._unwritable(error) from None
 
     def missing(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the keys from ``start`` to ``stop`` that no process has added (and flushed)."""
+        """Return the keys from ``start`` to ``stop`` that no process has added."""
         there = np.zeros(stop - start, bool)
         for records in self._collected():
             keys = records["key"].astype(np.int64)

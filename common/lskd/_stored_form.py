@@ -1,12 +1,17 @@
 """What a store keeps of a teacher's logits, and what a student reads there."""
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lskd._soft_labels_manifest import SoftLabelsLayout
 from lskd._teachers import top_k_log_probabilities
 from lskd._terms import Rest, TopK
+
+_LEAST = -15.0  # log-probabilities below are as good as none
 
 
 def stored_form(logits: Tensor, layout: SoftLabelsLayout) -> tuple[Tensor, Tensor]:
@@ -54,3 +59,28 @@ def teacher_form(values: Tensor, ids: Tensor, num_classes: int, rest: Rest = "sp
     if values.shape[-1] == num_classes:
         return values
     return TopK(values, ids.long(), rest)
+
+
+def stored_difference(values: NDArray[Any], ids: NDArray[Any], logits: Tensor) -> Tensor:
+    """Return how far a teacher's answers are from stored ones: the largest difference of log-probabilities.
+
+    In units of ``1 + |log-probability|``: the rounding of stored values and of logits grows with it.
+
+    Args:
+        values: ``(n, k)`` as stored.
+        ids: ``(n, k)``.
+        logits: ``(n, num_classes)`` of the teacher now.
+
+    Returns:
+        ``(n,)`` in float64; infinity where a number is NaN.
+
+    >>> stored_difference(np.log([[0.5]]), np.array([[1]]), torch.tensor([[0.0, 0.0]])).tolist()
+    [0.0]
+    """
+    stored, places = torch.from_numpy(values.astype(np.float64)), torch.from_numpy(ids.astype(np.int64))
+    if places.shape[-1] == logits.shape[-1]:
+        stored = stored.log_softmax(-1)
+    said = logits.double().cpu().log_softmax(-1).gather(-1, places).clamp(min=_LEAST)
+    stored = stored.clamp(min=_LEAST)
+    apart: Tensor = ((said - stored).abs() / (1 + stored.abs())).nan_to_num(nan=torch.inf).amax(-1)
+    return apart

@@ -50,7 +50,7 @@ class SoftLabelsHook(Hook):
         if stored is None:
             return
         if stored.settings.verify:
-            runner.logger.info(stored.verify())
+            runner.logger.info(stored.verify_stored())
         if not stored.covers(int(runner.max_epochs)):
             stored.open_writer()
 

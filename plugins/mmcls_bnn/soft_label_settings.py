@@ -11,11 +11,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from mmengine.config import Config
 
-from lskd import LskdError, Rest, SoftLabels, SoftLabelsLayout, file_checksum
+from lskd import LskdError, Rest, SoftLabelsLayout, file_checksum, image_layout
 from mmcls_bnn.compat import FRAMEWORK
 from mmcls_bnn.teacher import TeacherSettings
 
-DEFAULT_TOP_K = 10
 OnError = Literal["stop", "continue"]
 # The libraries that make the images; a store ends with their versions.
 _LIBRARIES = (FRAMEWORK, "mmcv-lite", "mmcv", "opencv-python", "opencv-python-headless", "pillow", "numpy")
@@ -79,23 +78,7 @@ class SoftLabelSettings:
         Raises:
             SoftLabelsError: a top-K beyond the number of classes, or a damaged store.
         """
-        k, values = self.top_k, self.values
-        if (Path(self.path) / "manifest.json").exists():
-            there = SoftLabels(self.path).layout
-            k = there.k if k is None else k
-            values = there.values if values is None else values
-        k = min(DEFAULT_TOP_K, num_classes) if k is None else k or num_classes
-        if values is None:
-            values = "float32" if k == num_classes else "float16"
-        return SoftLabelsLayout(
-            num_classes,
-            k,
-            samples,
-            epochs,
-            rows_per_sample=1,
-            values="float32" if values == "float32" else "float16",
-            seeds=True,
-        )
+        return image_layout(self.path, num_classes, samples, epochs, self.top_k, self.values)
 
 
 def identity_of(

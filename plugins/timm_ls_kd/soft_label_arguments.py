@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lskd import LskdError, MixingPolicy, Rest
+from lskd import DEFAULT_TOP_K, LskdError, MixingPolicy, Rest
 
-DEFAULT_TOP_K = 10
 DEFAULT_SEED = 42
 OnError = Literal["stop", "continue"]
 

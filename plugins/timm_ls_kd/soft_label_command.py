@@ -83,8 +83,8 @@ def _ask(run: SoftLabelsRun, teacher: Teacher, epochs: int, args: Namespace) -> 
         total=total, initial=run.keys, unit=" images", mininterval=1, disable=args.rank != 0 or None
     ) as bar:
         while run.keys < total:
-            run.complete(
-                min(run.keys + window, total), teacher, lambda count: bar.update(count * args.world_size)
+            run.complete_by(
+                teacher, min(run.keys + window, total), lambda count: bar.update(count * args.world_size)
             )
             if run.failed:
                 raise LskdError(f"{run.config.path} cannot be written; what is stored there stays.")

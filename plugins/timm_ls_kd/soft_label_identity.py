@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import timm
 
-from lskd import LskdError, SoftLabels, SoftLabelsLayout, file_checksum
+from lskd import LskdError, SoftLabelsLayout, file_checksum
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.config_file import settings_beside
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.replay import ReplayedDataset
-from timm_ls_kd.soft_label_arguments import DEFAULT_TOP_K, SoftLabelsConfig
+from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
 # Arguments of the transform; those of the upstream script alone are None elsewhere.
 _TRANSFORM = (
@@ -37,31 +37,6 @@ _MIXED = ("mixup", "cutmix")
 _MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_off_epoch")
 # What a teacher's normalisation and input size are made of.
 _TEACHER_SETTINGS = ("img_size", "in_chans", "input_size", "mean", "std", "gp", "model_kwargs")
-
-
-def layout_of(config: SoftLabelsConfig, num_classes: int, samples: int, epochs: int) -> SoftLabelsLayout:
-    """Return the layout that was asked for; what was not asked for is as in the store, if there is one.
-
-    Raises:
-        SoftLabelsError: a top-K that is larger than the number of classes, or a damaged store.
-    """
-    k, values = config.top_k, config.values
-    if (config.path / "manifest.json").exists():
-        there = SoftLabels(config.path).layout
-        k = there.k if k is None else k
-        values = there.values if values is None else values
-    k = min(DEFAULT_TOP_K, num_classes) if k is None else k or num_classes
-    if values is None:
-        values = "float32" if k == num_classes else "float16"
-    return SoftLabelsLayout(
-        num_classes,
-        k,
-        samples,
-        epochs,
-        rows_per_sample=1,
-        values="float32" if values == "float32" else "float16",
-        seeds=True,
-    )
 
 
 def identity_of(

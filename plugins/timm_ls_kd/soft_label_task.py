@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lskd import replayed, teacher_form
+from lskd import image_layout, replayed, teacher_form
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.replay import ImageSource, ReplayedTargets
-from timm_ls_kd.soft_label_identity import identity_of, layout_of
+from timm_ls_kd.soft_label_identity import identity_of
 from timm_ls_kd.soft_labels import SoftLabelsRun
 from timm_ls_kd.task import LsKdTask
 from timm_ls_kd.teacher import Teacher
@@ -121,7 +121,8 @@ def open_run(
         LskdError: a store of something else, and whatever is wrong with it.
     """
     assert kd.soft_labels is not None
-    layout = layout_of(kd.soft_labels, num_classes, len(source.dataset), epochs)
+    store = kd.soft_labels
+    layout = image_layout(store.path, num_classes, len(source.dataset), epochs, store.top_k, store.values)
     identity = identity_of(args, kd, layout, source.dataset, source.normalisation, source.collate.prefetch)
     run = SoftLabelsRun(kd.soft_labels, layout, identity, source, args.rank, args.world_size, say)
     say(run.describe())
@@ -142,7 +143,7 @@ def prepare(run: SoftLabelsRun, teacher: OnDemandTeacher, epochs: int, half: boo
     if run.config.verify or run.epochs < epochs:
         teacher.load()
     if run.config.verify:
-        yield run.verify(teacher, half)
+        yield run.verify_by(teacher, half)
     if run.epochs < epochs:
         yield f"soft labels: epochs {run.epochs} to {epochs - 1} are to be stored"
     else:

@@ -11,20 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from lskd_study import bleu
+from lskd_study.ecosystems.fairseq import CURVE_COLUMNS
 from lskd_study.plan import CURVES, JOB, TRANSLATIONS, Run
 from lskd_study.results import PerSample, Result, read_curves
-
-COLUMNS = (
-    "epoch",
-    "train_ce",
-    "train_kl",
-    "train_teacher_entropy",
-    "train_hard_ce",
-    "train_agreement",
-    "val_loss",
-    "val_bleu",
-    "val_ppl",
-)
 
 
 @dataclass(frozen=True)
@@ -102,7 +91,7 @@ def read_translation_result(folder: Path, run: Run) -> TranslationResult:
     """
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     curves = read_curves(folder / CURVES)
-    lost = [name for name in COLUMNS if name not in curves]
+    lost = [name for name in CURVE_COLUMNS if name not in curves]
     if lost:
         raise ValueError(f"{CURVES} has no column {', '.join(lost)}")
     if np.isnan(curves["val_bleu"]).all():

@@ -10,11 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 pytestmark = pytest.mark.integration
 
@@ -47,20 +45,6 @@ COMMON = [
 ]
 
 UPSTREAM = [*COMMON, "--workers", "1"]  # timm 1.0.27's create_loader cannot do without workers
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    root = tmp_path_factory.mktemp("digits")
-    for label in range(4):
-        for i, index in enumerate(np.flatnonzero(data.target == label)[:36]):
-            folder = root / ("val" if i % 3 == 0 else "train") / f"digit{label}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((data.images[index] * 15.9).astype(np.uint8)).save(folder / f"{index:04d}.png")
-    return root
 
 
 def command(*arguments, processes=1):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lskd import SoftLabels
 
@@ -27,20 +26,6 @@ COMMON = shlex.split(
     "--hflip 0.5 --scale 0.3 1 --aa rand-m5-mstd0.5 --mixup 0.5 --cutmix 1 --kd-preflight-samples 0 "
     "--kd-soft-labels-top-k 3 --epochs 2 --checkpoint-hist 1"
 )
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    root = tmp_path_factory.mktemp("digits")
-    for label in range(4):
-        for i, index in enumerate(np.flatnonzero(data.target == label)[:36]):
-            folder = root / ("val" if i % 3 == 0 else "train") / f"digit{label}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((data.images[index] * 15.9).astype(np.uint8)).save(folder / f"{index:04d}.png")
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,6 @@ def add(collector, shape, keys):
 
 def fill(collector):
     add(collector, layout(), np.arange(SAMPLES))
-    collector.flush()
 
 
 def test_rows_of_several_processes_come_out_in_order(tmp_path):
@@ -49,13 +48,11 @@ def test_rows_of_several_processes_come_out_in_order(tmp_path):
             for collector in collectors:
                 add(collector, shape, first + order[collector.rank : 18 : 3])
                 add(collector, shape, first + order[:1])  # a sample that every process has
-                collector.flush()
             missing = collectors[1].missing(first, first + SAMPLES)
             assert missing.tolist() == sorted(first + order[18:])
             with pytest.raises(ValueError, match="5 keys"):
                 collectors[0].append_to(writer, first + SAMPLES)
             add(collectors[2], shape, missing)
-            collectors[2].flush()
             collectors[0].append_to(writer, first + SAMPLES)
             for collector in collectors:
                 collector.restart()
@@ -78,7 +75,6 @@ def test_what_an_ended_process_left_does_not_count(tmp_path):
         for rank in range(2):
             left = RowCollector(tmp_path, shape, rank)
             add(left, shape, np.arange(SAMPLES))
-            left.flush()
         collector = RowCollector(tmp_path, shape)
         collector.clear()
         assert len(collector.missing(0, SAMPLES)) == SAMPLES
@@ -93,7 +89,6 @@ def test_an_epoch_that_was_cut_off_is_gone_on_with(tmp_path):
     with SoftLabelsWriter(tmp_path, shape, {}) as writer:
         collector = RowCollector(tmp_path, shape)
         add(collector, shape, np.arange(SAMPLES)[::-1].copy())
-        collector.flush()
         collector.append_to(writer, SAMPLES)
         assert writer.keys == SAMPLES
     np.testing.assert_array_equal(SoftLabels(tmp_path).take(np.arange(SAMPLES)).values, values[:SAMPLES])
@@ -118,7 +113,6 @@ def test_epochs_may_grow_and_nothing_else(tmp_path):
 def test_a_full_disk_is_one_line(tmp_path):
     collector = RowCollector(tmp_path, layout())
     add(collector, layout(), np.arange(3))
-    collector.flush()
     collector._file.close()
     collector._file = open("/dev/full", "wb")  # noqa: SIM115
     with pytest.raises(SoftLabelsError, match=r"cannot be written \(No space left on device\)"):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lskd_study.ecosystems.fairseq import CURVE_COLUMNS as TRANSLATION_COLUMNS
 from lskd_study.ecosystems.timm import CURVE_COLUMNS
 from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
-from lskd_study.translation_results import COLUMNS
 
 NUM_CLASSES = 4
 
@@ -206,7 +206,7 @@ def translation_maker(root: Path) -> StudyMaker:
             folder = plan.folder(run)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / TRANSLATIONS).write_text("".join(lines))
-            write_curves(folder, COLUMNS, translation_curves(run, rng, perplexity_effect))
+            write_curves(folder, TRANSLATION_COLUMNS, translation_curves(run, rng, perplexity_effect))
             write_job(plan, run)
         plan.write()
         return plan
@@ -237,7 +237,9 @@ def translation_curves(
         if run.role == "student":
             parts = {"train_kl": 0.3 + jitter, "train_teacher_entropy": 1 + (run.smoothing > 0) + jitter}
             row |= {**parts, "train_ce": sum(parts.values()), "train_agreement": 0.7}
-        rows.append(dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in row.items()})
+        rows.append(
+            dict.fromkeys(TRANSLATION_COLUMNS, "") | {name: str(value) for name, value in row.items()}
+        )
     return rows
 
 

@@ -211,7 +211,7 @@ def test_written_ahead_by_the_command(config, tmp_path, capsys):
     assert "is at chance" in capsys.readouterr().err
     assert not (tmp_path / "ahead").exists()
     assert soft_labels.main([str(path), "--cpu", "--epochs", "1", "--workers", "0"]) == 0
-    assert "1 epoch(s) of 96 images stored" in capsys.readouterr().out
+    assert "1 epoch(s) of 96 images are stored" in capsys.readouterr().out
     assert soft_labels.main([str(path), "--cpu", "--batch-size", "17"]) == 0
     ahead = store(config)
     assert ahead.complete

@@ -1,18 +1,15 @@
 """Parallel text as fairseq reads it: a data-bin, made by fairseq-preprocess."""
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.data.parallel import MANIFEST, SPLITS, listing_checksum
+from lskd_study.data.parallel import MANIFEST, SPLITS, listing_checksum, whole_folder
 
 
 def write_data_bin(
@@ -43,23 +40,10 @@ def write_data_bin(
         raise LskdError(f"{output} exists and is not this data-bin; choose another one or remove it")
     if find_spec("fairseq_cli") is None:
         raise LskdError("this needs fairseq, not installed here; pip install 'lskd[fairseq]'")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    except OSError as error:
-        raise LskdError(f"cannot write {output} ({error.strerror}); choose another one") from error
-    try:
-        scratch.chmod(0o755)
+    with whole_folder(output) as scratch:
         _preprocess(text, scratch)
         content = {**origin, "listing_sha256": listing_checksum(scratch)}
         (scratch / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        if output.is_dir():
-            output.rmdir()
-        os.replace(scratch, output)
-    except OSError as error:
-        raise LskdError(f"cannot write {output} ({error.strerror}); choose another one") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return True
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -50,23 +50,34 @@ def write_parallel(
     for split in SPLITS:
         if not splits[split]:
             raise LskdError(f"the {split} split of {name} would be empty; the source has too few sentences")
+    with whole_folder(output) as scratch:
+        manifest = settings | more | _write(scratch, splits, bpe_tokens)
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest, True
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Give a scratch folder, which becomes ``output`` (absent, or empty) when all is written, or is removed.
+
+    Raises:
+        LskdError: the disk cannot take it.
+    """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
-        raise LskdError(f"cannot write {output} ({error.strerror}); choose another --output") from error
+        raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
     try:
         scratch.chmod(0o755)
-        manifest = settings | more | _write(scratch, splits, bpe_tokens)
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        yield scratch
         if output.is_dir():
             output.rmdir()
         os.replace(scratch, output)
     except OSError as error:
-        raise LskdError(f"cannot write {output} ({error.strerror}); choose another --output") from error
+        raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return manifest, True
 
 
 def clean_pairs(pairs: Iterable[Pair], ratio: float, shortest: int, longest: int) -> list[Pair]:
