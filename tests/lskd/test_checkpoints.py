@@ -441,6 +441,29 @@ def test_training_log_of_mmengine(mmengine_checkpoint):
     assert_weights(load_teacher_weights(mmengine_checkpoint))
 
 
+def test_training_log_of_mmengine_where_a_plugin_allowed_arrays(mmengine_checkpoint):
+    """Of two entries of one name torch's list keeps either, as their addresses will have it."""
+    before = torch.serialization.get_safe_globals()
+    reconstruct = np._core.multiarray._reconstruct
+    names = ["numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct"]
+
+    class Refuses:
+        def __new__(cls, *_):
+            raise AssertionError("read by what the plugin allowed")
+
+    try:
+        # Many under our names, so that chance does not spare the test.
+        kinds = [type(f"Refuses{number}", (Refuses,), {}) for number in range(8)]
+        torch.serialization.add_safe_globals([np.ndarray, reconstruct])
+        torch.serialization.add_safe_globals([(kind, name) for kind in kinds for name in names])
+        allowed = set(torch.serialization.get_safe_globals())
+        assert_weights(load_teacher_weights(mmengine_checkpoint))
+        assert set(torch.serialization.get_safe_globals()) == allowed
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def test_getattr_in_a_file_leads_nowhere(tmp_path):
     """The name is known to the reader, for mmengine's sake; what it stands for looks up nothing."""
 
