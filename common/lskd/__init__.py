@@ -14,6 +14,7 @@ from lskd._class_means import (
     minor_probabilities,
     propose_classes,
 )
+from lskd._compiled import has_compiled_loss
 from lskd._errors import CheckpointError, LskdError, SoftLabelsError, one_line
 from lskd._fast_teacher import (
     FAST_BOUND,
@@ -105,6 +106,7 @@ __all__ = [
     "fit_temperature",
     "fold_batch_norm",
     "fused_distillation",
+    "has_compiled_loss",
     "image_layout",
     "load_teacher_weights",
     "measure_teacher",
