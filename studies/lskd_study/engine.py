@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from lskd import LskdError
 from lskd_study.checks import (
+    check_class_order,
     check_data_bin,
     check_data_folder,
     check_models,
@@ -128,6 +129,8 @@ def _check_data(plan: Plan) -> None:
         check_data_bin(plan.data_dir, plan.data, plan.prepare_options, mend)
     else:
         check_data_folder(plan.data_dir, plan.data, plan.num_classes, mend)
+        if plan.ecosystem == "mmcls":
+            check_class_order(plan.data_dir, plan.data)
 
 
 def _read_config(ecosystem: str, path: Path) -> dict[str, Any]:
