@@ -51,6 +51,7 @@ from lskd._targets import (
     target_mass,
     target_values,
 )
+from lskd._teacher_form import TeacherForm
 from lskd._teachers import AlphaSchedule, ensemble_logits, selective_weight, top_k_log_probabilities
 from lskd._terms import DistillationTerms, Rest, TopK, distillation_terms
 
@@ -87,6 +88,7 @@ __all__ = [
     "SoftLabelsWriter",
     "Stability",
     "StoredRun",
+    "TeacherForm",
     "TeacherMeasures",
     "TemperatureFit",
     "TopK",
