@@ -120,6 +120,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         runs=runs,
         prepare_options=study.data.options,
         temperature_squared=study.temperature_squared,
+        margin=study.margin,
     )
 
 

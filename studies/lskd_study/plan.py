@@ -51,6 +51,7 @@ class Plan:
 
     ``cwd`` is the folder that the other paths are relative to. ``configs`` holds the content of the trainer's
     files by path, so that a change of theirs is noticed. ``num_classes`` is 0 where nothing is classified.
+    ``margin``, in points of accuracy: what is still as good.
     """
 
     title: str
@@ -70,6 +71,7 @@ class Plan:
     runs: list[Run]
     prepare_options: dict[str, bool | int | str] = field(default_factory=dict)
     temperature_squared: bool = False
+    margin: float = 0.2
 
     @property
     def root(self) -> Path:

@@ -121,6 +121,12 @@ class Study(Strict):
     temperatures: Annotated[list[Temperature], Field(min_length=1), AfterValidator(_distinct)] = [1.0]
     hard_weights: Annotated[list[HardWeight], Field(min_length=1), AfterValidator(_distinct)] = [0.0]
     temperature_squared: bool = Field(False, description="the soft term times T^2 (Hinton et al., 2015)")
+    margin: float = Field(
+        0.2,
+        gt=0,
+        allow_inf_nan=False,
+        description="points of top-1 accuracy: a model that much worse is as good",
+    )
     resources: Resources = Resources(threads=1)
 
     @model_validator(mode="before")
