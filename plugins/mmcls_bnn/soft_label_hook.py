@@ -8,7 +8,8 @@ from mmengine.runner import EpochBasedTrainLoop
 from lskd import LskdError
 from mmcls_bnn.compat import HOOKS
 from mmcls_bnn.hooks import mixed_precision, unwrapped
-from mmcls_bnn.replay import refuse_batch_augments, seed_pipeline
+from mmcls_bnn.mixing import mix_by_image
+from mmcls_bnn.replay import seed_pipeline
 from mmcls_bnn.soft_label_settings import identity_of
 from mmcls_bnn.stored_teacher import StoredTeacher
 
@@ -85,12 +86,12 @@ def stored_teacher(model: Any, cfg: Any, loader: Any, epochs: int, amp: bool) ->
         LskdError: what the run does cannot be repeated, or the store belongs to another run.
     """
     settings, dataset = model.soft_label_settings, loader.dataset
-    refuse_batch_augments(model.data_preprocessor)
-    seed_pipeline(loader, settings.seed)
+    mixing = mix_by_image(model)
+    seed_pipeline(loader, settings.seed, mixing)
     layout = settings.layout(int(model.head.num_classes), len(dataset), epochs)
     steps = cfg.train_dataloader.dataset.get("pipeline") or dataset.pipeline.transforms
     identity = identity_of(
-        settings, layout, model.teacher_settings, model.data_preprocessor, dataset, list(steps), amp
+        settings, layout, model.teacher_settings, model.data_preprocessor, dataset, list(steps), amp, mixing
     )
     return StoredTeacher(settings, layout, identity, model, dataset, amp)
 
