@@ -51,7 +51,7 @@ class FindingRecord(Record):
     text: str
     tested: str
     source: str
-    role: Literal["teacher", "student", "trend"]
+    role: str
     quantity: str
     unit: str
     direction: Literal[1, 0, -1]

@@ -167,6 +167,11 @@
   window.addEventListener("hashchange", reveal);
   reveal();
 
+  // On paper the target of a link is printed behind it, unless it is what the link says.
+  document.querySelectorAll("a[href]").forEach(link => {
+    if (link.textContent.trim() === link.getAttribute("href")) link.classList.add("file");
+  });
+
   // Paper has nothing to unfold. What is marked "screen" is too long for it and stays away.
   let opened = [];
   window.addEventListener("beforeprint", () => {
