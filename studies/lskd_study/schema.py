@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 import yaml
 
 from lskd import LskdError
+from lskd_study.data_options import TEXT, Value, known_classes, problem
 from lskd_study.extras import needs_study_extra
 
 with needs_study_extra():
@@ -64,6 +65,25 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
 OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
 
+# The commands of `lskd data`: of image folders, then of text.
+Prepare = Literal[
+    "cub200",
+    "digits",
+    "fashion-mnist",
+    "imagenet",
+    "imagenet-lt",
+    "imagenet-subset",
+    "imaterialist",
+    "inat2019",
+    "long-tail",
+    "noise",
+    "places-lt",
+    "subset",
+    "ding",
+    "iwslt14",
+    "number-words",
+]
+
 TRANSLATION = "fairseq"  # the ecosystem whose studies translate; the others classify images
 
 
@@ -72,11 +92,9 @@ class Data(Strict):
 
     path: Name = Field(description="folder of images or data-bin, relative to where the command runs")
     num_classes: int | None = Field(None, ge=2, description="of images")
-    prepare: Literal["digits", "number-words", "ding", "iwslt14"] | None = Field(
-        default=None, description="made by this `lskd data` command when absent"
-    )
-    options: dict[OptionName, bool | int | str] = Field(
-        default_factory=dict, description="of that command, without the dashes"
+    prepare: Prepare | None = Field(default=None, description="made by this `lskd data` command when absent")
+    options: dict[OptionName, Value] = Field(
+        default_factory=dict, description="of that command, without the dashes; its argument is `source`"
     )
 
 
@@ -143,14 +161,22 @@ class Study(Strict):
         if translation and not self.students:
             needed = PydanticCustomError("no_students", "a fairseq study needs students; list at least one")
             raise _error(needed, ("students",), self.students)
-        if data.prepare is not None and (data.prepare == "digits") == translation:
-            kinds = "number-words, ding or iwslt14" if translation else "digits"
-            message = f"it makes no data for {self.ecosystem}, which takes {kinds}"
+        if data.prepare is None:
+            if data.options:
+                refused = PydanticCustomError("options", "they belong to data.prepare, which is not given")
+                raise _error(refused, ("data", "options"), data.options)
+            return self
+        if (data.prepare in TEXT) != translation:
+            kinds = [name for name in get_args(Prepare) if (name in TEXT) == translation]
+            message = f"it makes no data for {self.ecosystem}, which takes {', '.join(kinds)}"
             raise _error(PydanticCustomError("other_data", message), ("data", "prepare"), data.prepare)
-        reserved = {"output", "data-bin"} & data.options.keys()
-        if data.options and (data.prepare is None or reserved):
-            message = "they belong to data.prepare, which sets the folders itself; remove others"
-            raise _error(PydanticCustomError("options", message), ("data", "options"), data.options)
+        if found := problem(data.prepare, data.options):
+            where, message = found
+            raise _error(PydanticCustomError("options", message), ("data", "options", *where), data.options)
+        classes = known_classes(data.prepare, data.options)
+        if data.num_classes is not None and classes not in (None, data.num_classes):
+            message = f"`lskd data {data.prepare}` makes {classes} classes; mend one of them"
+            raise _error(PydanticCustomError("classes", message), ("data", "num_classes"), data.num_classes)
         return self
 
 
