@@ -57,7 +57,7 @@ def problem(prepare: str, options: Options) -> tuple[tuple[str, ...], str] | Non
             return (name,), f"unknown option of `lskd data {prepare}`; {mend}"
     try:
         _, *words = words_of(prepare, options)
-        _command(prepare).make_context(prepare, words)
+        command_of(prepare).make_context(prepare, words)
     except Exception as error:
         # Errors of a command line; their class is click's or typer's, depending on typer's version.
         if not hasattr(error, "format_message"):
@@ -69,7 +69,7 @@ def problem(prepare: str, options: Options) -> tuple[tuple[str, ...], str] | Non
 def valid_options(prepare: str) -> list[str]:
     """Return the names of a command's options, without the dashes and those that the study sets."""
     names = [option.removeprefix("--") for option in _flags(prepare) if option.startswith("--")]
-    names += [SOURCE for parameter in _command(prepare).params if parameter.name == SOURCE]
+    names += [SOURCE for parameter in command_of(prepare).params if parameter.name == SOURCE]
     negatives = {name for name in names if name.startswith("no-") and name.removeprefix("no-") in names}
     return sorted(set(names) - negatives - _SET_BY_THE_STUDY)
 
@@ -145,7 +145,8 @@ def _check_source(plan: "Plan") -> None:
         raise LskdError(f"{name} has {classes} classes but num_classes is {plan.num_classes}; mend one")
 
 
-def _command(prepare: str) -> Any:
+def command_of(prepare: str) -> Any:
+    """Return a command of `lskd data`."""
     from typer.main import get_command
 
     from lskd_study.cli import data_app
@@ -157,7 +158,7 @@ def _flags(prepare: str) -> list[str]:
     """Return all spellings of a command's options."""
     return [
         option
-        for parameter in _command(prepare).params
+        for parameter in command_of(prepare).params
         if parameter.param_type_name == "option"
         for option in (*parameter.opts, *parameter.secondary_opts)
     ]

@@ -84,6 +84,8 @@ Prepare = Literal[
     "number-words",
 ]
 
+_UNIQUE = {"uniqueItems": True}  # for editors; _distinct says which one is there twice
+
 TRANSLATION = "fairseq"  # the ecosystem whose studies translate; the others classify images
 
 
@@ -102,22 +104,34 @@ class Smoothing(Strict):
     """The arms: label-smoothing values of the teachers; the smallest is the baseline."""
 
     values: Annotated[
-        list[Alpha], Field(min_length=1), AfterValidator(_distinct), AfterValidator(_with_baseline)
+        list[Alpha],
+        Field(
+            min_length=1,
+            description="0 or more and below 1; at least two",
+            json_schema_extra={"minItems": 2, "uniqueItems": True},
+        ),
+        AfterValidator(_distinct),
+        AfterValidator(_with_baseline),
     ]
-    convention: Literal["paper", "uniform"] = "paper"
+    convention: Literal["paper", "uniform"] = Field(
+        "paper",
+        description="paper: Eq. 1, alpha / (K - 1) to every other class; uniform: alpha / K to every one",
+    )
 
 
 class Network(Strict):
     """A teacher or a student: a model and the trainer's own configuration file."""
 
-    model: Name
+    model: Name = Field(
+        description="timm's name; fairseq: model._name; mmcls' students: a name for the tables"
+    )
     config: Name = Field(description="the trainer's own YAML file, relative to the study file")
 
 
 class Resources(Strict):
     """What one run asks of the scheduler."""
 
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, description="of the processor")
     extra: dict[str, int | str] = Field(
         default_factory=dict, description="passed on to Snakemake, e.g. mem_mb"
     )
@@ -126,20 +140,40 @@ class Resources(Strict):
 class Study(Strict):
     """A study: {smoothing} x {seeds} x {teachers} x {students} x {temperatures} x {hard weights}."""
 
-    title: Name
+    title: Name = Field(description="heading of the page")
     ecosystem: Literal["timm", "mmcls", "fairseq"] = Field(
         "timm", description="mmcls: timm's teachers, mmcls' students; fairseq: translation"
     )
-    data: Data
+    data: Data = Field(description="what is trained and evaluated on")
     output: Name = Field(description="folder of results, relative to where the command runs")
-    smoothing: Smoothing
-    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-    teachers: Annotated[list[Network], Field(min_length=1)]
+    smoothing: Smoothing = Field(description="of the teachers' labels: the arms that are compared")
+    seeds: Annotated[
+        list[Seed],
+        Field(
+            min_length=1, description="one run each; three or more for a verdict", json_schema_extra=_UNIQUE
+        ),
+        AfterValidator(_distinct),
+    ]
+    teachers: Annotated[list[Network], Field(min_length=1, description="trained with every smoothing value")]
     students: list[Network] = Field(default=[], description="none: teachers are trained and compared alone")
-    temperatures: Annotated[list[Temperature], Field(min_length=1), AfterValidator(_distinct)] = [1.0]
-    hard_weights: Annotated[list[HardWeight], Field(min_length=1), AfterValidator(_distinct)] = [0.0]
+    temperatures: Annotated[
+        list[Temperature],
+        Field(
+            min_length=1, description="that logits are divided by; 1 in the paper", json_schema_extra=_UNIQUE
+        ),
+        AfterValidator(_distinct),
+    ] = [1.0]
+    hard_weights: Annotated[
+        list[HardWeight],
+        Field(
+            min_length=1,
+            description="weight of the labels in the students' loss; 0 in the paper, 0.1 in translation",
+            json_schema_extra=_UNIQUE,
+        ),
+        AfterValidator(_distinct),
+    ] = [0.0]
     temperature_squared: bool = Field(False, description="the soft term times T^2 (Hinton et al., 2015)")
-    resources: Resources = Resources(threads=1)
+    resources: Resources = Field(Resources(threads=1), description="what one run asks of the scheduler")
 
     @model_validator(mode="before")
     @classmethod
