@@ -147,6 +147,9 @@ def study(
     output: Annotated[str | None, typer.Option(help="Folder of results instead of the study file's.")] = None,
     cores: Annotated[int, typer.Option(min=1, help="Runs at a time (threads x runs on this machine).")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print what there is to do.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of study files, for editors.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --own: do not ask before training.")] = False,
     hours: Annotated[
         float | None,
@@ -155,6 +158,11 @@ def study(
 ) -> None:
     """Run a study, or go on with one, and write its page. Other options go to Snakemake (--executor ...)."""
     options = [option for option in context.args if option != "--"]
+    if schema:
+        from lskd_study.json_schema import schema_text
+
+        print(schema_text(), end="")
+        return
     if own is not None:
         from lskd_study.own.command import run_own
 

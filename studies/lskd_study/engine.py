@@ -19,9 +19,9 @@ from lskd_study.checks import (
     check_data_folder,
     check_models,
     check_output,
-    check_prepare_options,
     check_snakemake_options,
 )
+from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_study_extra
 from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
@@ -49,7 +49,7 @@ def run_study(study_file: str, output: str | None, cores: int, dry_run: bool, op
         return run_teachers_file(study_file, output, dry_run, options)
     plan = make_plan(study_file, output)
     check_snakemake_options(options)
-    check_prepare_options(plan)
+    check_preparation(plan)
     if not plan.prepare or plan.data_dir.exists():
         _check_data(plan)
     changed = _changed_settings(plan)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd_study.data_options import Value, words_of
 
 PLAN = "plan.json"
 JOB = "job.json"
@@ -69,7 +70,7 @@ class Plan:
     resources: dict[str, int | str]
     configs: dict[str, dict[str, Any]]
     runs: list[Run]
-    prepare_options: dict[str, bool | int | str] = field(default_factory=dict)
+    prepare_options: dict[str, Value] = field(default_factory=dict)
     temperature_squared: bool = False
     margin: float = 0.2
 
@@ -104,12 +105,7 @@ class Plan:
         """The arguments of ``lskd`` that make the data, paths relative to ``cwd``; empty for none."""
         if not self.prepare:
             return []
-        words = ["data", self.prepare]
-        for name, value in self.prepare_options.items():
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no-{name}")
-            else:
-                words += [f"--{name}", str(value)]
+        words = ["data", *words_of(self.prepare, self.prepare_options)]
         if self.ecosystem != "fairseq":
             return [*words, "--output", self.data]
         text = self.data.removesuffix("-bin") if self.data.endswith("-bin") else f"{self.data}-text"

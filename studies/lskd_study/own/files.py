@@ -6,13 +6,12 @@ from typing import Any
 
 import yaml
 
+from lskd_study.json_schema import modeline
 from lskd_study.own.choice import SEEDS, SMOOTHING, Choice
 from lskd_study.own.images import OwnImages
-from lskd_study.recipes import recipes_folder
 
 STUDY, TEACHER, STUDENT = "study.yaml", "teacher.yaml", "student.yaml"
 LINKS = "images"  # folder in the output whose train and val are links, where the own ones have other names
-SCHEMA = "study.schema.json"
 
 _TRAINER_HEADER = """\
 # {role}, in timm's own options (`timm train.py --help`). The study adds model, classes, smoothing, seed and
@@ -54,9 +53,7 @@ def _study(images: OwnImages, choice: Choice, output: str, about: str) -> str:
         f"# {about}",
         "",
     ]
-    schema = recipes_folder() / SCHEMA
-    if schema.is_file():
-        lines.append(f"# yaml-language-server: $schema={schema.resolve()}")
+    lines.append(modeline())
     name = Path(images.folder).resolve().name
     own: dict[str, Any] = {
         "title": f"Does a label-smoothed teacher distil a better student? {name}",
