@@ -133,10 +133,13 @@ def study(
     context: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Study file, e.g. recipes/digits/study.yaml.")],
     output: Annotated[str | None, typer.Option(help="Folder of results instead of the study file's.")] = None,
-    cores: Annotated[int, typer.Option(min=1, help="Runs at a time (threads x runs on this machine).")] = 1,
+    cores: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time (threads x runs on this machine); 1 unless on a cluster."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print what there is to do.")] = False,
 ) -> None:
-    """Run a study, or go on with one, and write its page. Other options go to Snakemake (--executor ...)."""
+    """Run a study, or go on with one, and write its page. Other options go to Snakemake (--profile slurm)."""
     from lskd_study.engine import run_study
 
     options = [option for option in context.args if option != "--"]
