@@ -119,6 +119,8 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         runs=runs,
         prepare_options=study.data.options,
         temperature_squared=study.temperature_squared,
+        paper=study.papers_tables,
+        published=study.published.model_dump() if study.published else {},
     )
 
 

@@ -76,24 +76,25 @@ class Results(Generic[Kind]):
 
     def teachers(self, model: str, smoothing: float) -> dict[int, Kind]:
         """Return the finished teachers of one kind, by seed."""
-        return self._select(role="teacher", model=model, smoothing=smoothing)
+        found = self._select(role="teacher", model=model, smoothing=smoothing)
+        return {result.run.seed: result for result in found}
 
     def students(
         self, model: str, teacher: str, smoothing: float, temperature: float, hard_weight: float
     ) -> dict[int, Kind]:
         """Return the finished students of one kind, by seed; ``teacher`` is the teacher's model."""
-        found = self._select(
-            role="student", model=model, smoothing=smoothing, temperature=temperature, hard_weight=hard_weight
-        )
-        runs = self.plan.by_id
-        return {seed: result for seed, result in found.items() if runs[result.run.teacher].model == teacher}
+        # By teacher before by seed: several teachers have a student of the same seed.
+        teachers = {run.id for run in self.plan.runs if run.role == "teacher" and run.model == teacher}
+        wanted = {"model": model, "smoothing": smoothing, "temperature": temperature}
+        found = self._select(role="student", hard_weight=hard_weight, **wanted)
+        return {result.run.seed: result for result in found if result.run.teacher in teachers}
 
-    def _select(self, **wanted: object) -> dict[int, Kind]:
-        return {
-            result.run.seed: result
+    def _select(self, **wanted: object) -> list[Kind]:
+        return [
+            result
             for result in self.finished.values()
             if all(getattr(result.run, name) == value for name, value in wanted.items())
-        }
+        ]
 
 
 def is_translation(plan: Plan) -> bool:

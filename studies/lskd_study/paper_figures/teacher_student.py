@@ -10,6 +10,7 @@ from lskd import LskdError
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, STYLE
 from lskd_study.paper import load_tables
+from lskd_study.paper.matching import TABLE_8_WITHOUT
 from lskd_study.paper_figures.drawing import Drawing, number, plain
 from lskd_study.paper_figures.result_tables import read_table, table_flag, table_number
 from lskd_study.tables import csv_text
@@ -23,8 +24,6 @@ with needs_study_extra():
     from scipy import stats
 
 MARKERS = ("o", "^", "s", "D", "v", "P")
-# Teachers that the paper trained without smoothing, or did not train itself (docs/errata.md, E17).
-_WITHOUT = ("R50", "MobileNet V2")
 _LABELS = 16  # more points than this are not named in the figure
 
 
@@ -64,7 +63,7 @@ def paper_pairs() -> list[Pair]:
         teacher, student = row.number("teacher_top1"), row.number("student_top1")
         assert teacher is not None
         assert student is not None
-        pairs.append(Pair(row.name, teacher, str(row["student"]), student, row.name not in _WITHOUT))
+        pairs.append(Pair(row.name, teacher, str(row["student"]), student, row.name not in TABLE_8_WITHOUT))
     return pairs
 
 

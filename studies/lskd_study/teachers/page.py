@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lskd_study.page import environment
+from lskd_study.paper.layout_parts import Layout
 from lskd_study.teachers import render
 from lskd_study.teachers.compare import Comparison
 from lskd_study.teachers.paper_tables import StabilityTable
@@ -10,9 +11,16 @@ from lskd_study.teachers.schema import TeacherList
 
 
 def render_teachers(
-    study: TeacherList, comparison: Comparison, tables: Sequence[StabilityTable], files: dict[str, str]
+    study: TeacherList,
+    comparison: Comparison,
+    tables: Sequence[StabilityTable],
+    files: dict[str, str],
+    layouts: Sequence[Layout] = (),
 ) -> str:
-    """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name."""
+    """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name.
+
+    ``layouts``: further tables of the paper, which come first.
+    """
     reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
     alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
     answer = " ".join(reading) or alone or "These teachers saw different samples and are not compared."
@@ -26,6 +34,7 @@ def render_teachers(
             warnings=list(render.warning_lines(comparison)),
             tables=tables,
             files=files,
+            layouts=layouts,
             measures=list(render.measure_rows(comparison)),
             differences=list(render.difference_rows(comparison)),
             method=render.method_line(comparison),
