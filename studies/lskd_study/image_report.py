@@ -8,6 +8,7 @@ from lskd_study.image_results import ImageResult
 from lskd_study.page import Curves
 from lskd_study.paper.layout_text import layout_files
 from lskd_study.paper.layouts import papers_layouts, published_layout
+from lskd_study.paper.page_figures import study_figures
 from lskd_study.results import Results
 from lskd_study.tables import markdown, runs_csv, table_csv, table_rows
 
@@ -39,4 +40,8 @@ def image_contents(results: Results[ImageResult]) -> Contents:
     layouts = papers_layouts([results])
     if (published := published_layout(results)) is not None:
         layouts.append(published)
-    return Contents({**files, **layout_files(layouts)}, shown, {"rows": rows, "layouts": layouts})
+    drawn = study_figures(results)
+    for figure in drawn:
+        figure.write(folder)
+    own = {"rows": rows, "layouts": layouts, "drawn": drawn}
+    return Contents({**files, **layout_files(layouts)}, shown, own)

@@ -4,6 +4,7 @@ from lskd_study.paper import load_tables
 from lskd_study.paper.layout_text import write_layout
 from lskd_study.paper.layouts import papers_layouts
 from lskd_study.paper.matching import names_table, teacher_name
+from lskd_study.paper.page_figures import study_figures
 from lskd_study.plan import LOGITS, Plan, Run
 from lskd_study.results import read_results
 from lskd_study.teachers.run import Settings
@@ -38,10 +39,13 @@ def write_teachers_report(plan: Plan) -> None:
     study = TeacherList(
         kind="stability", title=plan.title, output=str(plan.root), temperatures=[1.0], teachers=entries
     )
-    layouts = papers_layouts([read_results(plan)]) if plan.paper else []
+    results = read_results(plan)
+    layouts, drawn = papers_layouts([results]), study_figures(results)
     for layout in layouts:
         write_layout(layout, plan.root)
-    run_teacher_list(study, Settings(), layouts=layouts)
+    for figure in drawn:
+        figure.write(plan.root / "figures")
+    run_teacher_list(study, Settings(), layouts=layouts, drawn=drawn)
 
 
 def _row(plan: Plan, run: Run) -> str | None:

@@ -137,7 +137,7 @@ def test_the_tables_of_a_study_stand_on_its_page(cub):
         f"{stem}.{ending}" for stem in ("table2", "fig5", "published") for ending in ("csv", "md")
     } <= files
     html = (cub.root / "index.html").read_text()
-    for entry in ("What ± means", "CUB was tested on 5,790 images"):
+    for entry in ("± seems to be the population’s deviation", "counts of 5,790 images"):
         assert entry in html
 
 

@@ -99,13 +99,13 @@ class Erratum:
 
     Attributes:
         id: the entry's, ``"E16"``.
-        title: its heading.
+        says: of these cells, in short.
         data_sets: by table, data sets whose every cell it is about.
         cells: table, names of rows, and columns.
     """
 
     id: str
-    title: str
+    says: str
     data_sets: Mapping[str, Sequence[str]]
     cells: tuple[tuple[str, frozenset[str], frozenset[str]], ...]
 
@@ -182,4 +182,4 @@ def _erratum(entry_id: str, content: dict[str, Any]) -> Erratum:
     cells = tuple(
         (table, frozenset(rows), frozenset(columns)) for table, rows, columns in content.get("cells", ())
     )
-    return Erratum(entry_id, content["title"], content.get("data_sets", {}), cells)
+    return Erratum(entry_id, content["says"], content.get("data_sets", {}), cells)

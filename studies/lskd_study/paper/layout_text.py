@@ -80,7 +80,7 @@ def layout_markdown(layout: Layout) -> str:
         lines.append("|" + "".join("---:|" if c.numbers else "---|" for c in part.columns) + "---:|")
         lines += [_markdown_line(line, layout.origin) for line in _all_lines(part)]
     lines += ["", *(f"{note}" for note in layout.notes)]
-    lines += [f"{entry.id}: {entry.title} (docs/errata.md)" for entry in layout.errata]
+    lines += [f"{entry.id}: {entry.says} (docs/errata.md)" for entry in layout.errata]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lskd_study.page import environment
 from lskd_study.paper.layout_parts import Layout
+from lskd_study.paper.page_figures import PageFigure
 from lskd_study.teachers import render
 from lskd_study.teachers.compare import Comparison
 from lskd_study.teachers.paper_tables import StabilityTable
@@ -16,10 +17,11 @@ def render_teachers(
     tables: Sequence[StabilityTable],
     files: dict[str, str],
     layouts: Sequence[Layout] = (),
+    drawn: Sequence[PageFigure] = (),
 ) -> str:
     """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name.
 
-    ``layouts``: further tables of the paper, which come first.
+    ``layouts``: further tables of the paper, which come first; ``drawn``: its figures.
     """
     reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
     alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
@@ -35,6 +37,7 @@ def render_teachers(
             tables=tables,
             files=files,
             layouts=layouts,
+            drawn=drawn,
             measures=list(render.measure_rows(comparison)),
             differences=list(render.difference_rows(comparison)),
             method=render.method_line(comparison),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd_study.paper.layout_parts import Layout
+from lskd_study.paper.page_figures import PageFigure
 from lskd_study.plan import write_text
 from lskd_study.recipes import find_study_file
 from lskd_study.teachers.evaluate import TeacherSpec
@@ -45,12 +46,13 @@ def run_teacher_list(
     settings: Settings,
     files: Mapping[str, Path | None] | None = None,
     layouts: Sequence[Layout] = (),
+    drawn: Sequence[PageFigure] = (),
 ) -> Path | None:
     """Measure the teachers of a list and write its output folder.
 
     It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
     Markdown in the paper's layout, with its own figures beside the measured ones, and a page, ``index.html``.
-    ``layouts``: further tables of the paper, for the page.
+    ``layouts`` and ``drawn``: further tables and figures of the paper, for the page.
 
     Returns:
         The output folder; None on the processes of torchrun other than the first.
@@ -74,7 +76,7 @@ def run_teacher_list(
         write_text(output / f"{stem}.md", table_markdown(table))
     page = output / PAGE
     stems = {str(name): stem for name, stem in FILES.items()}
-    write_text(page, render_teachers(study, comparison, tables, stems, layouts))
+    write_text(page, render_teachers(study, comparison, tables, stems, layouts, drawn))
     print(page)
     return output
 
