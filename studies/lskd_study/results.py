@@ -83,11 +83,19 @@ class Results(Generic[Kind]):
         self, model: str, teacher: str, smoothing: float, temperature: float, hard_weight: float
     ) -> dict[int, Kind]:
         """Return the finished students of one kind, by seed; ``teacher`` is the teacher's model."""
-        # By teacher before by seed: several teachers have a student of the same seed.
-        teachers = {run.id for run in self.plan.runs if run.role == "teacher" and run.model == teacher}
-        wanted = {"model": model, "smoothing": smoothing, "temperature": temperature}
-        found = self._select(role="student", hard_weight=hard_weight, **wanted)
-        return {result.run.seed: result for result in found if result.run.teacher in teachers}
+        runs = self.plan.by_id
+        return {
+            result.run.seed: result
+            for result in self._select(
+                role="student",
+                model=model,
+                smoothing=smoothing,
+                temperature=temperature,
+                hard_weight=hard_weight,
+            )
+            # By seed only now: students of several teachers have the same seeds.
+            if runs[result.run.teacher].model == teacher
+        }
 
     def _select(self, **wanted: object) -> list[Kind]:
         return [
