@@ -5,11 +5,12 @@ from lskd_study.paper.layout_text import write_layout
 from lskd_study.paper.layouts import papers_layouts
 from lskd_study.paper.matching import names_table, teacher_name
 from lskd_study.paper.page_figures import study_figures
-from lskd_study.plan import LOGITS, Plan, Run
+from lskd_study.plan import LOGITS, Plan, Run, write_text
 from lskd_study.results import read_results
 from lskd_study.teachers.run import Settings
 from lskd_study.teachers.schema import TeacherEntry, TeacherList
 from lskd_study.teachers.study import run_teacher_list
+from lskd_study.verdicts import VERDICTS_FILE, of_plan, read_record
 
 # The networks of Tables 1 and 10 have seen ImageNet-1K.
 _PAPERS_DATA = "imagenet"
@@ -46,6 +47,8 @@ def write_teachers_report(plan: Plan) -> None:
     for figure in drawn:
         figure.write(plan.root / "figures")
     run_teacher_list(study, Settings(), layouts=layouts, drawn=drawn)
+    record = of_plan(read_record(plan.root), plan)
+    write_text(plan.root / VERDICTS_FILE, record.text())
 
 
 def _row(plan: Plan, run: Run) -> str | None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 
 
 class Tables(HTMLParser):
-    """Collects the tables of class ``data``: caption, and the rows of head, body and foot as texts."""
+    """Collects the tables of the paper: caption, and the rows of head, body and foot as texts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Tables(HTMLParser):
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         if tag == "table":
-            self.inside = given.get("class") == "data"
+            self.inside = given.get("class") == "data compared"
             if self.inside:
                 self.tables.append({"caption": "", "thead": [], "tbody": [], "tfoot": []})
         if not self.inside:

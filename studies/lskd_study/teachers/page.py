@@ -23,16 +23,13 @@ def render_teachers(
 
     ``layouts``: further tables of the paper, which come first; ``drawn``: its figures.
     """
-    reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
-    alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
-    answer = " ".join(reading) or alone or "These teachers saw different samples and are not compared."
     return (
         environment()
         .get_template("teachers.html.j2")
         .render(
             study=study,
             comparison=comparison,
-            answer=answer,
+            answer=answer_of(comparison),
             warnings=list(render.warning_lines(comparison)),
             tables=tables,
             files=files,
@@ -43,3 +40,10 @@ def render_teachers(
             method=render.method_line(comparison),
         )
     )
+
+
+def answer_of(comparison: Comparison) -> str:
+    """Return the page's first sentence: which teacher is the most accurate."""
+    reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
+    alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
+    return " ".join(reading) or alone or "These teachers saw different samples and are not compared."

@@ -10,10 +10,11 @@ from lskd_study.paper.page_figures import PageFigure
 from lskd_study.plan import write_text
 from lskd_study.recipes import find_study_file
 from lskd_study.teachers.evaluate import TeacherSpec
-from lskd_study.teachers.page import render_teachers
+from lskd_study.teachers.page import answer_of, render_teachers
 from lskd_study.teachers.paper_tables import TableName, paper_table, table_csv, table_markdown
 from lskd_study.teachers.run import WRITERS, Settings, check_specs, run_teachers
 from lskd_study.teachers.schema import TeacherEntry, TeacherList, load_teachers
+from lskd_study.verdicts import VERDICTS_FILE, DataRecord, teachers_record
 
 FILES: dict[TableName, str] = {"Table 1": "table1", "Table 10": "table10"}
 PAGE = "index.html"
@@ -51,7 +52,8 @@ def run_teacher_list(
     """Measure the teachers of a list and write its output folder.
 
     It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
-    Markdown in the paper's layout, with its own figures beside the measured ones, and a page, ``index.html``.
+    Markdown in the paper's layout, with its own figures beside the measured ones, a page, ``index.html``, and
+    ``verdicts.json`` for `lskd index`.
     ``layouts`` and ``drawn``: further tables and figures of the paper, for the page.
 
     Returns:
@@ -74,6 +76,12 @@ def run_teacher_list(
         stem = FILES[table.name]
         write_text(output / f"{stem}.csv", table_csv(table))
         write_text(output / f"{stem}.md", table_markdown(table))
+    names = [teacher.name for teacher in comparison.teachers]
+    data = study.data.path if study.data else ""
+    measures = comparison.teachers[0].measures
+    seen = DataRecord(path=data, classes=measures.num_classes, samples=measures.samples)
+    record = teachers_record(study.title, names, answer_of(comparison), seen)
+    write_text(output / VERDICTS_FILE, record.text())
     page = output / PAGE
     stems = {str(name): stem for name, stem in FILES.items()}
     write_text(page, render_teachers(study, comparison, tables, stems, layouts, drawn))
