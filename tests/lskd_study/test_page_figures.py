@@ -59,7 +59,7 @@ def mean(results, attribute, **wanted):
 
 def test_figure_8_has_a_point_for_each_teacher_and_the_papers_behind(study):
     results = study()
-    figure = figure8(results)
+    figure = figure8([results])
     table = rows(figure.drawing.tables[""])
     assert len(table) == 6
     for row in table:
@@ -85,7 +85,7 @@ def test_figure_8_has_a_point_for_each_teacher_and_the_papers_behind(study):
 
 def test_stability_against_accuracy(study):
     results = study()
-    figure = accuracy_stability(results)
+    figure = accuracy_stability([results])
     table = rows(figure.drawing.tables[""])
     assert len(table) == 6
     kind = {"teacher": "densenet121", "smoothing": 0.1, "role": "teacher"}
@@ -104,18 +104,18 @@ def test_stability_against_accuracy(study):
 def test_two_teachers_of_a_study_that_names_no_table_are_not_drawn(study):
     one = study(paper=(), teachers=TEACHERS[:1])
     assert study_figures(one) == []
-    assert figure8(study(paper=("Table 8",), teachers=TEACHERS[:1])) is not None
+    assert figure8([study(paper=("Table 8",), teachers=TEACHERS[:1])]) is not None
     assert [figure.stem for figure in study_figures(study(paper=()))] == [
         "teacher-student",
         "accuracy-stability",
     ]
-    assert "paper" not in figure8(study(paper=())).drawing.tables
+    assert "paper" not in figure8([study(paper=())]).drawing.tables
 
 
 def test_figure_8_leaves_out_what_has_no_result(study):
     results = study(keep=lambda run: run.role == "teacher" or run.smoothing == 0)
-    assert len(rows(figure8(results).drawing.tables[""])) == 3
-    assert figure8(study(keep=lambda run: run.role == "teacher")) is None
+    assert len(rows(figure8([results]).drawing.tables[""])) == 3
+    assert figure8([study(keep=lambda run: run.role == "teacher")]) is None
 
 
 def test_figure_9_over_several_studies_averages_gains_over_networks(study):

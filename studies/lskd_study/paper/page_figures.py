@@ -25,6 +25,9 @@ _ENOUGH = 3  # kinds of teachers: two points lie on a line whatever they are
 _PAGE_WIDTH = 4.4  # inches; a page's panels are about as wide as a telephone
 
 
+Studies = Sequence[Results[ImageResult]]
+
+
 @dataclass(frozen=True)
 class PageFigure:
     """A figure for a page, with its files.
@@ -59,18 +62,18 @@ class PageFigure:
 
 def study_figures(results: Results[ImageResult]) -> list[PageFigure]:
     """Return what there is to draw of one study: Fig. 8, stability against accuracy, Fig. 9."""
-    drawn = [figure8(results), accuracy_stability(results)]
+    drawn = [figure8([results]), accuracy_stability([results])]
     if names_table(results.plan, ("Table 4",)):
         drawn.append(figure9([results]))
     return [figure for figure in drawn if figure is not None]
 
 
-def figure8(results: Results[ImageResult]) -> PageFigure | None:
+def figure8(studies: Studies) -> PageFigure | None:
     """Return Fig. 8 (left), means over seeds; None where there are too few teachers to compare.
 
-    The paper's Table 8 is drawn behind it where the study names that table, and then two teachers are enough.
+    The paper's Table 8 is drawn behind it where a study names that table, and then two teachers are enough.
     """
-    paper = paper_pairs() if names_table(results.plan, ("Table 8",)) else []
+    paper = paper_pairs() if any(names_table(r.plan, ("Table 8",)) for r in studies) else []
     pairs = [
         Pair(
             name,
@@ -79,6 +82,7 @@ def figure8(results: Results[ImageResult]) -> PageFigure | None:
             _top1(students.results),
             arm.smoothing > 0,
         )
+        for results in studies
         for name, arm in _arms(results)
         for students in arm.students
         if arm.teachers and students.results
@@ -95,17 +99,18 @@ def figure8(results: Results[ImageResult]) -> PageFigure | None:
     )
 
 
-def accuracy_stability(results: Results[ImageResult]) -> PageFigure | None:
+def accuracy_stability(studies: Studies) -> PageFigure | None:
     """Return the teachers' 1-S against their accuracy; None where there are too few teachers.
 
-    The paper's Table 1 is drawn behind it where the study names a table of these teachers on ImageNet-1K.
+    The paper's Table 1 is drawn behind it where a study names a table of these teachers on ImageNet-1K.
     """
     points: list[Point] = []
-    for name, arm in _arms(results):
+    for name, arm in (named for results in studies for named in _arms(results)):
         instability = Measured.of([result.instability for result in arm.teachers]).mean
         if instability == instability:  # a diverged teacher has none
             points.append(teacher_point(name, _top1(arm.teachers), instability, arm.smoothing > 0))
-    paper = paper_points() if names_table(results.plan, ("Table 1", "Table 8")) else []
+    behind_it = any(names_table(r.plan, ("Table 1", "Table 8")) for r in studies)
+    paper = paper_points() if behind_it else []
     if not points or (len(points) < _ENOUGH and not paper):
         return None
     behind = " Grey: the paper’s Table 1." if paper else ""
@@ -119,7 +124,7 @@ def accuracy_stability(results: Results[ImageResult]) -> PageFigure | None:
     )
 
 
-def figure9(studies: Sequence[Results[ImageResult]]) -> PageFigure | None:
+def figure9(studies: Studies) -> PageFigure | None:
     """Return Fig. 9 over studies of different numbers of classes; None where no teacher has both arms.
 
     A gain is the mean over seeds with smoothing (the study's largest alpha) minus that without. As in the
