@@ -143,9 +143,9 @@ class PublishedFigure(Strict):
 
     student: Name = Field(description="a model of `students`")
     teacher: Name | None = Field(None, description="a model of `teachers`; may be left out if there is one")
-    smoothing: Alpha
-    temperature: Temperature = 1.0
-    hard_weight: HardWeight = 0.0
+    smoothing: Alpha = Field(description="one of `smoothing.values`")
+    temperature: Temperature = Field(1.0, description="one of `temperatures`")
+    hard_weight: HardWeight = Field(0.0, description="one of `hard_weights`")
     top1: float = Field(ge=0, le=100, description="the student's, in percent")
 
 
@@ -153,7 +153,7 @@ class Published(Strict):
     """Figures of another publication, shown beside the study's own."""
 
     source: Name = Field(description="authors, title, place and year")
-    figures: Annotated[list[PublishedFigure], Field(min_length=1)]
+    figures: Annotated[list[PublishedFigure], Field(min_length=1, description="one for each kind of student")]
 
 
 class Study(Strict):

@@ -67,7 +67,16 @@ def simulate(plan, world, seed):
         correct = (rng.random(samples) < logistic(odds)).astype(float)
         probability = logistic(odds)
         finished[run.id] = ImageResult(
-            run, {}, curves, keys, labels, correct, np.ones(samples), probability, 0.2
+            run,
+            {},
+            curves,
+            keys,
+            labels,
+            1 - correct.astype(int),
+            correct,
+            np.ones(samples),
+            probability,
+            0.2,
         )
     return Results(replace(plan, num_classes=2), finished)
 
