@@ -55,7 +55,8 @@ def test_one_line_per_study_with_relative_links(studies, tmp_path, capsys):
     rows = rows_of(html)
     assert [row[1] for row in rows] == ["✓ supported", "✗ contradicted", "? cannot tell"]
     assert [row[6:] for row in rows] == [["1 × 1 × 3", "0"], ["1 × 1 × 3", "0"], ["1 × 1 × 2", "1 of 12"]]
-    assert rows[0][4] == "✓ supported: better student ✓ supported: lower instability ✓ supported: larger loss"
+    for claim in ("better student", "lower instability", "larger loss"):
+        assert f"✓ supported: {claim}" in rows[0][4]
     assert rows[1][2].startswith("−")
     for folder, link in zip(studies, re.findall(r'<th scope="row"><a href="([^"]*)">', html), strict=True):
         assert not link.startswith("/")
@@ -70,7 +71,7 @@ def test_several_settings_of_a_claim_get_a_mark_each(studies, tmp_path):
     (row,) = rows_of((tmp_path / "i.html").read_text())  # named twice, shown once
     verdicts = [f.verdict for f in read_record(studies[2]).findings if f.claim == "larger-loss"]
     assert sorted(verdicts) == ["cannot tell", "supported"]
-    assert row[4].endswith("cannot tell in 1 of 2: larger loss")
+    assert "cannot tell in 1 of 2: larger loss" in row[4]
     assert "✓? supported in 1 of 2" in row[4]
 
 
