@@ -11,6 +11,7 @@ from lskd import LskdError
 from lskd_study import figure_command, recipe_command, soft_labels_command
 from lskd_study.data import command as data_command
 from lskd_study.data.command import say
+from lskd_study.index_command import index
 from lskd_study.stability_command import stability
 
 app = typer.Typer(
@@ -144,6 +145,7 @@ def study(
 
 
 app.command()(stability)
+app.command()(index)
 
 
 @app.command()

@@ -1,9 +1,10 @@
 """The page of a study without students: its teachers side by side (Tables 1, 3 and 4)."""
 
-from lskd_study.plan import LOGITS, Plan
+from lskd_study.plan import LOGITS, Plan, write_text
 from lskd_study.teachers.run import Settings
 from lskd_study.teachers.schema import TeacherEntry, TeacherList
 from lskd_study.teachers.study import run_teacher_list
+from lskd_study.verdicts import VERDICTS_FILE, of_plan, read_record
 
 # timm's names of the networks in the paper's Tables 1 and 10, tags aside.
 _ROWS = {
@@ -44,3 +45,5 @@ def write_teachers_report(plan: Plan) -> None:
         kind="stability", title=plan.title, output=str(plan.root), temperatures=[1.0], teachers=entries
     )
     run_teacher_list(study, Settings())
+    record = of_plan(read_record(plan.root), plan)
+    write_text(plan.root / VERDICTS_FILE, record.text())

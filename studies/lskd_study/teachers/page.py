@@ -13,16 +13,13 @@ def render_teachers(
     study: TeacherList, comparison: Comparison, tables: Sequence[StabilityTable], files: dict[str, str]
 ) -> str:
     """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name."""
-    reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
-    alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
-    answer = " ".join(reading) or alone or "These teachers saw different samples and are not compared."
     return (
         environment()
         .get_template("teachers.html.j2")
         .render(
             study=study,
             comparison=comparison,
-            answer=answer,
+            answer=answer_of(comparison),
             warnings=list(render.warning_lines(comparison)),
             tables=tables,
             files=files,
@@ -31,3 +28,10 @@ def render_teachers(
             method=render.method_line(comparison),
         )
     )
+
+
+def answer_of(comparison: Comparison) -> str:
+    """Return the page's first sentence: which teacher is the most accurate."""
+    reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
+    alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
+    return " ".join(reading) or alone or "These teachers saw different samples and are not compared."
