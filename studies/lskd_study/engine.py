@@ -120,6 +120,8 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         prepare_options=study.data.options,
         temperature_squared=study.temperature_squared,
         margin=study.margin,
+        paper=study.papers_tables,
+        published=study.published.model_dump() if study.published else {},
     )
 
 

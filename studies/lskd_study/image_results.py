@@ -19,6 +19,7 @@ class ImageResult(Result):
     """A classifier's result; the arrays have one value per validation image, sorted by key."""
 
     labels: NDArray[np.int64]
+    rank: NDArray[np.int64]  # classes that are scored at least as high as the right one
     correct: Array
     correct5: Array
     target_probability: Array
@@ -33,6 +34,10 @@ class ImageResult(Result):
     def top5(self) -> float:
         """Top-5 accuracy in percent."""
         return 100 * float(self.correct5.mean())
+
+    def topk(self, k: int) -> float:
+        """Top-k accuracy in percent."""
+        return 100 * float((self.rank < k).mean())
 
     def per_sample(self, quantity: str) -> PerSample | None:
         """Return accuracy or 1-S image by image.
@@ -110,6 +115,7 @@ def _measure(
         curves=curves,
         keys=keys,
         labels=labels,
+        rank=np.where(finite, rank, logits.shape[1]),
         correct=(finite & (rank < 1)).astype(np.float64),
         correct5=(finite & (rank < 5)).astype(np.float64),
         target_probability=probability,

@@ -1,6 +1,7 @@
 """The page over several studies: one self-contained HTML file, one line per study.
 
-What stands on it is a list of sections, ``SECTIONS``; each is made from the studies' ``verdicts.json`` alone.
+What stands on it is a list of sections, ``SECTIONS``. Each is made from the studies' ``verdicts.json`` alone,
+but the paper's tables, which are made from the runs of the studies that share one.
 """
 
 import os
@@ -124,9 +125,20 @@ def studies_section(studies: Sequence[IndexedStudy]) -> Section:
     return Section("studies", "The studies", Markup(html))
 
 
+def papers_section(studies: Sequence[IndexedStudy]) -> Section | None:
+    """Return the paper's tables and figures that several of the studies fill together."""
+    from lskd_study.paper.across import shared_tables
+
+    layouts, drawn = shared_tables([study.folder for study in studies])
+    if not layouts:
+        return None
+    html = environment().get_template("index_paper.html.j2").render(layouts=layouts, drawn=drawn)
+    return Section("paper-tables", "The paper’s tables", Markup(html))
+
+
 SectionMaker = Callable[[Sequence[IndexedStudy]], Section | None]
 # In the order of the page. A maker returns None where the studies give it nothing to show.
-SECTIONS: tuple[SectionMaker, ...] = (studies_section,)
+SECTIONS: tuple[SectionMaker, ...] = (studies_section, papers_section)
 
 
 def write_index(folders: Sequence[Path], output: Path, title: str) -> str:

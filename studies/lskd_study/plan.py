@@ -72,6 +72,8 @@ class Plan:
     prepare_options: dict[str, bool | int | str] = field(default_factory=dict)
     temperature_squared: bool = False
     margin: float = 0.2
+    paper: list[str] = field(default_factory=list)  # tables of the paper that the study reproduces
+    published: dict[str, Any] = field(default_factory=dict)  # others' figures, as in the study file
 
     @property
     def root(self) -> Path:

@@ -67,7 +67,16 @@ def simulate(plan, world, seed):
         correct = (rng.random(samples) < logistic(odds)).astype(float)
         probability = logistic(odds)
         finished[run.id] = ImageResult(
-            run, {}, curves, keys, labels, correct, np.ones(samples), probability, 0.2
+            run=run,
+            job={},
+            curves=curves,
+            keys=keys,
+            labels=labels,
+            rank=1 - correct.astype(np.int64),
+            correct=correct,
+            correct5=np.ones(samples),
+            target_probability=probability,
+            instability=0.2,
         )
     return Results(replace(plan, num_classes=2), finished)
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from lskd_study.page import environment
+from lskd_study.paper.layout_parts import Layout
+from lskd_study.paper.page_figures import PageFigure
 from lskd_study.teachers import render
 from lskd_study.teachers.compare import Comparison
 from lskd_study.teachers.paper_tables import StabilityTable
@@ -10,9 +12,17 @@ from lskd_study.teachers.schema import TeacherList
 
 
 def render_teachers(
-    study: TeacherList, comparison: Comparison, tables: Sequence[StabilityTable], files: dict[str, str]
+    study: TeacherList,
+    comparison: Comparison,
+    tables: Sequence[StabilityTable],
+    files: dict[str, str],
+    layouts: Sequence[Layout] = (),
+    drawn: Sequence[PageFigure] = (),
 ) -> str:
-    """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name."""
+    """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name.
+
+    ``layouts``: further tables of the paper, which come first; ``drawn``: its figures.
+    """
     return (
         environment()
         .get_template("teachers.html.j2")
@@ -23,6 +33,8 @@ def render_teachers(
             warnings=list(render.warning_lines(comparison)),
             tables=tables,
             files=files,
+            layouts=layouts,
+            drawn=drawn,
             measures=list(render.measure_rows(comparison)),
             differences=list(render.difference_rows(comparison)),
             method=render.method_line(comparison),

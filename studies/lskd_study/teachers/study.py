@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lskd import LskdError
+from lskd_study.paper.layout_parts import Layout
+from lskd_study.paper.page_figures import PageFigure
 from lskd_study.plan import write_text
 from lskd_study.recipes import find_study_file
 from lskd_study.teachers.evaluate import TeacherSpec
@@ -41,13 +43,18 @@ def run_teachers_file(file: str, output: str | None, dry_run: bool, options: Seq
 
 
 def run_teacher_list(
-    study: TeacherList, settings: Settings, files: Mapping[str, Path | None] | None = None
+    study: TeacherList,
+    settings: Settings,
+    files: Mapping[str, Path | None] | None = None,
+    layouts: Sequence[Layout] = (),
+    drawn: Sequence[PageFigure] = (),
 ) -> Path | None:
     """Measure the teachers of a list and write its output folder.
 
     It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
     Markdown in the paper's layout, with its own figures beside the measured ones, a page, ``index.html``, and
     ``verdicts.json`` for `lskd index`.
+    ``layouts`` and ``drawn``: further tables and figures of the paper, for the page.
 
     Returns:
         The output folder; None on the processes of torchrun other than the first.
@@ -76,9 +83,8 @@ def run_teacher_list(
     record = teachers_record(study.title, names, answer_of(comparison), seen)
     write_text(output / VERDICTS_FILE, record.text())
     page = output / PAGE
-    write_text(
-        page, render_teachers(study, comparison, tables, {str(name): stem for name, stem in FILES.items()})
-    )
+    stems = {str(name): stem for name, stem in FILES.items()}
+    write_text(page, render_teachers(study, comparison, tables, stems, layouts, drawn))
     print(page)
     return output
 
