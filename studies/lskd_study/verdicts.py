@@ -4,6 +4,7 @@ Every number is finite or null: JSON has no NaN.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -177,12 +178,16 @@ def teachers_record(title: str, names: list[str], answer: str, data: DataRecord)
     )
 
 
-def of_plan(record: StudyRecord, plan: Plan) -> StudyRecord:
-    """Return the record of a study without students with what its file says: trainer, data, seeds, runs."""
+def of_plan(record: StudyRecord, plan: Plan, findings: Sequence[Finding]) -> StudyRecord:
+    """Return the record of a study without students with what its file says: trainer, data, seeds, runs.
+
+    ``findings``: the verdicts on the claims about teachers.
+    """
     missing = [run.id for run in plan.unfinished()]
     planned = len(plan.runs)
     return record.model_copy(
         update={
+            "findings": [_finding(finding) for finding in findings],
             "study_file": plan.study_file,
             "ecosystem": plan.ecosystem,
             "data": record.data.model_copy(update={"path": plan.data}),

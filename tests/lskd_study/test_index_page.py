@@ -89,8 +89,34 @@ def test_teachers_alone_have_their_line_too(tmp_path, fake_study):
     write_teachers_report(plan)
     assert main(["index", str(plan.root), "--output", str(tmp_path / "i.html")]) == 0
     (row,) = rows_of((tmp_path / "i.html").read_text())
-    assert row[1:] == ["no students", "–", "–", "–", "data 4 classes, 240 images", "1 × 0 × 1", "0"]
+    assert row[1:4] == ["no students", "–", "–"]
+    assert row[4].startswith("? cannot tell: better teacher")  # one seed
+    assert row[5:] == ["data 4 classes, 240 images", "1 × 0 × 1", "0"]
     assert "no student was taught" in (tmp_path / "i.html").read_text()
+    page = (plan.root / "index.html").read_text()
+    assert 'id="claims"' in page
+    assert "Label smoothing lowers the teacher’s 1−S" in page
+    assert "distils a better student" not in page
+
+
+def test_claims_that_take_several_studies_have_a_section(studies, tmp_path, fake_study_at):
+    """Studies of one student on the same images, whose teachers make a trend together; one was moved."""
+    folders = []
+    for number, names in enumerate(("ab", "cd")):
+        teachers = [(name, "teacher.yaml") for name in names]
+        plan = fake_study_at(tmp_path / str(number))(students=[("small", "student.yaml")], teachers=teachers)
+        write_report(plan)
+        folders.append(plan.root)
+    shutil.move(folders[1], tmp_path / "moved")
+    folders[1] = tmp_path / "moved"
+    assert main(["index", *map(str, [*folders, studies[2]]), "--output", str(tmp_path / "i.html")]) == 0
+    html = (tmp_path / "i.html").read_text()
+    section = html[html.index('id="claims-together"') :].split("</section>")[0]
+    assert "Better teachers teach better" in section
+    assert "4 networks" in section or "differ by little more" in section
+    assert "The 0 tests" in section or "The 1 test" in section or "The 2 tests" in section
+    assert main(["index", str(folders[0]), str(studies[2]), "--output", str(tmp_path / "j.html")]) == 0
+    assert "claims-together" not in (tmp_path / "j.html").read_text()
 
 
 @pytest.fixture
