@@ -1,5 +1,6 @@
 """The page of a study without students: its teachers side by side (Tables 1, 3 and 4)."""
 
+from lskd_study.claims import judge
 from lskd_study.paper import load_tables
 from lskd_study.paper.layout_text import write_layout
 from lskd_study.paper.layouts import papers_layouts
@@ -46,8 +47,9 @@ def write_teachers_report(plan: Plan) -> None:
         write_layout(layout, plan.root)
     for figure in drawn:
         figure.write(plan.root / "figures")
-    run_teacher_list(study, Settings(), layouts=layouts, drawn=drawn)
-    record = of_plan(read_record(plan.root), plan)
+    findings = judge(results)
+    run_teacher_list(study, Settings(), layouts=layouts, drawn=drawn, findings=findings)
+    record = of_plan(read_record(plan.root), plan, findings)
     write_text(plan.root / VERDICTS_FILE, record.text())
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from lskd_study.page import environment
+from lskd_study.claims import Finding, number_of_tests
+from lskd_study.claims_table import claim_sections
+from lskd_study.page import MARKS, environment
 from lskd_study.paper.layout_parts import Layout
 from lskd_study.paper.page_figures import PageFigure
 from lskd_study.teachers import render
@@ -18,10 +20,12 @@ def render_teachers(
     files: dict[str, str],
     layouts: Sequence[Layout] = (),
     drawn: Sequence[PageFigure] = (),
+    findings: Sequence[Finding] = (),
 ) -> str:
     """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name.
 
-    ``layouts``: further tables of the paper, which come first; ``drawn``: its figures.
+    ``layouts``: further tables of the paper, which come first; ``drawn``: its figures; ``findings``: the
+    verdicts on its claims.
     """
     return (
         environment()
@@ -35,6 +39,9 @@ def render_teachers(
             files=files,
             layouts=layouts,
             drawn=drawn,
+            claim_sections=claim_sections(findings),
+            tested=number_of_tests(findings),
+            marks=MARKS,
             measures=list(render.measure_rows(comparison)),
             differences=list(render.difference_rows(comparison)),
             method=render.method_line(comparison),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lskd import LskdError
+from lskd_study.claims import Finding
 from lskd_study.paper.layout_parts import Layout
 from lskd_study.paper.page_figures import PageFigure
 from lskd_study.plan import write_text
@@ -48,13 +49,15 @@ def run_teacher_list(
     files: Mapping[str, Path | None] | None = None,
     layouts: Sequence[Layout] = (),
     drawn: Sequence[PageFigure] = (),
+    findings: Sequence[Finding] = (),
 ) -> Path | None:
     """Measure the teachers of a list and write its output folder.
 
     It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
     Markdown in the paper's layout, with its own figures beside the measured ones, a page, ``index.html``, and
     ``verdicts.json`` for `lskd index`.
-    ``layouts`` and ``drawn``: further tables and figures of the paper, for the page.
+    ``layouts``, ``drawn`` and ``findings``: further tables and figures of the paper and the verdicts on its
+    claims, for the page.
 
     Returns:
         The output folder; None on the processes of torchrun other than the first.
@@ -84,7 +87,7 @@ def run_teacher_list(
     write_text(output / VERDICTS_FILE, record.text())
     page = output / PAGE
     stems = {str(name): stem for name, stem in FILES.items()}
-    write_text(page, render_teachers(study, comparison, tables, stems, layouts, drawn))
+    write_text(page, render_teachers(study, comparison, tables, stems, layouts, drawn, findings))
     print(page)
     return output
 
