@@ -43,4 +43,4 @@ def write_teachers_report(plan: Plan) -> None:
     study = TeacherList(
         kind="stability", title=plan.title, output=str(plan.root), temperatures=[1.0], teachers=entries
     )
-    run_teacher_list(study, Settings())
+    run_teacher_list(study, Settings(), missing=[run.id for run in plan.unfinished()])

@@ -10,9 +10,16 @@ from lskd_study.teachers.schema import TeacherList
 
 
 def render_teachers(
-    study: TeacherList, comparison: Comparison, tables: Sequence[StabilityTable], files: dict[str, str]
+    study: TeacherList,
+    comparison: Comparison,
+    tables: Sequence[StabilityTable],
+    files: dict[str, str],
+    missing: Sequence[str] = (),
 ) -> str:
-    """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name."""
+    """Return the page as HTML text.
+
+    ``files`` are the stems of the tables' own files, by name; ``missing``: teachers that are not there yet.
+    """
     reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
     alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
     answer = " ".join(reading) or alone or "These teachers saw different samples and are not compared."
@@ -24,6 +31,7 @@ def render_teachers(
             comparison=comparison,
             answer=answer,
             warnings=list(render.warning_lines(comparison)),
+            missing=missing,
             tables=tables,
             files=files,
             measures=list(render.measure_rows(comparison)),

@@ -40,12 +40,16 @@ def run_teachers_file(file: str, output: str | None, dry_run: bool, options: Seq
 
 
 def run_teacher_list(
-    study: TeacherList, settings: Settings, files: Mapping[str, Path | None] | None = None
+    study: TeacherList,
+    settings: Settings,
+    files: Mapping[str, Path | None] | None = None,
+    missing: Sequence[str] = (),
 ) -> Path | None:
     """Measure the teachers of a list and write its output folder.
 
     It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
-    Markdown in the paper's layout, with its own figures beside the measured ones, and a page, ``index.html``.
+    Markdown in the paper's layout, with its own figures beside the measured ones, and a page, ``index.html``,
+    that names those that are ``missing``.
 
     Returns:
         The output folder; None on the processes of torchrun other than the first.
@@ -68,9 +72,8 @@ def run_teacher_list(
         write_text(output / f"{stem}.csv", table_csv(table))
         write_text(output / f"{stem}.md", table_markdown(table))
     page = output / PAGE
-    write_text(
-        page, render_teachers(study, comparison, tables, {str(name): stem for name, stem in FILES.items()})
-    )
+    stems = {str(name): stem for name, stem in FILES.items()}
+    write_text(page, render_teachers(study, comparison, tables, stems, missing))
     print(page)
     return output
 
