@@ -13,7 +13,7 @@ from lskd_study.extras import needs_study_extra
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 # lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
-OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers")
+OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers", "--config")
 
 
 def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "") -> None:

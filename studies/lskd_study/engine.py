@@ -168,6 +168,7 @@ def _join(values: Sequence[object]) -> str:
 def _snakemake(plan: Plan, schedule: Schedule, lock: IO[str]) -> None:
     if schedule.executor == "slurm" and (orphans := slurm.cancel_orphans(plan.root)):
         print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
+    schedule.prepare(plan)
     environment = schedule.process_environment()
     process = subprocess.Popen(schedule.command(plan), pass_fds=(lock.fileno(),), env=environment)
     try:
