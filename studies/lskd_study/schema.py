@@ -11,7 +11,15 @@ from lskd import LskdError
 from lskd_study.extras import needs_study_extra
 
 with needs_study_extra():
-    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Field,
+        ValidationError,
+        model_validator,
+    )
     from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Content = TypeVar("Content", bound=BaseModel)
@@ -105,6 +113,28 @@ class Resources(Strict):
     )
 
 
+def _switch(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads a bare off as false
+
+
+class SoftLabels(Strict):
+    """A teacher asked once for all of its students; see docs/study.md."""
+
+    mode: Annotated[Literal["auto", "off", "always"], BeforeValidator(_switch)] = Field(
+        "auto", description="auto: where that changes no result and the disk has room"
+    )
+    top_k: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        "all", description="entries kept of each answer; fewer than all change the loss"
+    )
+    values: Literal["float32", "float16"] | None = Field(
+        None, description="default: float32 with all entries, float16 with top_k"
+    )
+    limit_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        20.0, description="auto: most that all stores may take, in GB"
+    )
+    keep: bool = Field(False, description="keep them when all their students are finished")
+
+
 class Study(Strict):
     """A study: {smoothing} x {seeds} x {teachers} x {students} x {temperatures} x {hard weights}."""
 
@@ -121,6 +151,7 @@ class Study(Strict):
     temperatures: Annotated[list[Temperature], Field(min_length=1), AfterValidator(_distinct)] = [1.0]
     hard_weights: Annotated[list[HardWeight], Field(min_length=1), AfterValidator(_distinct)] = [0.0]
     temperature_squared: bool = Field(False, description="the soft term times T^2 (Hinton et al., 2015)")
+    soft_labels: SoftLabels = Field(default_factory=SoftLabels.model_construct)
     resources: Resources = Resources(threads=1)
 
     @model_validator(mode="before")
