@@ -322,7 +322,7 @@ def test_what_timms_images_follow_from(tmp_path, plan_of, monkeypatch, one, othe
         ({"mixup": 0.2}, "mixed one by one"),
         ({"kd_soft_labels": "own"}, "one.yaml has a store of its own"),
         ({"mixup": 0.2, "mixup_mode": "pair"}, "--mixup-mode pair"),
-        ({"kd_teacher_fast": "float32"}, "--kd-teacher-fast"),
+        ({"kd_teacher_fast": "float32", "kd_teacher_dtype": "bfloat16"}, "--kd-teacher-fast"),
     ],
 )
 def test_what_timm_cannot_store(tmp_path, plan_of, monkeypatch, options, reason):

@@ -9,6 +9,9 @@ from importlib import import_module
 from types import ModuleType
 
 
+MIXED = "mixup and CutMix mix the images of a batch, stored they are mixed one by one"
+
+
 class CannotStoreError(Exception):
     """Why a student cannot read what is stored, in words that follow "because"."""
 

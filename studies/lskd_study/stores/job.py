@@ -11,7 +11,9 @@ from typing import Any
 
 from lskd import LskdError, SoftLabels
 from lskd_study import job, provenance
+from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import BEGUN, JOB, Plan, Store, write_text
+from lskd_study.progress import say
 from lskd_study.stores import storing
 from lskd_study.stores.decide import gigabytes
 
@@ -25,11 +27,13 @@ def write_store(plan: Plan, store: Store) -> None:
     os.chdir(plan.cwd)
     folder = Path(plan.output, store.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with job.only_one(folder):
+    name = f"soft labels of {store.teacher}"
+    with job.only_one(folder), chosen_gpus(plan.resources, lambda line: say(f"{name}  {line}")) as devices:
         started = time.monotonic()
         teacher = job.teacher_identity(plan, plan.run(store.students[0]))
         resumed = _begin(plan, store, folder, teacher)
-        job.say(f"{'resumes' if resumed else 'starts '}  soft labels of {store.teacher}")
+        where = "".join(f"  {variable}={value}" for variable, value in devices.items())
+        say(f"{'resumes' if resumed else 'starts '}  {name}{where}")
         module = storing(plan.ecosystem)
         words = module.command(plan, store)
         with job.logged(f"soft labels {store.id}", folder / job.LOG):
@@ -44,7 +48,7 @@ def write_store(plan: Plan, store: Store) -> None:
             "students": store.students,
             "command": shlex.join(words),
             "cwd": plan.cwd,
-            "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")},
+            "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", ""), **devices},
             "teacher": teacher,
             "soft_labels": {
                 "checksum": info["checksum"],
@@ -63,7 +67,7 @@ def write_store(plan: Plan, store: Store) -> None:
             "resumed": resumed,
         }
         write_text(folder / JOB, json.dumps(record, indent=2) + "\n")
-        job.say(f"finished soft labels of {store.teacher}  {gigabytes(info['bytes'])}  ({wall:.0f} s)")
+        say(f"finished {name}  {gigabytes(info['bytes'])}  ({wall:.0f} s)")
 
 
 def _begin(plan: Plan, store: Store, folder: Path, teacher: dict[str, str] | None) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lskd_study.ecosystems import mmcls
 from lskd_study.plan import Plan, Run, Store
-from lskd_study.stores import CannotStoreError, Views
+from lskd_study.stores import MIXED, CannotStoreError, Views
 
 _SAMPLERS = ("DefaultSampler", "SequentialSampler")
 # Transforms that draw from Python's, NumPy's or torch's generators, by the package that they come from.
@@ -31,9 +31,8 @@ def views(plan: Plan, run: Run) -> Views:
     if not config.get("train_cfg", {}).get("by_epoch"):
         raise CannotStoreError(f"{run.config} does not train by epochs")
     preprocessors = [part["data_preprocessor"] for part in (config, model) if part.get("data_preprocessor")]
-    mixing = [model.get("train_cfg") or {}, *preprocessors]
-    if any(part.get("augments") or part.get("batch_augments") for part in mixing):
-        raise CannotStoreError(f"{run.config} mixes the images of a batch, which no seed repeats")
+    train = model.get("train_cfg") or {}  # mmcls makes its augments those of the preprocessor
+    caution = MIXED if any("augments" in key for part in (train, *preprocessors) for key in part) else ""
     sampler = (loader.get("sampler") or {}).get("type", "DefaultSampler")
     if sampler not in _SAMPLERS:
         raise CannotStoreError(f"{run.config} has {sampler}, and each image must come once in an epoch")
@@ -45,7 +44,13 @@ def views(plan: Plan, run: Run) -> Views:
     dataset.pop("data_root", None)
     taught = {name: value for name, value in model["teacher"].items() if name not in _SET}
     amp = (config.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper"
-    return Views(json.dumps([dataset, preprocessors, taught, amp], sort_keys=True), epochs, epochs)
+    fast = model.get("distillation", {}).get("teacher_fast")
+    # Mixed images have mixed labels, which a student's own smoothing is in.
+    smoothing = (
+        [model.get("distillation", {}).get(name) for name in ("alpha", "convention")] if caution else []
+    )
+    key = json.dumps([dataset, preprocessors, train, taught, fast, amp, smoothing], sort_keys=True)
+    return Views(key, epochs, epochs, caution)
 
 
 def _check_transforms(path: str, part: Any) -> None:

@@ -5,7 +5,7 @@ import json
 from lskd import LskdError
 from lskd_study.ecosystems import timm
 from lskd_study.plan import Plan, Run, Store
-from lskd_study.stores import CannotStoreError, Views
+from lskd_study.stores import MIXED, CannotStoreError, Views
 
 
 def views(plan: Plan, run: Run) -> Views:
@@ -28,9 +28,7 @@ def views(plan: Plan, run: Run) -> Views:
         found = views_of(args, kd)
     except LskdError as error:
         raise CannotStoreError(str(error).rstrip(".")) from error
-    caution = ""
-    if found.mixed:
-        caution = "mixup and CutMix mix the images of a batch, stored they are mixed one by one"
+    caution = MIXED if found.mixed else ""
     return Views(json.dumps(found.settings, sort_keys=True), found.epochs, found.epochs, caution)
 
 
