@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 
-
 MIXED = "mixup and CutMix mix the images of a batch, stored they are mixed one by one"
 
 
