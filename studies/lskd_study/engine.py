@@ -20,9 +20,10 @@ from lskd_study.checks import (
     check_output,
     check_snakemake_options,
 )
+from lskd_study.class_counts import check_class_counts
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
-from lskd_study.extras import require_study_extra
+from lskd_study.extras import require_ecosystem, require_study_extra
 from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
 from lskd_study.recipes import find_study_file
 from lskd_study.schema import TRANSLATION, Network, load_study, read_trainer_config
@@ -51,6 +52,7 @@ def run_study(study_file: str, output: str | None, cores: int, dry_run: bool, op
     check_preparation(plan)
     if not plan.prepare or plan.data_dir.exists():
         _check_data(plan)
+    check_class_counts(plan)
     changed = _changed_settings(plan)
     if changed:
         raise LskdError(
@@ -84,6 +86,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     """
     path = find_study_file(study_file)
     study = load_study(path)
+    require_ecosystem(study.ecosystem, path)
 
     def networks(entries: list[Network]) -> list[tuple[str, str]]:
         return [(entry.model, str(path.parent / entry.config)) for entry in entries]
