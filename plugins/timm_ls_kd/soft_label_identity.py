@@ -35,6 +35,8 @@ _TRANSFORM = (
 _ERASING = ("reprob", "remode", "recount")
 _MIXED = ("mixup", "cutmix")
 _MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_off_epoch")
+# How a teacher is made faster: the form that came of it is in the store, see lskd.TeacherForm.
+_FAST = ("teacher_fast", "teacher_fast_bound", "teacher_compile")
 # What a teacher's normalisation and input size are made of.
 _TEACHER_SETTINGS = ("img_size", "in_chans", "input_size", "mean", "std", "gp", "model_kwargs")
 
@@ -83,7 +85,7 @@ def _teacher(kd: KdConfig, amp: bool, amp_dtype: str) -> dict[str, Any]:
     asked = {
         field.name: _plain(getattr(kd, field.name))
         for field in fields(kd)
-        if field.name.startswith("teacher_")
+        if field.name.startswith("teacher_") and field.name not in _FAST
     }
     return {
         "architecture": kd.teacher,

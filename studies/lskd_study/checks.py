@@ -47,6 +47,26 @@ def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "")
         )
 
 
+def check_class_order(folder: Path, name: str) -> None:
+    """Check that timm, whose model teaches, and mmcls, whose model learns, number the classes alike.
+
+    timm sorts by the numbers in names (2 before 10) and without case, mmcls by letters (10 before 2).
+
+    Raises:
+        LskdError: for folders that the two sort differently.
+    """
+    from timm.utils.misc import natural_key
+
+    names = sorted(entry.name for entry in os.scandir(folder / "train") if entry.is_dir())
+    numbered: list[str] = sorted(names, key=natural_key)
+    for ours, theirs in zip(numbered, names, strict=True):
+        if ours != theirs:
+            raise LskdError(
+                f"the class folders of {name} are numbered differently by timm ({ours} before {theirs}) and "
+                "by mmcls; rename them in train and val: zeros in front of numbers (02, 10), lower case"
+            )
+
+
 def check_data_bin(folder: Path, name: str, options: Options, mend: str = "") -> None:
     """Check for what fairseq-preprocess writes: two dictionaries, and train, valid and test in two languages.
 

@@ -52,6 +52,7 @@ class Plan:
 
     ``cwd`` is the folder that the other paths are relative to. ``configs`` holds the content of the trainer's
     files by path, so that a change of theirs is noticed. ``num_classes`` is 0 where nothing is classified.
+    ``margin``, in points of accuracy: what is still as good.
     """
 
     title: str
@@ -71,6 +72,9 @@ class Plan:
     runs: list[Run]
     prepare_options: dict[str, Value] = field(default_factory=dict)
     temperature_squared: bool = False
+    margin: float = 0.2
+    paper: list[str] = field(default_factory=list)  # tables of the paper that the study reproduces
+    published: dict[str, Any] = field(default_factory=dict)  # others' figures, as in the study file
 
     @property
     def root(self) -> Path:

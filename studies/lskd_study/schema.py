@@ -10,6 +10,7 @@ import yaml
 from lskd import LskdError
 from lskd_study.data_options import TEXT, Value, known_classes, problem
 from lskd_study.extras import needs_study_extra
+from lskd_study.paper.matching import check_table
 
 with needs_study_extra():
     from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -137,6 +138,24 @@ class Resources(Strict):
     )
 
 
+class PublishedFigure(Strict):
+    """What others measured of one kind of student: accuracies in percent."""
+
+    student: Name = Field(description="a model of `students`")
+    teacher: Name | None = Field(None, description="a model of `teachers`; may be left out if there is one")
+    smoothing: Alpha = Field(description="one of `smoothing.values`")
+    temperature: Temperature = Field(1.0, description="one of `temperatures`")
+    hard_weight: HardWeight = Field(0.0, description="one of `hard_weights`")
+    top1: float = Field(ge=0, le=100, description="the student's, in percent")
+
+
+class Published(Strict):
+    """Figures of another publication, shown beside the study's own."""
+
+    source: Name = Field(description="authors, title, place and year")
+    figures: Annotated[list[PublishedFigure], Field(min_length=1, description="one for each kind of student")]
+
+
 class Study(Strict):
     """A study: {smoothing} x {seeds} x {teachers} x {students} x {temperatures} x {hard weights}."""
 
@@ -173,7 +192,22 @@ class Study(Strict):
         AfterValidator(_distinct),
     ] = [0.0]
     temperature_squared: bool = Field(False, description="the soft term times T^2 (Hinton et al., 2015)")
+    margin: float = Field(
+        0.2,
+        gt=0,
+        allow_inf_nan=False,
+        description="points of top-1 accuracy: a model that much worse is as good",
+    )
     resources: Resources = Field(Resources(threads=1), description="what one run asks of the scheduler")
+    paper: Name | list[Name] = Field(
+        default=[], description="tables and figures of the paper that the study reproduces, e.g. Table 8"
+    )
+    published: Published | None = Field(None, description="figures of another publication, beside the own")
+
+    @property
+    def papers_tables(self) -> list[str]:
+        """The names in ``paper``, one or several."""
+        return [self.paper] if isinstance(self.paper, str) else list(dict.fromkeys(self.paper))
 
     @model_validator(mode="before")
     @classmethod
@@ -213,8 +247,38 @@ class Study(Strict):
             raise _error(PydanticCustomError("classes", message), ("data", "num_classes"), data.num_classes)
         return self
 
+    @model_validator(mode="after")
+    def _known_beside_the_own(self) -> Self:
+        for name in self.papers_tables:
+            try:
+                check_table(name, bool(self.students))
+            except ValueError as error:
+                raise _error(PydanticCustomError("no_table", str(error)), ("paper",), name) from error
+        if self.ecosystem == TRANSLATION and (self.paper or self.published):
+            refused = PydanticCustomError("no_images", "the figures are accuracies, of images; remove it")
+            raise _error(refused, ("paper" if self.paper else "published",), self.ecosystem)
+        for index, figure in enumerate(self.published.figures if self.published else ()):
+            for key, known in self._matrix().items():
+                given = getattr(figure, key)
+                if given not in known and not (given is None and len(known) == 1):
+                    message = f"the study has no such {key}; it has {', '.join(map(str, known))}"
+                    place = ("published", "figures", index, key)
+                    raise _error(PydanticCustomError("no_run", message), place, given)
+        return self
 
-def _error(kind: str | PydanticCustomError, location: tuple[str, ...], value: object) -> ValidationError:
+    def _matrix(self) -> dict[str, list[Any]]:
+        return {
+            "student": [network.model for network in self.students],
+            "teacher": [network.model for network in self.teachers],
+            "smoothing": self.smoothing.values,
+            "temperature": self.temperatures,
+            "hard_weight": self.hard_weights,
+        }
+
+
+def _error(
+    kind: str | PydanticCustomError, location: tuple[str | int, ...], value: object
+) -> ValidationError:
     """Return an error that has a place in the file, which a validator's own ValueError does not have."""
     details = InitErrorDetails(type=kind, loc=location, input=value)
     return ValidationError.from_exception_data("Study", [details])
