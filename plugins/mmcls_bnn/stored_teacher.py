@@ -144,7 +144,7 @@ class StoredTeacher(StoredRun):
         for batch in loader:
             data = preprocessor(batch, False)
             with torch.autocast(data["inputs"].device.type, enabled=self._amp):
-                logits = self._model.speaking_teacher()(data["inputs"])
+                logits = self._model.load_teacher()(data["inputs"])
             yield keys_of(data["data_samples"]).numpy(), logits
 
     def verify_stored(self) -> str:
