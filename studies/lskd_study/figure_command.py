@@ -57,6 +57,9 @@ ImageSize = Annotated[
     typer.Option("--img-size", min=1, help="Instead of the run's or model's own.", rich_help_panel=DATA),
 ]
 Output = Annotated[Path, typer.Option("--output", help="Beginning of the files' names.")]
+Folders = Annotated[
+    list[Path] | None, typer.Option("--study", help="Output folder of `lskd study`; repeat for several.")
+]
 Table = Annotated[Path | None, typer.Option("--table", help="CSV table of results.")]
 
 
@@ -248,16 +251,32 @@ def teacher_student(
     smoothing_column: Annotated[
         str, typer.Option(help="Teacher's smoothing, or true and false.")
     ] = "smoothing",
+    study: Folders = None,
     output: Output = Path("figures/teacher-student"),
 ) -> None:
-    """Fig. 8 (left): students' accuracy against their teachers', from a study's table.csv or any CSV."""
+    """Fig. 8 (left): students' accuracy against their teachers', from studies, their table.csv or any CSV."""
     from lskd_study.paper_figures import teacher_student as figure
 
+    if study:
+        _no_other(table, paper)
+        _write_studies(study, "figure8", "no teacher with a student, or too few teachers", output)
+        return
     source = _source(table, paper)
     stem = _stem(output)
     columns = (teacher_column, student_column, name_column, group_column, smoothing_column)
     pairs = figure.paper_pairs() if source is None else figure.table_pairs(source, *columns)
     _write(figure.teacher_student_figure(pairs), stem)
+
+
+@app.command()
+def accuracy_stability(
+    study: Annotated[
+        list[Path], typer.Option("--study", help="Output folder of `lskd study`; repeat for several.")
+    ],
+    output: Output = Path("figures/accuracy-stability"),
+) -> None:
+    """Teachers' 1-S against their accuracy (Table 1, Sec. 5), from studies."""
+    _write_studies(study, "accuracy_stability", "too few teachers", output)
 
 
 @app.command()
@@ -268,16 +287,42 @@ def class_count(
     network_column: Annotated[str, typer.Option(help="Network.")] = "teacher",
     smoothing_column: Annotated[str, typer.Option(help="Smoothing, or true and false.")] = "smoothing",
     accuracy_column: Annotated[str, typer.Option(help="Accuracy.")] = "teacher_top1_mean",
+    study: Folders = None,
     output: Output = Path("figures/class-count"),
 ) -> None:
-    """Fig. 9: what smoothing gains by the number of classes, from any CSV table."""
+    """Fig. 9: what smoothing gains by the number of classes, from studies or any CSV table."""
     from lskd_study.paper_figures import class_count as figure
 
+    if study:
+        _no_other(table, paper)
+        _write_studies(study, "figure9", "no teacher with and without smoothing", output)
+        return
     source = _source(table, paper)
     stem = _stem(output)
     columns = (classes_column, network_column, smoothing_column, accuracy_column)
     found = figure.paper_accuracies() if source is None else figure.table_accuracies(source, *columns)
     _write(figure.class_count_figure(found), stem)
+
+
+def _no_other(table: Path | None, paper: bool) -> None:
+    if table is not None or paper:
+        raise LskdError("--study is another source than --table and --paper; give one")
+
+
+def _write_studies(
+    folders: list[Path],
+    name: Literal["figure8", "accuracy_stability", "figure9"],
+    nothing: str,
+    output: Path,
+) -> None:
+    from lskd_study.paper import page_figures
+    from lskd_study.paper.across import read_studies
+
+    stem = _stem(output)
+    drawn: page_figures.PageFigure | None = getattr(page_figures, name)(read_studies(folders))
+    if drawn is None:
+        raise LskdError(f"nothing to draw: {nothing}; name other studies, or wait for their runs")
+    _write(drawn.drawing, stem)
 
 
 def _class_inputs(

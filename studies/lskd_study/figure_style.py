@@ -10,7 +10,7 @@ with needs_study_extra():
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-INK, RULE = "#1b1f24", "#d0d4da"
+INK, RULE, SOFT = "#1b1f24", "#d0d4da", "#57606a"
 # Okabe & Ito's palette, told apart with any colour vision; line styles repeat the difference.
 ARMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from lskd_study.claims import Setting, claims_of, estimate, groups
 from lskd_study.extras import needs_study_extra
-from lskd_study.figure_style import ARMS, INK, RULE, STYLE, STYLES
+from lskd_study.figure_style import ARMS, INK, RULE, SOFT, STYLE, STYLES
 from lskd_study.results import Array, Result, Results, common_seeds
 from lskd_study.statistics import Interval
 from lskd_study.tables import csv_text
@@ -180,7 +180,8 @@ def themed_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"font-family: [^;\"]+;?|font: [\d.]+px [^;\"]+", _only_size, svg)
-    for color, variable in [(INK, "ink"), (RULE, "rule"), *((c, f"arm-{i}") for i, c in enumerate(ARMS))]:
+    named = [(INK, "ink"), (RULE, "rule"), (SOFT, "soft"), ("#ffffff", "paper")]
+    for color, variable in [*named, *((c, f"arm-{i}") for i, c in enumerate(ARMS))]:
         svg = svg.replace(color, f"var(--{variable})")
     return svg
 

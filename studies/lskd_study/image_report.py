@@ -6,6 +6,9 @@ from lskd_study.figure_style import save
 from lskd_study.figures import curve_figure, curve_panels
 from lskd_study.image_results import ImageResult
 from lskd_study.page import Curves
+from lskd_study.paper.layout_text import layout_files
+from lskd_study.paper.layouts import papers_layouts, published_layout
+from lskd_study.paper.page_figures import study_figures
 from lskd_study.results import Results
 from lskd_study.tables import markdown, runs_csv, table_csv, table_rows
 
@@ -34,4 +37,11 @@ def image_contents(results: Results[ImageResult]) -> Contents:
             save(figure6(arms, kind.title), folder / kind.file("figure6"))
             heading = f"{kind.title}, as the paper’s Fig. 6: loss on training and test images, test error"
             shown.append(Curves(heading, figure6_panels(arms, f"figure6-{index}")))
-    return Contents(files, shown, {"rows": rows})
+    layouts = papers_layouts([results])
+    if (published := published_layout(results)) is not None:
+        layouts.append(published)
+    drawn = study_figures(results)
+    for figure in drawn:
+        figure.write(folder)
+    own = {"rows": rows, "layouts": layouts, "drawn": drawn}
+    return Contents({**files, **layout_files(layouts)}, shown, own)

@@ -26,7 +26,9 @@ from lskd import LskdError, file_checksum
 from lskd_study import provenance
 from lskd_study.data import digits, parallel
 from lskd_study.ecosystems import trainer_of
+from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import BEGUN, CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, write_text
+from lskd_study.progress import say
 from lskd_study.schema import TRANSLATION
 
 LOG = "train.log"
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = Plan.read(Path(arguments[0]))
         run_job(plan, plan.run(arguments[1]))
     except LskdError as error:
-        print(f"lskd: error: {error}", file=sys.stderr)
+        say(f"lskd: error: {error}", timed=False)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -60,14 +62,18 @@ def run_job(plan: Plan, run: Run) -> None:
     os.chdir(plan.cwd)
     folder = Path(plan.output, run.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
+    with _only_one(folder), chosen_gpus(plan.resources, lambda line: say(f"{run.id}  {line}")) as devices:
         started = time.monotonic()
         teacher = _teacher_identity(plan, run)
         trainer = trainer_of(plan.ecosystem, run.role)
         resumed, goes_on = _begin(plan, run, folder, teacher)
-        say(f"{'resumes' if goes_on else 'starts '}  {run.id}")
+        where = "".join(f"  {name}={value}" for name, value in devices.items())
+        say(f"{'resumes' if goes_on else 'starts '}  {run.id}{where}")
         words = trainer.command(plan, run)
         extra = (trainer.resume(folder) or []) if goes_on else []
+        if devices:
+            with (folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(f"lskd:{where}\n")
         with _logged(run, folder / LOG):
             trainer.train(words[1:] + extra)
             store = _store_translations if plan.ecosystem == TRANSLATION else _store_logits
@@ -75,15 +81,10 @@ def run_job(plan: Plan, run: Run) -> None:
             _store_curves(plan, run, folder)
         wall = time.monotonic() - started
         record = _record(plan, run, folder, words, teacher, resumed, wall)
+        record["environment"].update(devices)
         write_text(folder / JOB, json.dumps(record, indent=2) + "\n")
         done = len(plan.runs) - len(plan.unfinished())
         say(f"finished {run.id}  {quality}  ({wall:.0f} s)  [{done} of {len(plan.runs)} done]")
-
-
-def say(line: str) -> None:
-    """Print a line of progress with the time of day; in one write, because runs share the terminal."""
-    sys.stderr.write(f"{datetime.now():%H:%M:%S}  {line}\n")
-    sys.stderr.flush()
 
 
 def _begin(plan: Plan, run: Run, folder: Path, teacher: dict[str, str] | None) -> tuple[int, bool]:

@@ -3,13 +3,18 @@
 What all studies share; `images.html.j2` and `translation.html.j2` fill in the rest.
 """
 
+import base64
+import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lskd_study.claims import Finding
+from lskd_study.claims import Finding, number_of_tests
+from lskd_study.claims_table import claim_sections, method_text, sentence, unit_text
+from lskd_study.commands import commands_of
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS
 from lskd_study.figures import Panel
@@ -67,7 +72,8 @@ def number(value: float, digits: int, *, sign: bool = False) -> str:
 
 def digits_of(unit: str) -> int:
     """Return how many decimals a quantity of this unit is given with."""
-    return {"points": 2, "perplexity": 3}.get(unit, 4)
+    few = {"points": 2, "points per point": 2, "standard deviations": 2, "perplexity": 3}
+    return few.get(unit, 4)
 
 
 def interval_text(interval: Interval | None, unit: str) -> str:
@@ -119,16 +125,38 @@ def _count(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+def css_string(text: str) -> Markup:
+    """Return text, HTML or not, as a string of a style sheet; whatever could end it is written as a code."""
+    plain = Markup(text).unescape()
+    return Markup('"' + "".join(c if c.isalnum() or c == " " else f"\\{ord(c):x} " for c in plain) + '"')
+
+
+def content_security_policy(script: str) -> str:
+    """Return the policy of a page whose only script is this one: nothing is loaded, nothing else runs."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Figures carry their styles in attributes, which no hash can name.
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
 def environment() -> Environment:
-    """Return the templates, with the filters for numbers."""
+    """Return the templates, with the filters for numbers, the pages' script and the policy that admits it."""
+    loader = PackageLoader("lskd_study")
     found = Environment(
-        loader=PackageLoader("lskd_study"),
+        loader=loader,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(number=number, interval=interval_text, digits=digits_of, markup=Markup)
+    found.filters.update(
+        number=number, interval=interval_text, digits=digits_of, markup=Markup, css_string=css_string
+    )
+    found.filters.update(sentence=sentence, unit=unit_text, method=method_text)
+    script = loader.get_source(found, "page.js")[0]
+    found.globals.update(script=Markup(script), policy=content_security_policy(script))
     return found
 
 
@@ -149,9 +177,8 @@ def render_page(
             plan=plan,
             headline=findings[0],
             answer=answer_sentence(results, findings[0]),
-            findings=findings,
-            several=len({finding.setting for finding in findings}) > 1,
-            tested=sum(not math.isnan(finding.adjusted_p) for finding in findings),
+            claim_sections=claim_sections(findings),
+            tested=number_of_tests(findings),
             verdicts=VERDICTS,
             marks=MARKS,
             words=words,
@@ -163,7 +190,7 @@ def render_page(
             samples=len(next(iter(results.finished.values())).keys),
             missing=results.missing,
             provenance=provenance_rows(results),
-            jobs=[result.job for result in results.finished.values()],
+            commands=commands_of(results),
             **own,
         )
     )
@@ -176,9 +203,7 @@ def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
         job = result.job
         for name, version in job["versions"].items():
             seen[name][version] = None
-        machine = job["hardware"]
-        gpus = ", ".join(machine["gpus"]) or "no GPU"
-        seen["hardware"][f"{machine['cpu']}, {machine['cores']} cores, {gpus}"] = None
+        seen["hardware"][machine_text(job["hardware"])] = None
         git = job["git"]
         state = (
             f"{git['commit'][:12]}{', with local changes' if git['modified'] else ''}"
@@ -190,9 +215,12 @@ def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
     jobs = [result.job for result in results.finished.values()]
     total = sum(job["wall_time_s"] for job in jobs)
     resumed = sum(job["resumed"] for job in jobs)
+    prepare = results.plan.prepare_words
+    made = [("Data made by", shlex.join(["lskd", *prepare]))] if prepare else []
     own = [
         ("Study file", results.plan.study_file),
         ("Data", " / ".join(seen.pop("data"))),
+        *made,
         ("Seeds", ", ".join(map(str, results.plan.seeds))),
         ("Runs", f"{len(jobs)} finished, {len(results.missing)} missing, {resumed} resumed"),
         ("Time in runs", f"{total / 60:.1f} minutes, all runs one after the other"),
@@ -202,3 +230,10 @@ def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
     ]
     versions = ", ".join(f"{name} {' / '.join(values)}" for name, values in seen.items())
     return [*own, ("Versions", versions)]
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """Return processor, cores and GPUs (equal ones counted) in words."""
+    gpus = [f"{count} × {name}" if count > 1 else name for name, count in Counter(machine["gpus"]).items()]
+    cuda = f" (CUDA {machine['cuda']})" if machine.get("cuda") else ""
+    return f"{machine['cpu']}, {machine['cores']} cores, {', '.join(gpus) or 'no GPU'}{cuda}"

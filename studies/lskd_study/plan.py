@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd_study.data_options import Value, words_of
 
 PLAN = "plan.json"
 JOB = "job.json"
@@ -51,6 +52,7 @@ class Plan:
 
     ``cwd`` is the folder that the other paths are relative to. ``configs`` holds the content of the trainer's
     files by path, so that a change of theirs is noticed. ``num_classes`` is 0 where nothing is classified.
+    ``margin``, in points of accuracy: what is still as good.
     """
 
     title: str
@@ -68,8 +70,11 @@ class Plan:
     resources: dict[str, int | str]
     configs: dict[str, dict[str, Any]]
     runs: list[Run]
-    prepare_options: dict[str, bool | int | str] = field(default_factory=dict)
+    prepare_options: dict[str, Value] = field(default_factory=dict)
     temperature_squared: bool = False
+    margin: float = 0.2
+    paper: list[str] = field(default_factory=list)  # tables of the paper that the study reproduces
+    published: dict[str, Any] = field(default_factory=dict)  # others' figures, as in the study file
 
     @property
     def root(self) -> Path:
@@ -102,12 +107,7 @@ class Plan:
         """The arguments of ``lskd`` that make the data, paths relative to ``cwd``; empty for none."""
         if not self.prepare:
             return []
-        words = ["data", self.prepare]
-        for name, value in self.prepare_options.items():
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no-{name}")
-            else:
-                words += [f"--{name}", str(value)]
+        words = ["data", *words_of(self.prepare, self.prepare_options)]
         if self.ecosystem != "fairseq":
             return [*words, "--output", self.data]
         text = self.data.removesuffix("-bin") if self.data.endswith("-bin") else f"{self.data}-text"

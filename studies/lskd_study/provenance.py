@@ -11,6 +11,7 @@ from typing import Any
 
 PACKAGES = (
     *("lskd", "torch", "timm", "torchvision", "torchmetrics", "numpy", "snakemake", "mmcls", "mmengine"),
+    *("mmcv", "mmcv-lite", "scipy"),
     *("ve-fairseq", "fairseq-fixed", "hydra-core", "sacrebleu", "sacremoses", "subword-nmt"),
 )
 
@@ -27,11 +28,12 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return processor, number of usable cores and GPUs."""
+    """Return processor, number of usable cores and GPUs, with the CUDA that PyTorch drives them by."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": cpu_name(), "cores": usable_cores(), "gpus": gpus, "system": platform.system()}
+    machine = {"cpu": cpu_name(), "cores": usable_cores(), "gpus": gpus, "system": platform.system()}
+    return {**machine, "cuda": torch.version.cuda} if gpus else machine
 
 
 def cpu_name() -> str:

@@ -18,6 +18,7 @@ from lskd_study.image_report import image_contents
 from lskd_study.page import VERDICTS, answer_sentence, render_page, words_of
 from lskd_study.plan import Plan, write_text
 from lskd_study.results import Result, Results, is_translation, read_results
+from lskd_study.verdicts import VERDICTS_FILE, study_record
 
 PAGE = "index.html"
 
@@ -37,9 +38,10 @@ def write_report(plan: Plan) -> str:
         raise LskdError(f"cannot write {plan.output}/figures ({error.strerror}); mend the folder") from error
     for name, text in {**contents.files, "figures/curves.csv": curves_csv(results)}.items():
         write_text(plan.root / name, text)
+    answer = answer_sentence(results, findings[0])
+    write_text(plan.root / VERDICTS_FILE, study_record(results, findings, answer).text())
     write_text(plan.root / PAGE, render_page(results, findings, difference, contents.curves, **contents.own))
-    verdict = VERDICTS[findings[0].verdict or "cannot tell"]
-    return f"{verdict}. {answer_sentence(results, findings[0])}"
+    return f"{VERDICTS[findings[0].verdict or 'cannot tell']}. {answer}"
 
 
 def _contents(results: Results[Any]) -> Contents:

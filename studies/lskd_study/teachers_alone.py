@@ -1,21 +1,17 @@
 """The page of a study without students: its teachers side by side (Tables 1, 3 and 4)."""
 
-from lskd_study.plan import LOGITS, Plan
+from lskd_study.paper import load_tables
+from lskd_study.paper.layout_text import write_layout
+from lskd_study.paper.layouts import papers_layouts
+from lskd_study.paper.matching import names_table, teacher_name
+from lskd_study.paper.page_figures import study_figures
+from lskd_study.plan import LOGITS, Plan, Run, write_text
+from lskd_study.results import read_results
 from lskd_study.teachers.run import Settings
 from lskd_study.teachers.schema import TeacherEntry, TeacherList
 from lskd_study.teachers.study import run_teacher_list
+from lskd_study.verdicts import VERDICTS_FILE, of_plan, read_record
 
-# timm's names of the networks in the paper's Tables 1 and 10, tags aside.
-_ROWS = {
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-    "resnet101": "ResNet-101",
-    "mobilenetv2_100": "MobileNetV2",
-    "densenet121": "DenseNet121",
-    "resnext50_32x4d": "ResNeXt50 32x4d",
-    "wide_resnet50_2": "Wide ResNet50",
-    "resnext101_32x8d": "ResNeXt101 32x8d",
-}
 # The networks of Tables 1 and 10 have seen ImageNet-1K.
 _PAPERS_DATA = "imagenet"
 
@@ -29,12 +25,13 @@ def write_teachers_report(plan: Plan) -> None:
     Raises:
         LskdError: when run folders are damaged or the output cannot be written.
     """
-    papers = plan.data_dir.name == _PAPERS_DATA and plan.num_classes == 1000 and len(plan.seeds) == 1
+    papers = plan.data_dir.name == _PAPERS_DATA or names_table(plan, ("Table 1", "Table 10"))
+    papers = papers and plan.num_classes == 1000 and len(plan.seeds) == 1
     entries = [
         TeacherEntry(
             name=run.id.removeprefix("teacher-"),
             logits=str(plan.folder(run) / LOGITS),
-            network=_ROWS.get(run.model.partition(".")[0]) if papers else None,
+            network=_row(plan, run) if papers else None,
             smoothing=run.smoothing,
         )
         for run in plan.runs
@@ -43,4 +40,17 @@ def write_teachers_report(plan: Plan) -> None:
     study = TeacherList(
         kind="stability", title=plan.title, output=str(plan.root), temperatures=[1.0], teachers=entries
     )
-    run_teacher_list(study, Settings())
+    results = read_results(plan)
+    layouts, drawn = papers_layouts([results]), study_figures(results)
+    for layout in layouts:
+        write_layout(layout, plan.root)
+    for figure in drawn:
+        figure.write(plan.root / "figures")
+    run_teacher_list(study, Settings(), layouts=layouts, drawn=drawn)
+    record = of_plan(read_record(plan.root), plan)
+    write_text(plan.root / VERDICTS_FILE, record.text())
+
+
+def _row(plan: Plan, run: Run) -> str | None:
+    name = teacher_name(run.model, plan.configs.get(run.config, {}), plan.num_classes)
+    return name if any(row.name == name for row in load_tables()["Table 1"].rows) else None

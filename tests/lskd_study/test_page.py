@@ -1,6 +1,9 @@
+import base64
 import csv
+import hashlib
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -44,7 +47,7 @@ class Checked(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
 
@@ -63,7 +66,12 @@ def test_the_page_is_whole_in_itself(fake_study):
     assert len(page.ids) == len(set(page.ids))
     assert all(value.startswith(("#", "data:")) for value in page.resources)
     assert "@import" not in html
-    assert "<script" not in html
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
+    assert html.count("<script") == len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    policy = unescape(re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html).group(1))
+    assert policy.startswith(f"default-src 'none'; script-src 'sha256-{digest}'; ")
+    assert "http" not in policy
     assert set(re.findall(r"url\(([^)]*)\)", html)) <= {f"#{name}" for name in page.ids}
     assert not re.search(r"https?://(?!www\.w3\.org/)", html)
     assert "Simulated study <of> nothing" in text  # escaped in the source

@@ -33,6 +33,16 @@ def test_accuracy_and_instability_come_from_the_stored_logits(fake_study):
     assert np.isnan(found.last("train_kl"))  # a teacher has none
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_top_k(fake_study, k):
+    plan = fake_study()
+    run = plan.runs[0]
+    tensors = load_file(plan.folder(run) / LOGITS)
+    order = np.argsort(-tensors["logits"].astype(float), axis=1)[:, :k]
+    found = read_image_result(plan.folder(run), run, plan.num_classes)
+    assert found.topk(k) == pytest.approx(100 * (order == tensors["labels"][:, None]).any(1).mean())
+
+
 def test_samples_are_matched_by_key_in_whatever_order_they_were_measured(fake_study):
     plan = fake_study()
     run = plan.runs[0]
@@ -81,3 +91,13 @@ def test_missing_runs_are_listed(fake_study):
     plan = fake_study()
     (plan.folder(plan.runs[-1]) / JOB).unlink()
     assert read_results(plan).missing == [plan.runs[-1].id]
+
+
+def test_students_of_several_teachers_are_told_apart(fake_study):
+    """They have the same seeds: none may take another's place."""
+    teachers = [("big", "teacher.yaml"), ("other", "teacher.yaml")]
+    results = read_results(fake_study(teachers=teachers))
+    for teacher, _ in teachers:
+        found = results.students("small", teacher, 0.1, 1.0, 0.0)
+        assert sorted(found) == [0, 1, 2]
+        assert all(f"of-{teacher}-" in result.run.id for result in found.values())

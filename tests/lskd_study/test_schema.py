@@ -30,6 +30,12 @@ def load(tmp_path: Path, text: str):
     return load_study(path)
 
 
+def test_tables_of_the_paper_are_one_or_several(tmp_path):
+    assert load(tmp_path, GOOD).papers_tables == []
+    assert load(tmp_path, GOOD + "paper: Table 8\n").papers_tables == ["Table 8"]
+    assert load(tmp_path, GOOD + "paper: [Table 2, Fig. 5]\n").papers_tables == ["Table 2", "Fig. 5"]
+
+
 def test_a_good_file_gets_the_papers_defaults(tmp_path):
     study = load(tmp_path, GOOD)
     assert (study.temperatures, study.hard_weights) == ([1.0], [0.0])
@@ -66,6 +72,31 @@ def test_a_good_file_gets_the_papers_defaults(tmp_path):
             "output: runs/x",
             "output: runs/x\nhard_weights: [1.5]",
             r"study.yaml:6: hard_weights.0: .*less than or",
+        ),
+        (
+            "output: runs/x",
+            "output: runs/x\npaper: Tabel 8",
+            r"study.yaml:6: paper: 'Tabel 8' is no table .*did you mean 'Table 8'\?",
+        ),
+        (
+            "output: runs/x",
+            "output: runs/x\npaper: [Table 2, Table 1]",
+            r"study.yaml:6: paper: 'Table 1' is shown where teachers are compared alone",
+        ),
+        (
+            "output: runs/x",
+            "output: runs/x\npublished: {source: A, figures: [{student: resnet18, smoothing: 0, top1: 70}]}",
+            r"study.yaml:6: published.figures.0.student: the study has no such student; it has resnet10t",
+        ),
+        (
+            "output: runs/x",
+            "output: runs/x\npublished: {source: A, figures: [{student: resnet10t, smoothing: .2, top1: 7}]}",
+            r"study.yaml:6: published.figures.0.smoothing: the study has no such smoothing; it has 0.0, 0.1",
+        ),
+        (
+            "output: runs/x",
+            "output: runs/x\npublished: {source: A, figures: [{student: resnet10t, smoothing: 0, top2: 70}]}",
+            r"study.yaml:6: unknown key 'top2'; did you mean 'top1'\?",
         ),
         ("output: runs/x", "output: runs/x\necosystem: keras", r"study.yaml:6: ecosystem: .*'timm'"),
         ("title: A study", "title: A study\ntitle: B", r"study.yaml:2: key 'title' is given twice"),

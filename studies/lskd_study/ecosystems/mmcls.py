@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lskd import LskdError
 from lskd_study.ecosystems import timm
+from lskd_study.gpus import held_locks
 from lskd_study.plan import CHECKPOINT, Plan, Run
 
 # Its own, and the distillation loss on the validation set, which timm does not log: Fig. 6.
@@ -102,7 +103,9 @@ def train(arguments: list[str]) -> None:
         raise LskdError("mmcls is not installed; in a checkout: pip install -c constraints.txt '.[mmcls]'")
     script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
     words = arguments[2:]
-    code = subprocess.run([sys.executable, str(script), *words], check=False).returncode
+    # With the locks of its GPUs: it may outlive this process.
+    done = subprocess.run([sys.executable, str(script), *words], check=False, pass_fds=held_locks())
+    code = done.returncode
     if code:
         raise SystemExit(code)
     folder = Path(words[words.index("--work-dir") + 1])

@@ -1,7 +1,8 @@
 """The numbers that the paper prints, each with its table and row, and where they contradict each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +94,55 @@ class Inconsistency:
 
 
 @dataclass(frozen=True)
+class Erratum:
+    """An entry of ``docs/errata.md`` and the cells that it is about.
+
+    Attributes:
+        id: the entry's, ``"E16"``.
+        says: of these cells, in short.
+        data_sets: by table, data sets whose every cell it is about.
+        cells: table, names of rows, and columns.
+    """
+
+    id: str
+    says: str
+    data_sets: Mapping[str, Sequence[str]]
+    cells: tuple[tuple[str, frozenset[str], frozenset[str]], ...]
+
+
+@dataclass(frozen=True)
 class Paper:
-    """All tables by name, and the known inconsistencies."""
+    """All tables by name, the known inconsistencies, and what the errata say of cells."""
 
     tables: Mapping[str, Table]
     known_inconsistencies: tuple[Inconsistency, ...]
+    errata: tuple[Erratum, ...] = ()
 
     def __getitem__(self, table: str) -> Table:
         """Return a table by its name in the paper; ``KeyError`` where there is none."""
         return self.tables[table]
 
+    def errata_of_cell(self, row: Row, column: str) -> tuple[str, ...]:
+        """Return the entries about one cell alone, not its whole data set."""
+        return tuple(
+            entry.id
+            for entry in self.errata
+            if any(row.table == t and row.name in names and column in cs for t, names, cs in entry.cells)
+        )
 
+    def errata_of_data_set(self, table: str, data_set: str) -> tuple[str, ...]:
+        """Return the entries about every cell of a data set in a table."""
+        return tuple(entry.id for entry in self.errata if data_set in entry.data_sets.get(table, ()))
+
+    def erratum(self, entry_id: str) -> Erratum:
+        """Return an entry; ``KeyError`` where there is none about cells."""
+        for entry in self.errata:
+            if entry.id == entry_id:
+                return entry
+        raise KeyError(entry_id)
+
+
+@cache
 def load_tables() -> Paper:
     """Read ``tables.yaml``, the paper's numbers as printed.
 
@@ -116,7 +155,9 @@ def load_tables() -> Paper:
     content = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
     tables = {name: _table(name, table) for name, table in content["tables"].items()}
     known = tuple(Inconsistency(**entry) for entry in content["known_inconsistencies"])
-    return Paper(tables, known)
+    return Paper(
+        tables, known, tuple(_erratum(entry_id, entry) for entry_id, entry in content["errata"].items())
+    )
 
 
 def _table(name: str, content: dict[str, Any]) -> Table:
@@ -135,3 +176,10 @@ def _table(name: str, content: dict[str, Any]) -> Table:
     if len(names) < len(rows) or not names.issuperset(about):
         raise ValueError(f"{name}: a row's name occurs twice, or `about` names a row that is not there")
     return Table(name, content["title"], columns, rows)
+
+
+def _erratum(entry_id: str, content: dict[str, Any]) -> Erratum:
+    cells = tuple(
+        (table, frozenset(rows), frozenset(columns)) for table, rows, columns in content.get("cells", ())
+    )
+    return Erratum(entry_id, content["says"], content.get("data_sets", {}), cells)

@@ -8,11 +8,11 @@ import numpy as np
 
 from lskd import LskdError
 from lskd_study.extras import needs_study_extra
-from lskd_study.figure_style import ARMS, INK, STYLE, STYLES
+from lskd_study.figure_style import ARMS, INK, SOFT, STYLE, STYLES
 from lskd_study.paper import load_tables
 from lskd_study.paper_figures.drawing import Drawing, number, plain
 from lskd_study.paper_figures.result_tables import read_table, table_flag, table_number
-from lskd_study.paper_figures.teacher_student import MARKERS
+from lskd_study.paper_figures.scatter import MARKERS
 from lskd_study.tables import csv_text
 
 with needs_study_extra():
@@ -82,6 +82,14 @@ def gains(accuracies: Sequence[Accuracy]) -> list[Gain]:
     Raises:
         LskdError: where nothing has both an accuracy with and one without smoothing.
     """
+    found = gains_of(accuracies)
+    if not found:
+        raise LskdError("no network has an accuracy with and one without smoothing on the same classes")
+    return found
+
+
+def gains_of(accuracies: Sequence[Accuracy]) -> list[Gain]:
+    """Return the gains as ``gains``; nothing where there is none."""
     found = []
     for network in dict.fromkeys(a.network for a in accuracies):
         for classes in sorted({a.classes for a in accuracies}):
@@ -95,8 +103,6 @@ def gains(accuracies: Sequence[Accuracy]) -> list[Gain]:
             ]
             if all(sides):
                 found.append(Gain(network, classes, float(np.mean(sides[1]) - np.mean(sides[0]))))
-    if not found:
-        raise LskdError("no network has an accuracy with and one without smoothing on the same classes")
     return found
 
 
@@ -111,15 +117,27 @@ def average_gains(found: Sequence[Gain]) -> list[Gain]:
     return averages
 
 
-def class_count_figure(accuracies: Sequence[Accuracy]) -> Drawing:
-    """Draw each network's gain and their average against the number of classes (logarithmic)."""
+def class_count_figure(
+    accuracies: Sequence[Accuracy], paper: Sequence[Accuracy] = (), width: float = 4.6
+) -> Drawing:
+    """Draw each network's gain and their average against the number of classes (logarithmic).
+
+    Args:
+        accuracies: to draw.
+        paper: whose average is drawn in grey behind them.
+        width: in inches.
+    """
     found = gains(accuracies)
     networks = list(dict.fromkeys(gain.network for gain in found))
     averages = average_gains(found) if len(networks) > 1 else []
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(width, 0.74 * width), layout="constrained")
         axes = figure.add_subplot()
         axes.axhline(0, color=INK, linewidth=0.9)
+        behind = average_gains(gains(paper)) if paper else []
+        if behind:
+            x, y = [gain.classes for gain in behind], [gain.points for gain in behind]
+            axes.plot(x, y, color=SOFT, linewidth=1.8, marker="D", markersize=5, label="paper, average")
         for index, network in enumerate(networks):
             own = [gain for gain in found if gain.network == network]
             axes.plot(
@@ -137,7 +155,7 @@ def class_count_figure(accuracies: Sequence[Accuracy]) -> Drawing:
             for classes, points in zip(x, y, strict=True):
                 text = axes.annotate(f"{points:+.3f}", (classes, points), (7, 5), textcoords="offset points")
                 text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})
-        counts = sorted({gain.classes for gain in found})
+        counts = sorted({gain.classes for gain in (*found, *behind)})
         axes.set_xscale("log")
         axes.margins(x=0.12)
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
@@ -146,4 +164,9 @@ def class_count_figure(accuracies: Sequence[Accuracy]) -> Drawing:
         axes.set_ylabel("gain in accuracy by smoothing (points)")
         axes.legend(frameon=False)
     lines = [[gain.network, gain.classes, number(gain.points)] for gain in (*found, *averages)]
-    return Drawing(figure, {"": csv_text(["network", "classes", "gain_points"], lines)})
+    header = ["network", "classes", "gain_points"]
+    tables = {"": csv_text(header, lines)}
+    if behind:
+        printed = [[gain.network, gain.classes, number(gain.points)] for gain in behind]
+        tables["paper"] = csv_text(header, printed)
+    return Drawing(figure, tables)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from lskd_study.page import environment
+from lskd_study.paper.layout_parts import Layout
+from lskd_study.paper.page_figures import PageFigure
 from lskd_study.teachers import render
 from lskd_study.teachers.compare import Comparison
 from lskd_study.teachers.paper_tables import StabilityTable
@@ -10,24 +12,38 @@ from lskd_study.teachers.schema import TeacherList
 
 
 def render_teachers(
-    study: TeacherList, comparison: Comparison, tables: Sequence[StabilityTable], files: dict[str, str]
+    study: TeacherList,
+    comparison: Comparison,
+    tables: Sequence[StabilityTable],
+    files: dict[str, str],
+    layouts: Sequence[Layout] = (),
+    drawn: Sequence[PageFigure] = (),
 ) -> str:
-    """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name."""
-    reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
-    alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
-    answer = " ".join(reading) or alone or "These teachers saw different samples and are not compared."
+    """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name.
+
+    ``layouts``: further tables of the paper, which come first; ``drawn``: its figures.
+    """
     return (
         environment()
         .get_template("teachers.html.j2")
         .render(
             study=study,
             comparison=comparison,
-            answer=answer,
+            answer=answer_of(comparison),
             warnings=list(render.warning_lines(comparison)),
             tables=tables,
             files=files,
+            layouts=layouts,
+            drawn=drawn,
             measures=list(render.measure_rows(comparison)),
             differences=list(render.difference_rows(comparison)),
             method=render.method_line(comparison),
         )
     )
+
+
+def answer_of(comparison: Comparison) -> str:
+    """Return the page's first sentence: which teacher is the most accurate."""
+    reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
+    alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
+    return " ".join(reading) or alone or "These teachers saw different samples and are not compared."

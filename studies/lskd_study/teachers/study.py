@@ -5,13 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from lskd import LskdError
+from lskd_study.paper.layout_parts import Layout
+from lskd_study.paper.page_figures import PageFigure
 from lskd_study.plan import write_text
 from lskd_study.recipes import find_study_file
 from lskd_study.teachers.evaluate import TeacherSpec
-from lskd_study.teachers.page import render_teachers
+from lskd_study.teachers.page import answer_of, render_teachers
 from lskd_study.teachers.paper_tables import TableName, paper_table, table_csv, table_markdown
 from lskd_study.teachers.run import WRITERS, Settings, check_specs, run_teachers
 from lskd_study.teachers.schema import TeacherEntry, TeacherList, load_teachers
+from lskd_study.verdicts import VERDICTS_FILE, DataRecord, teachers_record
 
 FILES: dict[TableName, str] = {"Table 1": "table1", "Table 10": "table10"}
 PAGE = "index.html"
@@ -40,12 +43,18 @@ def run_teachers_file(file: str, output: str | None, dry_run: bool, options: Seq
 
 
 def run_teacher_list(
-    study: TeacherList, settings: Settings, files: Mapping[str, Path | None] | None = None
+    study: TeacherList,
+    settings: Settings,
+    files: Mapping[str, Path | None] | None = None,
+    layouts: Sequence[Layout] = (),
+    drawn: Sequence[PageFigure] = (),
 ) -> Path | None:
     """Measure the teachers of a list and write its output folder.
 
     It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
-    Markdown in the paper's layout, with its own figures beside the measured ones, and a page, ``index.html``.
+    Markdown in the paper's layout, with its own figures beside the measured ones, a page, ``index.html``, and
+    ``verdicts.json`` for `lskd index`.
+    ``layouts`` and ``drawn``: further tables and figures of the paper, for the page.
 
     Returns:
         The output folder; None on the processes of torchrun other than the first.
@@ -67,10 +76,15 @@ def run_teacher_list(
         stem = FILES[table.name]
         write_text(output / f"{stem}.csv", table_csv(table))
         write_text(output / f"{stem}.md", table_markdown(table))
+    names = [teacher.name for teacher in comparison.teachers]
+    data = study.data.path if study.data else ""
+    measures = comparison.teachers[0].measures
+    seen = DataRecord(path=data, classes=measures.num_classes, samples=measures.samples)
+    record = teachers_record(study.title, names, answer_of(comparison), seen)
+    write_text(output / VERDICTS_FILE, record.text())
     page = output / PAGE
-    write_text(
-        page, render_teachers(study, comparison, tables, {str(name): stem for name, stem in FILES.items()})
-    )
+    stems = {str(name): stem for name, stem in FILES.items()}
+    write_text(page, render_teachers(study, comparison, tables, stems, layouts, drawn))
     print(page)
     return output
 

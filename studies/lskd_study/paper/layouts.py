@@ -1,0 +1,121 @@
+"""The paper's tables in their own rows and columns: measured, printed, and the difference.
+
+A layout takes one study or several. It has every row that the paper prints of the data sets that they cover,
+measured or not, and after them what they measured and the paper has not.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lskd_study.image_results import ImageResult
+from lskd_study.paper import Table, load_tables
+from lskd_study.paper.layout_parts import Cell, Column, Figure, Layout, Line, Measurement, Part, Text
+from lskd_study.paper.layout_tables import BUILDERS
+from lskd_study.paper.matching import Kind, kinds_of
+from lskd_study.results import Results
+from lskd_study.tables import Measured
+
+Studies = Sequence[Results[ImageResult]]
+
+
+def papers_layouts(studies: Studies) -> list[Layout]:
+    """Return the layout of every table that one of the studies names, with what all who name it measured."""
+    named = dict.fromkeys(name for results in studies for name in results.plan.paper)
+    return [
+        layout_of(name, [results for results in studies if name in results.plan.paper])
+        for name in named
+        if name in BUILDERS
+    ]
+
+
+def layout_of(name: str, studies: Studies) -> Layout:
+    """Return a table of the paper with what the studies measured.
+
+    Raises:
+        KeyError: for a table without a layout here.
+    """
+    paper = load_tables()
+    table = paper[name]
+    found = measurements(studies, table)
+    parts = tuple(BUILDERS[name](paper, table, found))
+    named = {entry for part in parts for entry in _errata_of(part)}
+    errata = tuple(entry for entry in paper.errata if entry.id in named)
+    notes = _notes(parts)
+    return Layout(
+        name, table.title, name.lower().replace(" ", "").replace(".", ""), parts, "paper", errata, notes
+    )
+
+
+def measurements(studies: Studies, table: Table) -> list[Measurement]:
+    """Return what studies measured for a table; of a kind that several have, the first with results."""
+    found: dict[tuple[Kind, str], Measurement] = {}
+    for results in studies:
+        data = Path(results.plan.data).name
+        for kind, runs in kinds_of(results.plan, table).items():
+            teachers = dict.fromkeys(run.teacher or run.id for run in runs)
+            measured = Measurement(
+                kind,
+                data,
+                tuple(results.finished[name] for name in teachers if name in results.finished),
+                tuple(
+                    results.finished[run.id]
+                    for run in runs
+                    if run.role == "student" and run.id in results.finished
+                ),
+            )
+            known = found.get((kind, measured.place))
+            if known is None or not (known.teachers or known.students):
+                found[kind, measured.place] = measured
+    return list(found.values())
+
+
+def published_layout(results: Results[ImageResult]) -> Layout | None:
+    """Return the figures of another publication that the study's file gives, beside the study's own."""
+    published = results.plan.published
+    if not published:
+        return None
+    columns = (
+        Column("Student", "student"),
+        Column("Teacher", "teacher"),
+        Column("Temperature", "temperature", numbers=True),
+        Column("Hard weight", "hard_weight", numbers=True),
+        Column("Teacher’s α", "smoothing", numbers=True),
+        Column("Acc. (Top-1)", "student_top1", numbers=True),
+    )
+    teachers = dict.fromkeys(run.model for run in results.plan.runs if run.role == "teacher")
+    lines = []
+    for f in published["figures"]:
+        teacher = f["teacher"] or next(iter(teachers))
+        setting = (f["smoothing"], f["temperature"], f["hard_weight"])
+        own = results.students(f["student"], teacher, *setting)
+        numbers = (f["temperature"], f["hard_weight"], f["smoothing"])
+        cells: tuple[Cell, ...] = (
+            Text(f["student"]),
+            Text(teacher),
+            *(Text(f"{number:g}", number) for number in numbers),
+            Figure(Measured.of([result.top1 for result in own.values()]), f["top1"]),
+        )
+        lines.append(Line(cells, "published"))
+    part = Part("", columns, tuple(lines))
+    return Layout(
+        "Published figures", published["source"], "published", (part,), "published", (), _notes([part])
+    )
+
+
+def _errata_of(part: Part) -> Iterable[str]:
+    yield from part.errata
+    for column in part.columns:
+        yield from column.errata
+    for line in part.lines:
+        for cell in line.cells:
+            yield from cell.errata
+
+
+def _notes(parts: Sequence[Part]) -> tuple[str, ...]:
+    lines = [line for part in parts for line in part.lines]
+    notes = []
+    if any(not line.seeds for line in lines):
+        notes.append("A dash for the measured value: not measured by this study, or not yet.")
+    if any(not line.printed for line in lines):
+        notes.append("Rows without a figure of the paper are not in its table.")
+    return tuple(notes)

@@ -1,0 +1,146 @@
+"""One page over several studies, from the real command."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lskd_study.cli import main
+from lskd_study.report import write_report
+from lskd_study.verdicts import VERDICTS_FILE, read_record
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory, fake_study_at, translation_study_at) -> list[Path]:
+    """Finished studies: one that supports the claim, one that contradicts it, one with more settings."""
+    made = []
+    for name, maker, changes in (
+        ("better", fake_study_at, {"effect": 2.0}),
+        ("the worse", fake_study_at, {"effect": -2.0}),
+        ("translated", translation_study_at, {"effect": 0.1, "temperatures": [1.0, 4.0], "seeds": [0, 1]}),
+    ):
+        plan = maker(tmp_path_factory.mktemp("studies") / name)(
+            students=[("small", "student.yaml")], **changes
+        )
+        if name == "translated":
+            (plan.folder(plan.runs[-1]) / "job.json").unlink()
+        write_report(plan)
+        made.append(plan.root)
+    return made
+
+
+def rows_of(html: str) -> list[list[str]]:
+    body = re.search(r"<tbody>(.*?)</tbody>", html, re.S).group(1)
+    cells = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in body.split("<tr>")[1:])
+    return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells]
+
+
+def test_one_line_per_study_with_relative_links(studies, tmp_path, capsys):
+    output = tmp_path / "pages" / "all.html"
+    assert main(["index", *map(str, studies), "--output", str(output), "--title", "Three <of> them"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == (
+        "Of 3 studies, 1 study supports the paper’s claim that a label-smoothed teacher distils a better "
+        "student, 1 contradicts it, and 1 cannot tell. 1 run is missing."
+    )
+    assert said[1] == str(output)
+    html = output.read_text()
+    assert "Three &lt;of&gt; them" in html
+    assert said[0] in html
+    rows = rows_of(html)
+    assert [row[1] for row in rows] == ["✓ supported", "✗ contradicted", "? cannot tell"]
+    assert [row[6:] for row in rows] == [["1 × 1 × 3", "0"], ["1 × 1 × 3", "0"], ["1 × 1 × 2", "1 of 12"]]
+    for claim in ("better student", "lower instability", "larger loss"):
+        assert f"✓ supported: {claim}" in rows[0][4]
+    assert rows[1][2].startswith("−")
+    for folder, link in zip(studies, re.findall(r'<th scope="row"><a href="([^"]*)">', html), strict=True):
+        assert not link.startswith("/")
+        assert " " not in link
+        assert (output.parent / link.replace("%20", " ")).resolve() == (folder / "index.html").resolve()
+    for line in (read_record(folder).headline.answer for folder in studies):
+        assert line.replace("'", "&#39;") in html
+
+
+def test_several_settings_of_a_claim_get_a_mark_each(studies, tmp_path):
+    assert main(["index", *[str(studies[2])] * 2, "--output", str(tmp_path / "i.html")]) == 0
+    (row,) = rows_of((tmp_path / "i.html").read_text())  # named twice, shown once
+    verdicts = [f.verdict for f in read_record(studies[2]).findings if f.claim == "larger-loss"]
+    assert sorted(verdicts) == ["cannot tell", "supported"]
+    assert "cannot tell in 1 of 2: larger loss" in row[4]
+    assert "✓? supported in 1 of 2" in row[4]
+
+
+def test_teachers_alone_have_their_line_too(tmp_path, fake_study):
+    plan = fake_study(students=[], seeds=[0])
+    from lskd_study.teachers_alone import write_teachers_report
+
+    write_teachers_report(plan)
+    assert main(["index", str(plan.root), "--output", str(tmp_path / "i.html")]) == 0
+    (row,) = rows_of((tmp_path / "i.html").read_text())
+    assert row[1:] == ["no students", "–", "–", "–", "data 4 classes, 240 images", "1 × 0 × 1", "0"]
+    assert "no student was taught" in (tmp_path / "i.html").read_text()
+
+
+@pytest.fixture
+def copied(studies, tmp_path) -> Path:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for name in (VERDICTS_FILE, "index.html"):
+        shutil.copy(studies[0] / name, folder)
+    return folder
+
+
+def damaged(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / VERDICTS_FILE).read_text())
+        change(content)
+        (folder / VERDICTS_FILE).write_text(json.dumps(content))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / VERDICTS_FILE).unlink(), "holds no study"),
+        (lambda folder: (folder / VERDICTS_FILE).write_text("{"), "is damaged"),
+        (lambda folder: (folder / "index.html").unlink(), "has no page"),
+        (damaged(lambda c: c.update(format=2)), "another version"),
+        (damaged(lambda c: c["findings"][0].update(verdict="perhaps")), "findings.0.verdict"),
+        (damaged(lambda c: c.pop("seeds")), "(seeds: Field required)"),
+    ],
+)
+def test_a_folder_without_a_study_is_one_line_and_no_page(copied, tmp_path, capsys, damage, said):
+    damage(copied)
+    output = tmp_path / "all.html"
+    assert main(["index", str(copied), "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lskd: error: ")
+    assert error.count("\n") == 1
+    assert said in error
+    assert str(copied) in error
+    assert not output.exists()
+
+
+def test_a_studys_own_page_is_not_overwritten(studies, capsys):
+    page = studies[0] / "index.html"
+    before = page.read_bytes()
+    assert main(["index", str(studies[1]), "--output", str(page)]) == 2
+    assert "a study's own page" in capsys.readouterr().err
+    assert page.read_bytes() == before
+
+
+def test_what_cannot_be_written_is_one_line(studies, tmp_path, capsys):
+    assert main(["index", str(studies[0]), "--output", str(tmp_path)]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_later_version_adds_is_passed_over(copied, tmp_path):
+    damaged(lambda c: c["findings"][0].update(power=0.8))(copied)
+    assert main(["index", str(copied), "--output", str(tmp_path / "i.html")]) == 0
