@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 from lskd import LskdError
 from lskd_study import cli
 from lskd_study.engine import make_plan
+from lskd_study.json_schema import study_schema
 from lskd_study.own import command, measure
 from lskd_study.own import estimate as timing
 from lskd_study.own.choice import candidates, shorter
@@ -161,6 +163,7 @@ def test_the_files_are_a_study_in_order(tmp_path, monkeypatch, gpu, grey):
         for name, text in contents(images(grey=grey), choice, "runs/x", "It takes long.").items():
             (tmp_path / name).write_text(text)
             assert max(map(len, text.splitlines())) <= 120
+        jsonschema.validate(yaml.safe_load((tmp_path / "study.yaml").read_text()), study_schema())
         plan = make_plan("study.yaml", None)  # the trainer's own parser reads the files
         assert (plan.data, plan.output, plan.num_classes) == ("x", "runs/x", 3)
         assert len(plan.runs) == 18

@@ -1,8 +1,9 @@
-"""Claims that take several studies: what the gain by smoothing depends on that a study holds fixed.
+"""Claims that take several studies, because each of them holds fixed what the claim is about.
 
 Studies are measured on different samples and trained apart, so their differences are independent: the parts
 of their variances add up, weighted by the square of the contrast's weight, each with its own degrees of
-freedom. Networks are those that every study has, fixed, and averaged, as in the paper's Table 4.
+freedom. Networks are those that every study has, fixed, and averaged, as in the paper's Table 4. Trends over
+the teachers of several studies are in `pooled`.
 """
 
 import math
@@ -13,6 +14,7 @@ from lskd import LskdError
 from lskd_study.claims.contrasts import difference, estimate_contrast, fitted_change, measure_of
 from lskd_study.claims.judging import Draft, Finding, decide
 from lskd_study.claims.long_tail import is_long_tailed
+from lskd_study.claims.pooled import pooled_trends
 from lskd_study.claims.settings import Setting, models_of
 from lskd_study.claims.statements import CLAIMS, Claim
 from lskd_study.plan import Plan
@@ -27,24 +29,14 @@ def judge_several(studies: Sequence[Results[Any]]) -> list[Finding]:
 
     More classes: image studies without a long tail, of equal smoothing values and convention, whose teachers
     have a network in common, and with at least two different numbers of classes. Long tails: two such studies
-    of as many classes, one of them long-tailed. Of studies that are alike in this the first is taken.
+    of as many classes, one of them long-tailed. Of studies that are alike in this the first is taken. Better
+    teachers: studies of equal smoothing on the same samples that teach one student with one loss, and have at
+    least three different teachers in all.
     """
-    drafts: list[Draft] = []
-    for group in _comparable([study for study in studies if not is_translation(study.plan)]):
-        even = _first_of_each([study for study in group if not is_long_tailed(study.plan)])
-        if len(even) > 1:
-            points = [math.log10(study.plan.num_classes) for study in even]
-            scale = max(points) - min(points)
-            weights = [weight / scale for weight in fitted_change(points)]
-            classes = ", ".join(f"{study.plan.num_classes:,}" for study in even)
-            drafts += _drafts("gain-classes", even, weights, f"{classes} classes")
-        by_classes = {study.plan.num_classes: study for study in even}
-        for study in _first_of_each([study for study in group if is_long_tailed(study.plan)]):
-            other = by_classes.get(study.plan.num_classes)
-            if other is not None:
-                words = f"“{study.plan.title}” against “{other.plan.title}”"
-                drafts += _drafts("gain-long-tail", [other, study], [-1.0, 1.0], words)
-    return decide(drafts)
+    groups = _comparable(studies)
+    drafts = [draft for group in groups for draft in _gains([s for s in group if not is_translation(s.plan)])]
+    drafts += [draft for group in groups for draft in pooled_trends(group)]
+    return decide(drafts, headline=False)
 
 
 def _comparable(studies: Sequence[Results[Any]]) -> list[list[Results[Any]]]:
@@ -54,6 +46,24 @@ def _comparable(studies: Sequence[Results[Any]]) -> list[list[Results[Any]]]:
         plan = study.plan
         groups.setdefault((plan.convention, tuple(plan.smoothing)), []).append(study)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _gains(group: Sequence[Results[Any]]) -> list[Draft]:
+    drafts: list[Draft] = []
+    even = _first_of_each([study for study in group if not is_long_tailed(study.plan)])
+    if len(even) > 1:
+        points = [math.log10(study.plan.num_classes) for study in even]
+        scale = max(points) - min(points)
+        weights = [weight / scale for weight in fitted_change(points)]
+        classes = ", ".join(f"{study.plan.num_classes:,}" for study in even)
+        drafts += _gain_drafts("gain-classes", even, weights, f"{classes} classes")
+    by_classes = {study.plan.num_classes: study for study in even}
+    for study in _first_of_each([study for study in group if is_long_tailed(study.plan)]):
+        other = by_classes.get(study.plan.num_classes)
+        if other is not None:
+            words = f"“{study.plan.title}” against “{other.plan.title}”"
+            drafts += _gain_drafts("gain-long-tail", [other, study], [-1.0, 1.0], words)
+    return drafts
 
 
 def _first_of_each(studies: Sequence[Results[Any]]) -> list[Results[Any]]:
@@ -74,7 +84,7 @@ def _common_networks(plans: Sequence[Plan]) -> list[str]:
     return [name for name in first if all(name in models for models in others)]
 
 
-def _drafts(
+def _gain_drafts(
     contrast: str, studies: Sequence[Results[Any]], weights: Sequence[float], words: str
 ) -> list[Draft]:
     claim = next(claim for claim in CLAIMS if claim.contrast == contrast)
@@ -82,10 +92,10 @@ def _drafts(
     if not networks:
         return []
     baseline, *others = studies[0].plan.smoothing
-    return [_draft(claim, studies, weights, networks, (baseline, alpha), words) for alpha in others]
+    return [_gain(claim, studies, weights, networks, (baseline, alpha), words) for alpha in others]
 
 
-def _draft(
+def _gain(
     claim: Claim,
     studies: Sequence[Results[Any]],
     weights: Sequence[float],
