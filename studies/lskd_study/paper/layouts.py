@@ -115,7 +115,7 @@ def _notes(parts: Sequence[Part]) -> tuple[str, ...]:
     lines = [line for part in parts for line in part.lines]
     notes = []
     if any(not line.seeds for line in lines):
-        notes.append("A dash for the measured value: not measured by this study, or not yet.")
+        notes.append("A dash for the measured value: not measured here, or not yet.")
     if any(not line.printed for line in lines):
         notes.append("Rows without a figure of the paper are not in its table.")
     return tuple(notes)
