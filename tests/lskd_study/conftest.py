@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lskd_study.doctor import find_chromium
 from lskd_study.ecosystems.fairseq import CURVE_COLUMNS as TRANSLATION_COLUMNS
 from lskd_study.ecosystems.timm import CURVE_COLUMNS
 from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
@@ -251,3 +254,37 @@ def translation_study(tmp_path: Path) -> StudyMaker:
 @pytest.fixture(scope="session")
 def translation_study_at() -> Callable[[Path], StudyMaker]:
     return translation_maker
+
+
+CHROMIUM_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # nothing outside, not even the distribution's start page
+    "--homepage=about:blank",
+)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium, one for all pages; the log of its console and of its requests is kept."""
+    selenium = pytest.importorskip("selenium.webdriver")
+    path, driver = find_chromium(), shutil.which("chromedriver")
+    if path is None or driver is None:
+        reason = "no chromium with chromedriver here; on Debian: apt install chromium chromium-driver"
+        if os.environ.get("LSKD_REQUIRE_CHROMIUM") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    options = selenium.ChromeOptions()
+    options.binary_location = path
+    for flag in (*CHROMIUM_FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    yield found
+    found.quit()

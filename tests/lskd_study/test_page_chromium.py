@@ -1,7 +1,7 @@
 """The page in a real browser: a silent console, no sideways scrolling, legible in both colour schemes."""
 
-import os
-import shutil
+import base64
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +9,14 @@ import pytest
 import yaml
 
 from lskd_study.cli import main
-from lskd_study.doctor import find_chromium
 from lskd_study.report import write_report
 
 pytestmark = pytest.mark.integration
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # nothing outside, not even the distribution's start page
-    "--homepage=about:blank",
-)
+Keys = pytest.importorskip("selenium.webdriver").Keys
+WebDriverWait = pytest.importorskip("selenium.webdriver.support.ui").WebDriverWait
+
+BACKGROUND = "return getComputedStyle(document.body).backgroundColor"
 CONTRAST = """
 const channel = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
 const light = text => {
@@ -34,11 +25,15 @@ const light = text => {
 };
 const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
 const paper = light(getComputedStyle(document.body).backgroundColor);
+const behind = e => {
+  while (e && getComputedStyle(e).backgroundColor == 'rgba(0, 0, 0, 0)') e = e.parentElement;
+  return e ? light(getComputedStyle(e).backgroundColor) : paper;
+};
 return [
-  ...[...document.querySelectorAll('p, td, th, dd, dt, figcaption, svg text')]
-    .filter(e => !e.querySelector('.verdict'))
+  ...[...document.querySelectorAll('body *:not(script, style)')]
+    .filter(e => [...e.childNodes].some(child => child.nodeType == Node.TEXT_NODE && child.data.trim()))
     .map(e => [e, getComputedStyle(e)[e.tagName == 'text' ? 'fill' : 'color']])
-    .map(([e, color]) => [4.5, ratio(light(color), paper), e.outerHTML]),
+    .map(([e, color]) => [4.5, ratio(light(color), behind(e)), e.outerHTML]),
   ...[...document.querySelectorAll('.panels path[style*="--arm"], .difference path[style*="--arm"]')]
     .map(e => [3, ratio(light(getComputedStyle(e).stroke), paper), e.outerHTML]),
 ].filter(([need, found]) => !(found >= need)).map(([need, found, html]) => found + ' ' + html.slice(0, 200));
@@ -46,27 +41,8 @@ return [
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    selenium = pytest.importorskip("selenium.webdriver")
-    path, driver = find_chromium(), shutil.which("chromedriver")
-    if path is None or driver is None:
-        reason = "no chromium with chromedriver here; on Debian: apt install chromium chromium-driver"
-        if os.environ.get("LSKD_REQUIRE_CHROMIUM") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    options = selenium.ChromeOptions()
-    options.binary_location = path
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
-    yield found
-    found.quit()
-
-
-@pytest.fixture(scope="module")
 def pages(tmp_path_factory, fake_study_at, translation_study_at) -> dict[str, Path]:
-    """A page with everything, one with runs missing, and one with more arms and settings than usual."""
+    """A page with everything, one with runs missing, one with more arms and settings; and one over all."""
     made = {}
     for name, changes in {
         "usual": {"effect": 2.0},
@@ -82,7 +58,9 @@ def pages(tmp_path_factory, fake_study_at, translation_study_at) -> dict[str, Pa
     write_report(plan)
     made["translation"] = plan.root / "index.html"
     made["teachers"] = teachers_page(tmp_path_factory.mktemp("teachers"))
-    return made
+    index = tmp_path_factory.mktemp("index") / "studies.html"
+    assert main(["index", *(str(page.parent) for page in made.values()), "--output", str(index)]) == 0
+    return {**made, "index": index}
 
 
 def teachers_page(folder: Path) -> Path:
@@ -105,14 +83,10 @@ def teachers_page(folder: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["usual", "many", "translation", "teachers"])
+@pytest.mark.parametrize("name", ["usual", "many", "translation", "teachers", "index"])
 def test_the_page_in_chromium(browser, pages, name, width, scheme):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     browser.get_log("performance")
-    browser.get(pages[name].as_uri())
+    show(browser, pages[name], width, scheme)
     assert browser.get_log("browser") == []
     asked = [entry["message"] for entry in browser.get_log("performance")]
     assert not [message for message in asked if '"url":"http' in message]
@@ -121,12 +95,129 @@ def test_the_page_in_chromium(browser, pages, name, width, scheme):
     assert scroll <= inner == width
     answer = browser.find_element("id", "answer")
     assert answer.is_displayed()
-    assert ("BLEU" if name == "translation" else "accura") in answer.text
-    assert "95 % interval" in answer.text
+    word = {"translation": "BLEU", "index": "Of 4 studies"}.get(name, "accura")
+    assert word in answer.text
+    assert ("95 % interval" in answer.text) == (name != "index")
     assert answer.location["y"] + answer.size["height"] < 700  # the answer is on the first screen
     panels = browser.find_elements("css selector", ".panels svg")
-    assert panels or name == "teachers"
+    assert panels or name in ("teachers", "index")
     assert all(panel.size["height"] > 100 for panel in panels)
-    dark = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert (dark == "rgb(21, 24, 28)") == (scheme == "dark")
+    background = browser.execute_script(BACKGROUND)
+    assert (background == "rgb(21, 24, 28)") == (scheme == "dark")
     assert browser.execute_script(CONTRAST) == []
+
+
+STRUCTURE = """
+const problems = [];
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const check = (right, words) => { if (!right) problems.push(words); };
+const name = e => (e.getAttribute('aria-label')
+  || all('#' + CSS.escape(e.getAttribute('aria-labelledby') || 'nothing')).map(l => l.textContent).join('')
+  || e.textContent || e.title).trim();
+for (const tag of ['header', 'main', 'footer'])
+  check(all(tag).filter(e => e.parentElement == document.body).length == 1, 'one ' + tag);
+check(all('h1').length == 1, 'h1');
+const levels = all('h1, h2, h3, h4').map(h => Number(h.tagName[1]));
+levels.forEach((level, i) => check(!i || level <= levels[i - 1] + 1, 'heading ' + i + ' is too deep'));
+const ids = all('[id]').map(e => e.id);
+check(new Set(ids).size == ids.length, 'ids twice');
+all('a[href^="#"]').forEach(a => check(ids.includes(a.hash.slice(1)), a.outerHTML + ' leads nowhere'));
+all('a, button, section, [role=region], [role=img], summary, th').forEach(e =>
+  check(name(e), e.outerHTML.slice(0, 200) + ' has no name'));
+all('section').forEach(s => check(ids.includes(s.getAttribute('aria-labelledby')), s.outerHTML.slice(0, 80)));
+const regions = all('[role=region]').map(name);
+check(new Set(regions).size == regions.length, 'regions of one name');
+all('th').forEach(th => check(th.scope, th.outerHTML + ' has no scope'));
+all('svg:not([role=img], [aria-hidden=true])').forEach(s => check(false, s.outerHTML.slice(0, 80)));
+all('[tabindex]').forEach(e => check(e.tabIndex <= 0, 'tabindex'));
+all('.scroll').forEach(e =>
+  check(e.scrollWidth <= e.clientWidth || e.tabIndex == 0, 'no way to scroll ' + name(e)));
+all('pre').forEach(e => check(e.tabIndex == 0, 'pre'));
+all('button').forEach(e => check(e.getBoundingClientRect().height >= 24, 'a small target ' + name(e)));
+return problems;
+"""
+
+
+@pytest.mark.parametrize("name", ["many", "translation", "teachers", "index"])
+def test_names_headings_and_landmarks(browser, pages, name):
+    for width in (1280, 390):
+        show(browser, pages[name], width)
+        assert browser.execute_script(STRUCTURE) == []
+
+
+def show(browser, page, width=1280, scheme="light", media=""):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+    browser.get(page.as_uri())
+
+
+def test_the_tab_key_goes_down_the_page_and_shows_where_it_is(browser, pages):
+    show(browser, pages["usual"])
+    seen = []
+    for _ in range(12):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        seen.append(
+            browser.execute_script(
+                "const e = document.activeElement, box = e.getBoundingClientRect();"
+                "return [e.textContent.trim(), parseFloat(getComputedStyle(e).outlineWidth),"
+                " box.top >= 0 && box.bottom <= innerHeight, scrollY + box.top]"
+            )
+        )
+    assert seen[0][0] == "Skip to the results"
+    assert [text for text, *_ in seen[1:3]] == ["Teacher", "α"]
+    assert all(outline >= 2 and visible for _, outline, visible, _ in seen)
+    tops = [top for *_, top in seen]
+    assert tops == sorted(tops)
+
+
+def test_a_result_leads_to_the_commands_of_its_runs(browser, pages):
+    show(browser, pages["many"])
+    details = browser.find_element("id", "commands")
+    assert details.get_attribute("open") is None
+    link = browser.find_elements("css selector", "table.results tbody tr:nth-child(3) a")[1]
+    link.send_keys(Keys.ENTER)
+    WebDriverWait(browser, 5).until(lambda _: details.get_attribute("open") is not None)
+    heading = browser.find_element("css selector", "h3:target")
+    assert heading.text == "Student big of big, α = 0, T = 1, λ = 0"
+    inside = "const b = arguments[0].getBoundingClientRect(); return b.top >= 0 && b.bottom <= innerHeight"
+    WebDriverWait(browser, 5).until(lambda _: browser.execute_script(inside, heading))
+    commands = browser.find_elements("css selector", "h3:target + ul pre")
+    assert [f"--seed {seed}" in pre.text for seed, pre in enumerate(commands)] == [True, True]
+    assert all("student-big-of-big-smoothing0-T1-hard0" in pre.text for pre in commands)
+
+
+PAPER = {"A4": (210, 297), "letter": (215.9, 279.4)}  # mm
+CUT = """
+const width = arguments[0];
+return [...document.querySelectorAll('table, td, th, svg, pre, p, figure, h1, h2, h3, dd')]
+  .map(e => [e.getBoundingClientRect(), e]).filter(([box]) => box.right > width + 1 || box.left < -1)
+  .map(([, e]) => e.outerHTML.slice(0, 120));
+"""
+
+
+@pytest.mark.parametrize("paper", PAPER)
+@pytest.mark.parametrize("name", ["many", "translation", "teachers", "index"])
+def test_nothing_is_cut_on_paper(browser, pages, name, paper):
+    wide, high = PAPER[paper]
+    width = int((wide - 2 * 14) / 25.4 * 96)  # between the margins of page.css
+    show(browser, pages[name], width, "dark", "print")
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    assert browser.execute_script(CUT, width) == []
+    assert browser.execute_script(BACKGROUND) == "rgb(255, 255, 255)"
+    assert browser.execute_script(CONTRAST) == []
+    for left_out in browser.find_elements("css selector", ".tools, .skip, #commands pre"):
+        assert not left_out.is_displayed()
+    closed = browser.find_elements("css selector", "details:not([open])")
+    assert all(details.get_attribute("id") == "commands" for details in closed)
+    browser.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert browser.find_elements("css selector", "details[open]") == []
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    size = {"paperWidth": wide / 25.4, "paperHeight": high / 25.4}
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", size)["data"])
+    pages_there = len(re.findall(rb"/Type\s*/Page\b", pdf))
+    assert 2 <= pages_there <= 12
+    boxes = {tuple(map(float, box.split())) for box in re.findall(rb"/MediaBox\s*\[([^\]]*)\]", pdf)}
+    assert len(boxes) == 1
+    assert boxes.pop() == pytest.approx((0, 0, wide / 25.4 * 72, high / 25.4 * 72), abs=1)
