@@ -216,8 +216,10 @@ def _averages(paper: Paper, places: Sequence[str], lines: Sequence[Line]) -> Lin
             gains = _gains(lines, 2 + 2 * index + position)
             # A mean over networks has no deviation over seeds that the cells above would give.
             measured = Measured(float(np.mean(gains)), math.nan, 1) if gains else Measured.of([])
-            paper_gain = printed[place].number(column) if place in printed else None
-            cells.append(Figure(measured, paper_gain, signed=True))
+            row = printed.get(place)
+            gain = row.number(column) if row else None
+            errata = paper.errata_of_cell(row, column) if row else ()
+            cells.append(Figure(measured, gain, errata=errata, signed=True))
     return Line(tuple(cells), "Average")
 
 

@@ -106,7 +106,7 @@ def _errata_of(part: Part) -> Iterable[str]:
     yield from part.errata
     for column in part.columns:
         yield from column.errata
-    for line in part.lines:
+    for line in (*part.lines, *((part.foot,) if part.foot else ())):
         for cell in line.cells:
             yield from cell.errata
 
