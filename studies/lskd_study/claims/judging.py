@@ -102,7 +102,7 @@ class Draft:
         """
         if self.interval is None or not self.claim.direction or self.claim.contrast == "direction":
             return False
-        return self.interval.holds_seeds
+        return self.interval.holds_seeds and not math.isnan(self.p_value)
 
 
 def judge(results: Results[Kind]) -> list[Finding]:
