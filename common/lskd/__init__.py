@@ -14,6 +14,7 @@ from lskd._class_means import (
     minor_probabilities,
     propose_classes,
 )
+from lskd._compiled import has_compiled_loss
 from lskd._errors import CheckpointError, LskdError, SoftLabelsError, one_line
 from lskd._fast_teacher import (
     FAST_BOUND,
@@ -37,6 +38,7 @@ from lskd._replay import (
     replayed,
 )
 from lskd._row_collector import RowCollector
+from lskd._separation import ClassSeparation, class_separation, nearest_classes
 from lskd._soft_labels import SoftLabelRows, SoftLabels, SoftLabelsWriter
 from lskd._soft_labels_manifest import SoftLabelsLayout
 from lskd._stored_form import stored_difference, stored_form, teacher_form
@@ -50,6 +52,7 @@ from lskd._targets import (
     target_mass,
     target_values,
 )
+from lskd._teacher_form import TeacherForm
 from lskd._teachers import AlphaSchedule, ensemble_logits, selective_weight, top_k_log_probabilities
 from lskd._terms import DistillationTerms, Rest, TopK, distillation_terms
 
@@ -63,6 +66,7 @@ __all__ = [
     "FAST_MODES",
     "AlphaSchedule",
     "CheckpointError",
+    "ClassSeparation",
     "ClusterDistances",
     "Convention",
     "Definition",
@@ -86,6 +90,7 @@ __all__ = [
     "SoftLabelsWriter",
     "Stability",
     "StoredRun",
+    "TeacherForm",
     "TeacherMeasures",
     "TemperatureFit",
     "TopK",
@@ -95,6 +100,7 @@ __all__ = [
     "choose_fast",
     "class_confusion",
     "class_mean_probabilities",
+    "class_separation",
     "cluster_distances",
     "compare_with_chance",
     "convert_alpha",
@@ -105,12 +111,14 @@ __all__ = [
     "fit_temperature",
     "fold_batch_norm",
     "fused_distillation",
+    "has_compiled_loss",
     "image_layout",
     "load_teacher_weights",
     "measure_teacher",
     "minor_probabilities",
     "mixed_image",
     "mixed_targets",
+    "nearest_classes",
     "one_line",
     "projection_plane",
     "propose_classes",

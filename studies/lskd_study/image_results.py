@@ -67,17 +67,27 @@ def read_image_result(folder: Path, run: Run, num_classes: int) -> ImageResult:
     Raises:
         Exception: of many classes, when a file is missing or damaged; `results.read_results` makes it one.
     """
+    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    curves = read_curves(folder / CURVES)
+    keys, logits, labels = read_logits(folder, num_classes)
+    return _measure(run, job, curves, keys, logits, labels)
+
+
+def read_logits(folder: Path, num_classes: int) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
+    """Return a run's samples, sorted: keys, logits ``(N, K)`` and labels ``(N,)``.
+
+    Raises:
+        Exception: of many classes, when the file is missing or damaged.
+    """
     from safetensors.numpy import load_file
 
-    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
     tensors = load_file(folder / LOGITS)
-    curves = read_curves(folder / CURVES)
     keys = bytes(tensors["keys"]).decode().split("\n")
     logits, labels = tensors["logits"].astype(np.float32), tensors["labels"].astype(np.int64)
     if len(keys) != len(labels) or logits.shape != (len(labels), num_classes):
         raise ValueError("sizes do not match")
     order = np.argsort(np.array(keys), kind="stable")
-    return _measure(run, job, curves, [keys[i] for i in order], logits[order], labels[order])
+    return [keys[i] for i in order], logits[order], labels[order]
 
 
 def _measure(

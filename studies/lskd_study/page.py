@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lskd_study.claims import Finding
+from lskd_study.claims import Finding, number_of_tests
+from lskd_study.claims_table import claim_sections, method_text, sentence, unit_text
 from lskd_study.commands import commands_of
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS
@@ -20,6 +21,7 @@ from lskd_study.figures import Panel
 from lskd_study.plan import Plan
 from lskd_study.results import Result, Results, is_translation
 from lskd_study.statistics import Interval
+from lskd_study.stores.words import loss_note, page_rows
 
 with needs_study_extra():
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -71,7 +73,8 @@ def number(value: float, digits: int, *, sign: bool = False) -> str:
 
 def digits_of(unit: str) -> int:
     """Return how many decimals a quantity of this unit is given with."""
-    return {"points": 2, "perplexity": 3}.get(unit, 4)
+    few = {"points": 2, "points per point": 2, "standard deviations": 2, "perplexity": 3}
+    return few.get(unit, 4)
 
 
 def interval_text(interval: Interval | None, unit: str) -> str:
@@ -152,6 +155,7 @@ def environment() -> Environment:
     found.filters.update(
         number=number, interval=interval_text, digits=digits_of, markup=Markup, css_string=css_string
     )
+    found.filters.update(sentence=sentence, unit=unit_text, method=method_text)
     script = loader.get_source(found, "page.js")[0]
     found.globals.update(script=Markup(script), policy=content_security_policy(script))
     return found
@@ -174,13 +178,13 @@ def render_page(
             plan=plan,
             headline=findings[0],
             answer=answer_sentence(results, findings[0]),
-            findings=findings,
-            several=len({finding.setting for finding in findings}) > 1,
-            tested=sum(not math.isnan(finding.adjusted_p) for finding in findings),
+            claim_sections=claim_sections(findings),
+            tested=number_of_tests(findings),
             verdicts=VERDICTS,
             marks=MARKS,
             words=words,
             varied=not plan.papers_loss,
+            loss_note=loss_note(plan),
             difference=difference,
             curves=curves,
             arms=list(enumerate(plan.smoothing)),
@@ -227,7 +231,7 @@ def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
         ("Last run finished", max(job["finished"] for job in jobs)[:16].replace("T", " ") + " UTC"),
     ]
     versions = ", ".join(f"{name} {' / '.join(values)}" for name, values in seen.items())
-    return [*own, ("Versions", versions)]
+    return [*own, *page_rows(results.plan), ("Versions", versions)]
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:

@@ -4,8 +4,10 @@ What all studies share; `image_results` and `translation_results` hold what each
 """
 
 import csv
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -76,33 +78,27 @@ class Results(Generic[Kind]):
 
     def teachers(self, model: str, smoothing: float) -> dict[int, Kind]:
         """Return the finished teachers of one kind, by seed."""
-        found = self._select(role="teacher", model=model, smoothing=smoothing)
-        return {result.run.seed: result for result in found}
+        return dict(self._by_kind.get((model, smoothing), {}))
 
     def students(
         self, model: str, teacher: str, smoothing: float, temperature: float, hard_weight: float
     ) -> dict[int, Kind]:
         """Return the finished students of one kind, by seed; ``teacher`` is the teacher's model."""
-        runs = self.plan.by_id
-        return {
-            result.run.seed: result
-            for result in self._select(
-                role="student",
-                model=model,
-                smoothing=smoothing,
-                temperature=temperature,
-                hard_weight=hard_weight,
-            )
-            # By seed only now: students of several teachers have the same seeds.
-            if runs[result.run.teacher].model == teacher
-        }
+        return dict(self._by_kind.get((model, teacher, smoothing, temperature, hard_weight), {}))
 
-    def _select(self, **wanted: object) -> list[Kind]:
-        return [
-            result
-            for result in self.finished.values()
-            if all(getattr(result.run, name) == value for name, value in wanted.items())
-        ]
+    @cached_property
+    def _by_kind(self) -> dict[tuple[object, ...], dict[int, Kind]]:
+        """All finished runs by what tells kinds apart, then by seed."""
+        found: dict[tuple[object, ...], dict[int, Kind]] = defaultdict(dict)
+        for result in self.finished.values():
+            run = result.run
+            kind: tuple[object, ...] = (run.model, run.smoothing)
+            if run.role == "student":
+                # Students of several teachers have the same seeds, so the teacher is part of the kind.
+                teacher = self.plan.by_id[run.teacher].model
+                kind = (run.model, teacher, run.smoothing, run.temperature, run.hard_weight)
+            found[kind][run.seed] = result
+        return dict(found)
 
 
 def is_translation(plan: Plan) -> bool:

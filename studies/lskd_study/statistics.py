@@ -17,12 +17,13 @@ each part is widened by the t quantile of its own degrees of freedom::
 which is exact when either part is alone and on the safe side between.
 """
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from lskd import LskdError
 
@@ -35,12 +36,20 @@ SEEDS_ONLY = "t interval over seeds"
 ONE_SEED = "one seed: how much seeds vary is unknown"
 
 
+class Part(NamedTuple):
+    """A part of the variance of a mean, with its degrees of freedom."""
+
+    variance: float
+    df: int
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean paired difference with its two-sided 95 % interval, in the unit of the differences.
 
     ``low`` and ``high`` are NaN where no interval can be made; ``note`` then says why. ``p_value`` is
-    two-sided and below 0.05 exactly when the interval excludes zero.
+    two-sided and below 0.05 exactly when the interval excludes zero. ``parts`` is what the width is made of.
+    ``networks``: how many were drawn at random, beside seeds and samples; 0 where networks are fixed.
     """
 
     estimate: float
@@ -52,6 +61,13 @@ class Interval:
     samples: int
     method: str
     note: str = ""
+    parts: tuple[Part, ...] = ()
+    networks: int = 0
+
+    @property
+    def holds_seeds(self) -> bool:
+        """Whether the width holds what another training would change: several seeds or several networks."""
+        return self.seeds > 1 or self.networks > 2
 
     @property
     def known(self) -> bool:
@@ -60,8 +76,16 @@ class Interval:
 
     def scaled(self, factor: float) -> "Interval":
         """Return the interval in another unit, e.g. ``scaled(100)`` for percentage points."""
-        moved = {name: getattr(self, name) * factor for name in ("estimate", "low", "high", "standard_error")}
-        return Interval(**{**self.__dict__, **moved})
+        names = ("estimate", "standard_error", *(("low", "high") if factor >= 0 else ()))
+        moved = {name: getattr(self, name) * factor for name in names}
+        if factor < 0:
+            moved |= {
+                "low": self.high * factor,
+                "high": self.low * factor,
+                "standard_error": -moved["standard_error"],
+            }
+        parts = tuple(Part(part.variance * factor**2, part.df) for part in self.parts)
+        return Interval(**{**self.__dict__, **moved, "parts": parts})
 
 
 class CrossedMoments(NamedTuple):
@@ -138,10 +162,12 @@ def crossed_interval(
     if seeds == 1:
         centred, _ = _centre_within(d, strata)
         variance = float(np.square(centred).sum()) / max(sample_df, 1) / samples
-        dfs = (0, sample_df)
-        return _interval(float(d.mean()), (0.0, variance), dfs, (1, samples), SAMPLES_ONLY, ONE_SEED)
-    mean, *parts = (float(value) for value in crossed_moments(d, strata))
-    return _interval(mean, (parts[0], parts[1]), (seeds - 1, sample_df), (seeds, samples), CROSSED)
+        return parts_interval(
+            float(d.mean()), [Part(variance, sample_df)], (1, samples), SAMPLES_ONLY, ONE_SEED
+        )
+    mean, by_seed, by_sample = (float(value) for value in crossed_moments(d, strata))
+    parts = [Part(by_seed, seeds - 1), Part(by_sample, sample_df)]
+    return parts_interval(mean, parts, (seeds, samples), CROSSED)
 
 
 def seed_interval(differences: ArrayLike) -> Interval:
@@ -159,7 +185,7 @@ def seed_interval(differences: ArrayLike) -> Interval:
     if seeds == 1:
         return no_interval(float(d[0]), 1, 1, SEEDS_ONLY, ONE_SEED)
     variance = float(d.var(ddof=1)) / seeds
-    return _interval(float(d.mean()), (variance, 0.0), (seeds - 1, 0), (seeds, 1), SEEDS_ONLY)
+    return parts_interval(float(d.mean()), [Part(variance, seeds - 1)], (seeds, 1), SEEDS_ONLY)
 
 
 def target_std_pseudo_values(probabilities: ArrayLike, labels: ArrayLike) -> Array:
@@ -192,41 +218,68 @@ def target_std_pseudo_values(probabilities: ArrayLike, labels: ArrayLike) -> Arr
     return np.asarray(std.mean() + pseudo * len(p) / (len(classes) * m))
 
 
-def holm(p_values: ArrayLike) -> Array:
-    """Return Holm's adjusted p-values for a family of tests; a NaN (nothing tested) stays out of it."""
+def holm(
+    p_values: ArrayLike,
+    parameters: Sequence[Hashable] | None = None,
+    weights: Mapping[Hashable, float] | None = None,
+) -> Array:
+    """Return Holm's adjusted p-values for a family of tests; a NaN (nothing tested) stays out of it.
+
+    Args:
+        p_values: ``(J,)``.
+        parameters: for each test, the parameter that it is about. Hypotheses about one parameter exclude each
+            other (a mean is 0, or it is -0.2), so at most one of them is true, and together they count once:
+            Shaffer's (1986) first modification of Holm's method. Without it each test has one of its own.
+        weights: how much of the error rate a parameter gets, relative to the others' 1 (Holm, 1979).
+    """
     p = np.asarray(p_values, dtype=np.float64)
+    names: Sequence[Hashable] = range(len(p)) if parameters is None else parameters
+    weight = np.array([(weights or {}).get(name, 1.0) for name in names])
     adjusted = np.full_like(p, np.nan)
     tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    stepped = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    order = tested[np.argsort(p[tested] / weight[tested], kind="stable")]
+    largest = 0.0
+    for position, test in enumerate(order):
+        # Of each parameter that has a hypothesis left one may be true.
+        possible = sum({names[other]: weight[other] for other in order[position:]}.values())
+        largest = max(largest, min(float(p[test] * possible / weight[test]), 1.0))
+        adjusted[test] = largest
     return adjusted
 
 
-def _interval(
+def parts_interval(
     mean: float,
-    parts: tuple[float, float],
-    dfs: tuple[int, int],
+    parts: Sequence[Part],
     shape: tuple[int, int],
     method: str,
     note: str = "",
+    networks: int = 0,
 ) -> Interval:
-    variance = sum(parts)
+    """Return an interval whose variance has several parts, each widened by the t quantile of its own df.
+
+    ``shape``: numbers of seeds and of samples.
+    """
+    variance = sum(part.variance for part in parts)
     # Identical values leave a variance of rounding errors: compare with the mean, not with zero.
-    if not variance > (1e-12 * abs(mean)) ** 2 or dfs == (0, 0):
+    if not variance > (1e-12 * abs(mean)) ** 2 or not any(part.df for part in parts):
         same = "the difference is the same in every run, so its variance cannot be estimated"
         return no_interval(mean, *shape, method, f"{note}; {same}" if note else same)
-    half = float(half_width(*parts, *dfs))
-    return Interval(
-        mean, mean - half, mean + half, variance**0.5, _p_value(mean, parts, dfs), *shape, method, note
-    )
+    half = _half_width(parts, 1 - LEVEL)
+    p_value = _p_value(mean, parts)
+    low, high, error = mean - half, mean + half, variance**0.5
+    return Interval(mean, low, high, error, p_value, *shape, method, note, tuple(parts), networks)
 
 
-def _p_value(mean: float, parts: tuple[float, float], dfs: tuple[int, int]) -> float:
+def _half_width(parts: Sequence[Part], alpha: float) -> float:
+    quantiles = ((special.stdtrit(part.df, alpha / 2) if part.df else 0.0) for part in parts)
+    return float(sum(t**2 * part.variance for t, part in zip(quantiles, parts, strict=True)) ** 0.5)
+
+
+def _p_value(mean: float, parts: Sequence[Part]) -> float:
     """Return the level whose interval has zero on its edge, so that p and interval never disagree."""
 
     def beyond(log_p: float) -> float:
-        return float(half_width(*parts, *dfs, level=1 - 10**log_p)) - abs(mean)
+        return _half_width(parts, 10**log_p) - abs(mean)
 
     smallest = -12.0
     if beyond(smallest) < 0:

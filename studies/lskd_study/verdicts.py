@@ -4,6 +4,7 @@ Every number is finite or null: JSON has no NaN.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +45,8 @@ class FindingRecord(Record):
     """One claim tested in one setting.
 
     ``direction`` is the side of zero that the claim names; 0 marks a part that is reported and is no claim,
-    so its ``verdict`` is null. ``p`` is the difference's own, ``p_holm`` corrected for the page's claims.
+    so its ``verdict`` is null. ``p`` is against ``null`` (0, or the negative margin) and its own, ``p_holm``
+    corrected for the page's claims. ``runs``: how many trainings the estimate rests on.
     """
 
     claim: str
@@ -66,6 +68,8 @@ class FindingRecord(Record):
     samples: int
     method: str
     note: str
+    null: Number = 0.0
+    runs: int = 0
 
 
 class HeadlineRecord(Record):
@@ -174,12 +178,16 @@ def teachers_record(title: str, names: list[str], answer: str, data: DataRecord)
     )
 
 
-def of_plan(record: StudyRecord, plan: Plan) -> StudyRecord:
-    """Return the record of a study without students with what its file says: trainer, data, seeds, runs."""
+def of_plan(record: StudyRecord, plan: Plan, findings: Sequence[Finding]) -> StudyRecord:
+    """Return the record of a study without students with what its file says: trainer, data, seeds, runs.
+
+    ``findings``: the verdicts on the claims about teachers.
+    """
     missing = [run.id for run in plan.unfinished()]
     planned = len(plan.runs)
     return record.model_copy(
         update={
+            "findings": [_finding(finding) for finding in findings],
             "study_file": plan.study_file,
             "ecosystem": plan.ecosystem,
             "data": record.data.model_copy(update={"path": plan.data}),
@@ -241,13 +249,15 @@ def _finding(finding: Finding) -> FindingRecord:
         estimate=_number(interval.estimate) if interval else None,
         low=_number(interval.low) if interval else None,
         high=_number(interval.high) if interval else None,
-        p=_number(interval.p_value) if interval else None,
+        p=_number(finding.p_value),
         p_holm=_number(finding.adjusted_p),
         verdict=finding.verdict,
         seeds=interval.seeds if interval else 0,
         samples=interval.samples if interval else 0,
         method=interval.method if interval else "",
         note="; ".join(filter(None, notes)),
+        null=finding.null,
+        runs=finding.runs,
     )
 
 

@@ -1,16 +1,25 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lskd_study import claims
-from lskd_study.claims import CLAIMS, judge, settings, verdict
+from lskd_study.claims import CLAIMS, claims_of, judge, settings, verdict
+from lskd_study.claims.judging import Draft, decide
 from lskd_study.plan import CURVES, JOB
 from lskd_study.results import read_results
 from lskd_study.statistics import Interval, crossed_interval
 
 pytestmark = pytest.mark.unit
+
+
+def by_id(findings):
+    """The first finding of each claim."""
+    found = {}
+    for finding in findings:
+        found.setdefault(finding.claim.id, finding)
+    return found
 
 
 def interval(low: float, high: float, p: float) -> Interval:
@@ -39,13 +48,18 @@ def test_a_verdict_follows_the_side_of_the_interval(low, high, p, up, down):
 def test_a_real_effect_is_found_and_pooled_over_students(fake_study):
     plan = fake_study(effect=2.0)
     results = read_results(plan)
-    found = {finding.claim.id: finding for finding in judge(results)}
+    found = by_id(judge(results))
     assert {name: finding.verdict for name, finding in found.items()} == {
         "better-student": "supported",
-        "lower-instability": "supported",
+        "no-worse-student": "supported",
         "larger-loss": "supported",
         "loss-part-kl": None,
         "loss-part-entropy": None,
+        "better-teacher": "supported",
+        "no-worse-teacher": "supported",
+        "lower-instability": "supported",
+        "similar-classes": "supported",
+        "same-direction": "supported",
     }
     arms = {}
     for alpha in (0.0, 0.1):
@@ -85,24 +99,58 @@ def test_verdicts_of_no_difference_are_rare():
 
 
 def test_holm_takes_a_verdict_back_and_the_finding_says_so():
-    draft = (CLAIMS[0], None, interval(0.01, 0.3, 0.04), "")
-    (alone,) = claims._decide([draft])
+    def draft(claim, low, high, p):
+        return Draft(claim, None, interval(low, high, p), p)
+
+    student, *_, loss, instability = (
+        next(claim for claim in CLAIMS if claim.id == name)
+        for name in ("better-student", "larger-loss", "lower-instability")
+    )
+    first = draft(student, 0.01, 0.3, 0.04)
+    (alone,) = decide([first])
     assert alone.verdict == "supported"
     assert not alone.changed_by_holm
-    three = claims._decide([draft, (CLAIMS[1], None, interval(-1, 1, 0.9), ""), (CLAIMS[2], None, None, "")])
+    three = decide([first, draft(instability, -1, 1, 0.9), Draft(loss, None)])
     assert three[0].verdict == "cannot tell"
     assert three[0].changed_by_holm
     assert three[0].adjusted_p == pytest.approx(0.08)
+
+
+def test_the_headline_has_half_of_the_error_rate():
+    chosen = [
+        next(claim for claim in CLAIMS if claim.id == name)
+        for name in ("better-student", "larger-loss", "lower-instability")
+    ]
+
+    def adjusted(headline):
+        p_values = (headline, 0.02, 0.02)
+        drafts = [Draft(c, None, interval(0.01, 0.3, p), p) for c, p in zip(chosen, p_values, strict=True)]
+        return [finding.adjusted_p for finding in decide(drafts)]
+
+    assert adjusted(0.02) == pytest.approx([0.04, 0.04, 0.04])  # Holm's own are 0.06
+    assert adjusted(0.9) == pytest.approx([0.9, 0.08, 0.08])  # and 0.06, 0.06
+
+
+def test_claims_about_one_parameter_count_once():
+    strict, margin = (
+        next(claim for claim in CLAIMS if claim.id == name) for name in ("better-student", "no-worse-student")
+    )
+    found = interval(0.01, 0.3, 0.04)
+    both = decide([Draft(strict, None, found, 0.04), Draft(margin, None, found, 0.01, null=-0.2)])
+    assert [finding.adjusted_p for finding in both] == pytest.approx([0.04, 0.01])
+    assert [finding.verdict for finding in both] == ["supported", "supported"]
 
 
 def test_a_missing_run_takes_its_seed_out_of_every_pair(fake_study):
     plan = fake_study(effect=2.0)
     lost = next(run for run in plan.runs if run.role == "student" and run.seed == 1)
     (plan.folder(lost) / JOB).unlink()
-    found = judge(read_results(plan))
-    assert found[0].interval.seeds == 2
-    assert "seed 1" in found[0].note
-    assert found[1].interval.seeds == 3  # the teachers are all there
+    found = by_id(judge(read_results(plan)))
+    assert found["better-student"].interval.seeds == 2
+    assert found["better-student"].runs == 8  # 2 students x 2 arms x 2 seeds
+    assert "seed 1" in found["better-student"].note
+    assert found["lower-instability"].interval.seeds == 3  # the teachers are all there
+    assert found["lower-instability"].runs == 6
 
 
 def test_without_any_whole_pair_there_is_nothing_to_tell(fake_study):
@@ -116,11 +164,12 @@ def test_without_any_whole_pair_there_is_nothing_to_tell(fake_study):
 
 
 def test_one_seed_gives_the_samples_interval_but_none_for_losses(fake_study):
-    found = judge(read_results(fake_study(effect=2.0, seeds=[0])))
-    assert "seed" in found[0].interval.note
-    assert found[0].interval.known
-    assert found[0].interval.p_value < 0.001
-    assert not found[2].interval.known
+    found = by_id(judge(read_results(fake_study(effect=2.0, seeds=[0]))))
+    student = found["better-student"].interval
+    assert "seed" in student.note
+    assert student.known
+    assert student.p_value < 0.001
+    assert not found["larger-loss"].interval.known
 
 
 def test_one_seed_allows_no_verdict_and_is_no_test(fake_study):
@@ -138,7 +187,7 @@ def test_a_quantity_that_was_not_logged_is_no_crash(fake_study):
     path.write_text(
         "\n".join([lines[0], *(line.split(",")[0] + "," * lines[0].count(",") for line in lines[1:])])
     )
-    found = judge(read_results(plan))[2]
+    found = by_id(judge(read_results(plan)))["larger-loss"]
     assert found.interval is None
     assert "finite" in found.note
 
@@ -149,6 +198,84 @@ def test_every_temperature_and_smoothing_value_is_a_setting_of_its_own(fake_stud
     found = [(s.smoothing, s.temperature) for s in settings(results)]
     assert found == [(0.1, 1.0), (0.2, 1.0), (0.1, 4.0), (0.2, 4.0)]
     judged = judge(results)
-    assert sum(finding.claim.role == "teacher" for finding in judged) == 2
-    assert sum(finding.claim.id == "better-student" for finding in judged) == 4
+    counts = {claim.id: 0 for claim in claims_of(plan)}
+    for finding in judged:
+        counts[finding.claim.id] += 1
+    # Of teachers one for each smoothing value above the baseline, of students one for each temperature too.
+    for claim in claims_of(plan):
+        assert counts[claim.id] == (2 if claim.role == "teacher" or claim.id == "temperature" else 4)
     assert json.dumps([finding.setting.describe() for finding in judged])
+    assert len({(finding.claim.id, finding.setting) for finding in judged}) == len(judged)
+
+
+def names(plan):
+    return {claim.id for claim in claims_of(plan)}
+
+
+STUDENTS = {"better-student", "no-worse-student", "larger-loss", "loss-part-kl", "loss-part-entropy"}
+TEACHERS = {"better-teacher", "no-worse-teacher", "lower-instability", "similar-classes"}
+
+
+def test_a_study_tests_what_its_plan_allows_and_nothing_else(plan_of, tmp_path):
+    assert names(plan_of(tmp_path)) == STUDENTS | TEACHERS | {"same-direction"}
+    assert names(plan_of(tmp_path, students=[])) == TEACHERS
+    assert names(replace(plan_of(tmp_path), num_classes=2)) == STUDENTS | TEACHERS - {"similar-classes"} | {
+        "same-direction"
+    }
+    more = {
+        "hard_weights": ([0.0, 0.5], {"more-hard-label", "gain-over-hard-weight"}),
+        "temperatures": ([1.0, 4.0], {"temperature"}),
+        "teachers": (
+            [(name, "teacher.yaml") for name in "abc"],
+            {"better-teachers", "stability-follows-accuracy"},
+        ),
+    }
+    for key, (value, extra) in more.items():
+        assert names(plan_of(tmp_path, **{key: value})) - names(plan_of(tmp_path)) == extra
+    assert names(plan_of(tmp_path, teachers=[(n, "teacher.yaml") for n in "ab"])) == names(plan_of(tmp_path))
+
+
+def test_studies_of_translation_and_of_binary_networks_have_statements_of_their_own(plan_of, tmp_path):
+    translation = claims_of(replace(plan_of(tmp_path, ecosystem="fairseq"), num_classes=0))
+    assert [claim.id for claim in translation] == [
+        "better-student",
+        "larger-loss",
+        "loss-part-kl",
+        "loss-part-entropy",
+        "better-teacher",
+        "worse-perplexity",
+    ]
+    assert {claim.quantity for claim in translation if claim.id.startswith("better")} == {"bleu"}
+    binary = {claim.id: claim.source for claim in claims_of(plan_of(tmp_path, ecosystem="mmcls"))}
+    assert binary["better-student"] == "Fig. 6"
+    assert binary["larger-loss"] == "Fig. 6, left"
+
+
+@pytest.mark.parametrize("task", ["images", "binary", "translation"])
+def test_every_kind_of_study_has_each_statement_once_and_a_student_as_its_headline(task):
+    mine = [claim for claim in CLAIMS if task in claim.tasks]
+    assert len({claim.id for claim in mine}) == len(mine)
+    assert mine[0].id == "better-student"
+    for claim in mine:
+        assert claim.text
+        assert claim.tested
+        assert claim.source
+        assert not claim.tested.endswith(".")  # the page puts the full stop
+
+
+def test_long_tails_are_seen_in_the_training_folders(plan_of, tmp_path):
+    plan = plan_of(tmp_path)
+    for name, count in {"0": 120, "1": 50, "2": 15, "3": 13}.items():
+        folder = plan.data_dir / "train" / name
+        folder.mkdir(parents=True)
+        for i in range(count):
+            (folder / f"{i}.png").touch()
+    assert "long-tail" not in names(plan)  # 120 to 13
+    (tmp_path / "other").mkdir()
+    other = plan_of(tmp_path / "other")
+    for name, count in {"0": 120, "1": 50, "2": 15, "3": 12}.items():
+        folder = other.data_dir / "train" / name
+        folder.mkdir(parents=True)
+        for i in range(count):
+            (folder / f"{i}.png").touch()
+    assert {"long-tail", "long-tail-head", "long-tail-tail"} <= names(other)

@@ -186,10 +186,12 @@ def test_a_smoothed_baseline_is_not_called_unsmoothed(fake_study):
 def test_the_page_shows_the_command_that_writes_elsewhere(fake_study):
     plan = fake_study()
     path = plan.folder(plan.runs[0]) / JOB
-    path.write_text(json.dumps({**json.loads(path.read_text()), "rerun_command": "timm --output rerun"}))
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0,1", "UNSET": ""}
+    changes = {"rerun_command": "timm --output rerun", "environment": environment}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     write_report(plan)
     _, _, text = parse(plan)
-    assert "OMP_NUM_THREADS=1 timm --output rerun" in text
+    assert "OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=0,1 timm --output rerun" in text
     assert f"--experiment {plan.runs[0].id}" not in text
 
 

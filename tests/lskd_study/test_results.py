@@ -91,3 +91,13 @@ def test_missing_runs_are_listed(fake_study):
     plan = fake_study()
     (plan.folder(plan.runs[-1]) / JOB).unlink()
     assert read_results(plan).missing == [plan.runs[-1].id]
+
+
+def test_students_of_several_teachers_are_told_apart(fake_study):
+    """They have the same seeds: none may take another's place."""
+    teachers = [("big", "teacher.yaml"), ("other", "teacher.yaml")]
+    results = read_results(fake_study(teachers=teachers))
+    for teacher, _ in teachers:
+        found = results.students("small", teacher, 0.1, 1.0, 0.0)
+        assert sorted(found) == [0, 1, 2]
+        assert all(f"of-{teacher}-" in result.run.id for result in found.values())

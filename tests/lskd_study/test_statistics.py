@@ -141,6 +141,17 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.9, 0.8]), [1.0, 1.0])
 
 
+def test_hypotheses_about_one_parameter_count_once():
+    # Two parameters left: times 2; "a" is done with only when both of its tests are.
+    np.testing.assert_allclose(holm([0.01, 0.02, 0.03], ["a", "a", "b"]), [0.02, 0.04, 0.04])
+    np.testing.assert_allclose(holm([0.01, 0.02, 0.03], ["a", "b", "a"]), [0.02, 0.04, 0.04])
+    np.testing.assert_allclose(holm([0.01, 0.03, 0.02], ["a", "b", "a"]), [0.02, 0.04, 0.04])
+    # A weight of 2 of 4: times 4 / 2, then, without it, times 2 and 1.
+    np.testing.assert_allclose(holm([0.01, 0.012, 0.03], None, {0: 2.0}), [0.02, 0.024, 0.03])
+    p = np.random.default_rng(0).random(20)
+    np.testing.assert_array_equal(holm(p, list(range(20))), holm(p))
+
+
 # Simulations with a known truth, S = 3 seeds and N = 600 samples as in the digits study.
 
 SEEDS, SAMPLES, TABLES = 3, 600, 1500

@@ -1,0 +1,371 @@
+"""Verdicts on the claims that a study tests. Those of a page are one family, corrected together."""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lskd import LskdError
+from lskd_study.claims.contrasts import (
+    Cells,
+    Measure,
+    difference,
+    estimate_contrast,
+    fitted_change,
+    measure_of,
+)
+from lskd_study.claims.long_tail import SHOTS, shot_measure
+from lskd_study.claims.scope import claims_of
+from lskd_study.claims.settings import (
+    Setting,
+    hard_weights_of,
+    models_of,
+    settings_of,
+    temperatures_of,
+)
+from lskd_study.claims.similar_classes import separation_measure
+from lskd_study.claims.statements import Claim
+from lskd_study.claims.trends import network_trend
+from lskd_study.results import Array, Kind, Result, Results, common_seeds
+from lskd_study.statistics import LEVEL, Interval, holm
+
+Verdict = Literal["supported", "contradicted", "cannot tell"]
+# (without, with smoothing), one pair per network
+Groups = Sequence[tuple[Mapping[int, Result], Mapping[int, Result]]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim tested in one setting.
+
+    Attributes:
+        claim: what was tested.
+        setting: where.
+        interval: None when no pair of runs is there.
+        verdict: None for a part that is no claim.
+        adjusted_p: corrected for all tests of the page; NaN where nothing was tested.
+        note: what is missing, or why there is no result.
+        p_value: before the correction.
+        null: the value that the claim is tested against: 0, or the negative margin.
+        runs: how many finished runs the estimate rests on.
+    """
+
+    claim: Claim
+    setting: Setting
+    interval: Interval | None
+    verdict: Verdict | None
+    adjusted_p: float
+    note: str
+    p_value: float = math.nan
+    null: float = 0.0
+    runs: int = 0
+
+    @property
+    def parameter(self) -> tuple[object, ...]:
+        """What the claim is about: claims about one parameter count once in the correction."""
+        return _parameter(self.claim, self.setting)
+
+    @property
+    def changed_by_holm(self) -> bool:
+        """Whether the interval excludes the null value, but the correction took the verdict back."""
+        if self.interval is None or not self.interval.holds_seeds:
+            return False
+        return self.p_value < 1 - LEVEL and self.verdict == "cannot tell"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A claim estimated in one setting, before the correction; ``p_value`` is against ``null``."""
+
+    claim: Claim
+    setting: Setting
+    interval: Interval | None = None
+    p_value: float = math.nan
+    note: str = ""
+    null: float = 0.0
+    runs: int = 0
+
+    @property
+    def parameter(self) -> tuple[object, ...]:
+        """What the claim is about: claims about one parameter count once in the correction."""
+        return _parameter(self.claim, self.setting)
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it counts in the correction.
+
+        One seed allows no verdict, so it is no test either and costs the others nothing. Nor does what only
+        follows from the verdicts on other claims.
+        """
+        if self.interval is None or not self.claim.direction or self.claim.contrast == "direction":
+            return False
+        return self.interval.holds_seeds
+
+
+def judge(results: Results[Kind]) -> list[Finding]:
+    """Test every claim in every setting; verdicts are corrected for their number."""
+    plan = results.plan
+    return decide(
+        [_draft(results, claim, setting) for claim in claims_of(plan) for setting in settings_of(claim, plan)]
+    )
+
+
+def decide(drafts: Sequence[Draft], headline: bool = True) -> list[Finding]:
+    """Correct for the number of tests and give the verdicts.
+
+    Holm's method, claims about one parameter counted once. With ``headline`` the first draft is the question
+    that the study was made for: it gets half of the error rate, and all others share the other half.
+    """
+    first = drafts[:1] if headline else []
+    family = [draft.p_value if draft.is_test else math.nan for draft in drafts]
+    others = {draft.parameter for draft in drafts if draft.is_test} - {draft.parameter for draft in first}
+    weights: dict[Hashable, float] = {draft.parameter: float(max(len(others), 1)) for draft in first}
+    adjusted = holm(family, [draft.parameter for draft in drafts], weights)
+    findings = [_finding(draft, float(p)) for draft, p in zip(drafts, adjusted, strict=True)]
+    return [
+        _follow(finding, findings) if finding.claim.contrast == "direction" else finding
+        for finding in findings
+    ]
+
+
+def number_of_tests(findings: Sequence[Finding]) -> int:
+    """Return how many tests the verdicts were corrected for."""
+    return len(
+        {
+            finding.parameter
+            for finding in findings
+            if not math.isnan(finding.adjusted_p) and finding.claim.contrast != "direction"
+        }
+    )
+
+
+def verdict(claim: Claim, interval: Interval | None, adjusted_p: float, null: float = 0.0) -> Verdict | None:
+    """Return the verdict on a claim; None for a part that is no claim of the paper.
+
+    One seed is never enough, unless networks are random too: its interval leaves out what seeds vary.
+    """
+    if not claim.direction:
+        return None
+    if interval is None or not interval.holds_seeds or not interval.known or not adjusted_p < 1 - LEVEL:
+        return "cannot tell"
+    return "supported" if (interval.estimate - null) * claim.direction > 0 else "contradicted"
+
+
+def groups(
+    results: Results[Kind], claim: Claim, setting: Setting
+) -> dict[str, tuple[dict[int, Kind], dict[int, Kind]]]:
+    """Return (without, with smoothing) results by seed for each teacher, or each student of each teacher."""
+    arms = (setting.baseline, setting.smoothing)
+    by_arm = _by_network(results, claim.measured_on, arms, [(setting.temperature, setting.hard_weight)])
+    return {name: (kinds[0], kinds[1]) for name, kinds in by_arm.items()}
+
+
+def estimate(quantity: str, pairs: Groups, seeds: Sequence[int]) -> Interval:
+    """Return the paired difference (smoothed minus baseline), averaged over networks, with its interval.
+
+    Accuracy is in percentage points, BLEU in points, losses in nats, 1-S and perplexity as they are.
+
+    Raises:
+        LskdError: when the quantity is missing or not finite in some run.
+    """
+    return estimate_contrast(measure_of(quantity), [difference(pair) for pair in pairs], seeds)[0]
+
+
+def _by_network(
+    results: Results[Kind],
+    role: Literal["teacher", "student"],
+    arms: Sequence[float],
+    losses: Sequence[tuple[float, float]],
+) -> dict[str, list[dict[int, Kind]]]:
+    """Return, by name of the network, the results by seed of each arm (and for students of each loss)."""
+    teachers = models_of(results.plan, "teacher")
+    if role == "teacher":
+        return {name: [results.teachers(name, alpha) for alpha in arms] for name in teachers}
+    return {
+        (f"{student} of {teacher}" if len(teachers) > 1 else student): [
+            results.students(student, teacher, alpha, t, hard) for t, hard in losses for alpha in arms
+        ]
+        for teacher in teachers
+        for student in models_of(results.plan, "student")
+    }
+
+
+def _draft(results: Results[Kind], claim: Claim, setting: Setting) -> Draft:
+    null = -results.plan.margin if claim.non_inferior else 0.0
+    draft = Draft(claim, setting, null=null)
+    if claim.contrast == "networks":
+        return _over_networks(results, draft)
+    networks = _networks(results, claim, setting)
+    seeds, note = _seeds(results, [runs for cells in networks for _, runs in cells])
+    if not seeds:
+        return replace(draft, note=note)
+    used = {runs[seed].run.id for cells in networks for _, runs in cells for seed in seeds}
+    draft = replace(draft, note=note, runs=len(used))
+    try:
+        measure = _measure(results, claim, networks, seeds)
+        interval, p_value = estimate_contrast(measure, networks, seeds, null)
+    except LskdError as error:
+        return replace(draft, note="; ".join(filter(None, [str(error), note])))
+    return replace(draft, interval=interval, p_value=p_value)
+
+
+def _measure(
+    results: Results[Kind], claim: Claim, networks: Sequence[Cells], seeds: Sequence[int]
+) -> Measure:
+    if claim.quantity == "separation":
+        compared = [[runs[seed] for _, runs in cells for seed in seeds] for cells in networks]
+        return separation_measure(results.plan, compared)
+    return (
+        shot_measure(results.plan, claim.quantity) if claim.quantity in SHOTS else measure_of(claim.quantity)
+    )
+
+
+def _networks(results: Results[Kind], claim: Claim, setting: Setting) -> list[Cells]:
+    """Return the weights and runs of a contrast, for each network."""
+    plan, arms = results.plan, (setting.baseline, setting.smoothing)
+    losses, weights = [(setting.temperature, setting.hard_weight)], [1.0]
+    if claim.contrast == "gain-temperature":
+        low, *higher = temperatures_of(plan)
+        losses = [(t, setting.hard_weight) for t in (low, *higher)]
+        weights = [-1.0, *(1 / len(higher) for _ in higher)]
+    elif claim.contrast in ("hard-weight", "gain-hard-weight"):
+        points = hard_weights_of(plan)
+        losses = [(setting.temperature, hard) for hard in points]
+        weights = fitted_change(points)
+    if claim.contrast == "hard-weight":
+        kinds = _by_network(results, claim.measured_on, [setting.smoothing], losses)
+        return [list(zip(weights, cells, strict=True)) for cells in kinds.values()]
+    signs = [w * sign for w in weights for sign in (-1.0, 1.0)]
+    kinds = _by_network(results, claim.measured_on, arms, losses)
+    return [list(zip(signs, cells, strict=True)) for cells in kinds.values()]
+
+
+def _over_networks(results: Results[Kind], draft: Draft) -> Draft:
+    """Estimate a trend over teacher networks, each the mean of its arms (and of its students)."""
+    claim, setting, plan = draft.claim, draft.setting, results.plan
+    of_teachers = _by_network(results, "teacher", plan.smoothing, [])
+    explained = {name: list(kinds) for name, kinds in of_teachers.items()}
+    if claim.measured_on == "student":
+        t, hard = setting.temperature, setting.hard_weight
+        explained = {
+            teacher: [
+                results.students(student, teacher, alpha, t, hard)
+                for student in models_of(plan, "student")
+                for alpha in plan.smoothing
+            ]
+            for teacher in of_teachers
+        }
+    used = [runs for kinds in (*of_teachers.values(), *explained.values()) for runs in kinds]
+    seeds, note = _seeds(results, used)
+    if not seeds:
+        return replace(draft, note=note)
+    return estimate_trend(
+        replace(draft, note=note), list(of_teachers.values()), list(explained.values()), seeds
+    )
+
+
+def estimate_trend(
+    draft: Draft,
+    teachers: Sequence[Sequence[Mapping[int, Result]]],
+    explained: Sequence[Sequence[Mapping[int, Result]]],
+    seeds: Sequence[int],
+) -> Draft:
+    """Return the draft with a trend over networks; each is the mean of its kinds of run."""
+    claim, note = draft.claim, draft.note
+    # By identity: runs of several studies may have one name.
+    used = {id(runs[seed]) for kinds in (*teachers, *explained) for runs in kinds for seed in seeds}
+    draft = replace(draft, runs=len(used))
+    try:
+        x, _, problem = _table(teachers, claim.explained_by, seeds)
+        y, strata, other = _table(explained, claim.quantity, seeds)
+        interval = network_trend(x, y, strata)
+    except LskdError as error:
+        return replace(draft, note="; ".join(filter(None, [str(error), note])))
+    if problem or other:
+        return replace(draft, note="; ".join(filter(None, [problem or other, note])))
+    return replace(draft, interval=interval, p_value=interval.p_value)
+
+
+def _table(
+    networks: Iterable[Sequence[Mapping[int, Result]]], quantity: str, seeds: Sequence[int]
+) -> tuple[Array, NDArray[np.int64] | None, str]:
+    """Return a quantity in its unit, ``(networks, seeds, samples)``, its strata and what is wrong with it."""
+    rows, strata, problem = [], None, ""
+    for kinds in networks:
+        samples = [[runs[seed].per_sample(quantity) for seed in seeds] for runs in kinds]
+        found = [[sample for sample in by_seed if sample is not None] for by_seed in samples]
+        rows.append(np.mean([[s.values * s.scale for s in by_seed] for by_seed in found], axis=0))
+        strata = found[0][0].strata
+        problem = problem or next((s.problem for by_seed in found for s in by_seed if s.problem), "")
+    table = np.asarray(rows)
+    if not np.isfinite(table).all():
+        raise LskdError("paired differences hold NaN or infinity; leave out the run that diverged")
+    return table, strata, problem
+
+
+def _seeds(results: Results[Kind], used: Sequence[Mapping[int, Result]]) -> tuple[list[int], str]:
+    """Return the seeds that have all of these runs, and what is to be said of the others."""
+    seeds = common_seeds(used)
+    lost = [seed for seed in results.plan.seeds if seed not in seeds]
+    if not seeds:
+        return [], "no seed has all of its runs"
+    return seeds, f"without seed {', '.join(map(str, lost))}: runs are missing" if lost else ""
+
+
+def _finding(draft: Draft, adjusted_p: float) -> Finding:
+    return Finding(
+        draft.claim,
+        draft.setting,
+        draft.interval,
+        verdict(draft.claim, draft.interval, adjusted_p, draft.null),
+        adjusted_p,
+        draft.note,
+        draft.p_value,
+        draft.null,
+        draft.runs,
+    )
+
+
+def _parameter(claim: Claim, setting: Setting) -> tuple[object, ...]:
+    return claim.contrast, claim.measured_on, claim.quantity, claim.explained_by, setting
+
+
+def _follow(finding: Finding, findings: Sequence[Finding]) -> Finding:
+    """Conclude from the verdicts on teacher and student whether their differences have one sign.
+
+    A wrong conclusion takes a wrong verdict on one of the two, so it needs no correction of its own.
+    """
+    teacher = _of(findings, "better-teacher", replace(finding.setting, temperature=0, hard_weight=0))
+    student = _of(findings, "better-student", finding.setting)
+    if teacher is None or student is None or student.interval is None or teacher.interval is None:
+        return finding
+    finding = replace(finding, runs=teacher.runs + student.runs)
+    both = float(np.maximum(teacher.adjusted_p, student.adjusted_p))
+    if not (teacher.interval.holds_seeds and teacher.adjusted_p < 1 - LEVEL):
+        note = "the teachers’ difference may have either sign, so there is no direction to follow"
+        return replace(finding, interval=None, note=note, p_value=math.nan, adjusted_p=both)
+    sign = math.copysign(1, teacher.interval.estimate)
+    interval = student.interval.scaled(sign)
+    return replace(
+        finding,
+        interval=interval,
+        p_value=student.p_value,
+        adjusted_p=both,
+        verdict=verdict(finding.claim, interval, both),
+    )
+
+
+def _of(findings: Sequence[Finding], claim: str, setting: Setting) -> Finding | None:
+    """Return the finding of a claim in a setting; a teacher's temperature and hard weight say nothing."""
+    for finding in findings:
+        if finding.claim.id != claim:
+            continue
+        own = finding.setting
+        if finding.claim.role == "teacher":
+            own = replace(own, temperature=0, hard_weight=0)
+        if own == setting:
+            return finding
+    return None
