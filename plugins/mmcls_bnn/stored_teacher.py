@@ -143,8 +143,12 @@ class StoredTeacher(StoredRun):
         preprocessor = self._model.data_preprocessor
         for batch in loader:
             data = preprocessor(batch, False)
-            with torch.autocast(data["inputs"].device.type, enabled=self._amp):
-                logits = self._model.speaking_teacher()(data["inputs"])
+            inputs = data["inputs"]
+            count = len(inputs)
+            if count < batch_size:  # a smaller batch would be rounded otherwise
+                inputs = inputs[torch.arange(batch_size, device=inputs.device) % count]
+            with torch.autocast(inputs.device.type, enabled=self._amp):
+                logits = self._model.speaking_teacher()(inputs)[:count]
             yield keys_of(data["data_samples"]).numpy(), logits
 
     def verify_stored(self) -> str:

@@ -67,7 +67,7 @@ def identity_of(
         "stored": {"classes": layout.num_classes, "top_k": layout.k, "values": layout.values},
         "teacher": _teacher(kd, bool(args.amp), str(args.amp_dtype)),
         "data": {"images": layout.samples, "listing": listing_checksum(dataset.dataset)},
-        "augmentation": _augmentation(args, kd.soft_labels, dataset, normalisation, prefetch),
+        "augmentation": augmentation_of(args, kd.soft_labels, dataset, normalisation, prefetch),
         "versions": {"timm": timm.__version__}
         | {name: version(name) for name in ("torchvision", "pillow", "numpy")},
     }
@@ -96,13 +96,14 @@ def _teacher(kd: KdConfig, amp: bool, amp_dtype: str) -> dict[str, Any]:
     }
 
 
-def _augmentation(
+def augmentation_of(
     args: Namespace,
     config: SoftLabelsConfig,
     dataset: ReplayedDataset,
     normalisation: Normalisation,
     prefetch: bool,
 ) -> dict[str, Any]:
+    """Return what a run's training images follow from, beside the images on disk; as `identity_of`."""
     augmented = not args.no_aug
     mixed = args.mixup > 0 or args.cutmix > 0
     erased = augmented and args.reprob > 0

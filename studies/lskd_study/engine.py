@@ -28,6 +28,9 @@ from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
 from lskd_study.recipes import find_study_file
 from lskd_study.scheduler import Schedule, make_schedule
 from lskd_study.schema import TRANSLATION, Network, load_study, read_trainer_config
+from lskd_study.stores.decide import with_stores
+from lskd_study.stores.state import release_stores, renew_stores
+from lskd_study.stores.words import describe_stores
 from lskd_study.teachers.schema import is_teacher_list
 from lskd_study.teachers.study import run_teachers_file
 
@@ -55,6 +58,7 @@ def run_study(
     if not plan.prepare or plan.data_dir.exists():
         _check_data(plan)
     check_class_counts(plan)
+    plan = with_stores(plan)
     changed = _changed_settings(plan)
     if changed:
         raise LskdError(
@@ -73,6 +77,7 @@ def run_study(
         check_output(plan.data_dir.parent, str(Path(plan.data).parent))
     with _only_study(plan) as lock:
         _forget_orphaned_students(plan)
+        renew_stores(plan)
         plan.write()
         if plan.unfinished() or options:
             print(describe(plan), file=sys.stderr, flush=True)
@@ -122,6 +127,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         resources=study.resources.extra,
         configs=configs,
         runs=runs,
+        soft_labels=study.soft_labels.model_dump(),
         prepare_options=study.data.options,
         temperature_squared=study.temperature_squared,
         margin=study.margin,
@@ -159,6 +165,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"  {role}s {len(runs):3d}  {models}")
     smoothing = ", ".join(f"{value:g}" for value in plan.smoothing)
     lines.append(f"  teachers' smoothing {smoothing} ({plan.convention}); seeds {_join(plan.seeds)}")
+    lines += describe_stores(plan)
     todo = plan.unfinished()
     lines.append(f"  {len(plan.runs)} runs: {len(plan.runs) - len(todo)} finished, {len(todo)} to do")
     return "\n".join(lines)
@@ -190,6 +197,7 @@ def _write_page(plan: Plan) -> int:
     from lskd_study.report import write_report
     from lskd_study.teachers_alone import write_teachers_report
 
+    release_stores(plan)
     missing = plan.unfinished()
     if len(missing) == len(plan.runs):
         raise LskdError(f"no run has finished; the logs are {plan.output}/*/*/train.log")

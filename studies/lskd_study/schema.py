@@ -13,7 +13,15 @@ from lskd_study.extras import needs_study_extra
 from lskd_study.paper.matching import check_table
 
 with needs_study_extra():
-    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Field,
+        ValidationError,
+        model_validator,
+    )
     from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Content = TypeVar("Content", bound=BaseModel)
@@ -138,6 +146,28 @@ class Resources(Strict):
     )
 
 
+def _switch(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads a bare off as false
+
+
+class SoftLabels(Strict):
+    """A teacher asked once for all of its students; see docs/study.md."""
+
+    mode: Annotated[Literal["auto", "off", "always"], BeforeValidator(_switch)] = Field(
+        "auto", description="auto: where that changes no result and the disk has room"
+    )
+    top_k: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        "all", description="entries kept of each answer; fewer than all change the loss"
+    )
+    values: Literal["float32", "float16"] | None = Field(
+        None, description="default: float32 with all entries, float16 with top_k"
+    )
+    limit_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        20.0, description="auto: most that all stores may take, in GB"
+    )
+    keep: bool = Field(False, description="keep them when all their students are finished")
+
+
 class PublishedFigure(Strict):
     """What others measured of one kind of student: accuracies in percent."""
 
@@ -192,6 +222,10 @@ class Study(Strict):
         AfterValidator(_distinct),
     ] = [0.0]
     temperature_squared: bool = Field(False, description="the soft term times T^2 (Hinton et al., 2015)")
+    soft_labels: SoftLabels = Field(
+        default_factory=lambda: SoftLabels.model_validate({}),
+        description="each teacher asked once, for all of its students",
+    )
     margin: float = Field(
         0.2,
         gt=0,

@@ -24,6 +24,7 @@ CURVE_COLUMNS = (
     "val_agreement",
     "flip_ratio",
 )
+VERIFIED = 16  # stored images
 _LATEST = "last_checkpoint"
 
 
@@ -83,6 +84,11 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
     }
     if plan.temperature_squared:
         options["model.distillation.temperature_squared"] = True
+    if store := plan.store_of(run):
+        stored = {"path": plan.labels(store, output), "top_k": store.top_k, "values": store.values}
+        # The teacher is shown some images again: so it is there for the validation images, too (Fig. 6).
+        stored |= {"seed": store.seed, "verify": VERIFIED}
+        options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
     words = ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options"]
     return [*words, *(f"{key}={value}" for key, value in options.items())]
 
