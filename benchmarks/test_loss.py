@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lskd import DistillationLoss, TopK, fused_distillation
+from lskd import DistillationLoss, LossComponents, TopK, fused_distillation
 
 # Samples, classes, rounds, bar on the time.
 SIZES = [(256, 1000, 101, 0.45), (4096, 10000, 9, 0.25)]
@@ -90,6 +90,52 @@ def test_loss_against_the_task_of_timm(
         peer,
         rounds=rounds,
     )
+
+
+@pytest.mark.parametrize(("samples", "classes", "rounds"), [(256, 1000, 101), (4096, 10000, 5)])
+def test_loss_against_torchdistill(
+    ratio: Callable[..., None], samples: int, classes: int, rounds: int
+) -> None:
+    """Half soft, half hard, T^2 on the soft half; torchdistill leaves T^2 out where alpha is 0 or None."""
+    module = pytest.importorskip("torchdistill.losses.mid_level", reason="torchdistill is not installed")
+    student = torch.randn(samples, classes, requires_grad=True)
+    teacher, labels = torch.randn(samples, classes), torch.randint(classes, (samples,))
+    loss = DistillationLoss(4.0, True, 0.5)
+    kd = module.KDLoss("fc", "output", "fc", "output", temperature=4.0, alpha=0.5)
+
+    def peer(logits: Tensor, given: Tensor) -> Tensor:
+        value: Tensor = kd({"fc": {"output": logits}}, {"fc": {"output": given}}, labels)
+        return value
+
+    def ours(logits: Tensor, given: Tensor) -> Tensor:
+        return loss(logits, given, labels)
+
+    _assert_same(ours, peer, student, teacher, loss.components(student, teacher, labels))
+    ratio(
+        f"DistillationLoss {samples} x {classes}, T = 4, with labels / torchdistill's KDLoss",
+        _step(ours, student, teacher),
+        _step(peer, student, teacher),
+        rounds=rounds,
+    )
+
+
+def _assert_same(
+    ours: Callable[[Tensor, Tensor], Tensor],
+    peer: Callable[[Tensor, Tensor], Tensor],
+    student: Tensor,
+    teacher: Tensor,
+    parts: LossComponents,
+) -> None:
+    """Compare losses, ours less the teacher's entropy (a peer has the divergence alone), and gradients."""
+    constant = 0.5 * 16 * parts.teacher_entropy
+    torch.testing.assert_close(
+        ours(student, teacher) - constant, peer(student, teacher), rtol=1e-4, atol=1e-4
+    )
+    gradients = []
+    for loss in (ours, peer):
+        (gradient,) = torch.autograd.grad(loss(student, teacher), student)
+        gradients.append(gradient * len(student))  # of a sample: the mean's are too small to compare
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 _PEAK = """

@@ -14,6 +14,7 @@ from lskd._class_means import (
     minor_probabilities,
     propose_classes,
 )
+from lskd._compiled import has_compiled_loss
 from lskd._errors import CheckpointError, LskdError, SoftLabelsError, one_line
 from lskd._fast_teacher import (
     FAST_BOUND,
@@ -51,6 +52,7 @@ from lskd._targets import (
     target_mass,
     target_values,
 )
+from lskd._teacher_form import TeacherForm
 from lskd._teachers import AlphaSchedule, ensemble_logits, selective_weight, top_k_log_probabilities
 from lskd._terms import DistillationTerms, Rest, TopK, distillation_terms
 
@@ -88,6 +90,7 @@ __all__ = [
     "SoftLabelsWriter",
     "Stability",
     "StoredRun",
+    "TeacherForm",
     "TeacherMeasures",
     "TemperatureFit",
     "TopK",
@@ -108,6 +111,7 @@ __all__ = [
     "fit_temperature",
     "fold_batch_norm",
     "fused_distillation",
+    "has_compiled_loss",
     "image_layout",
     "load_teacher_weights",
     "measure_teacher",

@@ -69,6 +69,7 @@ class FastTeacher:
         description: what was done to it.
         dtype: of the images it is given.
         can_compile: whether `torch.compile` knows what it is made of.
+        deviation: how far it is from the exact one, once that is measured.
     """
 
     model: nn.Module
@@ -76,6 +77,7 @@ class FastTeacher:
     description: str
     dtype: torch.dtype
     can_compile: bool = True
+    deviation: Deviation | None = None
 
     def __post_init__(self) -> None:
         """Answer with the model as it is."""
@@ -231,6 +233,7 @@ def choose_fast(
             raise LskdError(
                 f"the compiled teacher is too far from the exact one: {deviation}; do not compile it."
             )
+    fast.deviation = deviation
     line = f"{fast.description}: {gain:.2g} times as fast as the exact one; {deviation}"
     return FastChoice(fast, deviation, line + (f" ({'; '.join(notes)})" if notes else ""))
 

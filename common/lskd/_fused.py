@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from lskd._fused_chunks import KnownTeacher, Settings, Work, counting, flatten
+from lskd import _compiled
+from lskd._fused_chunks import KnownTeacher, Settings, Work, counting, flatten, gradient_like
 from lskd._targets import Convention, check_labels, check_smoothing, check_temperature, target_values
 from lskd._terms import Rest, TopK, check_one_per_sample
 
@@ -152,6 +153,10 @@ def _compute(
         if not own:
             check_labels(labels, classes)
             labels = labels.long()
+    if ids is None and _compiled.takes(logits, values, labels):
+        gradient = gradient_like(logits, zeros=samples.rows is not None) if wanted else None
+        terms = _compiled.compute(logits, values, labels, samples, request.settings(classes), gradient)
+        return terms, gradient
     teacher: Tensor | KnownTeacher = values.detach()
     if ids is not None:
         teacher = KnownTeacher(TopK(values, ids, request.rest), samples, classes, request.temperature)
@@ -206,7 +211,7 @@ class _FusedLoss(torch.autograd.Function):
             request: Request = ctx.request  # type: ignore[attr-defined]
             _, gradient = _compute(logits, values, ids, labels, mask, request, True)
             assert gradient is not None
-        if factor.device.type != "cpu" or factor != 1:
+        if factor.device.type != "cpu" or factor.item() != 1:
             gradient.mul_(factor)
         return (gradient.to(logits.dtype), *[None] * 5)
 

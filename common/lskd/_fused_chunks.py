@@ -146,7 +146,7 @@ class Work:
         self.count = len(self.student) if samples.rows is None else len(samples.rows)
         self.on_processor = on_processor(logits)
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
-        self.gradient = _like(self.student, zeros=samples.rows is not None) if wanted else None
+        self.gradient = gradient_like(self.student, zeros=samples.rows is not None) if wanted else None
         self.columns = 6 if labels is None and self.known is None else 11
         # The common case on a processor, whose numbers torch's softmax and three more passes can give.
         self.brief = self.on_processor and self.teacher is not None
@@ -436,7 +436,7 @@ def _dot(x: Tensor, y: Tensor, out: Tensor) -> None:
         torch.sum(x.mul_(y), -1, keepdim=True, out=out)
 
 
-def _like(logits: Tensor, *, zeros: bool) -> Tensor:
+def gradient_like(logits: Tensor, *, zeros: bool) -> Tensor:
     """Return memory for a gradient, for float16 in float32: a loss scale comes before it is rounded."""
     if logits.dtype == torch.float16:
         make_half = torch.zeros_like if zeros else torch.empty_like

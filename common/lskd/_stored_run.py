@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from lskd._errors import SoftLabelsError
+from lskd._fast_teacher import FAST_BOUND, FastMode
 from lskd._replay import augmentation_seed
 from lskd._row_collector import RowCollector
 from lskd._soft_labels import SoftLabels, SoftLabelsWriter
 from lskd._soft_labels_manifest import MANIFEST, SoftLabelsLayout
 from lskd._stored_form import stored_difference, stored_form
+from lskd._teacher_form import TEACHER_FORM, TeacherForm, check_form
 
 DEFAULT_TOP_K = 10
 
@@ -80,11 +82,15 @@ class StoredRun:
         rank: number of this process; the first one writes.
         processes: how many there are.
         say: prints a line.
+        teacher: the form in which the teacher is asked for: "none" for the exact one, a mode of
+            :func:`lskd.choose_fast`, or "auto".
+        bound: of its error.
 
     Attributes:
         labels: what was stored when the run began, None: nothing.
         keys: how many keys are stored by now.
         failed: the disk failed, and the run goes on without storing.
+        form: of the teacher who says what is stored; None: a fast teacher is yet to be made.
 
     Raises:
         SoftLabelsError: the folder holds something else, or is damaged.
@@ -106,6 +112,8 @@ class StoredRun:
         rank: int = 0,
         processes: int = 1,
         say: Callable[[str], Any] = print,
+        teacher: FastMode = "none",
+        bound: float = FAST_BOUND,
     ) -> None:
         """Look at what is there."""
         self.path, self.layout, self.identity = Path(path), layout, identity
@@ -113,11 +121,15 @@ class StoredRun:
         self._stops, self._say = on_error == "stop", say
         self.keys, self.failed = 0, False
         self.labels: SoftLabels | None = None
+        self._asked = teacher
+        self.form = TeacherForm() if teacher == "none" else None
         self._writer: SoftLabelsWriter | None = None
         self._collector: RowCollector | None = None
         if (self.path / MANIFEST).exists():
             self.labels = SoftLabels(self.path, expected=identity)
             self.keys = len(self.labels)
+            self.form = TeacherForm.of_store(self.path, self.labels.identity)
+            check_form(self.path, self.form, teacher, bound)
         self._agree(None)  # nobody writes before all have looked
 
     @property
@@ -130,10 +142,37 @@ class StoredRun:
         layout = self.layout
         kept = "all" if layout.k == layout.num_classes else f"top {layout.k} of"
         there = f"{self.epochs} epoch(s) of {layout.samples} images are" if self.epochs else "no epoch is"
-        return (
+        line = (
             f"soft labels {self.path}: {kept} {layout.num_classes} classes, {layout.values}; {there} "
             f"stored; augmentation from seed {self.seed}"
         )
+        if self.form is not None and not (self._asked == self.form.mode == "none"):
+            line += f"; {self.form}"
+            if self._asked not in ("auto", self.form.mode):
+                line += f", taken instead of {self._asked}"
+        return line
+
+    @property
+    def teacher_mode(self) -> FastMode:
+        """The form in which a teacher must answer here: that of what is stored, else what was asked for."""
+        return self._asked if self.form is None else self.form.mode
+
+    def speaks(self, form: TeacherForm) -> None:
+        """Say in which form the teacher answers, which a new store keeps; the exact one need not say it.
+
+        Raises:
+            SoftLabelsError: what is stored is of another form, which this machine does not have.
+        """
+        error = None
+        if self.form is None:
+            self.form = form
+        elif form.mode != self.form.mode:
+            error = (
+                f"the soft labels in {self.path} are {self.form}; here the teacher is {form.name}, since "
+                f"{self.form.name} cannot be had: go on where it can, or use another folder"
+            )
+        if error := self._agree(error):
+            raise SoftLabelsError(error)
 
     def seeds(self, keys: ArrayLike) -> NDArray[np.uint32]:
         """Return the seeds of the augmentation of keys ``(n,)``."""
@@ -141,7 +180,7 @@ class StoredRun:
         return augmentation_seed(self.seed, epochs, samples)
 
     def open_writer(self) -> None:
-        """Become the one who writes, or fail.
+        """Become the one who writes, or fail; a fast teacher of a new store :meth:`speaks` before.
 
         Raises:
             SoftLabelsError: another run writes, or the folder cannot be written.
@@ -225,7 +264,7 @@ class StoredRun:
         Args:
             answers: asks the teacher.
             count: how many images, drawn at random.
-            tolerance: see :func:`lskd.stored_difference`.
+            tolerance: of the exact teacher, see :func:`lskd.stored_difference`; a fast one has its own.
 
         Raises:
             SoftLabelsError: an answer is further from the stored one than arithmetic explains.
@@ -233,6 +272,10 @@ class StoredRun:
         labels = self.labels
         if labels is None or not len(labels):
             return "soft labels: nothing is stored yet, nothing to verify"
+        allowed = f"{tolerance} is allowed"
+        if self.form is not None and self.form.tolerance is not None:
+            tolerance = self.form.tolerance
+            allowed = f"{tolerance} is allowed of a teacher in {self.form.name}"
         count = min(count, len(labels))
         chosen = np.random.default_rng().choice(len(labels), count, replace=False)[
             self.rank :: self.processes
@@ -247,12 +290,12 @@ class StoredRun:
                 epoch, sample = divmod(int(keys[int(apart.argmax())]), self.layout.samples)
                 error = (
                     f"the soft labels in {self.path} are not what the teacher says: of image {sample} "
-                    f"in epoch {epoch} they are {worst:.3g} apart, {tolerance} is allowed; write them again"
+                    f"in epoch {epoch} they are {worst:.3g} apart, {allowed}; write them again"
                 )
                 break
         if error := self._agree(error):
             raise SoftLabelsError(error)
-        return f"soft labels: {count} images verified, at most {worst:.2g} apart ({tolerance} is allowed)"
+        return f"soft labels: {count} images verified, at most {worst:.2g} apart ({allowed})"
 
     def close(self) -> None:
         """Let others write; what is not committed does not count."""
@@ -266,10 +309,16 @@ class StoredRun:
         self._writer = self._collector = None
 
     def _locked_writer(self) -> SoftLabelsWriter:
+        if self.form is None:
+            raise RuntimeError("a fast teacher speaks before its new store is opened")
+        form: Any = self.form.as_json()
+        if self.labels is not None:  # what was measured then; stores of before there were forms have none
+            form = self.labels.identity.get(TEACHER_FORM)
+        identity = self.identity | ({} if form is None else {TEACHER_FORM: form})
         deadline = time.monotonic() + self.LOCK_SECONDS
         while True:
             try:
-                return SoftLabelsWriter(self.path, self.layout, self.identity)
+                return SoftLabelsWriter(self.path, self.layout, identity)
             except SoftLabelsError as error:
                 if "being written" not in str(error) or time.monotonic() >= deadline:
                     raise

@@ -9,8 +9,9 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from lskd import DistillationLoss, LskdError, distillation_terms, replayed
+from lskd import DistillationLoss, FastMode, LskdError, distillation_terms, replayed
 from mmcls_bnn.compat import MODELS, ImageClassifier, labels_of, predictions_of
+from mmcls_bnn.fast_teacher import FastTeacherSettings
 from mmcls_bnn.soft_label_settings import SoftLabelSettings
 from mmcls_bnn.step1 import load_step1
 from mmcls_bnn.stored_teacher import StoredTeacher
@@ -39,8 +40,9 @@ class LsKdClassifier(ImageClassifier):
         neck: as for mmcls' ImageClassifier.
         head: as for mmcls' ImageClassifier; its own loss is not used.
         teacher: see :class:`mmcls_bnn.teacher.TeacherSettings`.
-        distillation: arguments of :class:`lskd.DistillationLoss`; `soft_labels` beside them are those of
-            :class:`mmcls_bnn.soft_label_settings.SoftLabelSettings`.
+        distillation: arguments of :class:`lskd.DistillationLoss`; beside them `soft_labels` and
+            `teacher_fast`, see :class:`mmcls_bnn.soft_label_settings.SoftLabelSettings` and
+            :class:`mmcls_bnn.fast_teacher.FastTeacherSettings`.
         step1_checkpoint: start from this checkpoint of step 1 of two-step training.
         kwargs: further arguments of mmcls' ImageClassifier.
 
@@ -68,6 +70,10 @@ class LsKdClassifier(ImageClassifier):
         distillation = dict(distillation or {})
         soft_labels = distillation.pop("soft_labels", None)
         self.soft_label_settings = None if soft_labels is None else SoftLabelSettings.of(soft_labels)
+        teacher_fast = distillation.pop("teacher_fast", None)
+        self.fast_settings = FastTeacherSettings.of(
+            {"mode": "none"} if teacher_fast is None else teacher_fast
+        )
         self.stored: StoredTeacher | None = None
         try:
             self.distillation = DistillationLoss(**distillation)
@@ -112,6 +118,25 @@ class LsKdClassifier(ImageClassifier):
             MMLogger.get_current_instance().info(describe_teacher(self.teacher_settings, teacher, classes))
         return self.teacher
 
+    @property
+    def teacher_mode(self) -> FastMode:
+        """The form in which the teacher is to answer: that of what is stored, else what was asked for."""
+        return self.fast_settings.mode if self.stored is None else self.stored.teacher_mode
+
+    def speaking_teacher(self) -> Teacher:
+        """Return the teacher in the form in which it is to answer.
+
+        Raises:
+            LskdError: for one that cannot be had, or that nothing has made fast.
+        """
+        teacher = self.load_teacher()
+        if self.teacher_mode != "none" and teacher.form.mode == "none":
+            raise LskdError(
+                "model.distillation.teacher_fast needs dict(type='TeacherHook') in custom_hooks; "
+                "add it to the recipe."
+            )
+        return teacher
+
     def loss(self, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
         """Return the loss and its parts under the names in `LOGGED`; only `loss` carries a graph.
 
@@ -122,7 +147,7 @@ class LsKdClassifier(ImageClassifier):
         if self.soft_label_settings is not None:
             teacher = self._stored().answer(inputs, data_samples)
         else:
-            teacher = self.load_teacher()(inputs)
+            teacher = self.speaking_teacher()(inputs)
         logits = self.head(self.extract_feat(inputs))
         # Autocast off: the loss is computed in float32 whatever the networks ran in.
         with torch.autocast(logits.device.type, enabled=False):

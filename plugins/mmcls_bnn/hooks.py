@@ -25,6 +25,11 @@ def unwrapped(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
+def mixed_precision(runner: Any) -> bool:
+    """Tell whether a run's forward passes are under autocast."""
+    return type(runner.optim_wrapper).__name__ == "AmpOptimWrapper"
+
+
 @HOOKS.register_module()
 class SafeCheckpointHook(Hook):
     """Keep out of checkpoints what torch's safe loading refuses, and say in them which student they hold.
@@ -118,7 +123,7 @@ def flip_ratio(before: list[Tensor], after: list[Tensor]) -> float | None:
 
 @HOOKS.register_module()
 class TeacherHook(Hook):
-    """Apply the recipe's top-level variables, and try the teacher on validation images before training.
+    """Apply the recipe's top-level variables; try the teacher, and make it fast, before training.
 
     `teacher_model`, `teacher_checkpoint`, `teacher_smoothing` and `step1_checkpoint` of the recipe are also
     in its `model`; here they are applied again, so that `--cfg-options teacher_checkpoint=FILE` does what it
@@ -128,6 +133,7 @@ class TeacherHook(Hook):
         samples: validation images on which the teacher must beat chance; 0: it is not tried.
     """
 
+    priority = "ABOVE_NORMAL"  # before what a resumed run makes up for is validated
     VARIABLES = {  # noqa: RUF012
         "teacher_model": "model",
         "teacher_checkpoint": "checkpoint",
@@ -157,18 +163,25 @@ class TeacherHook(Hook):
             model.step1_checkpoint = runner.cfg.get("step1_checkpoint") or model.step1_checkpoint
 
     def before_train(self, runner: Any) -> None:
-        """Try the teacher.
+        """Try the teacher on validation images, and make it fast on training images where that is asked for.
 
         Raises:
-            LskdError: for a teacher at chance level, or one that cannot process the images.
+            LskdError: for a teacher at chance level, one that cannot process the images, or a fast one that
+                is too far from it.
         """
+        from mmcls_bnn.fast_teacher import speed_up
         from mmcls_bnn.preflight import try_teacher
 
-        if runner.val_loop is None or self.samples <= 0:
-            runner.logger.info("the teacher's accuracy is not checked: no validation images")
-            return
         model = unwrapped(runner.model)
         if model.stored is not None and model.stored.needs_no_teacher:
-            runner.logger.info("the teacher is not asked: all that it says is stored")
+            runner.logger.info(
+                "the teacher is not asked: all that it says is stored, about training images alone; "
+                "distillation/* of the validation, val_ce to val_agreement in epochs.csv, stay empty"
+            )
             return
-        runner.logger.info(try_teacher(model, runner.val_dataloader.dataset, self.samples))
+        if runner.val_loop is None or self.samples <= 0:
+            runner.logger.info("the teacher's accuracy is not checked: no validation images")
+        else:
+            runner.logger.info(try_teacher(model, runner.val_dataloader.dataset, self.samples))
+        if model.teacher_mode != "none":
+            runner.logger.info(speed_up(model, runner.train_dataloader.dataset, mixed_precision(runner)))

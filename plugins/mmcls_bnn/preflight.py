@@ -44,6 +44,8 @@ def try_teacher(model: Any, dataset: Any, samples: int) -> str:
                 "set model.teacher.image_size to the size it was trained on."
             ) from None
         labels = labels_of(batch["data_samples"]).to(logits.device)
+        if labels.ndim == 2:  # where training mixes, mmcls turns all labels into probabilities
+            labels = labels.argmax(-1)
         counts[0] += (logits.argmax(-1) == labels).sum()
         counts[1:] += torch.bincount(labels, minlength=classes)
     if processes > 1:

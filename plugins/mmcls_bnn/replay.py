@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from lskd import LskdError, augmentation_seed, replayed
 from mmcls_bnn.compat import BaseDataset
+from mmcls_bnn.mixing import ImageMixing
 
 KEY = "soft_label_key"
 _TRIED = 4  # images on which repeating is tried
@@ -22,15 +23,16 @@ class SeededPipeline(Compose):
     Each data sample says which key of the store it has. Loading processes share the number of the epoch.
 
     Args:
-        pipeline: the data set's own.
-        samples: images in the data.
+        dataset: whose pipeline it takes the place of.
         base_seed: of the store.
+        mixing: of images with one another; None: none.
     """
 
-    def __init__(self, pipeline: Any, samples: int, base_seed: int) -> None:
+    def __init__(self, dataset: Any, base_seed: int, mixing: ImageMixing | None = None) -> None:
         """Take the pipeline's transforms."""
-        super().__init__(pipeline.transforms)
-        self.samples, self.base_seed = samples, base_seed
+        super().__init__(dataset.pipeline.transforms)
+        self.samples, self.base_seed = len(dataset), base_seed
+        self._dataset, self._mixing = dataset, mixing
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._override: int | None = None
 
@@ -43,13 +45,30 @@ class SeededPipeline(Compose):
         self._override = epoch
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
-        """Run the transforms."""
+        """Run the transforms, and mix the image.
+
+        Raises:
+            LskdError: images that cannot be mixed.
+        """
         sample = int(data["sample_idx"])
         epoch = int(self._epoch) if self._override is None else self._override
-        with replayed(augmentation_seed(self.base_seed, epoch, sample)):
-            result: dict[str, Any] | None = super().__call__(data)
+        result = self._augmented(data, epoch)
+        if result is not None and self._mixing is not None:
+            seed = augmentation_seed(self.base_seed, epoch, sample)
+            mixing = self._mixing.policy.draw(seed, sample, self.samples)
+            partner = None
+            if mixing is not None:
+                partner = self._augmented(self._dataset.get_data_info(mixing.partner), epoch)
+                if partner is None:
+                    raise _unreadable(self._dataset, mixing.partner)
+            self._mixing.apply(result, partner, mixing)
         if result is not None:
             result["data_samples"].set_metainfo({KEY: epoch * self.samples + sample})
+        return result
+
+    def _augmented(self, data: dict[str, Any], epoch: int) -> dict[str, Any] | None:
+        with replayed(augmentation_seed(self.base_seed, epoch, int(data["sample_idx"]))):
+            result: dict[str, Any] | None = super().__call__(data)
         return result
 
 
@@ -84,19 +103,16 @@ class KeyedImages(Dataset[Any]):
         finally:
             pipeline.at(None)
         if item["data_samples"].get(KEY) != key:  # the data set took another image in its place
-            name = self.dataset.get_data_info(sample).get("img_path", sample)
-            raise LskdError(
-                f"training image {name} cannot be read, "
-                "so nothing can be stored about it; repair or remove it."
-            )
+            raise _unreadable(self.dataset, sample)
         return item
 
 
-def seed_pipeline(loader: Any, base_seed: int) -> SeededPipeline:
+def seed_pipeline(loader: Any, base_seed: int, mixing: ImageMixing | None = None) -> SeededPipeline:
     """Make a training loader's images follow from seeds; where they do already, leave it so.
 
     Raises:
-        LskdError: data, an order or transforms that cannot be repeated, by name.
+        LskdError: data, an order or transforms that cannot be repeated, by name; images of different sizes
+            that are to be mixed.
     """
     dataset, sampler = loader.dataset, type(loader.sampler).__name__
     if not isinstance(dataset, BaseDataset):
@@ -110,24 +126,12 @@ def seed_pipeline(loader: Any, base_seed: int) -> SeededPipeline:
             "use DefaultSampler."
         )
     if not isinstance(dataset.pipeline, SeededPipeline):
-        dataset.pipeline = SeededPipeline(dataset.pipeline, len(dataset), base_seed)
+        dataset.pipeline = SeededPipeline(dataset, base_seed, mixing)
         _check_replay(dataset, base_seed)
+        if mixing is not None:
+            for sample in range(min(_TRIED, len(dataset))):
+                dataset.pipeline(dataset.get_data_info(sample))
     return dataset.pipeline
-
-
-def refuse_batch_augments(preprocessor: Any) -> None:
-    """Check that images are not mixed by batch.
-
-    Raises:
-        LskdError: they are, by name.
-    """
-    augments = getattr(preprocessor, "batch_augments", None)
-    if augments is not None:
-        names = ", ".join(type(augment).__name__ for augment in augments.augments if augment is not None)
-        raise LskdError(
-            f"soft labels cannot be stored with data_preprocessor.batch_augments ({names}): which images are "
-            "mixed would depend on the order of the batches; take it out, or train without soft_labels."
-        )
 
 
 def _check_replay(dataset: Any, base_seed: int) -> None:
@@ -157,6 +161,13 @@ def _same(one: Any, other: Any) -> bool:
         if name in one:
             return np.array_equal(np.asarray(one[name]), np.asarray(other[name]))
     return True
+
+
+def _unreadable(dataset: Any, sample: int) -> LskdError:
+    name = dataset.get_data_info(sample).get("img_path", sample)
+    return LskdError(
+        f"training image {name} cannot be read, so nothing can be stored about it; repair or remove it."
+    )
 
 
 def keys_of(data_samples: list[Any]) -> Tensor:

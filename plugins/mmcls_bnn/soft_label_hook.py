@@ -7,8 +7,9 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from lskd import LskdError
 from mmcls_bnn.compat import HOOKS
-from mmcls_bnn.hooks import unwrapped
-from mmcls_bnn.replay import refuse_batch_augments, seed_pipeline
+from mmcls_bnn.hooks import mixed_precision, unwrapped
+from mmcls_bnn.mixing import mix_by_image
+from mmcls_bnn.replay import seed_pipeline
 from mmcls_bnn.soft_label_settings import identity_of
 from mmcls_bnn.stored_teacher import StoredTeacher
 
@@ -34,9 +35,8 @@ class SoftLabelsHook(Hook):
             return
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise LskdError("soft labels are stored by epoch; train with train_cfg.by_epoch=True.")
-        amp = type(runner.optim_wrapper).__name__ == "AmpOptimWrapper"
         model.stored = stored_teacher(
-            model, runner.cfg, runner.train_dataloader, int(runner.max_epochs), amp=amp
+            model, runner.cfg, runner.train_dataloader, int(runner.max_epochs), mixed_precision(runner)
         )
         runner.logger.info(model.stored.describe())
 
@@ -49,6 +49,8 @@ class SoftLabelsHook(Hook):
         stored = _stored(runner)
         if stored is None:
             return
+        if not stored.needs_no_teacher:
+            stored.speaks(unwrapped(runner.model).speaking_teacher().form)
         if stored.settings.verify:
             runner.logger.info(stored.verify_stored())
         if not stored.covers(int(runner.max_epochs)):
@@ -84,12 +86,12 @@ def stored_teacher(model: Any, cfg: Any, loader: Any, epochs: int, amp: bool) ->
         LskdError: what the run does cannot be repeated, or the store belongs to another run.
     """
     settings, dataset = model.soft_label_settings, loader.dataset
-    refuse_batch_augments(model.data_preprocessor)
-    seed_pipeline(loader, settings.seed)
+    mixing = mix_by_image(model)
+    seed_pipeline(loader, settings.seed, mixing)
     layout = settings.layout(int(model.head.num_classes), len(dataset), epochs)
     steps = cfg.train_dataloader.dataset.get("pipeline") or dataset.pipeline.transforms
     identity = identity_of(
-        settings, layout, model.teacher_settings, model.data_preprocessor, dataset, list(steps), amp
+        settings, layout, model.teacher_settings, model.data_preprocessor, dataset, list(steps), amp, mixing
     )
     return StoredTeacher(settings, layout, identity, model, dataset, amp)
 

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from mmengine.config import Config
 
-from lskd import LskdError, Rest, SoftLabelsLayout, file_checksum, image_layout
+from lskd import LskdError, MixingPolicy, Rest, SoftLabelsLayout, file_checksum, image_layout
 from mmcls_bnn.compat import FRAMEWORK
+from mmcls_bnn.mixing import ImageMixing
 from mmcls_bnn.teacher import TeacherSettings
 
 OnError = Literal["stop", "continue"]
@@ -89,6 +90,7 @@ def identity_of(
     dataset: Any,
     pipeline: list[Any],
     amp: bool,
+    mixing: ImageMixing | None = None,
 ) -> dict[str, Any]:
     """Return what a store must agree in with a run, as names and texts.
 
@@ -100,6 +102,7 @@ def identity_of(
         dataset: the training images.
         pipeline: its transforms as the recipe has them.
         amp: whether the teacher runs in mixed precision.
+        mixing: of images with one another.
 
     Raises:
         LskdError: the teacher's checkpoint cannot be read.
@@ -122,7 +125,7 @@ def identity_of(
         },
         "data": {"images": layout.samples, "listing": listing_checksum(dataset)},
         # The number of steps too: what only one side names would not be compared.
-        "augmentation": {"seed": settings.seed, "steps": len(steps), **steps},
+        "augmentation": {"seed": settings.seed, "steps": len(steps), **steps, **_mixed(mixing)},
         "batches": _batches(preprocessor),
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
@@ -168,6 +171,12 @@ def _batches(preprocessor: Any) -> dict[str, str]:
         "pad_size_divisor": _text(getattr(preprocessor, "pad_size_divisor", 1)),
         "pad_value": _text(getattr(preprocessor, "pad_value", 0)),
     }
+
+
+def _mixed(mixing: ImageMixing | None) -> dict[str, str]:
+    policy = MixingPolicy() if mixing is None else mixing.policy
+    on = policy.probability > 0 and max(policy.mixup_alpha, policy.cutmix_alpha) > 0
+    return {field.name: _text(getattr(policy, field.name)) if on else "off" for field in fields(policy)}
 
 
 def _kind(step: Any) -> str:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lskd import LskdError, SoftLabels
 from mmcls_bnn.command import run
 from mmcls_bnn.compat import FRAMEWORK, MODELS, use_registry
+from mmcls_bnn.fast_teacher import speed_up
 from mmcls_bnn.hooks import TeacherHook
 from mmcls_bnn.preflight import try_teacher
 
@@ -58,10 +59,13 @@ def _write(args: argparse.Namespace) -> str:
         dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
     )
     amp = cfg.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper"
-    stored = stored_teacher(model, cfg, loader, epochs, amp)
+    model.stored = stored = stored_teacher(model, cfg, loader, epochs, amp)
     if not stored.covers(epochs):
         if cfg.get("val_dataloader") is not None:  # before anything is written
             print(try_teacher(model, Runner.build_dataloader(_plain(cfg.val_dataloader)).dataset, 512))
+        if model.teacher_mode != "none":
+            print(speed_up(model, loader.dataset, amp))
+        stored.speaks(model.load_teacher().form)
         batch_size = args.batch_size or int(cfg.train_dataloader.get("batch_size", 64))
         workers = int(cfg.train_dataloader.get("num_workers", 0)) if args.workers is None else args.workers
         stop = epochs * stored.layout.samples

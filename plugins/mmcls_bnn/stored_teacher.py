@@ -61,6 +61,8 @@ class StoredTeacher(StoredRun):
             rank=rank,
             processes=processes,
             say=lambda line: MMLogger.get_current_instance().warning(line),
+            teacher=model.fast_settings.mode,
+            bound=model.fast_settings.bound,
         )
         self.needs_no_teacher = self.covers(layout.epochs) and not settings.verify
 
@@ -102,7 +104,7 @@ class StoredTeacher(StoredRun):
             values = torch.from_numpy(np.ascontiguousarray(rows.values)).to(inputs.device)
             ids = torch.from_numpy(rows.ids.astype(np.int64)).to(inputs.device)
         else:
-            values, ids = self.record(keys, self._model.load_teacher()(inputs))
+            values, ids = self.record(keys, self._model.speaking_teacher()(inputs))
         return teacher_form(values, ids, self.layout.num_classes, self.settings.rest)
 
     def end_epoch(self) -> None:
@@ -141,8 +143,12 @@ class StoredTeacher(StoredRun):
         preprocessor = self._model.data_preprocessor
         for batch in loader:
             data = preprocessor(batch, False)
-            with torch.autocast(data["inputs"].device.type, enabled=self._amp):
-                logits = self._model.load_teacher()(data["inputs"])
+            inputs = data["inputs"]
+            count = len(inputs)
+            if count < batch_size:  # a smaller batch would be rounded otherwise
+                inputs = inputs[torch.arange(batch_size, device=inputs.device) % count]
+            with torch.autocast(inputs.device.type, enabled=self._amp):
+                logits = self._model.speaking_teacher()(inputs)[:count]
             yield keys_of(data["data_samples"]).numpy(), logits
 
     def verify_stored(self) -> str:

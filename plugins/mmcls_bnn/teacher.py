@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lskd import Convention, LskdError, target_entropy, target_values
+from lskd import Convention, FastTeacher, LskdError, TeacherForm, target_entropy, target_values
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.image_size = image_size
         self.flip = own.rgb != student.rgb and len(own.mean) == 3
+        self._fast: FastTeacher | None = None
         self._constants: tuple[Tensor, Tensor] | None = None
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (student.mean, student.std))
         if self.flip:
@@ -152,19 +153,36 @@ class Teacher:
         """Be the teacher of a student's copy (an averaged model, say) too: it never changes."""
         return self
 
+    @property
+    def form(self) -> TeacherForm:
+        """In which form it answers."""
+        return TeacherForm.of_teacher(self._fast)
+
+    def use(self, fast: FastTeacher) -> None:
+        """Answer with a fast teacher from now on, and let go of the exact model."""
+        self._fast, self.model = fast, fast.model
+
+    def prepare(self, batch: Tensor) -> Tensor:
+        """Turn a batch as the student gets it into what the model gets, in float32."""
+        if self.flip:
+            batch = batch.flip(1)
+        if self._constants is not None:
+            scale, shift = self._constants
+            batch = torch.addcmul(shift, batch.float(), scale)
+        if self.image_size is not None and tuple(batch.shape[-2:]) != (self.image_size, self.image_size):
+            batch = functional.interpolate(
+                batch.float(), size=self.image_size, mode="bicubic", antialias=True, align_corners=False
+            )
+        return batch.float()
+
+    def answer(self, images: Tensor) -> Any:
+        """Return what the model returns for prepared images."""
+        return self.model(images) if self._fast is None else self._fast(images)
+
     def __call__(self, batch: Tensor) -> Tensor:
         """Return logits `(B, K)` for a batch `(B, C, H, W)` as the student gets it."""
         with torch.inference_mode():
-            if self.flip:
-                batch = batch.flip(1)
-            if self._constants is not None:
-                scale, shift = self._constants
-                batch = torch.addcmul(shift, batch.float(), scale)
-            if self.image_size is not None and tuple(batch.shape[-2:]) != (self.image_size, self.image_size):
-                batch = functional.interpolate(
-                    batch.float(), size=self.image_size, mode="bicubic", antialias=True, align_corners=False
-                )
-            logits = self.model(batch.float())
+            logits = self.answer(self.prepare(batch))
             if isinstance(logits, tuple | list):
                 logits = logits[-1]
         # Autograd refuses to save an inference tensor for the student's backward pass: return a normal copy.

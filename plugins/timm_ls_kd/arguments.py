@@ -159,7 +159,8 @@ def add_kd_arguments(parser: argparse.ArgumentParser) -> None:
         choices=FAST_MODES,
         default="none",
         help="a faster teacher: batch norm folded, channels-last, and in this precision; auto: the fastest "
-        "within the bound, as timed before training (default: none, the exact teacher)",
+        "within the bound, as timed before training (default: none, the exact teacher); with a store "
+        "a run takes what is stored in its form or a closer one",
     )
     group.add_argument(
         "--kd-teacher-fast-bound",
@@ -244,10 +245,6 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
             f"--kd-preflight-samples must be 0 (no check) or more, got {args.kd_preflight_samples}."
         )
     _check_fast(args)
-    if soft_labels is not None and (args.kd_teacher_fast != "none" or args.kd_teacher_compile):
-        raise LskdError(
-            "--kd-soft-labels asks the exact teacher once; drop --kd-teacher-fast and --kd-teacher-compile."
-        )
     return KdConfig(
         teacher=args.kd_teacher,
         checkpoint=args.kd_teacher_checkpoint,

@@ -16,7 +16,7 @@ from timm.data import FastCollateMixup, Mixup, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from lskd import LskdError, one_line
+from lskd import LskdError, augmentation_seed, one_line, replayed
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
@@ -101,7 +101,8 @@ class SeededDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         """Return the sample that an index of `EpochSampler` stands for."""
         epoch, sample = divmod(index, len(self.dataset))
-        with seeded(self.seed, epoch, sample):
+        # As for stored soft labels, so that a run with them sees the images that it would see without.
+        with replayed(augmentation_seed(self.seed, epoch, sample)):
             return self.read(sample)
 
     def read(self, sample: int) -> Any:

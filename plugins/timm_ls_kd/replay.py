@@ -242,11 +242,14 @@ class ImageSource:
             mean, std = self.normalisation.mean, self.normalisation.std
             loader = PrefetchLoader(loader, mean=mean, std=std, channels=len(mean), device=self.device)
         for images, targets in loader:
-            images = images.to(self.device)
+            # Always a whole batch, as in training: a smaller one would be rounded otherwise.
+            count, images = len(images), images.to(self.device)
+            if count < self.batch_size:
+                images = images[torch.arange(self.batch_size, device=self.device) % count]
             if self.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with torch.no_grad(), self.autocast():
-                yield targets.keys, teacher(images)
+                yield targets.keys, teacher(images)[:count]
 
 
 def replayed_parts(

@@ -35,6 +35,8 @@ _TRANSFORM = (
 _ERASING = ("reprob", "remode", "recount")
 _MIXED = ("mixup", "cutmix")
 _MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_off_epoch")
+# How a teacher is made faster: the form that came of it is in the store, see lskd.TeacherForm.
+_FAST = ("teacher_fast", "teacher_fast_bound", "teacher_compile")
 # What a teacher's normalisation and input size are made of.
 _TEACHER_SETTINGS = ("img_size", "in_chans", "input_size", "mean", "std", "gp", "model_kwargs")
 
@@ -65,7 +67,7 @@ def identity_of(
         "stored": {"classes": layout.num_classes, "top_k": layout.k, "values": layout.values},
         "teacher": _teacher(kd, bool(args.amp), str(args.amp_dtype)),
         "data": {"images": layout.samples, "listing": listing_checksum(dataset.dataset)},
-        "augmentation": _augmentation(args, kd.soft_labels, dataset, normalisation, prefetch),
+        "augmentation": augmentation_of(args, kd.soft_labels, dataset, normalisation, prefetch),
         "versions": {"timm": timm.__version__}
         | {name: version(name) for name in ("torchvision", "pillow", "numpy")},
     }
@@ -83,7 +85,7 @@ def _teacher(kd: KdConfig, amp: bool, amp_dtype: str) -> dict[str, Any]:
     asked = {
         field.name: _plain(getattr(kd, field.name))
         for field in fields(kd)
-        if field.name.startswith("teacher_")
+        if field.name.startswith("teacher_") and field.name not in _FAST
     }
     return {
         "architecture": kd.teacher,
@@ -94,13 +96,14 @@ def _teacher(kd: KdConfig, amp: bool, amp_dtype: str) -> dict[str, Any]:
     }
 
 
-def _augmentation(
+def augmentation_of(
     args: Namespace,
     config: SoftLabelsConfig,
     dataset: ReplayedDataset,
     normalisation: Normalisation,
     prefetch: bool,
 ) -> dict[str, Any]:
+    """Return what a run's training images follow from, beside the images on disk; as `identity_of`."""
     augmented = not args.no_aug
     mixed = args.mixup > 0 or args.cutmix > 0
     erased = augmented and args.reprob > 0

@@ -1,6 +1,7 @@
 """Stored soft labels in the bundled trainer: the task of a run, with its store and its teacher."""
 
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -86,7 +87,9 @@ def open_store(
         ).to(device)
         for line in describe_teacher(kd, teacher, data.normalisation, args.num_classes):
             say(args, line)
-        run_preflight(kd, teacher, dataset_eval, data, args, device, autocast)
+        made = replace(kd, teacher_fast=run.teacher_mode)
+        run_preflight(made, teacher, dataset_eval, data, args, device, autocast)
+        run.speaks(teacher.form)
         return teacher
 
     return run, OnDemandTeacher(build)

@@ -124,13 +124,23 @@ def open_run(
     store = kd.soft_labels
     layout = image_layout(store.path, num_classes, len(source.dataset), epochs, store.top_k, store.values)
     identity = identity_of(args, kd, layout, source.dataset, source.normalisation, source.collate.prefetch)
-    run = SoftLabelsRun(kd.soft_labels, layout, identity, source, args.rank, args.world_size, say)
+    run = SoftLabelsRun(
+        kd.soft_labels,
+        layout,
+        identity,
+        source,
+        args.rank,
+        args.world_size,
+        say,
+        kd.teacher_fast,
+        kd.teacher_fast_bound,
+    )
     say(run.describe())
     return run
 
 
 def prepare(run: SoftLabelsRun, teacher: OnDemandTeacher, epochs: int, half: bool) -> Iterator[str]:
-    """Do before the first step what can be done then: verify, lock the store, try the teacher.
+    """Do before the first step what can be done then: try the teacher, lock the store, verify.
 
     Yields:
         Lines for the user.
@@ -138,10 +148,10 @@ def prepare(run: SoftLabelsRun, teacher: OnDemandTeacher, epochs: int, half: boo
     Raises:
         LskdError: the teacher says something else, another run writes, or the teacher cannot be used.
     """
+    if run.config.verify or run.epochs < epochs:
+        teacher.load()  # first: a new store says in which form the teacher answers
     if run.epochs < epochs:
         run.open_writer()
-    if run.config.verify or run.epochs < epochs:
-        teacher.load()
     if run.config.verify:
         yield run.verify_by(teacher, half)
     if run.epochs < epochs:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lskd import SoftLabelsError, SoftLabelsLayout, StoredRun
+from lskd import FAST_BOUND, FastMode, SoftLabelsError, SoftLabelsLayout, StoredRun
 from timm_ls_kd.replay import ImageSource
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
@@ -25,6 +25,8 @@ class SoftLabelsRun(StoredRun):
         rank: number of this process; the first one writes.
         world_size: number of processes.
         say: prints a line, on the first process.
+        teacher: the form in which the teacher is asked for.
+        bound: of its error.
 
     Raises:
         SoftLabelsError: the folder holds something else, or is damaged.
@@ -44,6 +46,8 @@ class SoftLabelsRun(StoredRun):
         rank: int,
         world_size: int,
         say: Callable[[str], None],
+        teacher: FastMode = "none",
+        bound: float = FAST_BOUND,
     ) -> None:
         """Look at what is there, and let the loader read it."""
         self.config, self.source = config, source
@@ -57,6 +61,8 @@ class SoftLabelsRun(StoredRun):
             rank=rank,
             processes=world_size,
             say=say,
+            teacher=teacher,
+            bound=bound,
         )
         if self.labels is not None:
             source.collate.labels = self.labels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lskd import Convention, FastTeacher, LskdError, target_mass
+from lskd import Convention, FastTeacher, LskdError, TeacherForm, target_mass
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.config_file import settings_beside
 from timm_ls_kd.inputs import input_channels
@@ -82,6 +82,11 @@ class Teacher:
         """Answer with a fast teacher from now on, and let go of the exact model."""
         self._fast = fast
         self.model, self._forward = fast.model, None
+
+    @property
+    def form(self) -> TeacherForm:
+        """In which form it answers."""
+        return TeacherForm.of_teacher(self._fast)
 
     def prepare(self, batch: Tensor) -> Tensor:
         """Turn a batch in the student's normalisation into what the model gets, in float32."""

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -284,18 +284,7 @@ def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any])
     for line in describe_teacher(kd, teacher, student_norm, args.num_classes):
         _say(args, line)
     _say(args, _preflight(run, kd, teacher, student_norm, device))
-    if kd.teacher_fast != "none":
-        line = speed_up(
-            kd,
-            teacher,
-            run.dataset_eval,
-            student_norm,
-            device,
-            prefetch=loader["use_prefetcher"],
-            batch_size=args.batch_size,
-            autocast=_autocast(args, device),
-        )
-        _say(args, line)
+    _speed_up(run, kd, teacher, student_norm, device)
     return task
 
 
@@ -305,6 +294,8 @@ def _create_soft_labels_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[s
     device = kwargs.get("device") or torch.device(args.device)
     channels = first_channels(run.student)
     student_norm = Normalisation.of(loader["mean"], loader["std"], channels)
+    replay = run.replay
+    assert replay is not None
 
     def build() -> Teacher:
         _say(args, announce_teacher(kd))
@@ -315,10 +306,12 @@ def _create_soft_labels_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[s
         for line in describe_teacher(kd, teacher, student_norm, args.num_classes):
             _say(args, line)
         _say(args, _preflight(run, kd, teacher, student_norm, device))
+        assert replay.run is not None
+        _speed_up(run, replace(kd, teacher_fast=replay.run.teacher_mode), teacher, student_norm, device)
+        replay.run.speaks(teacher.form)
         return teacher
 
-    assert run.replay is not None
-    task = run.replay.create_task(
+    task = replay.create_task(
         args,
         kd,
         model,
@@ -354,6 +347,23 @@ def _preflight(
         autocast=autocast,
         channels_last=args.channels_last,
     )
+
+
+def _speed_up(
+    run: _Run, kd: KdConfig, teacher: Teacher, student_norm: Normalisation, device: torch.device
+) -> None:
+    if kd.teacher_fast != "none":
+        line = speed_up(
+            kd,
+            teacher,
+            run.dataset_eval,
+            student_norm,
+            device,
+            prefetch=run.eval_loader["use_prefetcher"],
+            batch_size=run.args.batch_size,
+            autocast=_autocast(run.args, device),
+        )
+        _say(run.args, line)
 
 
 def _autocast(args: Namespace, device: torch.device) -> Callable[[], Any]:

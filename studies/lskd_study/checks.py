@@ -1,19 +1,20 @@
 """What is checked before a study's first run: data folder, models, output folder, Snakemake's options."""
 
 import argparse
+import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from lskd import LskdError
 from lskd_study.data.data_bin import read_manifest
+from lskd_study.data_options import Options
 from lskd_study.extras import needs_study_extra
-from lskd_study.plan import Plan
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 # lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
-OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers")
+OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers", "--config")
 
 
 def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "") -> None:
@@ -46,7 +47,27 @@ def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "")
         )
 
 
-def check_data_bin(folder: Path, name: str, options: Mapping[str, bool | int | str], mend: str = "") -> None:
+def check_class_order(folder: Path, name: str) -> None:
+    """Check that timm, whose model teaches, and mmcls, whose model learns, number the classes alike.
+
+    timm sorts by the numbers in names (2 before 10) and without case, mmcls by letters (10 before 2).
+
+    Raises:
+        LskdError: for folders that the two sort differently.
+    """
+    from timm.utils.misc import natural_key
+
+    names = sorted(entry.name for entry in os.scandir(folder / "train") if entry.is_dir())
+    numbered: list[str] = sorted(names, key=natural_key)
+    for ours, theirs in zip(numbered, names, strict=True):
+        if ours != theirs:
+            raise LskdError(
+                f"the class folders of {name} are numbered differently by timm ({ours} before {theirs}) and "
+                "by mmcls; rename them in train and val: zeros in front of numbers (02, 10), lower case"
+            )
+
+
+def check_data_bin(folder: Path, name: str, options: Options, mend: str = "") -> None:
     """Check for what fairseq-preprocess writes: two dictionaries, and train, valid and test in two languages.
 
     Args:
@@ -73,29 +94,6 @@ def check_data_bin(folder: Path, name: str, options: Mapping[str, bool | int | s
                 f"data-bin {name} was made with {option} {made[option]}, the study asks for {value}; "
                 "choose another data.path or remove it"
             )
-
-
-def check_prepare_options(plan: Plan) -> None:
-    """Check the options of `lskd data` with its own parser, before anything runs.
-
-    Raises:
-        LskdError: for one that it does not know or whose value it does not take.
-    """
-    if not plan.prepare:
-        return
-    from typer.main import get_command
-
-    from lskd_study.cli import data_app
-
-    _, name, *words = plan.prepare_words
-    try:
-        get_command(data_app).commands[name].make_context(name, words)  # type: ignore[attr-defined]
-    except Exception as error:
-        # Errors of a command line; their class is click's or typer's, depending on typer's version.
-        if not hasattr(error, "format_message"):
-            raise
-        reason = " ".join(str(error.format_message()).split())
-        raise LskdError(f"data.options of {plan.study_file}: lskd data {name}: {reason}") from None
 
 
 def _how_to_make(name: str) -> str:
@@ -152,7 +150,20 @@ def check_snakemake_options(options: Sequence[str]) -> None:
             raise LskdError(f"{option.partition('=')[0]} is set by lskd study itself; leave it out")
 
     def complain(message: str) -> NoReturn:
-        raise LskdError(f"{message.splitlines()[0]}; an option of neither lskd study nor snakemake")
+        line = message.splitlines()[0]
+        unknown = next((word for word in line.split() if word.startswith("--")), "").partition("=")[0]
+        known = {
+            *parser._option_string_actions,
+            "--cores",
+            "--dry-run",
+            "--hours",
+            "--output",
+            "--own",
+            "--yes",
+        }
+        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.7) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near and near[0] != unknown else ""
+        raise LskdError(f"{line}; an option of neither lskd study nor snakemake{hint}")
 
     parser: argparse.ArgumentParser = get_argument_parser()
     parser.error = complain  # type: ignore[method-assign]

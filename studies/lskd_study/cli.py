@@ -132,15 +132,51 @@ def _binarise_or_say(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def study(
     context: typer.Context,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Study file, e.g. recipes/digits/study.yaml.")],
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE]", help="Study file, e.g. recipes/digits/study.yaml.", show_default=False
+        ),
+    ] = None,
+    own: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Instead of a file: images of your own, train/<class>/, val/<class>/."
+        ),
+    ] = None,
     output: Annotated[str | None, typer.Option(help="Folder of results instead of the study file's.")] = None,
-    cores: Annotated[int, typer.Option(min=1, help="Runs at a time (threads x runs on this machine).")] = 1,
+    cores: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time (threads x runs on this machine); 1 unless on a cluster."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print what there is to do.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of study files, for editors.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --own: do not ask before training.")] = False,
+    hours: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="With --own: what it may take; 1, with a GPU 12.", show_default=False),
+    ] = None,
 ) -> None:
-    """Run a study, or go on with one, and write its page. Other options go to Snakemake (--executor ...)."""
+    """Run a study, or go on with one, and write its page. Other options go to Snakemake (--profile slurm)."""
+    options = [option for option in context.args if option != "--"]
+    if schema:
+        from lskd_study.json_schema import schema_text
+
+        print(schema_text(), end="")
+        return
+    if own is not None:
+        from lskd_study.own.command import run_own
+
+        if file is not None and not file.startswith("-"):
+            raise LskdError(f"--own needs no study file; leave out {file}")
+        options = [file, *options] if file else options
+        raise typer.Exit(run_own(own, output, cores or 1, dry_run, yes, hours, options))
+    if file is None:
+        raise LskdError("name a study file, or a folder of images of your own by --own DIR")
     from lskd_study.engine import run_study
 
-    options = [option for option in context.args if option != "--"]
     raise typer.Exit(run_study(file, output, cores, dry_run, options))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from lskd_study.plan import Plan, Run
@@ -80,7 +81,7 @@ def _title(plan: Plan, run: Run) -> str:
 
 def _command(result: Result) -> Command:
     job = result.job
-    threads = job["environment"].get("OMP_NUM_THREADS")
+    set_first = " ".join(f"{name}={quote(value)}" for name, value in job["environment"].items() if value)
     # Runs of older versions have no command that writes elsewhere.
     words = str(job.get("rerun_command", job["command"]))
-    return Command(job["run"], job["wall_time_s"], f"OMP_NUM_THREADS={threads} {words}" if threads else words)
+    return Command(job["run"], job["wall_time_s"], f"{set_first} {words}".lstrip())

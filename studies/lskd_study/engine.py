@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -13,32 +12,39 @@ from pathlib import Path
 from typing import IO, Any
 
 from lskd import LskdError
+from lskd_study import slurm
 from lskd_study.checks import (
+    check_class_order,
     check_data_bin,
     check_data_folder,
     check_models,
     check_output,
-    check_prepare_options,
-    check_snakemake_options,
 )
+from lskd_study.class_counts import check_class_counts
+from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
-from lskd_study.extras import require_study_extra
+from lskd_study.extras import require_ecosystem, require_study_extra
 from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
 from lskd_study.recipes import find_study_file
+from lskd_study.scheduler import Schedule, make_schedule
 from lskd_study.schema import TRANSLATION, Network, load_study, read_trainer_config
+from lskd_study.stores.decide import with_stores
+from lskd_study.stores.state import release_stores, renew_stores
+from lskd_study.stores.words import describe_stores
 from lskd_study.teachers.schema import is_teacher_list
 from lskd_study.teachers.study import run_teachers_file
 
-SNAKEFILE = Path(__file__).parent / "workflow" / "Snakefile"
 LOCK = ".lskd.lock"
 
 
-def run_study(study_file: str, output: str | None, cores: int, dry_run: bool, options: Sequence[str]) -> int:
+def run_study(
+    study_file: str, output: str | None, cores: int | None, dry_run: bool, options: Sequence[str]
+) -> int:
     """Run (or go on with) a study and write its page; returns the exit status, 1 when a run failed.
 
     A study that only lists teachers trains nothing: they are measured.
 
-    ``options`` go to Snakemake as they are. Raises LskdError, before anything is written, for what the user
+    ``options`` go to Snakemake. Raises LskdError, before anything is written, for what the user
     can mend.
     """
     require_study_extra()
@@ -47,10 +53,12 @@ def run_study(study_file: str, output: str | None, cores: int, dry_run: bool, op
     if is_teacher_list(find_study_file(study_file)):
         return run_teachers_file(study_file, output, dry_run, options)
     plan = make_plan(study_file, output)
-    check_snakemake_options(options)
-    check_prepare_options(plan)
+    schedule = make_schedule(plan, cores, options)
+    check_preparation(plan)
     if not plan.prepare or plan.data_dir.exists():
         _check_data(plan)
+    check_class_counts(plan)
+    plan = with_stores(plan)
     changed = _changed_settings(plan)
     if changed:
         raise LskdError(
@@ -69,10 +77,11 @@ def run_study(study_file: str, output: str | None, cores: int, dry_run: bool, op
         check_output(plan.data_dir.parent, str(Path(plan.data).parent))
     with _only_study(plan) as lock:
         _forget_orphaned_students(plan)
+        renew_stores(plan)
         plan.write()
         if plan.unfinished() or options:
             print(describe(plan), file=sys.stderr, flush=True)
-            _snakemake(plan, cores, options, lock)
+            _snakemake(plan, schedule, lock)
         return _write_page(plan)
 
 
@@ -84,6 +93,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     """
     path = find_study_file(study_file)
     study = load_study(path)
+    require_ecosystem(study.ecosystem, path)
 
     def networks(entries: list[Network]) -> list[tuple[str, str]]:
         return [(entry.model, str(path.parent / entry.config)) for entry in entries]
@@ -117,6 +127,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         resources=study.resources.extra,
         configs=configs,
         runs=runs,
+        soft_labels=study.soft_labels.model_dump(),
         prepare_options=study.data.options,
         temperature_squared=study.temperature_squared,
         margin=study.margin,
@@ -131,6 +142,8 @@ def _check_data(plan: Plan) -> None:
         check_data_bin(plan.data_dir, plan.data, plan.prepare_options, mend)
     else:
         check_data_folder(plan.data_dir, plan.data, plan.num_classes, mend)
+        if plan.ecosystem == "mmcls":
+            check_class_order(plan.data_dir, plan.data)
 
 
 def _read_config(ecosystem: str, path: Path) -> dict[str, Any]:
@@ -152,6 +165,7 @@ def describe(plan: Plan) -> str:
         lines.append(f"  {role}s {len(runs):3d}  {models}")
     smoothing = ", ".join(f"{value:g}" for value in plan.smoothing)
     lines.append(f"  teachers' smoothing {smoothing} ({plan.convention}); seeds {_join(plan.seeds)}")
+    lines += describe_stores(plan)
     todo = plan.unfinished()
     lines.append(f"  {len(plan.runs)} runs: {len(plan.runs) - len(todo)} finished, {len(todo)} to do")
     return "\n".join(lines)
@@ -161,22 +175,12 @@ def _join(values: Sequence[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _snakemake(plan: Plan, cores: int, options: Sequence[str], lock: IO[str]) -> None:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
-    command += ["--directory", str(plan.root), "--cores", str(cores), "--keep-going"]
-    # Each run says itself when it starts and ends. With options (a cluster, say) Snakemake speaks as well.
-    command += [
-        "--rerun-triggers",
-        "mtime",
-        "--quiet",
-        *(("rules", "reason", "host") if options else ("all",)),
-    ]
-    # --nolock: Snakemake's lock is a file that outlives a kill. Ours is the kernel's, and the scheduler
-    # inherits it, so a second study on this folder is refused exactly as long as a first one is alive.
-    # --ignore-incomplete: a run's only declared output appears in one piece, so it cannot be incomplete.
-    command += ["--nolock", "--ignore-incomplete", *options]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, pass_fds=(lock.fileno(),), env=environment)
+def _snakemake(plan: Plan, schedule: Schedule, lock: IO[str]) -> None:
+    if schedule.executor == "slurm" and (orphans := slurm.cancel_orphans(plan.root)):
+        print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
+    schedule.prepare(plan)
+    environment = schedule.process_environment()
+    process = subprocess.Popen(schedule.command(plan), pass_fds=(lock.fileno(),), env=environment)
     try:
         status = process.wait()
     except KeyboardInterrupt:
@@ -194,6 +198,7 @@ def _write_page(plan: Plan) -> int:
     from lskd_study.report import write_report
     from lskd_study.teachers_alone import write_teachers_report
 
+    release_stores(plan)
     missing = plan.unfinished()
     if len(missing) == len(plan.runs):
         raise LskdError(f"no run has finished; the logs are {plan.output}/*/*/train.log")

@@ -26,8 +26,12 @@ from lskd import LskdError, file_checksum
 from lskd_study import provenance
 from lskd_study.data import digits, parallel
 from lskd_study.ecosystems import trainer_of
+from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import BEGUN, CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, write_text
+from lskd_study.progress import say
 from lskd_study.schema import TRANSLATION
+from lskd_study.stores.commands import rerun_command
+from lskd_study.stores.state import release_stores, stored_identity
 
 LOG = "train.log"
 # Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
@@ -42,9 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         plan = Plan.read(Path(arguments[0]))
-        run_job(plan, plan.run(arguments[1]))
+        if store := plan.store_by_id.get(arguments[1]):
+            from lskd_study.stores.job import write_store
+
+            write_store(plan, store)
+        else:
+            run_job(plan, plan.run(arguments[1]))
     except LskdError as error:
-        print(f"lskd: error: {error}", file=sys.stderr)
+        say(f"lskd: error: {error}", timed=False)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -60,30 +69,31 @@ def run_job(plan: Plan, run: Run) -> None:
     os.chdir(plan.cwd)
     folder = Path(plan.output, run.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_one(folder):
+    with only_one(folder), chosen_gpus(plan.resources, lambda line: say(f"{run.id}  {line}")) as devices:
         started = time.monotonic()
-        teacher = _teacher_identity(plan, run)
+        teacher = teacher_identity(plan, run)
+        stored = stored_identity(plan, run)
         trainer = trainer_of(plan.ecosystem, run.role)
         resumed, goes_on = _begin(plan, run, folder, teacher)
-        say(f"{'resumes' if goes_on else 'starts '}  {run.id}")
+        where = "".join(f"  {name}={value}" for name, value in devices.items())
+        say(f"{'resumes' if goes_on else 'starts '}  {run.id}{where}")
         words = trainer.command(plan, run)
         extra = (trainer.resume(folder) or []) if goes_on else []
-        with _logged(run, folder / LOG):
+        if devices:
+            with (folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(f"lskd:{where}\n")
+        with logged(run.id, folder / LOG):
             trainer.train(words[1:] + extra)
             store = _store_translations if plan.ecosystem == TRANSLATION else _store_logits
             quality = store(plan, run, folder)
             _store_curves(plan, run, folder)
         wall = time.monotonic() - started
-        record = _record(plan, run, folder, words, teacher, resumed, wall)
+        record = _record(plan, run, folder, words, teacher, resumed, wall) | {"soft_labels": stored}
+        record["environment"].update(devices)
         write_text(folder / JOB, json.dumps(record, indent=2) + "\n")
+        release_stores(plan)
         done = len(plan.runs) - len(plan.unfinished())
         say(f"finished {run.id}  {quality}  ({wall:.0f} s)  [{done} of {len(plan.runs)} done]")
-
-
-def say(line: str) -> None:
-    """Print a line of progress with the time of day; in one write, because runs share the terminal."""
-    sys.stderr.write(f"{datetime.now():%H:%M:%S}  {line}\n")
-    sys.stderr.flush()
 
 
 def _begin(plan: Plan, run: Run, folder: Path, teacher: dict[str, str] | None) -> tuple[int, bool]:
@@ -106,7 +116,12 @@ def _begin(plan: Plan, run: Run, folder: Path, teacher: dict[str, str] | None) -
     return resumed, goes_on
 
 
-def _teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
+def teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
+    """Return who teaches a run, None for a teacher.
+
+    Raises:
+        LskdError: when the teacher's weights are gone.
+    """
     if run.role == "teacher":
         return None
     teacher = plan.run(run.teacher)
@@ -117,7 +132,7 @@ def _teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
 
 
 @contextlib.contextmanager
-def _logged(run: Run, log: Path) -> Iterator[None]:
+def logged(name: str, log: Path) -> Iterator[None]:
     """Send all output to the log; whatever stops the trainer becomes one line that names the log."""
     try:
         with _output_to(log):
@@ -130,13 +145,13 @@ def _logged(run: Run, log: Path) -> Iterator[None]:
                     traceback.print_exc(file=file)
                 raise LskdError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
     except LskdError as error:
-        raise LskdError(f"{run.id} failed: {str(error).rstrip('.')}; the whole log is {log}") from error
+        raise LskdError(f"{name} failed: {str(error).rstrip('.')}; the whole log is {log}") from error
     except SystemExit as stop:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"the trainer exited with {stop.code}"
         for prefix in ("timm: error: ", "mmcls_bnn: error: "):
             reason = reason.removeprefix(prefix)
-        raise LskdError(f"{run.id} failed: {reason.rstrip('.')}; the whole log is {log}") from stop
+        raise LskdError(f"{name} failed: {reason.rstrip('.')}; the whole log is {log}") from stop
 
 
 def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
@@ -193,7 +208,7 @@ def _record(
         "run": run.id,
         "role": run.role,
         "command": shlex.join(words),
-        "rerun_command": shlex.join(trainer_of(plan.ecosystem, run.role).command(plan, run, RERUN)),
+        "rerun_command": rerun_command(plan, run, RERUN),
         "cwd": plan.cwd,
         "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")},
         "settings": plan.settings(run),
@@ -221,7 +236,7 @@ def _data_checksum(plan: Plan) -> str:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[None]:
     """Hold the run's folder; the kernel lets go when the process ends, however it ends."""
     with (folder / ".lock").open("w") as lock:
         try:

@@ -21,6 +21,7 @@ from lskd_study.figures import Panel
 from lskd_study.plan import Plan
 from lskd_study.results import Result, Results, is_translation
 from lskd_study.statistics import Interval
+from lskd_study.stores.words import loss_note, page_rows
 
 with needs_study_extra():
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -183,6 +184,7 @@ def render_page(
             marks=MARKS,
             words=words,
             varied=not plan.papers_loss,
+            loss_note=loss_note(plan),
             difference=difference,
             curves=curves,
             arms=list(enumerate(plan.smoothing)),
@@ -229,7 +231,7 @@ def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
         ("Last run finished", max(job["finished"] for job in jobs)[:16].replace("T", " ") + " UTC"),
     ]
     versions = ", ".join(f"{name} {' / '.join(values)}" for name, values in seen.items())
-    return [*own, ("Versions", versions)]
+    return [*own, *page_rows(results.plan), ("Versions", versions)]
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:

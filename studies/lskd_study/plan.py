@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd_study.data_options import Value, words_of
 
 PLAN = "plan.json"
 JOB = "job.json"
@@ -46,6 +47,40 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Store:
+    """What one teacher says about its students' training images (or sentences), stored once.
+
+    Attributes:
+        id: name of the store.
+        teacher: the teacher's run.
+        students: the runs that read it.
+        writer: the one of them whose settings the writing command has.
+        seed: of the augmentation; the runs' own seed, so that all arms of a seed have the same images.
+        top_k: entries kept of each answer, 0: all.
+        values: ``float32`` or ``float16``.
+        epochs: stored, each with its own views of the images; 1 where there are no views.
+        asked: epochs of all its students together: what the teacher would be asked without a store.
+        size: bytes expected, 0 where that is not known before.
+    """
+
+    id: str
+    teacher: str
+    students: list[str]
+    writer: str
+    seed: int
+    top_k: int
+    values: str
+    epochs: int
+    asked: int
+    size: int
+
+    @property
+    def folder(self) -> str:
+        """The store's folder, relative to the output folder: its record and log, and the soft labels."""
+        return f"soft_labels/{self.id}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """A validated study with its matrix spelled out; plain values only.
 
@@ -69,7 +104,10 @@ class Plan:
     resources: dict[str, int | str]
     configs: dict[str, dict[str, Any]]
     runs: list[Run]
-    prepare_options: dict[str, bool | int | str] = field(default_factory=dict)
+    soft_labels: dict[str, Any] = field(default_factory=dict)  # as in the study file
+    stores: list[Store] = field(default_factory=list)
+    store_notes: list[str] = field(default_factory=list)  # why students ask their teachers themselves
+    prepare_options: dict[str, Value] = field(default_factory=dict)
     temperature_squared: bool = False
     margin: float = 0.2
     paper: list[str] = field(default_factory=list)  # tables of the paper that the study reproduces
@@ -90,6 +128,23 @@ class Plan:
         """The runs by name."""
         return {run.id: run for run in self.runs}
 
+    @cached_property
+    def store_by_id(self) -> dict[str, Store]:
+        """The stores of soft labels by name."""
+        return {store.id: store for store in self.stores}
+
+    @cached_property
+    def _store_by_student(self) -> dict[str, Store]:
+        return {student: store for store in self.stores for student in store.students}
+
+    def store_of(self, run: Run) -> Store | None:
+        """Return the store that a run reads; None: it asks its teacher itself, or has none."""
+        return self._store_by_student.get(run.id)
+
+    def labels(self, store: Store, output: str | None = None) -> Path:
+        """Return the folder of the soft labels, relative to ``cwd``; ``output``: not the study's own."""
+        return Path(output, "soft_labels", store.id) if output else Path(self.output, store.folder, "labels")
+
     @property
     def teachers_alone(self) -> bool:
         """Whether there are no students: Tables 1, 3 and 4."""
@@ -106,12 +161,7 @@ class Plan:
         """The arguments of ``lskd`` that make the data, paths relative to ``cwd``; empty for none."""
         if not self.prepare:
             return []
-        words = ["data", self.prepare]
-        for name, value in self.prepare_options.items():
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no-{name}")
-            else:
-                words += [f"--{name}", str(value)]
+        words = ["data", *words_of(self.prepare, self.prepare_options)]
         if self.ecosystem != "fairseq":
             return [*words, "--output", self.data]
         text = self.data.removesuffix("-bin") if self.data.endswith("-bin") else f"{self.data}-text"
@@ -146,6 +196,8 @@ class Plan:
         own.update(ecosystem=self.ecosystem, data=self.data, num_classes=self.num_classes)
         if self.temperature_squared and run.role == "student":
             own["temperature_squared"] = True
+        if store := self.store_of(run):
+            own["soft_labels"] = {"top_k": store.top_k or "all", "values": store.values}
         return {**own, "convention": self.convention}
 
     def write(self) -> None:
@@ -161,7 +213,9 @@ class Plan:
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**content, "runs": [Run(**run) for run in content["runs"]]})
+            runs = [Run(**run) for run in content["runs"]]
+            stores = [Store(**store) for store in content.get("stores", [])]
+            return cls(**{**content, "runs": runs, "stores": stores})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise LskdError(f"{path} is not a plan of this version; run `lskd study` again") from error
 

@@ -8,11 +8,20 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 import yaml
 
 from lskd import LskdError
+from lskd_study.data_options import TEXT, Value, known_classes, problem
 from lskd_study.extras import needs_study_extra
 from lskd_study.paper.matching import check_table
 
 with needs_study_extra():
-    from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+    from pydantic import (
+        AfterValidator,
+        BaseModel,
+        BeforeValidator,
+        ConfigDict,
+        Field,
+        ValidationError,
+        model_validator,
+    )
     from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Content = TypeVar("Content", bound=BaseModel)
@@ -65,6 +74,27 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
 OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
 
+# The commands of `lskd data`: of image folders, then of text.
+Prepare = Literal[
+    "cub200",
+    "digits",
+    "fashion-mnist",
+    "imagenet",
+    "imagenet-lt",
+    "imagenet-subset",
+    "imaterialist",
+    "inat2019",
+    "long-tail",
+    "noise",
+    "places-lt",
+    "subset",
+    "ding",
+    "iwslt14",
+    "number-words",
+]
+
+_UNIQUE = {"uniqueItems": True}  # for editors; _distinct says which one is there twice
+
 TRANSLATION = "fairseq"  # the ecosystem whose studies translate; the others classify images
 
 
@@ -73,11 +103,9 @@ class Data(Strict):
 
     path: Name = Field(description="folder of images or data-bin, relative to where the command runs")
     num_classes: int | None = Field(None, ge=2, description="of images")
-    prepare: Literal["digits", "number-words", "ding", "iwslt14"] | None = Field(
-        default=None, description="made by this `lskd data` command when absent"
-    )
-    options: dict[OptionName, bool | int | str] = Field(
-        default_factory=dict, description="of that command, without the dashes"
+    prepare: Prepare | None = Field(default=None, description="made by this `lskd data` command when absent")
+    options: dict[OptionName, Value] = Field(
+        default_factory=dict, description="of that command, without the dashes; its argument is `source`"
     )
 
 
@@ -85,25 +113,59 @@ class Smoothing(Strict):
     """The arms: label-smoothing values of the teachers; the smallest is the baseline."""
 
     values: Annotated[
-        list[Alpha], Field(min_length=1), AfterValidator(_distinct), AfterValidator(_with_baseline)
+        list[Alpha],
+        Field(
+            min_length=1,
+            description="0 or more and below 1; at least two",
+            json_schema_extra={"minItems": 2, "uniqueItems": True},
+        ),
+        AfterValidator(_distinct),
+        AfterValidator(_with_baseline),
     ]
-    convention: Literal["paper", "uniform"] = "paper"
+    convention: Literal["paper", "uniform"] = Field(
+        "paper",
+        description="paper: Eq. 1, alpha / (K - 1) to every other class; uniform: alpha / K to every one",
+    )
 
 
 class Network(Strict):
     """A teacher or a student: a model and the trainer's own configuration file."""
 
-    model: Name
+    model: Name = Field(
+        description="timm's name; fairseq: model._name; mmcls' students: a name for the tables"
+    )
     config: Name = Field(description="the trainer's own YAML file, relative to the study file")
 
 
 class Resources(Strict):
     """What one run asks of the scheduler."""
 
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, description="of the processor")
     extra: dict[str, int | str] = Field(
         default_factory=dict, description="passed on to Snakemake, e.g. mem_mb"
     )
+
+
+def _switch(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads a bare off as false
+
+
+class SoftLabels(Strict):
+    """A teacher asked once for all of its students; see docs/study.md."""
+
+    mode: Annotated[Literal["auto", "off", "always"], BeforeValidator(_switch)] = Field(
+        "auto", description="auto: where that changes no result and the disk has room"
+    )
+    top_k: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        "all", description="entries kept of each answer; fewer than all change the loss"
+    )
+    values: Literal["float32", "float16"] | None = Field(
+        None, description="default: float32 with all entries, float16 with top_k"
+    )
+    limit_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        20.0, description="auto: most that all stores may take, in GB"
+    )
+    keep: bool = Field(False, description="keep them when all their students are finished")
 
 
 class PublishedFigure(Strict):
@@ -111,9 +173,9 @@ class PublishedFigure(Strict):
 
     student: Name = Field(description="a model of `students`")
     teacher: Name | None = Field(None, description="a model of `teachers`; may be left out if there is one")
-    smoothing: Alpha
-    temperature: Temperature = 1.0
-    hard_weight: HardWeight = 0.0
+    smoothing: Alpha = Field(description="one of `smoothing.values`")
+    temperature: Temperature = Field(1.0, description="one of `temperatures`")
+    hard_weight: HardWeight = Field(0.0, description="one of `hard_weights`")
     top1: float = Field(ge=0, le=100, description="the student's, in percent")
 
 
@@ -121,32 +183,56 @@ class Published(Strict):
     """Figures of another publication, shown beside the study's own."""
 
     source: Name = Field(description="authors, title, place and year")
-    figures: Annotated[list[PublishedFigure], Field(min_length=1)]
+    figures: Annotated[list[PublishedFigure], Field(min_length=1, description="one for each kind of student")]
 
 
 class Study(Strict):
     """A study: {smoothing} x {seeds} x {teachers} x {students} x {temperatures} x {hard weights}."""
 
-    title: Name
+    title: Name = Field(description="heading of the page")
     ecosystem: Literal["timm", "mmcls", "fairseq"] = Field(
         "timm", description="mmcls: timm's teachers, mmcls' students; fairseq: translation"
     )
-    data: Data
+    data: Data = Field(description="what is trained and evaluated on")
     output: Name = Field(description="folder of results, relative to where the command runs")
-    smoothing: Smoothing
-    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
-    teachers: Annotated[list[Network], Field(min_length=1)]
+    smoothing: Smoothing = Field(description="of the teachers' labels: the arms that are compared")
+    seeds: Annotated[
+        list[Seed],
+        Field(
+            min_length=1, description="one run each; three or more for a verdict", json_schema_extra=_UNIQUE
+        ),
+        AfterValidator(_distinct),
+    ]
+    teachers: Annotated[list[Network], Field(min_length=1, description="trained with every smoothing value")]
     students: list[Network] = Field(default=[], description="none: teachers are trained and compared alone")
-    temperatures: Annotated[list[Temperature], Field(min_length=1), AfterValidator(_distinct)] = [1.0]
-    hard_weights: Annotated[list[HardWeight], Field(min_length=1), AfterValidator(_distinct)] = [0.0]
+    temperatures: Annotated[
+        list[Temperature],
+        Field(
+            min_length=1, description="that logits are divided by; 1 in the paper", json_schema_extra=_UNIQUE
+        ),
+        AfterValidator(_distinct),
+    ] = [1.0]
+    hard_weights: Annotated[
+        list[HardWeight],
+        Field(
+            min_length=1,
+            description="weight of the labels in the students' loss; 0 in the paper, 0.1 in translation",
+            json_schema_extra=_UNIQUE,
+        ),
+        AfterValidator(_distinct),
+    ] = [0.0]
     temperature_squared: bool = Field(False, description="the soft term times T^2 (Hinton et al., 2015)")
+    soft_labels: SoftLabels = Field(
+        default_factory=lambda: SoftLabels.model_validate({}),
+        description="each teacher asked once, for all of its students",
+    )
     margin: float = Field(
         0.2,
         gt=0,
         allow_inf_nan=False,
         description="points of top-1 accuracy: a model that much worse is as good",
     )
-    resources: Resources = Resources(threads=1)
+    resources: Resources = Field(Resources(threads=1), description="what one run asks of the scheduler")
     paper: Name | list[Name] = Field(
         default=[], description="tables and figures of the paper that the study reproduces, e.g. Table 8"
     )
@@ -177,14 +263,22 @@ class Study(Strict):
         if translation and not self.students:
             needed = PydanticCustomError("no_students", "a fairseq study needs students; list at least one")
             raise _error(needed, ("students",), self.students)
-        if data.prepare is not None and (data.prepare == "digits") == translation:
-            kinds = "number-words, ding or iwslt14" if translation else "digits"
-            message = f"it makes no data for {self.ecosystem}, which takes {kinds}"
+        if data.prepare is None:
+            if data.options:
+                refused = PydanticCustomError("options", "they belong to data.prepare, which is not given")
+                raise _error(refused, ("data", "options"), data.options)
+            return self
+        if (data.prepare in TEXT) != translation:
+            kinds = [name for name in get_args(Prepare) if (name in TEXT) == translation]
+            message = f"it makes no data for {self.ecosystem}, which takes {', '.join(kinds)}"
             raise _error(PydanticCustomError("other_data", message), ("data", "prepare"), data.prepare)
-        reserved = {"output", "data-bin"} & data.options.keys()
-        if data.options and (data.prepare is None or reserved):
-            message = "they belong to data.prepare, which sets the folders itself; remove others"
-            raise _error(PydanticCustomError("options", message), ("data", "options"), data.options)
+        if found := problem(data.prepare, data.options):
+            where, message = found
+            raise _error(PydanticCustomError("options", message), ("data", "options", *where), data.options)
+        classes = known_classes(data.prepare, data.options)
+        if data.num_classes is not None and classes not in (None, data.num_classes):
+            message = f"`lskd data {data.prepare}` makes {classes} classes; mend one of them"
+            raise _error(PydanticCustomError("classes", message), ("data", "num_classes"), data.num_classes)
         return self
 
     @model_validator(mode="after")

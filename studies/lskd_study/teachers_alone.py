@@ -8,6 +8,7 @@ from lskd_study.paper.matching import names_table, teacher_name
 from lskd_study.paper.page_figures import study_figures
 from lskd_study.plan import LOGITS, Plan, Run, write_text
 from lskd_study.results import read_results
+from lskd_study.teachers.page import OfStudy
 from lskd_study.teachers.run import Settings
 from lskd_study.teachers.schema import TeacherEntry, TeacherList
 from lskd_study.teachers.study import run_teacher_list
@@ -48,7 +49,8 @@ def write_teachers_report(plan: Plan) -> None:
     for figure in drawn:
         figure.write(plan.root / "figures")
     findings = judge(results)
-    run_teacher_list(study, Settings(), layouts=layouts, drawn=drawn, findings=findings)
+    missing = [run.id for run in plan.unfinished()]
+    run_teacher_list(study, Settings(), beside=OfStudy(layouts, drawn, findings, missing))
     record = of_plan(read_record(plan.root), plan, findings)
     write_text(plan.root / VERDICTS_FILE, record.text())
 

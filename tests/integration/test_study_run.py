@@ -1,9 +1,15 @@
-"""`lskd study` as a user runs it, in miniature: killed half way, gone on with, looked at."""
+"""`lskd study` as a user runs it, in miniature: killed half way, gone on with, looked at.
 
+Two students of each teacher, so that teachers are asked once and both read what is stored.
+"""
+
+import argparse
 import html
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +17,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+
+from lskd import SoftLabels
+from lskd_study.plan import Plan
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -39,10 +49,32 @@ STUDY = {
     "data": {"path": "data/digits", "num_classes": 10, "prepare": "digits"},
     "output": "runs/mini",
     "smoothing": {"values": [0, 0.1]},
-    "seeds": [0, 1],
+    "seeds": [0],
     "teachers": [{"model": "test_byobnet", "config": "teacher.yaml"}],
-    "students": [{"model": "test_byobnet", "config": "student.yaml"}],
+    "students": [
+        {"model": "test_byobnet", "config": "student.yaml"},
+        {"model": "test_resnet", "config": "student.yaml"},
+    ],
 }
+# Writes a store and is killed while it does.
+KILLED_WRITER = """
+import os, signal, sys
+from lskd_study import job
+from timm_ls_kd import soft_label_command
+from timm_ls_kd.teacher import Teacher
+
+soft_label_command._BATCHES, asked, ask = 2, 0, Teacher.__call__
+
+def kill(self, batch):
+    global asked
+    asked += 1
+    if asked == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ask(self, batch)
+
+Teacher.__call__ = kill
+job.main(sys.argv[1:])
+"""
 LSKD = [sys.executable, "-m", "lskd_study"]
 
 
@@ -50,7 +82,7 @@ LSKD = [sys.executable, "-m", "lskd_study"]
 def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("study")
     (root / "teacher.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 3}))
-    (root / "student.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 1}))
+    (root / "student.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 2}))
     (root / "study.yaml").write_text(yaml.safe_dump(STUDY))
     return root
 
@@ -60,13 +92,31 @@ def lskd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def finished(folder: Path) -> dict[str, int]:
-    return {str(path.parent.name): path.stat().st_mtime_ns for path in folder.glob("runs/mini/*/*/job.json")}
+    records = [*folder.glob("runs/mini/teachers/*/job.json"), *folder.glob("runs/mini/students/*/job.json")]
+    return {str(path.parent.name): path.stat().st_mtime_ns for path in records}
+
+
+def kill_a_writer(folder: Path) -> Path:
+    """Kill a process that writes a store that a student still needs; return the store's folder."""
+    plan = Plan.read(folder / "runs" / "mini" / "plan.json")
+    store = next(
+        store for store in plan.stores if any(not plan.done(plan.run(name)) for name in store.students)
+    )
+    shutil.rmtree(plan.root / store.folder, ignore_errors=True)  # it may be whole by now
+    words = [sys.executable, "-c", KILLED_WRITER, plan.root / "plan.json", store.id]
+    killed = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    stored = len(SoftLabels(plan.root / store.folder / "labels"))
+    assert 0 < stored < 2 * 1201
+    return plan.root / store.folder
 
 
 def test_a_study_survives_being_killed(folder):
     dry = lskd(folder, "study", "study.yaml", "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert "8 runs: 0 finished, 8 to do" in dry.stdout
+    assert "6 runs: 0 finished, 6 to do" in dry.stdout
+    assert "2 stores, all classes in float32, serve 4 students" in dry.stdout
+    assert "about 4,804 images instead of 9,608: 4,804 passes saved" in dry.stdout
     assert not (folder / "runs").exists()
     assert not (folder / "data").exists()
 
@@ -74,7 +124,7 @@ def test_a_study_survives_being_killed(folder):
     with (folder / "first.log").open("w") as log:
         first = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 300
-    while len(finished(folder)) < 2:
+    while len(list(folder.glob("runs/mini/teachers/*/job.json"))) < 2:
         assert first.poll() is None, (folder / "first.log").read_text()
         assert time.monotonic() < deadline, (folder / "first.log").read_text()
         time.sleep(0.2)
@@ -85,15 +135,22 @@ def test_a_study_survives_being_killed(folder):
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     before = finished(folder)
-    assert 2 <= len(before) < 8
+    assert 2 <= len(before) < 6
+    store = kill_a_writer(folder)
 
     # ... and not any longer when it was killed, whatever locks it left.
     again = lskd(folder, "study", "study.yaml", "--cores", "2")
     assert again.returncode == 0, again.stderr
     after = finished(folder)
-    assert len(after) == 8
+    assert len(after) == 6
     assert {name: after[name] for name in before} == before
-    assert "[8 of 8 done]" in again.stderr
+    assert "[6 of 6 done]" in again.stderr
+    record = json.loads((store / "job.json").read_text())
+    assert record["resumed"] >= 1
+    assert record["soft_labels"]["rows"] == 2 * 1201
+    assert record["removed"]
+    assert not list(folder.glob("runs/mini/soft_labels/*/labels"))
+    assert "4,804 passes saved" in (folder / "runs" / "mini" / "index.html").read_text()
     assert "Traceback" not in again.stderr
     assert "95 % interval" in again.stdout or "no interval can be made" in again.stdout
     assert not (folder / ".snakemake").exists()
@@ -109,14 +166,14 @@ def test_a_study_survives_being_killed(folder):
 
 def test_the_recorded_command_and_curves_are_the_trainers_own(folder):
     """Needs the study of the test above."""
-    name = "student-test_byobnet-of-test_byobnet-smoothing0.1-T1-hard0-seed1"
+    name = "student-test_resnet-of-test_byobnet-smoothing0.1-T1-hard0-seed0"
     run = folder / "runs" / "mini" / "students" / name
     if not (run / "job.json").exists():
         pytest.skip("the study above did not finish")
     job = json.loads((run / "job.json").read_text())
     teacher = json.loads((run.parents[1] / "teachers" / job["settings"]["teacher"] / "job.json").read_text())
     assert job["teacher"]["checkpoint_sha256"] == teacher["checkpoint"]["sha256"]
-    header, row = (line.split(",") for line in (run / "curves.csv").read_text().splitlines())
+    header, _, row = (line.split(",") for line in (run / "curves.csv").read_text().splitlines())
     values = dict(zip(header, row, strict=True))
     parts = float(values["train_kl"]) + float(values["train_teacher_entropy"])
     assert float(values["train_ce"]) == pytest.approx(parts, rel=1e-3)
@@ -141,6 +198,27 @@ def test_the_recorded_command_and_curves_are_the_trainers_own(folder):
     rerun = (folder / "rerun" / name / "summary.csv").read_text()
     assert rerun == (run / "summary.csv").read_text()
 
+    # Without any store: the student that asks its teacher has the same weights to the last bit.
+    assert job["soft_labels"]["store"].startswith(job["settings"]["teacher"])
+    words = shlex.split(job["rerun_command"])
+    first = words.index("--kd-soft-labels")
+    online = [*words[1:first], *words[words.index("--output") :]]
+    online[online.index("--output") + 1] = "online"
+    alone = subprocess.run(
+        [sys.executable, "-m", "timm_ls_kd", *online], cwd=folder, capture_output=True, text=True, timeout=200
+    )
+    assert alone.returncode == 0, alone.stderr
+    assert "soft labels" not in alone.stdout
+    expected = weights(folder / "online" / name)
+    for folder_of_run in (run, folder / "rerun" / name):
+        found = weights(folder_of_run)
+        assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
+
 
 def test_changed_settings_do_not_mix_with_older_runs(folder):
     """Needs the study of the first test."""
@@ -150,6 +228,6 @@ def test_changed_settings_do_not_mix_with_older_runs(folder):
     (folder / "teacher.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 4}))
     changed = lskd(folder, "study", "study.yaml")
     assert changed.returncode == 2
-    assert "holds 4 runs of other settings" in changed.stderr
+    assert "holds 2 runs of other settings" in changed.stderr
     assert len(changed.stderr.splitlines()) == 1
     assert finished(folder) == before

@@ -257,6 +257,17 @@ def test_upstream_with_a_fast_teacher(digits, tmp_path, kd, teacher):
     result = run(*options, "--experiment", "refused", *tight)
     assert result.returncode == 2
     assert "too far from the exact one" in result.stderr.splitlines()[-1]
+    store = ["--kd-soft-labels", tmp_path / "store"]
+    fast = run(*options, *store, "--experiment", "writes", "--kd-teacher-fast", "float32")
+    assert fast.returncode == 0, fast.stderr
+    assert "teacher 'test_resnet', fast: float32" in fast.stdout
+    result = run(*options, *store, "--experiment", "reads", "--kd-teacher-fast", "auto")
+    assert result.returncode == 0, result.stderr
+    assert "of a fast teacher (float32): KL(exact || fast)" in result.stdout
+    assert "the teacher is not asked" in result.stdout
+    result = run(*options, *store, "--experiment", "exact")
+    assert result.returncode == 2
+    assert "this run asks for the exact teacher" in result.stderr.splitlines()[-1]
 
 
 @needs_script

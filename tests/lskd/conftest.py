@@ -1,9 +1,15 @@
 """Independent references: float64 NumPy and SciPy, written from the definitions, slow and plain."""
 
+import importlib.util
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import special
+
+from lskd import _compiled
 
 Array = NDArray[np.float64]
 
@@ -92,3 +98,19 @@ class Reference:
 @pytest.fixture(scope="session")
 def reference() -> type[Reference]:
     return Reference
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def compiled_loss(tmp_path_factory):
+    """The loss compiled by the build's own hook, whatever the installation holds."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler (cc)")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    library = tmp_path_factory.mktemp("compiled") / _compiled.LIBRARY
+    assert hook.compile_loss(ROOT / "common" / "lskd" / "_rows.c", library)
+    return _compiled.load(library)

@@ -12,6 +12,7 @@ import torch
 from lskd import (
     LossComponents,
     TopK,
+    _compiled,
     _fused_chunks,
     distillation_terms,
     fused_distillation,
@@ -98,9 +99,10 @@ def both(student, teacher, labels, mask, dtype=torch.float64, **arguments):
     return fused, ours.grad, plain, torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
 
 
-@pytest.fixture(params=["processor", "elsewhere"])
-def device_path(request, monkeypatch):
-    """The passes of a processor, and those that ask nothing of a device (a GPU's), on the CPU."""
+@pytest.fixture(params=["compiled", "processor", "elsewhere"])
+def device_path(request, monkeypatch, compiled_loss):
+    """Compiled code, the passes of a processor, and on the CPU those of a GPU, which ask nothing of it."""
+    monkeypatch.setattr(_compiled, "function", lambda: compiled_loss if request.param == "compiled" else None)
     if request.param == "elsewhere":
         monkeypatch.setattr(_fused_chunks, "on_processor", lambda tensor: False)
         monkeypatch.setattr(_fused_chunks, "_CHUNK_ELEMENTS_ELSEWHERE", 4 * SHAPE[-1])
@@ -155,7 +157,7 @@ def test_label_probabilities_as_of_mixup(device_path):
         assert math.isnan(fused.nll)
 
 
-def test_sum_is_mean_times_samples_and_nll_is_unsmoothed():
+def test_sum_is_mean_times_samples_and_nll_is_unsmoothed(device_path):
     student, teacher, labels, mask = inputs("dense")
     mean = fused_distillation(student, teacher, labels, mask, hard_weight=0.5, alpha=0.1)
     total = fused_distillation(student, teacher, labels, mask, hard_weight=0.5, alpha=0.1, reduction="sum")
@@ -233,7 +235,7 @@ def test_no_sample_and_no_gradient(device_path):
     assert math.isnan(fused_distillation(student, teacher).nll)
 
 
-def test_a_teacher_under_inference_mode():
+def test_a_teacher_under_inference_mode(device_path):
     student, teacher, *_ = inputs("dense")
     with torch.inference_mode():
         spoken = teacher * 1
@@ -242,7 +244,7 @@ def test_a_teacher_under_inference_mode():
     assert student.grad.abs().sum() > 0
 
 
-def test_double_backward_is_refused():
+def test_double_backward_is_refused(device_path):
     student, teacher, *_ = inputs("dense")
     student.requires_grad_()
     loss = fused_distillation(student, teacher).loss
@@ -251,7 +253,7 @@ def test_double_backward_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["dense", "spread"])
-def test_a_retained_graph_gives_its_gradient_again_and_another_does_not(kind):
+def test_a_retained_graph_gives_its_gradient_again_and_another_does_not(kind, device_path):
     student, teacher, labels, mask = inputs(kind)
     student.requires_grad_()
     loss = fused_distillation(student, teacher, labels, mask, hard_weight=0.3).loss
@@ -262,7 +264,7 @@ def test_a_retained_graph_gives_its_gradient_again_and_another_does_not(kind):
         torch.autograd.grad(loss, student)
 
 
-def test_a_teacher_less_its_largest_logit_is_the_same_bit_for_bit_in_the_gradient():
+def test_a_teacher_less_its_largest_logit_is_the_same_bit_for_bit_in_the_gradient(device_path):
     """What lets a student of a stored teacher be equal to one of an online teacher."""
     student, teacher, labels, _ = inputs("dense")
     for t in (1.0, 3.0):
@@ -280,7 +282,7 @@ def test_a_teacher_less_its_largest_logit_is_the_same_bit_for_bit_in_the_gradien
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0, 1e4])
-def test_a_constant_on_a_row_costs_no_digits(offset):
+def test_a_constant_on_a_row_costs_no_digits(offset, device_path):
     """Logits far from 0 are shifted first; the reference sees the float32 numbers too."""
     student, teacher, *_ = inputs("dense")
     fused, gradient, plain, expected = both(student + offset, teacher - offset, None, None)
@@ -289,7 +291,7 @@ def test_a_constant_on_a_row_costs_no_digits(offset):
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_under_compile_it_is_one_operator_with_the_same_numbers():
+def test_under_compile_it_is_one_operator_with_the_same_numbers(device_path):
     student, teacher, labels, mask = inputs("dense")
     torch.compiler.reset()
 
@@ -306,7 +308,7 @@ def test_under_compile_it_is_one_operator_with_the_same_numbers():
     torch.testing.assert_close(compiled.grad, plain.grad, rtol=1e-6, atol=0)
 
 
-def test_accumulated_gradients_do_not_share_memory():
+def test_accumulated_gradients_do_not_share_memory(device_path):
     student, teacher, *_ = inputs("dense")
     student.requires_grad_()
     fused_distillation(student, teacher).loss.backward()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lskd import LskdError
+from lskd_study.checks import check_class_order
 from lskd_study.ecosystems import mmcls, timm, trainer_of
 from lskd_study.engine import make_plan
 from lskd_study.figure6 import best_accuracies, figure6, figure6_panels, has_test_loss
@@ -49,6 +50,20 @@ def test_a_change_of_a_base_changes_the_settings(plan):
     content = plan.settings(student)["config"]
     assert content["train_cfg"]["max_epochs"] == 15
     assert content["val_dataloader"]["batch_size"] == 256  # of a base two files away
+
+
+@pytest.mark.parametrize("names", [["1", "2", "10"], ["a2", "a10"], ["B", "a"]])
+def test_classes_that_timm_and_mmcls_number_differently_are_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / "train" / name).mkdir(parents=True)
+    with pytest.raises(LskdError, match="rename them in train and val"):
+        check_class_order(tmp_path, "data/own")
+
+
+def test_classes_with_zeros_in_front_are_numbered_alike(tmp_path):
+    for name in ("01", "02", "10", "n01440764"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    check_class_order(tmp_path, "data/own")
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_the_tables_of_a_study_stand_on_its_page(cub):
     assert table["thead"] == [
         [
             "Teacher",
-            "w/ LS",
+            "w/\u00a0LS",
             "Acc. (Top-1)",
             "Acc. (Top-5)",
             "Student",

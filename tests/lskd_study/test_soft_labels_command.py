@@ -64,6 +64,16 @@ def test_info_for_people(tmp_path, capsys):
     assert "64 bytes a row (a target token)" in said  # 4 bytes an id beyond 65,536 classes
 
 
+def test_info_shows_the_form_of_the_teacher(tmp_path, capsys):
+    form = {"mode": "int8", "made": "convolutions in int8", "mean_kl": 5e-4, "max_kl": 0.003, "images": 36}
+    layout = LAYOUTS["images"]
+    SoftLabelsWriter(tmp_path / "store", layout, IDENTITY | {"teacher_form": form}).close()
+    assert main(["soft-labels", "info", str(tmp_path / "store")]) == 0
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != "s")
+    for name, value in form.items():
+        assert lines[f"teacher_form.{name}"] == str(value)
+
+
 def test_info_as_json(store, capsys):
     assert main(["soft-labels", "info", str(store), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)

@@ -53,6 +53,25 @@ def teacher_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def taught(digits, tmp_path_factory):
+    """A timm model that has learnt the images, so that what it says differs from image to image."""
+    torch.manual_seed(0)
+    files = sorted((digits / "train").rglob("*.png"))
+    images = [torch.from_numpy(np.array(Image.open(file).resize((16, 16)))).float() for file in files]
+    batch = (torch.stack(images)[:, None] - 127.5) / 127.5
+    labels = torch.tensor([int(file.parent.name[-1]) for file in files])
+    model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(batch), labels, label_smoothing=0.1).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
+    torch.save({"state_dict": model.state_dict()}, path)
+    return path
+
+
 @pytest.fixture
 def student(teacher_file):
     """The config of an LsKdClassifier; a copy that the test may change."""

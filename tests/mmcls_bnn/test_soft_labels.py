@@ -3,23 +3,35 @@
 import copy
 import json
 import re
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 import torch
+from mmcls.registry import TRANSFORMS
 from mmengine.config import Config
 from mmengine.runner import Runner
-from PIL import Image
 
-from lskd import LskdError, SoftLabels, SoftLabelsError, SoftLabelsWriter, augmentation_seed
+from lskd import (
+    DistillationLoss,
+    LskdError,
+    MixingPolicy,
+    SoftLabels,
+    SoftLabelsError,
+    SoftLabelsWriter,
+    augmentation_seed,
+)
 from mmcls_bnn import soft_labels
-from mmcls_bnn.replay import seed_pipeline
+from mmcls_bnn.compat import MODELS
+from mmcls_bnn.mixing import mix_by_image
+from mmcls_bnn.replay import SeededPipeline, seed_pipeline
 from mmcls_bnn.stored_teacher import StoredTeacher
 
 pytestmark = pytest.mark.unit
 
 EPOCHS = 2
+FORMAT = {"type": "ClsDataPreprocessor", "num_classes": 4, "mean": [127.5], "std": [127.5]}
 AUGMENTED = [
     {"type": "LoadImageFromFile", "color_type": "grayscale"},
     {"type": "RandomResizedCrop", "scale": 16, "crop_ratio_range": (0.5, 1.0)},
@@ -30,22 +42,8 @@ AUGMENTED = [
 
 
 @pytest.fixture(scope="module")
-def teacher_file(digits, tmp_path_factory):
-    """A timm model that has learnt the images, so that what it says differs from image to image."""
-    torch.manual_seed(0)
-    files = sorted((digits / "train").rglob("*.png"))
-    images = [torch.from_numpy(np.array(Image.open(file).resize((16, 16)))).float() for file in files]
-    batch = (torch.stack(images)[:, None] - 127.5) / 127.5
-    labels = torch.tensor([int(file.parent.name[-1]) for file in files])
-    model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(30):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(batch), labels, label_smoothing=0.1).backward()
-        optimizer.step()
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    torch.save({"state_dict": model.state_dict()}, path)
-    return path
+def teacher_file(taught):
+    return taught
 
 
 @pytest.fixture
@@ -76,12 +74,7 @@ def config(student, digits, tmp_path):
         "default_scope": "mmcls",
         "work_dir": str(tmp_path / "run"),
         "model": student,
-        "data_preprocessor": {
-            "type": "ClsDataPreprocessor",
-            "num_classes": 4,
-            "mean": [127.5],
-            "std": [127.5],
-        },
+        "data_preprocessor": copy.deepcopy(FORMAT),
         "train_dataloader": loader("train", copy.deepcopy(AUGMENTED)),
         "val_dataloader": loader("val", resized),
         "val_evaluator": [{"type": "Accuracy", "topk": (1,)}, {"type": "DistillationMetric"}],
@@ -154,6 +147,19 @@ def test_from_the_store_as_online_weight_for_weight(config):
     assert_same_weights(online, reading)
 
 
+def test_stored_ahead_and_verified_weight_for_weight(config, tmp_path):
+    """As in a study: the teacher is there too, for the validation images."""
+    writing = train(config)
+    shutil.rmtree(settings(config)["path"])
+    path = tmp_path / "student.py"
+    path.write_text(as_text(config))
+    assert soft_labels.main([str(path), "--cpu"]) == 0
+    settings(config)["verify"] = 16
+    reading = train(config)
+    assert reading.model.teacher is not None
+    assert_same_weights(writing, reading)
+
+
 @pytest.mark.parametrize(("top_k", "values"), [(0, "float32"), (2, "float16")])
 def test_later_students_learn_what_the_first_one_did(config, top_k, values):
     settings(config).update(top_k=top_k, values=values)
@@ -219,6 +225,79 @@ def test_written_ahead_by_the_command(config, tmp_path, capsys):
     keys = np.arange(len(ahead))
     np.testing.assert_allclose(ahead.take(keys).values, trained.take(keys).values, atol=1e-4)
     np.testing.assert_array_equal(ahead.take(keys).seeds, trained.take(keys).seeds)
+
+
+# --- mixup and CutMix ---
+
+MIXED = {"augments": [{"type": "Mixup", "alpha": 0.8}, {"type": "CutMix", "alpha": 1.0}], "probs": [0.3, 0.5]}
+
+
+def test_mixed_images_are_the_same_for_all_students(config, tmp_path):
+    """In another order, in batches of other sizes, with loading processes, and ahead of training."""
+    config["data_preprocessor"]["batch_augments"] = MIXED
+    config["model"]["distillation"]["hard_weight"] = 0.3
+    writing = train(config)
+    assert writing.model.data_preprocessor.batch_augments.policy == MixingPolicy(0.8, 1.0, 0.8, 0.625)
+    assert_same_weights(writing, train(config))
+    settings(config)["verify"] = 96
+    config["train_dataloader"].update(batch_size=20, num_workers=1)
+    train(config)
+    trained = store(config)
+    plain = copy.deepcopy(config)
+    del plain["data_preprocessor"]["batch_augments"]
+    with pytest.raises(LskdError, match=re.escape("augmentation.mixup_alpha is 0.8 there and off here")):
+        train(plain)
+    settings(config).update(path=str(tmp_path / "ahead"), verify=0)
+    path = tmp_path / "recipe.py"
+    path.write_text(as_text(config))
+    assert (
+        soft_labels.main([str(path), "--cpu", "--batch-size", "17", "--epochs", "1", "--workers", "0"]) == 0
+    )
+    keys = np.arange(96)
+    ahead = store(config).take(keys).values
+    np.testing.assert_allclose(ahead, trained.take(keys).values, atol=1e-4)
+
+
+def test_a_mixed_image_is_two_seeded_ones(config):
+    """Against the images of a run that does not mix, put together by NumPy."""
+    plain = runner_of(config).build_dataloader(config["train_dataloader"]).dataset
+    config["data_preprocessor"]["batch_augments"] = copy.deepcopy(MIXED)
+    config["model"]["distillation"].update(alpha=0.1, convention="uniform")
+    runner = runner_of(config)
+    loader = runner.build_dataloader(runner.cfg.train_dataloader)
+    seed_pipeline(loader, 42, mix_by_image(runner.model))
+    mixed = loader.dataset
+    plain.pipeline = SeededPipeline(plain, 42)
+    for dataset in (plain, mixed):
+        dataset.pipeline.set_epoch(3)
+    kinds = {"mixup": 0, "cutmix": 0, "none": 0}
+    for sample in range(0, 96, 2):
+        seed = augmentation_seed(42, 3, sample)
+        mixing = MixingPolicy(0.8, 1.0, 0.8, 0.625).draw(seed, sample, 96)
+        first = plain[sample]
+        image, weight, labels = first["inputs"].numpy(), 1.0, [first["data_samples"].gt_label.label]
+        labels.append(labels[0])
+        if mixing is not None:
+            second = plain[mixing.partner]
+            labels[1] = second["data_samples"].gt_label.label
+            other = second["inputs"].numpy()
+            if mixing.kind == "mixup":
+                weight = mixing.weight
+                image = np.round(image * np.float32(weight) + other * np.float32(1 - weight))
+            else:
+                top, bottom, left, right = mixing.box(16, 16)
+                image = image.copy()
+                image[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+                weight = 1 - (bottom - top) * (right - left) / 256
+        kinds["none" if mixing is None else mixing.kind] += 1
+        target = np.full(4, 0.1 / 4)
+        target[int(labels[0])] += 0.9 * weight
+        target[int(labels[1])] += 0.9 * (1 - weight)
+        found = mixed[sample]
+        np.testing.assert_allclose(found["inputs"].numpy(), image, atol=1)
+        np.testing.assert_allclose(found["data_samples"].gt_label.score, target, atol=1e-6)
+        assert found["data_samples"].get("soft_label_key") == 3 * 96 + sample
+    assert min(kinds.values()) >= 5
 
 
 # --- goes on ---
@@ -345,10 +424,25 @@ def teacher_store(tmp_path_factory):
 
 
 def test_what_cannot_be_repeated_is_refused_by_name(config):
-    mixed = copy.deepcopy(config)
-    mixed["data_preprocessor"]["batch_augments"] = {"augments": [{"type": "Mixup", "alpha": 0.2}]}
-    with pytest.raises(LskdError, match=r"batch_augments \(Mixup\)"):
-        train(mixed)
+    for augments, name in (
+        ([{"type": "ResizeMix", "alpha": 0.2}], "ResizeMix"),
+        ([{"type": "CutMix", "alpha": 1.0, "cutmix_minmax": [0.2, 0.8]}], "CutMix"),
+        ([{"type": "CutMix", "alpha": 1.0, "correct_lam": False}], "CutMix"),
+        ([{"type": "Mixup", "alpha": 0.2}, {"type": "Mixup", "alpha": 0.8}], "Mixup"),
+    ):
+        model = SimpleNamespace(
+            data_preprocessor=MODELS.build({**FORMAT, "batch_augments": {"augments": augments}}),
+            distillation=DistillationLoss(),
+        )
+        with pytest.raises(LskdError, match=f"cannot be stored with {name} of data_preprocessor"):
+            mix_by_image(model)
+    sizes = copy.deepcopy(config)
+    sizes["data_preprocessor"]["batch_augments"] = {"augments": [{"type": "Mixup", "alpha": 0.2}]}
+    del sizes["train_dataloader"]["dataset"]["pipeline"][1]  # the crop
+    sizes["train_dataloader"]["dataset"]["pipeline"].insert(1, {"type": "RandomCrop", "crop_size": 8})
+    sizes["train_dataloader"]["dataset"]["pipeline"].insert(2, {"type": "OddSizes"})
+    with pytest.raises(LskdError, match="cannot be mixed; let the pipeline crop or resize"):
+        train(sizes)
     repeated = copy.deepcopy(config)
     repeated["train_dataloader"]["sampler"] = {"type": "RepeatAugSampler"}
     with pytest.raises(LskdError, match="RepeatAugSampler"):
@@ -367,6 +461,15 @@ def test_what_cannot_be_repeated_is_refused_by_name(config):
     without["custom_hooks"] = without["custom_hooks"][:-1]
     with pytest.raises(LskdError, match="SoftLabelsHook"):
         train(without)
+
+
+@TRANSFORMS.register_module()
+class OddSizes:
+    """Images of many sizes."""
+
+    def __call__(self, data):
+        data["img"] = data["img"][: np.random.randint(4, 9)]
+        return data
 
 
 class OwnGenerator:

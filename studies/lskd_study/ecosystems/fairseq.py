@@ -126,6 +126,8 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         "hydra.job.chdir": "false",
         "hydra.output_subdir": "null",
     }
+    if store := plan.store_of(run):
+        options["++task.kd_soft_labels"] = plan.labels(store, output)
     words += [_override(key, value) for key, value in options.items()]
     return words + [_override(f"++criterion.{key}", value) for key, value in _criterion(plan, run).items()]
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lskd import LskdError
 from lskd_study.ecosystems import timm
+from lskd_study.gpus import held_locks
 from lskd_study.plan import CHECKPOINT, Plan, Run
 
 # Its own, and the distillation loss on the validation set, which timm does not log: Fig. 6.
@@ -23,6 +24,7 @@ CURVE_COLUMNS = (
     "val_agreement",
     "flip_ratio",
 )
+VERIFIED = 16  # stored images
 _LATEST = "last_checkpoint"
 
 
@@ -82,6 +84,11 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
     }
     if plan.temperature_squared:
         options["model.distillation.temperature_squared"] = True
+    if store := plan.store_of(run):
+        stored = {"path": plan.labels(store, output), "top_k": store.top_k, "values": store.values}
+        # The teacher is shown some images again: so it is there for the validation images, too (Fig. 6).
+        stored |= {"seed": store.seed, "verify": VERIFIED}
+        options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
     words = ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options"]
     return [*words, *(f"{key}={value}" for key, value in options.items())]
 
@@ -102,7 +109,9 @@ def train(arguments: list[str]) -> None:
         raise LskdError("mmcls is not installed; in a checkout: pip install -c constraints.txt '.[mmcls]'")
     script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
     words = arguments[2:]
-    code = subprocess.run([sys.executable, str(script), *words], check=False).returncode
+    # With the locks of its GPUs: it may outlive this process.
+    done = subprocess.run([sys.executable, str(script), *words], check=False, pass_fds=held_locks())
+    code = done.returncode
     if code:
         raise SystemExit(code)
     folder = Path(words[words.index("--work-dir") + 1])

@@ -69,6 +69,10 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         words += ["--kd-teacher", teacher.model, "--kd-teacher-checkpoint", str(checkpoint)]
         words += ["--kd-temperature", f"{run.temperature:g}", "--kd-hard-weight", f"{run.hard_weight:g}"]
         words += ["--kd-temperature-squared"] * plan.temperature_squared
+        if store := plan.store_of(run):
+            words += ["--kd-soft-labels", str(plan.labels(store, output))]
+            words += ["--kd-soft-labels-top-k", str(store.top_k), "--kd-soft-labels-values", store.values]
+            words += ["--kd-soft-labels-seed", str(store.seed)]
     return [*words, "--output", output or str(folder.parent), "--experiment", folder.name]
 
 

@@ -106,7 +106,7 @@ def _errata_of(part: Part) -> Iterable[str]:
     yield from part.errata
     for column in part.columns:
         yield from column.errata
-    for line in part.lines:
+    for line in (*part.lines, *((part.foot,) if part.foot else ())):
         for cell in line.cells:
             yield from cell.errata
 
@@ -115,7 +115,7 @@ def _notes(parts: Sequence[Part]) -> tuple[str, ...]:
     lines = [line for part in parts for line in part.lines]
     notes = []
     if any(not line.seeds for line in lines):
-        notes.append("A dash for the measured value: not measured by this study, or not yet.")
+        notes.append("A dash for the measured value: not measured here, or not yet.")
     if any(not line.printed for line in lines):
         notes.append("Rows without a figure of the paper are not in its table.")
     return tuple(notes)

@@ -1,6 +1,7 @@
 """The page of a list of teachers: one self-contained HTML file."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lskd_study.claims import Finding, number_of_tests
 from lskd_study.claims_table import claim_sections
@@ -13,20 +14,31 @@ from lskd_study.teachers.paper_tables import StabilityTable
 from lskd_study.teachers.schema import TeacherList
 
 
+@dataclass(frozen=True)
+class OfStudy:
+    """What a study adds to the page of its teachers; a list of teachers alone adds nothing.
+
+    ``layouts``: further tables of the paper, which come first; ``drawn``: its figures; ``findings``: the
+    verdicts on its claims; ``missing``: teachers that are not there yet.
+    """
+
+    layouts: Sequence[Layout] = ()
+    drawn: Sequence[PageFigure] = ()
+    findings: Sequence[Finding] = ()
+    missing: Sequence[str] = ()
+
+
+ALONE = OfStudy()
+
+
 def render_teachers(
     study: TeacherList,
     comparison: Comparison,
     tables: Sequence[StabilityTable],
     files: dict[str, str],
-    layouts: Sequence[Layout] = (),
-    drawn: Sequence[PageFigure] = (),
-    findings: Sequence[Finding] = (),
+    beside: OfStudy,
 ) -> str:
-    """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name.
-
-    ``layouts``: further tables of the paper, which come first; ``drawn``: its figures; ``findings``: the
-    verdicts on its claims.
-    """
+    """Return the page as HTML text; ``files`` are the stems of the tables' own files, by name."""
     return (
         environment()
         .get_template("teachers.html.j2")
@@ -35,12 +47,13 @@ def render_teachers(
             comparison=comparison,
             answer=answer_of(comparison),
             warnings=list(render.warning_lines(comparison)),
+            missing=beside.missing,
             tables=tables,
             files=files,
-            layouts=layouts,
-            drawn=drawn,
-            claim_sections=claim_sections(findings),
-            tested=number_of_tests(findings),
+            layouts=beside.layouts,
+            drawn=beside.drawn,
+            claim_sections=claim_sections(beside.findings),
+            tested=number_of_tests(beside.findings),
             marks=MARKS,
             measures=list(render.measure_rows(comparison)),
             differences=list(render.difference_rows(comparison)),

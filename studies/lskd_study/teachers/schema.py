@@ -27,13 +27,13 @@ class Tolerance(Strict):
     """How far the measured values of public weights may be from the paper's to count as reproduced."""
 
     accuracy: float = Field(gt=0, description="percentage points")
-    one_minus_s: float = Field(gt=0)
+    one_minus_s: float = Field(gt=0, description="1 - S, the paper's stability")
 
 
 class TeacherEntry(Strict):
     """One teacher: a model and its weights, or stored logits."""
 
-    name: Name
+    name: Name = Field(description="in the tables")
     model: Name | None = Field(default=None, description="timm's name, or torchvision:NAME")
     config: Name | None = Field(default=None, description="a configuration file of mmcls")
     checkpoint: Name | None = Field(default=None, description="its weights")
@@ -42,7 +42,7 @@ class TeacherEntry(Strict):
         default=None, description="the paper's row in Tables 1 and 10"
     )
     smoothing: Alpha | None = Field(default=None, description="that it was trained with")
-    tolerance: Tolerance | None = None
+    tolerance: Tolerance | None = Field(default=None, description="within which the row counts as reproduced")
 
     @model_validator(mode="after")
     def _one_source(self) -> "TeacherEntry":
@@ -70,18 +70,25 @@ class EvaluationData(Strict):
     """What the models are asked about."""
 
     path: Name = Field(description="folder of images, relative to where the command runs")
-    split: Name = "validation"
+    split: Name = Field("validation", description="name of the split's folder")
 
 
 class TeacherList(Strict):
     """Teachers to be measured side by side."""
 
-    kind: Literal["stability"]
-    title: Name
-    data: EvaluationData | None = None
+    kind: Literal["stability"] = Field(description="says that the file is a list of teachers")
+    title: Name = Field(description="heading of the page")
+    data: EvaluationData | None = Field(default=None, description="what the models are asked about")
     output: Name = Field(description="folder of results, relative to where the command runs")
-    temperatures: Annotated[list[Temperature], Field(min_length=1, default=[1.0])]
-    teachers: Annotated[list[TeacherEntry], Field(min_length=1), AfterValidator(_distinct_names)]
+    temperatures: Annotated[
+        list[Temperature],
+        Field(min_length=1, default=[1.0], description="at which stability is measured; 1 in the paper"),
+    ]
+    teachers: Annotated[
+        list[TeacherEntry],
+        Field(min_length=1, description="models and their weights, or stored logits"),
+        AfterValidator(_distinct_names),
+    ]
 
 
 def load_teachers(path: Path) -> TeacherList:

@@ -1,0 +1,59 @@
+"""What runs say of themselves: on stderr, or by way of a file that the scheduler's process reads and shows.
+
+The file is for progress bars, between which another process must not write, and for a cluster, whose jobs
+have no terminal at all.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+VARIABLE = "LSKD_PROGRESS"  # names the file; unset: stderr
+FILE = "progress.log"
+_SECONDS = 0.5
+
+
+def say(line: str, timed: bool = True) -> None:
+    """Print a line of progress, with the time of day; in one write, because runs share the terminal."""
+    text = f"{datetime.now():%H:%M:%S}  {line}\n" if timed else f"{line}\n"
+    path = os.environ.get(VARIABLE)
+    if path:
+        with contextlib.suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)
+            return
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+class Follower:
+    """Hands every line that is added to the file to ``show``, in a thread, until it is stopped."""
+
+    def __init__(self, path: Path, show: Callable[[str], None]) -> None:
+        """Start at the file's present end; it need not exist yet."""
+        self._path, self._show = path, show
+        self._position = path.stat().st_size if path.exists() else 0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Show what is left and stop."""
+        self._end.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._end.wait(_SECONDS):
+            self._read()
+        self._read()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError), self._path.open("rb") as file:
+            file.seek(self._position)
+            *lines, _ = file.read().split(b"\n")  # what follows the last newline is still being written
+            for line in lines:
+                self._position += len(line) + 1
+                self._show(line.decode(errors="replace"))

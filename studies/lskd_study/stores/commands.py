@@ -1,0 +1,24 @@
+"""Shell commands that write stores, and those that rerun a student whose store may be gone."""
+
+import os
+import shlex
+
+from lskd_study.ecosystems import trainer_of
+from lskd_study.plan import Plan, Run
+from lskd_study.schema import TRANSLATION
+from lskd_study.stores import storing
+
+
+def rerun_command(plan: Plan, run: Run, output: str) -> str:
+    """Return the shell command that makes a run again below ``output``, apart from the study's own runs.
+
+    It reads nothing of the study's stores: timm and mmcls ask the teacher and store what it says while they
+    train, for the next rerun too; in translation a command before it does.
+    """
+    words = shlex.join(trainer_of(plan.ecosystem, run.role).command(plan, run, output))
+    store = plan.store_of(run)
+    if store is None or plan.ecosystem != TRANSLATION:
+        return words
+    threads = os.environ.get("OMP_NUM_THREADS")
+    setting = f"OMP_NUM_THREADS={threads} " if threads else ""
+    return f"{shlex.join(storing(plan.ecosystem).command(plan, store, output))} && {setting}{words}"

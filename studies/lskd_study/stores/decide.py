@@ -1,0 +1,204 @@
+"""Which students of a study read what is stored, and why the others do not."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lskd import LskdError, SoftLabelsLayout
+from lskd_study.checks import IMAGES
+from lskd_study.plan import BEGUN, Plan, Run, Store
+from lskd_study.schema import TRANSLATION
+from lskd_study.stores import CannotStoreError, Views, storing
+
+# Training images of data that a study makes itself.
+_MADE = {"digits": 1201}
+
+
+def with_stores(plan: Plan) -> Plan:
+    """Return the plan with the stores that its students are to read.
+
+    A study goes on as it was begun: students that were begun without a store stay without.
+
+    Raises:
+        LskdError: for a store that is asked for and cannot be.
+    """
+    asked = plan.soft_labels
+    students = [run for run in plan.runs if run.role == "student"]
+    if not students or not asked or asked["mode"] == "off":
+        return plan
+    top_k = 0 if asked["top_k"] == "all" else int(asked["top_k"])
+    values = asked["values"] or ("float16" if top_k else "float32")
+    must = asked["mode"] == "always" or bool(top_k) or values == "float16"
+    if plan.ecosystem == TRANSLATION and not top_k:
+        if must:
+            raise LskdError(f"{plan.study_file}: soft_labels of translations need top_k, e.g. 8; add it")
+        return replace(plan, store_notes=["all students: a store of translations needs soft_labels.top_k"])
+    if plan.num_classes and top_k > plan.num_classes:
+        raise LskdError(
+            f"{plan.study_file}: soft_labels.top_k is {top_k}; there are {plan.num_classes} classes"
+        )
+    shape = {"top_k": 0 if top_k == plan.num_classes else top_k, "values": values}
+    stores: list[Store] = []
+    notes: list[str] = []
+    for views, group in _groups(plan, students):
+        names = ", ".join(dict.fromkeys(run.model for run in group))
+        try:
+            if isinstance(views, CannotStoreError):
+                raise views
+            made = _stores(plan, views, group, shape)
+            if not must:
+                _check(plan, views[0], group, [*stores, *made])
+            stores += made
+        except CannotStoreError as reason:
+            if must:
+                raise LskdError(f"{plan.study_file}: soft_labels: {reason}; mend that or remove it") from None
+            notes.append(f"{names}: {reason}")
+    return replace(plan, stores=stores, store_notes=notes)
+
+
+def _groups(plan: Plan, students: Sequence[Run]) -> list[tuple[list[Views] | CannotStoreError, list[Run]]]:
+    """Return students whose training images are the same, with the views of each; or why they have none."""
+    kinds: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in students:
+        kinds[run.model, run.config].append(run)
+    groups: dict[str, tuple[list[Views] | CannotStoreError, list[Run]]] = {}
+    alone = len({run.teacher for run in students}) == len(students) and not any(_begun(students, plan))
+    for kind, runs in kinds.items():
+        try:
+            if alone and plan.soft_labels["mode"] == "auto" and plan.soft_labels["top_k"] == "all":
+                raise CannotStoreError("each teacher has one student")
+            views = storing(plan.ecosystem).views(plan, runs[0])
+        except CannotStoreError as reason:
+            groups[f"{kind}"] = reason, runs
+            continue
+        found, members = groups.setdefault(views.key, ([], []))
+        assert isinstance(found, list)
+        found += [views] * len(runs)
+        members += runs
+    return list(groups.values())
+
+
+def _stores(plan: Plan, views: list[Views], group: list[Run], shape: dict[str, Any]) -> list[Store]:
+    """Return one store for each teacher of a group."""
+    digest = hashlib.sha256(views[0].key.encode()).hexdigest()[:8]
+    by_teacher: dict[str, list[tuple[Views, Run]]] = defaultdict(list)
+    for view, run in zip(views, group, strict=True):
+        by_teacher[run.teacher].append((view, run))
+    size = _bytes_an_epoch(plan, **shape)
+    stores = []
+    for teacher, pairs in by_teacher.items():
+        longest, writer = max(pairs, key=lambda pair: pair[0].stored)
+        stores.append(
+            Store(
+                id=f"{teacher}-{digest}",
+                teacher=teacher,
+                students=[run.id for _, run in pairs],
+                writer=writer.id,
+                seed=writer.seed,
+                **shape,
+                epochs=longest.stored,
+                asked=sum(view.epochs for view, _ in pairs) if all(view.epochs for view, _ in pairs) else 0,
+                size=size * longest.stored,
+            )
+        )
+    return stores
+
+
+def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> None:
+    """Check that nothing speaks against the last stores of a list.
+
+    Raises:
+        CannotStoreError: something does.
+    """
+    begun = _begun(group, plan)
+    if begun and None in begun:
+        raise CannotStoreError("the study was begun without a store")
+    if begun:
+        return
+    if len({run.teacher for run in group}) == len(group):
+        raise CannotStoreError("no other student of a teacher has the same training images")
+    if views.caution:
+        raise CannotStoreError(f"{views.caution}; soft_labels.mode: always would do so")
+    own = [store for store in stores if store.students[0] in {run.id for run in group}]
+    if not all(store.size for store in own):
+        raise CannotStoreError("how large a store would be is not known before the data is there")
+    total, limit = sum(store.size for store in stores), float(plan.soft_labels["limit_gb"]) * 1e9
+    if total > limit:
+        small = sum(_bytes_an_epoch(plan, 10, "float16") * store.epochs for store in own)
+        other = f"; with top_k: 10 they would take {gigabytes(small)}" if plan.num_classes > 10 else ""
+        raise CannotStoreError(
+            f"{len(stores)} stores would take {gigabytes(total)}, more than soft_labels.limit_gb, "
+            f"{gigabytes(limit)}{other}"
+        )
+    free = _free(plan.root)
+    if total > free / 2:
+        raise CannotStoreError(
+            f"{len(stores)} stores would take {gigabytes(total)}, more than half of the {gigabytes(free)} "
+            f"that are free at {plan.output}"
+        )
+
+
+def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:
+    """Return what the runs that were begun had of stored soft labels: their settings, or None."""
+    found = []
+    for run in runs:
+        try:
+            content = json.loads((plan.folder(run) / BEGUN).read_text(encoding="utf-8"))
+            found.append(content["settings"].get("soft_labels"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def _bytes_an_epoch(plan: Plan, top_k: int, values: str) -> int:
+    """Return the bytes of one epoch of images; 0 where that is not known yet."""
+    if not plan.num_classes:
+        return 0
+    images = training_images(plan)
+    if not images:
+        return 0
+    layout = SoftLabelsLayout(
+        plan.num_classes,
+        min(top_k, plan.num_classes) or plan.num_classes,
+        images,
+        1,
+        rows_per_sample=1,
+        values="float32" if values == "float32" else "float16",
+        seeds=True,
+    )
+    return images * int(layout.row.itemsize)
+
+
+def training_images(plan: Plan) -> int:
+    """Return how many training images there are; 0 where that is not known yet."""
+    folder = plan.data_dir / "train"
+    return _count(folder) if folder.is_dir() else _MADE.get(plan.prepare, 0)
+
+
+@cache
+def _count(folder: Path) -> int:
+    return sum(
+        os.path.splitext(name)[1].lower() in IMAGES
+        for _, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    )
+
+
+def _free(folder: Path) -> int:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def gigabytes(count: float) -> str:
+    """Return a number of bytes in words."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

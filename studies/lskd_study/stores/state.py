@@ -1,0 +1,74 @@
+"""Stores on the disk: whether they hold what a plan needs, and when they go."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lskd import LskdError, SoftLabels, SoftLabelsError
+from lskd_study.plan import JOB, Plan, Run, Store, write_text
+
+
+def record_of(plan: Plan, store: Store) -> dict[str, Any]:
+    """Return the record of a finished store; empty where there is none."""
+    return _read(plan.root / store.folder / JOB)
+
+
+def holds(plan: Plan, store: Store) -> bool:
+    """Whether a store has all that the plan needs, of the teacher that now lies in the output folder."""
+    teacher = _read(plan.folder(plan.run(store.teacher)) / JOB).get("checkpoint", {})
+    record = record_of(plan, store)
+    if not record or record["teacher"]["checkpoint_sha256"] != teacher.get("sha256"):
+        return False
+    try:
+        labels = SoftLabels(Path(plan.cwd, plan.labels(store)))
+    except SoftLabelsError:
+        return False
+    layout = labels.layout
+    kept = (0 if layout.k == layout.num_classes else layout.k, layout.values)
+    return labels.complete and layout.epochs >= store.epochs and kept == (store.top_k, store.values)
+
+
+def stored_identity(plan: Plan, run: Run) -> dict[str, Any] | None:
+    """Return what a student is about to read, None where it asks its teacher.
+
+    Raises:
+        LskdError: the store does not hold it.
+    """
+    store = plan.store_of(run)
+    if store is None:
+        return None
+    if not holds(plan, store):
+        raise LskdError(
+            f"{plan.output}/{store.folder} does not hold what {run.id} reads; run `lskd study` again, it "
+            "writes that first"
+        )
+    found: dict[str, Any] = record_of(plan, store)["soft_labels"]
+    return {"store": store.id, "seed": store.seed, **found}
+
+
+def renew_stores(plan: Plan) -> None:
+    """Let stores that students still need and that do not hold what these need be written (further)."""
+    for store in plan.stores:
+        if any(not plan.done(plan.run(student)) for student in store.students) and not holds(plan, store):
+            (plan.root / store.folder / JOB).unlink(missing_ok=True)
+
+
+def release_stores(plan: Plan) -> None:
+    """Remove the soft labels of stores whose students are all finished, unless they are to be kept."""
+    if plan.soft_labels.get("keep"):
+        return
+    for store in plan.stores:
+        labels = Path(plan.cwd, plan.labels(store))
+        if labels.exists() and all(plan.done(plan.run(student)) for student in store.students):
+            if record := record_of(plan, store):
+                write_text(labels.parent / JOB, json.dumps({**record, "removed": True}, indent=2) + "\n")
+            shutil.rmtree(labels, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

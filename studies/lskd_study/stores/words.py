@@ -1,0 +1,76 @@
+"""What a study says about its stores: before it runs, and on its page."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lskd_study.plan import Plan, Store
+from lskd_study.stores.decide import gigabytes, training_images
+from lskd_study.stores.state import record_of
+
+
+def describe_stores(plan: Plan) -> list[str]:
+    """Return lines for the terminal: what is stored, what that saves, and why the rest is not."""
+    lines = []
+    if plan.stores:
+        size = sum(store.size for store in plan.stores)
+        about = f", {gigabytes(size)}" if size else ""
+        lines.append(f"  soft labels: {_stored(plan, plan.stores)}{about}")
+        if saved := _saved(plan, plan.stores):
+            lines.append(f"    {saved}")
+    return lines + [f"  no soft labels stored for {note}" for note in plan.store_notes]
+
+
+def page_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Return what the page says under Provenance, as (name, value)."""
+    rows = []
+    if plan.stores:
+        records = [record for store in plan.stores if (record := record_of(plan, store))]
+        parts = [_stored(plan, plan.stores), _saved(plan, plan.stores)]
+        if records:
+            size = sum(record["soft_labels"]["bytes"] for record in records)
+            minutes = sum(record["wall_time_s"] for record in records) / 60
+            removed = ", removed after use" if all(record.get("removed") for record in records) else ""
+            parts.append(f"{gigabytes(size)}{removed}, written in {minutes:.1f} minutes")
+        rows.append(("Teacher asked once", "; ".join(part for part in parts if part)))
+    if plan.store_notes:
+        rows.append(("Teacher asked in every run", "; ".join(plan.store_notes)))
+    return rows
+
+
+def loss_note(plan: Plan) -> str:
+    """Return how stored soft labels change the loss; empty where they do not."""
+    changed = {
+        (store.top_k, store.values) for store in plan.stores if store.top_k or store.values != "float32"
+    }
+    kept = [f"the {top_k} likeliest entries" if top_k else "all entries" for top_k, _ in sorted(changed)]
+    if not changed:
+        return ""
+    return (
+        f"Students learn from {' and '.join(kept)} of what the teacher says, stored as "
+        f"{' and '.join(sorted({values for _, values in changed}))}: their loss differs from that of asking "
+        "the teacher itself."
+    )
+
+
+def _stored(plan: Plan, stores: Sequence[Store]) -> str:
+    readers = sum(len(store.students) for store in stores)
+    kept = {f"top {store.top_k}" if store.top_k else "all classes" for store in stores}
+    exact = all(not store.top_k and store.values == "float32" for store in stores)
+    note = ", as the teacher says it" if exact else ", which changes the loss"
+    values = ", ".join(sorted({store.values for store in stores}))
+    return f"{len(stores)} stores, {', '.join(sorted(kept))} in {values}, serve {readers} students{note}"
+
+
+def _saved(plan: Plan, stores: Sequence[Store]) -> str:
+    """Return how often teachers are asked about a training image, with and without stores."""
+    stored, asked = sum(store.epochs for store in stores), sum(store.asked for store in stores)
+    if not asked:
+        return ""
+    what: Any = "sentences" if not plan.num_classes else "images"
+    count = training_images(plan) if plan.num_classes else 0
+    if not count:
+        return f"teachers pass over the training {what} {stored} times instead of {asked}"
+    return (
+        f"teachers are asked about {stored * count:,} {what} instead of {asked * count:,}: "
+        f"{(asked - stored) * count:,} passes saved"
+    )

@@ -1,0 +1,335 @@
+"""`lskd study --own` up to the first run: what is looked at, chosen, refused, asked and written."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from PIL import Image
+
+from lskd import LskdError
+from lskd_study import cli
+from lskd_study.engine import make_plan
+from lskd_study.json_schema import study_schema
+from lskd_study.own import command, measure
+from lskd_study.own import estimate as timing
+from lskd_study.own.choice import candidates, shorter
+from lskd_study.own.files import contents
+from lskd_study.own.images import OwnImages, look_at
+from lskd_study.plan import Run
+from lskd_study.statistics import crossed_interval
+
+pytestmark = pytest.mark.unit
+
+
+def fill(
+    folder: Path, splits=("train", "val"), labels=("cat", "dog"), count=2, size=(8, 6), mode="RGB"
+) -> Path:
+    for split in splits:
+        for label in labels:
+            (folder / split / label).mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                Image.new(mode, size).save(folder / split / label / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return fill(tmp_path / "pets").parent
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_folder_is_looked_at(here):
+    (here / "pets" / "train" / "cat" / ".DS_Store").touch()
+    found = look_at("pets")
+    assert found.classes == ["cat", "dog"]
+    assert (found.train, found.validation, found.smallest_class) == (4, 4, 2)
+    assert (found.width, found.height, found.grey) == (8, 6, False)
+    assert found.strangers == []
+    assert found.usual_names
+    fill(here / "grey", mode="L", splits=("training", "validation"))
+    other = look_at("grey")
+    assert other.grey
+    assert not other.usual_names
+    assert [path.name for path in other.splits.values()] == ["training", "validation"]
+
+
+def test_test_images_do_where_there_are_no_validation_images(here):
+    fill(here / "x", splits=("train", "test"))
+    assert look_at("x").splits["val"].name == "test"
+    fill(here / "x", splits=("valid",))
+    assert look_at("x").splits["val"].name == "valid"
+
+
+def no_classes(pets: Path) -> None:
+    for path in (pets / "train").iterdir():
+        path.rename(pets / path.name)
+
+
+BROKEN = {
+    "missing": (
+        lambda pets: pets.rename(pets.parent / "cats"),
+        r"pets is not there; it must hold train/<class>/",
+    ),
+    "no split": (
+        lambda pets: (pets / "val").rename(pets / "rest"),
+        r"no val folder \(it has rest, train; looked",
+    ),
+    "no classes": (no_classes, "pets/train has no class folders"),
+    "two validation sets": (lambda pets: fill(pets, ("eval",)), "has val and eval; keep one to validate on"),
+    "one class": (
+        lambda pets: [remove(pets / split / "dog") for split in ("train", "val")],
+        "one class only, cat",
+    ),
+    "other classes": (
+        lambda pets: (pets / "val" / "dog").rename(pets / "val" / "cow"),
+        r"class cow \(and 1 more\) is in pets/val and not in pets/train",
+    ),
+    "no images": (lambda pets: empty(pets / "val" / "dog"), "pets/val/dog has no images"),
+    "other files": (
+        lambda pets: [path.rename(path.with_suffix(".heic")) for path in (pets / "val" / "dog").iterdir()],
+        r"pets/val/dog has 2 files, none with a name of an image; images end in \.jpeg, \.jpg, \.png",
+    ),
+    "folders in classes": (
+        lambda pets: fill(pets / "train" / "cat", ("more",), ("x",)),
+        "class folder pets/train/cat has a folder in it, more",
+    ),
+    "outside": (
+        lambda pets: (pets / "train" / "cat" / "0.png").rename(pets / "train" / "0.png"),
+        r"image pets/train/0\.png lies outside of any class",
+    ),
+    "damaged": (
+        lambda pets: (pets / "val" / "cat" / "1.png").write_bytes(b"\x89PNG"),
+        r"image pets/val/cat/1\.png cannot be read",
+    ),
+    "a file": (lambda pets: (pets.rename(pets.parent / "x"), pets.touch()), "pets is no folder"),
+}
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def remove(folder: Path) -> None:
+    empty(folder)
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_folder_of_something_else_is_one_line(here, capsys, name):
+    break_it, message = BROKEN[name]
+    break_it(here / "pets")
+    before = listing(here)
+    with pytest.raises(LskdError, match=message):
+        look_at("pets")
+    assert cli.main(["study", "--own", "pets", "--dry-run"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert listing(here) == before
+
+
+def images(train=1_200, validation=600, side=28, grey=False, smallest=100) -> OwnImages:
+    splits = {"train": Path("x/train"), "val": Path("x/val")}
+    names = ["a", "b", "c"]
+    return OwnImages("x", splits, names, train, validation, smallest, side, side + 2, grey, [])
+
+
+def test_settings_follow_the_images():
+    small = candidates(images(), gpu=False, cores=2)
+    assert [choice.networks.teacher for choice in small] == ["resnet10t", "test_resnet"]
+    assert {(choice.img_size, choice.batch_size, choice.epochs) for choice in small} == {(32, 64, 30)}
+    many = candidates(images(train=1_000_000, side=400), gpu=True, cores=4)
+    assert (many[0].networks.teacher, many[0].networks.students) == ("resnet50", ("resnet18", "resnet50"))
+    assert (many[0].img_size, many[0].batch_size, many[0].epochs, many[0].workers) == (224, 256, 10, 4)
+    assert many[0].lr == 0.1
+    assert candidates(images(side=400), gpu=False, cores=2)[0].img_size == 96
+    assert candidates(images(train=20), gpu=False, cores=2)[0].batch_size == 8
+    assert candidates(images(train=5), gpu=False, cores=2)[0].batch_size == 5
+    assert shorter(small[0], 0.5).epochs == 15
+    assert shorter(small[0], 0.001).epochs == 5
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_files_are_a_study_in_order(tmp_path, monkeypatch, gpu, grey):
+    monkeypatch.chdir(tmp_path)
+    for choice in candidates(images(train=100_000, grey=grey), gpu=gpu, cores=2):
+        for name, text in contents(images(grey=grey), choice, "runs/x", "It takes long.").items():
+            (tmp_path / name).write_text(text)
+            assert max(map(len, text.splitlines())) <= 120
+        jsonschema.validate(yaml.safe_load((tmp_path / "study.yaml").read_text()), study_schema())
+        plan = make_plan("study.yaml", None)  # the trainer's own parser reads the files
+        assert (plan.data, plan.output, plan.num_classes) == ("x", "runs/x", 3)
+        assert len(plan.runs) == 18
+        assert {run.model for run in plan.runs if run.role == "student"} == set(choice.networks.students)
+        config = yaml.safe_load((tmp_path / "student.yaml").read_text())
+        assert "pretrained" not in config
+        assert config["epochs"] == choice.epochs
+        assert config.get("in_chans", 3) == (1 if grey else 3)
+
+
+def test_the_width_of_the_interval_is_that_of_the_studys_own_statistics():
+    """Pairs of students that differ on one image in ten, at random."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    widths = []
+    for _ in range(200):
+        differences = rng.choice([-1.0, 0.0, 1.0], size=(3, 600), p=[0.05, 0.9, 0.05])
+        found = crossed_interval(differences, bounded=True)
+        widths.append((found.high - found.low) / 2)
+    # With three seeds the width of an interval varies from study to study; its square is right on average.
+    assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(command.half_width(600, 3), rel=0.1)
+
+
+def runs(*names: str) -> list[Run]:
+    found = []
+    for name in names:
+        teacher = name.split(".")[0] if "." in name else ""
+        found.append(Run(name, "student" if teacher else "teacher", "m", "c", 0.0, 0, teacher=teacher))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "places", "expected"),
+    [
+        (("a", "b"), 1, 20.0),
+        (("a", "b"), 2, 10.0),
+        (("a", "a.1", "a.2"), 2, 14.0),  # students wait for their teacher
+        (("a", "b", "a.1", "b.1", "a.2"), 2, 18.0),
+        (("a.1", "a.2", "a.3"), 2, 8.0),  # of a teacher that is there
+    ],
+)
+def test_runs_at_a_time(names, places, expected):
+    seconds = {name: 4.0 if "." in name else 10.0 for name in names}
+    assert timing.makespan(runs(*names), seconds, places) == expected
+
+
+TIMES = measure.Times(start=5.0, step=0.1, steps=10, evaluation=0.5, checkpoint=0.01, epochs=30)
+
+
+@pytest.fixture
+def untrained(monkeypatch) -> list[tuple[str, int]]:
+    """Nothing is measured and nothing trained; returns what would have been."""
+    started: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        timing, "_measure", lambda plan, copies, seconds: [TIMES for _ in measure.kinds(plan)]
+    )
+    monkeypatch.setattr(
+        command, "run_study", lambda file, output, cores, dry_run, options: started.append((file, cores)) or 0
+    )
+    return started
+
+
+def test_a_dry_run_shows_the_time_and_leaves_nothing(here, untrained, capsys):
+    before = listing(here)
+    assert cli.main(["study", "--own", "pets", "--dry-run", "--cores", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "6 x teacher test_resnet: 51 s each, 30 epochs of 10 steps (100 ms)" in out
+    assert "6 x student test_byobnet of test_resnet" in out
+    assert "18 runs, 2 at a time, and the page" in out
+    assert "would write runs/own-pets/study.yaml" in out
+    assert listing(here) == before
+    assert untrained == []
+
+
+def test_without_a_terminal_nothing_starts_unasked(here, untrained, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    before = listing(here)
+    assert cli.main(["study", "--own", "pets"]) == 2
+    assert "--yes goes on without asking" in capsys.readouterr().err
+    assert listing(here) == before
+    assert untrained == []
+
+
+def test_at_a_terminal_it_asks(here, untrained, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    before = listing(here)
+    monkeypatch.setattr("typer.confirm", lambda *words, **options: False)
+    assert cli.main(["study", "--own", "pets"]) == 0
+    assert "nothing was written" in capsys.readouterr().err
+    assert listing(here) == before
+    monkeypatch.setattr("typer.confirm", lambda *words, **options: True)
+    assert cli.main(["study", "--own", "pets"]) == 0
+    assert untrained == [("runs/own-pets/study.yaml", 1)]
+
+
+def test_changed_files_are_gone_on_with(here, untrained, capsys):
+    (here / "pets" / "val").rename(here / "pets" / "test")
+    assert cli.main(["study", "--own", "pets", "--yes", "--output", "out"]) == 0
+    assert sorted(path.name for path in (here / "out").iterdir()) == [
+        "images", "student.yaml", "study.yaml", "teacher.yaml"
+    ]  # fmt: skip
+    assert (here / "out" / "images" / "val").resolve() == here / "pets" / "test"
+    text = (here / "out" / "student.yaml").read_text().replace("epochs: 30", "epochs: 7")
+    (here / "out" / "student.yaml").write_text(text)
+    assert cli.main(["study", "--own", "pets", "--yes", "--output", "out"]) == 0
+    assert "out/study.yaml is there; this goes on with it as it is" in capsys.readouterr().err
+    assert (here / "out" / "student.yaml").read_text() == text
+    fill(here / "others")
+    assert cli.main(["study", "--own", "others", "--yes", "--output", "out"]) == 2
+    assert "out/study.yaml is a study of out/images" in capsys.readouterr().err
+
+
+def test_settings_that_fit_the_time(here, monkeypatch):
+    """Costs by model and epochs; the largest that fits is taken, else the smallest with fewer epochs."""
+    costs = {"resnet18": 400.0, "resnet10t": 200.0, "test_resnet": 20.0}
+
+    def pretend(images, choice, cores):
+        total = costs[choice.networks.teacher] * choice.epochs
+        return timing.Estimate([], 1, total)
+
+    monkeypatch.setattr(command, "_try", pretend)
+    many = images(train=10_000)
+    assert command._choose(many, 1, 4)[0].networks.teacher == "resnet18"
+    assert command._choose(many, 1, 2)[0].networks.teacher == "resnet10t"
+    assert command._choose(many, 1, 0.5)[0].networks.teacher == "test_resnet"
+    choice, expected = command._choose(many, 1, 0.1)
+    assert (choice.networks.teacher, choice.epochs) == ("test_resnet", 18)
+    assert expected.total == 360
+
+
+def test_what_does_not_fit_in_memory_is_not_chosen(here, monkeypatch):
+    def pretend(images, choice, cores):
+        return timing.Estimate([], 1, 1.0) if choice.networks.teacher == "test_resnet" else None
+
+    monkeypatch.setattr(command, "_try", pretend)
+    assert command._choose(images(), 1, 1)[0].networks.teacher == "test_resnet"
+    monkeypatch.setattr(command, "_try", lambda images, choice, cores: None)
+    with pytest.raises(LskdError, match="more memory than the GPU has"):
+        command._choose(images(), 1, 1)
+
+
+def test_words_that_do_not_go_together(here, untrained, capsys):
+    for words, message in (
+        (["--own", "pets", "study.yaml", "--yes"], "--own needs no study file; leave out study.yaml"),
+        (["--own", "pets", "--yes", "--coers", "2"], "unrecognized arguments: --coers"),
+        (["--own", "pets", "--yes", "--hours", "0"], "--hours"),
+        ([], "name a study file, or a folder of images of your own by --own DIR"),
+    ):
+        assert cli.main(["study", *words]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+    assert untrained == []
+
+
+def test_what_is_odd_but_possible_is_said(here, untrained, capsys):
+    (here / "pets" / "train" / "cat" / "notes.txt").touch()
+    assert cli.main(["study", "--own", "pets", "--dry-run"]) == 0
+    err = capsys.readouterr().err
+    assert "warning: 1 file is no image and is passed over, e.g. pets/train/cat/notes.txt" in err
+    assert "warning: 4 validation images are few: the interval will be about" in err
+    assert "the smallest class has 2 training images" in err
+
+
+def test_the_times_of_a_run_add_up():
+    assert TIMES.epoch == pytest.approx(1.51)
+    assert TIMES.run == pytest.approx(5 + 30 * 1.51 + 0.5)
+    assert json.loads(json.dumps(TIMES.__dict__)) == TIMES.__dict__

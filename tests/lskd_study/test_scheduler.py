@@ -1,0 +1,228 @@
+"""How Snakemake is called: profiles by name, executors, cores, GPUs, progress; nothing is run."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from lskd import LskdError
+from lskd_study import gpus, progress, scheduler, slurm
+from lskd_study.recipes import recipes_folder
+from lskd_study.scheduler import make_schedule, shipped_profiles
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def plan(tmp_path, plan_of, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(gpus.VISIBLE, "0,1")
+    return plan_of(tmp_path)
+
+
+@pytest.fixture
+def slurm_here(monkeypatch):
+    """A machine where jobs can be submitted, without accounting."""
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        pytest.skip("snakemake-executor-plugin-slurm is not installed")
+    monkeypatch.setattr(scheduler.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(slurm, "_accounting", lambda: False)
+
+
+def value(words, option):
+    return words[words.index(option) + 1]
+
+
+def test_alone_it_is_this_machine_and_one_run_at_a_time(plan):
+    schedule = make_schedule(plan, None, [])
+    words = schedule.command(plan)
+    assert schedule.executor == "local"
+    assert (value(words, "--cores"), value(words, "--quiet")) == ("1", "all")
+    assert schedule.environment == {}
+    assert "--logger" not in words
+    assert value(make_schedule(plan, 3, []).command(plan), "--cores") == "3"
+
+
+def test_a_study_of_gpus_gets_all_that_are_visible(plan):
+    asks = replace(plan, resources={"gpu": 1})
+    schedule = make_schedule(asks, 2, [])
+    assert schedule.options == ["--resources", "gpu=2"]
+    assert schedule.environment == {gpus.CANDIDATES: "0,1"}
+    assert schedule.process_environment()[gpus.VISIBLE] == "0,1"
+    fewer = make_schedule(asks, 2, ["--resources", "gpu=1"])
+    assert fewer.options == ["--resources", "gpu=1"]
+    others = make_schedule(asks, 2, ["--resources", "mem_mb=900"])
+    assert others.options[2:] == ["--resources", "mem_mb=900", "gpu=2"]
+    with pytest.raises(LskdError, match="--resources gpu=3 but 2 are visible"):
+        make_schedule(asks, 2, ["--resources", "gpu=3"])
+
+
+@pytest.mark.parametrize("form", [["--profile", "slurm"], ["--profile=slurm"]])
+def test_a_profile_that_comes_with_lskd_is_known_by_its_name(form, plan, slurm_here, monkeypatch):
+    monkeypatch.setenv(gpus.CANDIDATES, "0")
+    schedule = make_schedule(replace(plan, resources={"gpu": 1}), None, form)
+    words = schedule.command(plan)
+    folder = str(recipes_folder() / "profiles" / "slurm")
+    assert folder in words or f"--profile={folder}" in words
+    assert schedule.executor == "slurm"
+    # The cluster counts cores and gives each job its GPUs.
+    assert "--cores" not in words
+    assert "--resources" not in words
+    assert gpus.CANDIDATES not in schedule.process_environment()
+    assert value(words, "--slurm-status-command") == "squeue"
+    assert value(words, "--slurm-jobname-prefix") == slurm.job_prefix(plan.root)
+    assert schedule.environment[progress.VARIABLE] == str(plan.root / "progress.log")
+
+
+def test_what_the_user_says_of_slurm_stands(plan, slurm_here):
+    given = ["--profile", "slurm", "--slurm-status-command", "sacct", "--slurm-jobname-prefix", "mine"]
+    schedule = make_schedule(plan, 8, given)
+    assert schedule.options[2:] == given[2:]
+    assert value(schedule.command(plan), "--cores") == "8"
+
+
+def test_a_profile_of_the_users_comes_first(plan, tmp_path):
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "config.yaml").write_text("executor: local\nretries: 2\n")
+    schedule = make_schedule(plan, None, ["--profile", "slurm"])
+    assert (schedule.executor, schedule.options) == ("local", ["--profile", "slurm"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--profile", "slrum"], "no profile slrum: no such folder with a config.yaml; with lskd come "),
+        (["--executor", "slurm"], "no sbatch here; start the study on a machine of the cluster"),
+        (
+            ["--executor", "condor"],
+            "executor condor is not installed here; pip install snakemake-exec",
+        ),
+        (["--profile", "broken"], "cannot read the profile broken: "),
+        (["--profile", "odd"], "mend the profile odd"),
+        (["--directory", "x"], "--directory is set by lskd study itself"),
+        (["--no-such-option"], "an option of neither lskd study nor snakemake"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_anything(options, message, plan, tmp_path, monkeypatch):
+    for name, content in {"broken": "a: [", "odd": "retries: many\n"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(content)
+    monkeypatch.setattr(scheduler.shutil, "which", lambda name: None)
+    if "slurm" in options:
+        monkeypatch.setattr(scheduler.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(LskdError, match=message) as raised:
+        make_schedule(plan, 1, options)
+    assert "\n" not in str(raised.value)
+    assert not plan.root.exists()
+
+
+@pytest.mark.parametrize("name", shipped_profiles())
+def test_a_missing_executor_names_the_extra(name, plan, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        scheduler.importlib.util, "find_spec", lambda module: None if name in module else real(module)
+    )
+    with pytest.raises(LskdError, match=rf"{name} is not installed here; pip install 'lskd\[{name}\]'"):
+        make_schedule(plan, None, ["--profile", name])
+
+
+def test_a_remote_executor_needs_a_number_of_jobs(plan, slurm_here):
+    with pytest.raises(LskdError, match="--executor slurm needs --jobs N too"):
+        make_schedule(plan, None, ["--executor", "slurm"])
+
+
+def test_bars_are_drawn_on_a_terminal_alone(plan, monkeypatch):
+    pytest.importorskip("snakemake_logger_plugin_rich")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    schedule = make_schedule(plan, 1, [])
+    assert schedule.options == ["--logger", "rich"]
+    assert schedule.environment == {progress.VARIABLE: str(plan.root / "progress.log")}
+
+
+def test_lines_of_runs_reach_who_follows(tmp_path, monkeypatch):
+    path = tmp_path / "progress.log"
+    path.write_text("of an earlier study\n")
+    shown = []
+    follower = progress.Follower(path, shown.append)
+    monkeypatch.setenv(progress.VARIABLE, str(path))
+    progress.say("lskd: error: é", timed=False)
+    progress.say("starts")
+    with path.open("a") as file:
+        file.write("half a li")
+    follower.stop()
+    assert shown[0] == "lskd: error: é"
+    assert shown[1].endswith("  starts")
+    assert len(shown) == 2
+
+
+def test_jobs_that_a_killed_study_left_are_cancelled(tmp_path, monkeypatch):
+    prefix, asked = slurm.job_prefix(tmp_path), []
+    queue = f"7 {prefix}_aa\n8 other\n9_3 {prefix}_aa\n10 {prefix}0_aa\n"
+
+    class Done:
+        returncode = 0
+
+        def __init__(self, stdout):
+            self.stdout = stdout
+
+    def run(words, **options):
+        nonlocal queue
+        asked.append(words)
+        if words[0] == "scancel":
+            queue = "8 other\n"
+        return Done(queue)
+
+    monkeypatch.setattr(slurm.subprocess, "run", run)
+    assert slurm.cancel_orphans(tmp_path) == 2
+    assert ["scancel", "7", "9_3"] in asked
+    assert slurm.cancel_orphans(tmp_path) == 0
+    assert asked[-1][0] == "squeue"
+
+
+@pytest.mark.parametrize("name", shipped_profiles())
+def test_profiles_say_how_they_are_used(name):
+    path = recipes_folder() / "profiles" / name / "config.yaml"
+    text = path.read_text()
+    assert yaml.safe_load(text)["executor"] == name
+    assert f"--profile {name}" in text
+    assert f"pip install 'lskd[{name}]'" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ([], {}, "needs --container-image IMAGE too"),
+        (["--container-image", "i"], {}, "needs --kubernetes-persistent-volumes CLAIM:PATH too"),
+        (
+            ["--container-image", "i", "--kubernetes-persistent-volumes", "a:/mnt/a", "b:/mnt/b"],
+            {},
+            " is not below /mnt/a, /mnt/b; jobs see nothing but that volume",
+        ),
+        (
+            ["--container-image", "i", "--kubernetes-persistent-volumes", "a:/"],
+            {"prepare": "digits"},
+            "data is not there yet; make it with `lskd data digits --output data`",
+        ),
+    ],
+)
+def test_kubernetes_needs_an_image_and_all_on_a_volume(options, changes, message, plan):
+    pytest.importorskip("snakemake_executor_plugin_kubernetes")
+    with pytest.raises(LskdError, match=message):
+        make_schedule(replace(plan, **changes), None, ["--profile", "kubernetes", *options])
+
+
+def test_kubernetes_is_sent_the_workflow_and_looks_on_the_volume(plan):
+    pytest.importorskip("snakemake_executor_plugin_kubernetes")
+    options = ["--profile", "kubernetes", "--container-image", "i"]
+    schedule = make_schedule(plan, None, [*options, "--kubernetes-persistent-volumes", "a:/"])
+    words = schedule.command(plan)
+    assert value(words, "--default-storage-prefix") == str(plan.root)
+    schedule.prepare(plan)
+    snakefile = plan.root / "Snakefile"
+    assert value(words, "--snakefile") == str(snakefile)
+    assert snakefile.read_text() == scheduler.SNAKEFILE.read_text()
+    plain = replace(schedule, copied=False)
+    assert value(plain.command(plan), "--snakefile") == str(scheduler.SNAKEFILE)

@@ -1,0 +1,408 @@
+"""Which students of a study read stored soft labels, and what becomes of the stores; no training."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import yaml
+
+from lskd import LskdError, SoftLabels, SoftLabelsLayout, SoftLabelsWriter
+from lskd_study import job
+from lskd_study.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
+from lskd_study.scheduler import SNAKEFILE
+from lskd_study.schema import SoftLabels as Asked
+from lskd_study.stores import CannotStoreError, Views, mmcls, timm
+from lskd_study.stores.commands import rerun_command
+from lskd_study.stores.decide import with_stores
+from lskd_study.stores.state import holds, release_stores, renew_stores
+from lskd_study.stores.words import describe_stores, loss_note, page_rows
+
+pytestmark = pytest.mark.unit
+IMAGES, CLASSES, EPOCHS = 20, 4, 3
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data" / "train" / "a"
+    folder.mkdir(parents=True)
+    for number in range(IMAGES):
+        (folder / f"{number}.png").touch()
+    return folder
+
+
+@pytest.fixture
+def decided(tmp_path, plan_of, monkeypatch, data):
+    """Decide about a study of two students of six teachers whose training images are the same."""
+    found = {"small": Views("same", EPOCHS, EPOCHS), "big": Views("same", EPOCHS - 1, EPOCHS - 1)}
+
+    def views(plan: Plan, run: Run) -> Views:
+        view = found[run.model]
+        if isinstance(view, CannotStoreError):
+            raise view
+        return view
+
+    monkeypatch.setattr(timm, "views", views)
+
+    def decide(change=None, students=(("small", "student.yaml"), ("big", "student.yaml")), **asked) -> Plan:
+        found.update(change or {})
+        plan = plan_of(tmp_path, students=list(students))
+        return with_stores(replace(plan, soft_labels=Asked.model_validate(asked).model_dump()))
+
+    return decide
+
+
+def begin(plan: Plan, run: Run) -> None:
+    plan.folder(run).mkdir(parents=True, exist_ok=True)
+    (plan.folder(run) / BEGUN).write_text(json.dumps({"settings": plan.settings(run)}))
+
+
+def test_one_store_for_each_teacher_and_all_its_students(decided):
+    plan = decided()
+    assert len(plan.stores) == 6
+    assert plan.store_notes == []
+    students = [run for run in plan.runs if run.role == "student"]
+    for store in plan.stores:
+        taught = [run.id for run in students if run.teacher == store.teacher]
+        assert sorted(store.students) == sorted(taught)
+        # Both arms of a seed see the same images, other seeds others.
+        assert store.seed == plan.run(store.teacher).seed
+        assert plan.run(store.writer).model == "small"  # which trains longest
+        assert (store.epochs, store.asked) == (EPOCHS, 2 * EPOCHS - 1)
+        assert (store.top_k, store.values) == (0, "float32")
+        assert store.size == IMAGES * EPOCHS * (4 + CLASSES * 6)
+    for run in students:
+        assert plan.settings(run)["soft_labels"] == {"top_k": "all", "values": "float32"}
+        words = timm.timm.command(plan, run)
+        assert words[words.index("--kd-soft-labels") + 1] == str(plan.labels(plan.store_of(run)))
+        assert words[words.index("--kd-soft-labels-seed") + 1] == str(run.seed)
+    lines = "\n".join(describe_stores(plan))
+    assert "6 stores, all classes in float32, serve 12 students" in lines
+    assert f"about {6 * EPOCHS * IMAGES} images instead of {6 * (2 * EPOCHS - 1) * IMAGES}" in lines
+    plan.write()
+    assert Plan.read(plan.root / PLAN) == plan
+
+
+def test_temperatures_and_hard_weights_share_a_store(tmp_path, plan_of, decided):
+    plan = replace(
+        plan_of(tmp_path, students=[("small", "student.yaml")], temperatures=[1.0, 2.0]),
+        soft_labels=Asked.model_validate({}).model_dump(),
+    )
+    assert [len(store.students) for store in with_stores(plan).stores] == [2] * 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "change", "reason"),
+    [
+        ({"mode": "off"}, {}, None),
+        ({}, {"big": Views("other", 3, 3)}, "no other student of a teacher has the same training images"),
+        ({}, {"small": CannotStoreError("it mixes")}, "small: it mixes"),
+        ({}, {"small": Views("same", 3, 3, "mixed one by one")}, "mixed one by one"),
+        ({"limit_gb": 1e-6}, {}, "6 stores would take 10.1 kB, more than soft_labels.limit_gb, 1 kB"),
+    ],
+)
+def test_where_students_ask_their_teachers_themselves(decided, asked, change, reason):
+    plan = decided(change, **asked)
+    assert plan.stores == []
+    assert all("soft_labels" not in plan.settings(run) for run in plan.runs)
+    if reason is None:
+        assert plan.store_notes == []
+        return
+    assert reason in "\n".join(plan.store_notes)
+    assert reason in "\n".join(describe_stores(plan))
+    assert reason in dict(page_rows(plan))["Teacher asked in every run"]
+
+
+def test_a_single_student_needs_no_store_and_no_look_at_its_file(decided):
+    plan = decided({"small": AssertionError("looked at")}, students=[("small", "student.yaml")])
+    assert plan.store_notes == ["small: each teacher has one student"]
+
+
+def test_room_on_the_disk(decided, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 15_000))
+    assert "more than half of the 15 kB that are free" in decided().store_notes[0]
+
+
+def test_data_that_is_not_there_yet(decided, data, plan_of, tmp_path):
+    shutil.rmtree(data.parent)
+    assert "is not known before the data is there" in decided().store_notes[0]
+    plan = replace(plan_of(tmp_path), prepare="digits", soft_labels=Asked.model_validate({}).model_dump())
+    assert with_stores(plan).stores[0].size == 1201 * EPOCHS * (4 + CLASSES * 6)
+
+
+def test_a_study_goes_on_as_it_was_begun(decided):
+    plan = decided(mode="off")
+    begin(plan, plan.runs[-1])
+    assert decided().store_notes == ["small, big: the study was begun without a store"]
+    begun = decided(mode="always")
+    begin(begun, begun.runs[-1])
+    assert decided(limit_gb=1e-6).stores == begun.stores  # whatever has changed since
+
+
+def test_what_is_asked_for_is_done_or_refused(decided, monkeypatch):
+    assert len(decided(mode="always", limit_gb=1e-6).stores) == 6
+    assert len(decided(mode="always", students=[("small", "student.yaml")]).stores) == 6
+    plan = decided(top_k=2, limit_gb=1e-6)
+    assert {(store.top_k, store.values) for store in plan.stores} == {(2, "float16")}
+    assert "the 2 likeliest entries" in loss_note(plan)
+    assert "changes the loss" in describe_stores(plan)[0]
+    assert loss_note(decided()) == ""
+    assert decided(top_k=CLASSES, values="float32").stores == decided().stores
+    assert "stored as float16" in loss_note(decided(values="float16"))
+    with pytest.raises(LskdError, match=r"study.yaml: soft_labels.top_k is 5; there are 4 classes"):
+        decided(top_k=5)
+    with pytest.raises(LskdError, match=r"soft_labels: it mixes; mend that or remove it"):
+        decided({"small": CannotStoreError("it mixes")}, mode="always")
+
+
+def test_translations_are_stored_only_as_top_k(tmp_path, plan_of):
+    plan = replace(plan_of(tmp_path, ecosystem="fairseq"), num_classes=0)
+    plan = replace(plan, configs={"student.yaml": {"optimization": {"max_epoch": 5}}, "teacher.yaml": {}})
+
+    def decide(**asked):
+        return with_stores(replace(plan, soft_labels=Asked.model_validate(asked).model_dump()))
+
+    assert decide().stores == []
+    assert "needs soft_labels.top_k" in decide().store_notes[0]
+    with pytest.raises(LskdError, match="soft_labels of translations need top_k"):
+        decide(mode="always")
+    found = decide(top_k=8)
+    assert [(store.top_k, store.epochs, store.asked) for store in found.stores] == [(8, 1, 10)] * 6
+    assert "pass over the training sentences 6 times instead of 60" in "\n".join(describe_stores(found))
+    student = found.runs[-1]
+    command = rerun_command(found, student, "rerun")
+    assert command.startswith("python -m fairseq_kd.soft_labels data --path out/teachers/")
+    store = found.store_of(student)
+    assert f"--output rerun/soft_labels/{store.id} && " in command
+    assert f"++task.kd_soft_labels=rerun/soft_labels/{store.id}" in command
+    for section, reason in (
+        ({"task": {"kd_soft_labels": "x"}}, "a store of its own"),
+        ({"criterion": {"kd_preset": "tan2019"}}, "asks for the top 8"),
+        ({"task": {"truncate_source": True}}, "truncate_source"),
+    ):
+        plan = replace(plan, configs={"student.yaml": section, "teacher.yaml": {}})
+        with pytest.raises(LskdError, match=reason):
+            decide(top_k=7)
+
+
+@pytest.fixture
+def study(decided, tmp_path, monkeypatch):
+    """A study whose first teacher is trained, and whose trainer's command stores half before it is killed."""
+    plan = decided()
+    store = plan.stores[0]
+    teacher = plan.run(store.teacher)
+    plan.folder(teacher).mkdir(parents=True)
+    (plan.folder(teacher) / CHECKPOINT).write_text("weights")
+    identity = job.teacher_identity(plan, plan.run(store.students[0]))
+    (plan.folder(teacher) / JOB).write_text(
+        json.dumps({"checkpoint": {"sha256": identity["checkpoint_sha256"]}})
+    )
+    monkeypatch.chdir(tmp_path)
+    calls: list[list[str]] = []
+    keys = IMAGES * EPOCHS
+
+    def write(words: list[str]) -> None:
+        calls.append(words)
+        layout = SoftLabelsLayout(CLASSES, CLASSES, IMAGES, EPOCHS, 1, "float32", True)
+        with SoftLabelsWriter(Path(words[words.index("--kd-soft-labels") + 1]), layout, {}) as writer:
+            count = keys // 2 if len(calls) == 1 else keys - writer.keys
+            values, ids = np.zeros((count, CLASSES), np.float32), np.tile(np.arange(CLASSES), (count, 1))
+            writer.append(values, ids, seeds=np.zeros(count, np.uint32))
+            writer.commit()
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(timm, "write", write)
+    plan.write()
+    return plan, store, calls
+
+
+def finish(plan: Plan, run: Run) -> None:
+    plan.folder(run).mkdir(parents=True, exist_ok=True)
+    (plan.folder(run) / JOB).write_text("{}")
+
+
+def test_a_store_is_written_gone_on_with_read_and_removed(study):
+    plan, store, calls = study
+    arguments = [str(plan.root / PLAN), store.id]
+    assert job.main(arguments) == 130
+    assert not holds(plan, store)
+    with pytest.raises(LskdError, match=r"does not hold what student-.* reads; run `lskd study` again"):
+        job.run_job(plan, plan.run(store.students[0]))
+    half = SoftLabels(plan.labels(store))
+    assert len(half) == IMAGES * EPOCHS // 2
+    assert job.main(arguments) == 0
+    assert len(calls) == 2
+    assert calls[1][:2] == ["timm", "soft-labels"]
+    assert "--experiment" not in calls[1]
+    assert holds(plan, store)
+    record = json.loads((plan.root / store.folder / JOB).read_text())
+    assert record["resumed"] == 1
+    assert record["soft_labels"]["rows"] == IMAGES * EPOCHS
+    assert record["soft_labels"]["checksum"] == SoftLabels(plan.labels(store)).info()["checksum"]
+    # It stays until its last student is finished.
+    first, second = (plan.run(student) for student in store.students)
+    finish(plan, first)
+    release_stores(plan)
+    assert plan.labels(store).exists()
+    finish(plan, second)
+    release_stores(replace(plan, soft_labels={**plan.soft_labels, "keep": True}))
+    assert plan.labels(store).exists()
+    release_stores(plan)
+    assert not plan.labels(store).exists()
+    assert json.loads((plan.root / store.folder / JOB).read_text())["removed"] is True
+    assert "removed after use" in dict(page_rows(plan))["Teacher asked once"]
+    renew_stores(plan)
+    assert (plan.root / store.folder / JOB).exists()  # nobody needs it
+    (plan.folder(second) / JOB).unlink()
+    renew_stores(plan)
+    assert not (plan.root / store.folder / JOB).exists()  # so that it is written again
+
+
+def test_a_retrained_teacher_is_asked_again(study):
+    plan, store, _ = study
+    job.main([str(plan.root / PLAN), store.id])
+    (plan.folder(plan.run(store.teacher)) / CHECKPOINT).write_text("other weights")
+    assert job.main([str(plan.root / PLAN), store.id]) == 0
+    record = json.loads((plan.root / store.folder / JOB).read_text())
+    assert record["resumed"] == 0
+    assert not holds(plan, store)  # the teacher's own record is still the old one
+    with pytest.raises(LskdError, match="does not hold"):
+        job.run_job(plan, plan.run(store.students[0]))
+
+
+def test_a_failing_store_is_one_line(study, monkeypatch, capfd):
+    plan, store, _ = study
+
+    def fail(words):
+        os.write(2, b"timm: error: No space left on device\n")
+        raise SystemExit(2)
+
+    monkeypatch.setattr(timm, "write", fail)
+    assert job.main([str(plan.root / PLAN), store.id]) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"lskd: error: soft labels {store.id} failed: No space left on device; ")
+    assert "train.log" in last
+
+
+def said_of(module: ModuleType, plan: Plan, run: Run) -> str:
+    """Why a student's images are not stored, or not unasked."""
+    try:
+        caution: str = module.views(plan, run).caution
+    except CannotStoreError as error:
+        return str(error)
+    return caution
+
+
+TRAINER = {"in_chans": 1, "img_size": 32, "epochs": 3, "warmup_epochs": 0, "sched": "cosine", "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({}, {"lr": 0.2, "batch_size": 8, "epochs": 4, "opt": "adamw", "drop_path": 0.1}, True),
+        ({}, {"img_size": 40}, False),
+        ({}, {"hflip": 0.2}, False),
+        ({}, {"mean": [0.4]}, False),
+        ({}, {"aa": "rand-m5-mstd0.5"}, False),
+        ({}, {"kd_teacher_img_size": 40}, False),
+        ({}, {"amp": True, "amp_dtype": "bfloat16"}, False),
+        ({"reprob": 0.2}, {"reprob": 0.2, "lr": 0.2}, True),
+    ],
+)
+def test_what_timms_images_follow_from(tmp_path, plan_of, monkeypatch, one, other, same):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for name, options in (("one.yaml", one), ("other.yaml", other)):
+        (tmp_path / name).write_text(yaml.safe_dump(TRAINER | options))
+        plan = plan_of(tmp_path, teachers=[("test_resnet", name)], students=[("test_byobnet", name)])
+        plan = replace(plan, configs={name: TRAINER | options})
+        found.append(timm.views(plan, plan.runs[-1]))
+    assert (found[0].key == found[1].key) is same
+    assert found[0].epochs == 3
+    assert found[0].caution == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"mixup": 0.2}, "mixed one by one"),
+        ({"kd_soft_labels": "own"}, "one.yaml has a store of its own"),
+        ({"mixup": 0.2, "mixup_mode": "pair"}, "--mixup-mode pair"),
+        ({"kd_teacher_fast": "float32", "kd_teacher_dtype": "bfloat16"}, "--kd-teacher-fast"),
+    ],
+)
+def test_what_timm_cannot_store(tmp_path, plan_of, monkeypatch, options, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | options))
+    plan = plan_of(tmp_path, teachers=[("test_resnet", "one.yaml")], students=[("test_byobnet", "one.yaml")])
+    plan = replace(plan, configs={"one.yaml": TRAINER | options})
+    assert reason in said_of(timm, plan, plan.runs[-1])
+
+
+BINARY = str(Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py")
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    from lskd_study.ecosystems.mmcls import read_config
+
+    return read_config(Path(BINARY))
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        ("optim_wrapper = dict(optimizer=dict(lr=1e-3))", True),
+        ("model = dict(backbone=dict(width=0.5))", True),
+        ("train_dataloader = dict(batch_size=16)", True),
+        ("train_cfg = dict(max_epochs=20)", True),
+        ("train_dataloader = dict(dataset=dict(data_prefix='other'))", False),
+        ("model = dict(teacher=dict(mean=[1.0]))", False),
+        (
+            "model = dict(train_cfg=dict(augments=dict(type='Mixup', alpha=0.2, num_classes=10)))",
+            "one by one",
+        ),
+        ("model = dict(distillation=dict(soft_labels=dict(path='x')))", "a store of its own"),
+        ("custom_hooks = [dict(type='TeacherHook')]", "no SoftLabelsHook"),
+        ("train_dataloader = dict(sampler=dict(type='RepeatAugSampler'))", "has RepeatAugSampler"),
+        (
+            "train_dataloader = dict(dataset=dict(pipeline=[dict(type='RandomApply', transforms="
+            "[dict(type='Albumentations', transforms=[])])]))",
+            "has Albumentations",
+        ),
+        ("train_dataloader = dict(dataset=dict(pipeline=[dict(type='Mine')]))", "has Mine"),
+    ],
+)
+def test_what_mmcls_images_follow_from(tmp_path, plan_of, recipe, change, outcome):
+    from lskd_study.ecosystems.mmcls import read_config
+
+    (tmp_path / "other.py").write_text(f"_base_ = {BINARY!r}\n{change}\n")
+    configs = {"one.py": recipe, "other.py": read_config(tmp_path / "other.py")}
+    plan = plan_of(tmp_path, ecosystem="mmcls", students=[("one", "one.py"), ("two", "other.py")])
+    plan = replace(plan, configs=configs)
+    one, two = (next(run for run in plan.runs if run.model == model) for model in ("one", "two"))
+    if isinstance(outcome, str):
+        assert outcome in said_of(mmcls, plan, two)
+    else:
+        assert said_of(mmcls, plan, two) == ""
+        assert (mmcls.views(plan, two).key == mmcls.views(plan, one).key) is outcome
+
+
+def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(decided):
+    """On Kubernetes Snakemake looks for job.json in a folder of its own, of soft labels too."""
+    plan = decided()
+    plan.write()
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(plan.root)]
+    words += ["--cores", "1", "--dry-run", "--printshellcmds", "--config", "copied=true"]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    printed = found.stdout + found.stderr
+    for made in (plan.runs[0], plan.stores[0]):
+        record = Path(made.folder, JOB)
+        assert f"{made.id} && cp {plan.root / record} {record}\n" in printed

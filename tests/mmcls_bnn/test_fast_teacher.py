@@ -1,0 +1,196 @@
+"""A fast teacher in mmengine's Runner: measured on training batches, refused, and with a store."""
+
+import copy
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from lskd import LskdError, SoftLabels
+from lskd import _fast_teacher as fast_teacher_module
+from mmcls_bnn import fast_teacher, soft_labels
+
+pytestmark = pytest.mark.unit
+SUPPORTED = fast_teacher_module.supported_modes(torch.device("cpu"))
+ROUGHEST = SUPPORTED[-1]  # int8 where the processor has it
+AUGMENTED = [
+    {"type": "LoadImageFromFile", "color_type": "grayscale"},
+    {"type": "RandomResizedCrop", "scale": 16, "crop_ratio_range": (0.5, 1.0)},
+    {"type": "PackClsInputs"},
+]
+count = iter(range(10**6))
+
+
+@pytest.fixture(scope="module")
+def teacher_file(taught):
+    return taught
+
+
+@pytest.fixture
+def config(student, digits, tmp_path):
+    del student["data_preprocessor"]
+    dataset = {
+        "type": "CheckedImageFolder",
+        "data_root": str(digits),
+        "data_prefix": "train",
+        "num_classes": 4,
+        "pipeline": AUGMENTED,
+    }
+    return {
+        "default_scope": "mmcls",
+        "work_dir": str(tmp_path / "run"),
+        "model": student,
+        "data_preprocessor": {
+            "type": "ClsDataPreprocessor",
+            "num_classes": 4,
+            "mean": [127.5],
+            "std": [127.5],
+        },
+        "train_dataloader": {
+            "batch_size": 32,
+            "num_workers": 0,
+            "persistent_workers": False,
+            "sampler": {"type": "DefaultSampler", "shuffle": True},
+            "collate_fn": {"type": "default_collate"},
+            "dataset": dataset,
+        },
+        "train_cfg": {"by_epoch": True, "max_epochs": 1},
+        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 1e-3}},
+        "custom_hooks": [
+            {"type": "EpochSeedHook"},
+            {"type": "TeacherHook", "samples": 0},
+            {"type": "CurvesHook"},
+            {"type": "SoftLabelsHook"},
+        ],
+        "randomness": {"seed": 0},
+        "log_level": "INFO",
+    }
+
+
+@pytest.fixture
+def train(config):
+    """Train with changes of `distillation`; return the runner and its log."""
+
+    def run(hooks=None, **distillation):
+        changed = copy.deepcopy(config)
+        changed["experiment_name"] = name = f"fast{next(count)}"
+        changed["work_dir"] += f"/{name}"
+        changed["model"]["distillation"] = distillation
+        if hooks is not None:
+            changed["custom_hooks"] = hooks
+        runner = Runner.from_cfg(Config(changed))
+        runner.train()
+        (log,) = Path(runner.work_dir).rglob("*.log")
+        return runner, log.read_text()
+
+    return run
+
+
+def epoch(runner):
+    header, row = (Path(runner.work_dir) / "epochs.csv").read_text().splitlines()[:2]
+    return dict(zip(header.split(","), row.split(","), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["float32", ROUGHEST])
+def test_measured_on_training_batches(train, mode, monkeypatch):
+    seen = []
+    choose = fast_teacher.choose_fast
+
+    def spy(model, images, *arguments, **named):
+        seen.append((images, model, named["exact"](images)))
+        return choose(model, images, *arguments, **named)
+
+    monkeypatch.setattr(fast_teacher, "choose_fast", spy)
+    exact, _ = train()
+    fast, log = train(teacher_fast={"mode": mode, "bound": 0.05})
+    made = "convolutions in int8" if mode == "int8" else mode
+    assert re.search(
+        rf"teacher 'test_resnet', fast: {made}, 15 of 15 batch norms folded, channels-last: [\d.]+ times as "
+        r"fast .*; KL\(exact \|\| fast\) [\d.e-]+ nats on the mean of 72 images, [\d.e-]+ at most",
+        log,
+    )
+    ((images, model, said),) = seen  # the exact run measured nothing
+    assert images.shape == (96, 1, 16, 16)
+    assert -1 <= float(images.min()) < float(images.max()) <= 1  # normalised for the teacher
+    torch.testing.assert_close(said, model(images), rtol=0, atol=0)
+    assert fast.model.teacher.form.mode == mode
+    for column in ("train_ce", "train_teacher_entropy"):
+        assert float(epoch(fast)[column]) == pytest.approx(float(epoch(exact)[column]), rel=0.02), column
+    assert epoch(fast) != epoch(exact)  # it was another teacher
+
+
+def test_the_students_images_and_weights_do_not_notice(train, monkeypatch):
+    """With the exact teacher put back after it was measured, the run is the exact one to the bit."""
+    hooks = [{"type": "TeacherHook", "samples": 0}, {"type": "CurvesHook"}]  # none that seeds anew
+    exact, _ = train(hooks)
+    monkeypatch.setattr("mmcls_bnn.teacher.Teacher.use", lambda self, fast: setattr(self, "_noted", fast))
+    monkeypatch.setattr("mmcls_bnn.classifier.LsKdClassifier.speaking_teacher", lambda self: self.teacher)
+    fast, _ = train(hooks, teacher_fast={"mode": "float32"})
+    assert epoch(exact) == epoch(fast)
+    first, second = exact.model.state_dict(), fast.model.state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mode": "int4"}, "teacher_fast.mode is 'int4'; it must be one of none, auto"),
+        ({"modes": "auto"}, "unknown key 'modes'; there are mode, bound"),
+        ({"bound": 0}, "teacher_fast.bound is 0"),
+        ({"bound": float("nan")}, "teacher_fast.bound is nan"),
+        ("auto", "teacher_fast is 'auto'; give dict"),
+        ({"mode": "bfloat16", "bound": 1e-30}, "is too far from the exact one: KL.*the bound is 1e-30"),
+    ],
+)
+def test_refused_in_one_line(train, settings, words):
+    with pytest.raises(LskdError, match=words) as error:
+        train(teacher_fast=settings)
+    assert "\n" not in str(error.value)
+
+
+def test_needs_the_hook_that_makes_it(train):
+    with pytest.raises(LskdError, match="teacher_fast needs dict"):
+        train(teacher_fast={"mode": "float32"}, hooks=[])
+
+
+def test_with_a_store(train, config, tmp_path, monkeypatch, capsys):
+    store = {"path": str(tmp_path / "store"), "top_k": 0}
+    fast = {"mode": ROUGHEST, "bound": 0.05}
+    with pytest.raises(LskdError, match="1e-30"):
+        train(soft_labels=store, teacher_fast={"mode": ROUGHEST, "bound": 1e-30})
+    assert not (tmp_path / "store").exists()
+    writes, log = train(soft_labels=store, teacher_fast=fast)
+    assert "teacher 'test_resnet', fast: " in log
+    form = SoftLabels(store["path"]).identity["teacher_form"]
+    assert (form["mode"], form["images"]) == (ROUGHEST, 72)
+    with pytest.raises(LskdError, match="this run asks for the exact teacher"):
+        train(soft_labels=store)
+    with pytest.raises(LskdError, match="asks for float32, which is closer to the exact one"):
+        train(soft_labels=store, teacher_fast={"mode": "float32"})
+    with pytest.raises(LskdError, match="bound of this run is 1e-12"):
+        train(soft_labels=store, teacher_fast={"mode": "auto", "bound": 1e-12})
+    _, log = train(soft_labels=store | {"verify": 96}, teacher_fast=fast)
+    assert f"is allowed of a teacher in {ROUGHEST})" in log
+    with monkeypatch.context() as patch:
+        patch.setattr("mmcls_bnn.classifier.load_teacher", lambda *a: pytest.fail("a teacher was built"))
+        reads, log = train(soft_labels=store, teacher_fast={"mode": "auto", "bound": 0.05})
+    assert f"of a fast teacher ({ROUGHEST}): KL(exact || fast)" in log
+    assert "val_ce to val_agreement in epochs.csv, stay empty" in log
+    first, second = writes.model.state_dict(), reads.model.state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+    # Ahead of training, the same.
+    ahead = copy.deepcopy(config)
+    ahead["model"]["distillation"] = {"soft_labels": store | {"path": str(tmp_path / "ahead")}}
+    ahead["model"]["distillation"]["teacher_fast"] = fast
+    (tmp_path / "recipe.py").write_text("".join(f"{name} = {value!r}\n" for name, value in ahead.items()))
+    assert soft_labels.main([str(tmp_path / "recipe.py"), "--cpu"]) == 0
+    assert f"of a fast teacher ({ROUGHEST}): KL(exact || fast)" in capsys.readouterr().out
+    trained, ahead = SoftLabels(store["path"]), SoftLabels(tmp_path / "ahead")
+    assert ahead.identity["teacher_form"] == form
+    keys = np.arange(96)
+    np.testing.assert_allclose(ahead.take(keys).values, trained.take(keys).values, atol=0.05)
