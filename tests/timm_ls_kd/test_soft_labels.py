@@ -103,7 +103,7 @@ def test_stored_and_online_students_are_equal_weight_for_weight(student, same_we
 
 def test_top_k_and_half_precision_change_the_loss_a_little(student, summary, tmp_path, record_property):
     """A learning rate of 0, so that the losses are of one student."""
-    losses = {}
+    losses, entropy = {}, {}
     for name, options in {
         "all": ["--kd-soft-labels-top-k", "0"],
         "3": ["--kd-soft-labels-top-k", "3"],
@@ -111,12 +111,18 @@ def test_top_k_and_half_precision_change_the_loss_a_little(student, summary, tmp
         "1 renormalised": ["--kd-soft-labels-top-k", "1", "--kd-rest", "renormalise"],
     }.items():
         student(name, *options, "--lr", "0", "--epochs", "1", where=tmp_path / f"store {name}")
-        losses[name] = summary(tmp_path / "runs" / name)[0]["train_ce"]
+        row = summary(tmp_path / "runs" / name)[0]
+        losses[name], entropy[name] = row["train_ce"], row["train_teacher_entropy"]
     difference = {name: abs(loss - losses["all"]) for name, loss in losses.items()}
     record_property("loss difference of top-K", difference)
     print(f"loss {losses['all']:.4f}; differences of top-K: {difference}")
     assert difference["3"] < 1e-3  # of 4 classes: nothing but the rounding is lost
-    assert difference["3"] < difference["1"] < difference["1 renormalised"] < 1
+    assert 1e-3 < difference["1"] < 1
+    assert 1e-3 < difference["1 renormalised"] < 1
+    # Spreading the rest evenly can but raise the entropy, which no rest brings to 0.
+    assert abs(entropy["3"] - entropy["all"]) < 1e-3
+    assert entropy["1"] > entropy["all"] + 1e-3
+    assert entropy["1 renormalised"] == 0
 
 
 def test_the_one_that_stores_and_those_that_read_are_equal_with_top_k(student, same_weights, store):
