@@ -9,10 +9,12 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,7 @@ STUDY = {
         {"model": "test_byobnet", "config": "student.yaml"},
         {"model": "test_resnet", "config": "student.yaml"},
     ],
+    "resources": {"threads": 1, "extra": {"gpu": 1}},
 }
 # Writes a store and is killed while it does.
 KILLED_WRITER = """
@@ -78,12 +81,14 @@ LSKD = [sys.executable, "-m", "lskd_study"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("study")
     (root / "teacher.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 3}))
     (root / "student.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 2}))
     (root / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # taken at its word, GPUs or not
+        yield root
 
 
 def lskd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -96,13 +101,12 @@ def finished(folder: Path) -> dict[str, int]:
 
 
 def kill_a_writer(folder: Path) -> Path:
-    """Kill a process that writes a store of a finished teacher; return the store's folder."""
+    """Kill a process that writes a store that a student still needs; return the store's folder."""
     plan = Plan.read(folder / "runs" / "mini" / "plan.json")
     store = next(
-        store
-        for store in plan.stores
-        if plan.done(plan.run(store.teacher)) and not (plan.root / store.folder / "job.json").exists()
+        store for store in plan.stores if any(not plan.done(plan.run(name)) for name in store.students)
     )
+    shutil.rmtree(plan.root / store.folder, ignore_errors=True)  # it may be whole by now
     words = [sys.executable, "-c", KILLED_WRITER, plan.root / "plan.json", store.id]
     killed = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=200)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -124,7 +128,6 @@ def test_a_study_survives_being_killed(folder):
     with (folder / "first.log").open("w") as log:
         first = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
     deadline = time.monotonic() + 300
-    # Both teachers are there, and the store of the later one is not: its writer takes seconds to start.
     while len(list(folder.glob("runs/mini/teachers/*/job.json"))) < 2:
         assert first.poll() is None, (folder / "first.log").read_text()
         assert time.monotonic() < deadline, (folder / "first.log").read_text()
@@ -186,6 +189,10 @@ def test_the_recorded_command_and_curves_are_the_trainers_own(folder):
     shown = [html.unescape(text) for text in re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page)]
     (command,) = [text for text in shown if text.endswith(f"--experiment {name}")]
     assert command.endswith(job["rerun_command"])
+    device = job["environment"]["CUDA_VISIBLE_DEVICES"]
+    assert device in {"0", "1"}
+    assert f"CUDA_VISIBLE_DEVICES={device} " in command
+    assert f"CUDA_VISIBLE_DEVICES={device}" in (run / "train.log").read_text()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     again = subprocess.run(
         ["bash", "-c", command],

@@ -3,8 +3,11 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,8 +16,9 @@ import yaml
 from lskd import LskdError, SoftLabels, SoftLabelsLayout, SoftLabelsWriter
 from lskd_study import job
 from lskd_study.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
+from lskd_study.scheduler import SNAKEFILE
 from lskd_study.schema import SoftLabels as Asked
-from lskd_study.stores import CannotStoreError, Views, timm
+from lskd_study.stores import CannotStoreError, Views, mmcls, timm
 from lskd_study.stores.commands import rerun_command
 from lskd_study.stores.decide import with_stores
 from lskd_study.stores.state import holds, release_stores, renew_stores
@@ -287,6 +291,15 @@ def test_a_failing_store_is_one_line(study, monkeypatch, capfd):
     assert "train.log" in last
 
 
+def said_of(module: ModuleType, plan: Plan, run: Run) -> str:
+    """Why a student's images are not stored, or not unasked."""
+    try:
+        caution: str = module.views(plan, run).caution
+    except CannotStoreError as error:
+        return str(error)
+    return caution
+
+
 TRAINER = {"in_chans": 1, "img_size": 32, "epochs": 3, "warmup_epochs": 0, "sched": "cosine", "lr": 0.1}
 
 
@@ -330,8 +343,66 @@ def test_what_timm_cannot_store(tmp_path, plan_of, monkeypatch, options, reason)
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | options))
     plan = plan_of(tmp_path, teachers=[("test_resnet", "one.yaml")], students=[("test_byobnet", "one.yaml")])
     plan = replace(plan, configs={"one.yaml": TRAINER | options})
-    try:
-        caution = timm.views(plan, plan.runs[-1]).caution
-    except CannotStoreError as error:
-        caution = str(error)
-    assert reason in caution
+    assert reason in said_of(timm, plan, plan.runs[-1])
+
+
+BINARY = str(Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py")
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    from lskd_study.ecosystems.mmcls import read_config
+
+    return read_config(Path(BINARY))
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        ("optim_wrapper = dict(optimizer=dict(lr=1e-3))", True),
+        ("model = dict(backbone=dict(width=0.5))", True),
+        ("train_dataloader = dict(batch_size=16)", True),
+        ("train_cfg = dict(max_epochs=20)", True),
+        ("train_dataloader = dict(dataset=dict(data_prefix='other'))", False),
+        ("model = dict(teacher=dict(mean=[1.0]))", False),
+        (
+            "model = dict(train_cfg=dict(augments=dict(type='Mixup', alpha=0.2, num_classes=10)))",
+            "one by one",
+        ),
+        ("model = dict(distillation=dict(soft_labels=dict(path='x')))", "a store of its own"),
+        ("custom_hooks = [dict(type='TeacherHook')]", "no SoftLabelsHook"),
+        ("train_dataloader = dict(sampler=dict(type='RepeatAugSampler'))", "has RepeatAugSampler"),
+        (
+            "train_dataloader = dict(dataset=dict(pipeline=[dict(type='RandomApply', transforms="
+            "[dict(type='Albumentations', transforms=[])])]))",
+            "has Albumentations",
+        ),
+        ("train_dataloader = dict(dataset=dict(pipeline=[dict(type='Mine')]))", "has Mine"),
+    ],
+)
+def test_what_mmcls_images_follow_from(tmp_path, plan_of, recipe, change, outcome):
+    from lskd_study.ecosystems.mmcls import read_config
+
+    (tmp_path / "other.py").write_text(f"_base_ = {BINARY!r}\n{change}\n")
+    configs = {"one.py": recipe, "other.py": read_config(tmp_path / "other.py")}
+    plan = plan_of(tmp_path, ecosystem="mmcls", students=[("one", "one.py"), ("two", "other.py")])
+    plan = replace(plan, configs=configs)
+    one, two = (next(run for run in plan.runs if run.model == model) for model in ("one", "two"))
+    if isinstance(outcome, str):
+        assert outcome in said_of(mmcls, plan, two)
+    else:
+        assert said_of(mmcls, plan, two) == ""
+        assert (mmcls.views(plan, two).key == mmcls.views(plan, one).key) is outcome
+
+
+def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(decided):
+    """On Kubernetes Snakemake looks for job.json in a folder of its own, of soft labels too."""
+    plan = decided()
+    plan.write()
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(plan.root)]
+    words += ["--cores", "1", "--dry-run", "--printshellcmds", "--config", "copied=true"]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    printed = found.stdout + found.stderr
+    for made in (plan.runs[0], plan.stores[0]):
+        record = Path(made.folder, JOB)
+        assert f"{made.id} && cp {plan.root / record} {record}\n" in printed

@@ -365,6 +365,15 @@ def test_the_sum_over_independent_studies_keeps_its_coverage():
     assert 0.002 <= missed / 400 <= 0.07
 
 
+def test_the_sum_over_studies_weighs_variances_by_the_square():
+    rng = np.random.default_rng(27)
+    one, other = (crossed_interval(rng.normal(size=(3, 40))) for _ in range(2))
+    found = combine([one, other], [-2.0, 0.5])
+    assert found.estimate == pytest.approx(-2 * one.estimate + 0.5 * other.estimate)
+    expected = np.hypot(2 * (one.high - one.estimate), 0.5 * (other.high - other.estimate))
+    assert found.high - found.estimate == pytest.approx(expected)
+
+
 def studies_of_classes(plan_of, folder, gains, long_tailed=(), **plan):
     made = []
     for number, (classes, gain) in enumerate(gains):
@@ -407,6 +416,23 @@ def test_studies_that_cannot_be_compared_are_not(plan_of, tmp_path):
     assert judge_several([one, replace(other, plan=replace(other.plan, convention="uniform"))]) == []
     runs = [replace(run, model=f"other {run.model}") for run in other.plan.runs]
     assert judge_several([one, replace(other, plan=replace(other.plan, runs=runs))]) == []
+    longer = {**other.plan.configs, "teacher.yaml": {"epochs": 160}}
+    assert judge_several([one, replace(other, plan=replace(other.plan, configs=longer))]) == []
+    elsewhere = {
+        name: replace(result, keys=[key.replace("val/", "val/other ") for key in result.keys])
+        for name, result in other.finished.items()
+    }
+    assert judge_several([one, replace(other, finished=elsewhere)]) == []
+
+
+def test_of_two_studies_of_one_number_of_classes_the_one_that_shares_more_networks_is_taken(
+    plan_of, tmp_path
+):
+    """As in the recipes: Table 2 has one network on 1,000 classes, Table 1 all of them."""
+    one, other = studies_of_classes(plan_of, tmp_path, [(100, 2.0), (1000, 0.0)])
+    (found,) = judge_several([part_of(other, "a", "one network"), one, other])
+    assert found.runs == 24
+    assert "; a, b; 100, 1,000 classes" in found.setting.describe()
 
 
 def part_of(results, teachers, title):

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,6 +145,19 @@ def test_from_the_store_as_online_weight_for_weight(config):
     online = train(config)
     assert_same_weights(online, writing)
     assert_same_weights(online, reading)
+
+
+def test_stored_ahead_and_verified_weight_for_weight(config, tmp_path):
+    """As in a study: the teacher is there too, for the validation images."""
+    writing = train(config)
+    shutil.rmtree(settings(config)["path"])
+    path = tmp_path / "student.py"
+    path.write_text(as_text(config))
+    assert soft_labels.main([str(path), "--cpu"]) == 0
+    settings(config)["verify"] = 16
+    reading = train(config)
+    assert reading.model.teacher is not None
+    assert_same_weights(writing, reading)
 
 
 @pytest.mark.parametrize(("top_k", "values"), [(0, "float32"), (2, "float16")])

@@ -102,7 +102,7 @@ class Draft:
         """
         if self.interval is None or not self.claim.direction or self.claim.contrast == "direction":
             return False
-        return self.interval.holds_seeds
+        return self.interval.holds_seeds and not math.isnan(self.p_value)
 
 
 def judge(results: Results[Kind]) -> list[Finding]:
@@ -346,6 +346,8 @@ def _follow(finding: Finding, findings: Sequence[Finding]) -> Finding:
     both = float(np.maximum(teacher.adjusted_p, student.adjusted_p))
     if not (teacher.interval.holds_seeds and teacher.adjusted_p < 1 - LEVEL):
         note = "the teachers’ difference may have either sign, so there is no direction to follow"
+        if not teacher.interval.holds_seeds:
+            note = teacher.interval.note
         return replace(finding, interval=None, note=note, p_value=math.nan, adjusted_p=both)
     sign = math.copysign(1, teacher.interval.estimate)
     interval = student.interval.scaled(sign)

@@ -47,7 +47,7 @@ def _trend(claim: Claim, studies: Sequence[Results[Any]], student: Student | Non
         plan, before = study.plan, len(teachers)
         for name in models_of(plan, "teacher"):
             run = next(run for run in plan.runs if run.role == "teacher" and run.model == name)
-            key = name, _content(plan, run)
+            key = name, content(plan, run)
             if key in teachers:
                 continue
             teachers[key] = [study.teachers(name, alpha) for alpha in plan.smoothing]
@@ -94,13 +94,13 @@ def _first(study: Results[Any]) -> Result:
 def _students(plan: Plan) -> list[Student]:
     return list(
         dict.fromkeys(
-            (run.model, _content(plan, run), run.temperature, run.hard_weight, plan.temperature_squared)
+            (run.model, content(plan, run), run.temperature, run.hard_weight, plan.temperature_squared)
             for run in plan.runs
             if run.role == "student"
         )
     )
 
 
-def _content(plan: Plan, run: Run) -> str:
+def content(plan: Plan, run: Run) -> str:
     """Return what the trainer's file of a run says: files of one content are one protocol."""
     return json.dumps(plan.configs.get(run.config, {}), sort_keys=True)

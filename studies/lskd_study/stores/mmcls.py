@@ -45,11 +45,7 @@ def views(plan: Plan, run: Run) -> Views:
     taught = {name: value for name, value in model["teacher"].items() if name not in _SET}
     amp = (config.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper"
     fast = model.get("distillation", {}).get("teacher_fast")
-    # Mixed images have mixed labels, which a student's own smoothing is in.
-    smoothing = (
-        [model.get("distillation", {}).get(name) for name in ("alpha", "convention")] if caution else []
-    )
-    key = json.dumps([dataset, preprocessors, train, taught, fast, amp, smoothing], sort_keys=True)
+    key = json.dumps([dataset, preprocessors, train, taught, fast, amp], sort_keys=True)
     return Views(key, epochs, epochs, caution)
 
 
