@@ -230,3 +230,31 @@ def test_no_other_script_runs(browser, page, tmp_path):
     assert browser.title == "Tables"
     refused = [entry["message"] for entry in browser.get_log("browser")]
     assert sum("Content Security Policy" in message for message in refused) == len(refused) == 2
+
+
+LONG = """
+{% extends "shell.html.j2" %}{% block title %}Names{% endblock %}{% block main %}
+<div class="scroll" role="region" tabindex="0" aria-label="Names"><table class="data"><thead><tr>
+{% for i in range(9) %}<th scope="col"{% if i % 4 %} class="n"{% endif %}>Column {{ i }}</th>{% endfor %}
+</tr></thead><tbody><tr>
+{% for i in range(9) %}
+{% if i % 4 %}<td class="n">76.13 ± 0.12</td>
+{% else %}<td>vit_base_patch16_clip_224.openai_ft_in12k_in1k</td>{% endif %}
+{% endfor %}
+</tr></tbody></table></div>
+{% endblock %}
+"""
+
+
+def test_long_names_are_broken_on_paper_not_cut(browser, tmp_path):
+    path = tmp_path / "long.html"
+    path.write_text(environment().from_string(LONG).render())
+    width = 182 * 96 // 25.4  # mm of A4 between the margins
+    size = {"width": int(width), "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.get(path.as_uri())
+    cells = browser.find_elements("css selector", "tbody td")
+    assert max(cell.rect["x"] + cell.rect["width"] for cell in cells) <= width + 1
+    assert min(cell.rect["width"] for cell in cells) > 40
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
