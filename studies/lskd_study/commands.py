@@ -39,6 +39,11 @@ class Commands:
         """How many runs have finished."""
         return sum(len(cell.commands) for cell in self.cells)
 
+    @property
+    def students(self) -> bool:
+        """Whether any of them is a student's."""
+        return any(key[0] == "student" for key in self.ids)
+
     def teacher(self, model: str, smoothing: float) -> str:
         """Return the id of these teachers' commands; empty where no such run has finished."""
         return self.ids.get(("teacher", model, "", smoothing, 1.0, 0.0), "")

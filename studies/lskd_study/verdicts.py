@@ -4,15 +4,14 @@ Every number is finite or null: JSON has no NaN.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lskd import LskdError
 from lskd_study import provenance
 from lskd_study.claims import Finding
 from lskd_study.extras import needs_study_extra
-from lskd_study.plan import Plan
 from lskd_study.results import Result, Results, is_translation
 
 with needs_study_extra():
@@ -128,10 +127,6 @@ def study_record(results: Results[Result], findings: list[Finding], answer: str)
     plan = results.plan
     jobs = [result.job for result in results.finished.values()]
     students = [run for run in plan.runs if run.role == "student"]
-    versions: dict[str, dict[str, None]] = {}
-    for job in jobs:
-        for name, version in job["versions"].items():
-            versions.setdefault(name, {})[version] = None
     first = findings[0]
     samples = len(next(iter(results.finished.values())).keys)
     return StudyRecord(
@@ -150,7 +145,7 @@ def study_record(results: Results[Result], findings: list[Finding], answer: str)
         hard_weights=list(dict.fromkeys(run.hard_weight for run in students)),
         seeds=plan.seeds,
         runs=RunsRecord(planned=len(plan.runs), finished=len(jobs), missing=results.missing),
-        versions={name: list(values) for name, values in versions.items()},
+        versions=_versions(jobs),
         last_run_finished=max(str(job["finished"]) for job in jobs),
     )
 
@@ -178,13 +173,13 @@ def teachers_record(title: str, names: list[str], answer: str, data: DataRecord)
     )
 
 
-def of_plan(record: StudyRecord, plan: Plan, findings: Sequence[Finding]) -> StudyRecord:
+def of_study(record: StudyRecord, results: Results[Result], findings: Sequence[Finding]) -> StudyRecord:
     """Return the record of a study without students with what its file says: trainer, data, seeds, runs.
 
     ``findings``: the verdicts on the claims about teachers.
     """
-    missing = [run.id for run in plan.unfinished()]
-    planned = len(plan.runs)
+    plan = results.plan
+    jobs = [result.job for result in results.finished.values()]
     return record.model_copy(
         update={
             "findings": [_finding(finding) for finding in findings],
@@ -195,7 +190,9 @@ def of_plan(record: StudyRecord, plan: Plan, findings: Sequence[Finding]) -> Stu
             "smoothing": plan.smoothing,
             "convention": plan.convention,
             "seeds": plan.seeds,
-            "runs": RunsRecord(planned=planned, finished=planned - len(missing), missing=missing),
+            "runs": RunsRecord(planned=len(plan.runs), finished=len(jobs), missing=results.missing),
+            "versions": _versions(jobs),
+            "last_run_finished": max(str(job["finished"]) for job in jobs),
         }
     )
 
@@ -259,6 +256,14 @@ def _finding(finding: Finding) -> FindingRecord:
         null=finding.null,
         runs=finding.runs,
     )
+
+
+def _versions(jobs: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for job in jobs:
+        for name, version in job["versions"].items():
+            found.setdefault(name, {})[version] = None
+    return {name: list(values) for name, values in found.items()}
 
 
 def _number(value: float) -> Number:

@@ -264,7 +264,7 @@ def test_a_result_leads_to_its_runs_commands(fake_study):
     for run in lost:
         (plan.folder(run) / JOB).unlink()
     results = read_results(plan)
-    html = render_page(results, judge(results), None, [], rows=table_rows(results))
+    html = render_page(results, judge(results), None, [], rows=table_rows(results), layouts=[], drawn=[])
     rows = html[html.index('class="data results"') : html.index("</table>")].split("<tr")[2:]
     assert len(rows) == 8
     for row in rows:

@@ -3,13 +3,18 @@
 import json
 import math
 import re
+from importlib import metadata
 
+import numpy as np
 import pytest
 
 from lskd_study.claims import judge
 from lskd_study.plan import JOB
 from lskd_study.report import write_report
 from lskd_study.results import read_results
+from lskd_study.teachers.run import Settings
+from lskd_study.teachers.schema import TeacherList
+from lskd_study.teachers.study import run_teacher_list
 from lskd_study.teachers_alone import write_teachers_report
 from lskd_study.verdicts import VERDICTS_FILE, read_record, study_record
 
@@ -45,7 +50,8 @@ def test_it_holds_what_the_page_and_the_intervals_say(fake_study):
         assert (found["claim"], found["verdict"]) == (finding.claim.id, finding.verdict)
         for name in ("estimate", "low", "high", "seeds", "samples", "method"):
             assert found[name] == getattr(interval, name)
-        assert found["p"] == interval.p_value
+        assert found["p"] == (None if math.isnan(finding.p_value) else finding.p_value)
+        assert (found["null"], found["runs"]) == (finding.null, finding.runs)
         assert found["p_holm"] == (None if math.isnan(finding.adjusted_p) else finding.adjusted_p)
         of_teacher = found["role"] == "teacher"
         assert (found["setting"]["temperature"] is None) == of_teacher
@@ -88,7 +94,8 @@ def test_a_study_of_teachers_alone_names_its_missing_runs(fake_study):
     (plan.folder(plan.runs[-1]) / JOB).unlink()
     write_teachers_report(plan)
     content = content_of(plan)
-    assert (content["kind"], content["findings"]) == ("teachers", [])
+    assert content["kind"] == "teachers"
+    assert {finding["role"] for finding in content["findings"]} == {"teacher"}
     assert content["headline"] == {
         "claim": None,
         "verdict": None,
@@ -96,3 +103,27 @@ def test_a_study_of_teachers_alone_names_its_missing_runs(fake_study):
     }
     assert content["runs"] == {"planned": 6, "finished": 5, "missing": [plan.runs[-1].id]}
     assert (content["teachers"], content["seeds"], content["smoothing"]) == (["big"], [0, 1, 2], [0, 0.1])
+    assert content["versions"] == {"python": ["3.11.7"], "lskd": ["0.1.0"], "torch": ["2.14.1"]}
+    page = (plan.root / "index.html").read_text()
+    assert "A processor, 2 cores, no GPU" in page
+    assert "aaaaaaaaaaaa, with local changes" in page
+    for run in plan.runs[:-1]:
+        assert (
+            f"OMP_NUM_THREADS=1 timm train.py data --model big --seed {run.seed} --experiment {run.id}"
+            in page
+        )
+    assert "A student’s command" not in page
+
+
+def test_a_list_of_teachers_says_what_it_was_measured_with(tmp_path):
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "one.npz", logits=generator.normal(size=(40, 4)), labels=np.arange(40) % 4)
+    teachers = [{"name": "one", "logits": str(tmp_path / "one.npz")}]
+    study = {"kind": "stability", "title": "Mine", "output": str(tmp_path / "out"), "teachers": teachers}
+    run_teacher_list(TeacherList.model_validate(study), Settings(seed=7))
+    record = read_record(tmp_path / "out")
+    assert (record.kind, record.teachers, record.data.samples) == ("teachers", ["one"], 40)
+    assert record.versions["torch"] == [metadata.version("torch")]
+    page = (tmp_path / "out" / "index.html").read_text()
+    for part in (str(tmp_path / "one.npz"), "2000, seed 7", f"torch {metadata.version('torch')}"):
+        assert part in page.split("Provenance")[1]

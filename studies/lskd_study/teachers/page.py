@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lskd_study import provenance
 from lskd_study.claims import Finding, number_of_tests
 from lskd_study.claims_table import claim_sections
-from lskd_study.page import MARKS, environment
+from lskd_study.commands import Commands
+from lskd_study.page import MARKS, environment, machine_text
 from lskd_study.paper.layout_parts import Layout
 from lskd_study.paper.page_figures import PageFigure
 from lskd_study.teachers import render
@@ -19,13 +21,16 @@ class OfStudy:
     """What a study adds to the page of its teachers; a list of teachers alone adds nothing.
 
     ``layouts``: further tables of the paper, which come first; ``drawn``: its figures; ``findings``: the
-    verdicts on its claims; ``missing``: teachers that are not there yet.
+    verdicts on its claims; ``missing``: teachers that are not there yet; ``provenance`` and ``commands``:
+    what the runs were made with, and how to repeat them.
     """
 
     layouts: Sequence[Layout] = ()
     drawn: Sequence[PageFigure] = ()
     findings: Sequence[Finding] = ()
     missing: Sequence[str] = ()
+    provenance: Sequence[tuple[str, str]] = ()
+    commands: Commands | None = None
 
 
 ALONE = OfStudy()
@@ -58,8 +63,21 @@ def render_teachers(
             measures=list(render.measure_rows(comparison)),
             differences=list(render.difference_rows(comparison)),
             method=render.method_line(comparison),
+            provenance=beside.provenance or measured_with(comparison),
+            commands=beside.commands,
         )
     )
+
+
+def measured_with(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return where each teacher's answers come from, and what they were measured with, as (name, value)."""
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions().items())
+    return [
+        *((teacher.name, teacher.source) for teacher in comparison.teachers),
+        ("Draws of the bootstrap", f"{comparison.replicates}, seed {comparison.seed}"),
+        ("Hardware", machine_text(provenance.hardware())),
+        ("Versions", versions),
+    ]
 
 
 def answer_of(comparison: Comparison) -> str:
