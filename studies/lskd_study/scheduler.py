@@ -83,13 +83,15 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
     executor = args.executor or "local"
     speaks = bool(options)
     environment = {}
-    if _rich(args):
-        words += ["--logger", "rich"]
-    if _rich(args) or executor not in LOCAL:
+    if _draws_bars(args):
+        words += ["--logger", "rich"] * (not args.logger)
+        environment[progress.VARIABLE] = str(plan.root / progress.FILE)
+    if executor not in LOCAL:
         environment[progress.VARIABLE] = str(plan.root / progress.FILE)
     if executor not in LOCAL:
         if args.jobs is None:
             raise LskdError(f"--executor {executor} needs --jobs N too, the number of jobs at a time")
+        environment[progress.VARIABLE] = str(plan.root / progress.FILE)
         if executor == "slurm":
             words += slurm.more_options(args, plan.root)
         if executor == "kubernetes":
@@ -104,10 +106,10 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
     return Schedule(executor, words, cores or 1, environment, speaks)
 
 
-def _rich(args: argparse.Namespace) -> bool:
-    """Whether to draw progress bars; elsewhere than on a terminal the runs' own lines say the same."""
+def _draws_bars(args: argparse.Namespace) -> bool:
+    """Whether progress bars are drawn; elsewhere than on a terminal the runs' own lines say the same."""
     here = importlib.util.find_spec("snakemake_logger_plugin_rich") is not None
-    return here and sys.stderr.isatty() and not args.logger
+    return "rich" in args.logger or (here and sys.stderr.isatty() and not args.logger)
 
 
 def shipped_profiles() -> list[str]:

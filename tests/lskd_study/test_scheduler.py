@@ -140,6 +140,10 @@ def test_bars_are_drawn_on_a_terminal_alone(plan, monkeypatch):
     schedule = make_schedule(plan, 1, [])
     assert schedule.options == ["--logger", "rich"]
     assert schedule.environment == {progress.VARIABLE: str(plan.root / "progress.log")}
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    asked = make_schedule(plan, 1, ["--logger", "rich"])
+    assert asked.options == ["--logger", "rich"]
+    assert progress.VARIABLE in asked.environment  # it draws there too, between which runs must not write
 
 
 def test_lines_of_runs_reach_who_follows(tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def _study(images: OwnImages, choice: Choice, output: str, about: str) -> str:
         "students": [{"model": model, "config": STUDENT} for model in choice.networks.students],
         "temperatures": [1],
         "hard_weights": [0],
-        "resources": {"threads": 1},
+        "resources": {"threads": 1} | ({"extra": {"gpu": 1}} if choice.gpu else {}),
     }
     return "\n".join(lines) + "\n" + _yaml(own)
 
