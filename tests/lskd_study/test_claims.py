@@ -307,3 +307,28 @@ def test_long_tails_are_seen_in_the_training_folders(plan_of, tmp_path):
         for i in range(count):
             (folder / f"{i}.png").touch()
     assert {"long-tail", "long-tail-head", "long-tail-tail"} <= names(other)
+
+
+def test_many_shot_and_few_shot_classes_are_told_apart(fake_study):
+    plan = fake_study()
+    for name, count in {"0": 120, "1": 50, "2": 15, "3": 12}.items():
+        folder = plan.data_dir / "train" / name
+        folder.mkdir(parents=True)
+        for i in range(count):
+            (folder / f"{i}.png").touch()
+    results = read_results(plan)
+    found = by_id(judge(results))
+
+    def difference(classes):
+        values = [
+            (1 if r.run.smoothing else -1) * r.correct[np.isin(r.labels, classes)].mean()
+            for r in results.finished.values()
+            if r.run.role == "teacher"
+        ]
+        return 100 * sum(values) / 3
+
+    for claim, classes in (("long-tail", [0, 1, 2, 3]), ("long-tail-head", [0]), ("long-tail-tail", [2, 3])):
+        assert found[claim].interval.estimate == pytest.approx(difference(classes))
+    assert found["long-tail"].verdict == "contradicted"  # smoothing helps these teachers
+    assert found["long-tail"].adjusted_p == found["better-teacher"].adjusted_p  # one number, one test
+    assert (found["long-tail-head"].verdict, found["long-tail-tail"].verdict) == (None, None)
