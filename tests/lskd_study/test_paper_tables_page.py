@@ -107,11 +107,11 @@ def test_the_tables_of_a_study_stand_on_its_page(cub):
         [
             "Teacher",
             "w/\u00a0LS",
-            "Acc. (Top-1)",
-            "Acc. (Top-5)",
+            "Acc. (Top‑1)",
+            "Acc. (Top‑5)",
             "Student",
-            "Acc. (Top-1)",
-            "Acc. (Top-5)",
+            "Acc. (Top‑1)",
+            "Acc. (Top‑5)",
             "Seeds",
         ]
     ]
@@ -159,7 +159,7 @@ def test_table_4_on_the_page_of_teachers(plan_of, finish, tmp_path):
     page = read(plan)
     check_semantics(page)
     (table,) = page.tables
-    assert table["thead"][0][2:4] == ["ImageNet-100 Acc. (Top-1)", "ImageNet-100 Acc. (Top-5)"]
+    assert table["thead"][0][2:4] == ["ImageNet-100 Acc. (Top‑1)", "ImageNet-100 Acc. (Top‑5)"]
     assert [row[0] for row in table["tbody"]] == ["ResNet-18", "ResNet-18", "ResNet-101", "ResNet-101"]
     assert "paper 83.400" in table["tbody"][3][2]
     assert "paper +0.880" in table["tfoot"][0][2]
