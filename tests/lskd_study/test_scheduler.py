@@ -1,6 +1,7 @@
 """How Snakemake is called: profiles by name, executors, cores, GPUs, progress; nothing is run."""
 
 import importlib.util
+import shutil
 import sys
 from dataclasses import replace
 
@@ -28,7 +29,10 @@ def slurm_here(monkeypatch):
     """A machine where jobs can be submitted, without accounting."""
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         pytest.skip("snakemake-executor-plugin-slurm is not installed")
-    monkeypatch.setattr(scheduler.shutil, "which", lambda name: f"/usr/bin/{name}")
+    real = shutil.which
+    monkeypatch.setattr(
+        scheduler.shutil, "which", lambda name: "/usr/bin/sbatch" if name == "sbatch" else real(name)
+    )
     monkeypatch.setattr(slurm, "_accounting", lambda: False)
 
 
