@@ -160,7 +160,7 @@ def _locked(path: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def _lock_folder() -> Path:
-    """Return a folder of this machine, this user and, where SLURM may number devices anew, this allocation."""
+    """Return a folder of this machine and user and, as SLURM may number devices anew, of the allocation."""
     allocation = os.environ.get("SLURM_JOB_ID", "")
     folder = Path(tempfile.gettempdir(), f"lskd-gpus-{os.getuid()}{allocation and f'-{allocation}'}")
     with contextlib.suppress(FileExistsError):
