@@ -64,6 +64,15 @@ def test_a_study_of_gpus_gets_all_that_are_visible(plan):
         make_schedule(asks, 2, ["--resources", "gpu=3"])
 
 
+def test_a_finished_study_needs_no_gpu(plan, finish, monkeypatch):
+    monkeypatch.setenv(gpus.VISIBLE, "")
+    asks = replace(plan, resources={"gpu": 1})
+    with pytest.raises(LskdError, match="asks for 1 GPU but 0 are visible"):
+        make_schedule(asks, 1, [])
+    finish(plan)
+    assert make_schedule(asks, 1, []).environment == {}
+
+
 @pytest.mark.parametrize("form", [["--profile", "slurm"], ["--profile=slurm"]])
 def test_a_profile_that_comes_with_lskd_is_known_by_its_name(form, plan, slurm_here, monkeypatch):
     monkeypatch.setenv(gpus.CANDIDATES, "0")
