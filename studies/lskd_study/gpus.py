@@ -160,8 +160,9 @@ def _locked(path: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def _lock_folder() -> Path:
-    """Return a folder of this machine and this user alone."""
-    folder = Path(tempfile.gettempdir(), f"lskd-gpus-{os.getuid()}")
+    """Return a folder of this machine and user and, as SLURM may number devices anew, of the allocation."""
+    allocation = os.environ.get("SLURM_JOB_ID", "")
+    folder = Path(tempfile.gettempdir(), f"lskd-gpus-{os.getuid()}{allocation and f'-{allocation}'}")
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -98,7 +98,8 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
             words += kubernetes.more_options(args, plan)
         return Schedule(executor, words, cores, environment, speaks, executor == "kubernetes")
     given = {name: resource.value for name, resource in dict(args.resources).items()}
-    total, names = gpus.gpus_for_all(plan.resources, given.get("gpu"))
+    # A finished study's page is made again on any machine.
+    total, names = gpus.gpus_for_all(plan.resources if plan.unfinished() else {}, given.get("gpu"))
     if names:
         environment[gpus.CANDIDATES] = ",".join(names)
         if "gpu" not in given:

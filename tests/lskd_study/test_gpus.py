@@ -12,16 +12,16 @@ import pytest
 
 from lskd import LskdError
 from lskd_study import gpus, job
-from lskd_study.ecosystems import timm
+from lskd_study.ecosystems import mmcls, timm
 from lskd_study.gpus import CANDIDATES, VISIBLE, chosen_gpus, gpus_for_all, held_locks, visible_gpus
 from lskd_study.plan import JOB
 
 pytestmark = pytest.mark.unit
 
 HOLDER = """
-import sys, time
+import time
 from lskd_study.gpus import chosen_gpus
-with chosen_gpus({"gpu": int(sys.argv[1])}) as devices:
+with chosen_gpus({"gpu": 1}) as devices:
     print(*devices.values(), flush=True)
     time.sleep(60)
 """
@@ -33,10 +33,11 @@ def own_locks(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.delenv(VISIBLE, raising=False)
     monkeypatch.setenv(CANDIDATES, "0,1")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
-def holder(count: int = 1) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", HOLDER, str(count)], stdout=subprocess.PIPE, text=True)
+def holder() -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -66,18 +67,20 @@ def test_without_the_variable_torch_counts():
     assert visible_gpus() == [str(index) for index in range(torch.cuda.device_count())]
 
 
-def test_runs_take_different_devices_and_the_dead_give_theirs_back(monkeypatch):
-    first, second = holder(), holder()
+def test_runs_take_different_devices_and_the_dead_give_theirs_back():
+    other = holder()
     try:
-        assert {first.stdout.readline().strip(), second.stdout.readline().strip()} == {"0", "1"}
-        end(first)
-        said = []
-        with chosen_gpus({"gpu": 1}, said.append) as devices:
-            assert os.environ[VISIBLE] == devices[VISIBLE]
-            assert said == []
+        assert other.stdout.readline().strip() == "0"
+        with chosen_gpus({"gpu": 1}) as devices:
+            assert devices == {VISIBLE: "1"}
+            assert os.environ[VISIBLE] == "1"
         assert VISIBLE not in os.environ
     finally:
-        end(second)
+        end(other)
+    said = []
+    with chosen_gpus({"gpu": 1}, said.append) as devices:
+        assert devices == {VISIBLE: "0"}
+    assert said == []
 
 
 def test_a_run_waits_for_as_many_as_it_asks_for(monkeypatch):
@@ -143,6 +146,32 @@ def test_fewer_devices_than_asked_for_is_one_line(visible, resources, limit, mes
     with pytest.raises(LskdError, match=message) as raised:
         gpus_for_all(resources, limit)
     assert "\n" not in str(raised.value)
+
+
+def test_allocations_of_slurm_may_both_have_a_device_0(monkeypatch):
+    with chosen_gpus({"gpu": 2}):
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        with chosen_gpus({"gpu": 2}) as devices:
+            assert devices == {VISIBLE: "0,1"}
+
+
+def test_the_script_of_mmcls_holds_the_device_too(tmp_path, monkeypatch):
+    pytest.importorskip("mmcls")
+    (tmp_path / "last_checkpoint").write_text("epoch_1.pth")
+    (tmp_path / "epoch_1.pth").write_text("weights")
+    seen = []
+
+    def run(words, check, pass_fds):
+        seen.append((os.environ[VISIBLE], pass_fds))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(mmcls.subprocess, "run", run)
+    with chosen_gpus({"gpu": 1}):
+        held = held_locks()
+        mmcls.train(["train", "mmcls", "config.py", "--work-dir", str(tmp_path)])
+    assert seen == [("0", held)]
+    assert len(held) == 1
+    assert held_locks() == ()
 
 
 def test_somebody_elses_lock_folder_is_not_used(tmp_path):

@@ -1,6 +1,7 @@
 """How Snakemake is called: profiles by name, executors, cores, GPUs, progress; nothing is run."""
 
 import importlib.util
+import shutil
 import sys
 from dataclasses import replace
 
@@ -28,7 +29,10 @@ def slurm_here(monkeypatch):
     """A machine where jobs can be submitted, without accounting."""
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         pytest.skip("snakemake-executor-plugin-slurm is not installed")
-    monkeypatch.setattr(scheduler.shutil, "which", lambda name: f"/usr/bin/{name}")
+    real = shutil.which
+    monkeypatch.setattr(
+        scheduler.shutil, "which", lambda name: "/usr/bin/sbatch" if name == "sbatch" else real(name)
+    )
     monkeypatch.setattr(slurm, "_accounting", lambda: False)
 
 
@@ -58,6 +62,15 @@ def test_a_study_of_gpus_gets_all_that_are_visible(plan):
     assert others.options[2:] == ["--resources", "mem_mb=900", "gpu=2"]
     with pytest.raises(LskdError, match="--resources gpu=3 but 2 are visible"):
         make_schedule(asks, 2, ["--resources", "gpu=3"])
+
+
+def test_a_finished_study_needs_no_gpu(plan, finish, monkeypatch):
+    monkeypatch.setenv(gpus.VISIBLE, "")
+    asks = replace(plan, resources={"gpu": 1})
+    with pytest.raises(LskdError, match="asks for 1 GPU but 0 are visible"):
+        make_schedule(asks, 1, [])
+    finish(plan)
+    assert make_schedule(asks, 1, []).environment == {}
 
 
 @pytest.mark.parametrize("form", [["--profile", "slurm"], ["--profile=slurm"]])
