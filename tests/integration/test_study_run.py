@@ -55,6 +55,7 @@ STUDY = {
         {"model": "test_byobnet", "config": "student.yaml"},
         {"model": "test_resnet", "config": "student.yaml"},
     ],
+    "soft_labels": {"mode": "always"},  # these teachers are too small for auto
 }
 # Writes a store and is killed while it does.
 KILLED_WRITER = """
