@@ -1,6 +1,7 @@
 """What is checked before a study's first run: data folder, models, output folder, Snakemake's options."""
 
 import argparse
+import difflib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from lskd_study.extras import needs_study_extra
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 # lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
-OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers")
+OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers", "--config")
 
 
 def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "") -> None:
@@ -149,7 +150,20 @@ def check_snakemake_options(options: Sequence[str]) -> None:
             raise LskdError(f"{option.partition('=')[0]} is set by lskd study itself; leave it out")
 
     def complain(message: str) -> NoReturn:
-        raise LskdError(f"{message.splitlines()[0]}; an option of neither lskd study nor snakemake")
+        line = message.splitlines()[0]
+        unknown = next((word for word in line.split() if word.startswith("--")), "").partition("=")[0]
+        known = {
+            *parser._option_string_actions,
+            "--cores",
+            "--dry-run",
+            "--hours",
+            "--output",
+            "--own",
+            "--yes",
+        }
+        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.7) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near and near[0] != unknown else ""
+        raise LskdError(f"{line}; an option of neither lskd study nor snakemake{hint}")
 
     parser: argparse.ArgumentParser = get_argument_parser()
     parser.error = complain  # type: ignore[method-assign]

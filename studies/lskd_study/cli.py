@@ -203,8 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     except LskdError as error:
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("lskd: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        status = 130
     except Exception as error:
         # Errors of the command line itself; their class is click's or typer's, depending on typer's version.
         if not hasattr(error, "format_message"):
@@ -212,6 +211,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not error.format_message():  # the help was printed instead
             return 2
         return _fail(" ".join(str(error.format_message()).split()))
+    if status == 130:  # what typer makes of Ctrl-C
+        print("lskd: stopped; the same command goes on from here", file=sys.stderr)
     return status if isinstance(status, int) else 0
 
 

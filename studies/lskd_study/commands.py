@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 from lskd_study.plan import Plan, Run
@@ -37,6 +38,11 @@ class Commands:
     def count(self) -> int:
         """How many runs have finished."""
         return sum(len(cell.commands) for cell in self.cells)
+
+    @property
+    def students(self) -> bool:
+        """Whether any of them is a student's."""
+        return any(key[0] == "student" for key in self.ids)
 
     def teacher(self, model: str, smoothing: float) -> str:
         """Return the id of these teachers' commands; empty where no such run has finished."""
@@ -80,7 +86,7 @@ def _title(plan: Plan, run: Run) -> str:
 
 def _command(result: Result) -> Command:
     job = result.job
-    environment = "".join(f"{name}={value} " for name, value in job["environment"].items() if value)
+    set_first = " ".join(f"{name}={quote(value)}" for name, value in job["environment"].items() if value)
     # Runs of older versions have no command that writes elsewhere.
     words = str(job.get("rerun_command", job["command"]))
-    return Command(job["run"], job["wall_time_s"], environment + words)
+    return Command(job["run"], job["wall_time_s"], f"{set_first} {words}".lstrip())

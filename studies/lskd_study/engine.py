@@ -20,9 +20,10 @@ from lskd_study.checks import (
     check_models,
     check_output,
 )
+from lskd_study.class_counts import check_class_counts
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
-from lskd_study.extras import require_study_extra
+from lskd_study.extras import require_ecosystem, require_study_extra
 from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
 from lskd_study.recipes import find_study_file
 from lskd_study.scheduler import Schedule, make_schedule
@@ -56,6 +57,7 @@ def run_study(
     check_preparation(plan)
     if not plan.prepare or plan.data_dir.exists():
         _check_data(plan)
+    check_class_counts(plan)
     plan = with_stores(plan)
     changed = _changed_settings(plan)
     if changed:
@@ -91,6 +93,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     """
     path = find_study_file(study_file)
     study = load_study(path)
+    require_ecosystem(study.ecosystem, path)
 
     def networks(entries: list[Network]) -> list[tuple[str, str]]:
         return [(entry.model, str(path.parent / entry.config)) for entry in entries]
@@ -175,6 +178,7 @@ def _join(values: Sequence[object]) -> str:
 def _snakemake(plan: Plan, schedule: Schedule, lock: IO[str]) -> None:
     if schedule.executor == "slurm" and (orphans := slurm.cancel_orphans(plan.root)):
         print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
+    schedule.prepare(plan)
     environment = schedule.process_environment()
     process = subprocess.Popen(schedule.command(plan), pass_fds=(lock.fileno(),), env=environment)
     try:

@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from lskd import LskdError
 
@@ -23,6 +24,16 @@ def require_study_extra() -> None:
     missing = missing_study_modules()
     if missing:
         raise LskdError(f"this needs {', '.join(missing)}, not installed here; pip install 'lskd[study]'")
+
+
+def require_ecosystem(name: str, file: Path) -> None:
+    """Check that the trainers of a study file are here.
+
+    Raises:
+        LskdError: naming the extra to install.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise LskdError(f"{file} is a study of {name}, not installed here; pip install 'lskd[{name}]'")
 
 
 @contextmanager

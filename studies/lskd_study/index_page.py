@@ -1,7 +1,7 @@
 """The page over several studies: one self-contained HTML file, one line per study.
 
 What stands on it is a list of sections, ``SECTIONS``. Each is made from the studies' ``verdicts.json`` alone,
-but the paper's tables, which are made from the runs of the studies that share one.
+but the paper's tables and the claims that take several studies, which are made from the studies' runs.
 """
 
 import os
@@ -14,7 +14,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lskd import LskdError
+from lskd_study.claims import number_of_tests
+from lskd_study.claims_table import claim_sections
 from lskd_study.extras import needs_study_extra
+from lskd_study.index_claims import findings_over
 from lskd_study.page import MARKS, digits_of, environment, number
 from lskd_study.plan import write_text
 from lskd_study.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord, read_record
@@ -48,7 +51,7 @@ class IndexedStudy:
     @property
     def headline(self) -> FindingRecord | None:
         """The finding that the study's page opens with; None for teachers without students."""
-        return self.record.findings[0] if self.record.findings else None
+        return self.record.findings[0] if self.record.findings and self.record.students else None
 
     @property
     def tested(self) -> list[FindingRecord]:
@@ -136,9 +139,22 @@ def papers_section(studies: Sequence[IndexedStudy]) -> Section | None:
     return Section("paper-tables", "The paper’s tables", Markup(html))
 
 
+def claims_section(studies: Sequence[IndexedStudy]) -> Section | None:
+    """Return the verdicts on claims that several of the studies test together."""
+    findings = findings_over([study.folder for study in studies])
+    if not findings:
+        return None
+    html = (
+        environment()
+        .get_template("index_claims.html.j2")
+        .render(claim_sections=claim_sections(findings), tested=number_of_tests(findings), marks=MARKS)
+    )
+    return Section("claims-together", "Claims that take several studies", Markup(html))
+
+
 SectionMaker = Callable[[Sequence[IndexedStudy]], Section | None]
 # In the order of the page. A maker returns None where the studies give it nothing to show.
-SECTIONS: tuple[SectionMaker, ...] = (studies_section, papers_section)
+SECTIONS: tuple[SectionMaker, ...] = (studies_section, claims_section, papers_section)
 
 
 def write_index(folders: Sequence[Path], output: Path, title: str) -> str:

@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 import yaml
 
 from lskd import LskdError
-from lskd_study import gpus, progress, slurm
+from lskd_study import gpus, kubernetes, progress, slurm
 from lskd_study.checks import check_snakemake_options
 from lskd_study.extras import needs_study_extra
-from lskd_study.plan import Plan
+from lskd_study.plan import Plan, write_text
 from lskd_study.recipes import recipes_folder
 
 SNAKEFILE = Path(__file__).parent / "workflow" / "Snakefile"
@@ -34,6 +34,7 @@ class Schedule:
         cores: for ``--cores``; None where the cluster's scheduler counts them.
         environment: variables to set for Snakemake and, on this machine, its jobs.
         speaks: whether Snakemake itself says what it does, beside the runs.
+        copied: whether jobs share no files as Snakemake sees it, so that it sends them its Snakefile.
     """
 
     executor: str
@@ -41,10 +42,12 @@ class Schedule:
     cores: int | None
     environment: dict[str, str] = field(default_factory=dict)
     speaks: bool = False
+    copied: bool = False
 
     def command(self, plan: Plan) -> list[str]:
         """Return the command that runs what is unfinished."""
-        words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
+        snakefile = plan.root / SNAKEFILE.name if self.copied else SNAKEFILE
+        words = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
         words += ["--directory", str(plan.root), "--keep-going", "--rerun-triggers", "mtime"]
         if self.cores is not None:
             words += ["--cores", str(self.cores)]
@@ -53,6 +56,11 @@ class Schedule:
         # inherits it, so a second study on this folder is refused exactly as long as a first one is alive.
         # --ignore-incomplete: a run's only declared output appears in one piece, so it cannot be incomplete.
         return [*words, "--nolock", "--ignore-incomplete", *self.options]
+
+    def prepare(self, plan: Plan) -> None:
+        """Write into the output folder what the jobs need there."""
+        if self.copied:
+            write_text(plan.root / SNAKEFILE.name, SNAKEFILE.read_text(encoding="utf-8"))
 
     def process_environment(self) -> dict[str, str]:
         """Return the environment of Snakemake's process."""
@@ -75,16 +83,20 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
     executor = args.executor or "local"
     speaks = bool(options)
     environment = {}
-    if _rich(args):
-        words += ["--logger", "rich"]
-    if _rich(args) or executor not in LOCAL:
+    if _draws_bars(args):
+        words += ["--logger", "rich"] * (not args.logger)
+        environment[progress.VARIABLE] = str(plan.root / progress.FILE)
+    if executor not in LOCAL:
         environment[progress.VARIABLE] = str(plan.root / progress.FILE)
     if executor not in LOCAL:
         if args.jobs is None:
             raise LskdError(f"--executor {executor} needs --jobs N too, the number of jobs at a time")
+        environment[progress.VARIABLE] = str(plan.root / progress.FILE)
         if executor == "slurm":
             words += slurm.more_options(args, plan.root)
-        return Schedule(executor, words, cores, environment, speaks)
+        if executor == "kubernetes":
+            words += kubernetes.more_options(args, plan)
+        return Schedule(executor, words, cores, environment, speaks, executor == "kubernetes")
     given = {name: resource.value for name, resource in dict(args.resources).items()}
     total, names = gpus.gpus_for_all(plan.resources, given.get("gpu"))
     if names:
@@ -94,10 +106,10 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
     return Schedule(executor, words, cores or 1, environment, speaks)
 
 
-def _rich(args: argparse.Namespace) -> bool:
-    """Whether to draw progress bars; elsewhere than on a terminal the runs' own lines say the same."""
+def _draws_bars(args: argparse.Namespace) -> bool:
+    """Whether progress bars are drawn; elsewhere than on a terminal the runs' own lines say the same."""
     here = importlib.util.find_spec("snakemake_logger_plugin_rich") is not None
-    return here and sys.stderr.isatty() and not args.logger
+    return "rich" in args.logger or (here and sys.stderr.isatty() and not args.logger)
 
 
 def shipped_profiles() -> list[str]:

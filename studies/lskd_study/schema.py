@@ -10,7 +10,7 @@ import yaml
 from lskd import LskdError
 from lskd_study.data_options import TEXT, Value, known_classes, problem
 from lskd_study.extras import needs_study_extra
-from lskd_study.paper.matching import check_table
+from lskd_study.paper.matching import OF_STUDENTS, OF_TEACHERS, check_table
 
 with needs_study_extra():
     from pydantic import (
@@ -72,6 +72,8 @@ Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 HardWeight = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(min_length=1)]
+# Checked by hand, for an error that names the nearest; the list is for editors.
+PapersTable = Annotated[str, Field(json_schema_extra={"enum": [*OF_TEACHERS, *OF_STUDENTS]})]
 OptionName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
 
 # The commands of `lskd data`: of image folders, then of text.
@@ -233,7 +235,7 @@ class Study(Strict):
         description="points of top-1 accuracy: a model that much worse is as good",
     )
     resources: Resources = Field(Resources(threads=1), description="what one run asks of the scheduler")
-    paper: Name | list[Name] = Field(
+    paper: PapersTable | list[PapersTable] = Field(
         default=[], description="tables and figures of the paper that the study reproduces, e.g. Table 8"
     )
     published: Published | None = Field(None, description="figures of another publication, beside the own")

@@ -297,6 +297,6 @@ def _rule_of_three(value: float, seeds: int, samples: int) -> Interval:
     return Interval(value, low, high, np.nan, p_value, seeds, samples, "rule of three", note)
 
 
-def no_interval(mean: float, seeds: int, samples: int, method: str, note: str) -> Interval:
+def no_interval(mean: float, seeds: int, samples: int, method: str, note: str, networks: int = 0) -> Interval:
     """Return a mean difference for which no interval can be made; ``note`` says why."""
-    return Interval(mean, np.nan, np.nan, np.nan, np.nan, seeds, samples, method, note)
+    return Interval(mean, np.nan, np.nan, np.nan, np.nan, seeds, samples, method, note, (), networks)

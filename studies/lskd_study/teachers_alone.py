@@ -1,5 +1,8 @@
 """The page of a study without students: its teachers side by side (Tables 1, 3 and 4)."""
 
+from lskd_study.claims import judge
+from lskd_study.commands import commands_of
+from lskd_study.page import provenance_rows
 from lskd_study.paper import load_tables
 from lskd_study.paper.layout_text import write_layout
 from lskd_study.paper.layouts import papers_layouts
@@ -7,10 +10,11 @@ from lskd_study.paper.matching import names_table, teacher_name
 from lskd_study.paper.page_figures import study_figures
 from lskd_study.plan import LOGITS, Plan, Run, write_text
 from lskd_study.results import read_results
+from lskd_study.teachers.page import OfStudy
 from lskd_study.teachers.run import Settings
 from lskd_study.teachers.schema import TeacherEntry, TeacherList
 from lskd_study.teachers.study import run_teacher_list
-from lskd_study.verdicts import VERDICTS_FILE, of_plan, read_record
+from lskd_study.verdicts import VERDICTS_FILE, of_study, read_record
 
 # The networks of Tables 1 and 10 have seen ImageNet-1K.
 _PAPERS_DATA = "imagenet"
@@ -46,8 +50,10 @@ def write_teachers_report(plan: Plan) -> None:
         write_layout(layout, plan.root)
     for figure in drawn:
         figure.write(plan.root / "figures")
-    run_teacher_list(study, Settings(), layouts=layouts, drawn=drawn)
-    record = of_plan(read_record(plan.root), plan)
+    findings = judge(results)
+    made = provenance_rows(results), commands_of(results)
+    run_teacher_list(study, Settings(), beside=OfStudy(layouts, drawn, findings, results.missing, *made))
+    record = of_study(read_record(plan.root), results, findings)
     write_text(plan.root / VERDICTS_FILE, record.text())
 
 

@@ -4,14 +4,14 @@ Every number is finite or null: JSON has no NaN.
 """
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lskd import LskdError
 from lskd_study import provenance
 from lskd_study.claims import Finding
 from lskd_study.extras import needs_study_extra
-from lskd_study.plan import Plan
 from lskd_study.results import Result, Results, is_translation
 
 with needs_study_extra():
@@ -44,7 +44,8 @@ class FindingRecord(Record):
     """One claim tested in one setting.
 
     ``direction`` is the side of zero that the claim names; 0 marks a part that is reported and is no claim,
-    so its ``verdict`` is null. ``p`` is the difference's own, ``p_holm`` corrected for the page's claims.
+    so its ``verdict`` is null. ``p`` is against ``null`` (0, or the negative margin) and its own, ``p_holm``
+    corrected for the page's claims. ``runs``: how many trainings the estimate rests on.
     """
 
     claim: str
@@ -66,6 +67,8 @@ class FindingRecord(Record):
     samples: int
     method: str
     note: str
+    null: Number = 0.0
+    runs: int = 0
 
 
 class HeadlineRecord(Record):
@@ -124,10 +127,6 @@ def study_record(results: Results[Result], findings: list[Finding], answer: str)
     plan = results.plan
     jobs = [result.job for result in results.finished.values()]
     students = [run for run in plan.runs if run.role == "student"]
-    versions: dict[str, dict[str, None]] = {}
-    for job in jobs:
-        for name, version in job["versions"].items():
-            versions.setdefault(name, {})[version] = None
     first = findings[0]
     samples = len(next(iter(results.finished.values())).keys)
     return StudyRecord(
@@ -146,7 +145,7 @@ def study_record(results: Results[Result], findings: list[Finding], answer: str)
         hard_weights=list(dict.fromkeys(run.hard_weight for run in students)),
         seeds=plan.seeds,
         runs=RunsRecord(planned=len(plan.runs), finished=len(jobs), missing=results.missing),
-        versions={name: list(values) for name, values in versions.items()},
+        versions=_versions(jobs),
         last_run_finished=max(str(job["finished"]) for job in jobs),
     )
 
@@ -174,12 +173,16 @@ def teachers_record(title: str, names: list[str], answer: str, data: DataRecord)
     )
 
 
-def of_plan(record: StudyRecord, plan: Plan) -> StudyRecord:
-    """Return the record of a study without students with what its file says: trainer, data, seeds, runs."""
-    missing = [run.id for run in plan.unfinished()]
-    planned = len(plan.runs)
+def of_study(record: StudyRecord, results: Results[Result], findings: Sequence[Finding]) -> StudyRecord:
+    """Return the record of a study without students with what its file says: trainer, data, seeds, runs.
+
+    ``findings``: the verdicts on the claims about teachers.
+    """
+    plan = results.plan
+    jobs = [result.job for result in results.finished.values()]
     return record.model_copy(
         update={
+            "findings": [_finding(finding) for finding in findings],
             "study_file": plan.study_file,
             "ecosystem": plan.ecosystem,
             "data": record.data.model_copy(update={"path": plan.data}),
@@ -187,7 +190,9 @@ def of_plan(record: StudyRecord, plan: Plan) -> StudyRecord:
             "smoothing": plan.smoothing,
             "convention": plan.convention,
             "seeds": plan.seeds,
-            "runs": RunsRecord(planned=planned, finished=planned - len(missing), missing=missing),
+            "runs": RunsRecord(planned=len(plan.runs), finished=len(jobs), missing=results.missing),
+            "versions": _versions(jobs),
+            "last_run_finished": max(str(job["finished"]) for job in jobs),
         }
     )
 
@@ -241,14 +246,24 @@ def _finding(finding: Finding) -> FindingRecord:
         estimate=_number(interval.estimate) if interval else None,
         low=_number(interval.low) if interval else None,
         high=_number(interval.high) if interval else None,
-        p=_number(interval.p_value) if interval else None,
+        p=_number(finding.p_value),
         p_holm=_number(finding.adjusted_p),
         verdict=finding.verdict,
         seeds=interval.seeds if interval else 0,
         samples=interval.samples if interval else 0,
         method=interval.method if interval else "",
         note="; ".join(filter(None, notes)),
+        null=finding.null,
+        runs=finding.runs,
     )
+
+
+def _versions(jobs: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for job in jobs:
+        for name, version in job["versions"].items():
+            found.setdefault(name, {})[version] = None
+    return {name: list(values) for name, values in found.items()}
 
 
 def _number(value: float) -> Number:

@@ -41,16 +41,16 @@ def test_from_a_folder_to_the_answer(folder):
     first.wait()
     said = (folder / "first.log").read_text()
     assert "garments: 4 classes, 96 training and 48 validation images, 8 x 8 pixels (median), grey" in said
-    assert re.search(r"6 x teacher test_resnet: \d+ s each, 30 epochs of 12 steps \([\d.]+ ms\)", said)
-    assert re.search(r"in all \d+ (s|min): 18 runs, one after the other, and the page", said)
+    assert re.search(
+        r"6 x teacher test_resnet, 30 epochs of 12 steps \([\d.]+ ms\) .*: [\d.]+ (s|min) each", said
+    )
+    assert re.search(r"in all [\d.]+ (s|min): 18 runs, one after the other, and the page", said)
 
     # What a person would change to see something sooner.
     text = study.read_text()
-    lines = [line for line in text.splitlines() if line != "- model: test_byobnet"]
-    text = (
-        "\n".join(lines).replace("seeds: [0, 1, 2]", "seeds: [5]").replace("  config: student.yaml\n", "", 1)
-    )
-    study.write_text(text + "\n")
+    text = text.replace("- {model: test_byobnet, config: student.yaml}\n", "")
+    text = text.replace("seeds: [0, 1, 2]", "seeds: [5]")
+    study.write_text(text)
     for name in ("teacher.yaml", "student.yaml"):
         path = study.with_name(name)
         changed = path.read_text().replace("epochs: 30\n", "epochs: 6\n")

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ STUDY = {
         {"model": "test_resnet", "config": "student.yaml"},
     ],
     "soft_labels": {"mode": "always"},  # these teachers are too small for auto
+    "resources": {"threads": 1, "extra": {"gpu": 1}},
 }
 # Writes a store and is killed while it does.
 KILLED_WRITER = """
@@ -80,12 +82,14 @@ LSKD = [sys.executable, "-m", "lskd_study"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("study")
     (root / "teacher.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 3}))
     (root / "student.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 2}))
     (root / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # taken at its word, GPUs or not
+        yield root
 
 
 def lskd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -186,6 +190,10 @@ def test_the_recorded_command_and_curves_are_the_trainers_own(folder):
     shown = [html.unescape(text) for text in re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page)]
     (command,) = [text for text in shown if text.endswith(f"--experiment {name}")]
     assert command.endswith(job["rerun_command"])
+    device = job["environment"]["CUDA_VISIBLE_DEVICES"]
+    assert device in {"0", "1"}
+    assert f"CUDA_VISIBLE_DEVICES={device} " in command
+    assert f"CUDA_VISIBLE_DEVICES={device}" in (run / "train.log").read_text()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     again = subprocess.run(
         ["bash", "-c", command],

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from lskd_study.claims import CLAIMS, claims_of, judge, settings, verdict
 from lskd_study.claims.judging import Draft, decide
-from lskd_study.plan import CURVES, JOB
+from lskd_study.plan import CURVES, JOB, LOGITS
 from lskd_study.results import read_results
 from lskd_study.statistics import Interval, crossed_interval
 
@@ -206,6 +207,33 @@ def test_every_temperature_and_smoothing_value_is_a_setting_of_its_own(fake_stud
         assert counts[claim.id] == (2 if claim.role == "teacher" or claim.id == "temperature" else 4)
     assert json.dumps([finding.setting.describe() for finding in judged])
     assert len({(finding.claim.id, finding.setting) for finding in judged}) == len(judged)
+
+
+def test_similar_classes_are_chosen_by_both_arms_and_compared_in_numpy(fake_study):
+    plan = fake_study(per_class=20)
+    finding = by_id(judge(read_results(plan)))["similar-classes"]
+    stored = {}
+    for run in plan.runs:
+        if run.role == "teacher":
+            tensors = load_file(plan.folder(run) / LOGITS)
+            stored[run.smoothing, run.seed] = tensors["logits"].astype(np.float64), tensors["labels"]
+    means = np.zeros((4, 4))
+    for logits, labels in stored.values():
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        means += [p[labels == c].mean(0) for c in range(4)]
+    confusion = means + means.T - 1e9 * np.eye(4)
+    pairs = {tuple(sorted((c, int(confusion[c].argmax())))) for c in range(4)}
+
+    def separation(logits, labels):
+        values = []
+        for a, b in pairs:
+            sides = [(logits[:, a] - logits[:, b])[labels == c] for c in (a, b)]
+            spread = np.sqrt(np.mean([side.var(ddof=1) for side in sides]))  # classes of equal size
+            values.append((sides[0].mean() - sides[1].mean()) / spread)
+        return np.mean(values)
+
+    differences = [separation(*stored[0.1, seed]) - separation(*stored[0.0, seed]) for seed in range(3)]
+    assert finding.interval.estimate == pytest.approx(np.mean(differences), rel=1e-4)
 
 
 def names(plan):

@@ -246,3 +246,12 @@ def test_doctor_does_not_promise_an_adapter_that_is_not_there(tmp_path, monkeypa
     finding = doctor.check_adapter(doctor.Adapter("torch", ("torch",), "empty_adapter"))
     assert finding.state == "planned"
     assert "not in this release yet" in finding.mend
+
+
+def test_ctrl_c_says_how_to_go_on(here, capsys, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lskd_study.engine.run_study", stopped)
+    assert cli.main(["study", "study.yaml"]) == 130
+    assert capsys.readouterr().err == "lskd: stopped; the same command goes on from here\n"

@@ -22,7 +22,7 @@ def studies(tmp_path_factory, fake_study_at, translation_study_at) -> list[Path]
     for name, maker, changes in (
         ("better", fake_study_at, {"effect": 2.0}),
         ("the worse", fake_study_at, {"effect": -2.0}),
-        ("translated", translation_study_at, {"effect": 0.1, "temperatures": [1.0, 4.0], "seeds": [0, 1]}),
+        ("translated", translation_study_at, {"effect": 0.0, "temperatures": [1.0, 4.0], "seeds": [0, 1]}),
     ):
         plan = maker(tmp_path_factory.mktemp("studies") / name)(
             students=[("small", "student.yaml")], **changes
@@ -55,8 +55,10 @@ def test_one_line_per_study_with_relative_links(studies, tmp_path, capsys):
     rows = rows_of(html)
     assert [row[1] for row in rows] == ["✓ supported", "✗ contradicted", "? cannot tell"]
     assert [row[6:] for row in rows] == [["1 × 1 × 3", "0"], ["1 × 1 × 3", "0"], ["1 × 1 × 2", "1 of 12"]]
-    for claim in ("better student", "lower instability", "larger loss"):
-        assert f"✓ supported: {claim}" in rows[0][4]
+    assert rows[0][4].startswith(
+        "✓ supported: better student ✓ supported: no worse student ✓ supported: larger"
+    )
+    assert "✓ supported: lower instability" in rows[0][4]
     assert rows[1][2].startswith("−")
     for folder, link in zip(studies, re.findall(r'<th scope="row"><a href="([^"]*)">', html), strict=True):
         assert not link.startswith("/")
@@ -67,12 +69,17 @@ def test_one_line_per_study_with_relative_links(studies, tmp_path, capsys):
 
 
 def test_several_settings_of_a_claim_get_a_mark_each(studies, tmp_path):
-    assert main(["index", *[str(studies[2])] * 2, "--output", str(tmp_path / "i.html")]) == 0
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for name in (VERDICTS_FILE, "index.html"):
+        shutil.copy(studies[2] / name, folder)
+    content = json.loads((folder / VERDICTS_FILE).read_text())
+    first, second = (f for f in content["findings"] if f["claim"] == "larger-loss")
+    first["verdict"], second["verdict"] = "supported", "cannot tell"
+    (folder / VERDICTS_FILE).write_text(json.dumps(content))
+    assert main(["index", *[str(folder)] * 2, "--output", str(tmp_path / "i.html")]) == 0
     (row,) = rows_of((tmp_path / "i.html").read_text())  # named twice, shown once
-    verdicts = [f.verdict for f in read_record(studies[2]).findings if f.claim == "larger-loss"]
-    assert sorted(verdicts) == ["cannot tell", "supported"]
-    assert "cannot tell in 1 of 2: larger loss" in row[4]
-    assert "✓? supported in 1 of 2" in row[4]
+    assert "✓? supported in 1 of 2, cannot tell in 1 of 2: larger loss" in row[4]
 
 
 def test_teachers_alone_have_their_line_too(tmp_path, fake_study):
@@ -82,8 +89,34 @@ def test_teachers_alone_have_their_line_too(tmp_path, fake_study):
     write_teachers_report(plan)
     assert main(["index", str(plan.root), "--output", str(tmp_path / "i.html")]) == 0
     (row,) = rows_of((tmp_path / "i.html").read_text())
-    assert row[1:] == ["no students", "–", "–", "–", "data 4 classes, 240 images", "1 × 0 × 1", "0"]
+    assert row[1:4] == ["no students", "–", "–"]
+    assert row[4].startswith("? cannot tell: better teacher")  # one seed
+    assert row[5:] == ["data 4 classes, 240 images", "1 × 0 × 1", "0"]
     assert "no student was taught" in (tmp_path / "i.html").read_text()
+    page = (plan.root / "index.html").read_text()
+    assert 'id="claims"' in page
+    assert "Label smoothing lowers the teacher’s 1−S" in page
+    assert "distils a better student" not in page
+
+
+def test_claims_that_take_several_studies_have_a_section(studies, tmp_path, fake_study_at):
+    """Studies of one student on the same images, whose teachers make a trend together; one was moved."""
+    folders = []
+    for number, names in enumerate(("ab", "cd")):
+        teachers = [(name, "teacher.yaml") for name in names]
+        plan = fake_study_at(tmp_path / str(number))(students=[("small", "student.yaml")], teachers=teachers)
+        write_report(plan)
+        folders.append(plan.root)
+    shutil.move(folders[1], tmp_path / "moved")
+    folders[1] = tmp_path / "moved"
+    assert main(["index", *map(str, [*folders, studies[2]]), "--output", str(tmp_path / "i.html")]) == 0
+    html = (tmp_path / "i.html").read_text()
+    section = html[html.index('id="claims-together"') :].split("</section>")[0]
+    assert "Better teachers teach better" in section
+    assert "4 networks" in section or "differ by little more" in section
+    assert "The 0 tests" in section or "The 1 test" in section or "The 2 tests" in section
+    assert main(["index", str(folders[0]), str(studies[2]), "--output", str(tmp_path / "j.html")]) == 0
+    assert "claims-together" not in (tmp_path / "j.html").read_text()
 
 
 @pytest.fixture

@@ -140,6 +140,11 @@ def test_an_installed_schema_is_named_by_its_place():
         ({"sedes": [1]}, False),
         ({"title": ""}, False),
         ({"kind": "stability"}, False),
+        ({"paper": "Table 8"}, True),
+        ({"paper": ["Table 2", "Fig. 5"]}, True),
+        ({"paper": "Table 5"}, False),
+        ({"paper": ["Tabel 8"]}, False),
+        ({"published": {"source": "A", "figures": []}}, False),
     ],
 )
 def test_model_and_schema_agree(validator, tmp_path, change, accepted):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from PIL import Image
@@ -10,12 +11,12 @@ from PIL import Image
 from lskd import LskdError
 from lskd_study import cli
 from lskd_study.engine import make_plan
+from lskd_study.json_schema import study_schema
 from lskd_study.own import command, measure
 from lskd_study.own import estimate as timing
 from lskd_study.own.choice import candidates, shorter
 from lskd_study.own.files import contents
 from lskd_study.own.images import OwnImages, look_at
-from lskd_study.plan import Run
 from lskd_study.statistics import crossed_interval
 
 pytestmark = pytest.mark.unit
@@ -161,6 +162,7 @@ def test_the_files_are_a_study_in_order(tmp_path, monkeypatch, gpu, grey):
         for name, text in contents(images(grey=grey), choice, "runs/x", "It takes long.").items():
             (tmp_path / name).write_text(text)
             assert max(map(len, text.splitlines())) <= 120
+        jsonschema.validate(yaml.safe_load((tmp_path / "study.yaml").read_text()), study_schema())
         plan = make_plan("study.yaml", None)  # the trainer's own parser reads the files
         assert (plan.data, plan.output, plan.num_classes) == ("x", "runs/x", 3)
         assert len(plan.runs) == 18
@@ -185,14 +187,6 @@ def test_the_width_of_the_interval_is_that_of_the_studys_own_statistics():
     assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(command.half_width(600, 3), rel=0.1)
 
 
-def runs(*names: str) -> list[Run]:
-    found = []
-    for name in names:
-        teacher = name.split(".")[0] if "." in name else ""
-        found.append(Run(name, "student" if teacher else "teacher", "m", "c", 0.0, 0, teacher=teacher))
-    return found
-
-
 @pytest.mark.parametrize(
     ("names", "places", "expected"),
     [
@@ -204,11 +198,16 @@ def runs(*names: str) -> list[Run]:
     ],
 )
 def test_runs_at_a_time(names, places, expected):
-    seconds = {name: 4.0 if "." in name else 10.0 for name in names}
-    assert timing.makespan(runs(*names), seconds, places) == expected
+    tasks = [
+        timing.Task(name, name.split(".")[0] if "." in name else "", 4.0 if "." in name else 10.0)
+        for name in names
+    ]
+    assert timing.makespan(tasks, places) == expected
 
 
-TIMES = measure.Times(start=5.0, step=0.1, steps=10, evaluation=0.5, checkpoint=0.01, epochs=30)
+TIMES = measure.Times(
+    start=5.0, step=0.1, plain=0.06, loading=0.01, steps=10, evaluation=0.5, checkpoint=0.01, epochs=30
+)
 
 
 @pytest.fixture
@@ -216,7 +215,7 @@ def untrained(monkeypatch) -> list[tuple[str, int]]:
     """Nothing is measured and nothing trained; returns what would have been."""
     started: list[tuple[str, int]] = []
     monkeypatch.setattr(
-        timing, "_measure", lambda plan, copies, seconds: [TIMES for _ in measure.kinds(plan)]
+        timing, "_measure", lambda plan, copies, seconds, devices: [TIMES for _ in measure.kinds(plan)]
     )
     monkeypatch.setattr(
         command, "run_study", lambda file, output, cores, dry_run, options: started.append((file, cores)) or 0
@@ -224,12 +223,27 @@ def untrained(monkeypatch) -> list[tuple[str, int]]:
     return started
 
 
+def test_fewer_epochs_where_the_smallest_do_not_fit(here, untrained):
+    """From the same measurement: what a run takes beside its epochs stays."""
+    found = look_at("pets")
+    choice, expected = command._choose(found, 1, 0.15)
+    assert (choice.networks.teacher, choice.img_size) == ("test_resnet", 32)
+    assert 5 < choice.epochs < 30
+    assert 400 < expected.total <= 540
+    assert [one.epochs for one in expected.measured] == 3 * [choice.epochs]
+    assert command._choose(found, 1, 0.01)[0].epochs == 5
+
+
 def test_a_dry_run_shows_the_time_and_leaves_nothing(here, untrained, capsys):
     before = listing(here)
     assert cli.main(["study", "--own", "pets", "--dry-run", "--cores", "2"]) == 0
     out = capsys.readouterr().out
-    assert "6 x teacher test_resnet: 51 s each, 30 epochs of 10 steps (100 ms)" in out
-    assert "6 x student test_byobnet of test_resnet" in out
+    assert (
+        "6 x teacher test_resnet, 30 epochs of 10 steps (100 ms) and an evaluation (0.5 s): 51 s each" in out
+    )
+    # The teacher is asked once for both students, which then have steps without it.
+    assert "6 x soft labels of test_resnet for 30 epochs: 20 s each" in out
+    assert "6 x student test_byobnet of test_resnet, 30 epochs of 10 steps (60 ms)" in out
     assert "18 runs, 2 at a time, and the page" in out
     assert "would write runs/own-pets/study.yaml" in out
     assert listing(here) == before
@@ -278,9 +292,9 @@ def test_settings_that_fit_the_time(here, monkeypatch):
     """Costs by model and epochs; the largest that fits is taken, else the smallest with fewer epochs."""
     costs = {"resnet18": 400.0, "resnet10t": 200.0, "test_resnet": 20.0}
 
-    def pretend(images, choice, cores):
+    def pretend(images, choice, cores, before=None):
         total = costs[choice.networks.teacher] * choice.epochs
-        return timing.Estimate([], 1, total)
+        return timing.Estimate([], 18, 1, total)
 
     monkeypatch.setattr(command, "_try", pretend)
     many = images(train=10_000)
@@ -293,8 +307,8 @@ def test_settings_that_fit_the_time(here, monkeypatch):
 
 
 def test_what_does_not_fit_in_memory_is_not_chosen(here, monkeypatch):
-    def pretend(images, choice, cores):
-        return timing.Estimate([], 1, 1.0) if choice.networks.teacher == "test_resnet" else None
+    def pretend(images, choice, cores, before=None):
+        return timing.Estimate([], 18, 1, 1.0) if choice.networks.teacher == "test_resnet" else None
 
     monkeypatch.setattr(command, "_try", pretend)
     assert command._choose(images(), 1, 1)[0].networks.teacher == "test_resnet"
@@ -329,4 +343,6 @@ def test_what_is_odd_but_possible_is_said(here, untrained, capsys):
 def test_the_times_of_a_run_add_up():
     assert TIMES.epoch == pytest.approx(1.51)
     assert TIMES.run == pytest.approx(5 + 30 * 1.51 + 0.5)
+    assert TIMES.without_teacher().run == pytest.approx(5 + 30 * 1.11 + 0.5)
+    assert TIMES.storing == pytest.approx(5 + 30 * 10 * (0.04 + 0.01))
     assert json.loads(json.dumps(TIMES.__dict__)) == TIMES.__dict__

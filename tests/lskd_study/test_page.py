@@ -3,14 +3,27 @@ import csv
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from lskd_study.page import interval_text, number
+from lskd_study import page
+from lskd_study.claims import judge
+from lskd_study.page import (
+    css_string,
+    interval_text,
+    machine_text,
+    number,
+    provenance_rows,
+    render_page,
+)
 from lskd_study.plan import JOB
 from lskd_study.report import write_report
+from lskd_study.results import read_results
+from lskd_study.tables import table_rows
 
 pytestmark = pytest.mark.unit
 
@@ -53,18 +66,18 @@ class Checked(HTMLParser):
 
 def parse(plan):
     html = (plan.root / "index.html").read_text()
-    page = Checked()
-    page.feed(html)
-    assert page.open == []
-    return html, page, re.sub(r"\s+", " ", " ".join(page.text))
+    checked = Checked()
+    checked.feed(html)
+    assert checked.open == []
+    return html, checked, re.sub(r"\s+", " ", " ".join(checked.text))
 
 
 def test_the_page_is_whole_in_itself(fake_study):
     plan = fake_study(effect=2.0)
     answer = write_report(plan)
-    html, page, text = parse(plan)
-    assert len(page.ids) == len(set(page.ids))
-    assert all(value.startswith(("#", "data:")) for value in page.resources)
+    html, checked, text = parse(plan)
+    assert len(checked.ids) == len(set(checked.ids))
+    assert all(value.startswith(("#", "data:")) for value in checked.resources)
     assert "@import" not in html
     scripts = re.findall(r"<script>(.*?)</script>", html, re.S)
     assert html.count("<script") == len(scripts) == 1
@@ -72,7 +85,7 @@ def test_the_page_is_whole_in_itself(fake_study):
     policy = unescape(re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html).group(1))
     assert policy.startswith(f"default-src 'none'; script-src 'sha256-{digest}'; ")
     assert "http" not in policy
-    assert set(re.findall(r"url\(([^)]*)\)", html)) <= {f"#{name}" for name in page.ids}
+    assert set(re.findall(r"url\(([^)]*)\)", html)) <= {f"#{name}" for name in checked.ids}
     assert not re.search(r"https?://(?!www\.w3\.org/)", html)
     assert "Simulated study <of> nothing" in text  # escaped in the source
     assert "<of>" not in html
@@ -173,19 +186,21 @@ def test_a_smoothed_baseline_is_not_called_unsmoothed(fake_study):
 def test_the_page_shows_the_command_that_writes_elsewhere(fake_study):
     plan = fake_study()
     path = plan.folder(plan.runs[0]) / JOB
-    path.write_text(json.dumps({**json.loads(path.read_text()), "rerun_command": "timm --output rerun"}))
+    environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0,1", "UNSET": ""}
+    changes = {"rerun_command": "timm --output rerun", "environment": environment}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     write_report(plan)
     _, _, text = parse(plan)
-    assert "OMP_NUM_THREADS=1 timm --output rerun" in text
+    assert "OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=0,1 timm --output rerun" in text
     assert f"--experiment {plan.runs[0].id}" not in text
 
 
 def test_several_settings_are_told_apart(fake_study):
     plan = fake_study(smoothing=[0.0, 0.1, 0.2], temperatures=[1.0, 4.0])
     write_report(plan)
-    _, page, text = parse(plan)
+    _, checked, text = parse(plan)
     assert "α 0.2 against 0, T = 4, λ = 0" in text
-    assert len(page.ids) == len(set(page.ids))
+    assert len(checked.ids) == len(set(checked.ids))
 
 
 def test_every_command_and_version_is_there(fake_study):
@@ -241,3 +256,71 @@ def test_the_same_results_give_the_same_page(fake_study):
 def test_numbers_have_a_true_minus_sign_and_nan_is_a_dash():
     assert (number(-0.5, 2), number(0.5, 1, sign=True), number(float("nan"), 2)) == ("−0.50", "+0.5", "–")
     assert interval_text(None, "points") == "–"
+
+
+def test_a_result_leads_to_its_runs_commands(fake_study):
+    plan = fake_study(seeds=[0, 1], hard_weights=[0.0, 0.5])
+    lost = [run for run in plan.runs if run.model == "small" and run.hard_weight and run.smoothing]
+    for run in lost:
+        (plan.folder(run) / JOB).unlink()
+    results = read_results(plan)
+    html = render_page(results, judge(results), None, [], rows=table_rows(results), layouts=[], drawn=[])
+    rows = html[html.index('class="data results"') : html.index("</table>")].split("<tr")[2:]
+    assert len(rows) == 8
+    for row in rows:
+        cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
+        ids = re.findall(r'href="#(runs-\d+)"', row)
+        alpha, student, hard = cells[1], cells[4], cells[6]
+        missing = (alpha, student, hard) == ("0.1", "small", "0.5")
+        titles = [re.search(f'<h3 id="{id_}" tabindex="-1">(.*?)</h3>', html).group(1) for id_ in ids]
+        expected = [f"Teacher big, α = {alpha}", f"Student {student} of big, α = {alpha}, T = 1, λ = {hard}"]
+        assert titles == expected[: 1 if missing else 2]
+    assert f"each of the {len(plan.runs) - len(lost)} runs" in html
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "print"])
+def test_every_colour_of_text_can_be_read_on_what_lies_behind_it(theme):
+    css = (Path(page.__file__).parent / "templates" / "page.css").read_text()
+    roots = re.findall(r":root \{(.*?)\}", css, re.S)
+    assert len(roots) == 3
+    light, dark, paper = (dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]+);", root)) for root in roots)
+    colors = {"light": light, "dark": {**light, **dark}, "print": {**light, **paper}}[theme]
+    pairs = [
+        *((text, back) for text in ("ink", "soft", "link") for back in ("paper",)),
+        *((name, f"{name}-wash") for name in ("yes", "no", "open")),
+        *(("ink", back) for back in ("wash", "no-wash")),
+        ("no", "paper"),
+    ]
+    assert [pair for pair in pairs if contrast(*(colors[name] for name in pair)) < 4.5] == []
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of WCAG 2."""
+    lights = []
+    for color in (first, second):
+        digits = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
+        channels = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_contrast_is_that_of_the_standard():
+    assert contrast("#000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.01)
+
+
+def test_a_title_cannot_end_the_string_it_is_in():
+    assert css_string('a <b> &amp; "c"\n\\') == ('"a \\3c b\\3e  \\26  \\22 c\\22 \\a \\5c "')
+
+
+def test_equal_gpus_are_counted():
+    machine = {"cpu": "C", "cores": 8, "gpus": ["H", "H", "A"], "cuda": "12.8"}
+    assert machine_text(machine) == "C, 8 cores, 2 × H, A (CUDA 12.8)"
+    assert machine_text({**machine, "gpus": [], "cuda": None}) == "C, 8 cores, no GPU"
+
+
+def test_how_the_data_were_made_is_there(fake_study):
+    plan = replace(fake_study(seeds=[0]), prepare="digits")
+    rows = dict(provenance_rows(read_results(plan)))
+    assert rows["Data made by"] == "lskd data digits --output data"

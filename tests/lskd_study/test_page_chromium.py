@@ -2,6 +2,8 @@
 
 import base64
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import yaml
 
 from lskd_study.cli import main
+from lskd_study.plan import Plan
 from lskd_study.report import write_report
 
 pytestmark = pytest.mark.integration
@@ -60,7 +63,17 @@ def pages(tmp_path_factory, fake_study_at, translation_study_at) -> dict[str, Pa
     made["teachers"] = teachers_page(tmp_path_factory.mktemp("teachers"))
     index = tmp_path_factory.mktemp("index") / "studies.html"
     assert main(["index", *(str(page.parent) for page in made.values()), "--output", str(index)]) == 0
-    return {**made, "index": index}
+    return {**made, "index": index, "paper": paper_page(fake_study_at(tmp_path_factory.mktemp("paper")))}
+
+
+def paper_page(make: Callable[..., Plan]) -> Path:
+    """The page of a study that names tables of the paper, with figures of others beside its own."""
+    plan = make(teachers=[(name, "teacher.yaml") for name in ("resnet50", "densenet121")], seeds=[0, 1])
+    own = {"student": "small", "teacher": "resnet50", "temperature": 1.0, "hard_weight": 0.0, "top1": 70.0}
+    figures = [{**own, "smoothing": alpha} for alpha in plan.smoothing]
+    published = {"source": "Others, 2022", "figures": figures}
+    write_report(replace(plan, paper=["Table 7", "Table 8", "Table 9"], published=published))
+    return plan.root / "index.html"
 
 
 def teachers_page(folder: Path) -> Path:
@@ -83,7 +96,7 @@ def teachers_page(folder: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["usual", "many", "translation", "teachers", "index"])
+@pytest.mark.parametrize("name", ["usual", "many", "translation", "teachers", "index", "paper"])
 def test_the_page_in_chromium(browser, pages, name, width, scheme):
     browser.get_log("performance")
     show(browser, pages[name], width, scheme)
@@ -138,7 +151,7 @@ return problems;
 """
 
 
-@pytest.mark.parametrize("name", ["many", "translation", "teachers", "index"])
+@pytest.mark.parametrize("name", ["many", "translation", "teachers", "index", "paper"])
 def test_names_headings_and_landmarks(browser, pages, name):
     for width in (1280, 390):
         show(browser, pages[name], width)
@@ -198,7 +211,7 @@ return [...document.querySelectorAll('table, td, th, svg, pre, p, figure, h1, h2
 
 
 @pytest.mark.parametrize("paper", PAPER)
-@pytest.mark.parametrize("name", ["many", "translation", "teachers", "index"])
+@pytest.mark.parametrize("name", ["many", "translation", "teachers", "index", "paper"])
 def test_nothing_is_cut_on_paper(browser, pages, name, paper):
     wide, high = PAPER[paper]
     width = int((wide - 2 * 14) / 25.4 * 96)  # between the margins of page.css

@@ -144,6 +144,13 @@ def test_figure_9_over_several_studies_averages_gains_over_networks(study):
 def test_figure_9_of_one_study_or_of_ones_own_data(study):
     alone = figure9([study(classes=100, paper=("Table 4",), students=[])])
     assert "One number of classes" in alone.note
+    networks = [(name, "t.yaml") for name in ("resnet50", "resnet18", "resnet101")]
+    papers = figure9([study(paper=("Table 4",), teachers=networks, students=[])])
+    assert {row["network"] for row in rows(papers.drawing.tables[""])} == {
+        "ResNet-18",
+        "ResNet-101",
+        "average",
+    }
     own = figure9([study(classes=7, paper=(), students=[]), study(classes=70, paper=(), students=[])])
     assert set(own.drawing.tables) == {""}
     assert figure9([study(keep=lambda run: run.smoothing == 0)]) is None

@@ -140,6 +140,10 @@ def test_bars_are_drawn_on_a_terminal_alone(plan, monkeypatch):
     schedule = make_schedule(plan, 1, [])
     assert schedule.options == ["--logger", "rich"]
     assert schedule.environment == {progress.VARIABLE: str(plan.root / "progress.log")}
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    asked = make_schedule(plan, 1, ["--logger", "rich"])
+    assert asked.options == ["--logger", "rich"]
+    assert progress.VARIABLE in asked.environment  # it draws there too, between which runs must not write
 
 
 def test_lines_of_runs_reach_who_follows(tmp_path, monkeypatch):
@@ -189,3 +193,40 @@ def test_profiles_say_how_they_are_used(name):
     assert yaml.safe_load(text)["executor"] == name
     assert f"--profile {name}" in text
     assert f"pip install 'lskd[{name}]'" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ([], {}, "needs --container-image IMAGE too"),
+        (["--container-image", "i"], {}, "needs --kubernetes-persistent-volumes CLAIM:PATH too"),
+        (
+            ["--container-image", "i", "--kubernetes-persistent-volumes", "a:/mnt/a", "b:/mnt/b"],
+            {},
+            " is not below /mnt/a, /mnt/b; jobs see nothing but that volume",
+        ),
+        (
+            ["--container-image", "i", "--kubernetes-persistent-volumes", "a:/"],
+            {"prepare": "digits"},
+            "data is not there yet; make it with `lskd data digits --output data`",
+        ),
+    ],
+)
+def test_kubernetes_needs_an_image_and_all_on_a_volume(options, changes, message, plan):
+    pytest.importorskip("snakemake_executor_plugin_kubernetes")
+    with pytest.raises(LskdError, match=message):
+        make_schedule(replace(plan, **changes), None, ["--profile", "kubernetes", *options])
+
+
+def test_kubernetes_is_sent_the_workflow_and_looks_on_the_volume(plan):
+    pytest.importorskip("snakemake_executor_plugin_kubernetes")
+    options = ["--profile", "kubernetes", "--container-image", "i"]
+    schedule = make_schedule(plan, None, [*options, "--kubernetes-persistent-volumes", "a:/"])
+    words = schedule.command(plan)
+    assert value(words, "--default-storage-prefix") == str(plan.root)
+    schedule.prepare(plan)
+    snakefile = plan.root / "Snakefile"
+    assert value(words, "--snakefile") == str(snakefile)
+    assert snakefile.read_text() == scheduler.SNAKEFILE.read_text()
+    plain = replace(schedule, copied=False)
+    assert value(plain.command(plan), "--snakefile") == str(scheduler.SNAKEFILE)

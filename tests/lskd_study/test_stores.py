@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ import yaml
 from lskd import LskdError, SoftLabels, SoftLabelsLayout, SoftLabelsWriter
 from lskd_study import job
 from lskd_study.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
+from lskd_study.scheduler import SNAKEFILE
 from lskd_study.schema import SoftLabels as Asked
 from lskd_study.stores import CannotStoreError, Views, mmcls, timm
 from lskd_study.stores.commands import rerun_command
@@ -406,3 +409,16 @@ def test_what_mmcls_images_follow_from(tmp_path, plan_of, recipe, change, outcom
     else:
         assert said_of(mmcls, plan, two) == ""
         assert (mmcls.views(plan, two).key == mmcls.views(plan, one).key) is outcome
+
+
+def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(decided):
+    """On Kubernetes Snakemake looks for job.json in a folder of its own, of soft labels too."""
+    plan = decided()
+    plan.write()
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--directory", str(plan.root)]
+    words += ["--cores", "1", "--dry-run", "--printshellcmds", "--config", "copied=true"]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    printed = found.stdout + found.stderr
+    for made in (plan.runs[0], plan.stores[0]):
+        record = Path(made.folder, JOB)
+        assert f"{made.id} && cp {plan.root / record} {record}\n" in printed

@@ -58,7 +58,10 @@ def test_a_missing_teacher_is_named_and_the_others_are_compared(make, finish, ca
     monkeypatch.setattr(engine, "_snakemake", lambda *args: None)
     assert engine.run_study("study.yaml", None, 1, False, []) == 1
     assert f"1 of 4 runs are missing: {plan.runs[2].id}" in capsys.readouterr().err
-    assert plan.runs[3].id.removeprefix("teacher-") in (plan.root / "index.html").read_text()
+    page = (plan.root / "index.html").read_text()
+    assert plan.runs[3].id.removeprefix("teacher-") in page
+    assert "1 of 4 runs are missing" in page
+    assert f"<code>{plan.runs[2].id}</code>" in page
 
 
 def test_the_factor_t_squared_reaches_the_students_and_nothing_else(make):

@@ -67,16 +67,16 @@ def simulate(plan, world, seed):
         correct = (rng.random(samples) < logistic(odds)).astype(float)
         probability = logistic(odds)
         finished[run.id] = ImageResult(
-            run,
-            {},
-            curves,
-            keys,
-            labels,
-            1 - correct.astype(int),
-            correct,
-            np.ones(samples),
-            probability,
-            0.2,
+            run=run,
+            job={},
+            curves=curves,
+            keys=keys,
+            labels=labels,
+            rank=1 - correct.astype(np.int64),
+            correct=correct,
+            correct5=np.ones(samples),
+            target_probability=probability,
+            instability=0.2,
         )
     return Results(replace(plan, num_classes=2), finished)
 
@@ -365,6 +365,15 @@ def test_the_sum_over_independent_studies_keeps_its_coverage():
     assert 0.002 <= missed / 400 <= 0.07
 
 
+def test_the_sum_over_studies_weighs_variances_by_the_square():
+    rng = np.random.default_rng(27)
+    one, other = (crossed_interval(rng.normal(size=(3, 40))) for _ in range(2))
+    found = combine([one, other], [-2.0, 0.5])
+    assert found.estimate == pytest.approx(-2 * one.estimate + 0.5 * other.estimate)
+    expected = np.hypot(2 * (one.high - one.estimate), 0.5 * (other.high - other.estimate))
+    assert found.high - found.estimate == pytest.approx(expected)
+
+
 def studies_of_classes(plan_of, folder, gains, long_tailed=(), **plan):
     made = []
     for number, (classes, gain) in enumerate(gains):
@@ -407,6 +416,62 @@ def test_studies_that_cannot_be_compared_are_not(plan_of, tmp_path):
     assert judge_several([one, replace(other, plan=replace(other.plan, convention="uniform"))]) == []
     runs = [replace(run, model=f"other {run.model}") for run in other.plan.runs]
     assert judge_several([one, replace(other, plan=replace(other.plan, runs=runs))]) == []
+    longer = {**other.plan.configs, "teacher.yaml": {"epochs": 160}}
+    assert judge_several([one, replace(other, plan=replace(other.plan, configs=longer))]) == []
+    elsewhere = {
+        name: replace(result, keys=[key.replace("val/", "val/other ") for key in result.keys])
+        for name, result in other.finished.items()
+    }
+    assert judge_several([one, replace(other, finished=elsewhere)]) == []
+
+
+def test_of_two_studies_of_one_number_of_classes_the_one_that_shares_more_networks_is_taken(
+    plan_of, tmp_path
+):
+    """As in the recipes: Table 2 has one network on 1,000 classes, Table 1 all of them."""
+    one, other = studies_of_classes(plan_of, tmp_path, [(100, 2.0), (1000, 0.0)])
+    (found,) = judge_several([part_of(other, "a", "one network"), one, other])
+    assert found.runs == 24
+    assert "; a, b; 100, 1,000 classes" in found.setting.describe()
+
+
+def part_of(results, teachers, title):
+    """The study with these of its teachers alone."""
+    plan = results.plan
+    models = {run.id: plan.by_id[run.teacher].model if run.teacher else run.model for run in plan.runs}
+    runs = [run for run in plan.runs if models[run.id] in teachers]
+    finished = {run.id: results.finished[run.id] for run in runs}
+    return Results(replace(plan, runs=runs, title=title), finished)
+
+
+def test_teachers_of_several_studies_make_one_trend(plan_of, tmp_path):
+    plan = plan_of(tmp_path, students=[("s", "student.yaml")], teachers=TEACHERS)
+    whole = simulate(plan, World(slope=1.0, network_spread=1.2, own_ways=0.1), seed=3)
+    one, other = part_of(whole, "ab", "First"), part_of(whole, "cde", "Second")
+    together = {finding.claim.id: finding for finding in judge_several([one, other])}
+    alone = {f.claim.id: f for f in judge(whole) if f.claim.contrast == "networks"}
+    assert together.keys() == alone.keys() == {"better-teachers", "stability-follows-accuracy"}
+    for name, finding in together.items():
+        assert finding.interval == alone[name].interval
+        assert finding.runs == alone[name].runs
+        assert "teachers of “First”, “Second”" in finding.setting.describe()
+    assert together["better-teachers"].verdict == "supported"
+
+
+def test_a_teacher_that_two_studies_trained_alike_counts_once(plan_of, tmp_path):
+    plan = plan_of(tmp_path, students=[("s", "student.yaml")], teachers=TEACHERS)
+    whole = simulate(plan, World(slope=1.0), seed=3)
+    assert judge_several([whole, part_of(whole, "ab", "the same two")]) == []
+    one, other = part_of(whole, "abc", "First"), part_of(whole, "bcd", "Second")
+    found = {f.claim.id: f for f in judge_several([one, other])}
+    assert found["better-teachers"].interval.networks == 4
+    # Of another protocol they are other teachers, of another student's protocol they teach someone else.
+    longer = {**plan.configs, "teacher.yaml": {"epochs": 160}}
+    long = replace(other, plan=replace(other.plan, configs=longer))
+    assert judge_several([one, long])[0].interval.networks == 6
+    elsewhere = {**plan.configs, "student.yaml": {"epochs": 160}}
+    found = judge_several([one, replace(other, plan=replace(other.plan, configs=elsewhere))])
+    assert [finding.claim.id for finding in found] == ["stability-follows-accuracy"]
 
 
 def test_one_seed_gives_several_studies_no_verdict(plan_of, tmp_path):

@@ -102,7 +102,7 @@ class Draft:
         """
         if self.interval is None or not self.claim.direction or self.claim.contrast == "direction":
             return False
-        return self.interval.holds_seeds
+        return self.interval.holds_seeds and not math.isnan(self.p_value)
 
 
 def judge(results: Results[Kind]) -> list[Finding]:
@@ -113,15 +113,16 @@ def judge(results: Results[Kind]) -> list[Finding]:
     )
 
 
-def decide(drafts: Sequence[Draft]) -> list[Finding]:
+def decide(drafts: Sequence[Draft], headline: bool = True) -> list[Finding]:
     """Correct for the number of tests and give the verdicts.
 
-    Holm's method, claims about one parameter counted once. The first draft is the question that the study was
-    made for: it gets half of the error rate, and all others share the other half.
+    Holm's method, claims about one parameter counted once. With ``headline`` the first draft is the question
+    that the study was made for: it gets half of the error rate, and all others share the other half.
     """
+    first = drafts[:1] if headline else []
     family = [draft.p_value if draft.is_test else math.nan for draft in drafts]
-    others = {draft.parameter for draft in drafts if draft.is_test} - {d.parameter for d in drafts[:1]}
-    weights: dict[Hashable, float] = {draft.parameter: float(max(len(others), 1)) for draft in drafts[:1]}
+    others = {draft.parameter for draft in drafts if draft.is_test} - {draft.parameter for draft in first}
+    weights: dict[Hashable, float] = {draft.parameter: float(max(len(others), 1)) for draft in first}
     adjusted = holm(family, [draft.parameter for draft in drafts], weights)
     findings = [_finding(draft, float(p)) for draft, p in zip(drafts, adjusted, strict=True)]
     return [
@@ -261,10 +262,25 @@ def _over_networks(results: Results[Kind], draft: Draft) -> Draft:
     seeds, note = _seeds(results, used)
     if not seeds:
         return replace(draft, note=note)
-    draft = replace(draft, note=note, runs=len({runs[seed].run.id for runs in used for seed in seeds}))
+    return estimate_trend(
+        replace(draft, note=note), list(of_teachers.values()), list(explained.values()), seeds
+    )
+
+
+def estimate_trend(
+    draft: Draft,
+    teachers: Sequence[Sequence[Mapping[int, Result]]],
+    explained: Sequence[Sequence[Mapping[int, Result]]],
+    seeds: Sequence[int],
+) -> Draft:
+    """Return the draft with a trend over networks; each is the mean of its kinds of run."""
+    claim, note = draft.claim, draft.note
+    # By identity: runs of several studies may have one name.
+    used = {id(runs[seed]) for kinds in (*teachers, *explained) for runs in kinds for seed in seeds}
+    draft = replace(draft, runs=len(used))
     try:
-        x, _, problem = _table(of_teachers.values(), claim.explained_by, seeds)
-        y, strata, other = _table(explained.values(), claim.quantity, seeds)
+        x, _, problem = _table(teachers, claim.explained_by, seeds)
+        y, strata, other = _table(explained, claim.quantity, seeds)
         interval = network_trend(x, y, strata)
     except LskdError as error:
         return replace(draft, note="; ".join(filter(None, [str(error), note])))
@@ -330,6 +346,8 @@ def _follow(finding: Finding, findings: Sequence[Finding]) -> Finding:
     both = float(np.maximum(teacher.adjusted_p, student.adjusted_p))
     if not (teacher.interval.holds_seeds and teacher.adjusted_p < 1 - LEVEL):
         note = "the teachers’ difference may have either sign, so there is no direction to follow"
+        if not teacher.interval.holds_seeds:
+            note = teacher.interval.note
         return replace(finding, interval=None, note=note, p_value=math.nan, adjusted_p=both)
     sign = math.copysign(1, teacher.interval.estimate)
     interval = student.interval.scaled(sign)

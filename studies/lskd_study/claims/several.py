@@ -1,91 +1,136 @@
-"""Claims that take several studies: what the gain by smoothing depends on that a study holds fixed.
+"""Claims that take several studies, because each of them holds fixed what the claim is about.
 
 Studies are measured on different samples and trained apart, so their differences are independent: the parts
 of their variances add up, weighted by the square of the contrast's weight, each with its own degrees of
-freedom. Networks are those that every study has, fixed, and averaged, as in the paper's Table 4.
+freedom. Networks are those that every study has, fixed, and averaged, as in the paper's Table 4. Trends over
+the teachers of several studies are in `pooled`.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 from lskd import LskdError
 from lskd_study.claims.contrasts import difference, estimate_contrast, fitted_change, measure_of
 from lskd_study.claims.judging import Draft, Finding, decide
-from lskd_study.claims.long_tail import is_long_tailed
+from lskd_study.claims.long_tail import class_of_key, is_long_tailed
+from lskd_study.claims.pooled import content, pooled_trends
 from lskd_study.claims.settings import Setting, models_of
 from lskd_study.claims.statements import CLAIMS, Claim
-from lskd_study.plan import Plan
 from lskd_study.results import Results, common_seeds, is_translation
 from lskd_study.statistics import Interval, Part, no_interval, parts_interval
 
 METHOD = "independent studies, each with seeds and samples crossed"
+Shared = TypeVar("Shared")
 
 
 def judge_several(studies: Sequence[Results[Any]]) -> list[Finding]:
     """Test the claims that these studies can test together; none where they cannot.
 
-    More classes: image studies without a long tail, of equal smoothing values and convention, whose teachers
-    have a network in common, and with at least two different numbers of classes. Long tails: two such studies
-    of as many classes, one of them long-tailed. Of studies that are alike in this the first is taken.
+    All of them: equal smoothing values and convention. More classes: image studies without a long tail, with
+    different numbers of classes, some of which are the same (by name), whose teachers have a network in
+    common, trained by the same file; of studies of one number of classes the one that shares most networks.
+    Long tails: two studies of the same classes with a network in common, one of them long-tailed. Trends: see
+    `pooled`.
     """
-    drafts: list[Draft] = []
-    for group in _comparable([study for study in studies if not is_translation(study.plan)]):
-        even = _first_of_each([study for study in group if not is_long_tailed(study.plan)])
-        if len(even) > 1:
-            points = [math.log10(study.plan.num_classes) for study in even]
-            scale = max(points) - min(points)
-            weights = [weight / scale for weight in fitted_change(points)]
-            classes = ", ".join(f"{study.plan.num_classes:,}" for study in even)
-            drafts += _drafts("gain-classes", even, weights, f"{classes} classes")
-        by_classes = {study.plan.num_classes: study for study in even}
-        for study in _first_of_each([study for study in group if is_long_tailed(study.plan)]):
-            other = by_classes.get(study.plan.num_classes)
-            if other is not None:
-                words = f"“{study.plan.title}” against “{other.plan.title}”"
-                drafts += _drafts("gain-long-tail", [other, study], [-1.0, 1.0], words)
-    return decide(drafts)
-
-
-def _comparable(studies: Sequence[Results[Any]]) -> list[list[Results[Any]]]:
-    """Return the studies in groups of equal smoothing."""
     groups: dict[object, list[Results[Any]]] = {}
     for study in studies:
-        plan = study.plan
-        groups.setdefault((plan.convention, tuple(plan.smoothing)), []).append(study)
-    return [group for group in groups.values() if len(group) > 1]
+        if study.finished:
+            groups.setdefault((study.plan.convention, tuple(study.plan.smoothing)), []).append(study)
+    drafts: list[Draft] = []
+    for group in groups.values():
+        drafts += _gains([study for study in group if not is_translation(study.plan)])
+        drafts += pooled_trends(group)
+    return decide(drafts, headline=False)
 
 
-def _first_of_each(studies: Sequence[Results[Any]]) -> list[Results[Any]]:
-    """Return one study for each number of classes, in rising order, as long as they share a network.
+def _gains(group: Sequence[Results[Any]]) -> list[Draft]:
+    tails = [is_long_tailed(study.plan) for study in group]
+    even = [study for study, tail in zip(group, tails, strict=True) if not tail]
+    drafts: list[Draft] = []
+    for related in _related(even):
+        chosen = _one_of_each_number(related)
+        if len(chosen) < 2:
+            continue
+        points = [math.log10(study.plan.num_classes) for study in chosen]
+        scale = max(points) - min(points)
+        weights = [weight / scale for weight in fitted_change(points)]
+        common = _shared(map(_protocols, chosen))
+        classes = ", ".join(f"{study.plan.num_classes:,}" for study in chosen)
+        drafts += _gain_drafts("gain-classes", chosen, weights, [m for m, _ in common], f"{classes} classes")
+    for study in (study for study, tail in zip(group, tails, strict=True) if tail):
+        for other in even:
+            common_models = _shared([models_of(one.plan, "teacher") for one in (study, other)])
+            if _classes(study) == _classes(other) and common_models:
+                words = f"“{study.plan.title}” against “{other.plan.title}”"
+                drafts += _gain_drafts("gain-long-tail", [other, study], [-1.0, 1.0], common_models, words)
+                break
+    return drafts
 
-    The first study of a number of classes stands; one that would leave no common network is left out.
-    """
-    found: dict[int, Results[Any]] = {}
+
+def _related(studies: Sequence[Results[Any]]) -> list[list[Results[Any]]]:
+    """Return the studies in groups whose classes are in part the same, directly or by way of another."""
+    groups: list[tuple[set[str], list[Results[Any]]]] = []
     for study in studies:
-        others = [other.plan for other in found.values()]
-        if study.plan.num_classes not in found and _common_networks([*others, study.plan]):
-            found[study.plan.num_classes] = study
-    return [found[classes] for classes in sorted(found)]
+        names, members = set(_classes(study)), [study]
+        apart = []
+        for other_names, others in groups:
+            if names & other_names:
+                names, members = names | other_names, others + members
+            else:
+                apart.append((other_names, others))
+        groups = [*apart, (names, members)]
+    return [members for _, members in groups]
 
 
-def _common_networks(plans: Sequence[Plan]) -> list[str]:
-    first, *others = (models_of(plan, "teacher") for plan in plans)
-    return [name for name in first if all(name in models for models in others)]
+def _one_of_each_number(studies: Sequence[Results[Any]]) -> list[Results[Any]]:
+    """Return one study for each number of classes, in rising order, as long as they share a network."""
+    by_number: dict[int, list[Results[Any]]] = {}
+    for study in studies:
+        by_number.setdefault(study.plan.num_classes, []).append(study)
+    found: list[Results[Any]] = []
+    for number, members in sorted(by_number.items()):
+        elsewhere = {
+            p for n, others in by_number.items() if n != number for o in others for p in _protocols(o)
+        }
+        best = max(members, key=lambda study: len(elsewhere & set(_protocols(study))))
+        if _shared(map(_protocols, [*found, best])):
+            found.append(best)
+    return found
 
 
-def _drafts(
-    contrast: str, studies: Sequence[Results[Any]], weights: Sequence[float], words: str
+def _protocols(study: Results[Any]) -> list[tuple[str, str]]:
+    """Return the teachers' networks, each with what its trainer's file says."""
+    plan = study.plan
+    runs = [run for run in plan.runs if run.role == "teacher"]
+    return list(dict.fromkeys((run.model, content(plan, run)) for run in runs))
+
+
+def _classes(study: Results[Any]) -> frozenset[str]:
+    """Return the names of the classes of the validation images."""
+    first = next(iter(study.finished.values()))
+    return frozenset(class_of_key(key) for key in first.keys)
+
+
+def _shared(lists: Iterable[Sequence[Shared]]) -> list[Shared]:
+    """Return what is in all of the lists, in the order of the first."""
+    first, *others = lists
+    return [item for item in first if all(item in other for other in others)]
+
+
+def _gain_drafts(
+    contrast: str,
+    studies: Sequence[Results[Any]],
+    weights: Sequence[float],
+    networks: Sequence[str],
+    words: str,
 ) -> list[Draft]:
     claim = next(claim for claim in CLAIMS if claim.contrast == contrast)
-    networks = _common_networks([study.plan for study in studies])
-    if not networks:
-        return []
     baseline, *others = studies[0].plan.smoothing
-    return [_draft(claim, studies, weights, networks, (baseline, alpha), words) for alpha in others]
+    return [_gain(claim, studies, weights, networks, (baseline, alpha), words) for alpha in others]
 
 
-def _draft(
+def _gain(
     claim: Claim,
     studies: Sequence[Results[Any]],
     weights: Sequence[float],

@@ -351,7 +351,8 @@ CLAIMS = (
         "more-classes",
         "More classes shrink what the teacher gains by smoothing",
         "change of the difference in the teachers’ top-1 accuracy for ten times as many classes, on a line "
-        "fitted over the logarithm of their number, is below 0; networks that all of the studies have",
+        "fitted over the logarithm of their number, is below 0; networks that all of the studies have, "
+        "trained by the same file",
         "Table 4, Fig. 9, Sec. 7",
         "trend",
         "top1",

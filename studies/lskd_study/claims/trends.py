@@ -36,8 +36,8 @@ def network_trend(x: ArrayLike, y: ArrayLike, strata: ArrayLike | None = None) -
         y: what is explained, ``(M, S, N)``.
         strata: ``(N,)`` int, where the samples are drawn within fixed classes.
 
-    Without an interval where the networks' ``x`` differ by little more than what seeds and samples vary: at
-    least 0.8 of the variance of their means must be their own.
+    NaN, without an interval, where the networks' ``x`` differ by little more than what seeds and samples
+    vary: at least 0.8 of the variance of their means must be their own.
     """
     x, y = _centred(x), _centred(y)
     networks, seeds, samples = x.shape
@@ -45,9 +45,8 @@ def network_trend(x: ArrayLike, y: ArrayLike, strata: ArrayLike | None = None) -
     measured = float(np.square(means_x).sum())
     s_xx, s_xy = cross_product(x, x), cross_product(x, y)
     if not (measured > 0 and s_xx > _RELIABLE * measured):
-        slope = s_xy / s_xx if s_xx > 0 else np.nan
         note = "the teachers differ by little more than what seeds and samples vary"
-        return no_interval(slope, seeds, samples, METHOD, note)
+        return no_interval(np.nan, seeds, samples, METHOD, note, networks)
     slope = s_xy / s_xx
     rest = means_y - slope * means_x
     about_line = float(np.square(rest).sum()) / (networks - 2) / s_xx
@@ -56,7 +55,7 @@ def network_trend(x: ArrayLike, y: ArrayLike, strata: ArrayLike | None = None) -
     parts = [Part(about_line, networks - 2), *_crossed_parts(influence / s_xx, strata)]
     found = parts_interval(slope, parts, (seeds, samples), METHOD, networks=networks)
     if not found.known:
-        return no_interval(slope, seeds, samples, METHOD, "all networks lie on one line exactly")
+        return no_interval(slope, seeds, samples, METHOD, "all networks lie on one line exactly", networks)
     return found
 
 

@@ -34,7 +34,7 @@ LADDER = (
 )
 _SIZES = (32, 48, 64, 96, 128, 160, 224)
 _LARGEST_ON_CPU = 96
-_FEWEST_EPOCHS = 5
+FEWEST_EPOCHS = 5
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,12 @@ class Choice:
 
     def trainer_options(self) -> dict[str, Any]:
         """Return timm's options, the same for teachers and students."""
-        options: dict[str, Any] = {"in_chans": 1, "mean": [0.5], "std": [0.5]} if self.grey else {}
+        # Said for all models, so that teacher and students see the same images and one store serves them all.
+        options: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        if self.grey:
+            options = {"in_chans": 1, "mean": [0.5], "std": [0.5]}
         options |= {
+            "interpolation": "bicubic",
             "img_size": self.img_size,
             "crop_pct": 1.0 if self.img_size < 96 else 0.875,
             "batch_size": self.batch_size,
@@ -109,7 +113,7 @@ def candidates(images: OwnImages, gpu: bool, cores: int) -> list[Choice]:
 
 def shorter(choice: Choice, factor: float) -> Choice:
     """Return the same with this part of the epochs, but five."""
-    epochs = max(min(_FEWEST_EPOCHS, choice.epochs), int(choice.epochs * factor))
+    epochs = max(min(FEWEST_EPOCHS, choice.epochs), min(choice.epochs - 1, int(choice.epochs * factor)))
     return Choice(**{**choice.__dict__, "epochs": epochs})
 
 

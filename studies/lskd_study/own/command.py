@@ -3,20 +3,23 @@
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
 from lskd import LskdError
-from lskd_study.checks import check_output, check_snakemake_options
+from lskd_study.checks import check_output
 from lskd_study.engine import make_plan, run_study
 from lskd_study.extras import require_study_extra
-from lskd_study.own.choice import SEEDS, Choice, candidates, shorter
+from lskd_study.own.choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shorter
 from lskd_study.own.estimate import Estimate, duration, estimate
 from lskd_study.own.files import STUDY, contents, data_path
 from lskd_study.own.images import OwnImages, look_at
-from lskd_study.plan import write_text
+from lskd_study.plan import Plan, write_text
+from lskd_study.provenance import usable_cores
+from lskd_study.scheduler import make_schedule
 
 HOURS_ON_CPU, HOURS_ON_GPU = 1.0, 12.0
 # Of the validation images, on how many two students of a pair typically differ, in being right or wrong.
@@ -50,13 +53,13 @@ def run_own(
         LskdError: for what the user can mend, before anything is written.
     """
     require_study_extra()
-    check_snakemake_options(options)
     if not yes and not dry_run and not sys.stdin.isatty():
         raise LskdError(
             "there is no terminal to ask at; --dry-run shows the estimate, --yes goes on without asking"
         )
     images = look_at(folder)
     _check_images(images)
+    _check_options(images, cores, options)
     output = output or str(Path("runs", f"own-{Path(folder).resolve().name}"))
     file = Path(output, STUDY)
     say = _to_stdout if dry_run else _to_stderr
@@ -92,6 +95,13 @@ def run_own(
     for name, text in files.items():
         write_text(Path(output, name), text)
     return run_study(str(file), output, cores, False, options)
+
+
+def _check_options(images: OwnImages, cores: int, options: Sequence[str]) -> None:
+    with _plan_of(images, candidates(images, False, 1)[-1]) as plan:
+        executor = make_schedule(plan, cores, options).executor
+    if executor != "local":
+        _to_stderr(f"the times below are those of this machine, not of --executor {executor}")
 
 
 def _check_images(images: OwnImages) -> None:
@@ -137,7 +147,7 @@ def _choose(images: OwnImages, cores: int, hours: float | None) -> tuple[Choice,
 
     gpu = torch.cuda.is_available()
     limit = 3600 * (hours or (HOURS_ON_GPU if gpu else HOURS_ON_CPU))
-    wanted = candidates(images, gpu, cores)
+    wanted = candidates(images, gpu, usable_cores() // max(1, torch.cuda.device_count()))
     cheapest = wanted[-1]
     _to_stderr(f"measuring a few steps, for a study of at most {duration(limit)} (--hours)")
     least = _try(images, cheapest, cores)
@@ -150,20 +160,26 @@ def _choose(images: OwnImages, cores: int, hours: float | None) -> tuple[Choice,
         found = _try(images, choice, cores)
         if found is not None and found.total <= limit:
             return choice, found
-    if least.total > limit:
-        fewer = shorter(cheapest, limit / least.total)
-        found = _try(images, fewer, cores)
-        return (fewer, found) if found is not None else (cheapest, least)
+    while least.total > limit and cheapest.epochs > FEWEST_EPOCHS:
+        cheapest = shorter(cheapest, limit / least.total)
+        least = _try(images, cheapest, cores, least) or least
     return cheapest, least
 
 
-def _try(images: OwnImages, choice: Choice, cores: int) -> Estimate | None:
+def _try(images: OwnImages, choice: Choice, cores: int, before: Estimate | None = None) -> Estimate | None:
+    with _plan_of(images, choice) as plan:
+        return estimate(plan, cores, measured=before.measured if before else ())
+
+
+@contextmanager
+def _plan_of(images: OwnImages, choice: Choice) -> Iterator[Plan]:
+    """Give the plan of a choice, whose files lie in a scratch folder."""
     with tempfile.TemporaryDirectory(prefix="lskd-own-") as folder:
         if not images.usual_names:
             _link(images, Path(data_path(images, folder)))
         for name, text in contents(images, choice, folder, "").items():
             write_text(Path(folder, name), text)
-        return estimate(make_plan(str(Path(folder, STUDY)), None), cores)
+        yield make_plan(str(Path(folder, STUDY)), None)
 
 
 def _work(images: OwnImages, choice: Choice) -> float:

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from lskd import LskdError
-from lskd_study.plan import Plan, Run
+from lskd_study import gpus
+from lskd_study.plan import JOB, Plan
 
 if TYPE_CHECKING:
     from lskd_study.own.measure import Times
@@ -26,114 +27,153 @@ _MOST_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
+class Task:
+    """Something that the scheduler starts.
+
+    Attributes:
+        name: of a run or a store of soft labels.
+        needs: the task before it, where there is one.
+        seconds: that it takes.
+    """
+
+    name: str
+    needs: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Times of a plan's unfinished runs.
 
     Attributes:
-        rows: for each kind of run: what it is, how many there are, and its times.
+        rows: for each kind of task: what it is, in words, and how many seconds each takes.
+        runs: how many runs there are to do.
         at_once: how many run at a time.
         total: seconds until the page is there.
+        measured: the times of each kind of run.
     """
 
-    rows: list[tuple[str, int, "Times"]]
+    rows: list[tuple[str, float]]
+    runs: int
     at_once: int
     total: float
+    measured: "list[Times]" = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """Return it in lines, one for each kind of run and one for all."""
-        found = []
-        for name, count, times in self.rows:
-            found.append(
-                f"{count:4d} x {name}: {duration(times.run)} each, {times.epochs} epochs of {times.steps} "
-                f"steps ({1000 * times.step:.3g} ms) and an evaluation ({times.evaluation:.2g} s)"
-            )
-        runs = sum(count for _, count, _ in self.rows)
+        """Return it in lines, one for each kind of task and one for all."""
         together = f"{self.at_once} at a time" if self.at_once > 1 else "one after the other"
-        return [*found, f"in all {duration(self.total)}: {runs} runs, {together}, and the page"]
+        found = [f"{name}: {duration(seconds)} each" for name, seconds in self.rows]
+        return [*found, f"in all {duration(self.total)}: {self.runs} runs, {together}, and the page"]
 
 
-def estimate(plan: Plan, cores: int, seconds: float = SECONDS) -> Estimate | None:
+def estimate(
+    plan: Plan, cores: int, seconds: float = SECONDS, measured: "Sequence[Times]" = ()
+) -> Estimate | None:
     """Measure a few steps of each kind of a plan's unfinished runs; None where they need too much memory.
 
     As many processes measure at once as will train at once: they stand in each other's way as the runs will.
+    ``measured``: times of the same plan with other numbers of epochs, to be used instead.
 
     Raises:
         LskdError: for what the trainer refuses.
     """
     from lskd_study.own.measure import kind_of, kinds
+    from lskd_study.stores.decide import with_stores
 
+    plan = with_stores(plan)
     todo = plan.unfinished()
     if not todo:
-        return Estimate([], 1, 0.0)
+        return Estimate([], 0, 1, 0.0)
+    devices = gpus.visible_gpus() if gpus.gpus_of_a_run(plan.resources) else []
+    at_once = max(1, min(cores // plan.threads, len(todo), len(devices) or len(todo)))
     # Teachers of students still to do are needed by their model alone.
     needed = {run.teacher for run in todo} | {run.id for run in todo}
-    part = replace(plan, runs=[run for run in plan.runs if run.id in needed])
-    at_once = max(1, min(cores // plan.threads, len(todo)))
-    found = _measure(part, min(at_once, _MOST_AT_ONCE), seconds)
+    part = replace(plan, runs=[run for run in plan.runs if run.id in needed], stores=[])
+    found: list[Times] | None
+    if measured:
+        epochs = [plan.configs[run.config]["epochs"] for run in kinds(part).values()]
+        found = [replace(one, epochs=count) for one, count in zip(measured, epochs, strict=True)]
+    else:
+        found = _measure(part, min(at_once, _MOST_AT_ONCE), seconds, devices)
     if found is None:
         return None
     by_kind = dict(zip(kinds(part), found, strict=True))
-    times = {run.id: by_kind[kind_of(plan, run)] for run in todo}
-    rows = []
-    for kind, one in by_kind.items():
-        count = sum(kind_of(plan, run) == kind for run in todo)
-        if count:
-            role = "student" if kind[2] else "teacher"
-            name = f"{role} {kind[0]}" + f" of {kind[2]}" * bool(kind[2])
-            rows.append((name, count, one))
-    wall = makespan(todo, {name: one.run + _BETWEEN_RUNS for name, one in times.items()}, at_once)
-    return Estimate(rows, at_once, wall + _AROUND_RUNS)
+
+    # What is alike is one row; the tasks are in the order in which they are started.
+    tasks: list[Task] = []
+    rows: dict[str, tuple[int, float]] = {}
+
+    def add(task: Task, text: str) -> None:
+        tasks.append(task)
+        rows[text] = (rows.get(text, (0, 0.0))[0] + 1, task.seconds)
+
+    for run in todo:
+        times = by_kind[kind_of(plan, run)]
+        store = plan.store_of(run)
+        if store is not None and not any(task.name == store.id for task in tasks):
+            stored = replace(times, epochs=store.epochs)
+            if not Path(plan.root, store.folder, JOB).exists():
+                text = f"soft labels of {plan.run(run.teacher).model} for {store.epochs} epochs"
+                add(Task(store.id, store.teacher, stored.storing), text)
+        role = (
+            f"student {run.model} of {plan.run(run.teacher).model}" if run.teacher else f"teacher {run.model}"
+        )
+        own = times.without_teacher() if store is not None else times
+        add(Task(run.id, store.id if store else run.teacher, own.run), f"{role}, {own.describe()}")
+    wall = makespan([replace(task, seconds=task.seconds + _BETWEEN_RUNS) for task in tasks], at_once)
+    shown = [(f"{count:4d} x {text}", each) for text, (count, each) in rows.items()]
+    return Estimate(shown, len(todo), at_once, wall + _AROUND_RUNS, found)
 
 
-def makespan(runs: Sequence[Run], seconds: Mapping[str, float], at_once: int) -> float:
-    """Return when the last run ends, if each starts as soon as its teacher is there and a place is free.
+def makespan(tasks: Sequence[Task], at_once: int) -> float:
+    """Return when the last task ends, if each starts as soon as what it needs is there and a place is free.
 
     Args:
-        runs: in the order in which they are started.
-        seconds: of each run, by its name.
+        tasks: in the order in which they are started.
         at_once: number of places.
 
-    >>> teacher = Run("t", "teacher", "m", "c", 0.0, 0)
-    >>> students = [Run(name, "student", "m", "c", 0.0, 0, teacher="t") for name in "ab"]
-    >>> makespan([teacher, *students], {"t": 10.0, "a": 5.0, "b": 5.0}, 2)
+    >>> makespan([Task("t", "", 10.0), Task("a", "t", 5.0), Task("b", "t", 5.0)], 2)
     15.0
     """
     ends: dict[str, float] = {}
     places = [0.0] * at_once
-    waiting = list(runs)
-    listed = {run.id for run in runs}
+    waiting = list(tasks)
+    listed = {task.name for task in tasks}
     while waiting:
         free = heapq.heappop(places)
         ready = [
-            run for run in waiting if run.teacher not in listed or ends.get(run.teacher, free + 1) <= free
+            task for task in waiting if task.needs not in listed or ends.get(task.needs, free + 1) <= free
         ]
-        if not ready:  # until the next run ends
+        if not ready:  # until the next task ends
             heapq.heappush(places, min(end for end in ends.values() if end > free))
             continue
-        run = ready[0]
-        waiting.remove(run)
-        ends[run.id] = free + seconds[run.id]
-        heapq.heappush(places, ends[run.id])
+        task = ready[0]
+        waiting.remove(task)
+        ends[task.name] = free + task.seconds
+        heapq.heappush(places, ends[task.name])
     return max(ends.values(), default=0.0)
 
 
-def _measure(plan: Plan, copies: int, seconds: float) -> "list[Times] | None":
+def _measure(plan: Plan, copies: int, seconds: float, devices: Sequence[str]) -> "list[Times] | None":
+    """Return the times of each kind of run, the mean of as many processes as ``copies``."""
     from lskd_study.own.measure import OUT_OF_MEMORY, Times
 
     with tempfile.TemporaryDirectory(prefix="lskd-time-") as folder:
         processes = []
         for number in range(copies):
             place = Path(folder, str(number))
-            trial = replace(plan, output=str(place))
-            trial.write()
+            replace(plan, output=str(place)).write()
             command = [sys.executable, "-m", "lskd_study.own.measure", str(place / "plan.json"), str(seconds)]
+            environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
+            if devices:
+                environment[gpus.VISIBLE] = devices[number]
             processes.append(
                 subprocess.Popen(
                     [*command, repr(time.time())],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
-                    env={**os.environ, "OMP_NUM_THREADS": str(plan.threads)},
+                    env=environment,
                 )
             )
         try:
@@ -162,6 +202,8 @@ def _mean(copies: "Sequence[Times]") -> "Times":
         copies[0],
         start=fmean(one.start for one in copies),
         step=fmean(one.step for one in copies),
+        plain=fmean(one.plain for one in copies),
+        loading=fmean(one.loading for one in copies),
         evaluation=fmean(one.evaluation for one in copies),
         checkpoint=fmean(one.checkpoint for one in copies),
     )
@@ -170,11 +212,11 @@ def _mean(copies: "Sequence[Times]") -> "Times":
 def duration(seconds: float) -> str:
     """Return a time in words, to the precision of an estimate.
 
-    >>> [duration(value) for value in (42, 250, 5_000, 30_000, 400_000)]
-    ['42 s', '4 min', '1.4 hours', '8.3 hours', '4.6 days']
+    >>> [duration(value) for value in (42, 250, 1_500, 5_000, 30_000, 400_000)]
+    ['42 s', '4.2 min', '25 min', '1.4 hours', '8.3 hours', '4.6 days']
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds / 60:.1f} min" if seconds < 570 else f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86_400:.1f} days"

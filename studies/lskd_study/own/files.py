@@ -66,23 +66,13 @@ def _study(images: OwnImages, choice: Choice, output: str, about: str) -> str:
         "students": [{"model": model, "config": STUDENT} for model in choice.networks.students],
         "temperatures": [1],
         "hard_weights": [0],
-        "resources": {"threads": 1},
+        "resources": {"threads": 1} | ({"extra": {"gpu": 1}} if choice.gpu else {}),
     }
     return "\n".join(lines) + "\n" + _yaml(own)
 
 
 def _yaml(content: dict[str, Any]) -> str:
-    """Return a mapping as a person would write it: lists of numbers in one line."""
-    text = []
-    for key, value in content.items():
-        flow = isinstance(value, list) and not any(isinstance(item, dict) for item in value)
-        text.append(
-            yaml.safe_dump(
-                {key: value},
-                sort_keys=False,
-                allow_unicode=True,
-                width=110,
-                default_flow_style=None if flow else False,
-            )
-        )
-    return "".join(text)
+    """Return a mapping as a person would write it: what holds plain values alone in one line."""
+    return str(
+        yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    )

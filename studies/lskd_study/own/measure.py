@@ -13,7 +13,7 @@ import time
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Times:
     Attributes:
         start: from the start of the process to its first step.
         step: a training step, with the loading of its batch.
+        plain: the same without a teacher.
+        loading: the loading of a batch alone.
         steps: how many there are in an epoch.
         evaluation: the whole validation set once.
         checkpoint: writing the weights of one epoch.
@@ -53,6 +55,8 @@ class Times:
 
     start: float
     step: float
+    plain: float
+    loading: float
     steps: int
     evaluation: float
     checkpoint: float
@@ -67,6 +71,22 @@ class Times:
     def run(self) -> float:
         """Seconds of a run; the last weights are evaluated once more, for the page."""
         return self.start + self.epochs * self.epoch + self.evaluation
+
+    @property
+    def storing(self) -> float:
+        """Seconds in which the teacher is asked about the images of all epochs, without a student."""
+        return self.start + self.epochs * self.steps * (max(0.0, self.step - self.plain) + self.loading)
+
+    def without_teacher(self) -> "Times":
+        """Return the times of a student that reads what its teacher said."""
+        return replace(self, step=self.plain)
+
+    def describe(self) -> str:
+        """Return what a run consists of."""
+        return (
+            f"{self.epochs} epochs of {self.steps} steps ({1000 * self.step:.3g} ms) and an evaluation "
+            f"({self.evaluation:.2g} s)"
+        )
 
 
 def kinds(plan: Plan) -> dict[tuple[str, str, str], Run]:
@@ -135,6 +155,7 @@ def _times(plan: Plan, run: Run, seconds: float, importing: float) -> Times:
 
     steps = _Timed(loader, seconds)
     train_one_epoch(0, task, steps, optimizer, args, autocast=autocast, scaler=scaler)  # type: ignore[arg-type]
+    plain, loading = _without_teacher(task, steps, seconds / 2, args, optimizer, autocast, scaler, device)
     evaluation = _Timed(loader_eval, seconds / 2)
     validate(task.get_eval_model(), evaluation, args, autocast)  # type: ignore[arg-type]
     images = min(len(validation), 512)
@@ -150,11 +171,38 @@ def _times(plan: Plan, run: Run, seconds: float, importing: float) -> Times:
     return Times(
         start=start,
         step=steps.seconds / steps.batches,
+        plain=plain,
+        loading=loading,
         steps=len(loader),
         evaluation=len(validation) * evaluation.seconds / evaluation.images,
         checkpoint=saving,
         epochs=args.epochs + args.cooldown_epochs,
     )
+
+
+def _without_teacher(
+    task: Any,
+    steps: "_Timed",
+    seconds: float,
+    args: Namespace,
+    optimizer: Any,
+    autocast: Any,
+    scaler: Any,
+    device: torch.device,
+) -> tuple[float, float]:
+    """Return the seconds of a step that reads the teacher's answers, and those of loading its batch."""
+    loading = _Timed(steps.loader, seconds / 2)
+    for _ in loading:
+        pass
+    each = loading.seconds / loading.batches
+    if args.kd_teacher is None:
+        return steps.seconds / steps.batches, each
+    alone = parts.PlainTask(
+        task.get_trainable_module(), criterion=torch.nn.CrossEntropyLoss(), device=device, verbose=False
+    )
+    plain = _Timed(steps.loader, seconds)
+    train_one_epoch(0, alone, plain, optimizer, args, autocast=autocast, scaler=scaler)  # type: ignore[arg-type]
+    return plain.seconds / plain.batches, each
 
 
 class _Timed:
@@ -169,7 +217,7 @@ class _Timed:
     def __init__(self, loader: Loader, limit: float) -> None:
         self.device = loader.device
         self.batches, self.images, self.seconds = 0, 0, 0.0
-        self._loader, self._limit = loader, limit
+        self.loader, self._limit = loader, limit
 
     def __len__(self) -> int:
         return 10**9  # of an epoch that is broken off
@@ -178,7 +226,7 @@ class _Timed:
         started = self._now()
         warm = False
         while True:
-            for images, targets in self._loader:
+            for images, targets in self.loader:
                 yield images, targets
                 now = self._now()
                 if not warm:

@@ -124,7 +124,7 @@ def _distillation(paper: Paper, table: Table, found: Sequence[Measurement]) -> I
         k = _k(rows)
         columns = (
             Column("Teacher", "teacher"),
-            Column("w/ LS", "smoothing"),
+            Column("w/\u00a0LS", "smoothing"),
             Column("Acc. (Top-1)", "teacher_top1", numbers=True),
             Column(f"Acc. (Top-{k})", f"teacher_top{k}", numbers=True),
             Column("Student", "student"),
@@ -153,7 +153,7 @@ def _curves(paper: Paper, table: Table, found: Sequence[Measurement]) -> Iterabl
         columns = [
             Column("Teacher", "teacher"),
             Column("Student", "student"),
-            Column("w/ LS", "smoothing"),
+            Column("w/\u00a0LS", "smoothing"),
             Column("Acc. (Top-1)", "student_top1", numbers=True),
         ]
         top5 = "student_top5" in table.columns
@@ -177,7 +177,7 @@ def _curves(paper: Paper, table: Table, found: Sequence[Measurement]) -> Iterabl
 def _teachers(paper: Paper, table: Table, found: Sequence[Measurement]) -> Iterable[Part]:
     """Tables 3 and 4: a pair of columns for each data set, a row for each network and side."""
     places = _by_place(table, found)
-    columns = [Column("Teacher", "teacher"), Column("w/ LS", "smoothing")]
+    columns = [Column("Teacher", "teacher"), Column("w/\u00a0LS", "smoothing")]
     by_key: dict[tuple[str, float], dict[str, _Match]] = {}
     for place, own in places.items():
         rows = _printed_rows(table, place)
@@ -216,8 +216,10 @@ def _averages(paper: Paper, places: Sequence[str], lines: Sequence[Line]) -> Lin
             gains = _gains(lines, 2 + 2 * index + position)
             # A mean over networks has no deviation over seeds that the cells above would give.
             measured = Measured(float(np.mean(gains)), math.nan, 1) if gains else Measured.of([])
-            paper_gain = printed[place].number(column) if place in printed else None
-            cells.append(Figure(measured, paper_gain, signed=True))
+            row = printed.get(place)
+            gain = row.number(column) if row else None
+            errata = paper.errata_of_cell(row, column) if row else ()
+            cells.append(Figure(measured, gain, errata=errata, signed=True))
     return Line(tuple(cells), "Average")
 
 
@@ -287,7 +289,7 @@ def _table_9(paper: Paper, table: Table, found: Sequence[Measurement]) -> Iterab
     for place, own in _by_place(table, found).items():
         columns = (
             Column("Ratio (hard label – soft label)", "hard_weight"),
-            Column("w/ LS", "smoothing"),
+            Column("w/\u00a0LS", "smoothing"),
             Column("Acc. (Top-1)", "student_top1", numbers=True),
             Column("Acc. (Top-5)", "student_top5", numbers=True),
         )

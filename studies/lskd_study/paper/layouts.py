@@ -74,29 +74,30 @@ def published_layout(results: Results[ImageResult]) -> Layout | None:
     published = results.plan.published
     if not published:
         return None
-    columns = (
+    figures = published["figures"]
+    varied = any(f["hard_weight"] for f in figures)
+    columns = [
+        Column("T", "temperature", numbers=True),
+        Column("α", "smoothing", numbers=True),
+        *([Column("λ", "hard_weight", numbers=True)] if varied else []),
+        Column("Acc. (Top-1)", "student_top1", numbers=True),
         Column("Student", "student"),
         Column("Teacher", "teacher"),
-        Column("Temperature", "temperature", numbers=True),
-        Column("Hard weight", "hard_weight", numbers=True),
-        Column("Teacher’s α", "smoothing", numbers=True),
-        Column("Acc. (Top-1)", "student_top1", numbers=True),
-    )
+    ]
     teachers = dict.fromkeys(run.model for run in results.plan.runs if run.role == "teacher")
     lines = []
-    for f in published["figures"]:
+    for f in figures:
         teacher = f["teacher"] or next(iter(teachers))
-        setting = (f["smoothing"], f["temperature"], f["hard_weight"])
-        own = results.students(f["student"], teacher, *setting)
-        numbers = (f["temperature"], f["hard_weight"], f["smoothing"])
+        own = results.students(f["student"], teacher, f["smoothing"], f["temperature"], f["hard_weight"])
+        setting = [f["temperature"], f["smoothing"], *([f["hard_weight"]] if varied else [])]
         cells: tuple[Cell, ...] = (
+            *(Text(f"{number:g}", number) for number in setting),
+            Figure(Measured.of([result.top1 for result in own.values()]), f["top1"]),
             Text(f["student"]),
             Text(teacher),
-            *(Text(f"{number:g}", number) for number in numbers),
-            Figure(Measured.of([result.top1 for result in own.values()]), f["top1"]),
         )
         lines.append(Line(cells, "published"))
-    part = Part("", columns, tuple(lines))
+    part = Part("Top-1 accuracy of students", tuple(columns), tuple(lines))
     return Layout(
         "Published figures", published["source"], "published", (part,), "published", (), _notes([part])
     )
@@ -106,7 +107,7 @@ def _errata_of(part: Part) -> Iterable[str]:
     yield from part.errata
     for column in part.columns:
         yield from column.errata
-    for line in part.lines:
+    for line in (*part.lines, *((part.foot,) if part.foot else ())):
         for cell in line.cells:
             yield from cell.errata
 
@@ -115,7 +116,7 @@ def _notes(parts: Sequence[Part]) -> tuple[str, ...]:
     lines = [line for part in parts for line in part.lines]
     notes = []
     if any(not line.seeds for line in lines):
-        notes.append("A dash for the measured value: not measured by this study, or not yet.")
+        notes.append("A dash for the measured value: not measured here, or not yet.")
     if any(not line.printed for line in lines):
         notes.append("Rows without a figure of the paper are not in its table.")
     return tuple(notes)

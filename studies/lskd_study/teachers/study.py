@@ -5,12 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lskd import LskdError
-from lskd_study.paper.layout_parts import Layout
-from lskd_study.paper.page_figures import PageFigure
 from lskd_study.plan import write_text
 from lskd_study.recipes import find_study_file
 from lskd_study.teachers.evaluate import TeacherSpec
-from lskd_study.teachers.page import answer_of, render_teachers
+from lskd_study.teachers.page import ALONE, OfStudy, answer_of, render_teachers
 from lskd_study.teachers.paper_tables import TableName, paper_table, table_csv, table_markdown
 from lskd_study.teachers.run import WRITERS, Settings, check_specs, run_teachers
 from lskd_study.teachers.schema import TeacherEntry, TeacherList, load_teachers
@@ -46,15 +44,14 @@ def run_teacher_list(
     study: TeacherList,
     settings: Settings,
     files: Mapping[str, Path | None] | None = None,
-    layouts: Sequence[Layout] = (),
-    drawn: Sequence[PageFigure] = (),
+    beside: OfStudy = ALONE,
 ) -> Path | None:
     """Measure the teachers of a list and write its output folder.
 
     It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
     Markdown in the paper's layout, with its own figures beside the measured ones, a page, ``index.html``, and
     ``verdicts.json`` for `lskd index`.
-    ``layouts`` and ``drawn``: further tables and figures of the paper, for the page.
+    ``beside``: what the page shows of the study that they belong to.
 
     Returns:
         The output folder; None on the processes of torchrun other than the first.
@@ -84,7 +81,7 @@ def run_teacher_list(
     write_text(output / VERDICTS_FILE, record.text())
     page = output / PAGE
     stems = {str(name): stem for name, stem in FILES.items()}
-    write_text(page, render_teachers(study, comparison, tables, stems, layouts, drawn))
+    write_text(page, render_teachers(study, comparison, tables, stems, beside))
     print(page)
     return output
 

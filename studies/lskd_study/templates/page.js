@@ -44,7 +44,8 @@
     const value = cell => line(cell).replace(/\u2212(?=\d|\.)/g, "-");
     const head = table.tHead ? grid([...table.tHead.rows]) : [];
     const names = (head[0] || []).map((_, x) => [...new Set(head.map(row => row[x]))].filter(Boolean).map(value).join(" "));
-    const rows = grid(bodyRows(table)).map(cells => cells.map(value));
+    // What stands over several columns is said once; over several rows, in each of them.
+    const rows = grid(bodyRows(table)).map(cells => cells.map((cell, x) => (cell === cells[x - 1] ? "" : value(cell))));
     return [names, ...rows].map(row => row.map(quoted).join(",") + "\r\n").join("");
   }
 
