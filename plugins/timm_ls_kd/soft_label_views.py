@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from torch.utils.flop_counter import FlopCounterMode
 
 from lskd import LskdError, one_line
 from timm_ls_kd import inputs, parts
@@ -66,6 +67,20 @@ def views_of(args: Namespace, kd: KdConfig) -> Views:
     precision = kd.teacher_dtype or (str(own.amp_dtype) if own.amp else "float32")
     settings = {"augmentation": augmentation, "teacher": asked, "precision": precision}
     return Views(settings, epochs, own.mixup > 0 or own.cutmix > 0)
+
+
+def forward_flops(args: Namespace) -> int:
+    """Return the floating-point operations in which the model of a run answers one image.
+
+    Raises:
+        LskdError: a model that cannot be made.
+    """
+    own = Namespace(**vars(args))
+    own.pretrained, own.initial_checkpoint, own.distributed, own.device = False, "", False, "cpu"
+    model = parts.create_student(own).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *inputs.resolve_data(vars(own), model).input_size))
+    return int(counter.get_total_flops())
 
 
 def _scheduled_epochs(args: Namespace) -> int:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import yaml
 
 from lskd import file_checksum
 from lskd_study.ecosystems.fairseq import read_curves
+from lskd_study.engine import make_plan
+from lskd_study.stores.decide import with_stores
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -55,7 +58,7 @@ def kill_the_first_run(process: subprocess.Popen[str], runs: Path) -> str:
     raise AssertionError(f"no run was killed: {process.communicate()}")
 
 
-def test_a_study_of_translation(tmp_path):
+def test_a_study_of_translation(tmp_path, monkeypatch):
     write_files(tmp_path)
     runs = tmp_path / "runs" / "mini"
     process = study(tmp_path)
@@ -111,3 +114,36 @@ def test_a_study_of_translation(tmp_path):
     assert done.returncode == 0, done.stderr
     unbroken = read_curves(tmp_path / "rerun" / killed, "teacher")
     assert unbroken == read_curves(runs / "teachers" / killed, "teacher")
+
+    monkeypatch.chdir(tmp_path)
+    check_a_store(tmp_path)
+
+
+def check_a_store(folder: Path) -> None:
+    """One teacher of the study above is asked once, by jobs as the workflow starts them."""
+    content = yaml.safe_load((folder / "study.yaml").read_text())
+    content |= {"output": "runs/stored", "soft_labels": {"top_k": 8}}
+    (folder / "stored.yaml").write_text(yaml.safe_dump(content))
+    plan = with_stores(make_plan("stored.yaml", None))
+    store = plan.stores[0]
+    (student,) = (plan.run(name) for name in store.students)
+    shutil.copytree(
+        folder / "runs" / "mini" / "teachers" / store.teacher, plan.root / "teachers" / store.teacher
+    )
+    plan.write()
+    for job in (store.id, student.id):
+        words = [sys.executable, "-m", "lskd_study.job", plan.root / "plan.json", job]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    record = json.loads((plan.root / store.folder / "job.json").read_text())
+    assert (record["soft_labels"]["samples"], record["soft_labels"]["top_k"]) == (300, 8)
+    assert record["removed"]  # its only student is finished
+    job = json.loads((plan.folder(student) / "job.json").read_text())
+    assert job["soft_labels"]["checksum"] == record["soft_labels"]["checksum"]
+    assert job["settings"]["soft_labels"] == {"top_k": 8, "values": "float16"}
+    rows = read_curves(plan.folder(student), "student")
+    online = read_curves(folder / "runs" / "mini" / student.folder, "student")
+    # The same student by another loss: the eight likeliest words of each.
+    assert len(rows) == len(online)
+    assert rows != online
+    assert float(rows[0]["train_ce"]) == pytest.approx(float(online[0]["train_ce"]), rel=0.5)

@@ -56,6 +56,7 @@ STUDY = {
         {"model": "test_byobnet", "config": "student.yaml"},
         {"model": "test_resnet", "config": "student.yaml"},
     ],
+    "soft_labels": {"mode": "always"},  # these teachers are too small for auto
     "resources": {"threads": 1, "extra": {"gpu": 1}},
 }
 # Writes a store and is killed while it does.

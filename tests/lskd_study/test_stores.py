@@ -49,6 +49,7 @@ def decided(tmp_path, plan_of, monkeypatch, data):
         return view
 
     monkeypatch.setattr(timm, "views", views)
+    monkeypatch.setattr(timm, "work", lambda plan, teacher: 10**9)
 
     def decide(change=None, students=(("small", "student.yaml"), ("big", "student.yaml")), **asked) -> Plan:
         found.update(change or {})
@@ -122,6 +123,21 @@ def test_where_students_ask_their_teachers_themselves(decided, asked, change, re
 def test_a_single_student_needs_no_store_and_no_look_at_its_file(decided):
     plan = decided({"small": AssertionError("looked at")}, students=[("small", "student.yaml")])
     assert plan.store_notes == ["small: each teacher has one student"]
+
+
+def test_teachers_that_answer_faster_than_an_image_is_loaded(decided, monkeypatch):
+    monkeypatch.setattr(timm, "work", lambda plan, teacher: 8_050_560)
+    assert "an image takes 8.05 million operations, less than loading" in decided().store_notes[0]
+    assert len(decided(mode="always").stores) == 6
+
+
+def test_what_a_teachers_answer_takes(tmp_path, plan_of, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER))
+    plan = plan_of(tmp_path, teachers=[("resnet10t", "one.yaml")], students=[("test_byobnet", "one.yaml")])
+    small = timm.work(plan, plan.runs[0])
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | {"img_size": 64}))
+    assert 3.5 < timm.work(plan, plan.runs[0]) / small < 4.5  # four times the pixels
 
 
 def test_room_on_the_disk(decided, monkeypatch):

@@ -4,9 +4,12 @@ import os
 import shlex
 
 from lskd_study.ecosystems import trainer_of
+from lskd_study.gpus import VISIBLE
 from lskd_study.plan import Plan, Run
 from lskd_study.schema import TRANSLATION
 from lskd_study.stores import storing
+
+_SETTINGS = ("OMP_NUM_THREADS", VISIBLE)
 
 
 def rerun_command(plan: Plan, run: Run, output: str) -> str:
@@ -19,6 +22,6 @@ def rerun_command(plan: Plan, run: Run, output: str) -> str:
     store = plan.store_of(run)
     if store is None or plan.ecosystem != TRANSLATION:
         return words
-    threads = os.environ.get("OMP_NUM_THREADS")
-    setting = f"OMP_NUM_THREADS={threads} " if threads else ""
-    return f"{shlex.join(storing(plan.ecosystem).command(plan, store, output))} && {setting}{words}"
+    # What stands before the whole line on the page holds for its first command alone.
+    settings = [f"{name}={shlex.quote(os.environ[name])} " for name in _SETTINGS if name in os.environ]
+    return f"{shlex.join(storing(plan.ecosystem).command(plan, store, output))} && {''.join(settings)}{words}"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,10 +16,13 @@ from lskd import LskdError, SoftLabelsLayout
 from lskd_study.checks import IMAGES
 from lskd_study.plan import BEGUN, Plan, Run, Store
 from lskd_study.schema import TRANSLATION
-from lskd_study.stores import CannotStoreError, Views, storing
+from lskd_study.stores import CannotStoreError, Views, storing, timm
 
 # Training images of data that a study makes itself.
 _MADE = {"digits": 1201}
+# Floating-point operations an image below which a store costs more than it saves: on one core they take about
+# as long as loading and augmenting a small image, which the store's own pass does once more.
+_WORTH = 100_000_000
 
 
 def with_stores(plan: Plan) -> Plan:
@@ -126,9 +130,15 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
         raise CannotStoreError("no other student of a teacher has the same training images")
     if views.caution:
         raise CannotStoreError(f"{views.caution}; soft_labels.mode: always would do so")
+    if (work := _work(plan, group)) < _WORTH:
+        raise CannotStoreError(
+            f"a teacher's answer to an image takes {work / 1e6:.3g} million operations, less than loading "
+            "the image once more to store it; soft_labels.mode: always would do so"
+        )
     own = [store for store in stores if store.students[0] in {run.id for run in group}]
     if not all(store.size for store in own):
-        raise CannotStoreError("how large a store would be is not known before the data is there")
+        mend = f"; make it first by `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
+        raise CannotStoreError(f"how large a store would be is not known before the data is there{mend}")
     total, limit = sum(store.size for store in stores), float(plan.soft_labels["limit_gb"]) * 1e9
     if total > limit:
         small = sum(_bytes_an_epoch(plan, 10, "float16") * store.epochs for store in own)
@@ -143,6 +153,12 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
             f"{len(stores)} stores would take {gigabytes(total)}, more than half of the {gigabytes(free)} "
             f"that are free at {plan.output}"
         )
+
+
+def _work(plan: Plan, group: Iterable[Run]) -> int:
+    """Return the most floating-point operations in which a teacher of these students answers one image."""
+    teachers = {(run.model, run.config): run for run in (plan.run(student.teacher) for student in group)}
+    return max(timm.work(plan, teacher) for teacher in teachers.values())
 
 
 def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:

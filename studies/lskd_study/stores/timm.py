@@ -32,6 +32,14 @@ def views(plan: Plan, run: Run) -> Views:
     return Views(json.dumps(found.settings, sort_keys=True), found.epochs, found.epochs, caution)
 
 
+def work(plan: Plan, teacher: Run) -> int:
+    """Return the floating-point operations in which a teacher answers one image."""
+    from timm_ls_kd.soft_label_views import forward_flops
+    from timm_ls_kd.trainer_arguments import parse_arguments
+
+    return forward_flops(parse_arguments(timm.command(plan, teacher)[2:]))
+
+
 def command(plan: Plan, store: Store, output: str | None = None) -> list[str]:
     """Return the shell command that stores, paths relative to ``plan.cwd``."""
     words = timm.command(plan, plan.run(store.writer), output)
