@@ -104,7 +104,8 @@ def test_claims_that_take_several_studies_have_a_section(studies, tmp_path, fake
     folders = []
     for number, names in enumerate(("ab", "cd")):
         teachers = [(name, "teacher.yaml") for name in names]
-        plan = fake_study_at(tmp_path / str(number))(students=[("small", "student.yaml")], teachers=teachers)
+        changes = {"students": [("small", "student.yaml")], "teachers": teachers, "seeds": [0, 1]}
+        plan = fake_study_at(tmp_path / str(number))(per_class=20, **changes)
         write_report(plan)
         folders.append(plan.root)
     shutil.move(folders[1], tmp_path / "moved")

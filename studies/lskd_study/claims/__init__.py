@@ -1,20 +1,12 @@
 """The paper's claims that studies can test, and the verdict on each.
 
 ``statements``: the table of claims. ``scope``: which of them a study tests. ``settings``: where in it.
-``contrasts`` and ``trends``: estimates with their intervals. ``judging``: verdicts on one study,
-``several``: on several together.
+``contrasts`` and ``trends``: estimates with their intervals. ``findings``: correction and verdicts.
+``judging``: one study, ``several`` and ``pooled``: several together.
 """
 
-from lskd_study.claims.judging import (
-    Finding,
-    Groups,
-    Verdict,
-    estimate,
-    groups,
-    judge,
-    number_of_tests,
-    verdict,
-)
+from lskd_study.claims.findings import Finding, Verdict, number_of_tests, verdict
+from lskd_study.claims.judging import Groups, estimate, groups, judge
 from lskd_study.claims.scope import claims_of
 from lskd_study.claims.settings import Setting, settings
 from lskd_study.claims.several import judge_several

@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lskd_study.claims.judging import Draft, estimate_trend
+from lskd_study.claims.findings import Draft
+from lskd_study.claims.judging import estimate_trend
 from lskd_study.claims.scope import task_of
 from lskd_study.claims.settings import Setting, models_of
 from lskd_study.claims.statements import CLAIMS, Claim

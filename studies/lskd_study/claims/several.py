@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from lskd import LskdError
 from lskd_study.claims.contrasts import difference, estimate_contrast, fitted_change, measure_of
-from lskd_study.claims.judging import Draft, Finding, decide
+from lskd_study.claims.findings import Draft, Finding, decide
 from lskd_study.claims.long_tail import class_of_key, is_long_tailed
 from lskd_study.claims.pooled import content, pooled_trends
 from lskd_study.claims.settings import Setting, models_of
