@@ -39,11 +39,11 @@ STUDY = {
     "title": "Miniature",
     "data": {"path": "data/digits", "num_classes": 10, "prepare": "digits"},
     "output": "runs/mini",
-    "resources": {"threads": 1, "extra": {"gpu": 1}},
     "smoothing": {"values": [0, 0.1]},
     "seeds": [0, 1],
     "teachers": [{"model": "test_byobnet", "config": "teacher.yaml"}],
     "students": [{"model": "test_byobnet", "config": "student.yaml"}],
+    "resources": {"threads": 1, "extra": {"gpu": 1}},
 }
 LSKD = [sys.executable, "-m", "lskd_study"]
 
