@@ -120,6 +120,8 @@ def test_a_study_on_slurm(cluster, tmp_path):
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 3}))
     (tmp_path / "student.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 1}))
     study = {**STUDY, "seeds": [0], "resources": {"threads": 1, "extra": {"gpu": 1}}}
+    study["students"] = [{"model": "test_byobnet", "config": "student.yaml"}]
+    study.pop("soft_labels", None)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     command = [sys.executable, "-m", "lskd_study", "study", "study.yaml", *OPTIONS]
     log = tmp_path / "first.log"
