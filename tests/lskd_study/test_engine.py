@@ -10,6 +10,7 @@ import yaml
 from lskd import LskdError
 from lskd_study import engine
 from lskd_study.plan import JOB, PLAN, Plan
+from lskd_study.stores.decide import with_stores
 
 pytestmark = pytest.mark.unit
 
@@ -89,7 +90,7 @@ def test_without_any_result_there_is_no_page(plan, scheduled):
     with pytest.raises(LskdError, match="no run has finished"):
         engine.run_study("study.yaml", None, 1, False, [])
     assert not (plan.root / "index.html").exists()
-    assert Plan.read(plan.root / PLAN) == plan
+    assert Plan.read(plan.root / PLAN) == with_stores(plan)
 
 
 def test_options_reach_snakemake_as_they_are(plan, scheduled):
