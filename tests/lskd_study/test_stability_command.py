@@ -223,6 +223,7 @@ def test_a_list_of_teachers_is_a_study(files, capsys, command):
         "table1.md",
         "table10.csv",
         "table10.md",
+        "verdicts.json",
     ]
     assert "0.3217" in (output / "table1.md").read_text()  # the paper's ResNet-50 without smoothing
     assert "0.1733" in (output / "table10.md").read_text()
