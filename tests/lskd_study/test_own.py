@@ -241,13 +241,23 @@ def test_a_dry_run_shows_the_time_and_leaves_nothing(here, untrained, capsys):
     assert (
         "6 x teacher test_resnet, 30 epochs of 10 steps (100 ms) and an evaluation (0.5 s): 51 s each" in out
     )
-    # The teacher is asked once for both students, which then have steps without it.
-    assert "6 x soft labels of test_resnet for 30 epochs: 20 s each" in out
-    assert "6 x student test_byobnet of test_resnet, 30 epochs of 10 steps (60 ms)" in out
+    assert "6 x student test_byobnet of test_resnet, 30 epochs of 10 steps (100 ms)" in out
     assert "18 runs, 2 at a time, and the page" in out
     assert "would write runs/own-pets/study.yaml" in out
     assert listing(here) == before
     assert untrained == []
+
+
+def test_a_teacher_that_is_asked_once_is_counted_once(here, untrained, capsys):
+    assert cli.main(["study", "--own", "pets", "--yes", "--output", "out"]) == 0
+    with (here / "out" / "study.yaml").open("a") as file:
+        file.write("soft_labels: {mode: always}\n")
+    capsys.readouterr()
+    assert cli.main(["study", "--own", "pets", "--dry-run", "--output", "out"]) == 0
+    out = capsys.readouterr().out
+    assert "6 x soft labels of test_resnet for 30 epochs: 20 s each" in out
+    # Students then have steps without it.
+    assert "6 x student test_byobnet of test_resnet, 30 epochs of 10 steps (60 ms)" in out
 
 
 def test_without_a_terminal_nothing_starts_unasked(here, untrained, capsys, monkeypatch):
