@@ -126,7 +126,18 @@ def teacher_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     output = tmp_path_factory.mktemp("teacher")
     status = cli.main(
-        [*COMMON, str(digits), "--output", str(output), "--experiment", "run", "--epochs", "6", "--seed", "1"]
+        [
+            *COMMON,
+            str(digits),
+            "--output",
+            str(output),
+            "--experiment",
+            "run",
+            "--epochs",
+            "10",
+            "--seed",
+            "1",
+        ]
     )
     assert status == 0
     return output / "run"

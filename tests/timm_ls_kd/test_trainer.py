@@ -273,8 +273,8 @@ def test_vit_teacher_at_its_own_size(train, runs):
 
 
 def test_grey_images(train, runs, summary):
-    grey = ["--in-chans", 1, "--epochs", 4]
-    assert train("teacher", *grey).status == 0
+    grey = ["--in-chans", 1]
+    assert train("teacher", *grey, "--epochs", 10).status == 0
     kd = ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", runs / "teacher" / "last.pth.tar"]
     result = train("student", *kd, *grey, "--epochs", 1)
     assert result.status == 0, result.err
