@@ -121,17 +121,18 @@ def run_preflight(
     kd: KdConfig,
     teacher: Teacher,
     dataset: Any,
+    train: Any,
     data: DataConfig,
     args: Namespace,
     device: torch.device,
     autocast: Any,
 ) -> None:
-    """Try the teacher: on validation images, or on an empty image where there are none to be judged by."""
+    """Try the teacher on validation images, or an empty image without; make it fast on training images."""
     if dataset is None or kd.preflight_samples == 0:
         with autocast():
             answer(teacher, torch.zeros(2, *data.input_size, device=device), kd.teacher)
         say(args, f"teacher '{kd.teacher}': accuracy not checked")
-        _speed_up(kd, teacher, dataset, data, args, device, autocast)
+        _speed_up(kd, teacher, train, data, args, device, autocast)
         return
     indices = spread_indices(len(dataset), kd.preflight_samples)[args.rank :: args.world_size]
     batches = spread_batches(
@@ -151,13 +152,13 @@ def run_preflight(
         channels_last=args.channels_last,
     )
     say(args, line)
-    _speed_up(kd, teacher, dataset, data, args, device, autocast)
+    _speed_up(kd, teacher, train, data, args, device, autocast)
 
 
 def _speed_up(
     kd: KdConfig,
     teacher: Teacher,
-    dataset: Any,
+    train: Any,
     data: DataConfig,
     args: Namespace,
     device: torch.device,
@@ -167,7 +168,7 @@ def _speed_up(
         line = speed_up(
             kd,
             teacher,
-            dataset and SeededDataset(dataset, args.seed),
+            SeededDataset(train, args.seed),
             data.normalisation,
             device,
             prefetch=not args.no_prefetcher,

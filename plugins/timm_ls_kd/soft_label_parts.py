@@ -88,7 +88,7 @@ def open_store(
         for line in describe_teacher(kd, teacher, data.normalisation, args.num_classes):
             say(args, line)
         made = replace(kd, teacher_fast=run.teacher_mode)
-        run_preflight(made, teacher, dataset_eval, data, args, device, autocast)
+        run_preflight(made, teacher, dataset_eval, loader.dataset.dataset, data, args, device, autocast)
         run.speaks(teacher.form)
         return teacher
 

@@ -102,7 +102,7 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
     else:
         task = parts.create_task(args, kd, model, data, smoothing, device)
         if kd is not None:
-            parts.run_preflight(kd, task.teacher, dataset_eval, data, args, device, autocast)
+            parts.run_preflight(kd, task.teacher, dataset_eval, dataset, data, args, device, autocast)
     optimizer = parts.create_optimizer(args, model)
     start_epoch = _resume(args, task, optimizer, scaler)
     eval_model, eval_model_ema = _wrap(args, task, device)

@@ -19,7 +19,7 @@ from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
 from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
 from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.datacheck import check_data
-from timm_ls_kd.fast_teacher import speed_up
+from timm_ls_kd.fast_teacher import Augmented, speed_up
 from timm_ls_kd.models import check_model_name, first_channels
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.parts import uniform_smoothing
@@ -60,6 +60,7 @@ class _Run:
     args: Namespace = field(default_factory=Namespace)
     kd: KdConfig | None = None
     student: Any = None
+    dataset_train: Any = None
     dataset_eval: Any = None
     eval_loader: dict[str, Any] = field(default_factory=dict)
     task: LsKdTask | None = None
@@ -234,7 +235,9 @@ def _watch(module: Any, run: _Run) -> None:
             run.args.smoothing = uniform_smoothing(run.args, int(model.num_classes))
 
     def dataset_made(dataset: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not kwargs.get("is_training"):
+        if kwargs.get("is_training"):
+            run.dataset_train = dataset
+        else:
             run.dataset_eval = dataset
 
     def loader_made(loader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -356,7 +359,8 @@ def _speed_up(
         line = speed_up(
             kd,
             teacher,
-            run.dataset_eval,
+            # AugMix takes the training images' transform apart.
+            run.dataset_eval if run.args.aug_splits else Augmented(run.dataset_train, run.args.seed),
             student_norm,
             device,
             prefetch=run.eval_loader["use_prefetcher"],

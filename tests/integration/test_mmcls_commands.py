@@ -147,7 +147,8 @@ def test_the_papers_recipe_without_imagenet(tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     result = run(MIM, "train", "mmcls", "recipes/reactnet_kd.py", cwd=tmp_path)
     assert result.returncode != 0
-    assert "Traceback" not in result.stdout + result.stderr
+    printed = result.stdout + result.stderr
+    assert "Traceback" not in printed, printed
     (line,) = [line for line in result.stderr.splitlines() if "error" in line]
     assert line.startswith(
         "mmcls_bnn: error: data folder data/imagenet/train does not exist; put ImageNet-1K"

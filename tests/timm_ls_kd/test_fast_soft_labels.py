@@ -60,7 +60,7 @@ def test_the_manifest_says_how_the_teacher_was_made_and_measured(stores):
         content = form_of(stores[form])
         assert content["mode"] == form
         assert "15 of 15 batch norms folded" in content["made"]
-        assert content["images"] == 36
+        assert content["images"] == 72
         assert 0 <= content["mean_kl"] <= min(content["max_kl"], 0.01)
         fast = SoftLabels(stores[form]).take(np.arange(96)).values.astype(np.float64)
         fast -= np.log(np.exp(fast).sum(-1, keepdims=True))

@@ -52,7 +52,7 @@ def test_training_with_a_fast_teacher(train, kd, teacher, summary, tmp_path, mod
     line = next(line for line in result.out.splitlines() if ", fast: " in line)
     assert re.search(
         rf"fast: {MODES}, 15 of 15 batch norms folded, channels-last: [\d.]+ times as fast .*"
-        r"KL\(exact \|\| fast\) [\d.e-]+ nats on the mean of 36 images, [\d.e-]+ at most, same class for",
+        r"KL\(exact \|\| fast\) [\d.e-]+ nats on the mean of 72 images, [\d.e-]+ at most, same class for",
         line,
     )
     exact, fast = (summary(tmp_path / "runs" / name)[0] for name in ("exact", "fast"))
@@ -80,12 +80,25 @@ def test_resumed_run_equals_an_unbroken_one(train, kd, weights, tmp_path):
         (["--kd-teacher-fast", "float32", "--kd-teacher-dtype", "bfloat16"], ["drop --kd-teacher-dtype"]),
         (["--kd-teacher-fast", "float32", "--kd-preflight-samples", "0"], ["--kd-preflight-samples"]),
         (["--kd-teacher-compile"], ["add --kd-teacher-fast"]),
-        (["--kd-teacher-fast", "float32", "--val-split", "", "--eval-metric", "loss"], ["there are none"]),
     ],
 )
 def test_refused_before_training(train, kd, tmp_path, flags, words):
     train("run", *kd, *flags, "--epochs", 1).assert_one_clear_line(*words)
     assert not list((tmp_path / "runs").glob("run/*.csv"))
+
+
+def test_measured_on_training_images_with_or_without_validation_images(train, kd):
+    plain = ["--kd-teacher-fast", "float32", "--epochs", 1]
+    with_, without = (
+        train(f"run {len(split)}", *kd, *plain, *split)
+        for split in ([], ["--val-split", "", "--eval-metric", "loss"])
+    )
+    assert without.status == 0, without.err
+    assert "on the mean of 72 images" in without.out
+    # The run's own draws are untouched: both train on the same images.
+    lines = [[x for x in run.out.splitlines() if "train loss" in x] for run in (with_, without)]
+    losses = [line[0].split("train loss ")[1].split(",")[0] for line in lines]
+    assert losses[0] == losses[1]
 
 
 def test_needs_a_teacher(train):

@@ -149,7 +149,7 @@ def _times(plan: Plan, run: Run, seconds: float, importing: float) -> Times:
     autocast, scaler = precision(args, device)
     task = parts.create_task(args, kd, model, data, smoothing, device)
     if kd is not None:
-        parts.run_preflight(kd, task.teacher, validation, data, args, device, autocast)
+        parts.run_preflight(kd, task.teacher, validation, training, data, args, device, autocast)
     optimizer = parts.create_optimizer(args, model)
     start = importing + time.perf_counter() - begun
 

@@ -247,7 +247,9 @@ class TimmChecks:
             loader_eval = inputs.eval_loader(validation, data, args, device)
             task = parts.create_task(args, kd, model, data, smoothing, device)
             if kd is not None:
-                parts.run_preflight(kd, task.teacher, validation, data, args, device, contextlib.nullcontext)
+                parts.run_preflight(
+                    kd, task.teacher, validation, training, data, args, device, contextlib.nullcontext
+                )
             optimizer = parts.create_optimizer(args, model)
             scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=STEPS)
             train_one_epoch(
