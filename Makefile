@@ -36,8 +36,9 @@ demo-nmt: install
 	$(BIN)/lskd study recipes/number_words_de_en/study.yaml --cores 2
 
 # Two tests at a time, a file's tests one after the other.
+# In the folders' own order the long files of tests/integration start early, and do not end as a tail.
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

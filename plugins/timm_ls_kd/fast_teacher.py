@@ -35,6 +35,9 @@ class Augmented(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """Return an image and its label, the same each time."""
+        allow = getattr(getattr(self.dataset, "reader", None), "allow", None)
+        if allow is not None:  # a reader that gives each image once, see timm_ls_kd.data
+            allow(index)
         with replayed(augmentation_seed(self.seed, 0, index)):
             return self.dataset[index]
 

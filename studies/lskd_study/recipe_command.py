@@ -76,7 +76,8 @@ def check(
                     print(f"{outcome.name}: not checked, {problem}", flush=True)
                     continue
             failed += 1
-            print(f"lskd: error: {outcome.name}: {problem}", file=sys.stderr, flush=True)
+            about = "" if problem.startswith(outcome.name) else f"{outcome.name}: "
+            print(f"lskd: error: {about}{problem}", file=sys.stderr, flush=True)
     if failed < len(recipes):
         print(footer())
     raise typer.Exit(2 if failed else 0)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lskd import LskdError, one_line
+from lskd import LskdError
 from lskd_study.recipe_catalogue import Recipe
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Checks:
             try:
                 yield Outcome(recipe.name, self._check(recipe))
             except LskdError as error:
-                yield Outcome(recipe.name, problem=one_line(error))
+                yield Outcome(recipe.name, problem=" ".join(str(error).split()))
             finally:
                 shutil.rmtree(self.scratch / "runs", ignore_errors=True)
 
