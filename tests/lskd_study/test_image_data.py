@@ -249,6 +249,11 @@ def test_inat_is_split_by_its_annotations(tmp_path, capsys):
         pack(source / f"{split}2019.json.tar.gz", {f"{split}2019.json": json.dumps(text).encode()})
     pack(source / "train_val2019.tar.gz", {names[i]: picture(i) for i in names})
     words = ("inat2019", source, "--expect", "train=4,val=2,classes=2")
+    assert "train2019.json.tar.gz: expected md5 b06a6683" in refused(capsys, output, *words)
+    for split in ("train", "val"):
+        with tarfile.open(source / f"{split}2019.json.tar.gz") as tar:
+            tar.extractall(source, filter="data")
+        (source / f"{split}2019.json.tar.gz").unlink()
     assert "expected md5 c60a6e29" in refused(capsys, output, *words)
     assert run(*words, "--no-checksum", "--output", output) == 0
     assert sorted(agree(output)["val"].values()) == [0, 1]

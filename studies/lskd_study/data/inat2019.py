@@ -47,6 +47,10 @@ def prepare_inat2019(
             _refuse_missing(found, missing, len(places))
 
         def fill(tree: Tree) -> dict[str, Any]:
+            annotations = [source / f"{split}2019.json.tar.gz" for split in SPLITS]
+            for file in annotations if checksum else []:
+                if file.is_file():
+                    check_md5(tree, file, PUBLISHED["inat2019"].md5[file.name])
             if found.is_dir():
                 place(
                     tree,

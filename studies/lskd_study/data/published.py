@@ -57,7 +57,11 @@ PUBLISHED: dict[str, Published] = {
         "iNaturalist 2019",
         (numbers(265_213, 3_030, 1010),),
         "https://github.com/visipedia/inat_comp/tree/master/2019",
-        {"train_val2019.tar.gz": "c60a6e2962c9b8ccbd458d12c8582644"},
+        {
+            "train_val2019.tar.gz": "c60a6e2962c9b8ccbd458d12c8582644",
+            "train2019.json.tar.gz": "b06a6683537867c0d5c7a45f407a306d",
+            "val2019.json.tar.gz": "5cc5509b0fe495f1c8c1362612448497",
+        },
     ),
     "imagenet-lt": Published(
         "ImageNet-LT",
