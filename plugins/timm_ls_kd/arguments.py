@@ -167,7 +167,7 @@ def add_kd_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=FAST_BOUND,
         metavar="NATS",
-        help="refuse a fast teacher whose mean KL(exact || fast) on validation images is above this "
+        help="refuse a fast teacher whose mean KL(exact || fast) on training images is above this "
         f"(default: {FAST_BOUND:g})",
     )
     group.add_argument(
@@ -278,7 +278,7 @@ def _check_fast(args: argparse.Namespace) -> None:
         raise LskdError("--kd-teacher-fast has its own precision; drop --kd-teacher-dtype.")
     if args.kd_preflight_samples == 0:
         raise LskdError(
-            "--kd-teacher-fast measures its error on the validation images of --kd-preflight-samples; "
+            "--kd-teacher-fast measures its error on at most --kd-preflight-samples training images; "
             "give more than 0."
         )
 

@@ -76,7 +76,7 @@ def speed_up(
             "--kd-teacher-fast measures its error on training images of its choice, and this data set can "
             "only be streamed; drop it, or give a folder of images or a tar file."
         )
-    indices = spread_indices(len(dataset), min(kd.preflight_samples or MOST_SAMPLES, MOST_SAMPLES))
+    indices = spread_indices(len(dataset), min(kd.preflight_samples, MOST_SAMPLES))
     with torch.inference_mode():
         images = torch.cat(
             [
