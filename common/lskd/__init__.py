@@ -15,7 +15,7 @@ from lskd._class_means import (
     propose_classes,
 )
 from lskd._compiled import has_compiled_loss
-from lskd._errors import CheckpointError, LskdError, SoftLabelsError, one_line
+from lskd._errors import CheckpointError, DivergedError, LskdError, SoftLabelsError, one_line
 from lskd._fast_teacher import (
     FAST_BOUND,
     FAST_MODES,
@@ -24,6 +24,7 @@ from lskd._fast_teacher import (
     FastTeacher,
     choose_fast,
 )
+from lskd._finite import require_finite, require_finite_weights
 from lskd._folding import fold_batch_norm
 from lskd._fused import FusedTerms, fused_distillation
 from lskd._logistic import smoothed_logistic_loss, smoothed_logistic_minimum
@@ -73,6 +74,7 @@ __all__ = [
     "Deviation",
     "DistillationLoss",
     "DistillationTerms",
+    "DivergedError",
     "FastMode",
     "FastTeacher",
     "FusedTerms",
@@ -123,6 +125,8 @@ __all__ = [
     "projection_plane",
     "propose_classes",
     "replayed",
+    "require_finite",
+    "require_finite_weights",
     "selective_weight",
     "small_class_factor",
     "smooth_targets",

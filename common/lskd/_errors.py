@@ -13,6 +13,16 @@ class SoftLabelsError(LskdError):
     """Stored soft labels that are missing, damaged, unfinished, in use, or of another teacher or data."""
 
 
+class DivergedError(LskdError):
+    """A run whose loss, weights or outputs are no longer finite: it failed, and no number of it counts.
+
+    Command lines print the message as one line and exit with ``STATUS``, which tells such a run from a
+    mistake in its settings.
+    """
+
+    STATUS = 3
+
+
 def one_line(error: BaseException, limit: int = 160) -> str:
     """Fold an exception's text into one line of at most ``limit`` characters.
 

@@ -1,0 +1,113 @@
+"""Files that are whole or not there at all, locks that follow no link, JSON within bounds."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lskd import LskdError
+from lskd.files import lock, parse_json, read_json, take_lock, whole_file, write_text
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_users_umask(tmp_path: Path, umask: int) -> None:
+    code = (
+        f"import os, sys; os.umask({umask}); from lskd.files import write_text, take_lock\n"
+        "write_text(sys.argv[1], 'text'); take_lock(sys.argv[1] + '.lock')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=True)
+    for name in ("file", "file.lock"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_the_umask_holds_whatever_wrote_the_file(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "file") as scratch:
+        scratch.unlink()
+        scratch.touch(mode=0o600)  # as tempfile does
+    assert (tmp_path / "file").stat().st_mode & 0o077 != 0
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "before")
+    with pytest.raises(IsADirectoryError), whole_file(tmp_path / "file") as scratch:  # noqa: PT012 - two steps
+        scratch.write_text("half")
+        tmp_path.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(LskdError, match="the disk is full"), whole_file(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.write_text("mine")
+    (tmp_path / "file").symlink_to(foreign)
+    write_text(tmp_path / "file", "ours")
+    assert foreign.read_text() == "mine"
+    assert not (tmp_path / "file").is_symlink()
+
+
+def test_a_lock_excludes_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.write_text("what was in it")
+    with lock(path) as held:
+        assert held is not None
+        assert take_lock(path) is None
+    with lock(path) as again:
+        assert again is not None
+    assert path.read_text() == "what was in it"
+
+
+def test_a_lock_follows_no_link(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.write_text("mine")
+    (tmp_path / "lock").symlink_to(foreign)
+    with pytest.raises(LskdError, match="is a link"):
+        take_lock(tmp_path / "lock")
+    assert foreign.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "1" * 6000,
+        "Infinity",
+        "[NaN]",
+        "1e999",
+        '{"\\ud800": 1}',
+        "{",
+        "",
+    ],
+)
+def test_json_that_nothing_can_use_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(LskdError, match=r"file\.json is damaged or not a plan") as caught:
+        read_json(tmp_path / "file.json", "a plan")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_json_has_a_bound(tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text(f'"{"x" * 100}"')
+    with pytest.raises(LskdError, match="more than"):
+        read_json(tmp_path / "file.json", limit=50)
+    (tmp_path / "bytes.json").write_bytes(b'"\xff"')
+    with pytest.raises(LskdError, match="damaged"):
+        read_json(tmp_path / "bytes.json")
+    with pytest.raises(LskdError, match="cannot read"):
+        read_json(tmp_path / "missing.json")
+
+
+def test_json_as_it_should_be() -> None:
+    assert parse_json('{"a": [1, 2.5, "\\ud83d\\ude00", null]}') == {"a": [1, 2.5, "\U0001f600", None]}
