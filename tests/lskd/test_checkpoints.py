@@ -22,6 +22,16 @@ from lskd import CheckpointError, LskdError, file_checksum, load_teacher_weights
 pytestmark = pytest.mark.unit
 
 
+@pytest.fixture
+def nothing_allowed():
+    """Start from an empty list of what torch.load accepts, whatever this process did before; put it back."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
 def make_weights(start=0.0):
     return {
         "fc.weight": torch.arange(6.0).reshape(2, 3) + start,
@@ -382,13 +392,13 @@ def test_torchscript_archive_is_called_by_its_name(tmp_path):
         assert "TorchScript" in refusal(path)
 
 
+@pytest.mark.usefixtures("nothing_allowed")
 def test_allowed_types_are_allowed_here_alone(tmp_path):
     """Reading a teacher must not widen what torch.load accepts elsewhere in the program."""
     path = tmp_path / "teacher.pth"
     torch.save({"state_dict": make_weights(), "args": argparse.Namespace()}, path)
-    before = set(torch.serialization.get_safe_globals())
     load_teacher_weights(path)
-    assert set(torch.serialization.get_safe_globals()) == before
+    assert torch.serialization.get_safe_globals() == []
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
 
@@ -441,9 +451,9 @@ def test_training_log_of_mmengine(mmengine_checkpoint):
     assert_weights(load_teacher_weights(mmengine_checkpoint))
 
 
+@pytest.mark.usefixtures("nothing_allowed")
 def test_training_log_of_mmengine_where_a_plugin_allowed_arrays(mmengine_checkpoint):
     """Of two entries of one name torch's list keeps either, as their addresses will have it."""
-    before = torch.serialization.get_safe_globals()
     reconstruct = np._core.multiarray._reconstruct
     names = ["numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct"]
 
@@ -451,17 +461,13 @@ def test_training_log_of_mmengine_where_a_plugin_allowed_arrays(mmengine_checkpo
         def __new__(cls, *_):
             raise AssertionError("read by what the plugin allowed")
 
-    try:
-        # Many under our names, so that chance does not spare the test.
-        kinds = [type(f"Refuses{number}", (Refuses,), {}) for number in range(8)]
-        torch.serialization.add_safe_globals([np.ndarray, reconstruct])
-        torch.serialization.add_safe_globals([(kind, name) for kind in kinds for name in names])
-        allowed = set(torch.serialization.get_safe_globals())
-        assert_weights(load_teacher_weights(mmengine_checkpoint))
-        assert set(torch.serialization.get_safe_globals()) == allowed
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+    # Many under our names, so that chance does not spare the test.
+    kinds = [type(f"Refuses{number}", (Refuses,), {}) for number in range(8)]
+    torch.serialization.add_safe_globals([np.ndarray, reconstruct])
+    torch.serialization.add_safe_globals([(kind, name) for kind in kinds for name in names])
+    allowed = set(torch.serialization.get_safe_globals())
+    assert_weights(load_teacher_weights(mmengine_checkpoint))
+    assert set(torch.serialization.get_safe_globals()) == allowed
 
 
 def test_getattr_in_a_file_leads_nowhere(tmp_path):
@@ -487,17 +493,10 @@ def test_getattr_in_a_file_leads_nowhere(tmp_path):
     refusal(path)
 
 
+@pytest.mark.usefixtures("nothing_allowed")
 def test_what_the_process_allowed_before_stays_allowed(tmp_path):
     """A trainer's plugin has a list of its own, of which some is in ours."""
-
     torch.save({"w": torch.zeros(1)}, tmp_path / "a.pth")
-    before = torch.serialization.get_safe_globals()
-    try:
-        torch.serialization.add_safe_globals([argparse.Namespace, np.dtype])
-        load_teacher_weights(tmp_path / "a.pth")
-        after = torch.serialization.get_safe_globals()
-        assert argparse.Namespace in after
-        assert np.dtype in after
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+    torch.serialization.add_safe_globals([argparse.Namespace, np.dtype])
+    load_teacher_weights(tmp_path / "a.pth")
+    assert set(torch.serialization.get_safe_globals()) == {argparse.Namespace, np.dtype}
