@@ -38,10 +38,10 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 
 def _stop_mim() -> None:
-    """Ask `mim`, where it has started this process, to stop as at Ctrl-C.
+    """Ask `mim`, where it has started this process, to stop as at Ctrl-C, or to end where it ignores that.
 
     It would otherwise bury the one line under a traceback of its own: a training script that ends with a
-    status other than 0 is an exception to it.
+    status other than 0 is an exception to it. In a shell's background both ignore Ctrl-C.
     """
     parent = os.getppid()
     try:
@@ -49,7 +49,8 @@ def _stop_mim() -> None:
     except OSError:
         return
     if any(Path(word).name == "mim" for word in words[:2]):
-        os.kill(parent, signal.SIGINT)
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        os.kill(parent, signal.SIGTERM if ignored else signal.SIGINT)
 
 
 def _join_processes() -> None:

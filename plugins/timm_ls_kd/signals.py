@@ -12,22 +12,26 @@ class Interrupted(BaseException):
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into `Interrupted`; a second one ends the process as usual."""
+    """Turn Ctrl-C and SIGTERM into `Interrupted`; a second one ends the process as usual.
+
+    A signal that the process was started to ignore, as a shell's background job does Ctrl-C, stays ignored.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in usual}
+    heard = [number for number in usual if before[number] is not signal.SIG_IGN]
 
     def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for one in heard:
+            signal.signal(one, usual[one])
         # Loading processes may have got the signal too; torch would raise an error about their end.
         if hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Interrupted(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
-    for number in numbers:
+    for number in heard:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, before[number])

@@ -3,6 +3,8 @@
 import argparse
 import copy
 import csv
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 
 from lskd import load_teacher_weights
 from timm_ls_kd import trainer
+from timm_ls_kd.signals import Interrupted, stop_signals
 from timm_ls_kd.task import LsKdTask
 
 pytestmark = pytest.mark.integration
@@ -128,9 +131,6 @@ def test_args_yaml_repeats_a_run(train, runs, kd, summary, timm_command, tmp_pat
 
 def stop_at(monkeypatch, epoch, steps=2):
     """Send ourselves the signal of a kill after some steps of an epoch."""
-    import os
-    import signal
-
     original = trainer.train_one_epoch
 
     def train_one_epoch(number, task, *args, **kwargs):
@@ -393,3 +393,15 @@ def test_resume_of_a_plain_run_with_a_teacher(train, runs, kd):
     result = train("run", *kd, "--epochs", 2, "--resume", folder / "last.pth.tar")
     result.assert_one_clear_line("was not distilled", "another --experiment")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_the_process_was_started_to_ignore_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
