@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lskd._targets import check_labels, check_temperature
+from lskd._targets import check_labels, check_temperature, transformed
 
 Rest = Literal["renormalise", "spread"]
 
@@ -173,7 +173,7 @@ def completed(values: Tensor, num_classes: int, temperature: float) -> tuple[Ten
 
 
 def _check_log_probabilities(values: Tensor) -> None:
-    if torch.compiler.is_compiling() or values.device.type != "cpu" or values.numel() == 0:
+    if torch.compiler.is_compiling() or transformed() or values.device.type != "cpu" or not values.numel():
         return
     mass = float(values.exp().sum(-1).max())
     if mass > 1.05:  # log-probabilities kept in half precision may sum to a little more than 1
