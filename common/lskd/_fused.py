@@ -16,6 +16,7 @@ from lskd._targets import (
     target_values,
     transformed,
 )
+from lskd._teachers import centred
 from lskd._terms import Rest, TopK, check_one_per_sample
 
 Reduction = Literal["mean", "sum"]
@@ -137,6 +138,8 @@ def fused_distillation(
         mean=reduction == "mean",
     )
     values = (teacher.values if isinstance(teacher, TopK) else teacher).detach()
+    if values.dtype == torch.float64 != student_logits.dtype and not isinstance(teacher, TopK):
+        values = centred(values).float()
     labels = None if labels is None else labels.detach()
     ids = teacher.ids if isinstance(teacher, TopK) else None
     if torch.compiler.is_compiling():
