@@ -54,7 +54,13 @@ from lskd._targets import (
     target_values,
 )
 from lskd._teacher_form import TeacherForm
-from lskd._teachers import AlphaSchedule, ensemble_logits, selective_weight, top_k_log_probabilities
+from lskd._teachers import (
+    AlphaSchedule,
+    centred,
+    ensemble_logits,
+    selective_weight,
+    top_k_log_probabilities,
+)
 from lskd._terms import DistillationTerms, Rest, TopK, distillation_terms
 
 if TYPE_CHECKING:
@@ -98,6 +104,7 @@ __all__ = [
     "TopK",
     "augmentation_seed",
     "binomial_tail",
+    "centred",
     "chance_like_mass",
     "choose_fast",
     "class_confusion",

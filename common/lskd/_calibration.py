@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lskd._targets import check_labels
+from lskd._teachers import centred
 
 BINS = 15
 """Bins of equal width, as Guo et al. (ICML 2017) and Mueller et al. (NeurIPS 2019) use."""
@@ -153,8 +154,7 @@ class _Expansion:
         self.values = torch.empty(4, len(labels), dtype=torch.float64)
         thirds = 0.0
         for rows in _blocks(len(labels), logits.shape[1]):
-            z = logits[rows].to(torch.promote_types(logits.dtype, torch.float32))
-            z = z - z.amax(1, keepdim=True)
+            z = centred(logits[rows])
             weights = (z * inverse).exp_()
             sums = weights.sum(1)
             first = (torch.linalg.vecdot(weights, z) / sums).double()

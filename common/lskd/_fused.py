@@ -8,7 +8,15 @@ from torch.autograd.function import FunctionCtx
 
 from lskd import _compiled
 from lskd._fused_chunks import KnownTeacher, Settings, Work, counting, flatten, gradient_like
-from lskd._targets import Convention, check_labels, check_smoothing, check_temperature, target_values
+from lskd._targets import (
+    Convention,
+    check_labels,
+    check_smoothing,
+    check_temperature,
+    target_values,
+    transformed,
+)
+from lskd._teachers import centred
 from lskd._terms import Rest, TopK, check_one_per_sample
 
 Reduction = Literal["mean", "sum"]
@@ -77,6 +85,7 @@ def fused_distillation(
     Chunk by chunk of the samples, terms and gradient are computed together in float32 (float64 for float64),
     and the only tensor of the logits' size is the gradient, in the logits' dtype (float32 for float16: a loss
     scale comes before it is rounded). No gradient reaches the teacher. On a GPU nothing waits for the device.
+    NaN of a sample that counts is NaN in the loss and its gradient; a teacher of weight 0 has no influence.
     Under ``torch.compile`` it is one operator, ``lskd::fused_distillation``, with the same numbers.
 
     ``z`` and ``z - max(z)`` of a teacher give the same gradient bit for bit, and the same numbers to 1e-6;
@@ -96,8 +105,8 @@ def fused_distillation(
 
     Raises:
         ValueError: for shapes, dtypes or numbers that do not fit.
-        RuntimeError: in backward with ``create_graph=True``; :func:`lskd.distillation_terms` has second
-            derivatives.
+        RuntimeError: in backward with ``create_graph=True``, and under ``torch.func``;
+            :func:`lskd.distillation_terms` has second derivatives and can be transformed.
 
     >>> student = torch.zeros(1, 2, requires_grad=True)
     >>> terms = fused_distillation(student, torch.tensor([[0.0, 0.0]]))
@@ -105,6 +114,11 @@ def fused_distillation(
     >>> round(float(terms.loss), 4), student.grad.tolist()
     (0.6931, [[0.0, 0.0]])
     """
+    if transformed():
+        raise RuntimeError(
+            "the fused distillation loss does not go through torch.func (grad, vmap, jacrev, jvp); "
+            "build the loss from lskd.distillation_terms"
+        )
     check_temperature(temperature)
     check_smoothing(max(student_logits.shape[-1], 2), alpha, convention)
     if not 0 <= hard_weight <= 1:
@@ -124,15 +138,17 @@ def fused_distillation(
         mean=reduction == "mean",
     )
     values = (teacher.values if isinstance(teacher, TopK) else teacher).detach()
+    if values.dtype == torch.float64 != student_logits.dtype and not isinstance(teacher, TopK):
+        values = centred(values).float()
     labels = None if labels is None else labels.detach()
     ids = teacher.ids if isinstance(teacher, TopK) else None
     if torch.compiler.is_compiling():
         wanted = torch.is_grad_enabled() and student_logits.requires_grad
         terms, _ = _operator(student_logits, values, ids, labels, mask, *request, wanted)
-        loss, others = terms[0], terms[1:].detach()
+        loss, others = terms[0].clone(), terms[1:].detach()
     else:
         loss, others = _FusedLoss.apply(student_logits, values, ids, labels, mask, request)
-    return FusedTerms(loss, *others.unbind())
+    return FusedTerms(loss, *torch.unbind_copy(others))  # no views, so that all may be changed in place
 
 
 def _compute(
@@ -188,7 +204,7 @@ class _FusedLoss(torch.autograd.Function):
             ctx.save_for_backward(logits, *given)  # type: ignore[arg-type]  # None may be kept too
             ctx.request = request  # type: ignore[attr-defined]
             ctx.gradient = gradient  # type: ignore[attr-defined]
-        loss, others = terms[0], terms[1:]
+        loss, others = terms[0].clone(), terms[1:]
         ctx.mark_non_differentiable(others)
         ctx.set_materialize_grads(False)
         return loss, others
@@ -196,11 +212,7 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *outer: Tensor) -> tuple[Tensor | None, ...]:
         """Hand out the gradient that forward left, or compute it again: it is handed out once."""
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused distillation loss has no second derivative; where backward runs with "
-                "create_graph=True, build the loss from lskd.distillation_terms"
-            )
+        _refuse_second_derivative()
         factor: Tensor | None = outer[0]
         if factor is None:  # nothing came back to the loss
             return (None,) * 6
@@ -214,6 +226,14 @@ class _FusedLoss(torch.autograd.Function):
         if factor.device.type != "cpu" or factor.item() != 1:
             gradient.mul_(factor)
         return (gradient.to(logits.dtype), *[None] * 5)
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "the fused distillation loss has no second derivative; where backward runs with "
+            "create_graph=True, build the loss from lskd.distillation_terms"
+        )
 
 
 def _ordinary(tensor: Tensor | None) -> Tensor | None:
@@ -263,6 +283,7 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward_of_operator(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    _refuse_second_derivative()
     (gradient,) = ctx.saved_tensors
     return ((gradient * outer[0]).to(ctx.dtype), *[None] * 12)
 

@@ -257,11 +257,14 @@ class Work:
             weight = weight[part].to(self.dtype)
         soft, hard = weight * (settings.soft_weight / t), weight * settings.hard_weight
         hardened = labels is not None and settings.hard_weight > 0
+        taught = settings.soft_weight > 0  # if not, NaN of the teacher has no influence either
         if self.brief and not isinstance(soft, Tensor):
-            if hardened:
+            if not hardened:
+                out.sub_(place.p).mul_(soft)
+            elif taught:
                 out.mul_(soft + hard).sub_(place.p, alpha=soft)
             else:
-                out.sub_(place.p).mul_(soft)
+                out.mul_(hard)
             if labels is not None and hardened:
                 self._subtract_labels(labels[part], out, hard)
             return
@@ -272,9 +275,9 @@ class Work:
         if hardened and t == 1:
             place.student_factor.add_(hard / columns[_SUM])
         out.mul_(place.student_factor)
-        if known is None:
+        if taught and known is None:
             out.addcmul_(place.p, place.teacher_factor, value=-1)
-        else:
+        elif taught and known is not None:
             if known.other is not None:
                 out.sub_((soft * known.other[part]).to(self.dtype))
             out.scatter_add_(-1, known.ids[part], (-soft * known.change[part]).to(self.dtype))

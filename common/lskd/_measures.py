@@ -15,6 +15,7 @@ from lskd._looks import Look, Progress
 from lskd._moments import class_moments
 from lskd._stability import Definition, class_deviations, small_class_factor
 from lskd._targets import check_labels, check_temperature
+from lskd._teachers import centred
 
 _CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a processor's cache
 
@@ -334,8 +335,7 @@ def target_probability(
     step = max(_CHUNK // logits.shape[1], 1)
     for start in range(0, len(labels), step):
         rows = slice(start, start + step)
-        z = logits[rows].to(torch.promote_types(logits.dtype, torch.float32))
-        z = (z - z.amax(1, keepdim=True)).div_(temperature)
+        z = centred(logits[rows]).div_(temperature)
         own = z.gather(1, labels[rows].long().unsqueeze(1)).squeeze(1)
         found[rows] = (own - z.exp_().sum(1).log()).double().exp()
         if progress:

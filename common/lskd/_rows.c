@@ -25,11 +25,11 @@
 
 enum { KL, TEACHER_ENTROPY, HARD, NLL, AGREEMENT, TERMS };
 
-/* 2^y for y <= 0, to two units in the last place; 0 where a float has no normal number left. */
+/* 2^y for y <= 0, to two units in the last place; 0 where a float has no normal number left; any NaN for a NaN. */
 INLINE float power_of_2(float y)
 {
-    float shifted = y + 12582912.0f;  /* 1.5 * 2^23: the sum's last bits are y, rounded */
-    float rest = y - (shifted - 12582912.0f);
+    float shifted = y + 12583039.0f;  /* 1.5 * 2^23 + 127: the sum's last bits are y, rounded, as an exponent */
+    float rest = y - (shifted - 12583039.0f);
     /* minimax polynomial of 2^rest on -1/2 to 1/2 by Remez' exchange, relative error 2e-9 */
     float value = 1.5345811e-4f;
     value = value * rest + 1.33999309e-3f;
@@ -38,12 +38,13 @@ INLINE float power_of_2(float y)
     value = value * rest + 2.40226462e-1f;
     value = value * rest + 6.93147182e-1f;
     value = value * rest + 1.0f;
-    uint32_t exponent, bits;
-    memcpy(&exponent, &shifted, sizeof exponent);
-    memcpy(&bits, &value, sizeof bits);
-    bits += exponent << 23;
-    memcpy(&value, &bits, sizeof value);
-    return y < -126.0f ? 0.0f : value;
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits <<= 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    /* A product, and no sum of bits: that would make a number of a NaN. */
+    return y < -126.0f ? 0.0f : value * power;
 }
 
 /* The largest value of a row of each network, and the first place where it stands; NaN is passed over. */
@@ -233,6 +234,10 @@ void lskd_rows(const float *students, const float *teachers, float *gradients, c
         if (!gradients)
             continue;
         float student_factor = (float)(soft / sums.student), teacher_factor = (float)(soft / sums.teacher);
+        if (soft == 0) {  /* whatever the teacher says, NaN too */
+            memset(p, 0, classes * sizeof *p);
+            teacher_factor = 0;
+        }
         if (!labels || hard == 0) {
             #pragma omp simd
             for (int i = 0; i < classes; i++)

@@ -14,6 +14,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from lskd._moments import class_moments, merge_moments, reduce_moments
 from lskd._targets import check_labels
+from lskd._teachers import centred
 
 Definition = Literal["target_std", "vector_l2", "between_vector_l2", "between_target_std"]
 
@@ -86,7 +87,7 @@ class Stability(Metric):
         """Add samples: logits ``(N, K)`` before softmax, and integer labels ``(N,)``."""
         _check_batch(logits, labels, self.num_classes)
         for chunk, ids in zip(torch.split(logits, _CHUNK), torch.split(labels.long(), _CHUNK), strict=True):
-            self._add(chunk.to(torch.promote_types(chunk.dtype, torch.float32)), ids)
+            self._add(centred(chunk), ids)
 
     def compute(self) -> Tensor:
         """Return ``S``, a scalar; NaN where no class can count."""
@@ -116,6 +117,7 @@ class Stability(Metric):
         raise NotImplementedError
 
     def _add(self, logits: Tensor, labels: Tensor) -> None:
+        """Add samples whose largest logit is 0, a copy: a model may reuse the memory of its output."""
         raise NotImplementedError
 
 
@@ -132,8 +134,6 @@ class _TargetProbability(Stability):
         )
 
     def _add(self, logits: Tensor, labels: Tensor) -> None:
-        # Less the largest first: beside a logit of 1e4 the sum's logarithm would be lost in rounding.
-        logits = logits - logits.amax(1, keepdim=True)
         own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
         probability = (own - logits.logsumexp(1)).to(self.moments.dtype).exp()
         batch = class_moments(probability, labels, self.num_classes)
@@ -176,9 +176,8 @@ class _VectorL2(Stability):
         self.add_state("labels", [], dist_reduce_fx="cat")
 
     def _add(self, logits: Tensor, labels: Tensor) -> None:
-        # Copies, because a model may reuse the memory of its output (CUDA graphs do); and float32 on every
-        # rank, because ranks can exchange only equal dtypes.
-        self.logits.append(logits.to(torch.float32, copy=True))
+        # float32 on every rank, because ranks can exchange only equal dtypes.
+        self.logits.append(logits.float())
         self.labels.append(labels.clone())
 
     def sync(self, *args: Any, **kwargs: Any) -> None:

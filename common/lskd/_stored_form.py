@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lskd._soft_labels_manifest import SoftLabelsLayout
-from lskd._teachers import top_k_log_probabilities
+from lskd._teachers import centred, top_k_log_probabilities
 from lskd._terms import Rest, TopK
 
 _LEAST = -15.0  # log-probabilities below are as good as none
@@ -18,9 +18,9 @@ def stored_form(logits: Tensor, layout: SoftLabelsLayout) -> tuple[Tensor, Tenso
     """Return logits in the form in which soft labels are stored.
 
     With ``k < num_classes``: the ``k`` largest log-probabilities, largest first. With all classes they are in
-    the classes' order: in float32 the logits as they came, so that a student's arithmetic is that of training
-    online, number for number, at any temperature; in float16 log-probabilities, of which half precision keeps
-    the large ones best.
+    the classes' order: in float32 the logits as they came (float64 ones less their largest), so that a
+    student's arithmetic is that of training online, number for number, at any temperature; in float16
+    log-probabilities, of which half precision keeps the large ones best.
 
     Args:
         logits: ``(rows, num_classes)``.
@@ -33,7 +33,9 @@ def stored_form(logits: Tensor, layout: SoftLabelsLayout) -> tuple[Tensor, Tenso
     >>> [part.tolist() for part in stored_form(torch.tensor([[2.0, 0.0, 1.0]]), layout)]
     [[[2.0, 0.0, 1.0]], [[0, 1, 2]]]
     """
-    logits = logits.detach().float()
+    logits = logits.detach()
+    # float64 alone has something to lose.
+    logits = centred(logits).float() if logits.dtype == torch.float64 else logits.float()
     if layout.k < layout.num_classes:
         values, ids = top_k_log_probabilities(logits, layout.k)
     else:

@@ -184,6 +184,11 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature is {temperature}; it must be greater than 0")
 
 
+def transformed() -> bool:
+    """Say whether ``torch.func`` (grad, vmap, jacrev, ...) is at work: numbers cannot be looked at then."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def check_labels(labels: Tensor, num_classes: int, name: str = "labels", any_device: bool = False) -> None:
     """Raise ``ValueError`` unless labels are integers of ``0..num_classes-1``.
 
@@ -192,7 +197,7 @@ def check_labels(labels: Tensor, num_classes: int, name: str = "labels", any_dev
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"{name} have dtype {labels.dtype}; class ids are integers")
-    if torch.compiler.is_compiling() or labels.numel() == 0:
+    if torch.compiler.is_compiling() or transformed() or labels.numel() == 0:
         return
     if labels.device.type != "cpu" and not any_device:
         return

@@ -10,6 +10,25 @@ from torch import Tensor
 AlphaSchedule = Literal["fixed", "threshold", "adaptive"]
 
 
+def centred(logits: Tensor) -> Tensor:
+    """Return logits less the largest of their row: the same distribution, without an offset.
+
+    It comes before every rounding to a narrower dtype, because the steps of floating point grow with the
+    distance from 0: beside 1e6 those of float32 are 0.06, beside 30 those of float16 0.016.
+
+    Args:
+        logits: ``(..., K)``.
+
+    Returns:
+        ``(..., K)``, float32 or wider; the largest of a row is 0.
+
+    >>> centred(torch.tensor([[1e6, 1e6 - 0.01]], dtype=torch.float64)).half()
+    tensor([[ 0.0000, -0.0100]], dtype=torch.float16)
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits - logits.amax(-1, keepdim=True)
+
+
 def top_k_log_probabilities(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the ``k`` largest log-probabilities at temperature 1, and their classes.
 
@@ -53,7 +72,7 @@ def ensemble_logits(members: Sequence[Tensor]) -> Tensor:
         raise ValueError("an ensemble needs at least one member")
     if len(members) == 1:
         return members[0]
-    logs = [member.float().log_softmax(-1) for member in members]
+    logs = [centred(member).log_softmax(-1) for member in members]
     return torch.stack(logs).logsumexp(0) - math.log(len(logs))
 
 

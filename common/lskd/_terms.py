@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lskd._targets import check_labels, check_temperature
+from lskd._targets import check_labels, check_temperature, transformed
 
 Rest = Literal["renormalise", "spread"]
 
@@ -90,7 +90,7 @@ def distillation_terms(
             f"teacher logits have shape {tuple(teacher.shape)} and student logits "
             f"{tuple(student_logits.shape)}; both must cover the same samples and classes"
         )
-    return _terms(student, _log_probabilities(teacher.detach().to(student.dtype), temperature))
+    return _terms(student, _teacher_log_probabilities(teacher, student, temperature))
 
 
 def check_one_per_sample(name: str, entries: Tensor, logits: Tensor) -> None:
@@ -105,6 +105,12 @@ def check_one_per_sample(name: str, entries: Tensor, logits: Tensor) -> None:
 def _constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     # A copy, because autograd cannot keep for its backward what a teacher gave under torch.inference_mode.
     return tensor.detach().to(dtype, copy=True)
+
+
+def _teacher_log_probabilities(values: Tensor, student: Tensor, temperature: float) -> Tensor:
+    # In the wider of the two dtypes: a float64 teacher's offset comes off before it is rounded.
+    values = values.detach().to(torch.promote_types(values.dtype, student.dtype))
+    return _log_probabilities(values, temperature).to(student.dtype)
 
 
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -138,11 +144,11 @@ def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> Distilla
         )
     check_labels(teacher.ids, num_classes, "top-K ids")
     ids = _constant(teacher.ids, torch.int64)
-    values = teacher.values.detach().to(student.dtype)
     known = student.gather(-1, ids)
     if teacher.rest == "renormalise" or k == num_classes:
-        return _terms(known, _log_probabilities(values, temperature))
+        return _terms(known, _teacher_log_probabilities(teacher.values, student, temperature))
 
+    values = teacher.values.detach().to(student.dtype)
     log_teacher, counts = completed(values, num_classes, temperature)
     mean_other = student.scatter(-1, ids, 0.0).sum(-1, keepdim=True) / (num_classes - k)
     log_student = torch.cat([known, mean_other], -1)
@@ -173,7 +179,7 @@ def completed(values: Tensor, num_classes: int, temperature: float) -> tuple[Ten
 
 
 def _check_log_probabilities(values: Tensor) -> None:
-    if torch.compiler.is_compiling() or values.device.type != "cpu" or values.numel() == 0:
+    if torch.compiler.is_compiling() or transformed() or values.device.type != "cpu" or not values.numel():
         return
     mass = float(values.exp().sum(-1).max())
     if mass > 1.05:  # log-probabilities kept in half precision may sum to a little more than 1

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from lskd import LskdError, file_checksum
+from lskd import LskdError, centred, file_checksum
 from lskd_study import provenance
 from lskd_study.data import digits, parallel
 from lskd_study.ecosystems import trainer_of
@@ -164,7 +164,8 @@ def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
     limit = torch.finfo(torch.float16).max
     names = torch.from_numpy(np.frombuffer("\n".join(result.keys).encode(), dtype=np.uint8).copy())
     tensors = {
-        "logits": result.logits.clamp(-limit, limit).to(torch.float16).contiguous(),
+        # Less each image's largest, beside which float16 has its finest steps: no tie is made at the top.
+        "logits": centred(result.logits).clamp(min=-limit).to(torch.float16).contiguous(),
         "labels": result.labels.to(torch.int64).contiguous(),
         "keys": names,
     }

@@ -104,13 +104,24 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def compiled_loss(tmp_path_factory):
-    """The loss compiled by the build's own hook, whatever the installation holds."""
+def compile_loss(tmp_path_factory):
+    """Compile the loss by the build's own hook, whatever the installation holds."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler (cc)")
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
-    library = tmp_path_factory.mktemp("compiled") / _compiled.LIBRARY
-    assert hook.compile_loss(ROOT / "common" / "lskd" / "_rows.c", library)
-    return _compiled.load(library)
+
+    def compiled(*flags):
+        library = tmp_path_factory.mktemp("compiled") / _compiled.LIBRARY
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CC", " ".join(["cc", *flags]))
+            assert hook.compile_loss(ROOT / "common" / "lskd" / "_rows.c", library)
+        return _compiled.load(library)
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def compiled_loss(compile_loss):
+    return compile_loss()

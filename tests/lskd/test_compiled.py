@@ -1,6 +1,7 @@
 """What compiled code adds to the fused loss; that its numbers are the plain loss's, test_fused.py shows."""
 
 import math
+import platform
 
 import numpy as np
 import pytest
@@ -105,3 +106,34 @@ def test_a_library_of_another_machine_is_passed_over(tmp_path):
     damaged = tmp_path / "damaged.so"
     damaged.write_bytes(b"\x7fELF" + bytes(60))
     assert _compiled.load(damaged) is None
+
+
+CLONES = {
+    "x86-64": True,
+    "x86-64-v3": torch.cpu._is_avx2_supported(),
+    "x86-64-v4": torch.cpu._is_avx512_supported(),
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="one build alone")
+@pytest.mark.parametrize("clone", [name for name, runs in CLONES.items() if runs])
+def test_nan_of_any_payload_comes_out_of_the_clone_for_each_processor(clone, compile_loss, monkeypatch):
+    """At the seams of vectors, blocks and parts of a row, and in its last classes."""
+    built = compile_loss(f"-march={clone}", "-DLSKD_ONE_TARGET")
+    monkeypatch.setattr(_compiled, "function", lambda: built)
+    patterns = [0x7FC00000, 0x7FFFFFFF, 0x7FC00001, 0x7F800001]
+    bits = torch.tensor([*patterns, *(pattern - 2**31 for pattern in patterns)], dtype=torch.int32)
+    for classes in (1, 5, 16, 37, 2054):
+        places = [place for place in {0, 5, 15, 16, 36, 511, 512, 2047, 2048, 2053} if place < classes]
+        for place in places:
+            for which, labels in ((0, None), (1, None), (0, torch.zeros(8, dtype=torch.long))):
+                logits = torch.randn(2, 8, classes, generator=torch.Generator().manual_seed(0))
+                logits.view(torch.int32)[which, :, place] = bits
+                for temperature in (1.0, 2.0):
+                    arguments = {"temperature": temperature, "hard_weight": 0.0 if labels is None else 0.5}
+                    _, gradient = run(*logits, labels, **arguments)
+                    assert bool(gradient.isnan().any(-1).all())
+                    for row in range(8):
+                        label = None if labels is None else labels[:1]
+                        terms, _ = run(*logits[:, row : row + 1], label, **arguments)
+                        assert terms.loss.isnan()

@@ -385,3 +385,215 @@ print(memory("VmHWM") - before)
     ]
     print(f"\npeak above the inputs: {peaks[0] / 1024:.0f} against {peaks[1] / 1024:.0f} MiB")
     assert peaks[0] <= 0.40 * peaks[1]
+
+
+@pytest.mark.parametrize("kind", ["dense", "renormalise", "spread"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_loss_and_its_parts_may_be_changed_in_place(kind, dtype, device_path):
+    student, teacher, labels, mask = inputs(kind, dtype)
+    arguments = {"hard_weight": 0.3, "temperature": 2.0}
+    plain, changed, logged = (student.clone().requires_grad_() for _ in range(3))
+    (1.5 * fused_distillation(plain, teacher, labels, mask, **arguments).loss).backward()
+    terms = fused_distillation(changed, teacher, labels, mask, **arguments)
+    loss = terms.loss
+    loss += 1
+    loss /= 2
+    loss *= 3
+    loss.backward()
+    torch.testing.assert_close(changed.grad, plain.grad)
+    before = fused_distillation(logged, teacher, labels, mask, **arguments)
+    kl, others = before.kl, [float(part) for part in before[3:]]
+    kl += before.loss
+    kl.backward()
+    torch.testing.assert_close(
+        logged.grad * 1.5, plain.grad, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-7
+    )
+    assert [float(part) for part in before[3:]] == others
+    assert not any(part.requires_grad for part in before[3:])
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_under_compile_the_loss_may_be_changed_in_place(backend):
+    student, teacher, *_ = inputs("dense")
+    torch.compiler.reset()
+
+    def halved(logits):
+        loss = fused_distillation(logits, teacher).loss
+        loss /= 2
+        return loss
+
+    plain, compiled = student.clone().requires_grad_(), student.clone().requires_grad_()
+    fused_distillation(plain, teacher).loss.backward()
+    loss = torch.compile(halved, fullgraph=True, backend=backend)(compiled)
+    loss *= 2
+    loss.backward()
+    torch.testing.assert_close(compiled.grad, plain.grad)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_under_compile_second_derivatives_are_refused(backend):
+    """Also of what the loss is multiplied with, where the rest of the second derivative would be left."""
+    student, teacher, *_ = inputs("dense")
+    torch.compiler.reset()
+    student.requires_grad_()
+    loss = torch.compile(lambda logits: fused_distillation(logits, teacher).loss, backend=backend)(student)
+
+    def second():
+        (gradient,) = torch.autograd.grad(loss * student.sum(), student, create_graph=True)
+        torch.autograd.grad(gradient.sum(), student)
+
+    # "eager" leaves it to us, the others to AOTAutograd, which has two checks.
+    message = r"lskd\.distillation_terms" if backend == "eager" else "create_graph=False|double backward"
+    with pytest.raises(RuntimeError, match=message):
+        second()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_transforms_are_refused_in_one_line_and_the_plain_terms_go_through_them(compiled):
+    student, dense, *_ = inputs("dense")
+    student, dense = student[0], dense[0]
+    torch.compiler.reset()
+
+    def loss(logits, given):
+        return fused_distillation(logits, given).loss
+
+    for transform in (torch.func.grad, torch.vmap, torch.func.jacrev):
+        transformed = transform(loss)
+        if compiled:
+            transformed = torch.compile(transformed, backend="eager")
+        with pytest.raises(RuntimeError) as error:
+            transformed(student, dense)
+        assert str(error.value).splitlines()[0].endswith("build the loss from lskd.distillation_terms")
+    values, ids = dense.log_softmax(-1).topk(4)
+    expected = distillation_terms(student, TopK(values, ids, "spread")).kl
+
+    def plain(logits, values, ids):
+        return distillation_terms(logits, TopK(values, ids, "spread")).kl
+
+    torch.testing.assert_close(torch.vmap(plain)(student, values, ids), expected)
+    gradients = torch.vmap(torch.func.grad(plain))(student, values, ids)
+    leaf = student.clone().requires_grad_()
+    plain(leaf, values, ids).sum().backward()
+    torch.testing.assert_close(gradients, leaf.grad)
+
+
+@pytest.mark.parametrize(
+    "strided",
+    [
+        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda x: x[:, :1].expand(SHAPE),
+        lambda x: torch.stack([x, x], -1)[..., 0],
+    ],
+    ids=["transposed", "expanded", "every second number"],
+)
+def test_inputs_of_any_stride_under_autocast(strided, device_path):
+    student, teacher, labels, mask = inputs("dense")
+    leaf, expected, given = (x.clone().requires_grad_() for x in (student, student, teacher))
+    arguments = {"hard_weight": 0.3, "temperature": 2.0}
+    plain = fused_distillation(
+        strided(expected).contiguous(), strided(teacher).contiguous(), labels, mask, **arguments
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        fused = fused_distillation(strided(leaf), strided(given), labels, mask, **arguments)
+    (fused.loss * 3).backward()
+    (plain.loss * 3).backward()
+    torch.testing.assert_close(fused, plain)
+    torch.testing.assert_close(leaf.grad, expected.grad)
+    assert given.grad is None
+
+
+# NaN
+
+NAN_BITS = {  # the plainest, quiet with a payload, signalling; of either sign
+    torch.float32: (torch.int32, [0x7FC00000, 0x7FFFFFFF, 0x7FC00001, 0x7F800001]),
+    torch.float64: (torch.int64, [0x7FF8 << 48, 2**63 - 1, (0x7FF8 << 48) + 1, (0x7FF0 << 48) + 1]),
+    torch.bfloat16: (torch.int16, [0x7FC0, 0x7FFF, 0x7FC1, 0x7F81]),
+    torch.float16: (torch.int16, [0x7E00, 0x7FFF, 0x7E01, 0x7C01]),
+}
+
+
+def rows_with_nan(dtype, classes, mean):
+    """Return rows of which each has one NaN, at every place and of every kind; some have an infinity too."""
+    integers, patterns = NAN_BITS[dtype]
+    low = torch.iinfo(integers).min
+    bits = torch.tensor([*patterns, *(pattern + low for pattern in patterns)], dtype=integers)
+    generator = torch.Generator().manual_seed(0)
+    rows = (torch.randn(classes * len(bits), classes, generator=generator) + mean).to(dtype)
+    number = torch.arange(len(rows))
+    place = number // len(bits)
+    rows[number[::3], (place[::3] + 1) % classes] = -math.inf
+    rows[number[1::3], (place[1::3] + 2) % classes] = math.inf
+    rows.view(integers)[number, place] = bits[number % len(bits)]
+    assert bool(rows.isnan().any(-1).all())
+    return rows
+
+
+def assert_nan_comes_out(loss_of, dtype, classes=19, mean=0.0):
+    """In student or teacher, NaN in a row is NaN in its loss and in its gradient, and in no other row's."""
+    broken = rows_with_nan(dtype, classes, mean)
+    sound = (torch.randn(broken.shape, generator=torch.Generator().manual_seed(1)) + mean).to(dtype)
+    broken = torch.cat([broken, sound[:1]])
+    sound = torch.cat([sound, sound[:1]])
+    for student, teacher in ((broken, sound), (sound, broken)):
+        leaf = student.clone().requires_grad_()
+        loss_of(leaf, teacher).sum().backward()
+        found = leaf.grad.isnan().any(-1)
+        assert bool(found[:-1].all())
+        assert not found[-1]
+        with torch.no_grad():
+            losses = torch.stack(
+                [loss_of(student[i : i + 1], teacher[i : i + 1]).sum() for i in range(len(student))]
+            )
+        assert bool(losses[:-1].isnan().all())
+        assert not losses[-1].isnan()
+
+
+EVERY_PATH = [("compiled", torch.float32), *itertools.product(["processor", "elsewhere"], NAN_BITS)]
+
+
+@pytest.mark.parametrize(("device_path", "dtype"), EVERY_PATH, indirect=["device_path"])
+@pytest.mark.parametrize(("temperature", "labelled"), [(1.0, True), (2.0, False), (2.0, True)])
+def test_any_nan_comes_out(temperature, labelled, dtype, device_path):
+    def loss(student, teacher):
+        labels = torch.zeros(len(student), dtype=torch.long) if labelled else None
+        return fused_distillation(
+            student,
+            teacher,
+            labels,
+            temperature=temperature,
+            hard_weight=0.3 if labelled else 0.0,
+            alpha=0.1,
+            reduction="sum",
+        ).loss
+
+    assert_nan_comes_out(loss, dtype)
+
+
+@pytest.mark.parametrize(("device_path", "dtype"), EVERY_PATH[1:], indirect=["device_path"])
+@pytest.mark.parametrize("rest", ["renormalise", "spread"])
+def test_any_nan_of_a_top_k_teacher_comes_out(rest, dtype, device_path):
+    def loss(student, teacher):
+        ids = torch.arange(3, 12).expand(len(teacher), 9)
+        student = torch.nn.functional.pad(student, (0, 3))  # of classes 0 to 2 the teacher says nothing
+        return fused_distillation(student, TopK(teacher, ids, rest), reduction="sum").loss
+
+    assert_nan_comes_out(loss, dtype, classes=9, mean=-40)
+
+
+@pytest.mark.parametrize("dtype", NAN_BITS)
+def test_any_nan_comes_out_of_the_plain_terms(dtype):
+    assert_nan_comes_out(lambda *logits: distillation_terms(*logits).kl, dtype)
+
+
+def test_a_teacher_of_weight_0_spoils_neither_loss_nor_gradient(device_path):
+    for kind, temperature in itertools.product(["dense", "renormalise", "spread"], [1.0, 2.0]):
+        student, teacher, labels, mask = inputs(kind)
+        (teacher.values if isinstance(teacher, TopK) else teacher)[0, 0, 0] = math.nan
+        student.requires_grad_()
+        for kept in (mask, None):
+            loss = fused_distillation(
+                student, teacher, labels, kept, hard_weight=1.0, temperature=temperature
+            ).loss
+            (gradient,) = torch.autograd.grad(loss, student)
+            assert loss.isfinite()
+            assert gradient.isfinite().all()

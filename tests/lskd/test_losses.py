@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -486,3 +488,10 @@ def test_a_soft_part_of_weight_0_cannot_spoil_the_loss() -> None:
     assert float(loss) == 0.0
     assert student.grad is not None
     assert bool(student.grad.isfinite().all())
+
+
+def test_the_module_is_copied_and_pickled():
+    loss = DistillationLoss(2.0, True, 0.3, 0.1, "uniform")
+    arguments = draw(3, 4), draw(3, 4, seed=1), torch.tensor([0, 1, 2])
+    for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):  # noqa: S301 - our own bytes
+        assert torch.equal(other(*arguments), loss(*arguments))

@@ -17,9 +17,12 @@ from lskd import (
     _calibration,
     _looks,
     _measures,
+    class_mean_probabilities,
+    class_separation,
     equivalent_smoothing,
     measure_teacher,
     smooth_targets,
+    target_probability,
 )
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning")]
@@ -458,3 +461,27 @@ def test_labels_out_of_range_are_named_by_sample(bad):
 def test_shapes_and_dtypes_that_do_not_fit(logits, labels):
     with pytest.raises(ValueError, match=r"shape|dtype"):
         measure_teacher(logits, labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_offset_of_the_logits_changes_no_measure(dtype):
+    logits, labels = draw(300, 8, dtype=torch.float64)
+    shifted = (logits + 1e6).to(dtype)
+    logits = shifted.double() - 1e6  # float32 has rounded by now
+    plain, found = (measure_teacher(z, labels, influence=True) for z in (logits, shifted))
+    tolerance = {torch.float64: 1e-8, torch.float32: 2e-6}[dtype]
+    for name in ("top1", "top5", "nll", "entropy", "ece", "calibrated_nll", "calibrated_ece", *DEFINITIONS):
+        one, other = found.contributions(name), plain.contributions(name)
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=10 * tolerance, msg=name)
+    for name in DEFINITIONS:
+        assert found.one_minus_stability(name) == pytest.approx(
+            plain.one_minus_stability(name), abs=tolerance
+        )
+    assert found.calibrated.temperature == pytest.approx(plain.calibrated.temperature, rel=10 * tolerance)
+    for temperature in (0.5, 4.0):
+        one, other = (target_probability(z, labels, temperature) for z in (shifted, logits))
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    one, other = (class_mean_probabilities(z, labels, 8) for z in (shifted, logits))
+    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    one, other = (class_separation(z, labels, [(0, 1), (2, 3)]).contributions for z in (shifted, logits))
+    torch.testing.assert_close(one, other, rtol=tolerance, atol=10 * tolerance)

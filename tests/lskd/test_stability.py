@@ -368,3 +368,14 @@ def test_settings_by_name_and_by_position():
     assert Stability(3).definition == "target_std"
     assert Stability(3).higher_is_better
     assert not Stability(3, compute_on_cpu=True, sync_on_compute=False).sync_on_compute
+
+
+@every_definition
+@pytest.mark.parametrize("offset", [1e6, -1e6])
+def test_an_offset_of_the_logits_costs_nothing(reference, definition, offset):
+    logits, labels = draw(400, 8, dtype=torch.float64)
+    expected = reference.stability(logits.numpy(), labels.numpy(), 8, definition)
+    np.testing.assert_allclose(float(stability(logits + offset, labels, 8, definition)), expected, atol=5e-8)
+    rounded = (logits + offset).float()  # what float32 cannot hold is lost before we see it, and no more
+    expected = reference.stability(rounded.double().numpy(), labels.numpy(), 8, definition)
+    np.testing.assert_allclose(float(stability(rounded, labels, 8, definition)), expected, atol=5e-8)

@@ -5,7 +5,17 @@ import pytest
 import torch
 from scipy import special
 
-from lskd import DistillationLoss, TopK, ensemble_logits, selective_weight, top_k_log_probabilities
+from lskd import (
+    DistillationLoss,
+    SoftLabelsLayout,
+    TopK,
+    centred,
+    distillation_terms,
+    ensemble_logits,
+    selective_weight,
+    stored_form,
+    top_k_log_probabilities,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -68,3 +78,38 @@ def test_selective_weight_refuses():
         selective_weight(0.9, "adaptive", 1.0, None)
     with pytest.raises(ValueError, match="schedule is 'cosine'"):
         selective_weight(0.9, "cosine", 1.0, 2.0)
+
+
+def test_a_float64_teacher_is_rounded_after_its_offset_is_gone():
+    """In every place where float64 becomes a narrower dtype: losses, ensembles, what is stored."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(6, 11, generator=generator, dtype=torch.float64)
+    student = torch.randn(6, 11, generator=generator)
+    shifted = teacher + 1e6
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(
+        DistillationLoss()(student, shifted), DistillationLoss()(student, teacher), **close
+    )
+    torch.testing.assert_close(
+        distillation_terms(student, shifted), distillation_terms(student, teacher), **close
+    )
+    for given in (DistillationLoss(), lambda *logits: distillation_terms(*logits).kl):
+        known = [given(student, TopK(*z.topk(4, -1))) for z in (shifted, teacher)]
+        torch.testing.assert_close(*known, **close)
+    torch.testing.assert_close(ensemble_logits([shifted] * 2), ensemble_logits([teacher] * 2), **close)
+    for k, values in ((11, "float32"), (11, "float16"), (4, "float16")):
+        layout = SoftLabelsLayout(11, k, 6, values=values)
+        stored = [stored_form(z, layout)[0].log_softmax(-1) for z in (shifted, teacher)]
+        torch.testing.assert_close(*stored, **(close if values == "float32" else {"rtol": 0, "atol": 2e-3}))
+
+
+@pytest.mark.parametrize("offset", [0.0, 40.0, -3e3, 1e6])
+@pytest.mark.parametrize("spread", [1e-3, 2.0])
+def test_centred_logits_in_float16_keep_every_first_place(offset, spread):
+    """A thousand classes: at the top steps are those of float32, further down those of float16."""
+    logits = torch.randn(2000, 1000, generator=torch.Generator().manual_seed(0)).mul(spread) + offset
+    stored = centred(logits).half().float()
+    assert torch.equal(stored.argmax(-1), logits.argmax(-1))
+    assert torch.equal((stored == 0).sum(-1), (logits == logits.amax(-1, keepdim=True)).sum(-1))
+    exact = centred(logits.double())
+    assert bool(((stored - exact).abs() <= exact.abs() * 2**-11 + 2**-25).all())

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from lskd import LskdError, file_checksum
 from lskd_study import job
 from lskd_study.ecosystems import timm
+from lskd_study.image_results import read_logits
 from lskd_study.plan import CHECKPOINT, CURVES, JOB, LOGITS
 
 pytestmark = pytest.mark.unit
@@ -85,7 +86,7 @@ def test_a_run_leaves_what_later_questions_need(study):
     assert done["hardware"]["cores"] >= 1
     tensors = load_file(folder / LOGITS)
     assert tensors["logits"].dtype == "float16"
-    assert tensors["logits"][0, 0] == 65504  # beyond half precision, yet finite
+    assert tensors["logits"][0].tolist() == [0, -65504, -65504, -65504]  # beyond half precision, yet finite
     assert bytes(tensors["keys"]).decode().split("\n") == ["val/0/a.png", "val/1/é.png", "val/1/c.png"]
     rows = list(csv.DictReader((folder / CURVES).open()))
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
@@ -203,3 +204,22 @@ def test_an_epoch_logged_twice_counts_once(tmp_path):
     assert [(row["epoch"], row["val_top1"]) for row in curves] == [("0", "10"), ("1", "21"), ("2", "30")]
     with pytest.raises(LskdError, match="left no"):
         timm.read_curves(tmp_path / "none", "teacher")
+
+
+@pytest.mark.parametrize("offset", [0.0, 40.0, -3e3])
+def test_stored_logits_make_no_ties(study, monkeypatch, offset):
+    """Ties count as mistakes; a smoothed teacher's logits lie close together, far from 0."""
+    plan, _ = study
+
+    class Evaluation:
+        logits = torch.randn(500, 1000, generator=torch.Generator().manual_seed(0)).mul(0.1) + offset
+        labels = logits.argmax(-1)
+        keys = tuple(f"val/0/{number:03}.png" for number in range(500))
+
+    monkeypatch.setattr("timm_ls_kd.evaluation.collect_logits", lambda *args, **kwargs: Evaluation)
+    run = plan.runs[1]
+    job.run_job(plan, run)
+    _, logits, labels = read_logits(plan.folder(run), 1000)
+    own = logits[range(500), labels][:, None]
+    ties = Evaluation.logits == Evaluation.logits.amax(-1, keepdim=True)  # those that float32 has
+    assert (logits >= own).sum() == ties.sum()

@@ -237,3 +237,16 @@ def test_distributing_uses_nothing_deprecated(models, broadcast):
         assert (wrapped.broadcast_buffers if synced is None else synced) is broadcast
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_gradients_are_accumulated_as_upstream_does_it(models, batch):
+    """Its train.py divides the loss in place, `loss /= accum_steps`, and steps after so many batches."""
+    whole, parts = copy.deepcopy(models[0]).eval(), copy.deepcopy(models[0]).eval()
+    make_task((whole, models[1]), hard_weight=0.3)(*batch)["loss"].backward()
+    task = make_task((parts, models[1]), hard_weight=0.3)
+    for half in (slice(0, 6), slice(6, 12)):
+        loss = task(batch[0][half], batch[1][half])["loss"]
+        loss /= 2
+        loss.backward()
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
