@@ -16,8 +16,9 @@ from timm import utils
 from timm.models import safe_model_name
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import get_state_dict
 
-from lskd import LskdError, one_line
+from lskd import LskdError, one_line, require_finite_weights
 from timm_ls_kd import inputs, parts, soft_label_parts
 from timm_ls_kd.arguments import KdConfig, kd_config
 from timm_ls_kd.data import seed_all
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         LskdError: whatever the user can mend, before the first training step where that is possible.
+        DivergedError: a loss, a weight or a validation logit is no longer finite; the epoch is not saved.
     """
     args = parse_arguments(argv)
     args_text = yaml.safe_dump(vars(args), default_flow_style=False)
@@ -149,14 +151,15 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
                 train |= task.epoch_metrics()
             if args.distributed and args.dist_bn:
                 utils.distribute_bn(task.get_trainable_module(), args.world_size, args.dist_bn == "reduce")
+            require_finite_weights(get_state_dict(task.get_trainable_module()).items(), epoch)
             evaluated = None
             if (epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs:
                 if loader_eval is not None:
-                    evaluated = validate(eval_model, loader_eval, args, autocast)
+                    evaluated = validate(eval_model, loader_eval, args, autocast, epoch)
                     if eval_model_ema is not None:
                         if args.distributed and args.dist_bn:
                             utils.distribute_bn(eval_model_ema, args.world_size, args.dist_bn == "reduce")
-                        evaluated = validate(eval_model_ema, loader_eval, args, autocast)
+                        evaluated = validate(eval_model_ema, loader_eval, args, autocast, epoch)
                 lr = sum(group["lr"] for group in optimizer.param_groups) / len(optimizer.param_groups)
                 if run is not None:
                     best = run.save(epoch, train, evaluated, lr)

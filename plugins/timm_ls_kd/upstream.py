@@ -15,7 +15,15 @@ import torch
 import yaml
 from timm.task import TrainingTask
 
-from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
+from lskd import (
+    CheckpointError,
+    LskdError,
+    load_teacher_weights,
+    logits_of,
+    one_line,
+    require_finite,
+    require_finite_weights,
+)
 from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
 from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.datacheck import check_data
@@ -65,6 +73,7 @@ class _Run:
     eval_loader: dict[str, Any] = field(default_factory=dict)
     task: LsKdTask | None = None
     replay: ReplaySeams | None = None
+    epoch: int | None = None
 
 
 def main(script: Path, argv: Sequence[str]) -> int:
@@ -72,6 +81,7 @@ def main(script: Path, argv: Sequence[str]) -> int:
 
     Raises:
         LskdError: timm or the script is too old, an argument is wrong, or a check before training fails.
+        DivergedError: a loss, a weight or a validation logit is no longer finite.
     """
     check_version(timm.__version__)
     module = load_script(script)
@@ -244,8 +254,27 @@ def _watch(module: Any, run: _Run) -> None:
         run.eval_loader = kwargs
 
     def epoch_trained(metrics: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run.epoch = args[0]
+        require_finite("the training loss", metrics["loss"], run.epoch)
+        require_finite_weights(run.student.state_dict().items(), run.epoch)
         if run.task is not None:
             metrics.update(run.task.epoch_metrics())
+
+    validate = module.validate
+
+    def validated(model: Any, *args: Any, **kwargs: Any) -> Any:
+        def look(_: Any, __: Any, output: Any) -> None:
+            require_finite("the validation logits", logits_of(output), run.epoch)
+
+        hook = model.register_forward_hook(look)
+        try:
+            metrics = validate(model, *args, **kwargs)
+        finally:
+            hook.remove()
+        require_finite("the validation loss", metrics["loss"], run.epoch)
+        return metrics
+
+    module.validate = validated
 
     after("create_model", student_made)
     after("create_dataset", dataset_made)
