@@ -108,6 +108,11 @@ class LsKdTask(TrainingTask):
         """Return what the teacher says about a batch, and the labels in `target`."""
         return self.teacher(input), target
 
+    @property
+    def stepped(self) -> bool:
+        """Whether a training step was taken since `epoch_metrics` was last called."""
+        return self._sums is not None
+
     def _accumulate(self, means: Tensor, samples: int) -> None:
         # Kept on the device: reading a number at every step would wait for the device at every step.
         row = torch.cat(

@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 import timm
 import torch
 import yaml
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
+from torch import nn
 
 from lskd import (
     CheckpointError,
@@ -52,6 +54,7 @@ _SEAMS = (
     "create_model",
     "create_dataset",
     "create_loader",
+    "create_optimizer_v2",
     "resolve_data_config",
     "ClassificationTask",
     "LogitDistillationTask",
@@ -74,6 +77,7 @@ class _Run:
     task: LsKdTask | None = None
     replay: ReplaySeams | None = None
     epoch: int | None = None
+    distilled: bool = False  # whether our task took a step
 
 
 def main(script: Path, argv: Sequence[str]) -> int:
@@ -92,6 +96,7 @@ def main(script: Path, argv: Sequence[str]) -> int:
     sys.argv = [str(script), *argv]
     try:
         module.main()
+        _require_distilled(run, run.distilled)
     except SystemExit as stop:  # --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
@@ -258,7 +263,9 @@ def _watch(module: Any, run: _Run) -> None:
         require_finite("the training loss", metrics["loss"], run.epoch)
         require_finite_weights(run.student.state_dict().items(), run.epoch)
         if run.task is not None:
+            run.distilled = run.task.stepped
             metrics.update(run.task.epoch_metrics())
+        _require_distilled(run, run.distilled)
 
     validate = module.validate
 
@@ -280,17 +287,48 @@ def _watch(module: Any, run: _Run) -> None:
     after("create_dataset", dataset_made)
     after("create_loader", loader_made)
     after("train_one_epoch", epoch_trained)
+    # What the script calls next after making its task, and before its output folder: with another task than
+    # the one replaced here it would train on without the teacher.
+    create_optimizer = module.create_optimizer_v2
+
+    def optimizer_made(*args: Any, **kwargs: Any) -> Any:
+        _require_distilled(run, run.task is not None)
+        return create_optimizer(*args, **kwargs)
+
+    module.create_optimizer_v2 = optimizer_made
     plain = module.ClassificationTask
 
     def create_task(*positional: Any, **kwargs: Any) -> TrainingTask:
+        task: TrainingTask = plain(
+            *positional, **(kwargs if run.kd is None else {**kwargs, "verbose": False})
+        )
         if run.kd is None:
-            task: TrainingTask = plain(*positional, **kwargs)
             return task
+        _check_criterion(task)
         model = positional[0] if positional else kwargs["model"]
         run.task = _create_kd_task(run, run.kd, model, kwargs)
         return run.task
 
     module.ClassificationTask = create_task
+
+
+def _require_distilled(run: _Run, distilled: bool) -> None:
+    if run.kd is not None and not distilled:
+        raise LskdError(
+            f"--kd-teacher {run.kd.teacher} is asked for and nothing is distilled: the script trains another "
+            "task than ClassificationTask, or nothing at all; drop the flag that chooses it, or --kd-teacher."
+        )
+
+
+def _check_criterion(task: Any) -> None:
+    """Refuse a loss whose place the distillation loss would take in silence."""
+    criterion = task.criterion
+    known = (nn.CrossEntropyLoss, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy)
+    if type(criterion) not in known or getattr(criterion, "weight", None) is not None:
+        raise LskdError(
+            f"the script is told to train on {type(criterion).__name__}, which has no meaning with "
+            "--kd-teacher; drop the flag that chooses it (--loss, --bce-loss)."
+        )
 
 
 def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any]) -> LsKdTask:
