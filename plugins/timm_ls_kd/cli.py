@@ -1,11 +1,13 @@
 """The console script `timm`: `timm train.py ...` trains, with the upstream script when the path names one."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lskd import DivergedError, LskdError
+from lskd.files import cannot_write
 
 USAGE = """usage: timm train.py [arguments]           train with the bundled trainer
        timm PATH/train.py [arguments]      train with timm's own script at PATH, unmodified
@@ -31,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(str(cannot_write(error.filename or "the run's files", error)))
+        raise
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the GPU ran out of memory; lower --batch-size or raise --grad-accum-steps.")

@@ -25,7 +25,7 @@ from timm_ls_kd.data import seed_all
 from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.loops import say, train_one_epoch, validate
 from timm_ls_kd.models import check_model_name, load_weights
-from timm_ls_kd.run_folder import RunFolder, check_folder
+from timm_ls_kd.run_folder import LAST, RunFolder, check_folder, resumed_checkpoint
 from timm_ls_kd.signals import Interrupted, stop_signals
 from timm_ls_kd.trainer_arguments import parse_arguments
 
@@ -45,9 +45,12 @@ def main(argv: Sequence[str]) -> int:
     check_names(args, kd)
     folder = _run_folder(args)
     check_folder(folder, args.resume)
+    args.resume, note = resumed_checkpoint(args.resume) if args.resume else ("", "")
     splits = [split for split in (args.train_split, args.val_split) if split]
     check_data(args.dataset, args.data_dir, splits, num_classes=args.num_classes, class_map=args.class_map)
     device = start_device(args)
+    if note:
+        say(args, note)
     try:
         with stop_signals():
             return _train(args, args_text, kd, folder, device)
@@ -168,7 +171,7 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
                 scheduler.step(epoch + 1)
     except Interrupted as stop:
         mend = (
-            f"go on by --resume {folder / 'last.pth.tar'}"
+            f"go on by --resume {folder / LAST}"
             if run is not None and run.has_checkpoint()
             else "start again"
         )

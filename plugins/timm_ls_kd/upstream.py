@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import timm
@@ -34,7 +34,7 @@ from timm_ls_kd.models import check_model_name, first_channels
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.parts import uniform_smoothing
 from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices
-from timm_ls_kd.run_folder import check_writable
+from timm_ls_kd.run_folder import AtomicCheckpointSaver, check_folder, check_writable, resumed_checkpoint
 from timm_ls_kd.task import LsKdTask, describe_targets
 from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
 from timm_ls_kd.upstream_replay import ReplaySeams
@@ -200,8 +200,12 @@ def _check(args: Namespace, kd: KdConfig | None) -> None:
             )
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise LskdError(f"--device {args.device}: there is no CUDA device here; pass --device cpu.")
-    check_writable(Path(args.output or "output/train") / (args.experiment or "."))
     _check_checkpoints(args)
+    output = Path(args.output or "output/train")
+    if args.experiment:
+        check_folder(output / args.experiment, args.resume)
+    else:
+        check_writable(output)
     if not getattr(args, "input_key", None):
         splits = [split for split in (args.train_split, args.val_split) if split]
         check_data(
@@ -222,6 +226,10 @@ def _check_checkpoints(args: Namespace) -> None:
             raise LskdError(f"{flag} {name}: there is no such file; check the path.")
         if Path(name).suffix in (".npz", ".npy"):  # arrays, which timm reads without unpickling
             continue
+        if flag == "--resume":
+            args.resume, note = resumed_checkpoint(name)
+            if note:
+                print(note, flush=True)
         try:
             load_teacher_weights(name, use_ema=False)
         except CheckpointError as error:
@@ -232,6 +240,8 @@ def _watch(module: Any, run: _Run) -> None:
     """Put our task into the script's names, and note what its own functions are called with."""
     run.replay = ReplaySeams(lambda: run.kd)
     run.replay.watch(module)
+    if hasattr(module, "utils"):
+        module.utils = SimpleNamespace(**{**vars(module.utils), "CheckpointSaver": AtomicCheckpointSaver})
 
     def after(name: str, note: Callable[[Any, tuple[Any, ...], dict[str, Any]], None]) -> None:
         original = getattr(module, name)

@@ -1,6 +1,7 @@
 """A script with the parts of timm's train.py that the plugin uses, as newer releases may arrange them."""
 
 import logging
+import resource
 
 import pytest
 
@@ -8,6 +9,7 @@ pytestmark = pytest.mark.integration
 
 SCRIPT = """
 import argparse, os, torch
+from timm import utils
 from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader, resolve_data_config
 from timm.models import create_model
 from timm.optim import create_optimizer_v2
@@ -51,10 +53,13 @@ def main():
     options = dict(loss_type=args.loss or None, smoothing=args.smoothing)
     task = kind(model, criterion_kwargs=options, device=device)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=args.lr)
-    os.makedirs(os.path.join(args.output, args.experiment))
+    folder = os.path.join(args.output, args.experiment)
+    os.makedirs(folder, exist_ok=True)
+    saver = utils.CheckpointSaver(model, optimizer, args, checkpoint_dir=folder, task=task)
     for epoch in range(args.epochs):
         train_one_epoch(epoch, model, loaders[0], optimizer, args, task=task)
         print("validated", validate(model, loaders[1], args))
+        saver.save_checkpoint(epoch, 1.0)
 
 
 def train_one_epoch(epoch, model, loader, optimizer, args, task=None):
@@ -138,3 +143,19 @@ def test_a_loss_that_is_changed_in_place(script):
     """As timm's own script divides it by --grad-accum-steps."""
     result = script("--loop", "in-place")
     assert result.status == 0, result.err
+
+
+def test_a_folder_with_checkpoints_is_not_taken_over(script, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint-3.pth.tar").write_text("x")
+    script().assert_one_clear_line("holds a run already", "--resume")
+
+
+def test_a_full_disk_is_one_line(script, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        script(teacher=False).assert_one_clear_line("last.pth.tar", "the disk is full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "run").iterdir()) == []
