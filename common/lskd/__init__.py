@@ -29,6 +29,7 @@ from lskd._folding import fold_batch_norm
 from lskd._fused import FusedTerms, fused_distillation
 from lskd._logistic import smoothed_logistic_loss, smoothed_logistic_minimum
 from lskd._losses import DistillationLoss, LossComponents
+from lskd._outputs import logits_of
 from lskd._projection import ClusterDistances, ProjectionPlane, cluster_distances, projection_plane
 from lskd._replay import (
     Mixing,
@@ -123,6 +124,7 @@ __all__ = [
     "has_compiled_loss",
     "image_layout",
     "load_teacher_weights",
+    "logits_of",
     "measure_teacher",
     "minor_probabilities",
     "mixed_image",

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lskd._eight_bit import has_eight_bit, quantise_convolutions
 from lskd._errors import LskdError, one_line
 from lskd._folding import Remainder, fold_batch_norm
+from lskd._outputs import logits_of
 from lskd._terms import distillation_terms
 
 FastMode = Literal["none", "auto", "float32", "bfloat16", "int8"]
@@ -264,8 +265,7 @@ def _logits(teacher: Callable[[Tensor], Any], images: Tensor, batch_size: int | 
             batch = images[start : start + size]
             # A compiled teacher is asked with the size it was compiled for.
             answer = teacher(batch if batch_size is None else _repeated(batch, batch_size))
-            answer = answer[0] if isinstance(answer, tuple | list) else answer
-            rows.append(cast(Tensor, answer)[: len(batch)].float())
+            rows.append(logits_of(answer)[: len(batch)].float())
     return torch.cat(rows)
 
 

@@ -15,7 +15,8 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
+from lskd import CheckpointError, LskdError, load_teacher_weights, logits_of, one_line
+from mmcls_bnn.teacher_models import LogitsOf
 
 # Numbers of the samples, logits, labels, features where they were asked for.
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -264,12 +265,13 @@ def _batches(
     entered: list[Tensor] = []
     hook = classifier and classifier.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     indices = iter(share)
+    ask = LogitsOf(model)
     try:
         for batch in _one_line_errors(loader, config):
             entered.clear()
             # Within the loop: a generator's context would hold for whoever takes the batches.
             with torch.inference_mode(), torch.autocast(device.type, enabled=amp):
-                data, logits = _forward(model, config, batch)
+                data, logits = _forward(model, ask, config, batch)
             labels = [sample.gt_label.label.flatten() for sample in data["data_samples"]]
             if any(len(label) != 1 for label in labels):
                 raise LskdError(f"the data of {config} have several labels an image; one is needed")
@@ -283,10 +285,10 @@ def _batches(
             hook.remove()
 
 
-def _forward(model: Any, config: Path, batch: Any) -> tuple[dict[str, Any], Tensor]:
+def _forward(model: Any, ask: LogitsOf, config: Path, batch: Any) -> tuple[dict[str, Any], Tensor]:
     try:
         data: dict[str, Any] = model.data_preprocessor(batch, False)
-        logits = model(data["inputs"], data["data_samples"], mode="tensor")
+        logits = logits_of(ask(data["inputs"]))
     except torch.OutOfMemoryError:
         raise LskdError(f"the model of {config}: a batch does not fit the GPU; use a smaller one") from None
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
@@ -294,8 +296,6 @@ def _forward(model: Any, config: Path, batch: Any) -> tuple[dict[str, Any], Tens
             f"the model of {config} cannot process its images ({one_line(error)}); check the pipeline of its "
             "val_dataloader"
         ) from None
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise LskdError(f"the model of {config} does not return logits (batch, classes); use another")
     return data, logits
 
 

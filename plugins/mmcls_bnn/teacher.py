@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lskd import Convention, FastTeacher, LskdError, TeacherForm, target_entropy, target_values
+from lskd import (
+    Convention,
+    FastTeacher,
+    LskdError,
+    TeacherForm,
+    logits_of,
+    target_entropy,
+    target_values,
+)
 
 
 @dataclass(frozen=True)
@@ -182,12 +190,9 @@ class Teacher:
     def __call__(self, batch: Tensor) -> Tensor:
         """Return logits `(B, K)` for a batch `(B, C, H, W)` as the student gets it."""
         with torch.inference_mode():
-            logits = self.answer(self.prepare(batch))
-            if isinstance(logits, tuple | list):
-                logits = logits[-1]
+            logits = logits_of(self.answer(self.prepare(batch)))
         # Autograd refuses to save an inference tensor for the student's backward pass: return a normal copy.
-        result: Tensor = logits.clone()
-        return result
+        return logits.clone()
 
 
 def describe_teacher(settings: TeacherSettings, teacher: Teacher, num_classes: int) -> str:

@@ -16,16 +16,42 @@ from mmcls_bnn.teacher import InputFormat, Teacher, TeacherSettings
 _IMAGENET = InputFormat((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), rgb=True)
 
 
-class _LogitsOf(nn.Module):
-    """An mmcls classifier that returns logits alone."""
+class LogitsOf(nn.Module):
+    """An mmcls classifier that returns the logits that mmcls' own evaluation makes scores of.
+
+    Most heads return them; ConformerHead returns two tensors, and it is their sum that is evaluated.
+
+    Args:
+        classifier: it is changed: its predictions are these logits from now on.
+
+    Raises:
+        LskdError: a classifier without a head, or a head of several tasks.
+    """
 
     def __init__(self, classifier: nn.Module) -> None:
+        """Let the part that makes predictions of logits give the logits."""
         super().__init__()
         self.classifier = classifier
+        head = getattr(classifier, "head", None)
+        last: Any = classifier if head is None else head
+        if not hasattr(last, "_get_predictions"):
+            raise LskdError(
+                f"{type(last).__name__} gives no one score for each class; use a classifier with one head"
+            )
+        last._get_predictions = _as_they_are
 
     def forward(self, batch: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(batch, mode="tensor")
+        """Return logits `(B, K)`."""
+        classifier: Any = self.classifier
+        if getattr(classifier, "head", None) is None:  # timm's and Hugging Face's models in mmcls' clothes
+            logits: Tensor = classifier.predict(batch)
+        else:
+            logits = classifier.head.predict(classifier.extract_feat(batch))
         return logits
+
+
+def _as_they_are(logits: Tensor, *_: Any) -> Tensor:
+    return logits
 
 
 def load_teacher(settings: TeacherSettings, num_classes: int, student: InputFormat) -> Teacher:
@@ -52,7 +78,7 @@ def load_teacher(settings: TeacherSettings, num_classes: int, student: InputForm
         )
     _load(model, weights, settings, num_classes)
     if settings.library == "mmcls":
-        model = _LogitsOf(model)
+        model = LogitsOf(model)
     return Teacher(model, own, student, settings.image_size or image_size)
 
 

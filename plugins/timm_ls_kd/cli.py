@@ -1,11 +1,13 @@
 """The console script `timm`: `timm train.py ...` trains, with the upstream script when the path names one."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lskd import LskdError
+from lskd import DivergedError, LskdError
+from lskd.files import cannot_write
 
 USAGE = """usage: timm train.py [arguments]           train with the bundled trainer
        timm PATH/train.py [arguments]      train with timm's own script at PATH, unmodified
@@ -15,17 +17,26 @@ All take --kd-teacher and the other arguments of lskd. `timm train.py --help` li
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 2, after one line on stderr, for a user's error."""
+    """Run the command line and return its exit status.
+
+    After one line on stderr it is 2 for a user's error, and 3 for a run that diverged.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
     try:
         return _run(argv[0], argv[1:])
+    except DivergedError as error:
+        return _fail(str(error), error.STATUS)
     except LskdError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(str(cannot_write(error.filename or "the run's files", error)))
+        raise
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
             return _fail("the GPU ran out of memory; lower --batch-size or raise --grad-accum-steps.")
@@ -57,8 +68,8 @@ def _run(script: str, argv: Sequence[str]) -> int:
     raise LskdError(f"unknown command '{script}'; this is the launcher of training: timm train.py --help.")
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, status: int = 2) -> int:
     rank = os.environ.get("RANK", "0")
     prefix = f"[rank {rank}] " if rank != "0" else ""
     print(f"timm: error: {prefix}{' '.join(message.split())}", file=sys.stderr, flush=True)
-    return 2
+    return status

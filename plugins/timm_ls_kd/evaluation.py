@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lskd import LskdError, one_line
+from lskd import LskdError, logits_of, one_line, require_finite
 from timm_ls_kd import inputs
 from timm_ls_kd.config_file import read_config, settings_beside
 from timm_ls_kd.data import Loader
@@ -115,6 +115,7 @@ def evaluate_model(
     Raises:
         LskdError: an unknown model, weights that cannot be had or do not fit, data that cannot be read or has
             other classes, features of a model without a linear classifier.
+        DivergedError: a weight is not finite; while the batches are taken, a logit is not.
     """
     given = {
         "img_size": img_size,
@@ -167,6 +168,7 @@ def collect_logits(
 
     Raises:
         LskdError: a folder that is no run, a checkpoint that does not fit, data that cannot be read.
+        DivergedError: a weight or a logit is not finite.
     """
     run_dir = Path(run_dir)
     settings = read_config(run_dir / "args.yaml")
@@ -282,6 +284,7 @@ def _batches(
             # Within the loop: a generator's context would hold for whoever takes the batches.
             with torch.inference_mode(), torch.autocast(images.device.type, enabled=amp):
                 logits = _forward(model, name, images)
+            require_finite(f"model '{name}': the logits", logits)
             features = entered[-1].float() if entered else None
             if features is not None and features.ndim != 2:
                 raise LskdError(
@@ -307,10 +310,10 @@ def _forward(model: nn.Module, name: str, images: Tensor) -> Tensor:
             f"model '{name}' cannot process {shape} images ({one_line(error)}); "
             "give the size that it was trained on with --img-size"
         ) from None
-    logits = output[0] if isinstance(output, tuple | list) else output
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise LskdError(f"model '{name}' does not return logits (batch, classes); name a classifier")
-    return logits
+    try:
+        return logits_of(output)
+    except LskdError as error:
+        raise LskdError(f"model '{name}': {error}") from None
 
 
 def _linear_classifier(model: nn.Module, name: str) -> nn.Linear:

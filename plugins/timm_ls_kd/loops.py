@@ -10,7 +10,7 @@ import torch
 from timm.utils import accuracy, dispatch_clip_grad
 from torch import nn
 
-from lskd import LskdError
+from lskd import logits_of, require_finite
 from timm_ls_kd.data import Loader
 
 
@@ -41,7 +41,7 @@ def train_one_epoch(
     """Train for one epoch and return the mean loss over all samples and processes, as {'loss': ...}.
 
     Raises:
-        LskdError: the loss is no longer a finite number.
+        DivergedError: the loss is no longer a finite number.
     """
     task.get_trainable_module().train()
     batches, accumulate = len(loader), args.grad_accum_steps
@@ -79,11 +79,7 @@ def train_one_epoch(
             )
     mean_loss = all_reduce(total, args)
     value = float(mean_loss[0] / mean_loss[1])
-    if value != value or value in (float("inf"), float("-inf")):
-        raise LskdError(
-            f"the loss became {value} in epoch {epoch}; lower --lr, clip gradients (--clip-grad 1) "
-            "or train without --amp; the checkpoint of the epoch before is kept."
-        )
+    require_finite("the training loss", value, epoch)
     return {"loss": value}
 
 
@@ -116,24 +112,36 @@ def _backward(
 
 
 def validate(
-    model: nn.Module, loader: Loader, args: Namespace, autocast: Callable[[], AbstractContextManager[Any]]
+    model: nn.Module,
+    loader: Loader,
+    args: Namespace,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    epoch: int | None = None,
 ) -> dict[str, float]:
-    """Return loss, top1 and top5 (in percent); each sample counts once whatever the process count."""
+    """Return loss, top1 and top5 (in percent); each sample counts once whatever the process count.
+
+    Raises:
+        DivergedError: a logit, or the loss, is not a finite number; names the epoch.
+    """
     model.eval()
     criterion = nn.CrossEntropyLoss(reduction="sum")
-    totals = torch.zeros(4, dtype=torch.float64, device=loader.device)
+    totals = torch.zeros(5, dtype=torch.float64, device=loader.device)
     with torch.inference_mode():
         for images, targets in loader:
             if args.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with autocast():
                 output = model(images)
-            logits = (output[0] if isinstance(output, tuple | list) else output).float()
+            logits = logits_of(output).float()
             top1, top5 = accuracy(logits, targets, topk=(1, 5))
             row = torch.stack(
                 [criterion(logits, targets), top1 * len(images) / 100, top5 * len(images) / 100]
             )
             totals[:3] += row
             totals[3] += len(images)
-    loss, right1, right5, count = all_reduce(totals, args).tolist()
+            totals[4] += logits.double().sum()
+    loss, right1, right5, count, every_logit = all_reduce(totals, args).tolist()
+    # After the sum over processes, which then all come to the same end.
+    require_finite("the sum of the validation logits", every_logit, epoch)
+    require_finite("the validation loss", loss, epoch)
     return {"loss": loss / count, "top1": 100 * right1 / count, "top5": 100 * right5 / count}

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
+from lskd import CheckpointError, LskdError, load_teacher_weights, one_line, require_finite_weights
 
 
 def check_model_name(name: str, role: str) -> None:
@@ -114,6 +114,7 @@ def fit_weights(model: nn.Module, name: str, path: str, weights: Mapping[str, Te
 
     Raises:
         CheckpointError: another architecture, class count or number of input channels.
+        DivergedError: a weight is not a finite number.
     """
     wanted = model.state_dict()
     _check_head(model, weights, wanted, path)
@@ -137,6 +138,7 @@ def fit_weights(model: nn.Module, name: str, path: str, weights: Mapping[str, Te
                 f"{list(wanted[key].shape)}; give the model the arguments it was trained with "
                 "(input channels, image size, --kd-teacher-kwargs)."
             )
+    require_finite_weights(((f"{key} in {path}", tensor) for key, tensor in weights.items()))
     model.load_state_dict(weights)
 
 

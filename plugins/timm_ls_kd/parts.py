@@ -8,9 +8,9 @@ from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.task import ClassificationTask
-from torch import nn
+from torch import Tensor, nn
 
-from lskd import LskdError, convert_alpha, one_line, target_values
+from lskd import LskdError, convert_alpha, logits_of, one_line, target_values
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.data import SeededDataset
 from timm_ls_kd.fast_teacher import speed_up
@@ -24,7 +24,12 @@ from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, descri
 
 
 class PlainTask(ClassificationTask):
-    """timm's classification task, distributed on the CPU too."""
+    """timm's classification task, distributed on the CPU too, of the first output where there are several."""
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return 'loss' and 'output'."""
+        output = logits_of(self.trainable_module(input))
+        return {"loss": self.criterion(output, target), "output": output}
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "PlainTask":
         """Wrap the model in DistributedDataParallel."""
@@ -187,8 +192,7 @@ def try_student(model: nn.Module, data: DataConfig, args: Namespace, device: tor
     except (RuntimeError, AssertionError, ValueError) as error:
         shape = " x ".join(str(size) for size in data.input_size)
         raise LskdError(f"model '{args.model}' cannot process {shape} images: {one_line(error)}") from None
-    logits = output[0] if isinstance(output, tuple | list) else output
-    if logits.ndim != 2 or logits.shape[1] != args.num_classes:
+    if logits_of(output).shape[1] != args.num_classes:
         raise LskdError(
             f"model '{args.model}' gives no {args.num_classes} class scores per image; use a classifier."
         )

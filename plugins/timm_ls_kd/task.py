@@ -8,7 +8,7 @@ import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from lskd import Convention, DistillationLoss, target_values
+from lskd import Convention, DistillationLoss, logits_of, target_values
 from timm_ls_kd.teacher import Teacher
 
 # Columns of summary.csv (with timm's prefix train_), and where the loss's parts come from.
@@ -95,8 +95,7 @@ class LsKdTask(TrainingTask):
             target: labels `(B,)`, or probabilities `(B, K)` under mixup.
         """
         teacher_logits, target = self.ask_teacher(input, target)
-        output = self.trainable_module(input)
-        logits = output[0] if isinstance(output, tuple | list) else output
+        logits = logits_of(self.trainable_module(input))
         # Autocast off: the loss is computed in float32 whatever the networks ran in.
         with torch.autocast(logits.device.type, enabled=False):
             parts = self.loss.components(logits, teacher_logits, target)
@@ -108,6 +107,11 @@ class LsKdTask(TrainingTask):
     def ask_teacher(self, input: Tensor, target: Any) -> tuple[Any, Tensor]:
         """Return what the teacher says about a batch, and the labels in `target`."""
         return self.teacher(input), target
+
+    @property
+    def stepped(self) -> bool:
+        """Whether a training step was taken since `epoch_metrics` was last called."""
+        return self._sums is not None
 
     def _accumulate(self, means: Tensor, samples: int) -> None:
         # Kept on the device: reading a number at every step would wait for the device at every step.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lskd import Convention, FastTeacher, LskdError, TeacherForm, target_mass
+from lskd import Convention, FastTeacher, LskdError, TeacherForm, logits_of, target_mass
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.config_file import settings_beside
 from timm_ls_kd.inputs import input_channels
@@ -111,13 +111,10 @@ class Teacher:
     def __call__(self, batch: Tensor) -> Tensor:
         """Return logits `(B, K)` for a batch `(B, C, H, W)` in the student's normalisation."""
         with torch.inference_mode():
-            logits = self.answer(self.prepare(batch))
-            if isinstance(logits, tuple | list):
-                logits = logits[0]
+            logits = logits_of(self.answer(self.prepare(batch)))
         # Autograd refuses to save an inference tensor for the student's backward pass: hand out a normal copy
         # (B x K numbers), made outside the inference mode.
-        result: Tensor = logits.clone()
-        return result
+        return logits.clone()
 
 
 def create_teacher(

@@ -16,15 +16,16 @@ from timm import utils
 from timm.models import safe_model_name
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
+from timm.utils import get_state_dict
 
-from lskd import LskdError, one_line
+from lskd import LskdError, one_line, require_finite_weights
 from timm_ls_kd import inputs, parts, soft_label_parts
 from timm_ls_kd.arguments import KdConfig, kd_config
 from timm_ls_kd.data import seed_all
 from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.loops import say, train_one_epoch, validate
 from timm_ls_kd.models import check_model_name, load_weights
-from timm_ls_kd.run_folder import RunFolder, check_folder
+from timm_ls_kd.run_folder import LAST, RunFolder, check_folder, resumed_checkpoint
 from timm_ls_kd.signals import Interrupted, stop_signals
 from timm_ls_kd.trainer_arguments import parse_arguments
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         LskdError: whatever the user can mend, before the first training step where that is possible.
+        DivergedError: a loss, a weight or a validation logit is no longer finite; the epoch is not saved.
     """
     args = parse_arguments(argv)
     args_text = yaml.safe_dump(vars(args), default_flow_style=False)
@@ -43,9 +45,12 @@ def main(argv: Sequence[str]) -> int:
     check_names(args, kd)
     folder = _run_folder(args)
     check_folder(folder, args.resume)
+    args.resume, note = resumed_checkpoint(args.resume) if args.resume else ("", "")
     splits = [split for split in (args.train_split, args.val_split) if split]
     check_data(args.dataset, args.data_dir, splits, num_classes=args.num_classes, class_map=args.class_map)
     device = start_device(args)
+    if note:
+        say(args, note)
     try:
         with stop_signals():
             return _train(args, args_text, kd, folder, device)
@@ -149,14 +154,15 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
                 train |= task.epoch_metrics()
             if args.distributed and args.dist_bn:
                 utils.distribute_bn(task.get_trainable_module(), args.world_size, args.dist_bn == "reduce")
+            require_finite_weights(get_state_dict(task.get_trainable_module()).items(), epoch)
             evaluated = None
             if (epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs:
                 if loader_eval is not None:
-                    evaluated = validate(eval_model, loader_eval, args, autocast)
+                    evaluated = validate(eval_model, loader_eval, args, autocast, epoch)
                     if eval_model_ema is not None:
                         if args.distributed and args.dist_bn:
                             utils.distribute_bn(eval_model_ema, args.world_size, args.dist_bn == "reduce")
-                        evaluated = validate(eval_model_ema, loader_eval, args, autocast)
+                        evaluated = validate(eval_model_ema, loader_eval, args, autocast, epoch)
                 lr = sum(group["lr"] for group in optimizer.param_groups) / len(optimizer.param_groups)
                 if run is not None:
                     best = run.save(epoch, train, evaluated, lr)
@@ -165,7 +171,7 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
                 scheduler.step(epoch + 1)
     except Interrupted as stop:
         mend = (
-            f"go on by --resume {folder / 'last.pth.tar'}"
+            f"go on by --resume {folder / LAST}"
             if run is not None and run.has_checkpoint()
             else "start again"
         )

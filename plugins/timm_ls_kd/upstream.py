@@ -7,15 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import timm
 import torch
 import yaml
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
+from torch import nn
 
-from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
+from lskd import (
+    CheckpointError,
+    LskdError,
+    load_teacher_weights,
+    logits_of,
+    one_line,
+    require_finite,
+    require_finite_weights,
+)
 from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
 from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.datacheck import check_data
@@ -24,7 +34,7 @@ from timm_ls_kd.models import check_model_name, first_channels
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.parts import uniform_smoothing
 from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices
-from timm_ls_kd.run_folder import check_writable
+from timm_ls_kd.run_folder import AtomicCheckpointSaver, check_folder, check_writable, resumed_checkpoint
 from timm_ls_kd.task import LsKdTask, describe_targets
 from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
 from timm_ls_kd.upstream_replay import ReplaySeams
@@ -44,6 +54,7 @@ _SEAMS = (
     "create_model",
     "create_dataset",
     "create_loader",
+    "create_optimizer_v2",
     "resolve_data_config",
     "ClassificationTask",
     "LogitDistillationTask",
@@ -65,6 +76,8 @@ class _Run:
     eval_loader: dict[str, Any] = field(default_factory=dict)
     task: LsKdTask | None = None
     replay: ReplaySeams | None = None
+    epoch: int | None = None
+    distilled: bool = False  # whether our task took a step
 
 
 def main(script: Path, argv: Sequence[str]) -> int:
@@ -72,6 +85,7 @@ def main(script: Path, argv: Sequence[str]) -> int:
 
     Raises:
         LskdError: timm or the script is too old, an argument is wrong, or a check before training fails.
+        DivergedError: a loss, a weight or a validation logit is no longer finite.
     """
     check_version(timm.__version__)
     module = load_script(script)
@@ -82,6 +96,7 @@ def main(script: Path, argv: Sequence[str]) -> int:
     sys.argv = [str(script), *argv]
     try:
         module.main()
+        _require_distilled(run, run.distilled)
     except SystemExit as stop:  # --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
@@ -185,8 +200,12 @@ def _check(args: Namespace, kd: KdConfig | None) -> None:
             )
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise LskdError(f"--device {args.device}: there is no CUDA device here; pass --device cpu.")
-    check_writable(Path(args.output or "output/train") / (args.experiment or "."))
     _check_checkpoints(args)
+    output = Path(args.output or "output/train")
+    if args.experiment:
+        check_folder(output / args.experiment, args.resume)
+    else:
+        check_writable(output)
     if not getattr(args, "input_key", None):
         splits = [split for split in (args.train_split, args.val_split) if split]
         check_data(
@@ -207,6 +226,10 @@ def _check_checkpoints(args: Namespace) -> None:
             raise LskdError(f"{flag} {name}: there is no such file; check the path.")
         if Path(name).suffix in (".npz", ".npy"):  # arrays, which timm reads without unpickling
             continue
+        if flag == "--resume":
+            args.resume, note = resumed_checkpoint(name)
+            if note:
+                print(note, flush=True)
         try:
             load_teacher_weights(name, use_ema=False)
         except CheckpointError as error:
@@ -217,6 +240,8 @@ def _watch(module: Any, run: _Run) -> None:
     """Put our task into the script's names, and note what its own functions are called with."""
     run.replay = ReplaySeams(lambda: run.kd)
     run.replay.watch(module)
+    if hasattr(module, "utils"):
+        module.utils = SimpleNamespace(**{**vars(module.utils), "CheckpointSaver": AtomicCheckpointSaver})
 
     def after(name: str, note: Callable[[Any, tuple[Any, ...], dict[str, Any]], None]) -> None:
         original = getattr(module, name)
@@ -244,24 +269,76 @@ def _watch(module: Any, run: _Run) -> None:
         run.eval_loader = kwargs
 
     def epoch_trained(metrics: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run.epoch = args[0]
+        require_finite("the training loss", metrics["loss"], run.epoch)
+        require_finite_weights(run.student.state_dict().items(), run.epoch)
         if run.task is not None:
+            run.distilled = run.task.stepped
             metrics.update(run.task.epoch_metrics())
+        _require_distilled(run, run.distilled)
+
+    validate = module.validate
+
+    def validated(model: Any, *args: Any, **kwargs: Any) -> Any:
+        def look(_: Any, __: Any, output: Any) -> None:
+            require_finite("the validation logits", logits_of(output), run.epoch)
+
+        hook = model.register_forward_hook(look)
+        try:
+            metrics = validate(model, *args, **kwargs)
+        finally:
+            hook.remove()
+        require_finite("the validation loss", metrics["loss"], run.epoch)
+        return metrics
+
+    module.validate = validated
 
     after("create_model", student_made)
     after("create_dataset", dataset_made)
     after("create_loader", loader_made)
     after("train_one_epoch", epoch_trained)
+    # What the script calls next after making its task, and before its output folder: with another task than
+    # the one replaced here it would train on without the teacher.
+    create_optimizer = module.create_optimizer_v2
+
+    def optimizer_made(*args: Any, **kwargs: Any) -> Any:
+        _require_distilled(run, run.task is not None)
+        return create_optimizer(*args, **kwargs)
+
+    module.create_optimizer_v2 = optimizer_made
     plain = module.ClassificationTask
 
     def create_task(*positional: Any, **kwargs: Any) -> TrainingTask:
+        task: TrainingTask = plain(
+            *positional, **(kwargs if run.kd is None else {**kwargs, "verbose": False})
+        )
         if run.kd is None:
-            task: TrainingTask = plain(*positional, **kwargs)
             return task
+        _check_criterion(task)
         model = positional[0] if positional else kwargs["model"]
         run.task = _create_kd_task(run, run.kd, model, kwargs)
         return run.task
 
     module.ClassificationTask = create_task
+
+
+def _require_distilled(run: _Run, distilled: bool) -> None:
+    if run.kd is not None and not distilled:
+        raise LskdError(
+            f"--kd-teacher {run.kd.teacher} is asked for and nothing is distilled: the script trains another "
+            "task than ClassificationTask, or nothing at all; drop the flag that chooses it, or --kd-teacher."
+        )
+
+
+def _check_criterion(task: Any) -> None:
+    """Refuse a loss whose place the distillation loss would take in silence."""
+    criterion = task.criterion
+    known = (nn.CrossEntropyLoss, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy)
+    if type(criterion) not in known or getattr(criterion, "weight", None) is not None:
+        raise LskdError(
+            f"the script is told to train on {type(criterion).__name__}, which has no meaning with "
+            "--kd-teacher; drop the flag that chooses it (--loss, --bce-loss)."
+        )
 
 
 def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any]) -> LsKdTask:

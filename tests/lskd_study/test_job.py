@@ -41,7 +41,7 @@ class Trainer:
             for epoch in range(begun, EPOCHS):
                 writer.writerow([epoch, 1.5, 0.5, 70 + epoch, 100, 0.1])
                 file.flush()
-                (folder / CHECKPOINT).write_text(f"{words} epoch {epoch}")
+                torch.save({"run": f"{words} epoch {epoch}"}, folder / CHECKPOINT)
                 if self.stop == epoch:
                     raise KeyboardInterrupt
 

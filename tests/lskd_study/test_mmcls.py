@@ -104,6 +104,11 @@ def test_a_run_goes_on_where_there_is_a_checkpoint(tmp_path):
     (tmp_path / "last_checkpoint").write_text("epoch_1.pth")
     assert mmcls.resume(tmp_path) == ["--resume"]
     assert timm.resume(tmp_path) is None
+    for name in ("checkpoint-0.pth.tar", "last.pth.tar"):
+        torch.save({}, tmp_path / name)
+    assert timm.resume(tmp_path) == ["--resume", str(tmp_path / "last.pth.tar")]
+    (tmp_path / "last.pth.tar").write_bytes(b"PK")  # cut off
+    assert timm.resume(tmp_path) == ["--resume", str(tmp_path / "checkpoint-0.pth.tar")]
 
 
 def result(top1, top5, loss):

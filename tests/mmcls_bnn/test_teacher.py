@@ -10,8 +10,8 @@ from mmengine.config import Config
 
 from lskd import LskdError
 from mmcls_bnn.compat import MODELS
-from mmcls_bnn.teacher import InputFormat, TeacherSettings, describe_teacher
-from mmcls_bnn.teacher_models import load_teacher
+from mmcls_bnn.teacher import InputFormat, Teacher, TeacherSettings, describe_teacher
+from mmcls_bnn.teacher_models import LogitsOf, load_teacher
 
 pytestmark = pytest.mark.unit
 
@@ -160,3 +160,48 @@ def test_checkpoint_that_runs_code_is_refused(tmp_path):
     with pytest.raises(LskdError, match="refused"):
         load_teacher(settings(tmp_path / "t.pth"), 4, GREY)
     assert not (tmp_path / "owned").exists()
+
+
+class Stages(torch.nn.Module):
+    """A backbone whose last stage is what a head expects."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def forward(self, images):
+        pooled = images.mean((2, 3))
+        return pooled * 100, self.last(pooled)
+
+
+HEADS = {
+    "LinearClsHead": ({"in_channels": 3}, lambda x: x),
+    "ConformerHead": ({"in_channels": [3, 3]}, lambda x: [x, x.flip(1)]),
+    "DeiTClsHead": ({"in_channels": 3}, lambda x: [None, x, x.flip(1)]),
+    "EfficientFormerClsHead": ({"in_channels": 3}, lambda x: x),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_logits_are_what_the_head_itself_evaluates(name):
+    """The last stage, and of two outputs the sum or mean that mmcls predicts from."""
+    arguments, last = HEADS[name]
+    torch.manual_seed(0)
+    head = MODELS.build({"type": name, "num_classes": 4, "init_cfg": None, **arguments})
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    model = MODELS.build({"type": "ImageClassifier", "backbone": Stages(last), "head": head}).eval()
+    images = torch.randn(3, 3, 4, 4)
+    with torch.no_grad():
+        expected = torch.stack([sample.pred_label.score for sample in model.predict(images)])
+    teacher = Teacher(LogitsOf(model), IMAGENET, IMAGENET)
+    torch.testing.assert_close(teacher(images).softmax(-1), expected)
+
+
+def test_a_head_of_several_tasks_is_no_teacher():
+    task = {"type": "LinearClsHead", "num_classes": 4, "in_channels": 3}
+    head = MODELS.build({"type": "MultiTaskHead", "task_heads": {"a": task, "b": task}})
+    backbone = Stages(lambda x: x)
+    for parts in ({"head": head}, {}):
+        with pytest.raises(LskdError, match="no one score for each class"):
+            LogitsOf(MODELS.build({"type": "ImageClassifier", "backbone": backbone, **parts}))

@@ -61,10 +61,10 @@ class Result:
     out: str
     err: str
 
-    def assert_one_clear_line(self, *words: str) -> None:
+    def assert_one_clear_line(self, *words: str, status: int = 2) -> None:
         """One line on stderr that names these words, a non-zero status, no traceback."""
         lines = self.err.strip().splitlines()
-        assert self.status == 2, f"status {self.status}\n{self.out}\n{self.err}"
+        assert self.status == status, f"status {self.status}\n{self.out}\n{self.err}"
         assert len(lines) == 1, self.err
         assert lines[0].startswith("timm: error: "), lines[0]
         assert "Traceback" not in self.err + self.out

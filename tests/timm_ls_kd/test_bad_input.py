@@ -268,9 +268,18 @@ def test_message_of_another_process_names_its_rank(timm_command, monkeypatch):
     timm_command("trian").assert_one_clear_line("[rank 3]")
 
 
-def test_diverging_loss(train, tmp_path):
-    result = train("bad", "--lr", "1e20", "--epochs", 2)
-    result.assert_one_clear_line("the loss became", "lower --lr")
+@pytest.mark.parametrize(
+    ("rate", "batch_size"),
+    [
+        ("1e20", "16"),  # seen in the training loss
+        ("1e38", "96"),  # one step, whose loss is that of the weights before it
+    ],
+)
+def test_a_run_that_diverged(train, tmp_path, rate, batch_size):
+    result = train("bad", "--lr", rate, "--epochs", 1, "--batch-size", batch_size)
+    result.assert_one_clear_line("epoch 0: ", "the run diverged", status=3)
+    assert "best" not in result.out
+    assert not [path for path in (tmp_path / "runs" / "bad").iterdir() if path.suffix in (".tar", ".csv")]
 
 
 def test_schedule_that_cannot_be_had_leaves_no_folder(train, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch.nn import functional
 
-from lskd import LskdError
+from lskd import DivergedError, LskdError, load_teacher_weights
 from timm_ls_kd.evaluation import collect_logits, evaluate_model
 from timm_ls_kd.torchvision_models import create_torchvision
 
@@ -289,3 +289,12 @@ def test_what_torchvision_does_not_have(digits, weights):
     assert "unknown model" in refused("torchvision:fasterrcnn_resnet50_fpn", weights, digits)
     assert "--checkpoint" in refused("torchvision:resnet18", None, digits)
     assert "another architecture" in refused("torchvision:resnet18", weights, digits)
+
+
+def test_what_diverged_is_not_evaluated(teacher, digits, tmp_path):
+    state = load_teacher_weights(teacher)
+    for value, words in ((float("nan"), "fc.weight in"), (3e38, "the logits")):
+        changed = {**state, "fc.bias": torch.full((4,), value), "fc.weight": state["fc.weight"] + value}
+        torch.save(changed, tmp_path / "bad.pth")
+        with pytest.raises(DivergedError, match=words):
+            gather(evaluate_model("test_resnet", tmp_path / "bad.pth", digits))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lskd import LskdError
+from lskd import DivergedError
 from timm_ls_kd.loops import train_one_epoch, validate
 
 pytestmark = pytest.mark.unit
@@ -104,8 +104,16 @@ def test_loss_is_the_mean_over_samples(model):
 
 def test_a_loss_that_is_no_number_stops_the_run(model):
     model.weight.data.fill_(float("nan"))
-    with pytest.raises(LskdError, match=r"became nan in epoch 3; lower --lr"):
+    with pytest.raises(DivergedError, match=r"epoch 3: the training loss is nan"):
         epoch(model, batches([4]), number=3)
+
+
+@pytest.mark.parametrize("bias", ["nan", "-inf"])  # -inf leaves the loss finite
+def test_logits_that_are_no_numbers_are_no_validation(model, bias):
+    model.bias.data[3] = float(bias)
+    data = Batches((images, targets % 3) for images, targets in batches([8, 8]))
+    with pytest.raises(DivergedError, match=f"epoch 5: the sum of the validation logits is {bias}"):
+        validate(model, data, ARGS, nullcontext, epoch=5)
 
 
 def test_validation_counts_every_sample_once(model):

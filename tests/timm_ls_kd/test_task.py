@@ -3,11 +3,13 @@
 import copy
 
 import pytest
+import timm
 import torch
 from timm.task import LogitDistillationTask
 from torch import nn
 from torch.nn import functional
 
+from lskd import LskdError
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.task import COLUMNS, LsKdTask
 from timm_ls_kd.teacher import Teacher
@@ -250,3 +252,41 @@ def test_gradients_are_accumulated_as_upstream_does_it(models, batch):
         loss.backward()
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
+
+
+class TwoHeads(nn.Module):
+    def forward(self, x):
+        flat = x.mean((2, 3))
+        return flat, -flat
+
+
+def test_of_several_outputs_the_first_counts(batch):
+    """As timm's own validation takes it: as student, as teacher, and in evaluation."""
+    images, labels = batch[0], batch[1] % 3
+    task = LsKdTask(TwoHeads(), Teacher(TwoHeads(), HALF, HALF))
+    assert torch.equal(task(images, labels)["output"], images.mean((2, 3)))
+    assert torch.equal(task.teacher(images), images.mean((2, 3)))
+    with pytest.raises(LskdError, match="returns a dict, not logits"):
+        Teacher(_Dict(), HALF, HALF)(images)
+
+
+class _Dict(nn.Module):
+    def forward(self, x):
+        return {"logits": x}
+
+
+def test_distilled_deit_trains_on_its_first_head_and_is_evaluated_as_timm_does(batch):
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "deit_tiny_distilled_patch16_224", pretrained=False, img_size=8, patch_size=4, num_classes=K, depth=1
+    )
+    for head in (model.head, model.head_dist):
+        nn.init.normal_(head.weight)
+    model.set_distilled_training()
+    task = LsKdTask(model, Teacher(TinyModel(), HALF, HALF))
+    task.train()
+    both = model(batch[0])
+    assert torch.equal(task(*batch)["output"], both[0])
+    model.eval()
+    torch.testing.assert_close(model(batch[0]), (both[0] + both[1]) / 2)
+    assert torch.equal(Teacher(model, HALF, HALF)(batch[0]), model(batch[0]))

@@ -169,6 +169,11 @@ def test_resumed_run_equals_the_unbroken_one(train, runs, kd, monkeypatch, argum
     assert f"stopped in epoch 2; go on by --resume {last}" in result.out
     assert result.err == ""
     assert train("broken", *options, "--resume", last).status == 0
+    if not arguments:
+        last.write_bytes(last.read_bytes()[:100_000])  # its last epoch is done again
+        result = train("broken", *options, "--resume", last)
+        assert f"going on from {runs / 'broken' / 'checkpoint-2.pth.tar'}" in result.out
+        assert result.status == 0
     for name in ("last.pth.tar", "model_best.pth.tar"):
         whole, broken = weights(runs / "whole", name), weights(runs / "broken", name)
         for key, value in whole.items():

@@ -77,9 +77,11 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
 
 
 def resume(folder: Path) -> list[str] | None:
-    """Return the arguments that let a run go on, None where it has no checkpoint yet."""
-    checkpoint = folder / CHECKPOINT
-    return ["--resume", str(checkpoint)] if checkpoint.exists() else None
+    """Return the arguments that let a run go on, None where it has no whole checkpoint yet."""
+    from timm_ls_kd.run_folder import whole_checkpoint
+
+    checkpoint = whole_checkpoint(folder / CHECKPOINT)
+    return None if checkpoint is None else ["--resume", str(checkpoint)]
 
 
 def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:

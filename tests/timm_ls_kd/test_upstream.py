@@ -1,0 +1,161 @@
+"""A script with the parts of timm's train.py that the plugin uses, as newer releases may arrange them."""
+
+import logging
+import resource
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+SCRIPT = """
+import argparse, os, torch
+from timm import utils
+from timm.data import FastCollateMixup, Mixup, create_dataset, create_loader, resolve_data_config
+from timm.models import create_model
+from timm.optim import create_optimizer_v2
+from timm.task import (
+    ClassificationTask, LogitDistillationTask, MultiLabelClassificationTask, resume_task_checkpoint)
+
+config_parser = argparse.ArgumentParser(add_help=False)
+config_parser.add_argument("--config", default="")
+parser = argparse.ArgumentParser(parents=[config_parser])
+for name in ("data", "data-dir", "num-classes", "cutmix-minmax"):
+    parser.add_argument("--" + name, default=None, type=int if name == "num-classes" else str)
+for name, default in dict(
+    dataset="", train_split="train", val_split="val", class_map="", model="", device="cpu", resume="",
+    initial_checkpoint="", output="", experiment="", amp_dtype="float16", task="single", loss="", loop="",
+    smoothing=0.1, mixup=0.0, cutmix=0.0, reprob=0.0, lr=0.05, epochs=1, batch_size=16, workers=0, rank=0,
+    world_size=1, aug_splits=0, img_size=32, tta=0,
+).items():
+    parser.add_argument("--" + name.replace("_", "-"), default=default, type=type(default))
+for name in ("amp", "channels-last", "no-aug", "no-prefetcher"):
+    parser.add_argument("--" + name, action="store_true")
+
+
+def _parse_args():
+    return parser.parse_args(), ""
+
+
+def main():
+    args, _ = _parse_args()
+    device = torch.device(args.device)
+    model = create_model(args.model, pretrained=False, num_classes=args.num_classes)
+    data = resolve_data_config(vars(args), model=model)
+    loaders = []
+    for split in (args.train_split, args.val_split):
+        training = split == args.train_split
+        dataset = create_dataset(args.dataset, root=args.data_dir, split=split, is_training=training)
+        loaders.append(create_loader(
+            dataset, input_size=data["input_size"], mean=data["mean"], std=data["std"], is_training=training,
+            batch_size=args.batch_size, use_prefetcher=False, num_workers=0, persistent_workers=False,
+            device=device))
+    kind = MultiLabelClassificationTask if args.task == "multilabel" else ClassificationTask
+    options = dict(loss_type=args.loss or None, smoothing=args.smoothing)
+    task = kind(model, criterion_kwargs=options, device=device)
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=args.lr)
+    folder = os.path.join(args.output, args.experiment)
+    os.makedirs(folder, exist_ok=True)
+    saver = utils.CheckpointSaver(model, optimizer, args, checkpoint_dir=folder, task=task)
+    for epoch in range(args.epochs):
+        train_one_epoch(epoch, model, loaders[0], optimizer, args, task=task)
+        print("validated", validate(model, loaders[1], args))
+        saver.save_checkpoint(epoch, 1.0)
+
+
+def train_one_epoch(epoch, model, loader, optimizer, args, task=None):
+    total = 0.0
+    for images, targets in loader:
+        if args.loop == "own":
+            loss = torch.nn.functional.cross_entropy(model(images), targets)
+        else:
+            loss = task(images, targets)["loss"]
+        if args.loop == "in-place":
+            loss /= 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+    return {"loss": total / len(loader)}
+
+
+def validate(model, loader, args):
+    model.eval()
+    with torch.inference_mode():
+        losses = [torch.nn.functional.cross_entropy(model(images), targets) for images, targets in loader]
+    return {"loss": float(sum(losses)) / len(losses)}
+"""
+
+
+@pytest.fixture
+def script(timm_command, digits, tmp_path, kd, monkeypatch):
+    # timm's script puts a handler on the root logger; it is not to be left to other tests.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    (tmp_path / "train.py").write_text(SCRIPT)
+    common = ["--data-dir", digits, "--model", "test_resnet", "--num-classes", 4, "--output", tmp_path]
+
+    def run(*arguments, teacher=True):
+        words = [*common, *(kd if teacher else ()), "--experiment", "run", *arguments]
+        return timm_command(tmp_path / "train.py", *words)
+
+    return run
+
+
+def test_the_stand_in_distils(script):
+    result = script()
+    assert result.status == 0, result.err
+    assert "labels are not trained on" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--task", "multilabel"], "nothing is distilled"),
+        (["--loss", "poly"], "PolyCrossEntropy"),
+        (["--loss", "bce"], "BinaryCrossEntropy"),
+    ],
+)
+def test_a_teacher_that_would_be_left_out_is_refused_before_anything_is_written(
+    script, tmp_path, arguments, word
+):
+    script(*arguments).assert_one_clear_line(word, "--kd-teacher")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--loop", "own"], ["--epochs", 0]])
+def test_a_run_without_a_step_of_the_teachers_loss_is_an_error(script, arguments):
+    result = script(*arguments)
+    result.assert_one_clear_line("nothing is distilled")
+    assert "validated" not in result.out
+
+
+def test_other_losses_without_a_teacher_are_the_scripts_own_affair(script):
+    assert script("--loss", "poly", teacher=False).status == 0
+
+
+@pytest.mark.parametrize("distils", [True, False])
+def test_a_run_that_diverged(script, distils):
+    result = script("--lr", "1e38", "--batch-size", 96, teacher=distils)
+    result.assert_one_clear_line("epoch 0: ", "the run diverged", status=3)
+    assert "validated" not in result.out
+
+
+def test_a_loss_that_is_changed_in_place(script):
+    """As timm's own script divides it by --grad-accum-steps."""
+    result = script("--loop", "in-place")
+    assert result.status == 0, result.err
+
+
+def test_a_folder_with_checkpoints_is_not_taken_over(script, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint-3.pth.tar").write_text("x")
+    script().assert_one_clear_line("holds a run already", "--resume")
+
+
+def test_a_full_disk_is_one_line(script, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        script(teacher=False).assert_one_clear_line("last.pth.tar", "the disk is full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "run").iterdir()) == []
