@@ -41,7 +41,7 @@ if FRAMEWORK == "mmcls":
     from mmcls.datasets import BaseDataset, CustomDataset
     from mmcls.models import ImageClassifier
     from mmcls.models.backbones.base_backbone import BaseBackbone
-    from mmcls.registry import DATASETS, HOOKS, METRICS, MODELS
+    from mmcls.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
     from mmcls.utils import register_all_modules
 else:
     from mmpretrain.datasets import BaseDataset, CustomDataset
@@ -61,6 +61,7 @@ __all__ = [
     "HOOKS",
     "METRICS",
     "MODELS",
+    "TRANSFORMS",
     "BaseBackbone",
     "BaseDataset",
     "CustomDataset",
