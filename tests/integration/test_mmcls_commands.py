@@ -62,7 +62,6 @@ model = dict(
     head=dict(num_classes=4, in_channels=64),
     teacher=dict(_delete_=True, model="test_resnet", checkpoint={str(teacher)!r}, smoothing=0.1),
 )
-teacher_checkpoint = {str(teacher)!r}
 train_dataloader = dict(batch_size=32, dataset=dict(data_root={str(digits)!r}, num_classes=4))
 val_dataloader = dict(dataset=dict(data_root={str(digits)!r}, num_classes=4))
 test_dataloader = dict(dataset=dict(data_root={str(digits)!r}, num_classes=4))
@@ -249,13 +248,11 @@ def test_step_1_then_step_2(recipe, tmp_path):
     result = train(first, tmp_path / "step1")
     assert result.returncode == 0, result.stderr
     start = tmp_path / "step1" / "epoch_3.pth"
-    second = recipe(
-        "step2.py", f"step1_checkpoint = {str(start)!r}\nmodel.update(step1_checkpoint=step1_checkpoint)"
-    )
+    second = recipe("step2.py", f"model.update(step1_checkpoint={str(start)!r})")
     result = train(second, tmp_path / "step2")
     assert result.returncode == 0, result.stderr
     end = tmp_path / "step2" / "epoch_3.pth"
-    result = train(second, tmp_path / "again", "--cfg-options", f"step1_checkpoint={end}")
+    result = train(second, tmp_path / "again", "--cfg-options", f"model.step1_checkpoint={end}")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith(
         "so it is not step 1; give one that a step-1 recipe (binarize=('activations',)) has written."
@@ -265,8 +262,8 @@ def test_step_1_then_step_2(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["teacher_checkpoint=nosuch.pth"], "checkpoint nosuch.pth does not exist"),
-        (["teacher_checkpoint={chance}"], "teacher 'test_resnet' is at chance"),
+        (["model.teacher.checkpoint=nosuch.pth"], "checkpoint nosuch.pth does not exist"),
+        (["model.teacher.checkpoint={chance}"], "teacher 'test_resnet' is at chance"),
         (["train_dataloader.dataset.data_root=nowhere"], "data folder nowhere/train does not exist"),
         (["model.backbone.width=0.3"], "width 0.3 gives"),
     ],

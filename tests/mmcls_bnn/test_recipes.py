@@ -77,8 +77,7 @@ def test_two_steps(stem, binarize, decay):
 
 def test_the_papers_recipe():
     recipe = Config.fromfile(str(ROOT / "reactnet_kd.py"))
-    assert (recipe.teacher_model, recipe.teacher_smoothing) == ("resnet50", 0.1)
-    assert recipe.model.teacher.checkpoint == recipe.teacher_checkpoint
+    assert (recipe.model.teacher.model, recipe.model.teacher.smoothing) == ("resnet50", 0.1)
     assert recipe.optim_wrapper.optimizer.to_dict() == {"type": "Adam", "lr": 2.5e-3, "weight_decay": 0}
     assert (recipe.train_dataloader.batch_size, recipe.train_cfg.max_epochs) == (512, 128)
     recipe = Config.fromfile(str(ROOT / "reactnet" / "reactnet_a_kd.py"))
