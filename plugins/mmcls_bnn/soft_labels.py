@@ -93,8 +93,6 @@ def _student(args: argparse.Namespace) -> tuple[Any, Any]:
             f"config {args.config} cannot be read: {' '.join(str(error).split())[:200]}."
         ) from None
     check_variables(cfg)
-    import mmcls_bnn.register as _  # noqa: F401 - the plugin's own names
-
     use_registry()
     init_default_scope(cfg.get("default_scope") or FRAMEWORK)
     model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.get("data_preprocessor")))
