@@ -1,8 +1,8 @@
 """ReActNet-18 on ImageNet, taught by a ResNet-50 that was trained with label smoothing (Sec. 5, Fig. 6).
 
     mim train mmcls recipes/reactnet_kd.py
-    mim train mmcls recipes/reactnet_kd.py --cfg-options teacher_checkpoint=plain.pth teacher_smoothing=0 \
-        work_dir=work_dirs/reactnet_kd_plain
+    mim train mmcls recipes/reactnet_kd.py --work-dir work_dirs/reactnet_kd_plain --cfg-options \
+        model.teacher.checkpoint=plain.pth model.teacher.smoothing=0
 
 The teacher: any of timm's or torchvision's ResNet-50 files; with smoothing 0.1 by
 
@@ -16,16 +16,16 @@ Expected: the paper has 63.108 % top-1 and 84.362 % top-5; 63.002 and 84.234 wit
 
 _base_ = ["reactnet/_base_/imagenet.py", "reactnet/_base_/runtime.py"]
 
-teacher_model = "resnet50"
-teacher_checkpoint = "checkpoints/resnet50_smoothing_0.1.pth"
-teacher_smoothing = 0.1  # what it was trained with, in the paper's convention; 0: without
-
 model = dict(
     type="LsKdClassifier",
     backbone=dict(type="ReActNet", depth=18, binarize=("activations", "weights")),
     neck=dict(type="GlobalAveragePooling"),
     head=dict(type="LinearClsHead", num_classes=1000, in_channels=512),
-    teacher=dict(model=teacher_model, checkpoint=teacher_checkpoint, smoothing=teacher_smoothing),
+    teacher=dict(
+        model="resnet50",
+        checkpoint="checkpoints/resnet50_smoothing_0.1.pth",
+        smoothing=0.1,  # what it was trained with, in the paper's convention; 0: without
+    ),
 )
 custom_hooks = [*_base_.custom_hooks, dict(type="TeacherHook")]
 

@@ -64,7 +64,6 @@ class LsKdClassifier(ImageClassifier):
         super().__init__(backbone, neck, head, **kwargs)
         if teacher is None:
             raise LskdError("LsKdClassifier needs a teacher; give model.teacher, or use ImageClassifier.")
-        self._teacher_values = dict(teacher)
         self.teacher_settings = TeacherSettings.of(teacher)
         self.step1_checkpoint = step1_checkpoint
         distillation = dict(distillation or {})
@@ -93,14 +92,6 @@ class LsKdClassifier(ImageClassifier):
         super().init_weights()
         if self.step1_checkpoint is not None:
             load_step1(self, self.step1_checkpoint)
-
-    def replace_teacher(self, values: Mapping[str, Any]) -> None:
-        """Change settings of the teacher before it is loaded.
-
-        Raises:
-            LskdError: for settings that are unknown or out of range.
-        """
-        self.teacher_settings = TeacherSettings.of({**self._teacher_values, **values})
 
     def load_teacher(self) -> Teacher:
         """Return the teacher, loaded on the student's device.

@@ -8,6 +8,7 @@ in its registry, so the recipes run there with `--cfg-options default_scope=mmpr
 import os
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,7 +42,7 @@ if FRAMEWORK == "mmcls":
     from mmcls.datasets import BaseDataset, CustomDataset
     from mmcls.models import ImageClassifier
     from mmcls.models.backbones.base_backbone import BaseBackbone
-    from mmcls.registry import DATASETS, HOOKS, METRICS, MODELS
+    from mmcls.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
     from mmcls.utils import register_all_modules
 else:
     from mmpretrain.datasets import BaseDataset, CustomDataset
@@ -61,19 +62,32 @@ __all__ = [
     "HOOKS",
     "METRICS",
     "MODELS",
+    "TRANSFORMS",
     "BaseBackbone",
     "BaseDataset",
     "CustomDataset",
     "ImageClassifier",
     "labels_of",
     "predictions_of",
+    "register_own",
     "use_registry",
 ]
 
 
+_REGISTERED = ("classifier", "curves", "data", "hooks", "losses", "metrics", "reactnet", "reactnet_a")
+_REGISTERED += ("soft_label_hook",)
+
+
+def register_own() -> None:
+    """Register what this package has, by importing it."""
+    for name in _REGISTERED:
+        import_module(f"mmcls_bnn.{name}")
+
+
 def use_registry() -> None:
-    """Register the framework's own modules and make its scope the default, where no runner has done so."""
+    """Register all modules and make the framework's scope the default, where no runner has done so."""
     register_all_modules(init_default_scope=DefaultScope.get_current_instance() is None)
+    register_own()
 
 
 def labels_of(data_samples: Sequence[Any]) -> Tensor:

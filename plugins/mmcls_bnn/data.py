@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmcv.transforms import BaseTransform
 from mmengine.registry import FUNCTIONS
 from numpy.typing import NDArray
 
 from lskd import LskdError
-from mmcls_bnn.compat import DATASETS, BaseDataset, CustomDataset
+from mmcls_bnn.compat import DATASETS, TRANSFORMS, BaseDataset, CustomDataset
 
 FASHION_CLASSES = (
     "T-shirt/top",
@@ -24,6 +25,9 @@ FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
+# Of ImageNet's pixels in red, green and blue from 0 to 255 (Krizhevsky et al., 2012, Sec. 4.1).
+_EIGENVALUES = np.array([55.4625, 4.7940, 1.1475])
+_EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 _DEBIAN = "/usr/share/datasets/fashion-mnist"
 
 
@@ -121,6 +125,39 @@ def _read_idx(folders: Sequence[Path], name: str, dimensions: int) -> NDArray[np
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, ValueError) as error:
         raise LskdError(f"{path} cannot be read ({error}); copy the file again.") from None
+
+
+@TRANSFORMS.register_module()
+class PcaLighting(BaseTransform):  # type: ignore[misc]
+    """Add to all pixels of an image one random colour along ImageNet's principal components, within 0 to 255.
+
+    The image stays blue first, as mmcls loads it. (mmcls' own Lighting turns it round with `to_rgb=True`,
+    which its preprocessor then does again, and lets values above 255 start again from 0.)
+    Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012.
+
+    Args:
+        std: deviation of the three weights of the components.
+
+    Raises:
+        LskdError: for images without three channels.
+    """
+
+    def __init__(self, std: float = 0.1) -> None:
+        """Keep the deviation."""
+        self.std = std
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Change 'img', `(H, W, 3)` uint8."""
+        image = results["img"]
+        if image.shape[2:] != (3,):
+            raise LskdError(f"PcaLighting needs images of 3 channels, not {image.shape[2:]}; take it out.")
+        colour = _EIGENVECTORS @ (_EIGENVALUES * np.random.normal(0, self.std, 3))
+        results["img"] = np.clip(np.rint(image + colour[::-1]), 0, 255).astype(np.uint8)
+        return results
+
+    def __repr__(self) -> str:
+        """Show the deviation."""
+        return f"PcaLighting(std={self.std})"
 
 
 @FUNCTIONS.register_module()

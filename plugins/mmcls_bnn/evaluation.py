@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,11 +115,9 @@ def evaluate_config(
 
 
 def _read(config: Path) -> Config:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about parts of mmcv that mmcv-lite lacks
-        from mmcls.utils import register_all_modules
+    from mmcls_bnn.compat import use_registry
 
-        register_all_modules(init_default_scope=True)
+    use_registry()
     if not Path(config).is_file():
         raise LskdError(f"config {config} does not exist or is not a file; check the path")
     try:

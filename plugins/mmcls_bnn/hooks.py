@@ -15,6 +15,7 @@ from lskd import LskdError
 from mmcls_bnn.compat import HOOKS
 from mmcls_bnn.layers import BinaryConv2d
 from mmcls_bnn.packed import deployable
+from mmcls_bnn.recipe import check_variables
 from mmcls_bnn.step1 import NOTE, binarized_in
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -37,6 +38,14 @@ class SafeCheckpointHook(Hook):
     mmengine stores the history of every logged number as objects of its own, and then cannot resume or test
     from its own file. The log's files keep the history.
     """
+
+    def before_run(self, runner: Any) -> None:
+        """Check what the recipe says.
+
+        Raises:
+            LskdError: for a variable that changes nothing.
+        """
+        check_variables(runner.cfg)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Reduce 'message_hub' to plain values, and add the note to 'meta'."""
@@ -123,44 +132,28 @@ def flip_ratio(before: list[Tensor], after: list[Tensor]) -> float | None:
 
 @HOOKS.register_module()
 class TeacherHook(Hook):
-    """Apply the recipe's top-level variables; try the teacher, and make it fast, before training.
-
-    `teacher_model`, `teacher_checkpoint`, `teacher_smoothing` and `step1_checkpoint` of the recipe are also
-    in its `model`; here they are applied again, so that `--cfg-options teacher_checkpoint=FILE` does what it
-    says.
+    """Try the teacher, and make it fast, before training.
 
     Args:
         samples: validation images on which the teacher must beat chance; 0: it is not tried.
     """
 
     priority = "ABOVE_NORMAL"  # before what a resumed run makes up for is validated
-    VARIABLES = {  # noqa: RUF012
-        "teacher_model": "model",
-        "teacher_checkpoint": "checkpoint",
-        "teacher_smoothing": "smoothing",
-    }
 
     def __init__(self, samples: int = 512) -> None:
         """Keep the number."""
         self.samples = samples
 
     def before_run(self, runner: Any) -> None:
-        """Apply the variables; the runner loads the teacher after this.
+        """Check what the recipe says; the runner loads the teacher after this.
 
         Raises:
-            LskdError: for a model without a teacher, or variables that make no teacher.
+            LskdError: for a model without a teacher, or a variable that changes nothing.
         """
+        check_variables(runner.cfg)
         model = unwrapped(runner.model)
         if not hasattr(model, "teacher_settings"):
             raise LskdError("TeacherHook is for a model of type LsKdClassifier; take it out of custom_hooks.")
-        given = {
-            field: runner.cfg[name]
-            for name, field in self.VARIABLES.items()
-            if runner.cfg.get(name) is not None
-        }
-        model.replace_teacher(given)
-        if model.step1_checkpoint is not None:
-            model.step1_checkpoint = runner.cfg.get("step1_checkpoint") or model.step1_checkpoint
 
     def before_train(self, runner: Any) -> None:
         """Try the teacher on validation images, and make it fast on training images where that is asked for.

@@ -1,5 +1,6 @@
-"""Reading the model of a recipe."""
+"""Reading a recipe: its model, and whether its variables are what is used."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,14 @@ from mmengine.config import Config
 
 from lskd import LskdError
 from mmcls_bnn.packed import deployable
+
+# Variables that recipes once had beside the settings.
+_SETTINGS = {
+    "teacher_model": "model.teacher.model",
+    "teacher_checkpoint": "model.teacher.checkpoint",
+    "teacher_smoothing": "model.teacher.smoothing",
+    "step1_checkpoint": "model.step1_checkpoint",
+}
 
 
 def read_recipe(path: str) -> dict[str, Any]:
@@ -27,3 +36,42 @@ def read_recipe(path: str) -> dict[str, Any]:
         raise LskdError(f"config {path} has no model; give a recipe.")
     preprocessor = recipe.get("data_preprocessor")
     return deployable(recipe.model.to_dict(), preprocessor and preprocessor.to_dict())
+
+
+def check_variables(recipe: Config) -> None:
+    """Refuse a variable that says something else than the setting that is used, logged and dumped.
+
+    A recipe is a program that has run before `--cfg-options` change anything: what its variables stood in
+    does not change with them. A child's `teacher_checkpoint = ...` likewise changes nothing in its base.
+
+    Args:
+        recipe: as it is used, with the path of its file, if there is one.
+
+    Raises:
+        LskdError: naming the variable and the setting.
+    """
+    for name, key in _SETTINGS.items():
+        used = recipe.get(key.split(".")[0])
+        for word in key.split(".")[1:]:
+            used = used.get(word) if isinstance(used, Mapping) else None
+        if recipe.get(name) not in (None, used):
+            raise LskdError(
+                f"{name} is {recipe[name]!r}, but {key}={used!r} is what is used; set {key} alone."
+            )
+    written = Config.fromfile(recipe.filename, import_custom_modules=False) if recipe.filename else {}
+    for name, value in recipe.items():
+        if name not in written or value == written[name]:
+            continue
+        stale = [key for key, used in _called(recipe, name) if key != name and used == written[name]]
+        if stale:
+            raise LskdError(
+                f"{name}={value!r} changes nothing once the recipe has been read; set {', '.join(stale)}."
+            )
+
+
+def _called(part: Any, name: str, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield path and value of all settings of a name."""
+    for key, value in part.items() if isinstance(part, Mapping | Config) else ():
+        if key == name:
+            yield path + key, value
+        yield from _called(value, name, f"{path}{key}.")

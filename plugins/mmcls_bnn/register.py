@@ -9,19 +9,7 @@ from types import TracebackType
 import torch
 
 from lskd import LskdError
-from mmcls_bnn import classifier, curves, data, hooks, losses, metrics, reactnet, reactnet_a, soft_label_hook
-
-__all__ = [
-    "classifier",
-    "curves",
-    "data",
-    "hooks",
-    "losses",
-    "metrics",
-    "reactnet",
-    "reactnet_a",
-    "soft_label_hook",
-]
+from mmcls_bnn.compat import register_own
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -64,5 +52,6 @@ def _join_processes() -> None:
         torch.distributed.init_process_group("gloo")
 
 
+register_own()
 sys.excepthook = _report
 _join_processes()

@@ -16,8 +16,8 @@ from lskd import LskdError, SoftLabels
 from mmcls_bnn.command import run
 from mmcls_bnn.compat import FRAMEWORK, MODELS, use_registry
 from mmcls_bnn.fast_teacher import speed_up
-from mmcls_bnn.hooks import TeacherHook
 from mmcls_bnn.preflight import try_teacher
+from mmcls_bnn.recipe import check_variables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,8 +92,7 @@ def _student(args: argparse.Namespace) -> tuple[Any, Any]:
         raise LskdError(
             f"config {args.config} cannot be read: {' '.join(str(error).split())[:200]}."
         ) from None
-    import mmcls_bnn.register as _  # noqa: F401 - the plugin's own names
-
+    check_variables(cfg)
     use_registry()
     init_default_scope(cfg.get("default_scope") or FRAMEWORK)
     model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.get("data_preprocessor")))
@@ -102,8 +101,6 @@ def _student(args: argparse.Namespace) -> tuple[Any, Any]:
             f"config {args.config} has no model.distillation.soft_labels; add it, or give "
             "--cfg-options model.distillation.soft_labels.path=DIR"
         )
-    given = {field: cfg[name] for name, field in TeacherHook.VARIABLES.items() if cfg.get(name) is not None}
-    model.replace_teacher(given)
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     return cfg, model.to(device).eval()
 

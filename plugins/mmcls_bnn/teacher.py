@@ -61,9 +61,7 @@ class TeacherSettings:
             if key not in known:
                 raise LskdError(f"model.teacher has an unknown key {key!r}; there are {', '.join(known)}.")
         if not values.get("checkpoint"):
-            raise LskdError(
-                "model.teacher names no checkpoint; give teacher_checkpoint = 'FILE' in the recipe."
-            )
+            raise LskdError("model.teacher names no checkpoint; give checkpoint='FILE' there.")
         settings = cls(**values)
         if settings.library not in ("timm", "torchvision", "mmcls"):
             raise LskdError(f"model.teacher has source {settings.source!r}; give timm, torchvision or mmcls.")

@@ -7,6 +7,4 @@ Teacher, hardware and duration as in digits_kd.py.
 
 _base_ = "digits_kd.py"
 
-step1_checkpoint = "work_dirs/digits_step1/epoch_20.pth"
-
-model = dict(step1_checkpoint=step1_checkpoint)
+model = dict(step1_checkpoint="work_dirs/digits_step1/epoch_20.pth")

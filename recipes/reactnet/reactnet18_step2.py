@@ -7,6 +7,4 @@ Teacher, hardware and duration as in recipes/reactnet_kd.py.
 
 _base_ = "../reactnet_kd.py"
 
-step1_checkpoint = "work_dirs/reactnet18_step1/epoch_128.pth"
-
-model = dict(step1_checkpoint=step1_checkpoint)
+model = dict(step1_checkpoint="work_dirs/reactnet18_step1/epoch_128.pth")

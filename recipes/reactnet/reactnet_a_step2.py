@@ -7,6 +7,4 @@ Hardware and duration as in recipes/reactnet/reactnet_a_kd.py.
 
 _base_ = "reactnet_a_kd.py"
 
-step1_checkpoint = "work_dirs/reactnet_a_step1/epoch_128.pth"
-
-model = dict(step1_checkpoint=step1_checkpoint)
+model = dict(step1_checkpoint="work_dirs/reactnet_a_step1/epoch_128.pth")

@@ -46,12 +46,11 @@ def teacher(digits, tmp_path_factory):
     return folder / "last.pth.tar"
 
 
-@pytest.fixture
-def recipe(digits, teacher, tmp_path):
-    """The recipe for digits, made smaller, and pointed at the files of this test."""
+@pytest.fixture(scope="module")
+def write(digits, teacher):
+    """Write the recipe for digits, made smaller, and pointed at the files of this test."""
 
-    def make(name="recipe.py", extra=""):
-        path = tmp_path / name
+    def make(path, extra=""):
         path.write_text(
             f"""
 _base_ = {str(ROOT / "recipes" / "reactnet" / "digits_kd.py")!r}
@@ -62,7 +61,6 @@ model = dict(
     head=dict(num_classes=4, in_channels=64),
     teacher=dict(_delete_=True, model="test_resnet", checkpoint={str(teacher)!r}, smoothing=0.1),
 )
-teacher_checkpoint = {str(teacher)!r}
 train_dataloader = dict(batch_size=32, dataset=dict(data_root={str(digits)!r}, num_classes=4))
 val_dataloader = dict(dataset=dict(data_root={str(digits)!r}, num_classes=4))
 test_dataloader = dict(dataset=dict(data_root={str(digits)!r}, num_classes=4))
@@ -75,6 +73,22 @@ train_cfg = dict(max_epochs=3)
         return path
 
     return make
+
+
+@pytest.fixture
+def recipe(write, tmp_path):
+    return lambda name="recipe.py", extra="": write(tmp_path / name, extra)
+
+
+@pytest.fixture(scope="module")
+def trained(write, teacher, tmp_path_factory):
+    """What `mim train` leaves: the recipe, the folder, and all that it printed."""
+    folder, before = tmp_path_factory.mktemp("trained"), teacher.read_bytes()
+    path = write(folder / "recipe.py")
+    result = run(MIM, "train", "mmcls", path, "--work-dir", folder / "run", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert teacher.read_bytes() == before
+    return path, folder / "run", result.stdout + result.stderr
 
 
 def run(*words, cwd=None):
@@ -99,12 +113,8 @@ def curves(folder):
         return list(csv.DictReader(file))
 
 
-def test_mim_train_and_mim_test(recipe, teacher, tmp_path):
-    before = teacher.read_bytes()
-    path, folder = recipe(), tmp_path / "run"
-    result = run(MIM, "train", "mmcls", path, "--work-dir", folder, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    log = result.stdout + result.stderr
+def test_mim_train_and_mim_test(trained, teacher, tmp_path):
+    path, folder, log = trained
     assert "teacher 'test_resnet': right on" in log
     assert "entropy of an ideal one is 0.435 nats" in log
     for name in (
@@ -124,7 +134,6 @@ def test_mim_train_and_mim_test(recipe, teacher, tmp_path):
             assert float(row[f"{split}_ce"]) == pytest.approx(total, rel=1e-5)
         assert 0 < float(row["flip_ratio"]) < 0.5
     assert float(rows[-1]["train_ce"]) < float(rows[0]["train_ce"])
-    assert teacher.read_bytes() == before
 
     checkpoint = torch.load(folder / "epoch_3.pth", weights_only=True)
     assert all(name.split(".")[0] in ("backbone", "head") for name in checkpoint["state_dict"])
@@ -242,6 +251,9 @@ def test_two_processes_store_what_one_reads(recipe, tmp_path):
     )
     result = train(path, tmp_path / "one", "--cfg-options", option, *loading)
     assert result.returncode == 0, result.stderr
+    words = ("mmcls_bnn.soft_labels", path, "--epochs", 1, "--cfg-options")
+    ahead = run(sys.executable, "-m", *words, f"model.distillation.soft_labels.path={tmp_path / 'ahead'}")
+    assert "1 epoch(s) of 96 images are stored" in ahead.stdout, ahead.stderr
     log = result.stdout + result.stderr
     assert "the teacher is not asked: all that it says is stored" in log
     assert "teacher 'test_resnet' of timm" not in log  # it was not even built
@@ -259,13 +271,11 @@ def test_step_1_then_step_2(recipe, tmp_path):
     result = train(first, tmp_path / "step1")
     assert result.returncode == 0, result.stderr
     start = tmp_path / "step1" / "epoch_3.pth"
-    second = recipe(
-        "step2.py", f"step1_checkpoint = {str(start)!r}\nmodel.update(step1_checkpoint=step1_checkpoint)"
-    )
+    second = recipe("step2.py", f"model.update(step1_checkpoint={str(start)!r})")
     result = train(second, tmp_path / "step2")
     assert result.returncode == 0, result.stderr
     end = tmp_path / "step2" / "epoch_3.pth"
-    result = train(second, tmp_path / "again", "--cfg-options", f"step1_checkpoint={end}")
+    result = train(second, tmp_path / "again", "--cfg-options", f"model.step1_checkpoint={end}")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith(
         "so it is not step 1; give one that a step-1 recipe (binarize=('activations',)) has written."
@@ -275,8 +285,8 @@ def test_step_1_then_step_2(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["teacher_checkpoint=nosuch.pth"], "checkpoint nosuch.pth does not exist"),
-        (["teacher_checkpoint={chance}"], "teacher 'test_resnet' is at chance"),
+        (["model.teacher.checkpoint=nosuch.pth"], "checkpoint nosuch.pth does not exist"),
+        (["model.teacher.checkpoint={chance}"], "teacher 'test_resnet' is at chance"),
         (["train_dataloader.dataset.data_root=nowhere"], "data folder nowhere/train does not exist"),
         (["model.backbone.width=0.3"], "width 0.3 gives"),
     ],
@@ -294,3 +304,47 @@ def test_bad_input_is_one_line_before_the_first_iteration(recipe, tmp_path, opti
     assert words in line
     assert "Epoch(train)" not in result.stdout + result.stderr
     assert not list((tmp_path / "run").rglob("*.pth"))
+
+
+LOADED = """
+import sys
+from mmcls_bnn.packed import load_packed
+import torch
+print(load_packed(sys.argv[1])(torch.zeros(1, 1, 16, 16), mode="tensor").shape)
+"""
+
+
+def test_a_trained_student_is_packed_and_loaded(trained, tmp_path):
+    """Each in a process of its own, to which nobody has said what a ReActNet is."""
+    output = tmp_path / "student.safetensors"
+    result = run(sys.executable, "-m", "mmcls_bnn.export", trained[1] / "epoch_3.pth", output)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "logits equal to the bit" in result.stdout
+    result = run(sys.executable, "-c", LOADED, output)
+    assert result.stdout == "torch.Size([1, 4])\n", result.stderr
+    result = run(sys.executable, "-m", "mmcls_bnn.complexity", trained[0], "--size", 16)
+    assert "OPs (BOPs / 64 + FLOPs)" in result.stdout, result.stderr
+
+
+def test_each_documented_command_is_of_a_kind_that_a_test_runs():
+    """In processes of their own: here, in test_mmcls_study.py, test_mmpretrain.py and lskd_study's tests."""
+    text = (ROOT / "docs" / "mmcls.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    known = (
+        "pip install -c constraints.txt ",
+        "lskd data digits",
+        "lskd study recipes/digits_bnn/study.yaml",
+        "mim train mmcls recipes/",
+        "mim test mmcls recipes/",
+        "python -m mmcls_bnn.export ",
+        "python -m mmcls_bnn.complexity ",
+        "python -m mmcls_bnn.soft_labels ",
+        "python -m torch.distributed.run --nproc-per-node 2 ",
+        "MMCLS_BNN_FRAMEWORK=mmpretrain mim train mmpretrain ",
+    )
+    assert len(lines) > 12
+    for line in lines:
+        assert re.sub(" +", " ", line).startswith(known), line
+        for path in re.findall(r"recipes/[\w/]+\.\w+", line):
+            assert (ROOT / path).is_file(), path

@@ -37,8 +37,8 @@ def test_teachers_are_timms_and_students_mmcls(plan):
     assert words[:4] == ["mim", "train", "mmcls", "recipes/digits_bnn/student.py"]
     options = dict(word.split("=", 1) for word in words[words.index("--cfg-options") + 1 :])
     # One teacher file for both trainers.
-    assert options["teacher_checkpoint"].endswith("teacher-test_resnet-smoothing0.1-seed2/last.pth.tar")
-    assert (options["teacher_model"], options["teacher_smoothing"]) == ("test_resnet", "0.1")
+    assert options["model.teacher.checkpoint"].endswith("teacher-test_resnet-smoothing0.1-seed2/last.pth.tar")
+    assert (options["model.teacher.model"], options["model.teacher.smoothing"]) == ("test_resnet", "0.1")
     assert (options["randomness.seed"], options["model.distillation.temperature"]) == ("2", "1")
     assert options["train_dataloader.dataset.data_root"] == "data/digits"
     again = mmcls.command(plan, student, "rerun")

@@ -25,7 +25,6 @@ def test_the_same_curve_in_both_frameworks(digits, teacher_file, tmp_path):
         "data_preprocessor = dict(num_classes=4)\n"
         "model = dict(backbone=dict(width=0.125), head=dict(num_classes=4, in_channels=64),\n"
         f"    teacher=dict(_delete_=True, model='test_resnet', checkpoint={str(teacher_file)!r}))\n"
-        f"teacher_checkpoint = {str(teacher_file)!r}\n"
         f"train_dataloader = dict({where})\nval_dataloader = dict({where})\ntest_dataloader = dict({where})\n"
         "val_evaluator = [dict(type='Accuracy', topk=(1,)), dict(type='DistillationMetric')]\n"
         "train_cfg = dict(max_epochs=2)\n"

@@ -1,19 +1,30 @@
 """Every recipe: it builds, and its schedule is the one that its text states."""
 
+import struct
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import DefaultSampler, default_collate
 from mmengine.optim import LinearLR
+from PIL import Image
 
-from mmcls_bnn.compat import MODELS
+from mmcls_bnn.compat import DATASETS, MODELS
+from mmcls_bnn.replay import KeyedImages, seed_pipeline
 from mmcls_bnn.step1 import binarized_in
+from mmcls_bnn.teacher import InputFormat, Teacher
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2] / "recipes"
-RECIPES = [ROOT / "reactnet_kd.py", *sorted((ROOT / "reactnet").glob("*.py"))]
+RECIPES = [
+    ROOT / "reactnet_kd.py",
+    *sorted((ROOT / "reactnet").glob("*.py")),
+    ROOT / "digits_bnn" / "student.py",
+]
 
 
 def names(paths):
@@ -66,9 +77,66 @@ def test_two_steps(stem, binarize, decay):
 
 def test_the_papers_recipe():
     recipe = Config.fromfile(str(ROOT / "reactnet_kd.py"))
-    assert (recipe.teacher_model, recipe.teacher_smoothing) == ("resnet50", 0.1)
-    assert recipe.model.teacher.checkpoint == recipe.teacher_checkpoint
+    assert (recipe.model.teacher.model, recipe.model.teacher.smoothing) == ("resnet50", 0.1)
     assert recipe.optim_wrapper.optimizer.to_dict() == {"type": "Adam", "lr": 2.5e-3, "weight_decay": 0}
     assert (recipe.train_dataloader.batch_size, recipe.train_cfg.max_epochs) == (512, 128)
     recipe = Config.fromfile(str(ROOT / "reactnet" / "reactnet_a_kd.py"))
     assert (recipe.train_dataloader.batch_size, recipe.optim_wrapper.optimizer.lr) == (256, 1.25e-3)
+
+
+COLOURS = ((200, 100, 20), (255, 255, 255))
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """One image of each colour, as folders of images and as the files of Fashion-MNIST."""
+    root = tmp_path_factory.mktemp("colours")
+    for split, name in (("train", "train"), ("val", "t10k")):
+        for label, colour in enumerate(COLOURS):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (300, 260), colour).save(folder / "flat.png")
+        images = np.stack([np.full((28, 28), colour[1], np.uint8) for colour in COLOURS])
+        for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(2, dtype=np.uint8))):
+            head = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}i", *array.shape)
+            (root / f"{name}-{kind}-ubyte").write_bytes(head + array.tobytes())
+    return root
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_colours_reach_student_teacher_and_store_as_they_are(path, colours):
+    """Through the recipe's own pipelines and preprocessor, red first; lighting has a deviation of 3.2."""
+    recipe = Config.fromfile(str(path))
+    mean, std = recipe.data_preprocessor.mean, recipe.data_preprocessor.std
+    preprocessor = MODELS.build(recipe.data_preprocessor)
+    student = InputFormat.of_preprocessor(preprocessor, len(mean))
+    own = InputFormat((10.0, 20.0, 30.0)[: len(mean)], (2.0, 3.0, 4.0)[: len(mean)], rgb=True)
+    teacher = Teacher(torch.nn.Identity(), own, student)
+    fashion = recipe.train_dataloader.dataset.type == "FashionMnist"
+    expected = COLOURS if len(mean) == 3 else [[colour[1]] for colour in COLOURS]
+    if len(mean) == 1 and not fashion:  # luminance
+        expected = [[0.299 * red + 0.587 * green + 0.114 * blue] for red, green, blue in COLOURS]
+
+    def seen(items, training):
+        batch = preprocessor(default_collate(items), training)["inputs"]
+        for images, form in ((batch, (mean, std)), (teacher.prepare(batch), (own.mean, own.std))):
+            middle = images[..., images.shape[-2] // 2, images.shape[-1] // 2]
+            values = (middle * torch.tensor(form[1]) + torch.tensor(form[0])).view(-1, 2, len(mean))
+            for label, colour in enumerate(expected):
+                torch.testing.assert_close(
+                    values[:, label],
+                    torch.tensor(colour).float().expand(len(values), -1),
+                    rtol=0,
+                    atol=23 if training and len(mean) == 3 else 1,
+                )
+
+    for split in ("train", "val", "test"):
+        settings = recipe[f"{split}_dataloader"].dataset.to_dict()
+        settings.update({"data_root": str(colours), **({} if fashion else {"num_classes": 2})})
+        settings.pop("indices", None)
+        dataset = DATASETS.build(settings)
+        seen([dataset[index] for index in (0, 1) * 8], training=split == "train")
+        if split == "train":
+            seed_pipeline(SimpleNamespace(dataset=dataset, sampler=DefaultSampler(dataset)), 0)
+            images = KeyedImages(dataset, range(2 * 8))
+            seen([images[key] for key in range(len(images))], training=True)

@@ -1,6 +1,7 @@
 """A whole training run of mmengine's Runner in this process, with a teacher filled by hand."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,11 +74,60 @@ def test_teacher_is_the_file_before_and_after_training(config, teacher_file, tmp
     assert len(checkpoint["optimizer"]["state"]) == len(list(runner.model.parameters()))
 
 
-def test_top_level_variables_beat_the_model(config, tmp_path):
-    config["custom_hooks"].append({"type": "TeacherHook"})
-    config["teacher_checkpoint"] = "nosuch.pth"
-    with pytest.raises(LskdError, match=r"nosuch.pth does not exist"):
-        Runner.from_cfg(Config(config)).train()
+@pytest.fixture
+def child(digits, tmp_path):
+    """A recipe based on one of ours, as it is read with `--cfg-options`."""
+    path = tmp_path / "child.py"
+
+    def read(text="", **options):
+        folders = {
+            f"{split}_dataloader": {"dataset": {"data_root": str(digits)}} for split in ("train", "val")
+        }
+        base = Path(__file__).parents[2] / "recipes" / "reactnet" / "digits_kd.py"
+        path.write_text(f"_base_ = {str(base)!r}\n{text}\n")
+        recipe = Config.fromfile(str(path))
+        recipe.merge_from_dict(
+            {
+                "work_dir": str(tmp_path / "run"),
+                "log_level": "WARNING",
+                "experiment_name": tmp_path.name,
+                **folders,
+                **options,
+            }
+        )
+        return recipe
+
+    return read
+
+
+@pytest.mark.parametrize("where", ["child", "options"])
+def test_the_teacher_that_is_named_is_used_and_dumped(child, where, tmp_path):
+    teacher = {"checkpoint": "other.pth", "smoothing": 0.3}
+    if where == "child":
+        recipe = child(f"model = dict(teacher=dict(**{teacher!r}))")
+    else:
+        recipe = child(**{f"model.teacher.{name}": value for name, value in teacher.items()})
+    runner = Runner.from_cfg(recipe)
+    runner.call_hook("before_run")
+    dumped = Config.fromfile(str(tmp_path / "run" / "child.py"))
+    for name, value in teacher.items():
+        assert getattr(runner.model.teacher_settings, name) == value
+        assert dumped.model.teacher[name] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("teacher_checkpoint = 'a.pth'", {}, "is what is used; set model.teacher.checkpoint alone"),
+        ("", {"teacher_smoothing": 0}, "model.teacher.smoothing=0.1 is what is used"),
+        ("", {"step1_checkpoint": "a.pth"}, "set model.step1_checkpoint alone"),
+        ("", {"data_root": "own"}, "changes nothing .* set test_dataloader.dataset.data_root"),
+    ],
+)
+def test_a_variable_that_changes_nothing_is_refused(child, text, options, words):
+    recipe = child(text, **options)
+    with pytest.raises(LskdError, match=words):
+        Runner.from_cfg(recipe).call_hook("before_run")
 
 
 def test_a_teacher_at_chance_is_refused_before_the_first_iteration(config, tmp_path):

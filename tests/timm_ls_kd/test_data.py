@@ -5,10 +5,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data import create_dataset
 
 from timm_ls_kd.data import EpochSampler, create_loader, seeded
 from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
 pytestmark = pytest.mark.unit
 HALF = Normalisation((0.5,) * 3, (0.5,) * 3)
@@ -103,3 +105,30 @@ def test_loading_leaves_the_generators_alone(digits):
     assert random.getstate() == state[0]
     assert (np.random.get_state()[1] == state[1]).all()
     assert torch.equal(torch.get_rng_state(), state[2])
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+@pytest.mark.parametrize("kind", ["training", "validation", "store"])
+def test_colours_reach_the_network_as_they_are(tmp_path, kind, prefetch):
+    """Red first, and only normalised."""
+    colours = ((200, 100, 20), (255, 255, 255))
+    for label, colour in enumerate(colours):
+        (tmp_path / "train" / f"class{label}").mkdir(parents=True)
+        Image.new("RGB", (40, 30), colour).save(tmp_path / "train" / f"class{label}" / "flat.png")
+    normalisation = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    found = create_loader(
+        create_dataset("", root=str(tmp_path), split="train"),
+        input_size=(3, 24, 24),
+        batch_size=2,
+        normalisation=normalisation,
+        device=torch.device("cpu"),
+        transform={"color_jitter": None},
+        training=kind != "validation",
+        prefetch=prefetch,
+        replay=SoftLabelsConfig(path=tmp_path / "store", seed=0) if kind == "store" else None,
+    )
+    ((images, targets),) = epoch(found, 0)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalisation.mean, normalisation.std))
+    for image, label in zip(images, getattr(targets, "labels", targets).tolist(), strict=True):
+        expected = torch.tensor(colours[label]).view(3, 1, 1) / 255
+        torch.testing.assert_close(image * std + mean, expected.expand_as(image))

@@ -1,4 +1,4 @@
-"""ImageNet-1K as image folders, augmented as ReActNet is: crops of (0.08, 1), lighting 0.1, flips."""
+"""ImageNet-1K as image folders: crops of (0.08, 1), lighting and flips, see docs/mmcls.md."""
 
 num_classes = 1000
 data_root = "data/imagenet"
@@ -17,18 +17,7 @@ data_preprocessor = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="RandomResizedCrop", scale=224, crop_ratio_range=(0.08, 1.0)),
-    dict(
-        type="Lighting",
-        # Principal components of ImageNet's pixels (Krizhevsky et al., 2012), in units of 0 to 255.
-        eigval=[55.4625, 4.7940, 1.1475],
-        eigvec=[
-            [-0.5675, 0.7192, 0.4009],
-            [-0.5808, -0.0045, -0.8140],
-            [-0.5836, -0.6948, 0.4203],
-        ],
-        alphastd=0.1,
-        to_rgb=True,
-    ),
+    dict(type="PcaLighting", std=0.1),
     dict(type="RandomFlip", prob=0.5, direction="horizontal"),
     dict(type="PackClsInputs"),
 ]

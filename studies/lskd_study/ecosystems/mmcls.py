@@ -73,9 +73,9 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
     folder = Path(output, run.id) if output else Path(plan.output, run.folder)
     options = {
         "randomness.seed": run.seed,
-        "teacher_model": teacher.model,
-        "teacher_checkpoint": checkpoint,
-        "teacher_smoothing": f"{teacher.smoothing:g}",
+        "model.teacher.model": teacher.model,
+        "model.teacher.checkpoint": checkpoint,
+        "model.teacher.smoothing": f"{teacher.smoothing:g}",
         "model.teacher.convention": plan.convention,
         "model.distillation.temperature": f"{run.temperature:g}",
         "model.distillation.hard_weight": f"{run.hard_weight:g}",

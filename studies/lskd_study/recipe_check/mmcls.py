@@ -175,7 +175,7 @@ class MmclsChecks:
             check_model_name(str(teacher.model), "teacher")
             model = timm.create_model(teacher.model, num_classes=cfg.num_classes, in_chans=channels)
         torch.save({"state_dict": model.state_dict()}, path)
-        teacher.checkpoint = cfg.teacher_checkpoint = str(path)
+        teacher.checkpoint = str(path)
 
     def _write_step1(self, cfg: Any) -> None:
         import torch
@@ -189,7 +189,7 @@ class MmclsChecks:
         path = self.scratch / "step1.pth"
         weights = MODELS.build({**model, "step1_checkpoint": None}).state_dict()
         torch.save({"state_dict": weights, "meta": {NOTE: {"binarize": ["activations"]}}}, path)
-        cfg.model.step1_checkpoint = cfg.step1_checkpoint = str(path)
+        cfg.model.step1_checkpoint = str(path)
 
 
 def _mmcls_teacher(config: str) -> Any:
