@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lskd import LskdError, one_line
 from lskd_study.extras import needs_study_extra
-from lskd_study.teachers._checks import check_numbers, check_present, labels_of
+from lskd_study.teachers._checks import check_numbers, check_present, check_size, labels_of
 from lskd_study.teachers._mapped import scratch
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def _read(path: Path, file: "pq.ParquetFile") -> dict[str, Any]:
     samples = file.metadata.num_rows
     if samples == 0:
         raise LskdError(f"{path} has no rows; store at least one sample")
+    packed = path.stat().st_size
+    check_size(path, "labels", samples * 8, packed)
     found: dict[str, Any] = {"labels": labels_of(path, _labels(path, file))}
     if "keys" in schema.names:
         found["keys"] = _texts(path, file)
@@ -69,7 +71,9 @@ def _rows(path: Path, name: str, file: "pq.ParquetFile", samples: int) -> NDArra
     width = _width(path, name, file, samples)
     floating = pa.types.is_floating(kind.value_type)
     check_numbers(path, name, (samples, width), floating, kind.value_type)
-    rows = scratch((samples, width), np.dtype(kind.value_type.to_pandas_dtype()))
+    dtype = np.dtype(kind.value_type.to_pandas_dtype())
+    check_size(path, name, samples * width * dtype.itemsize, path.stat().st_size)
+    rows = scratch((samples, width), dtype)
     done = 0
     for batch in file.iter_batches(max(_CHUNK // width, 1), columns=[name], use_threads=False):
         column = batch.column(0)
