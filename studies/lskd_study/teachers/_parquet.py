@@ -50,7 +50,7 @@ def _read(path: Path, file: "pq.ParquetFile") -> dict[str, Any]:
     check_size(path, "labels", samples * 8, packed)
     found: dict[str, Any] = {"labels": labels_of(path, _labels(path, file))}
     if "keys" in schema.names:
-        found["keys"] = _texts(path, file)
+        found["keys"] = _texts(path)
     for name in ("logits", "features"):
         if name in schema.names:
             found[name] = torch.from_numpy(_rows(path, name, file, samples))
@@ -89,8 +89,12 @@ def _rows(path: Path, name: str, file: "pq.ParquetFile", samples: int) -> NDArra
                 f"{path}: '{name}' has missing numbers between samples {done} and "
                 f"{done + len(column) - 1}; store all of them"
             )
+        if done + len(column) > samples:
+            break
         rows[done : done + len(column)] = values.to_numpy(zero_copy_only=False).reshape(-1, width)
         done += len(column)
+    if done != samples:
+        raise LskdError(f"{path}: '{name}' has not the {samples:,} rows that the file names; store it again")
     return rows
 
 
@@ -113,15 +117,20 @@ def _labels(path: Path, file: "pq.ParquetFile") -> NDArray[Any]:
     return np.asarray(column.to_numpy())
 
 
-def _texts(path: Path, file: "pq.ParquetFile") -> list[str]:
+def _texts(path: Path) -> list[str]:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    column = file.read(columns=["keys"]).column(0)
+    # Each distinct key once in memory, however often it stands there.
+    with pq.ParquetFile(path, memory_map=True, read_dictionary=["keys"]) as file:
+        column = file.read(columns=["keys"]).column(0)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise LskdError(f"{path}: 'keys' has type {column.type}; store texts")
     if column.null_count:
         raise LskdError(f"{path}: the key of sample {_first_null(column)} is missing; store all of them")
+    if len(column.unique()) < len(column):
+        raise LskdError(f"{path}: keys has a name twice; each needs a name of its own")
     return [str(key) for key in column.to_pylist()]
 
 
