@@ -1,17 +1,23 @@
-"""Files that are whole or not there at all, locks that follow no link, JSON that is read within bounds."""
+"""Files that are whole or not there at all, locks that follow no link, JSON and YAML within bounds."""
 
 import contextlib
 import errno
+import gzip
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+
 from lskd._errors import LskdError
 
 JSON_LIMIT = 64 << 20  # bytes; the largest file of ours, the plan of 2,000 runs, has 3 MB
+YAML_LIMIT = 1 << 20  # bytes; the largest recipe has 10 kB
+_YAML_NODES, _YAML_DEPTH, _YAML_NUMBER = 100_000, 50, 1000  # with aliases written out; levels; digits
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -108,6 +114,126 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     return content
+
+
+def read_bytes(path: str | Path, limit: int, what: str = "", mend: str = "copy it again") -> bytes:
+    """Return what is in a file of at most ``limit`` bytes, unpacked where its name ends in ``.gz``.
+
+    Args:
+        path: the file.
+        limit: bytes, after unpacking.
+        what: what the file should be, for the message.
+        mend: what to do about a file that is missing or damaged, for the message.
+
+    Raises:
+        LskdError: it is missing, too large, or a gzip file that is damaged or cut short.
+    """
+    path = Path(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(limit + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LskdError(f"{path} is damaged or cut short ({error}); {mend}") from None
+    except OSError as error:
+        raise LskdError(f"{path} cannot be read ({error.strerror or error}); {mend}") from None
+    if len(content) > limit:
+        raise LskdError(
+            f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}; {mend}"
+        )
+    return bytes(content)
+
+
+def read_yaml(path: str | Path, what: str = "YAML file") -> Any:
+    """Return what a YAML file contains; size, depth and what its aliases come to are bounded.
+
+    Args:
+        path: the file.
+        what: what the file is, for the message.
+
+    Raises:
+        LskdError: it is missing, too large, or not such a file; names the line.
+    """
+    return read_yaml_nodes(path, what)[1]
+
+
+def read_yaml_nodes(path: str | Path, what: str = "YAML file") -> tuple[yaml.Node | None, Any]:
+    """Return the nodes of a YAML file too, which know their lines; as :func:`read_yaml`.
+
+    Raises:
+        LskdError: as there.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(YAML_LIMIT + 1)
+    except OSError as error:
+        raise LskdError(f"cannot read the {what} {path} ({error.strerror}); check the path") from error
+    if len(raw) > YAML_LIMIT:
+        raise LskdError(f"{path} has more than {YAML_LIMIT >> 20} MiB, so it is no {what}")
+    try:
+        return _parse_yaml(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise LskdError(f"{path} is not a text file in UTF-8; name a {what}, in YAML") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = " ".join((getattr(error, "problem", None) or str(error)).split())[:160]
+        raise LskdError(f"{where}: not valid YAML ({problem}); mend the YAML there") from error
+    except ValueError as error:
+        raise LskdError(f"{path}: {error}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what YAML text says.
+
+    Raises:
+        ValueError: it is too large, nested too deeply, comes to too much with its aliases written out, or has
+            a number or a text that nothing can store.
+        yaml.YAMLError: it is no YAML.
+    """
+    return _parse_yaml(text)[1]
+
+
+def _parse_yaml(text: str) -> tuple[yaml.Node | None, Any]:
+    if len(text) > YAML_LIMIT:
+        raise ValueError(f"more than {YAML_LIMIT >> 20} MiB; make it smaller")
+    loader = yaml.SafeLoader(text)
+    try:
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return None, None
+            if _written_out(root, {}, 0) > _YAML_NODES:
+                raise ValueError("too much with its aliases (*name) written out; write out what is meant")
+        except RecursionError:
+            raise ValueError("nested too deeply; write it out flat") from None
+        try:
+            return root, loader.construct_document(root)
+        except ValueError as error:  # 2024-13-45 is no date
+            raise ValueError(f"a value cannot be read ({error}); put it in quotes") from None
+    finally:
+        loader.dispose()
+
+
+def _written_out(node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> int:
+    """Return how many nodes there are below one, each as often as it is referred to."""
+    if node in known:
+        if known[node] == 0:
+            raise ValueError("an alias (*name) within its own anchor (&name); write it out")
+        return known[node]
+    if depth > _YAML_DEPTH:
+        raise ValueError("nested too deeply; write it out flat")
+    if isinstance(node, yaml.ScalarNode):
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise ValueError("half a surrogate pair, which no file can store; mend it")
+        if len(node.value) > _YAML_NUMBER and node.tag != "tag:yaml.org,2002:str":
+            raise ValueError(f"a number of {len(node.value)} digits; put it in quotes if it is text")
+        return 1
+    known[node] = 0
+    parts = (
+        [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    )
+    known[node] = 1 + sum(_written_out(part, known, depth + 1) for part in parts)
+    return known[node]
 
 
 @contextlib.contextmanager

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from mmengine.config import Config
 from torch import Tensor, nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd.files import read_yaml
 from mmcls_bnn.compat import MODELS
 from mmcls_bnn.teacher import InputFormat, Teacher, TeacherSettings
 
@@ -197,8 +197,8 @@ def _check_name(name: str, architecture: str, known: list[str], library: str) ->
 def _run_settings(checkpoint: Path, name: str) -> dict[str, Any]:
     """Read the args.yaml that timm's trainers leave beside a checkpoint; {} when it is not this model's."""
     try:
-        content = yaml.safe_load((checkpoint.parent / "args.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = read_yaml(checkpoint.parent / "args.yaml")
+    except LskdError:
         return {}
     if not isinstance(content, dict) or str(content.get("model")).partition(".")[0] != name.partition(".")[0]:
         return {}

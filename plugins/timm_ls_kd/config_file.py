@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lskd import LskdError
+from lskd.files import read_yaml
 from timm_ls_kd.upstream_only import UPSTREAM_ONLY
 
 # Set by a launched run, or about the run rather than the recipe: args.yaml of a run may hold them.
@@ -19,15 +18,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         LskdError: missing file, not YAML, or not a mapping with words as keys.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LskdError(f"config file {path} cannot be read ({error.strerror}); check the path.") from None
-    except RecursionError:
-        raise LskdError(f"config file {path} is nested too deeply; flatten it.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise LskdError(f"config file {path} is not valid YAML: {where}") from None
+    content = read_yaml(path, "config file")
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise LskdError(f"config file {path} must map argument names to values, such as 'lr: 0.1'.")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from lskd import LskdError
+from lskd.files import read_yaml
 from lskd_study.extras import needs_study_extra
 from lskd_study.recipes import recipes_folder
 
@@ -44,7 +43,7 @@ class Recipe:
             return [self.path / "teacher.yaml", self.path / "student.yaml"]
         if self.kind != "study":
             return [self.path]
-        content = yaml.safe_load(self.path.read_text(encoding="utf-8"))
+        content = read_yaml(self.path)
         entries = [*(content.get("teachers") or []), *(content.get("students") or [])]
         configs = dict.fromkeys(str(entry["config"]) for entry in entries)
         return [self.path, *((self.path.parent / config) for config in configs)]
@@ -103,8 +102,8 @@ def _found(root: Path) -> Iterator[Recipe]:
 def of_file(path: Path, name: str | None = None) -> Recipe | None:
     """Return the recipe that a study file is; None for a file of a trainer's options."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        content = read_yaml(path)
+    except LskdError:
         return None
     if not isinstance(content, dict) or not any(keys <= content.keys() for keys in _STUDY_KEYS):
         return None
@@ -126,7 +125,7 @@ def _is_students_file(path: Path) -> bool:
 
 
 def _is_fairseq(path: Path) -> bool:
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     return isinstance(content, dict) and isinstance(content.get("task"), dict)
 
 
@@ -175,7 +174,7 @@ def runs_and_data(recipe: Recipe) -> tuple[str, str]:
         kinds = len(study.students) * len(study.temperatures) * len(study.hard_weights)
         return str(arms * (1 + kinds)), study.data.path
     if recipe.ecosystem == "fairseq":
-        content = yaml.safe_load(recipe.files[0].read_text(encoding="utf-8"))
+        content = read_yaml(recipe.files[0])
         return "2", str(content["task"]["data"])
     try:
         with needs_study_extra():

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from lskd import LskdError
+from lskd.files import read_yaml
 from lskd_study import gpus, kubernetes, progress, slurm
 from lskd_study.checks import check_snakemake_options
 from lskd_study.extras import needs_study_extra
@@ -162,10 +161,7 @@ def _check_executor(words: Sequence[str], profiles: Sequence[str]) -> None:
     wanted = [name for option in ("--executor", "-e") for _, name, _ in _values(words, option)]
     for profile in profiles if not wanted else ():
         found = get_profile_dir(profile)
-        try:
-            content: Any = yaml.safe_load(found[1].read_text(encoding="utf-8")) if found else None
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise LskdError(f"cannot read the profile {profile}: {' '.join(str(error).split())}") from error
+        content: Any = read_yaml(found[1], f"profile {profile}") if found else None
         wanted += [str(content["executor"])] if isinstance(content, dict) and "executor" in content else []
     for name in wanted:
         module = f"snakemake_executor_plugin_{name.replace('-', '_')}"

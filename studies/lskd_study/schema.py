@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 import yaml
 
 from lskd import LskdError
+from lskd.files import read_yaml, read_yaml_nodes
 from lskd_study.data_options import TEXT, Value, known_classes, problem
 from lskd_study.extras import needs_study_extra
 from lskd_study.paper.matching import OF_STUDENTS, OF_TEACHERS, check_table
@@ -335,30 +336,10 @@ def load(path: Path, model: type[Content], what: str) -> Content:
     Raises:
         LskdError: one line that names the file, the line in it and what is wrong.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise LskdError(f"{path} is not a text file; a study is a YAML file") from error
-    except OSError as error:
-        raise LskdError(f"cannot read the study file {path} ({error.strerror})") from error
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise LskdError(f"{where}: {problem}; mend the YAML there") from error
-    except RecursionError:
-        raise LskdError(f"{path} is nested too deeply; write it out flat") from None
+    root, content = read_yaml_nodes(path, "study file")
     if not isinstance(root, yaml.MappingNode):
         raise LskdError(f"{path}: {what}")
-    try:
-        lines = _line_numbers(root, path)
-    except RecursionError:
-        raise LskdError(
-            f"{path}: an alias (*name) stands within its own anchor (&name); write it out"
-        ) from None
+    lines = _line_numbers(root, path)
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -372,14 +353,10 @@ def read_trainer_config(path: Path, reserved: frozenset[str] = RESERVED) -> dict
         LskdError: for a file that is missing, not a YAML mapping or that sets a reserved key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        json.dumps(content)  # as the plan will hold it
-    except OSError as error:
-        raise LskdError(f"cannot read the trainer's file {path} ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LskdError(f"{path} is not valid YAML; it holds the trainer's options, one per line") from error
-    except (TypeError, ValueError, RecursionError):
-        mend = "leave out dates, sets and an alias (*name) within its own anchor (&name)"
+        content = read_yaml(path, "trainer's file")
+        json.dumps(content, allow_nan=False)  # as the plan will hold it
+    except (TypeError, ValueError):
+        mend = "leave out dates, sets, .inf and .nan"
         raise LskdError(f"{path} holds more than numbers, text, lists and mappings; {mend}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise LskdError(f"{path} is not a mapping of the trainer's options")

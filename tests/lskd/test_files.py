@@ -1,6 +1,7 @@
 """Files that are whole or not there at all, locks that follow no link, JSON within bounds."""
 
 import errno
+import gzip
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lskd import LskdError
-from lskd.files import lock, parse_json, read_json, take_lock, whole_file, write_text
+from lskd.files import lock, parse_json, read_bytes, read_json, read_yaml, take_lock, whole_file, write_text
 
 pytestmark = pytest.mark.unit
 
@@ -111,3 +112,41 @@ def test_json_has_a_bound(tmp_path: Path) -> None:
 
 def test_json_as_it_should_be() -> None:
     assert parse_json('{"a": [1, 2.5, "\\ud83d\\ude00", null]}') == {"a": [1, 2.5, "\U0001f600", None]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 2024-13-45", "a value cannot be read"),
+        ("a: " + "9" * 5000, "a number of 5000 digits"),
+        ("a: 1" + ":1" * 3000, "a number of 6001 digits"),
+        ('a: "\\ud800"', "half a surrogate pair"),
+        ("a: [1\n", "file:2: not valid YAML"),
+        ("? [1]\n: 2", "unhashable"),
+        ("a: \0", "not valid YAML"),
+        ("a: 1\n" * 250_000, "more than 1 MiB"),
+    ],
+)
+def test_what_is_no_yaml_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(LskdError, match=message) as caught:
+        read_yaml(tmp_path / "file")
+    assert "\n" not in str(caught.value)
+
+
+def test_aliases_that_come_to_little_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a: &a {x: 1}\nb: {<<: *a, y: [*a, *a]}\n")
+    assert read_yaml(tmp_path / "file") == {"a": {"x": 1}, "b": {"x": 1, "y": [{"x": 1}, {"x": 1}]}}
+
+
+def test_a_gzip_file_is_unpacked_within_bounds(tmp_path: Path) -> None:
+    file = tmp_path / "file.gz"
+    file.write_bytes(gzip.compress(b"x" * 1000))
+    assert read_bytes(file, 1000) == b"x" * 1000
+    with pytest.raises(LskdError, match="has more than"):
+        read_bytes(file, 999)
+    for damaged in (file.read_bytes()[:-9], b"no gzip", b"\x1f\x8b\x08\0\0\0\0\0\0\0\xff\xff"):
+        file.write_bytes(damaged)
+        with pytest.raises(LskdError, match="damaged or cut short") as caught:
+            read_bytes(file, 1000)
+        assert "\n" not in str(caught.value)

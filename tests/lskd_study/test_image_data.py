@@ -5,6 +5,7 @@ import errno
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -21,8 +22,10 @@ from timm.data import create_dataset
 from torchvision.datasets import ImageFolder, ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 
+from lskd import LskdError
 from lskd_study import cli
 from lskd_study.data import _layout
+from lskd_study.data._archives import MEMBER_LIMIT, read_members
 from lskd_study.data.derived import pareto_sizes
 from lskd_study.data.published import PUBLISHED, parse_expected
 
@@ -514,3 +517,90 @@ def test_the_published_numbers_are_those_of_table_5():
     assert first["inat2019"] == parse_expected("train=265213,val=3030,classes=1010")
     assert first["imagenet-lt"] == parse_expected("train=115846,val=20000,classes=1000")
     assert {"train": 184_500, "val": 7_300, "classes": 365} in PUBLISHED["places-lt"].numbers
+
+
+# Hostile archives
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A tar header of any size, negative ones in the base-256 notation."""
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (b"\xff" if size < 0 else b"\x80") + size.to_bytes(11, "big", signed=True)
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + 256 + sum(block[156:]))
+    return bytes(block)
+
+
+def pax(records: dict[str, str]) -> bytes:
+    text = b""
+    for key, value in records.items():
+        length = len(key) + len(value) + 3
+        length += len(str(length + len(str(length))))
+        text += f"{length} {key}={value}\n".encode()
+    return header("p", len(text), tarfile.XHDTYPE) + text.ljust(512, b"\0")
+
+
+FIRST = header("first", 0)
+HOSTILE = {
+    "a negative size": FIRST + header("x", -512),
+    "a negative size further back": FIRST + header("x", 512) + bytes(512) + header("y", -1024),
+    "a negative size in an extended header": FIRST + pax({"size": "-1024"}) + header("x", 0),
+    "an extended header of 2 GB": FIRST + header("x", 1 << 31, tarfile.XHDTYPE) + bytes(1 << 21),
+    "a long name of negative size": FIRST + header("x", -512, tarfile.GNUTYPE_LONGNAME) + bytes(1 << 21),
+    "a size of thousands of digits": FIRST + pax({"size": "9" * 5000}) + header("x", 0),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_ends_in_one_line(tmp_path, name):
+    """A member of negative size led back to itself, for ever."""
+    file = tmp_path / "x.tar"
+    file.write_bytes(HOSTILE[name] + bytes(1024))
+    with pytest.raises(LskdError, match="damaged or cut short") as caught:
+        list(itertools.islice(read_members(file), 5))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_member_is_no_larger_than_it_can_be(tmp_path):
+    """A few kB in gzip that become more than 128 MB of text."""
+    file = tmp_path / "x.tgz"
+    with tarfile.open(file, "w:gz") as tar:
+        member = tarfile.TarInfo("images.txt")
+        member.size = MEMBER_LIMIT + 1
+        tar.addfile(member, Zeros())
+    with pytest.raises(LskdError, match=r"images.txt has 134,217,729 bytes"):
+        next(read_members(file)).read()
+    assert file.stat().st_size < 1 << 20
+
+
+class Zeros(io.RawIOBase):
+    def read(self, size: int = -1) -> bytes:
+        return bytes(size)
+
+
+def test_a_data_set_is_already_there_only_from_the_same_source(cub, own, tmp_path, capsys):
+    archive = tmp_path / "cub" / "CUB_200_2011.tgz"
+    pack(archive, cub)
+    chosen = tmp_path / "list.txt"
+    chosen.write_text("a\nb\n")
+    words = {
+        "cub200": ("cub200", archive.parent, *CUB),
+        "list": ("subset", own, "--list", chosen),
+        "noise": ("noise", own),
+    }
+    for name, command in words.items():
+        assert run(*command, "--output", tmp_path / "out" / name) == 0
+        assert run(*command, "--output", tmp_path / "out" / name) == 0
+        assert "already there" in capsys.readouterr().out
+    archive.write_bytes(archive.read_bytes() + b"\0")
+    chosen.write_text("a\nc\n")
+    for name in ("cub200", "list"):
+        assert run(*words[name], "--output", tmp_path / "out" / name) == 2
+        assert "was made when the source was another" in capsys.readouterr().err
+    next((own / "train" / "a").iterdir()).unlink()
+    assert run(*words["noise"], "--output", tmp_path / "out" / "noise") == 2
+    assert "was made when the source was another" in capsys.readouterr().err
+    archive.unlink()
+    assert run(*words["cub200"], "--output", tmp_path / "out" / "cub200") == 2
+    assert "has no CUB_200_2011" in capsys.readouterr().err

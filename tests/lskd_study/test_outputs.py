@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lskd import LskdError
-from lskd_study.teachers import _mapped, _npz
+from lskd_study.teachers import _checks, _mapped, _npz
 from lskd_study.teachers.outputs import Outputs, read_outputs, write_outputs
 
 pytestmark = pytest.mark.unit
@@ -485,3 +485,43 @@ def test_memory_does_not_grow_with_the_file(tmp_path, kind):
     growth, total = map(float, result.stdout.split())
     assert total == expected
     assert growth < 30
+
+
+@pytest.mark.parametrize("kind", ["logits.npz", "keys.npz", "labels.npz", "a.parquet"])
+def test_a_file_that_would_fill_the_disk_is_one_line(tmp_path, monkeypatch, kind):
+    """100 times what lies in the file, and more than any file may become: refused before it is unpacked."""
+    monkeypatch.setattr(_checks, "_UNCOUNTED", 1 << 16)
+    if kind != "keys.npz":  # whose logits come first
+        monkeypatch.setattr(_mapped.tempfile, "TemporaryFile", lambda: pytest.fail("it was unpacked"))
+    many = 1 << 16
+    arrays = {"logits": np.ones((many, 4), np.float32), "labels": np.zeros(many, np.int64)}
+    if kind == "keys.npz":
+        arrays = {"keys": np.full(many, "x"), **ALL}
+    elif kind == "labels.npz":
+        arrays = {**ALL, "labels": np.zeros(many, np.int64)}
+    if kind == "a.parquet":
+        file = write_parquet(tmp_path / kind, arrays, compression="zstd")
+    else:
+        file = write_npz(tmp_path / kind, arrays, np.savez_compressed)
+    with pytest.raises(LskdError, match=r"would become .* store it without compression") as caught:
+        read_outputs(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_small_arrays_are_as_long_as_their_headers_say(tmp_path):
+    file = write_npz(tmp_path / "a.npz", ALL)
+    with zipfile.ZipFile(file, "a") as archive:
+        content = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            content, {"descr": "<i8", "fortran_order": False, "shape": (1 << 40,)}
+        )
+        archive.writestr("keys.npy", content.getvalue())
+    with pytest.raises(LskdError, match="'keys' is not as long as its header says"):
+        read_outputs(file)
+
+
+def test_keys_of_parquet_are_counted_before_they_are_written_out(tmp_path):
+    table = pa.table({"logits": pa.array(list(LOGITS)), "labels": LABELS, "keys": ["same"] * N})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(LskdError, match="a name twice"):
+        read_outputs(tmp_path / "a.parquet")

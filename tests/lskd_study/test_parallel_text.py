@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import tarfile
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from lskd import LskdError
 from lskd_study.cli import main
 from lskd_study.data.ding import prepare_ding
-from lskd_study.data.iwslt14 import prepare_iwslt14
+from lskd_study.data.iwslt14 import prepare_iwslt14, segments
 from lskd_study.data.number_words import prepare_number_words
 from lskd_study.data.parallel import SPLITS, clean_pairs
 
@@ -135,8 +136,6 @@ def archive(path, missing=""):
                 info = tarfile.TarInfo(name)
                 info.size = len(text.encode())
                 tar.addfile(info, io.BytesIO(text.encode()))
-        info = tarfile.TarInfo("../../escape")  # only known names are read, and nothing is unpacked
-        tar.addfile(info, io.BytesIO(b""))
     return path
 
 
@@ -158,11 +157,18 @@ def test_iwslt14_bad_archives(tmp_path, capsys):
     (tmp_path / "no.tgz").write_bytes(b"hello")
     whole = archive(tmp_path / "whole.tgz").read_bytes()
     (tmp_path / "half.tgz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut.tgz").write_bytes(whole[:-6])  # all texts are there, the checksum is not
+    (tmp_path / "flipped.tgz").write_bytes(whole[:-8] + b"\0\0\0\0" + whole[-4:])
+    with tarfile.open(tmp_path / "out.tgz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("../../escape"), io.BytesIO(b""))
     archive(tmp_path / "missing.tgz", "tst2011.de-en.de")
     for name, message in {
         "nowhere.tgz": "No such file",
-        "no.tgz": "damaged or no tar",
-        "half.tgz": "damaged or no tar",
+        "no.tgz": "no tar archive",
+        "half.tgz": "damaged or cut short",
+        "cut.tgz": "damaged or cut short",
+        "flipped.tgz": "damaged or cut short",
+        "out.tgz": "leads out of it",
         "missing.tgz": "has no IWSLT14.TED.tst2011.de-en.de.xml",
     }.items():
         output = ["--output", str(tmp_path / "out")]
@@ -190,3 +196,47 @@ def test_the_command_says_what_comes_next_and_warns_of_other_sizes(tmp_path, cap
 def test_cleaning_is_moses():
     pairs = [("a b", "c d e"), ("a b", "c d e f"), ("", "c"), ("a " * 176, "a " * 176), ("  a   b ", "c d")]
     assert clean_pairs(pairs, 1.5, 1, 175) == [("a b", "c d e"), ("a b", "c d")]
+
+
+def test_iwslt14_goes_on_where_a_segment_is_not_closed_on_its_line(tmp_path):
+    """What `grep | sed` makes of it in fairseq's script: the rest of the line."""
+    broken = '<seg id="1"> It’s me.\n</seg>\n<seg id="2">Second</seg> \n<seg id="x">odd</seg>'
+    script = r"""grep '<seg id' "$1" | sed -e 's/<seg id="[0-9]*">\s*//g' -e 's/\s*<\/seg>\s*//g'"""
+    (tmp_path / "x").write_text(broken + "\n", encoding="utf-8")
+    done = subprocess.run(["bash", "-c", script, "-", tmp_path / "x"], capture_output=True, check=True)
+    assert segments(broken) == done.stdout.decode().replace("’", "'").splitlines()
+
+
+def test_iwslt14_with_unequal_evaluation_sets_is_one_line(tmp_path):
+    file = archive(tmp_path / "de-en.tgz")
+    with tarfile.open(file) as tar:
+        texts = {member.name: tar.extractfile(member).read() for member in tar}
+    texts["de-en/IWSLT14.TED.tst2010.de-en.de.xml"] += b'\n<seg id="3">mehr</seg>'
+    with tarfile.open(file, "w:gz") as tar:
+        for name, text in texts.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text))
+    with pytest.raises(LskdError, match=r"TED.tst2010 has 3 German and 2 English sentences"):
+        prepare_iwslt14(tmp_path / "out", file)
+
+
+def test_text_is_already_there_only_from_the_same_source(tmp_path, capsys):
+    """Another archive, or none, once got "already there" for an answer."""
+    one, other = tmp_path / "one.tgz", tmp_path / "other.tgz"
+    archive(one)
+    other.write_bytes(archive(tmp_path / "x.tgz").read_bytes() + b"\0")
+    for name in ("d1", "d2"):
+        (tmp_path / name).write_text(DING + f"# {name}\n", encoding="utf-8")
+    small = ["--held-out", "5", "--bpe-tokens", "30"]
+    for words, first, second in (
+        (["iwslt14", "--archive"], one, other),
+        (["ding", *small, "--file"], tmp_path / "d1", tmp_path / "d2"),
+    ):
+        output = ["--output", str(tmp_path / words[0])]
+        assert main(["data", *words, str(first), *output]) == 0
+        assert main(["data", *words, str(first), *output]) == 0
+        assert "already there" in capsys.readouterr().out
+        for file, message in ((second, "was made with source_sha256"), (tmp_path / "none", "No such file")):
+            assert main(["data", *words, str(file), *output]) == 2
+            assert message in capsys.readouterr().err

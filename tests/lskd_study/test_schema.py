@@ -4,6 +4,8 @@ import pytest
 
 from lskd import LskdError
 from lskd_study.schema import load_study, read_trainer_config
+from lskd_study.teachers.schema import load_teachers
+from timm_ls_kd.config_file import read_config
 
 pytestmark = pytest.mark.unit
 
@@ -130,13 +132,33 @@ def test_a_file_without_an_end_is_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["model_kwargs: &a {x: *a}\n", "epochs: 2020-01-01\n", "mean: " + 2000 * "[" + 2000 * "]"]
-)
+@pytest.mark.parametrize("text", ["epochs: 2020-01-01\n", "lr: .nan\n", "clip_grad: -.inf\n"])
 def test_a_trainers_file_holds_plain_values_only(tmp_path, text):
     (tmp_path / "t.yaml").write_text(text)
     with pytest.raises(LskdError, match=r"t.yaml holds more than numbers, text, lists and mappings"):
         read_trainer_config(tmp_path / "t.yaml")
+
+
+BILLION = "".join(
+    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}' if level else 'x'] * 9)}]\n" for level in range(15)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BILLION, "too much with its aliases"),
+        ("model_kwargs: &a {x: *a}\n", "within its own anchor"),
+        ("mean: " + 2000 * "[" + 2000 * "]", "nested too deeply"),
+    ],
+)
+def test_aliases_and_depth_have_a_bound_in_every_file_of_a_study(tmp_path, text, message):
+    """Nine aliases of nine aliases of ...: 10 lines, 10^14 numbers."""
+    (tmp_path / "t.yaml").write_text(text)
+    for read in (read_trainer_config, load_study, load_teachers, read_config):
+        with pytest.raises(LskdError, match=message) as caught:
+            read(tmp_path / "t.yaml")
+        assert "\n" not in str(caught.value)
 
 
 def test_python_objects_are_not_built(tmp_path):

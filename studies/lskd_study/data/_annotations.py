@@ -1,32 +1,34 @@
 """JSON annotations: read, and complained about in one line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.data._archives import find_source, read_members
+from lskd.files import parse_json, read_bytes
+from lskd_study.data._archives import check_md5, find_source, read_members
+from lskd_study.data.published import PUBLISHED
+
+LIMIT = 512 << 20  # bytes; the list of the million images of iMaterialist has about 200 MB
 
 
-def read_json(source: Path, name: str, dataset: str) -> dict[str, Any]:
-    """Return what the file ``name`` in ``source`` says; it may lie in ``name.tar.gz``.
+def read_json(source: Path, name: str, dataset: str, checksum: bool = True) -> dict[str, Any]:
+    """Return what the file ``name`` in ``source`` says; it may lie in ``name.tar.gz``, whose MD5 comes first.
 
     Raises:
-        LskdError: for a file that is missing or is no JSON object.
+        LskdError: for a file that is missing, too large, another than the publisher's or no JSON object.
     """
     file = find_source(source, (name, f"{name}.tar.gz"), dataset)
     if file.name == name:
-        try:
-            text = file.read_bytes()
-        except OSError as error:
-            raise LskdError(f"{file} cannot be read ({error.strerror})") from None
+        text = read_bytes(file, LIMIT, "a list of annotations", "get it again")
     else:
-        texts = [m.read() for m in read_members(file) if m.name.rpartition("/")[2] == name]
-        if not texts:
+        if checksum and file.name in PUBLISHED[dataset].md5:
+            check_md5(None, file, PUBLISHED[dataset].md5[file.name])
+        found = (m.read(LIMIT) for m in read_members(file) if m.name.rpartition("/")[2] == name)
+        text = next(found, b"")
+        if not text:
             raise LskdError(f"{file} has no {name}; get it again")
-        text = texts[0]
     try:
-        content = json.loads(text)
+        content = parse_json(text.decode())
     except ValueError as error:
         raise LskdError(f"{file} is no JSON, or is cut short ({error}); get it again") from None
     if not isinstance(content, dict):

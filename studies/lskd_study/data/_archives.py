@@ -1,9 +1,10 @@
 """Publishers' archives: found, verified, read member by member; no name in them decides where to write."""
 
 import hashlib
+import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -12,18 +13,22 @@ from lskd_study.data._layout import Tree
 from lskd_study.data.published import PUBLISHED
 from lskd_study.extras import needs_study_extra
 
+MEMBER_LIMIT = 128 << 20  # bytes; the largest text of a publisher has 20 MB, the largest image 16
+_HEADER_LIMIT = 1 << 20  # bytes of a long name and the like, which tarfile reads whole
+_PADDING_LIMIT = 64 << 20  # bytes after an archive's end: tar fills up its last block
+_SAMPLED = 64 << 20  # bytes up to which a fingerprint is of the whole file
 _DAMAGES = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name, its size in bytes, and how to read it.
+    """A file in an archive: its name, its size in bytes, and how to read it, up to a number of bytes.
 
     ``open`` gives a file that can seek, for archives in the archive; only until the next member is asked for.
     """
 
     name: str
     size: int
-    read: Callable[[], bytes]
+    read: Callable[..., bytes]
     open: Callable[[], IO[bytes]]
 
 
@@ -33,10 +38,10 @@ def find_source(source: Path, names: tuple[str, ...], dataset: str) -> Path:
     Raises:
         LskdError: when there is none; says where to get it.
     """
-    if source.name in names and source.exists():
+    if source.name in names and os.path.exists(source):
         return source
     for name in names:
-        if (source / name).exists():
+        if os.path.exists(source / name):
             return source / name
     raise LskdError(
         f"{source} has no {' or '.join(names)}; get it from {PUBLISHED[dataset].get} and put it into {source}"
@@ -68,28 +73,32 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
     size = 0 if content is not None else archive.stat().st_size
     with tqdm(total=size, desc=title, unit="B", unit_scale=True, leave=False, disable=hidden) as bar:
         try:
-            tar = tarfile.open(fileobj=raw, mode="r:*")  # noqa: SIM115
+            tar = tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header)  # noqa: SIM115
         except _DAMAGES as error:
             if isinstance(error, tarfile.ReadError) and "could not be opened" in str(error):
                 raise LskdError(f"{archive} is no tar archive, or is cut short; get it again") from None
             raise damaged(error) from None
         try:
+            end = 0
             while True:
                 try:
                     member = tar.next()
                     if member is None:
                         _check_end(tar)
+                    elif member.size < 0 or tar.offset <= end:
+                        raise tarfile.ReadError(f"{member.name} has a negative size")
                     else:
                         _refuse_to_leave(archive, member)
                 except _DAMAGES as error:
                     raise damaged(error) from None
                 if member is None:
                     return
+                end = tar.offset
                 vars(tar)[
                     "members"
                 ] = []  # tarfile keeps all that it has seen: gigabytes for a million images
                 if member.isfile():
-                    yield _member(tar, member, damaged)
+                    yield _member(archive, tar, member, damaged)
                 if not hidden:
                     bar.update(raw.tell() - bar.n)
         finally:
@@ -98,8 +107,34 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
                 raw.close()
 
 
-def check_md5(tree: Tree, file: Path, md5: str) -> None:
-    """Compare a file's MD5 with its publisher's, once: a command that goes on does not do it again.
+def fingerprint(file: Path, mend: str = "check the path") -> str:
+    """Return the sha256 of a file's size and content; above 64 MiB of 1,024 of its blocks, evenly spread.
+
+    By it a second command knows whether a data set was made of this file, without an hour of reading.
+
+    Raises:
+        LskdError: the file cannot be read.
+    """
+    try:
+        with file.open("rb") as content:
+            size = os.fstat(content.fileno()).st_size
+            digest = hashlib.sha256(f"{size}\n".encode())
+            blocks = 1024 if size > _SAMPLED else 1
+            for number in range(blocks):
+                content.seek(number * size // blocks)
+                digest.update(content.read(1 << 16 if blocks > 1 else _SAMPLED))
+    except OSError as error:
+        raise LskdError(f"{file} cannot be read ({error.strerror}); {mend}") from None
+    return digest.hexdigest()
+
+
+def fingerprints(files: Iterable[Path]) -> dict[str, str]:
+    """Return the fingerprints of those of the files that are there and no folders, by their names."""
+    return {file.name: fingerprint(file) for file in files if file.is_file()}
+
+
+def check_md5(tree: Tree | None, file: Path, md5: str) -> None:
+    """Compare a file's MD5 with its publisher's, once: a command that goes on with a tree trusts it.
 
     Raises:
         LskdError: naming both, where they differ.
@@ -108,7 +143,7 @@ def check_md5(tree: Tree, file: Path, md5: str) -> None:
         from tqdm import tqdm
     about = file.stat()
     key = f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {md5}"
-    if tree.checked(key):
+    if tree is not None and tree.checked(key):
         return
     digest = hashlib.md5(usedforsecurity=False)
     with (
@@ -130,16 +165,30 @@ def check_md5(tree: Tree, file: Path, md5: str) -> None:
             f"{file}: expected md5 {md5}, found {digest.hexdigest()}; it is another or a damaged file, "
             "get it again (or --no-checksum)"
         )
-    tree.remember(key)
+    if tree is not None:
+        tree.remember(key)
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose size is bounded before tarfile reads that much of a long name or of extended headers."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (not header.isfile() and header.size > _HEADER_LIMIT):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Refuse half a header, or something else, where tarfile ends in silence."""
+    """Refuse what tarfile passes over in silence: half a header, something else, a cut end of gzip."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     block = tar.fileobj.read(tarfile.BLOCKSIZE)
     if block and block != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError("unexpected end of data")
+    if len(tar.fileobj.read(_PADDING_LIMIT)) == _PADDING_LIMIT:
+        raise tarfile.ReadError("something else after its end")
 
 
 def _refuse_to_leave(archive: Path, member: tarfile.TarInfo) -> None:
@@ -152,13 +201,17 @@ def _refuse_to_leave(archive: Path, member: tarfile.TarInfo) -> None:
             ) from None
 
 
-def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, damaged: Callable[[Any], LskdError]) -> Member:
+def _member(
+    archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, damaged: Callable[[Any], LskdError]
+) -> Member:
     def open_it() -> IO[bytes]:
         content = tar.extractfile(member)
         assert content is not None  # it is a regular file
         return content
 
-    def read() -> bytes:
+    def read(limit: int = MEMBER_LIMIT) -> bytes:
+        if member.size > limit:
+            raise LskdError(f"{archive}: {member.name} has {member.size:,} bytes, far too many; get it again")
         try:
             content = open_it().read()
         except _DAMAGES as error:

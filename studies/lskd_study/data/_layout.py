@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.files import read_json
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
 _SETTINGS = ".settings.json"
 _CHECKED = ".checked.json"
 _INCOMING = ".incoming"
+_OF_SOURCES = ("source_files", "source_listing_sha256")
 # What file systems answer where a kind of link is not possible: other disk, not the owner, no such feature.
 _NO_LINK = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -108,11 +110,11 @@ class Tree:
 
     def checked(self, key: str) -> bool:
         """Whether a run that was killed had already verified what ``key`` names."""
-        return key in _read_json(self._folder / _CHECKED)
+        return key in read_manifest(self._folder, _CHECKED)
 
     def remember(self, key: str) -> None:
         """Note that what ``key`` names is verified."""
-        done = _read_json(self._folder / _CHECKED) | {key: True}
+        done = read_manifest(self._folder, _CHECKED) | {key: True}
         self.write(_CHECKED, json.dumps(done).encode())
 
     def _put(self, way: str, source: Path, target: Path) -> None:
@@ -143,7 +145,12 @@ class Tree:
 
 
 def build(
-    output: Path, name: str, settings: Mapping[str, Any], plan: Callable[[], Fill], copy: bool = False
+    output: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    plan: Callable[[], Fill],
+    copy: bool = False,
+    sources: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Make an image folder unless it is there; return the manifest and whether it was made.
 
@@ -153,11 +160,12 @@ def build(
         settings: what decides what is in the folder, e.g. a seed; kept in the manifest and compared with it.
         plan: checks the source, as far as can be told without writing, and returns what fills the folder.
         copy: copy files where links would do.
+        sources: fingerprints of the files that the images or their labels come from.
 
     Raises:
         LskdError: for an output that cannot be written or holds something else, and what ``plan`` raises.
     """
-    asked = {"name": name, **settings, "copies": copy}
+    asked = {"name": name, **settings, **({"source_files": sources} if sources else {}), "copies": copy}
     finished = _finished(output, asked)
     if finished is not None:
         return finished, False
@@ -206,12 +214,17 @@ def _contents(folder: Path, tree: Tree) -> dict[str, Any]:
 
 
 def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    manifest = _read_json(output / MANIFEST)
+    manifest = read_manifest(output)
     if manifest.get("name") != asked["name"]:
         return None
     for key, value in asked.items():
-        # Manifests of before links were possible do not say that they hold copies.
-        if key != "copies" and manifest.get(key) != value:
+        # Older manifests do not say that they hold copies, nor of which files they were made.
+        unknown = key == "copies" or (key in _OF_SOURCES and manifest.get(key) is None)
+        if key in _OF_SOURCES and not unknown and manifest[key] != value:
+            raise LskdError(
+                f"{output} was made when the source was another; choose another --output or remove it"
+            )
+        if not unknown and manifest.get(key) != value:
             raise LskdError(
                 f"{output} holds {asked['name']} with {key} {manifest.get(key)}, not {value}; "
                 "choose another --output or remove it"
@@ -247,7 +260,7 @@ def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
             raise LskdError(f"another command is writing {output}; wait for it or end it") from error
         try:
             settings = json.loads(json.dumps(asked))
-            if _read_json(folder / _SETTINGS) != settings:
+            if read_manifest(folder, _SETTINGS) != settings:
                 for entry in folder.iterdir():
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
                 (folder / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
@@ -269,9 +282,10 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
+    """Return what the manifest of a data set, or another file of ours, says; empty where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(folder / name)
+    except LskdError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.data._archives import check_md5, find_source, read_members
+from lskd.files import read_bytes
+from lskd_study.data._archives import MEMBER_LIMIT, check_md5, find_source, fingerprints, read_members
 from lskd_study.data._folders import Image, place
 from lskd_study.data._layout import Fill, Tree, build
 from lskd_study.data.published import PUBLISHED, Numbers, check_numbers, origin
@@ -32,8 +33,9 @@ def prepare_cub200(
         LskdError: for a source that is missing, damaged or not whole, or an output that cannot be written.
     """
 
+    found = find_source(source, (FOLDER, ARCHIVE), "cub200")
+
     def plan() -> Fill:
-        found = find_source(source, (FOLDER, ARCHIVE), "cub200")
         size = 0
         if found.is_dir():
             texts = {name: _read(found / name) for name in _TEXTS}
@@ -79,16 +81,13 @@ def prepare_cub200(
 
         return fill
 
-    return build(output, "cub200", origin("cub200", expected), plan, copy)
+    files = [found, *(found / name for name in _TEXTS)]
+    return build(output, "cub200", origin("cub200", expected), plan, copy, fingerprints(files))
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise LskdError(
-            f"{path} cannot be read ({error.strerror}); get it from {PUBLISHED['cub200'].get}"
-        ) from None
+    mend = f"get it from {PUBLISHED['cub200'].get}"
+    return read_bytes(path, MEMBER_LIMIT, mend=mend).decode("utf-8", "replace")
 
 
 def _join(found: Path, texts: dict[str, str]) -> dict[str, str]:

@@ -2,19 +2,21 @@
 
 import csv
 import io
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.files import read_bytes
+from lskd_study.data._archives import MEMBER_LIMIT, fingerprint
 from lskd_study.data._folders import Folder, Image, images_of, numbers_of, place, read_image_folder
-from lskd_study.data._layout import MANIFEST, SPLITS, Fill, Tree, build
+from lskd_study.data._layout import SPLITS, Fill, Tree, build, listing_checksum, read_manifest
 from lskd_study.data.published import Numbers, check_numbers
 
 CLASS_LIST = "classes.txt"
 NOISE_LIST = "noise.csv"
+_ONE_EACH = "give one class name on each line"
 
 
 def prepare_subset(
@@ -69,7 +71,8 @@ def prepare_subset(
 
         return fill
 
-    return build(output, "subset", _origin(source) | choice, plan, copy)
+    lists = {} if class_list is None else {class_list.name: fingerprint(class_list, _ONE_EACH)}
+    return build(output, "subset", _origin(source) | choice, plan, copy, lists)
 
 
 def prepare_long_tail(
@@ -226,19 +229,19 @@ def _assign(
 
 
 def _origin(source: Path) -> dict[str, Any]:
-    """Name the source, and what it held when it was made by lskd."""
-    try:
-        listing = json.loads((source / MANIFEST).read_text(encoding="utf-8"))["listing_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        listing = None
+    """Name the source, and what it holds."""
+    if not source.is_dir():
+        raise LskdError(f"{source} is no folder; the source must hold train/<class>/ and val/<class>/")
+    listing = read_manifest(source).get("listing_sha256") or listing_checksum(source)
     return {"source": str(source), "source_listing_sha256": listing}
 
 
 def _read_classes(file: Path, known: Folder | Mapping[str, Any], source: Path) -> list[str]:
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise LskdError(f"{file} cannot be read ({error}); give one class name on each line") from None
+        text = read_bytes(file, MEMBER_LIMIT, "a list of classes", _ONE_EACH).decode()
+    except UnicodeDecodeError:
+        raise LskdError(f"{file} is no text in UTF-8; {_ONE_EACH}") from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if unknown := [name for name in names if name not in known]:
         raise LskdError(f"{file} names {unknown[0]!r}, which is no class of {source}")
     if len(names) < 2 or len(set(names)) != len(names):

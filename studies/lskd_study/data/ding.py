@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.files import read_bytes
+from lskd_study.data._archives import fingerprint
 from lskd_study.data.parallel import Pair, tokenizer, write_parallel
 
 INSTALLED = Path("/usr/share/trans/de-en")
 _MARKERS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|<[^>]*>")
 _SEED = 1
+_LIMIT = 256 << 20  # bytes; the dictionary has 20 MB
 
 
 def prepare_ding(
@@ -38,20 +41,16 @@ def prepare_ding(
     """
     if held_out < 1:
         raise LskdError(f"held-out sentences must be 1 or more, got {held_out}")
+    mend = "apt install trans-de-en, or name the file with --file"
 
     def make() -> tuple[dict[str, Sequence[Pair]], dict[str, Any]]:
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise LskdError(
-                f"{file} cannot be read ({error.strerror}); "
-                "apt install trans-de-en, or name the file with --file"
-            ) from None
+            lines = read_bytes(file, _LIMIT, "the de-en file of the package trans-de-en", mend).decode()
         except UnicodeDecodeError:
             raise LskdError(
                 f"{file} is not UTF-8 text; give the de-en file of the package trans-de-en"
             ) from None
-        pairs = list(dict.fromkeys(read_pairs(lines)))
+        pairs = list(dict.fromkeys(read_pairs(lines.splitlines())))
         whole = [pair for pair in pairs if is_sentence(pair)]
         if len(whole) < 3 * held_out:
             raise LskdError(
@@ -72,7 +71,7 @@ def prepare_ding(
         return {"train": train, "valid": text["valid"], "test": text["test"]}, more
 
     kind = "sentences" if sentences_only else "all"
-    return write_parallel(output, f"ding-{kind}-{held_out}", make, bpe_tokens)
+    return write_parallel(output, f"ding-{kind}-{held_out}", make, bpe_tokens, fingerprint(file, mend))
 
 
 def read_pairs(lines: Sequence[str]) -> Iterator[Pair]:

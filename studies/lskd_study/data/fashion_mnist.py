@@ -1,20 +1,20 @@
 """Fashion-MNIST as an image folder."""
 
-import gzip
 import io
-import shutil
 import tempfile
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.data._archives import find_source
+from lskd.files import read_bytes
+from lskd_study.data._archives import find_source, fingerprints
 from lskd_study.data._layout import Fill, Tree, build
 from lskd_study.data.published import PUBLISHED, Numbers, check_numbers, origin
 from lskd_study.extras import needs_study_extra
 
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
+_LIMIT = 256 << 20  # bytes; the largest of the four has 47 MB
 _FILES = tuple(
     f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
@@ -37,8 +37,10 @@ def prepare_fashion_mnist(
         LskdError: for files that are missing, damaged or not whole, or an output that cannot be written.
     """
 
+    files = [find_source(source, (f"{name}.gz", name), "fashion-mnist") for name in _FILES]
+
     def plan() -> Fill:
-        splits, names = _read(source)
+        splits, names = _read(source, files)
         found = {split: len(labels) for split, (_, labels) in splits.items()}
         classes = {int(label) for _, labels in splits.values() for label in labels}
         check_numbers("fashion-mnist", found | {"classes": len(classes)}, expected)
@@ -59,27 +61,18 @@ def prepare_fashion_mnist(
 
         return fill
 
-    return build(output, "fashion-mnist", origin("fashion-mnist", expected), plan)
+    sources = fingerprints(files)
+    return build(output, "fashion-mnist", origin("fashion-mnist", expected), plan, sources=sources)
 
 
-def _read(source: Path) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
-    files = [find_source(source, (f"{name}.gz", name), "fashion-mnist") for name in _FILES]
+def _read(source: Path, files: Sequence[Path]) -> tuple[dict[str, tuple[Any, Any]], list[str]]:
     with needs_study_extra():
         from torchvision.datasets import FashionMNIST
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch) / "FashionMNIST" / "raw"
         raw.mkdir(parents=True)
         for name, file in zip(_FILES, files, strict=True):
-            try:
-                with (
-                    gzip.open(file) if file.suffix == ".gz" else file.open("rb") as content,
-                    (raw / name).open("wb") as out,
-                ):
-                    shutil.copyfileobj(content, out)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise LskdError(f"{file} is damaged or cut short ({error}); get it again") from None
-            except OSError as error:
-                raise LskdError(f"{file} cannot be read ({error.strerror})") from None
+            (raw / name).write_bytes(read_bytes(file, _LIMIT, "one of the four files", "get it again"))
         try:
             parts = {
                 split: FashionMNIST(scratch, train=split == "train", download=False)

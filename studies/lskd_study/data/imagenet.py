@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lskd import LskdError
-from lskd_study.data._archives import check_md5, find_source, read_members
+from lskd_study.data._archives import check_md5, find_source, fingerprints, read_members
 from lskd_study.data._folders import Image, place, read_classes
 from lskd_study.data._layout import Fill, Tree, build
 from lskd_study.data.published import PUBLISHED, Numbers, check_numbers, origin
@@ -52,8 +52,9 @@ def prepare_imagenet(
         LskdError: for sources that are missing, damaged or not whole, or an output that cannot be written.
     """
 
+    archives = _archive_names()
+
     def plan() -> Fill:
-        archives = _archive_names()
         folders = {split: source / split for split in ("train", "val") if (source / split).is_dir()}
         nested = "val" in folders and any(entry.is_dir() for entry in folders["val"].iterdir())
         devkit = None
@@ -102,7 +103,10 @@ def prepare_imagenet(
 
         return fill
 
-    return build(output, "imagenet", origin("imagenet", expected), plan, copy)
+    if not source.is_dir():
+        raise LskdError(f"{source} is no folder; name that with the archives, or with train and val")
+    sources = fingerprints(source / name for name, _ in archives.values())
+    return build(output, "imagenet", origin("imagenet", expected), plan, copy, sources)
 
 
 def _archive_names() -> Mapping[str, tuple[str, str]]:

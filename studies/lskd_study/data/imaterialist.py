@@ -5,6 +5,7 @@ from typing import Any
 
 from lskd import LskdError
 from lskd_study.data._annotations import only_name, read_json
+from lskd_study.data._archives import find_source, fingerprints
 from lskd_study.data._folders import Image, place
 from lskd_study.data._layout import SPLITS, Fill, Tree, build
 from lskd_study.data.published import PUBLISHED, Numbers, check_numbers, origin
@@ -87,7 +88,9 @@ def prepare_imaterialist(
 
         return fill
 
-    return build(output, "imaterialist", origin("imaterialist", expected), plan, copy)
+    lists = [find_source(source, (f"{split}.json",), "imaterialist") for split in SPLITS]
+    sources = fingerprints(lists)
+    return build(output, "imaterialist", origin("imaterialist", expected), plan, copy, sources)
 
 
 def _read(source: Path, split: str) -> list[tuple[str, int]]:

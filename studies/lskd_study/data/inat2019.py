@@ -5,7 +5,7 @@ from typing import Any
 
 from lskd import LskdError
 from lskd_study.data._annotations import only_name, read_json
-from lskd_study.data._archives import check_md5, find_source, read_members
+from lskd_study.data._archives import check_md5, find_source, fingerprints, read_members
 from lskd_study.data._folders import Image, place
 from lskd_study.data._layout import SPLITS, Fill, Tree, build
 from lskd_study.data.published import PUBLISHED, Numbers, check_numbers, origin
@@ -34,11 +34,16 @@ def prepare_inat2019(
         LskdError: for a source that is missing, damaged or not whole, or an output that cannot be written.
     """
 
+    found = find_source(source, (FOLDER, ARCHIVE), "inat2019")
+    lists = [
+        find_source(source, (name, f"{name}.tar.gz"), "inat2019")
+        for name in (f"{split}2019.json" for split in SPLITS)
+    ]
+
     def plan() -> Fill:
-        found = find_source(source, (FOLDER, ARCHIVE), "inat2019")
         places: dict[str, tuple[str, str]] = {}
         for split in SPLITS:
-            places |= _join(source, split)
+            places |= _join(source, split, checksum)
         classes = {label for _, label in places.values()}
         numbers = {split: sum(1 for s, _ in places.values() if s == split) for split in SPLITS}
         check_numbers("inat2019", numbers | {"classes": len(classes)}, expected)
@@ -47,10 +52,6 @@ def prepare_inat2019(
             _refuse_missing(found, missing, len(places))
 
         def fill(tree: Tree) -> dict[str, Any]:
-            annotations = [source / f"{split}2019.json.tar.gz" for split in SPLITS]
-            for file in annotations if checksum else []:
-                if file.is_file():
-                    check_md5(tree, file, PUBLISHED["inat2019"].md5[file.name])
             if found.is_dir():
                 place(
                     tree,
@@ -76,13 +77,14 @@ def prepare_inat2019(
 
         return fill
 
-    return build(output, "inat2019", origin("inat2019", expected), plan, copy)
+    sources = fingerprints([found, *lists])
+    return build(output, "inat2019", origin("inat2019", expected), plan, copy, sources)
 
 
-def _join(source: Path, split: str) -> dict[str, tuple[str, str]]:
+def _join(source: Path, split: str, checksum: bool) -> dict[str, tuple[str, str]]:
     """Return split and class folder by image, as ``super/category/hash.jpg``."""
     file = f"{split}2019.json"
-    content = read_json(source, file, "inat2019")
+    content = read_json(source, file, "inat2019", checksum)
     try:
         categories = {int(item["image_id"]): int(item["category_id"]) for item in content["annotations"]}
         names = {int(item["id"]): str(item["file_name"]) for item in content["images"]}

@@ -1,12 +1,12 @@
 """IWSLT'14 German-English, as fairseq's prepare-iwslt14.sh makes it, in Python."""
 
 import re
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd_study.data._archives import fingerprint, read_members
 from lskd_study.data.parallel import Pair, clean_pairs, tokenizer, write_parallel
 
 EXPECTED = {"train": 160_239, "valid": 7_283, "test": 6_750}
@@ -14,7 +14,8 @@ BPE_TOKENS = 10_000
 _TEST = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
 _DROPPED = ("<url>", "<talkid>", "<keywords>")
 _TAGS = re.compile(r"</?(?:title|description)>")
-_SEGMENT = re.compile(r'<seg id="[0-9]*">\s*(.*?)\s*</seg>\s*$')
+_SEGMENT = re.compile(r'<seg id="[0-9]*">\s*')
+_SEGMENT_END = re.compile(r"\s*</seg>\s*")
 _VALID_EVERY = 23
 
 
@@ -56,13 +57,19 @@ def prepare_iwslt14(output: Path, archive: Path) -> tuple[dict[str, Any], bool]:
                 ]
                 for language in ("de", "en")
             ]
+            if len(lines[0]) != len(lines[1]):
+                raise LskdError(
+                    f"{archive}: {name} has {len(lines[0])} German and {len(lines[1])} English sentences; "
+                    "get the archive again"
+                )
             test += zip(*lines, strict=True)
         splits["test"] = test
         found = {split: len(pairs) for split, pairs in splits.items()}
         more = {"source": "IWSLT 2014, de-en.tgz", "training_lines": len(sides["de"]), "expected": EXPECTED}
         return splits, more | {"sizes_as_expected": found == EXPECTED}
 
-    return write_parallel(output, "iwslt14", make, BPE_TOKENS)
+    mend = "give the publisher's de-en.tgz of IWSLT 2014"
+    return write_parallel(output, "iwslt14", make, BPE_TOKENS, fingerprint(archive, mend))
 
 
 def train_lines(text: str) -> list[str]:
@@ -76,31 +83,26 @@ def train_lines(text: str) -> list[str]:
 
 
 def segments(text: str) -> list[str]:
-    """Return the sentences of an evaluation set.
+    """Return the sentences of an evaluation set; a ``</seg>`` may stand on another line.
 
     >>> segments('<doc>\\n<seg id="1"> It’s me. </seg>\\n</doc>')
     ["It's me."]
     """
-    found = (_SEGMENT.search(line) for line in text.split("\n") if "<seg id" in line)
-    return [match[1].replace("’", "'") for match in found if match]
+    lines = (line for line in text.split("\n") if "<seg id" in line)
+    return [_SEGMENT_END.sub("", _SEGMENT.sub("", line)).replace("’", "'") for line in lines]
 
 
 def _read(archive: Path) -> dict[str, str]:
     wanted = [f"train.tags.de-en.{language}" for language in ("de", "en")]
     wanted += [f"IWSLT14.{name}.de-en.{language}.xml" for name in _TEST for language in ("de", "en")]
     texts = {}
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                name = Path(member.name).name
-                if name in wanted and member.isfile() and (content := tar.extractfile(member)) is not None:
-                    texts[name] = content.read().decode("utf-8")
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise LskdError(
-            f"{archive} cannot be read ({error.strerror}); give the publisher's de-en.tgz of IWSLT 2014"
-        ) from None
-    except (tarfile.TarError, OSError, EOFError, ValueError):  # what damaged archives raise
-        raise LskdError(f"{archive} is damaged or no tar archive; give the publisher's de-en.tgz") from None
+    for member in read_members(archive):
+        name = member.name.rpartition("/")[2]
+        if name in wanted:
+            try:
+                texts[name] = member.read().decode("utf-8")
+            except UnicodeDecodeError:
+                raise LskdError(f"{archive}: {name} is no text in UTF-8; get the archive again") from None
     if missing := [name for name in wanted if name not in texts]:
         raise LskdError(f"{archive} has no {missing[0]}; give the publisher's de-en.tgz of IWSLT 2014")
     return texts

@@ -6,6 +6,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from lskd import LskdError
+from lskd.files import read_bytes
+from lskd_study.data._archives import MEMBER_LIMIT, fingerprint
 from lskd_study.data._folders import Image, place
 from lskd_study.data._layout import Fill, Tree, build
 from lskd_study.data.published import PUBLISHED, Numbers, check_numbers, origin
@@ -96,18 +98,19 @@ def prepare_long_tailed(
 
         return fill
 
-    return build(output, name, origin(name, expected) | {"evaluate_on": evaluate_on}, plan, copy)
+    sources = {file.name: fingerprint(file, _mend(name)) for file in files.values()}
+    return build(output, name, origin(name, expected) | {"evaluate_on": evaluate_on}, plan, copy, sources)
+
+
+def _mend(name: str) -> str:
+    return f"get it from {PUBLISHED[name].get} and name its folder with --lists"
 
 
 def _read(file: Path, name: str) -> list[_Entry]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise LskdError(
-            f"{file} cannot be read ({reason}); "
-            f"get it from {PUBLISHED[name].get} and name its folder with --lists"
-        ) from None
+        lines = read_bytes(file, MEMBER_LIMIT, "one of the lists", _mend(name)).decode().splitlines()
+    except UnicodeDecodeError:
+        raise LskdError(f"{file} is no text; {_mend(name)}") from None
     entries = []
     for number, line in enumerate(lines, 1):
         text, _, label = line.strip().rpartition(" ")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd_study.data._layout import MANIFEST, read_manifest
 
-MANIFEST = "manifest.json"
 SPLITS = ("train", "valid", "test")
 
 Pair = tuple[str, str]
@@ -24,6 +24,7 @@ def write_parallel(
     name: str,
     make: Callable[[], tuple[Mapping[str, Sequence[Pair]], dict[str, Any]]],
     bpe_tokens: int,
+    source: str = "",
 ) -> tuple[dict[str, Any], bool]:
     """Write German-English text unless it is there; return the manifest and whether it was written.
 
@@ -36,11 +37,12 @@ def write_parallel(
         name: of the data set, for the manifest.
         make: gives the pairs (German, English) by split, and what else belongs into the manifest.
         bpe_tokens: subwords to learn on the joint training text; 0 for none.
+        source: fingerprint of the file that the text comes from, if there is one.
 
     Raises:
         LskdError: for an output that cannot be written or holds something else.
     """
-    settings = {"name": name, "bpe_tokens": bpe_tokens}
+    settings = {"name": name, "bpe_tokens": bpe_tokens} | ({"source_sha256": source} if source else {})
     finished = _finished(output, settings)
     if finished is not None:
         return finished, False
@@ -165,10 +167,13 @@ def listing_checksum(folder: Path) -> str:
 
 
 def _finished(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    manifest = read_manifest(output)
+    if manifest.get("name") != settings["name"]:
         return None
-    if not isinstance(manifest, dict) or any(manifest.get(key) != value for key, value in settings.items()):
-        return None
+    for key, value in settings.items():
+        if manifest.get(key) != value:
+            raise LskdError(
+                f"{output} was made with {key} {manifest.get(key)}, not {value}; "
+                "choose another --output or remove it"
+            )
     return manifest if manifest.get("listing_sha256") == listing_checksum(output) else None

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lskd import LskdError
+from lskd.files import read_yaml
 from lskd_study.recipe_catalogue import Recipe
 from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.cost import Network
@@ -63,7 +62,7 @@ class FairseqChecks:
         """
         if not path.is_file():
             raise LskdError(f"{path} does not exist; a recipe of fairseq has teacher.yaml and student.yaml")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
         # A study says for its files which data they read.
         name = Path(str(content.get("task", {}).get("data", path.parent.name))).name.removesuffix("-bin")
         data = self._data(name)

@@ -19,6 +19,19 @@ SHAPES = {
 }
 
 
+_UNCOUNTED = 1 << 30  # bytes that any file may become
+_MOST_TIMES = 100  # logits of one and the same number in each row shrink by more; no network's do
+
+
+def check_size(path: Path, name: str, unpacked: int, packed: int) -> None:
+    """Refuse what would become more than 1 GiB and 100 times what it takes in the file, before it does."""
+    if unpacked > max(_UNCOUNTED, _MOST_TIMES * packed):
+        raise LskdError(
+            f"{path}: '{name}' would become {unpacked / 1e9:.1f} GB out of {packed / 1e6:.1f} MB, so it is "
+            "damaged or made to fill the disk; if it is yours, store it without compression"
+        )
+
+
 def check_present(path: Path, present: Iterable[str]) -> None:
     """Refuse a file without labels, or with neither logits nor features."""
     names = sorted(present)

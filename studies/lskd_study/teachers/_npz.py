@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from lskd import LskdError, one_line
-from lskd_study.teachers._checks import check_numbers, check_present, labels_of
+from lskd_study.teachers._checks import check_numbers, check_present, check_size, labels_of
 from lskd_study.teachers._mapped import as_tensor, map_array, scratch
 
 _BLOCK = 1 << 22
@@ -42,8 +42,10 @@ def read_npz(path: Path) -> dict[str, Any]:
 
 
 def _small_array(path: Path, name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    check_size(path, name, member.file_size, member.compress_size)
     with archive.open(member) as content:
-        _header(path, name, content)
+        shape, _, dtype = _header(path, name, content)
+        _check_length(path, name, member, content.tell() + prod(shape) * dtype.itemsize)
     with archive.open(member) as content:
         return np.asarray(npy.read_array(content, allow_pickle=False))
 
@@ -55,8 +57,8 @@ def _large_array(
         shape, fortran, dtype = _header(path, name, content)
         check_numbers(path, name, shape, dtype.kind == "f", dtype)
         start = content.tell()
-        if member.file_size != start + prod(shape) * dtype.itemsize:
-            raise LskdError(_damaged(path, f"'{name}' is not as long as its header says"))
+        _check_length(path, name, member, start + prod(shape) * dtype.itemsize)
+        check_size(path, name, member.file_size, member.compress_size)
         if member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1:
             file.seek(member.header_offset)
             lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
@@ -66,6 +68,11 @@ def _large_array(
             array = scratch((prod(shape),), dtype)
             _unpack(content, array.view(np.uint8).data)
     return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _check_length(path: Path, name: str, member: zipfile.ZipInfo, expected: int) -> None:
+    if member.file_size != expected:
+        raise LskdError(_damaged(path, f"'{name}' is not as long as its header says"))
 
 
 def _unpack(content: IO[bytes], target: memoryview) -> None:

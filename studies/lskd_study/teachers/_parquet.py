@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lskd import LskdError, one_line
 from lskd_study.extras import needs_study_extra
-from lskd_study.teachers._checks import check_numbers, check_present, labels_of
+from lskd_study.teachers._checks import check_numbers, check_present, check_size, labels_of
 from lskd_study.teachers._mapped import scratch
 
 if TYPE_CHECKING:
@@ -46,9 +46,11 @@ def _read(path: Path, file: "pq.ParquetFile") -> dict[str, Any]:
     samples = file.metadata.num_rows
     if samples == 0:
         raise LskdError(f"{path} has no rows; store at least one sample")
+    packed = path.stat().st_size
+    check_size(path, "labels", samples * 8, packed)
     found: dict[str, Any] = {"labels": labels_of(path, _labels(path, file))}
     if "keys" in schema.names:
-        found["keys"] = _texts(path, file)
+        found["keys"] = _texts(path)
     for name in ("logits", "features"):
         if name in schema.names:
             found[name] = torch.from_numpy(_rows(path, name, file, samples))
@@ -69,7 +71,9 @@ def _rows(path: Path, name: str, file: "pq.ParquetFile", samples: int) -> NDArra
     width = _width(path, name, file, samples)
     floating = pa.types.is_floating(kind.value_type)
     check_numbers(path, name, (samples, width), floating, kind.value_type)
-    rows = scratch((samples, width), np.dtype(kind.value_type.to_pandas_dtype()))
+    dtype = np.dtype(kind.value_type.to_pandas_dtype())
+    check_size(path, name, samples * width * dtype.itemsize, path.stat().st_size)
+    rows = scratch((samples, width), dtype)
     done = 0
     for batch in file.iter_batches(max(_CHUNK // width, 1), columns=[name], use_threads=False):
         column = batch.column(0)
@@ -85,8 +89,12 @@ def _rows(path: Path, name: str, file: "pq.ParquetFile", samples: int) -> NDArra
                 f"{path}: '{name}' has missing numbers between samples {done} and "
                 f"{done + len(column) - 1}; store all of them"
             )
+        if done + len(column) > samples:
+            break
         rows[done : done + len(column)] = values.to_numpy(zero_copy_only=False).reshape(-1, width)
         done += len(column)
+    if done != samples:
+        raise LskdError(f"{path}: '{name}' has not the {samples:,} rows that the file names; store it again")
     return rows
 
 
@@ -109,15 +117,20 @@ def _labels(path: Path, file: "pq.ParquetFile") -> NDArray[Any]:
     return np.asarray(column.to_numpy())
 
 
-def _texts(path: Path, file: "pq.ParquetFile") -> list[str]:
+def _texts(path: Path) -> list[str]:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    column = file.read(columns=["keys"]).column(0)
+    # Each distinct key once in memory, however often it stands there.
+    with pq.ParquetFile(path, memory_map=True, read_dictionary=["keys"]) as file:
+        column = file.read(columns=["keys"]).column(0)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise LskdError(f"{path}: 'keys' has type {column.type}; store texts")
     if column.null_count:
         raise LskdError(f"{path}: the key of sample {_first_null(column)} is missing; store all of them")
+    if len(column.unique()) < len(column):
+        raise LskdError(f"{path}: keys has a name twice; each needs a name of its own")
     return [str(key) for key in column.to_pylist()]
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-
+from lskd import LskdError
+from lskd.files import read_yaml
 from lskd_study.extras import needs_study_extra
 from lskd_study.paper import load_tables
 from lskd_study.schema import Alpha, Name, Strict, Temperature, load
@@ -103,7 +103,7 @@ def load_teachers(path: Path) -> TeacherList:
 def is_teacher_list(path: Path) -> bool:
     """Whether a study file is a list of teachers; False for what cannot be read, which says so elsewhere."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        content = read_yaml(path)
+    except LskdError:
         return False
     return isinstance(content, Mapping) and content.get("kind") == KIND
