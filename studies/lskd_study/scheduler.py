@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 import yaml
 
 from lskd import LskdError
+from lskd.files import write_text
 from lskd_study import gpus, kubernetes, progress, slurm
 from lskd_study.checks import check_snakemake_options
 from lskd_study.extras import needs_study_extra
-from lskd_study.plan import Plan, write_text
+from lskd_study.plan import Plan
 from lskd_study.recipes import recipes_folder
 
 SNAKEFILE = Path(__file__).parent / "workflow" / "Snakefile"

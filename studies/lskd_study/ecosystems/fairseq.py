@@ -36,6 +36,7 @@ CURVE_COLUMNS = (
     "val_ppl",
 )
 LOG = "hydra_train.log"
+FILES = (LOG, "checkpoint*.pt", "checkpoint*.pt.tmp")  # as in ecosystems/timm.py
 _LATEST = "checkpoint_last.pt"
 _SUBSET = "test"
 _TERMS = {
