@@ -1,12 +1,12 @@
 """Options of `lskd data` in a study file, checked against the command's own signature."""
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lskd import LskdError
+from lskd_study.data.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from lskd_study.plan import Plan
@@ -104,9 +104,7 @@ def check_preparation(plan: "Plan") -> None:
 
 
 def _check_made(plan: "Plan") -> None:
-    from lskd_study.data._layout import MANIFEST
-
-    manifest = _read(plan.data_dir / MANIFEST)
+    manifest = read_manifest(plan.data_dir)
     if not manifest:
         raise LskdError(
             f"data folder {plan.data} was not made by `lskd data {plan.prepare}`, it has no {MANIFEST}; "
@@ -128,8 +126,6 @@ def _check_made(plan: "Plan") -> None:
 
 
 def _check_source(plan: "Plan") -> None:
-    from lskd_study.data._layout import MANIFEST
-
     name = str(plan.prepare_options[SOURCE])
     source = Path(plan.cwd, name)
     if not source.exists():
@@ -138,7 +134,7 @@ def _check_source(plan: "Plan") -> None:
         )
     if plan.prepare not in _DERIVED - _SUBSETS.keys():
         return
-    classes = _read(source / MANIFEST).get("num_classes")
+    classes = read_manifest(source).get("num_classes")
     if classes is None and (source / "train").is_dir():
         classes = sum(path.is_dir() for path in (source / "train").iterdir())
     if classes is not None and classes != plan.num_classes:
@@ -162,11 +158,3 @@ def _flags(prepare: str) -> list[str]:
         if parameter.param_type_name == "option"
         for option in (*parameter.opts, *parameter.secondary_opts)
     ]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

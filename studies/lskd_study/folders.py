@@ -46,9 +46,7 @@ def check_no_link(folder: Path) -> None:
         LskdError: it is one.
     """
     if folder.is_symlink():
-        raise LskdError(
-            f"{folder} is a link, and runs write into folders of their own; remove the link"
-        )
+        raise LskdError(f"{folder} is a link, and runs write into folders of their own; remove the link")
 
 
 def begin(

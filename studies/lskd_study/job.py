@@ -24,6 +24,7 @@ from lskd import LskdError, file_checksum
 from lskd.files import write_text
 from lskd_study import provenance
 from lskd_study.data import digits, parallel
+from lskd_study.data.manifest import read_manifest
 from lskd_study.ecosystems import trainer_of
 from lskd_study.folders import LOG, begin, held
 from lskd_study.gpus import chosen_gpus
@@ -212,12 +213,9 @@ def _record(
 
 def _data_checksum(plan: Plan) -> str:
     folder = plan.data_dir
-    try:
-        return str(json.loads((folder / digits.MANIFEST).read_text(encoding="utf-8"))["listing_sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        if plan.ecosystem == TRANSLATION:
-            return parallel.listing_checksum(folder)
-        return digits.listing_checksum(folder)
+    if known := read_manifest(folder).get("listing_sha256"):
+        return str(known)
+    return (parallel if plan.ecosystem == TRANSLATION else digits).listing_checksum(folder)
 
 
 @contextlib.contextmanager

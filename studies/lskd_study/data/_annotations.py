@@ -1,10 +1,10 @@
 """JSON annotations: read, and complained about in one line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.files import parse_json
 from lskd_study.data._archives import find_source, read_members
 
 
@@ -26,7 +26,7 @@ def read_json(source: Path, name: str, dataset: str) -> dict[str, Any]:
             raise LskdError(f"{file} has no {name}; get it again")
         text = texts[0]
     try:
-        content = json.loads(text)
+        content = parse_json(text.decode())
     except ValueError as error:
         raise LskdError(f"{file} is no JSON, or is cut short ({error}); get it again") from None
     if not isinstance(content, dict):

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.files import read_json
+from lskd_study.data.manifest import MANIFEST, read_manifest
 
-MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
 _SETTINGS = ".settings.json"
 _CHECKED = ".checked.json"
@@ -206,7 +207,7 @@ def _contents(folder: Path, tree: Tree) -> dict[str, Any]:
 
 
 def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    manifest = _read_json(output / MANIFEST)
+    manifest = read_manifest(output, {"num_classes", "images", "images_per_class"})
     if manifest.get("name") != asked["name"]:
         return None
     for key, value in asked.items():
@@ -271,7 +272,7 @@ def _gigabytes(size: int) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except LskdError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.data.parallel import MANIFEST, SPLITS, listing_checksum, whole_folder
+from lskd_study.data.manifest import MANIFEST, read_manifest
+from lskd_study.data.parallel import SPLITS, listing_checksum, whole_folder
 
 
 def write_data_bin(
@@ -56,15 +57,6 @@ def _preprocess(text: Path, folder: Path) -> None:
         lines = done.stderr.strip().splitlines()
         raise LskdError(f"fairseq-preprocess failed on {text}: {lines[-1] if lines else done.returncode}")
     (folder / "preprocess.log").unlink(missing_ok=True)  # names the scratch folder
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a data-bin's manifest; empty where it has none."""
-    try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _finished(folder: Path, text_sha256: str) -> bool:

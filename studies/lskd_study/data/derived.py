@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from lskd import LskdError
 from lskd_study.data._folders import Folder, Image, images_of, numbers_of, place, read_image_folder
-from lskd_study.data._layout import MANIFEST, SPLITS, Fill, Tree, build
+from lskd_study.data._layout import SPLITS, Fill, Tree, build
+from lskd_study.data.manifest import read_manifest
 from lskd_study.data.published import Numbers, check_numbers
 
 CLASS_LIST = "classes.txt"
@@ -227,11 +227,7 @@ def _assign(
 
 def _origin(source: Path) -> dict[str, Any]:
     """Name the source, and what it held when it was made by lskd."""
-    try:
-        listing = json.loads((source / MANIFEST).read_text(encoding="utf-8"))["listing_sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        listing = None
-    return {"source": str(source), "source_listing_sha256": listing}
+    return {"source": str(source), "source_listing_sha256": read_manifest(source).get("listing_sha256")}
 
 
 def _read_classes(file: Path, known: Folder | Mapping[str, Any], source: Path) -> list[str]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd_study.data.manifest import MANIFEST, read_manifest
 
-MANIFEST = "manifest.json"
 SPLITS = ("train", "valid", "test")
 
 Pair = tuple[str, str]
@@ -165,10 +165,7 @@ def listing_checksum(folder: Path) -> str:
 
 
 def _finished(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(manifest, dict) or any(manifest.get(key) != value for key, value in settings.items()):
+    manifest = read_manifest(output, {"name", "pairs"})
+    if not manifest or any(manifest.get(key) != value for key, value in settings.items()):
         return None
     return manifest if manifest.get("listing_sha256") == listing_checksum(output) else None
