@@ -1,6 +1,5 @@
 """What a trained model translates a subset to: each sentence with its source and reference."""
 
-import json
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from fairseq.data import encoders
 from fairseq_kd import passes
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError
+from lskd.files import parse_json
 
 _UNKNOWN = {"reference": "UNKNOWNTOKENINREF", "hypothesis": "UNKNOWNTOKENINHYP"}
 
@@ -93,7 +93,7 @@ def _detokeniser(cfg: Any, language: str | None) -> Callable[[str], str]:
 
 def _json(text: str | None, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(text or "{}")
+        content = parse_json(text or "{}")
         if isinstance(content, dict):
             return content
     except ValueError:

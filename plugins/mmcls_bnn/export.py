@@ -1,7 +1,6 @@
 """`python -m mmcls_bnn.export CHECKPOINT out.safetensors`: the 1-bit weights of a trained student."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd.files import parse_json
 from mmcls_bnn.command import run
 from mmcls_bnn.packed import PackedConv2d, build_student, load_packed, pack, save_packed
 from mmcls_bnn.recipe import read_recipe
@@ -35,7 +35,10 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
     if config is not None:
         description = read_recipe(config)
     elif "model" in note:
-        description = json.loads(note["model"])
+        try:
+            description = parse_json(str(note["model"]))
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint} is damaged, its model is no JSON ({error}).") from None
     else:
         raise CheckpointError(f"{checkpoint} does not say which model it is; add --config RECIPE.")
     student = build_student(description)

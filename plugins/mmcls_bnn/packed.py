@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lskd import CheckpointError, LskdError
+from lskd.files import parse_json
 from mmcls_bnn.compat import MODELS, use_registry
 from mmcls_bnn.layers import BinaryConv2d, binary_signs, weight_scales
 
@@ -141,6 +142,10 @@ def load_packed(path: str | Path) -> nn.Module:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by python -m mmcls_bnn.export; give a file of its.")
-    model = pack(build_student(json.loads(metadata["model"])))
+    try:
+        description = parse_json(metadata["model"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} does not say which model it is ({error}); export it again.") from None
+    model = pack(build_student(description))
     model.load_state_dict(tensors)
     return model

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lskd import LskdError
-from lskd_study.data._layout import read_manifest
+from lskd_study.data.manifest import read_manifest
 from lskd_study.data_options import Options
 from lskd_study.extras import needs_study_extra
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lskd import LskdError
-from lskd_study.data._layout import MANIFEST, read_manifest
+from lskd_study.data.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from lskd_study.plan import Plan

@@ -1,6 +1,5 @@
 """``lskd study``: check everything, hand the matrix to Snakemake, then write the page."""
 
-import fcntl
 import json
 import shlex
 import subprocess
@@ -9,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lskd import LskdError
+from lskd.files import lock
 from lskd_study import slurm
 from lskd_study.checks import (
     check_class_order,
@@ -26,6 +26,7 @@ from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
 from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
 from lskd_study.recipes import find_study_file
+from lskd_study.records import Begun, Made, read_record
 from lskd_study.scheduler import Schedule, make_schedule
 from lskd_study.schema import TRANSLATION, Network, load_study, read_trainer_config
 from lskd_study.stores.decide import with_stores
@@ -75,13 +76,13 @@ def run_study(
     check_output(plan.root, plan.output)
     if plan.prepare and not plan.data_dir.exists():
         check_output(plan.data_dir.parent, str(Path(plan.data).parent))
-    with _only_study(plan) as lock:
+    with _only_study(plan) as held:
         _forget_orphaned_students(plan)
         renew_stores(plan)
         plan.write()
         if plan.unfinished() or options:
             print(describe(plan), file=sys.stderr, flush=True)
-            _snakemake(plan, schedule, lock)
+            _snakemake(plan, schedule, held)
         return _write_page(plan)
 
 
@@ -175,12 +176,12 @@ def _join(values: Sequence[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _snakemake(plan: Plan, schedule: Schedule, lock: IO[str]) -> None:
+def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
     if schedule.executor == "slurm" and (orphans := slurm.cancel_orphans(plan.root)):
         print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
     schedule.prepare(plan)
     environment = schedule.process_environment()
-    process = subprocess.Popen(schedule.command(plan), pass_fds=(lock.fileno(),), env=environment)
+    process = subprocess.Popen(schedule.command(plan), pass_fds=(held,), env=environment)
     try:
         status = process.wait()
     except KeyboardInterrupt:
@@ -217,7 +218,7 @@ def _changed_settings(plan: Plan) -> list[str]:
     """Return the runs begun or finished with settings other than the plan's."""
     changed = []
     for run in plan.runs:
-        begun = _read(plan.folder(run) / BEGUN)
+        begun = read_record(plan.folder(run) / BEGUN, Begun)
         if begun and begun.get("settings") != json.loads(json.dumps(plan.settings(run))):
             changed.append(run.id)
     return changed
@@ -232,24 +233,14 @@ def _forget_orphaned_students(plan: Plan) -> None:
 
 def belongs_to_teacher(plan: Plan, run: Run) -> bool:
     """Whether a finished student was distilled from the teacher that now lies in the output folder."""
-    teacher = _read(plan.folder(plan.run(run.teacher)) / JOB).get("checkpoint", {})
-    student = _read(plan.folder(run) / JOB).get("teacher") or {}
+    teacher = read_record(plan.folder(plan.run(run.teacher)) / JOB, Made).get("checkpoint") or {}
+    student = read_record(plan.folder(run) / JOB, Made).get("teacher") or {}
     return bool(teacher) and teacher.get("sha256") == student.get("checkpoint_sha256")
 
 
-def _read(path: Path) -> dict[str, dict[str, object]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 @contextmanager
-def _only_study(plan: Plan) -> Iterator[IO[str]]:
-    with (plan.root / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LskdError(f"another study is running in {plan.output}; wait for it or end it") from error
-        yield lock
+def _only_study(plan: Plan) -> Iterator[int]:
+    with lock(plan.root / LOCK) as taken:
+        if taken is None:
+            raise LskdError(f"another study is running in {plan.output}; wait for it or end it")
+        yield taken

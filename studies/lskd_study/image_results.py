@@ -1,6 +1,5 @@
 """What a classifier left: accuracy and 1-S, from its stored logits on the validation images."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from lskd import stability
 from lskd_study.plan import CURVES, JOB, LOGITS, Run
+from lskd_study.records import Job, read_record
 from lskd_study.results import Array, PerSample, Result, read_curves
 from lskd_study.statistics import target_std_pseudo_values
 
@@ -67,7 +67,7 @@ def read_image_result(folder: Path, run: Run, num_classes: int) -> ImageResult:
     Raises:
         Exception: of many classes, when a file is missing or damaged; `results.read_results` makes it one.
     """
-    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    job = read_record(folder / JOB, Job)
     curves = read_curves(folder / CURVES)
     keys, logits, labels = read_logits(folder, num_classes)
     return _measure(run, job, curves, keys, logits, labels)

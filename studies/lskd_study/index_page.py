@@ -14,12 +14,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lskd import LskdError
+from lskd.files import write_text
 from lskd_study.claims import number_of_tests
 from lskd_study.claims_table import claim_sections
 from lskd_study.extras import needs_study_extra
 from lskd_study.index_claims import findings_over
 from lskd_study.page import MARKS, digits_of, environment, number
-from lskd_study.plan import write_text
 from lskd_study.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord, read_record
 
 with needs_study_extra():

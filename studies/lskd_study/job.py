@@ -6,12 +6,10 @@ and the curves and, last and in one piece, ``job.json``: where it exists, the ru
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 import traceback
@@ -23,17 +21,19 @@ from typing import Any
 import numpy as np
 
 from lskd import LskdError, centred, file_checksum
+from lskd.files import write_text
 from lskd_study import provenance
 from lskd_study.data import digits, parallel
+from lskd_study.data.manifest import read_manifest
 from lskd_study.ecosystems import trainer_of
+from lskd_study.folders import LOG, begin, held
 from lskd_study.gpus import chosen_gpus
-from lskd_study.plan import BEGUN, CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, write_text
+from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run
 from lskd_study.progress import say
 from lskd_study.schema import TRANSLATION
 from lskd_study.stores.commands import rerun_command
 from lskd_study.stores.state import release_stores, stored_identity
 
-LOG = "train.log"
 # Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
 RERUN = "rerun"
 
@@ -68,13 +68,19 @@ def run_job(plan: Plan, run: Run) -> None:
     """
     os.chdir(plan.cwd)
     folder = Path(plan.output, run.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder), chosen_gpus(plan.resources, lambda line: say(f"{run.id}  {line}")) as devices:
+    with held(folder), chosen_gpus(plan.resources, lambda line: say(f"{run.id}  {line}")) as devices:
         started = time.monotonic()
         teacher = teacher_identity(plan, run)
         stored = stored_identity(plan, run)
         trainer = trainer_of(plan.ecosystem, run.role)
-        resumed, goes_on = _begin(plan, run, folder, teacher)
+        identity = {"settings": plan.settings(run), "teacher": teacher}
+        resumed, goes_on = begin(
+            folder,
+            identity,
+            lambda before: all(before.get(key) == value for key, value in identity.items()),
+            lambda: trainer.resume(folder) is not None,
+            trainer.FILES,
+        )
         where = "".join(f"  {name}={value}" for name, value in devices.items())
         say(f"{'resumes' if goes_on else 'starts '}  {run.id}{where}")
         words = trainer.command(plan, run)
@@ -94,26 +100,6 @@ def run_job(plan: Plan, run: Run) -> None:
         release_stores(plan)
         done = len(plan.runs) - len(plan.unfinished())
         say(f"finished {run.id}  {quality}  ({wall:.0f} s)  [{done} of {len(plan.runs)} done]")
-
-
-def _begin(plan: Plan, run: Run, folder: Path, teacher: dict[str, str] | None) -> tuple[int, bool]:
-    """Note what this run is; return how often it was resumed, and whether it goes on from a checkpoint."""
-    identity: dict[str, Any] = {"settings": plan.settings(run), "teacher": teacher}
-    path = folder / BEGUN
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
-    same = all(before.get(key) == value for key, value in identity.items())
-    goes_on = same and trainer_of(plan.ecosystem, run.role).resume(folder) is not None
-    if not goes_on:
-        # Half a run of other settings, or of a teacher that has since been trained anew, is of no use.
-        for item in folder.iterdir():
-            if item.name != ".lock":
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-    resumed = int(before.get("resumed", 0)) + 1 if goes_on else 0
-    write_text(path, json.dumps({**identity, "resumed": resumed}, indent=1) + "\n")
-    return resumed, goes_on
 
 
 def teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
@@ -228,23 +214,9 @@ def _record(
 
 def _data_checksum(plan: Plan) -> str:
     folder = plan.data_dir
-    try:
-        return str(json.loads((folder / digits.MANIFEST).read_text(encoding="utf-8"))["listing_sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        if plan.ecosystem == TRANSLATION:
-            return parallel.listing_checksum(folder)
-        return digits.listing_checksum(folder)
-
-
-@contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; the kernel lets go when the process ends, however it ends."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LskdError(f"another process is at work in {folder}; wait for it or end it") from error
-        yield
+    if known := read_manifest(folder).get("listing_sha256"):
+        return str(known)
+    return (parallel if plan.ecosystem == TRANSLATION else digits).listing_checksum(folder)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,7 @@ that all of them (on any machine that sees the folder) agree on names and settin
 """
 
 import json
-import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd.files import read_json, write_text
 from lskd_study.data_options import Value, words_of
 
 PLAN = "plan.json"
@@ -24,11 +23,15 @@ CURVES = "curves.csv"
 LOGITS = "val_logits.safetensors"  # of image studies
 TRANSLATIONS = "translations.jsonl"  # of translation studies: the test set
 CHECKPOINT = "last.pth.tar"
+_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # of a run, and so of a folder
+_AS_WRITTEN = {"strict": True, "extra": "forbid"}  # how the plan is read back
 
 
 @dataclass(frozen=True)
 class Run:
     """One training: a teacher, or a student of the teacher named by ``teacher``."""
+
+    __pydantic_config__ = _AS_WRITTEN
 
     id: str
     role: Literal["teacher", "student"]
@@ -63,6 +66,8 @@ class Store:
         size: bytes expected, 0 where that is not known before.
     """
 
+    __pydantic_config__ = _AS_WRITTEN
+
     id: str
     teacher: str
     students: list[str]
@@ -88,6 +93,8 @@ class Plan:
     files by path, so that a change of theirs is noticed. ``num_classes`` is 0 where nothing is classified.
     ``margin``, in points of accuracy: what is still as good.
     """
+
+    __pydantic_config__ = _AS_WRITTEN
 
     title: str
     study_file: str
@@ -211,13 +218,37 @@ class Plan:
         Raises:
             LskdError: for a file that is not a plan.
         """
+        from pydantic import TypeAdapter, ValidationError
+
+        content = read_json(path, "a plan")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            runs = [Run(**run) for run in content["runs"]]
-            stores = [Store(**store) for store in content.get("stores", [])]
-            return cls(**{**content, "runs": runs, "stores": stores})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise LskdError(f"{path} is not a plan of this version; run `lskd study` again") from error
+            # As JSON, in which a run is a mapping; strictly, "1" is no number.
+            plan = TypeAdapter(cls).validate_json(json.dumps(content))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))[:80]
+            raise _other_version(path, f"{where}: {first['msg']}".removeprefix(": ")) from error
+        if found := plan._odd():
+            raise _other_version(path, found)
+        return plan
+
+    def _odd(self) -> str:
+        """Return what does not fit together, or is no name of a folder of ours; empty where all does."""
+        for name in (*self.by_id, *self.store_by_id):
+            if not _NAME.fullmatch(name):
+                return f"{name[:80]!r} is no name of a run"
+        for run in self.runs:
+            if run.config not in self.configs or (run.teacher or run.id) not in self.by_id:
+                return f"{run.id} has no settings or no teacher"
+        for store in self.stores:
+            if not {store.teacher, store.writer, *store.students} <= self.by_id.keys():
+                return f"{store.id} has no teacher or no students"
+        return ""
+
+
+def _other_version(path: Path, reason: str) -> LskdError:
+    reason = " ".join(reason.split())
+    return LskdError(f"{path} is not a plan of this version ({reason}); run `lskd study` again")
 
 
 def expand(
@@ -251,22 +282,3 @@ def _teacher_id(model: str, alpha: float, seed: int) -> str:
 def slug(model: str) -> str:
     """Return a model's name as part of a file name."""
     return re.sub(r"[^A-Za-z0-9_.]+", "_", model)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; an unchanged file is left alone.
-
-    Raises:
-        LskdError: when the folder cannot be written.
-    """
-    try:
-        if path.is_file() and path.read_bytes() == text.encode():
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise LskdError(f"cannot write {path} ({error.strerror}); name another place") from error

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lskd import LskdError
+from lskd.files import write_text
 from lskd_study.claims import judge, settings
 from lskd_study.contents import Contents
 from lskd_study.figure_style import save
@@ -16,7 +17,7 @@ from lskd_study.figures import (
 )
 from lskd_study.image_report import image_contents
 from lskd_study.page import VERDICTS, answer_sentence, render_page, words_of
-from lskd_study.plan import Plan, write_text
+from lskd_study.plan import Plan
 from lskd_study.results import Result, Results, is_translation, read_results
 from lskd_study.verdicts import VERDICTS_FILE, study_record
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lskd import LskdError
-from lskd.files import read_yaml
+from lskd.files import read_yaml, write_text
 from lskd_study import gpus, kubernetes, progress, slurm
 from lskd_study.checks import check_snakemake_options
 from lskd_study.extras import needs_study_extra
-from lskd_study.plan import Plan, write_text
+from lskd_study.plan import Plan
 from lskd_study.recipes import recipes_folder
 
 SNAKEFILE = Path(__file__).parent / "workflow" / "Snakefile"

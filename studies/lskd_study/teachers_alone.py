@@ -1,5 +1,6 @@
 """The page of a study without students: its teachers side by side (Tables 1, 3 and 4)."""
 
+from lskd.files import write_text
 from lskd_study.claims import judge
 from lskd_study.commands import commands_of
 from lskd_study.page import provenance_rows
@@ -8,7 +9,7 @@ from lskd_study.paper.layout_text import write_layout
 from lskd_study.paper.layouts import papers_layouts
 from lskd_study.paper.matching import names_table, teacher_name
 from lskd_study.paper.page_figures import study_figures
-from lskd_study.plan import LOGITS, Plan, Run, write_text
+from lskd_study.plan import LOGITS, Plan, Run
 from lskd_study.results import read_results
 from lskd_study.teachers.page import OfStudy
 from lskd_study.teachers.run import Settings

@@ -3,16 +3,17 @@
 The translations are those of the checkpoint with the best validation BLEU.
 """
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from lskd.files import parse_json
 from lskd_study import bleu
 from lskd_study.ecosystems.fairseq import CURVE_COLUMNS
 from lskd_study.plan import CURVES, JOB, TRANSLATIONS, Run
+from lskd_study.records import Job, read_record
 from lskd_study.results import PerSample, Result, read_curves
 
 
@@ -89,7 +90,7 @@ def read_translation_result(folder: Path, run: Run) -> TranslationResult:
     Raises:
         Exception: of many classes, when a file is missing or damaged; `results.read_results` makes it one.
     """
-    job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+    job = read_record(folder / JOB, Job)
     curves = read_curves(folder / CURVES)
     lost = [name for name in CURVE_COLUMNS if name not in curves]
     if lost:
@@ -105,7 +106,7 @@ def _read_sentences(path: Path) -> list[Sentence]:
     # Not splitlines: a sentence may hold a character that Unicode calls a line break.
     for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
         try:
-            sentences.append(_sentence(json.loads(line)))
+            sentences.append(_sentence(parse_json(line)))
         except ValueError as error:
             raise ValueError(f"{path.name}, line {number}: {error}") from error
     sentences.sort(key=lambda sentence: sentence.id)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd.files import read_json
 from lskd_study import provenance
 from lskd_study.claims import Finding
 from lskd_study.extras import needs_study_extra
@@ -210,9 +211,7 @@ def read_record(folder: Path) -> StudyRecord:
             "and run the study again if an older version wrote it"
         )
     try:
-        record = StudyRecord.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise LskdError(f"{path} cannot be read ({error.strerror}); mend its permissions") from error
+        record = StudyRecord.model_validate(read_json(path, "what `lskd study` writes"))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

@@ -7,7 +7,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lskd import LskdError
-from lskd_study.data.digits import MANIFEST, listing_checksum, prepare_digits
+from lskd_study.cli import main
+from lskd_study.data.digits import listing_checksum, prepare_digits
+from lskd_study.data.manifest import MANIFEST, read_manifest
 
 pytestmark = pytest.mark.unit
 
@@ -87,3 +89,19 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(LskdError, match="No space left"):
         prepare_digits(tmp_path / "out" / "digits")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"listing_sha256": 1}', '{"images": []}', "\xff"])
+def test_a_manifest_of_something_else_is_none(tmp_path, text):
+    (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
+    assert read_manifest(tmp_path) == {}
+
+
+def test_a_manifest_that_lacks_its_counts_is_none(tmp_path, capsys):
+    folder = tmp_path / "digits"
+    manifest, _ = prepare_digits(folder)
+    assert read_manifest(folder) == manifest
+    manifest["images_per_class"] = {"train": [], "val": "many"}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert main(["data", "digits", "--output", str(folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

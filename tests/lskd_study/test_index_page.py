@@ -129,6 +129,16 @@ def copied(studies, tmp_path) -> Path:
     return folder
 
 
+def numbered(number: str) -> Callable[[Path], None]:
+    """Write a number of samples that is valid JSON, or nearly, and none that a page can show."""
+
+    def act(folder: Path) -> None:
+        path = folder / VERDICTS_FILE
+        path.write_text(re.sub(r'"samples": ?\d+', f'"samples": {number}', path.read_text()))
+
+    return act
+
+
 def damaged(change: Callable[[dict], object]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         content = json.loads((folder / VERDICTS_FILE).read_text())
@@ -144,6 +154,11 @@ def damaged(change: Callable[[dict], object]) -> Callable[[Path], None]:
         (lambda folder: (folder / VERDICTS_FILE).unlink(), "holds no study"),
         (lambda folder: (folder / VERDICTS_FILE).write_text("{"), "is damaged"),
         (lambda folder: (folder / "index.html").unlink(), "has no page"),
+        (lambda folder: (folder / VERDICTS_FILE).write_text("[" * 100_000), "is damaged"),
+        (lambda folder: (folder / VERDICTS_FILE).write_bytes(b'{"\xff": 1}'), "is damaged"),
+        (numbered("9" * 6000), "is damaged"),
+        (numbered("Infinity"), "is damaged"),
+        (numbered("1e999"), "is damaged"),
         (damaged(lambda c: c.update(format=2)), "another version"),
         (damaged(lambda c: c["findings"][0].update(verdict="perhaps")), "findings.0.verdict"),
         (damaged(lambda c: c.pop("seeds")), "(seeds: Field required)"),

@@ -15,7 +15,7 @@ from lskd import LskdError, file_checksum
 from lskd_study import job
 from lskd_study.ecosystems import timm
 from lskd_study.image_results import read_logits
-from lskd_study.plan import CHECKPOINT, CURVES, JOB, LOGITS
+from lskd_study.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
 
 pytestmark = pytest.mark.unit
 
@@ -223,3 +223,92 @@ def test_stored_logits_make_no_ties(study, monkeypatch, offset):
     own = logits[range(500), labels][:, None]
     ties = Evaluation.logits == Evaluation.logits.amax(-1, keepdim=True)  # those that float32 has
     assert (logits >= own).sum() == ties.sum()
+
+
+# What lies in a run's folder already
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text(errors="replace") for path in folder.iterdir() if path.is_file()}
+
+
+def test_what_no_run_of_the_study_left_is_moved_aside(study, capfd):
+    """A finished checkpoint and notes, without the file that says whose they are."""
+    plan, trainer = study
+    run = plan.runs[0]
+    for number in (1, 2):
+        folder = plan.folder(run)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CHECKPOINT).write_text(f"weights of weeks {number}")
+        (folder / "notes").mkdir()
+        (folder / "notes" / "mine.txt").write_text("mine")
+        (folder / BEGUN).unlink(missing_ok=True)
+        (folder / JOB).unlink(missing_ok=True)
+        capfd.readouterr()
+        job.run_job(plan, run)
+        aside = folder.with_name(f"{folder.name}.aside-{number}")
+        assert files_of(aside)[CHECKPOINT] == f"weights of weeks {number}"
+        assert (aside / "notes" / "mine.txt").read_text() == "mine"
+        assert f"moved to out/teachers/{aside.name}" in capfd.readouterr().err
+        assert "--resume" not in trainer.calls[-1]
+        assert plan.done(run)
+
+
+def test_of_half_a_run_only_what_it_wrote_is_removed(study):
+    plan, trainer = study
+    run = plan.runs[0]
+    trainer.stop = 0
+    with pytest.raises(KeyboardInterrupt):
+        job.run_job(plan, run)
+    trainer.stop = None
+    elsewhere = plan.root / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "data").write_text("theirs")
+    folder = plan.folder(run)
+    (folder / "checkpoint-0.pth.tar").symlink_to(elsewhere / "data")
+    (folder / "more").symlink_to(elsewhere)
+    (folder / "notes.txt").write_text("mine")
+    job.run_job(replace(plan, convention="uniform"), run)
+    assert "--resume" not in trainer.calls[-1]
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert (folder / "more" / "data").read_text() == "theirs"
+    assert not (folder / "checkpoint-0.pth.tar").exists()
+    assert len(list(csv.DictReader((folder / CURVES).open()))) == EPOCHS
+
+
+@pytest.mark.parametrize("name", ["folder", ".lock", "train.log", BEGUN])
+def test_no_link_is_followed(study, name):
+    plan, trainer = study
+    run = plan.runs[0]
+    folder, theirs = plan.folder(run), plan.root / "theirs"
+    theirs.mkdir(parents=True)
+    (theirs / "file").write_text("theirs")
+    if name == "folder":
+        folder.parent.mkdir()
+        folder.symlink_to(theirs)
+    else:
+        folder.mkdir(parents=True)
+        (folder / name).symlink_to(theirs / "file")
+    if name in {"folder", ".lock", BEGUN}:
+        with pytest.raises(LskdError, match=r"is a link|is damaged"):
+            job.run_job(plan, run)
+        assert trainer.calls == []
+    else:
+        job.run_job(plan, run)
+    assert files_of(theirs) == {"file": "theirs"}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", '{"resumed": "x"}', '{"resumed": 1e999}', "\x80"])
+def test_a_damaged_note_of_what_was_begun_is_one_line(study, capfd, text):
+    plan, trainer = study
+    plan.write()
+    run = plan.runs[0]
+    plan.folder(run).mkdir(parents=True)
+    (plan.folder(run) / BEGUN).write_bytes(text.encode("latin-1"))
+    (plan.folder(run) / CHECKPOINT).write_text("weights")
+    assert job.main([str(plan.root / "plan.json"), run.id]) == 1
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert f"out/{run.folder}/{BEGUN} is damaged" in err
+    assert trainer.calls == []
+    assert (plan.folder(run) / CHECKPOINT).read_text() == "weights"

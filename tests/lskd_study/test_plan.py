@@ -62,3 +62,42 @@ def test_settings_follow_what_changes_a_result_and_nothing_else(tmp_path, plan_o
 def test_an_unknown_run_is_named(tmp_path, plan_of):
     with pytest.raises(LskdError, match="no run 'nothing'"):
         plan_of(tmp_path).run("nothing")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: plan["runs"][0].update(id="../../../home"),
+        lambda plan: plan["runs"][0].update(seed="0"),
+        lambda plan: plan["runs"][0].update(config="other.yaml"),
+        lambda plan: plan["runs"][-1].update(teacher="nobody"),
+        lambda plan: plan.update(runs={}),
+        lambda plan: plan.update(runs=[[]]),
+        lambda plan: plan.update(cwd=3),
+        lambda plan: plan.update(a_later_key=1),
+        lambda plan: plan.update(threads=float("inf")),
+        lambda plan: plan.update(title={"deep": [1]}),
+        lambda plan: plan.pop("configs"),
+    ],
+)
+def test_a_plan_with_forged_fields_is_one_line(tmp_path, plan_of, change):
+    plan_of(tmp_path).write()
+    path = tmp_path / "out" / "plan.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        LskdError, match=r"plan.json is not a plan of this version|plan.json is damaged"
+    ) as found:
+        Plan.read(path)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"seeds": [' + "9" * 6000 + "]}", "\xff", "null"])
+def test_a_damaged_plan_is_one_line(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(LskdError) as found:
+        Plan.read(path)
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 400

@@ -7,6 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from lskd import LskdError, stability
 from lskd_study.image_results import read_image_result
+from lskd_study.page import provenance_rows
 from lskd_study.plan import CURVES, JOB, LOGITS
 from lskd_study.results import read_results
 
@@ -101,3 +102,26 @@ def test_students_of_several_teachers_are_told_apart(fake_study):
         found = results.students("small", teacher, 0.1, 1.0, 0.0)
         assert sorted(found) == [0, 1, 2]
         assert all(f"of-{teacher}-" in result.run.id for result in found.values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda job: job.update(versions={"torch": ["2"]}),
+        lambda job: job.update(hardware=None),
+        lambda job: job.pop("versions"),
+        lambda job: job.update(wall_time_s="12"),
+        lambda job: job["data"].update(listing_sha256=0),
+        lambda job: job.update(git="abc"),
+        lambda job: job["environment"].update(OMP_NUM_THREADS=1),
+    ],
+)
+def test_a_record_of_other_types_or_of_an_older_version_is_one_line(fake_study, change):
+    plan = fake_study()
+    path = plan.folder(plan.runs[2]) / JOB
+    job = json.loads(path.read_text())
+    change(job)
+    path.write_text(json.dumps(job))
+    with pytest.raises(LskdError, match=r"job.json is damaged or of another version \(") as caught:
+        provenance_rows(read_results(plan))
+    assert "\n" not in str(caught.value)

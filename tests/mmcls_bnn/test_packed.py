@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lskd import LskdError
 from mmcls_bnn import complexity, export
-from mmcls_bnn.packed import PackedConv2d, build_student, deployable, load_packed, pack
+from mmcls_bnn.packed import FORMAT, PackedConv2d, build_student, deployable, load_packed, pack
 
 pytestmark = pytest.mark.unit
 
@@ -175,3 +175,12 @@ def test_complexity_command(capsys):
     assert capsys.readouterr().err == (
         "mmcls_bnn: error: config nosuch.py does not exist; give the path of a recipe.\n"
     )
+
+
+@pytest.mark.parametrize("model", [None, "[" * 100_000, "{", '{"type": 1e999}', "[]"])
+def test_a_file_with_a_forged_description_is_one_line(tmp_path, model):
+    metadata = {"format": FORMAT} | ({} if model is None else {"model": model})
+    save_file({"weight": torch.zeros(1)}, tmp_path / "forged.safetensors", metadata)
+    with pytest.raises(LskdError) as found:
+        load_packed(tmp_path / "forged.safetensors")
+    assert "\n" not in str(found.value)

@@ -18,8 +18,8 @@ from typing import Any
 
 from lskd import LskdError
 from lskd.files import read_json
+from lskd_study.data.manifest import MANIFEST, read_manifest
 
-MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
 _SETTINGS = ".settings.json"
 _CHECKED = ".checked.json"
@@ -110,11 +110,11 @@ class Tree:
 
     def checked(self, key: str) -> bool:
         """Whether a run that was killed had already verified what ``key`` names."""
-        return key in read_manifest(self._folder, _CHECKED)
+        return key in _note(self._folder / _CHECKED)
 
     def remember(self, key: str) -> None:
         """Note that what ``key`` names is verified."""
-        done = read_manifest(self._folder, _CHECKED) | {key: True}
+        done = _note(self._folder / _CHECKED) | {key: True}
         self.write(_CHECKED, json.dumps(done).encode())
 
     def _put(self, way: str, source: Path, target: Path) -> None:
@@ -214,7 +214,7 @@ def _contents(folder: Path, tree: Tree) -> dict[str, Any]:
 
 
 def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    manifest = read_manifest(output)
+    manifest = read_manifest(output, {"num_classes", "images", "images_per_class"})
     if manifest.get("name") != asked["name"]:
         return None
     for key, value in asked.items():
@@ -260,7 +260,7 @@ def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
             raise LskdError(f"another command is writing {output}; wait for it or end it") from error
         try:
             settings = json.loads(json.dumps(asked))
-            if read_manifest(folder, _SETTINGS) != settings:
+            if _note(folder / _SETTINGS) != settings:
                 for entry in folder.iterdir():
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
                 (folder / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
@@ -282,10 +282,10 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
-    """Return what the manifest of a data set, or another file of ours, says; empty where there is none."""
+def _note(path: Path) -> dict[str, Any]:
+    """Return what a file beside the manifest says; empty where there is none."""
     try:
-        content = read_json(folder / name)
+        content = read_json(path)
     except LskdError:
         return {}
     return content if isinstance(content, dict) else {}

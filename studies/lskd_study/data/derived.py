@@ -11,7 +11,8 @@ from lskd import LskdError
 from lskd.files import read_bytes
 from lskd_study.data._archives import MEMBER_LIMIT, fingerprint
 from lskd_study.data._folders import Folder, Image, images_of, numbers_of, place, read_image_folder
-from lskd_study.data._layout import SPLITS, Fill, Tree, build, listing_checksum, read_manifest
+from lskd_study.data._layout import SPLITS, Fill, Tree, build, listing_checksum
+from lskd_study.data.manifest import read_manifest
 from lskd_study.data.published import Numbers, check_numbers
 
 CLASS_LIST = "classes.txt"

@@ -4,10 +4,10 @@ import io
 from pathlib import Path
 from typing import Any
 
-from lskd_study.data._layout import MANIFEST, Fill, Tree, build, listing_checksum
+from lskd_study.data._layout import Fill, Tree, build, listing_checksum
 from lskd_study.extras import needs_study_extra
 
-__all__ = ["MANIFEST", "listing_checksum", "prepare_digits"]
+__all__ = ["listing_checksum", "prepare_digits"]
 
 SOURCE = "sklearn.datasets.load_digits (UCI, Optical Recognition of Handwritten Digits, test part)"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.data._layout import MANIFEST, read_manifest
+from lskd_study.data.manifest import MANIFEST, read_manifest
 
 SPLITS = ("train", "valid", "test")
 
@@ -167,7 +167,7 @@ def listing_checksum(folder: Path) -> str:
 
 
 def _finished(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    manifest = read_manifest(output)
+    manifest = read_manifest(output, {"name", "pairs"})
     if manifest.get("name") != settings["name"]:
         return None
     for key, value in settings.items():

@@ -4,7 +4,6 @@ A trainer's file is one for fairseq-hydra-train and works with it alone too; wha
 comes as overrides behind it.
 """
 
-import json
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd.files import parse_json
 from lskd_study.data.parallel import needs_fairseq_extra
 from lskd_study.plan import Plan, Run
 
@@ -36,6 +36,7 @@ CURVE_COLUMNS = (
     "val_ppl",
 )
 LOG = "hydra_train.log"
+FILES = (LOG, "checkpoint*.pt", "checkpoint*.pt.tmp")  # as in ecosystems/timm.py
 _LATEST = "checkpoint_last.pt"
 _SUBSET = "test"
 _TERMS = {
@@ -242,7 +243,7 @@ def read_curves(folder: Path, role: str) -> list[dict[str, str]]:
 
 def _row(text: str) -> dict[str, Any] | None:
     try:
-        row = json.loads(text)
+        row = parse_json(text)
     except ValueError:
         return None
     return row if isinstance(row, dict) and "epoch" in row else None

@@ -26,6 +26,8 @@ CURVE_COLUMNS = (
 )
 VERIFIED = 16  # stored images
 _LATEST = "last_checkpoint"
+# As in timm.py; the folders of mmengine's logs, one for each start, stay.
+FILES = (CHECKPOINT, f".{CHECKPOINT}", _LATEST, "epoch_*.pth", "best_*.pth", "epochs.csv", ".epochs.csv")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:
     from mmcls_bnn.evaluation import evaluate_config
     from timm_ls_kd import Evaluation
 
-    (config,) = folder.glob("*.py")
+    config = max(folder.glob("*.py"), key=lambda path: path.stat().st_mtime)  # dumped at each start
     answers = evaluate_config(config, folder / checkpoint, data_dir, "val")
     positions, logits, labels, _ = zip(*answers.batches, strict=True)
     order = torch.cat(positions).argsort()

@@ -10,6 +10,11 @@ from lskd_study.plan import CHECKPOINT, Plan, Run
 from lskd_study.schema import RESERVED
 
 SUMMARY = "summary.csv"
+# What a run writes into its folder, as patterns: what goes before half a run is begun anew.
+FILES = (
+    *("args.yaml", "args.yaml.tmp", SUMMARY, f"{SUMMARY}.tmp", CHECKPOINT, "model_best.pth.tar"),
+    *("checkpoint-*.pth.tar", "recovery-*.pth.tar", "tmp.pth.tar", "*.pth.tar.tmp"),
+)
 CURVE_COLUMNS = (
     "epoch",
     "train_ce",

@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from lskd import LskdError
+from lskd.files import write_text
 from lskd_study.checks import check_output
 from lskd_study.engine import make_plan, run_study
 from lskd_study.extras import require_study_extra
@@ -17,7 +18,7 @@ from lskd_study.own.choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shor
 from lskd_study.own.estimate import Estimate, duration, estimate
 from lskd_study.own.files import STUDY, contents, data_path
 from lskd_study.own.images import OwnImages, look_at
-from lskd_study.plan import Plan, write_text
+from lskd_study.plan import Plan
 from lskd_study.provenance import usable_cores
 from lskd_study.scheduler import make_schedule
 

@@ -1,7 +1,6 @@
 """How long a study will take on this machine, measured before anything is trained."""
 
 import heapq
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from lskd import LskdError
+from lskd.files import parse_json
 from lskd_study import gpus
 from lskd_study.plan import JOB, Plan
 
@@ -188,7 +188,7 @@ def _measure(plan: Plan, copies: int, seconds: float, devices: Sequence[str]) ->
             raise LskdError(
                 f"the time cannot be measured ({last}); run the study without an estimate, by its file"
             )
-        answer = json.loads(out)
+        answer = parse_json(out)
         if answer.get("error") == OUT_OF_MEMORY:
             return None
         if "error" in answer:

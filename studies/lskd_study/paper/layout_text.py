@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from lskd.files import write_text
 from lskd_study.paper.layout_parts import Figure, Layout, Line, Part, Text
-from lskd_study.plan import write_text
 from lskd_study.tables import cell, csv_text
 from lskd_study.teachers.render import escaped
 

@@ -1,7 +1,6 @@
 """Which students of a study read what is stored, and why the others do not."""
 
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 from lskd import LskdError, SoftLabelsLayout
 from lskd_study.checks import IMAGES
 from lskd_study.plan import BEGUN, Plan, Run, Store
+from lskd_study.records import Begun, read_record
 from lskd_study.schema import TRANSLATION
 from lskd_study.stores import CannotStoreError, Views, storing, timm
 
@@ -165,11 +165,8 @@ def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:
     """Return what the runs that were begun had of stored soft labels: their settings, or None."""
     found = []
     for run in runs:
-        try:
-            content = json.loads((plan.folder(run) / BEGUN).read_text(encoding="utf-8"))
-            found.append(content["settings"].get("soft_labels"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
+        if begun := read_record(plan.folder(run) / BEGUN, Begun):
+            found.append(begun.get("settings", {}).get("soft_labels"))
     return found
 
 

@@ -3,16 +3,16 @@
 import json
 import os
 import shlex
-import shutil
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from lskd import LskdError, SoftLabels
+from lskd.files import write_text
 from lskd_study import job, provenance
+from lskd_study.folders import LABELS, LOG, begin, held
 from lskd_study.gpus import chosen_gpus
-from lskd_study.plan import BEGUN, JOB, Plan, Store, write_text
+from lskd_study.plan import JOB, Plan, Store
 from lskd_study.progress import say
 from lskd_study.stores import storing
 from lskd_study.stores.decide import gigabytes
@@ -26,21 +26,28 @@ def write_store(plan: Plan, store: Store) -> None:
     """
     os.chdir(plan.cwd)
     folder = Path(plan.output, store.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     name = f"soft labels of {store.teacher}"
-    with job.only_one(folder), chosen_gpus(plan.resources, lambda line: say(f"{name}  {line}")) as devices:
+    with held(folder), chosen_gpus(plan.resources, lambda line: say(f"{name}  {line}")) as devices:
         started = time.monotonic()
         teacher = job.teacher_identity(plan, plan.run(store.students[0]))
-        resumed = _begin(plan, store, folder, teacher)
+        identity = {"teacher": teacher, "seed": store.seed, "top_k": store.top_k, "values": store.values}
+        resumed, _ = begin(
+            folder,
+            identity,
+            # The words of a teacher that has since been trained anew are of no use.
+            lambda before: all(before.get(key) == value for key, value in identity.items()),
+            plan.labels(store).exists,
+            LABELS,
+        )
         where = "".join(f"  {variable}={value}" for variable, value in devices.items())
         say(f"{'resumes' if resumed else 'starts '}  {name}{where}")
         module = storing(plan.ecosystem)
         words = module.command(plan, store)
-        with job.logged(f"soft labels {store.id}", folder / job.LOG):
+        with job.logged(f"soft labels {store.id}", folder / LOG):
             module.write(words)
         labels = SoftLabels(plan.labels(store))
         if not labels.complete:
-            raise LskdError(f"{plan.labels(store)} is not complete; the log is {folder / job.LOG}")
+            raise LskdError(f"{plan.labels(store)} is not complete; the log is {folder / LOG}")
         info = labels.info()
         wall = time.monotonic() - started
         record = {
@@ -68,27 +75,3 @@ def write_store(plan: Plan, store: Store) -> None:
         }
         write_text(folder / JOB, json.dumps(record, indent=2) + "\n")
         say(f"finished {name}  {gigabytes(info['bytes'])}  ({wall:.0f} s)")
-
-
-def _begin(plan: Plan, store: Store, folder: Path, teacher: dict[str, str] | None) -> int:
-    """Note what this store is; return how often it was resumed."""
-    identity: dict[str, Any] = {
-        "teacher": teacher,
-        "seed": store.seed,
-        "top_k": store.top_k,
-        "values": store.values,
-    }
-    path = folder / BEGUN
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
-    same = all(before.get(key) == value for key, value in identity.items())
-    if not same:
-        # The words of a teacher that has since been trained anew are of no use.
-        for item in folder.iterdir():
-            if item.name != ".lock":
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-    resumed = int(before.get("resumed", -1)) + 1 if same and Path(plan.labels(store)).exists() else 0
-    write_text(path, json.dumps({**identity, "resumed": resumed}, indent=1) + "\n")
-    return resumed

@@ -1,24 +1,31 @@
 """Stores on the disk: whether they hold what a plan needs, and when they go."""
 
+import contextlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError, SoftLabels, SoftLabelsError
-from lskd_study.plan import JOB, Plan, Run, Store, write_text
+from lskd.files import write_text
+from lskd_study.folders import LABELS, remove_files
+from lskd_study.plan import JOB, Plan, Run, Store
+from lskd_study.records import Made, MadeStore, read_record
 
 
 def record_of(plan: Plan, store: Store) -> dict[str, Any]:
-    """Return the record of a finished store; empty where there is none."""
-    return _read(plan.root / store.folder / JOB)
+    """Return the record of a finished store; empty where there is none.
+
+    Raises:
+        LskdError: it is damaged.
+    """
+    return read_record(plan.root / store.folder / JOB, MadeStore)
 
 
 def holds(plan: Plan, store: Store) -> bool:
     """Whether a store has all that the plan needs, of the teacher that now lies in the output folder."""
-    teacher = _read(plan.folder(plan.run(store.teacher)) / JOB).get("checkpoint", {})
+    made = read_record(plan.folder(plan.run(store.teacher)) / JOB, Made)
     record = record_of(plan, store)
-    if not record or record["teacher"]["checkpoint_sha256"] != teacher.get("sha256"):
+    if not record or record["teacher"]["checkpoint_sha256"] != (made.get("checkpoint") or {}).get("sha256"):
         return False
     try:
         labels = SoftLabels(Path(plan.cwd, plan.labels(store)))
@@ -63,12 +70,6 @@ def release_stores(plan: Plan) -> None:
         if labels.exists() and all(plan.done(plan.run(student)) for student in store.students):
             if record := record_of(plan, store):
                 write_text(labels.parent / JOB, json.dumps({**record, "removed": True}, indent=2) + "\n")
-            shutil.rmtree(labels, ignore_errors=True)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+            with contextlib.suppress(OSError):
+                remove_files(labels.parent, LABELS)
+                labels.rmdir()  # where nothing else lies in it

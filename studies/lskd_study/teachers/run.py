@@ -13,7 +13,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from lskd import LskdError
-from lskd_study.plan import write_text
+from lskd.files import write_text
 from lskd_study.teachers import render
 from lskd_study.teachers.compare import Comparison, Teacher, compare, looks, measure
 from lskd_study.teachers.evaluate import TeacherSpec, evaluate

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lskd import LskdError
-from lskd_study.plan import write_text
+from lskd.files import write_text
 from lskd_study.recipes import find_study_file
 from lskd_study.teachers.evaluate import TeacherSpec
 from lskd_study.teachers.page import ALONE, OfStudy, answer_of, render_teachers
