@@ -5,13 +5,14 @@ BIN = $(VENV)/bin
 # On a small busy machine two OpenMP threads can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo demo-bnn demo-nmt test lint bench bench-growth clean
+.PHONY: help install demo demo-bnn demo-nmt test test-numerical lint bench bench-growth clean
 help:
 	@echo "make install   create $(VENV) with everything pinned in constraints.txt"
 	@echo "make demo      does a label-smoothed teacher distil a better student? on real digits -> runs/digits/index.html"
 	@echo "make demo-bnn  the same for a binary student: runs/digits_bnn/index.html"
 	@echo "make demo-nmt  the same in translation, on number words: runs/number_words_de_en/index.html"
 	@echo "make test      all tests"
+	@echo "make test-numerical  what computes, with other instructions of the processor (AVX2) and other code"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
 	@echo "make bench-growth  how cost grows -> benchmarks/growth.csv and .png"
@@ -35,10 +36,17 @@ demo-bnn: install
 demo-nmt: install
 	$(BIN)/lskd study recipes/number_words_de_en/study.yaml --cores 2
 
-# Two tests at a time, a file's tests one after the other.
-# In the folders' own order the long files of tests/integration start early, and do not end as a tail.
+# Two at a time, in random order: files, and the tests of a file. The first lines name the seed, and
+# `make test PYTEST_ADDOPTS=--randomly-seed=SEED` runs in that order again.
 test: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What computes, once more as a processor without AVX-512 does it, and without the compiled loss.
+NUMERICAL = tests/lskd tests/fairseq_kd/test_criterion.py tests/integration/test_mmcls_commands.py::test_two_processes_equal_one \
+  $(patsubst %,tests/mmcls_bnn/test_%.py,classifier fast_teacher layers packed reactnet teacher) \
+  $(patsubst %,tests/timm_ls_kd/test_%.py,fast_teacher loops replay soft_labels task)
+test-numerical: install
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist worksteal --no-compiled-loss $(NUMERICAL)
 
 lint: install
 	$(BIN)/ruff check .

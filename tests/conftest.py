@@ -1,6 +1,79 @@
-"""Settings for every test."""
+"""Settings for every test, and what no test may leave behind."""
 
+import logging
 import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
 
 # Before torch is imported anywhere, and inherited by every subprocess.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what the numerical tests run with a second time."""
+    parser.addoption(
+        "--no-compiled-loss",
+        action="store_true",
+        help="compute the loss in chunks, as without a C compiler (not in processes of their own)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave seeds to `independent`: they do not change with the order."""
+    config.option.randomly_reset_seed = False
+    if config.option.no_compiled_loss:
+        from lskd import _compiled
+
+        _compiled.function = lambda: None
+
+
+def shared_state() -> dict[str, Any]:
+    """Return what the tests of one process share, by name."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    root = logging.getLogger()
+    state = {
+        "working directory": os.getcwd(),
+        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "umask": umask,
+        "signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        # Installed packages put folders of their own on it when they are first imported.
+        "sys.path": [folder for folder in sys.path if "site-packages" not in folder],
+        "sys.excepthook": sys.excepthook,
+        "root logger": (root.level, root.manager.disable),
+        "handlers of the root logger": [
+            h for h in root.handlers if not type(h).__module__.startswith("_pytest")
+        ],
+        "numpy's handling of errors": np.geterr(),
+        "torch's threads": torch.get_num_threads(),
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "torch's gradients": torch.is_grad_enabled(),
+        "types that torch.load accepts": set(torch.serialization.get_safe_globals()),
+        "torch.distributed": torch.distributed.is_initialized(),
+    }
+    if "matplotlib" in sys.modules:
+        state["matplotlib's rcParams"] = dict(sys.modules["matplotlib"].rcParams)
+    return state
+
+
+@pytest.fixture(autouse=True)
+def independent() -> Iterator[None]:
+    """Start each test from the same seeds, in any order, and fail one that changes what the next will see."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    before, modules = shared_state(), dict(sys.modules)
+    yield
+    after = shared_state()
+    left = [name for name, value in before.items() if after[name] != value]
+    left += [f"module {name}" for name, module in modules.items() if sys.modules.get(name) is not module]
+    assert not left, f"the test has changed, for all that follow it: {', '.join(left)}"

@@ -11,6 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+import forked
+
+FAIRSEQ = ("fairseq_cli.train", "fairseq_cli.preprocess", "fairseq_cli.generate", "fairseq_cli.validate")
 PLUGIN = Path(__file__).parents[2] / "plugins" / "fairseq_kd"
 SHAPE = [
     *("--arch", "transformer", "--encoder-layers", "1", "--decoder-layers", "1"),
@@ -68,23 +71,13 @@ def environment():
 
 
 def run(*command, cwd=None, check=True):
-    command = [str(word) for word in command]
-    if command[0].startswith("fairseq-"):
-        command[0] = str(Path(sys.executable).with_name(command[0]))
-    elif command[0].startswith("fairseq_kd"):
-        command = [sys.executable, "-m", *command]
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        env=environment(),
-        cwd=cwd,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stdout[-4000:]
-    return Result(status=done.returncode, output=done.stdout)
+    """Run a command of fairseq's or of the plugin where fairseq, not the plugin, is imported."""
+    if command[0].startswith("fairseq_kd"):
+        command = ("-m", *command)
+    done = forked.run(*command, imported=FAIRSEQ, cwd=cwd, env=environment())
+    output = done.stdout + done.stderr
+    assert not check or done.returncode == 0, output[-4000:]
+    return Result(status=done.returncode, output=output)
 
 
 def training(data, save, *arguments):
@@ -182,9 +175,9 @@ def commands():
     )
 
 
-@pytest.fixture(autouse=True)
-def allowed() -> None:
-    """Other tests of this process may have taken names off torch's list of what is safe."""
-    from fairseq_kd import safe_loading
+@pytest.fixture(scope="session", autouse=True)
+def imported() -> None:
+    """Import what adds to torch's list of safe types, and more that tests share, before any test."""
+    import fairseq_kd
 
-    safe_loading.install()
+    assert fairseq_kd

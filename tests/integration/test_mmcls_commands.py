@@ -16,6 +16,8 @@ import timm
 import torch
 from PIL import Image
 
+import forked
+
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
@@ -104,8 +106,10 @@ def run(*words, cwd=None):
     )
 
 
-def train(recipe, folder, *words, **kwargs):
-    return run(sys.executable, TRAIN, recipe, "--work-dir", folder, *words, **kwargs)
+def train(recipe, folder, *words):
+    """Run mmcls' train.py in a process that finds mmcls, not the plugin, imported."""
+    words = (TRAIN, recipe, "--work-dir", folder, *words)
+    return forked.run(*words, imported=("mmcls.models", "mmcls.datasets", "timm"))
 
 
 def curves(folder):

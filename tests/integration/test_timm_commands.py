@@ -14,6 +14,8 @@ import pytest
 import torch
 import yaml
 
+import forked
+
 pytestmark = pytest.mark.integration
 
 SCRIPT = os.environ.get("TIMM_TRAIN_SCRIPT", "")
@@ -54,8 +56,11 @@ def command(*arguments, processes=1):
     return [sys.executable, *launcher, "-m", "timm_ls_kd", *map(str, arguments)]
 
 
-def run(*arguments, processes=1):
+def run(*arguments, processes=1, fresh=False):
+    """Run the command; one process is forked from one that has imported timm, unless it is to be fresh."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if processes == 1 and not fresh:
+        return forked.run("-m", "timm_ls_kd", *arguments, imported=("torchvision", "timm"), env=environment)
     return subprocess.run(
         command(*arguments, processes=processes),
         capture_output=True,
@@ -81,6 +86,7 @@ def teacher(digits, tmp_path_factory):
         output,
         "--experiment",
         "t",
+        fresh=True,
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -117,6 +123,7 @@ def test_bad_input_in_a_process_of_its_own(digits, tmp_path, teacher):
         "test_resnet",
         "--output",
         tmp_path / "out",
+        fresh=True,
     )
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1

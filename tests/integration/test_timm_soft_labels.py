@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import forked
 from lskd import SoftLabels
 
 pytestmark = pytest.mark.integration
@@ -41,17 +42,16 @@ def kd(tmp_path_factory):
 
 
 def run(script, *arguments, processes=1, status=0):
-    launcher = []
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    result = subprocess.run(
-        [sys.executable, *launcher, "-m", "timm_ls_kd", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    words = ["-m", "timm_ls_kd", script, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if processes == 1:
+        result = forked.run(*words, imported=("torchvision", "timm"), env=environment)
+    else:
+        words = [sys.executable, *launcher, *words]
+        result = subprocess.run(
+            words, capture_output=True, text=True, timeout=300, env=environment, check=False
+        )
     assert result.returncode == status, result.stdout + result.stderr
     return result
 
