@@ -15,7 +15,7 @@ import torch
 import yaml
 from timm.task import TrainingTask
 
-from lskd import CheckpointError, LskdError, load_teacher_weights, one_line
+from lskd import CheckpointError, LskdError, is_safetensors, load_teacher_weights, one_line
 from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
 from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.datacheck import check_data
@@ -209,6 +209,10 @@ def _check_checkpoints(args: Namespace) -> None:
             continue
         try:
             load_teacher_weights(name, use_ema=False)
+            by_name = Path(name).suffix == ".safetensors"  # as the script goes, which asks the name
+            if is_safetensors(name) != by_name:
+                what = "is no safetensors file" if by_name else "is a safetensors file"
+                raise CheckpointError(f"{name} {what}, whatever its name says; rename it")
         except CheckpointError as error:
             raise CheckpointError(f"{flag}: {error}") from None
 
