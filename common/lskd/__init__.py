@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lskd._calibration import TemperatureFit, fit_temperature
 from lskd._chance import binomial_tail, compare_with_chance
-from lskd._checkpoints import file_checksum, load_teacher_weights
+from lskd._checkpoints import file_checksum, is_safetensors, load_teacher_weights
 from lskd._class_means import (
     class_confusion,
     class_mean_probabilities,
@@ -123,6 +123,7 @@ __all__ = [
     "fused_distillation",
     "has_compiled_loss",
     "image_layout",
+    "is_safetensors",
     "load_teacher_weights",
     "logits_of",
     "measure_teacher",

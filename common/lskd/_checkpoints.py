@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 import pickle
 import re
 import warnings
@@ -22,6 +23,8 @@ from lskd._errors import CheckpointError, one_line
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, ModelEma and torch.compile
 _EMA_CONTAINERS = ("state_dict_ema", "model_ema")
 _CONTAINERS = ("state_dict", "model", "model_state_dict")
+_AVERAGED_COUNT = "n_averaged"  # what torch's AveragedModel, which EMA is made of, has beside the weights
+_LIGHTNING, _LIGHTNING_MODEL = "pytorch-lightning_version", "model."  # its mark; its name for the model
 
 _UNSAFE = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")  # in torch's message
 
@@ -59,12 +62,13 @@ _HARMLESS += [
 def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Tensor]:
     """Return the weights of a checkpoint by name, on the CPU.
 
-    Understands bare state dicts, the layouts of timm's, mmengine's and most ``train.py`` scripts
-    (``state_dict``, ``state_dict_ema``, ``model``, ``model_ema``), the prefixes of DataParallel and
-    ``torch.compile``, and safetensors. Pickled files are read by torch's ``weights_only`` loader.
+    Understands bare state dicts, the layouts of timm's, mmengine's, torchvision's, Lightning's and most
+    ``train.py`` scripts (``state_dict``, ``state_dict_ema``, ``model``, ``model_ema``), the prefixes of
+    DataParallel, ``torch.compile``, ``AveragedModel`` and Lightning, and safetensors. Pickled files are read
+    by torch's ``weights_only`` loader.
 
     Args:
-        path: a ``.safetensors`` file, or anything that ``torch.save`` wrote.
+        path: safetensors, or anything that ``torch.save`` wrote; the content says which, not the name.
         use_ema: take the averaged weights where the file has them, as timm does.
 
     Raises:
@@ -83,13 +87,28 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     if not is_file:
         raise CheckpointError(f"checkpoint {path} does not exist or is not a file; check the path")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content = _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
     weights = _find_weights(content, use_ema)
     if not weights:
         raise CheckpointError(
             f"checkpoint {path} holds no weights by name; save model.state_dict(), alone or as 'state_dict'"
         )
     return _without_wrappers(weights)
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Say whether a file begins as safetensors do: with the length of a JSON object, and the object.
+
+    Raises:
+        CheckpointError: for a file that cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+            header = int.from_bytes(start[:8], "little")
+            return start[8:] == b"{" and 8 + header <= os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
 
 
 def file_checksum(path: str | Path) -> str:
@@ -144,9 +163,10 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(), _harmless_allowed():
+        # A file and not its name, of which torch would ask the suffix.
+        with open(path, "rb") as file, warnings.catch_warnings(), _harmless_allowed():
             warnings.simplefilter("ignore")  # torch's remarks on a file that is refused or read anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if refused := _UNSAFE.search(str(error)):
             raise CheckpointError(
@@ -157,8 +177,6 @@ def _read_torch(path: Path) -> Any:
         raise CheckpointError(
             f"checkpoint {path} is damaged or no checkpoint; copy or save it again"
         ) from None
-    except PermissionError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # what a damaged file makes of the unpickler: struct.error, LookupError, ...
         if "TorchScript" in str(error):
             raise CheckpointError(
@@ -175,7 +193,11 @@ def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:
         return {}
     for key in (*_EMA_CONTAINERS, *_CONTAINERS) if use_ema else _CONTAINERS:
         if isinstance(content.get(key), Mapping) and content[key]:
-            return _tensors(content[key])
+            weights = _tensors(content[key])
+            if _LIGHTNING in content:  # a module may hold more than its model: its loss, a teacher
+                ours = {name: value for name, value in weights.items() if name.startswith(_LIGHTNING_MODEL)}
+                return {name.removeprefix(_LIGHTNING_MODEL): value for name, value in ours.items()} or weights
+            return weights
     return _tensors(content)
 
 
@@ -190,7 +212,9 @@ def _tensors(content: Any) -> dict[str, Tensor]:
 
 
 def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = weights.keys() - {_AVERAGED_COUNT}
     for prefix in _WRAPPERS:
-        if all(name.startswith(prefix) for name in weights):
-            return _without_wrappers({name.removeprefix(prefix): value for name, value in weights.items()})
+        if names and all(name.startswith(prefix) for name in names):
+            inner = {name.removeprefix(prefix): weights[name] for name in weights if name in names}
+            return _without_wrappers(inner)
     return weights

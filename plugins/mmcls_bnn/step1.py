@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lskd import CheckpointError, load_teacher_weights
+from lskd import CheckpointError, is_safetensors, load_teacher_weights
 
 NOTE = "mmcls_bnn"
 """Key in a checkpoint's `meta` under which it says what was binarised."""
@@ -25,11 +25,11 @@ def read_note(path: str) -> dict[str, Any]:
         CheckpointError: for a file that is missing, damaged or unsafe.
     """
     load_teacher_weights(path)  # whose errors are the clear ones
-    if path.endswith(".safetensors"):
+    if is_safetensors(path):
         return {}
-    with warnings.catch_warnings():
+    with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     meta = content.get("meta") if isinstance(content, dict) else None
     note = meta.get(NOTE) if isinstance(meta, dict) else None
     return note if isinstance(note, dict) else {}

@@ -20,6 +20,7 @@ from torch import nn
 from lskd import (
     CheckpointError,
     LskdError,
+    is_safetensors,
     load_teacher_weights,
     logits_of,
     one_line,
@@ -232,6 +233,10 @@ def _check_checkpoints(args: Namespace) -> None:
                 print(note, flush=True)
         try:
             load_teacher_weights(name, use_ema=False)
+            by_name = Path(name).suffix == ".safetensors"  # as the script goes, which asks the name
+            if is_safetensors(name) != by_name:
+                what = "is no safetensors file" if by_name else "is a safetensors file"
+                raise CheckpointError(f"{name} {what}, whatever its name says; rename it")
         except CheckpointError as error:
             raise CheckpointError(f"{flag}: {error}") from None
 

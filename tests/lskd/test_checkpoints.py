@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lskd import CheckpointError, LskdError, file_checksum, load_teacher_weights
+from lskd import CheckpointError, LskdError, file_checksum, is_safetensors, load_teacher_weights
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +42,11 @@ def make_weights(start=0.0):
 
 def prefixed(prefix, start=0.0):
     return {prefix + name: value for name, value in make_weights(start).items()}
+
+
+def averaged(weights):
+    """What torch's AveragedModel stores."""
+    return {"n_averaged": torch.tensor(3)} | {f"module.{name}": value for name, value in weights.items()}
 
 
 def assert_weights(found, start=0.0):
@@ -85,6 +90,20 @@ def refusal(path):
         prefixed("_orig_mod.module."),
         {"state_dict": prefixed("module.")},
         {"state_dict": prefixed("_orig_mod.module._orig_mod.")},
+        averaged(make_weights()),
+        averaged(prefixed("module._orig_mod.")),
+        {"state_dict": averaged(make_weights()), "epoch": 3},
+        {
+            "pytorch-lightning_version": "2.5",
+            "state_dict": prefixed("model."),
+            "hyper_parameters": {"lr": 0.1},
+        },
+        {"pytorch-lightning_version": "2.5", "state_dict": prefixed("model._orig_mod.")},
+        {
+            "pytorch-lightning_version": "2.5",
+            "state_dict": prefixed("model.") | prefixed("teacher.", 9.0) | {"loss.weight": torch.ones(2)},
+        },
+        {"pytorch-lightning_version": "2.5", "state_dict": make_weights()},
     ],
     ids=lambda content: ",".join(list(content)[:2]),
 )
@@ -122,10 +141,51 @@ def test_parameters_and_half_precision(tmp_path):
     assert torch.equal(found["weight"], model.weight)
 
 
-def test_safetensors(tmp_path):
-    path = tmp_path / "model.safetensors"
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth", "pytorch_model.bin", "model"])
+def test_safetensors(tmp_path, name):
+    path = tmp_path / name
     save_file(prefixed("module."), path)
     assert_weights(load_teacher_weights(path))
+    assert is_safetensors(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_called_safetensors(tmp_path, zipped):
+    path = tmp_path / "model.safetensors"
+    torch.save(make_weights(), path, _use_new_zipfile_serialization=zipped)
+    assert_weights(load_teacher_weights(path))
+    assert not is_safetensors(path)
+
+
+def test_the_layout_of_torchvisions_references(tmp_path):
+    model = torch.nn.Sequential(OrderedDict(fc=torch.nn.Linear(3, 2), bn=torch.nn.BatchNorm1d(2)))
+    ema = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    model(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    content = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1).state_dict(),
+        "epoch": 3,
+        "args": argparse.Namespace(model="resnet50", lr=0.1),
+        "model_ema": ema.state_dict(),
+    }
+    path = tmp_path / "model_3.pth"
+    torch.save(content, path)
+    for use_ema, expected in ((True, ema.module), (False, model)):
+        found = load_teacher_weights(path, use_ema=use_ema)
+        assert found.keys() == expected.state_dict().keys()
+        assert torch.equal(found["fc.weight"], expected.fc.weight)
+
+
+def test_hyper_parameters_of_a_class_of_their_own_are_refused_by_name(tmp_path):
+    path = tmp_path / "last.ckpt"
+    content = {"pytorch-lightning_version": "2.5", "hyper_parameters": {"model": torch.nn.Linear(2, 2)}}
+    torch.save(content | {"state_dict": prefixed("model.")}, path)
+    message = refusal(path)
+    assert "torch.nn.modules.linear.Linear" in message
+    assert "model.state_dict()" in message
 
 
 @pytest.mark.parametrize(

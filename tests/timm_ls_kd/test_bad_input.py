@@ -1,13 +1,16 @@
 """Every mistake: one line on stderr that names it, status 2, no run folder."""
 
+import argparse
 import pickle
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from lskd import load_teacher_weights
+from lskd import CheckpointError, load_teacher_weights
+from timm_ls_kd import upstream
 
 pytestmark = pytest.mark.integration
 
@@ -291,3 +294,16 @@ def test_schedule_that_cannot_be_had_leaves_no_folder(train, tmp_path, monkeypat
     monkeypatch.setattr(trainer, "create_scheduler_v2", fail)
     train("bad").assert_one_clear_line("--sched cosine", "no such schedule")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("flag", ["resume", "initial_checkpoint"])
+def test_the_script_goes_by_a_files_name_so_another_name_is_refused(tmp_path, flag):
+    mine, named = tmp_path / "safetensors.pth", tmp_path / "pickle.safetensors"
+    save_file({"fc.weight": torch.zeros(1)}, mine)
+    torch.save({"fc.weight": torch.zeros(1)}, named)
+    for path, what in ((mine, "is a safetensors file"), (named, "is no safetensors file")):
+        args = argparse.Namespace(**{"resume": "", "initial_checkpoint": "", flag: str(path)})
+        with pytest.raises(CheckpointError, match=f"{what}.*rename it"):
+            upstream._check_checkpoints(args)
+        setattr(args, flag, str(path.rename(path.with_suffix(named.suffix if path == mine else mine.suffix))))
+        upstream._check_checkpoints(args)
