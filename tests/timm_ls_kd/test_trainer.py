@@ -398,3 +398,9 @@ def test_resume_of_a_plain_run_with_a_teacher(train, runs, kd):
     result = train("run", *kd, "--epochs", 2, "--resume", folder / "last.pth.tar")
     result.assert_one_clear_line("was not distilled", "another --experiment")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_that_ends_at_chance_says_so(train):
+    result = train("guess", "--epochs", 1, "--lr", 0)
+    assert "the run ended at chance: right on " in result.out
+    assert "% of 48 validation images (chance 25.0 %)" in result.out
