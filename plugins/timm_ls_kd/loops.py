@@ -4,14 +4,15 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.utils import accuracy, dispatch_clip_grad
 from torch import nn
 
-from lskd import logits_of, require_finite
+from lskd import compare_with_chance, logits_of, require_finite
 from timm_ls_kd.data import Loader
+from timm_ls_kd.preflight import SIGNIFICANCE, accuracy_text
 
 
 def say(args: Namespace, line: str) -> None:
@@ -111,14 +112,21 @@ def _backward(
         optimizer.step()
 
 
+class Validation(NamedTuple):
+    """What a validation found: loss, top1 and top5 (in percent), and '' or the words that it is at chance."""
+
+    metrics: dict[str, float]
+    at_chance: str
+
+
 def validate(
     model: nn.Module,
     loader: Loader,
     args: Namespace,
     autocast: Callable[[], AbstractContextManager[Any]],
     epoch: int | None = None,
-) -> dict[str, float]:
-    """Return loss, top1 and top5 (in percent); each sample counts once whatever the process count.
+) -> Validation:
+    """Return what a model says about validation images; each counts once whatever the process count.
 
     Raises:
         DivergedError: a logit, or the loss, is not a finite number; names the epoch.
@@ -126,6 +134,7 @@ def validate(
     model.eval()
     criterion = nn.CrossEntropyLoss(reduction="sum")
     totals = torch.zeros(5, dtype=torch.float64, device=loader.device)
+    labels = torch.zeros((), device=loader.device)
     with torch.inference_mode():
         for images, targets in loader:
             if args.channels_last:
@@ -140,8 +149,14 @@ def validate(
             totals[:3] += row
             totals[3] += len(images)
             totals[4] += logits.double().sum()
+            labels = labels + torch.bincount(targets, minlength=logits.shape[1])
     loss, right1, right5, count, every_logit = all_reduce(totals, args).tolist()
     # After the sum over processes, which then all come to the same end.
     require_finite("the sum of the validation logits", every_logit, epoch)
     require_finite("the validation loss", loss, epoch)
-    return {"loss": loss / count, "top1": 100 * right1 / count, "top5": 100 * right5 / count}
+    metrics = {"loss": loss / count, "top1": 100 * right1 / count, "top5": 100 * right5 / count}
+    right, total = round(right1), round(count)
+    # As for a teacher: who always names the commonest class only guesses, too.
+    chance = max(1 / len(labels), float(all_reduce(labels, args).max()) / total)
+    at_chance = compare_with_chance(right, total, chance, SIGNIFICANCE) == "at"
+    return Validation(metrics, accuracy_text(right, total, chance) if at_chance else "")

@@ -18,8 +18,13 @@ def check_model_name(name: str, role: str) -> None:
     Raises:
         LskdError: with the nearest names that exist.
     """
-    if ":" in name:  # hf-hub: and local-dir: names are resolved by timm
+    source, colon, rest = name.partition(":")
+    if source in ("hf-hub", "hf_hub", "local-dir") and rest:  # resolved by timm
         return
+    if colon:
+        own = f"timm's own is called {rest}" if timm.is_model(rest) else "name a model of timm"
+        also = " (torchvision's can be measured by lskd stability, not trained)" * (source == "torchvision")
+        raise LskdError(f"unknown {role} '{name}': timm trains no models of '{source}'{also}; {own}.")
     architecture = name.partition(".")[0]
     if timm.is_model(architecture):
         try:

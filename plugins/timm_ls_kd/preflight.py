@@ -103,11 +103,16 @@ def answer(teacher: Teacher, images: Tensor, name: str) -> Tensor:
         ) from None
 
 
+def accuracy_text(right: int, total: int, chance: float) -> str:
+    """Say how many images a model is right on, and how many a guess."""
+    return f"{100 * right / total:.1f} % of {total} validation images (chance {100 * chance:.1f} %)"
+
+
 def verdict(right: int, total: int, chance: float, name: str) -> str:
     """Return the line for `right` of `total` against `chance`, or refuse the teacher."""
     if total == 0:
         return f"teacher '{name}': no validation images, its accuracy is not checked"
-    accuracy = f"{100 * right / total:.1f} % of {total} validation images (chance {100 * chance:.1f} %)"
+    accuracy = accuracy_text(right, total, chance)
     compared = compare_with_chance(right, total, chance, SIGNIFICANCE)
     if compared == "too few":
         return f"teacher '{name}': {accuracy}; too few images to tell it from chance"

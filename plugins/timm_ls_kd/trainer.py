@@ -137,6 +137,7 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
     say(args, f"epochs {start_epoch} to {epochs - 1}, {updates} steps each; results in {folder}")
 
     best: tuple[float | None, int | None] = (None, None)
+    at_chance = ""
     epoch = start_epoch
     try:
         for epoch in range(start_epoch, epochs):
@@ -158,11 +159,11 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
             evaluated = None
             if (epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs:
                 if loader_eval is not None:
-                    evaluated = validate(eval_model, loader_eval, args, autocast, epoch)
+                    evaluated, at_chance = validate(eval_model, loader_eval, args, autocast, epoch)
                     if eval_model_ema is not None:
                         if args.distributed and args.dist_bn:
                             utils.distribute_bn(eval_model_ema, args.world_size, args.dist_bn == "reduce")
-                        evaluated = validate(eval_model_ema, loader_eval, args, autocast, epoch)
+                        evaluated, at_chance = validate(eval_model_ema, loader_eval, args, autocast, epoch)
                 lr = sum(group["lr"] for group in optimizer.param_groups) / len(optimizer.param_groups)
                 if run is not None:
                     best = run.save(epoch, train, evaluated, lr)
@@ -180,6 +181,8 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
     finally:
         if stored is not None:
             stored.run.close()
+    if at_chance:
+        say(args, f"the run ended at chance: right on {at_chance}; it has learned nothing that counts")
     if best[0] is not None:
         say(
             args, f"best {args.eval_metric} {best[0]:.4f} in epoch {best[1]}; {folder / 'model_best.pth.tar'}"

@@ -63,6 +63,8 @@ pytestmark = pytest.mark.integration
         ("--std 0", ["--std", "greater than 0"]),
         ("--hflip 2", ["--hflip", "[0, 1]"]),
         ("--lr-base-size 0", ["--lr-base-size", "at least 1"]),
+        ("--model torchvision:resnet18", ["torchvision:resnet18", "timm's own is called resnet18"]),
+        ("--model nosuch:x", ["unknown model 'nosuch:x'"]),
         ("--input-size 3 0 32", ["--input-size", "greater than 0"]),
     ],
 )
@@ -87,6 +89,7 @@ def test_arguments(train, tmp_path, arguments, words):
         ("--bce-loss", ["--bce-loss", "--kd-teacher"]),
         ("--kd-model-name resnet50", ["--kd-model-name", "upstream"]),
         ("--kd-teacher nosuch_model", ["unknown teacher 'nosuch_model'"]),
+        ("--kd-teacher torchvision:resnet18", ["unknown teacher 'torchvision:resnet18'"]),
         ("--kd-teacher-checkpoint nosuch.pth", ["--kd-teacher-checkpoint nosuch.pth", "no such file"]),
         ("--kd-teacher resnet10t", ["another architecture", "resnet10t"]),
         ("--kd-teacher-kwargs in_chans=1", ["in_chans"]),

@@ -119,10 +119,19 @@ def test_logits_that_are_no_numbers_are_no_validation(model, bias):
 def test_validation_counts_every_sample_once(model):
     data = batches([8, 8, 3])
     model.train()
-    metrics = validate(model, data, ARGS, nullcontext)
+    metrics, _ = validate(model, data, ARGS, nullcontext)
     images, targets = (torch.cat(parts) for parts in zip(*data, strict=True))
     logits = model(images)
     assert metrics["loss"] == pytest.approx(functional.cross_entropy(logits, targets).item(), rel=1e-6)
     assert metrics["top1"] == pytest.approx(100 * float((logits.argmax(-1) == targets).float().mean()))
     assert metrics["top5"] == pytest.approx(100)
     assert not model.training
+
+
+@pytest.mark.parametrize("guess", [1, None])
+def test_a_model_at_chance_is_named(guess):
+    """Always the commonest class, of 75 % of the images: no better than a guess, though above 1 in 4."""
+    targets = torch.tensor([1, 1, 1, 0] * 16)
+    answers = functional.one_hot(targets if guess is None else torch.full_like(targets, guess), 4).float()
+    _, at_chance = validate(nn.Identity(), Batches([(answers, targets)]), ARGS, nullcontext)
+    assert at_chance == ("75.0 % of 64 validation images (chance 75.0 %)" if guess else "")

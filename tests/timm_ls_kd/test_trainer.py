@@ -410,3 +410,9 @@ def test_what_the_process_was_started_to_ignore_stays_ignored():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_that_ends_at_chance_says_so(train):
+    result = train("guess", "--epochs", 1, "--lr", 0)
+    assert "the run ended at chance: right on " in result.out
+    assert "% of 48 validation images (chance 25.0 %)" in result.out

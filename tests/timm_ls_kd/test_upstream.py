@@ -155,7 +155,7 @@ def test_a_full_disk_is_one_line(script, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        script(teacher=False).assert_one_clear_line("last.pth.tar", "the disk is full")
+        script(teacher=False).assert_one_clear_line("run/tmp.pth.tar", "the disk is full")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "run").iterdir()) == []
