@@ -1,14 +1,19 @@
 """What a recipe imports (`custom_imports`): everything registered, one-line errors, and gloo on the CPU."""
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
+from numpy._core import multiarray
 
-from lskd import LskdError
+from lskd import DivergedError, LskdError
 from mmcls_bnn.compat import register_own
 
 
@@ -22,22 +27,39 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     sys.stdout.flush()
     print(f"mmcls_bnn: error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
     _stop_mim()
-    raise SystemExit(2)
+    raise SystemExit(DivergedError.STATUS if isinstance(error, DivergedError) else 2)
 
 
 def _stop_mim() -> None:
-    """Ask `mim`, where it has started this process, to stop as at Ctrl-C.
+    """Ask `mim`, where it has started this process, to stop as at Ctrl-C, or where that is ignored, to end.
 
     It would otherwise bury the one line under a traceback of its own: a training script that ends with a
     status other than 0 is an exception to it.
     """
-    parent = os.getppid()
+    parent = Path("/proc", str(os.getppid()))
     try:
-        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        words = (parent / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        ignored = re.search(r"^SigIgn:\s*(\w+)", (parent / "status").read_text(), re.MULTILINE)
     except OSError:
         return
     if any(Path(word).name == "mim" for word in words[:2]):
-        os.kill(parent, signal.SIGINT)
+        # A shell starts with SIGINT ignored what it puts in the background.
+        deaf = ignored is not None and int(ignored[1], 16) >> (signal.SIGINT - 1) & 1
+        os.kill(int(parent.name), signal.SIGTERM if deaf else signal.SIGINT)
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """Be `getattr` in a checkpoint, for mmengine's log and the methods that it stores with it."""
+    if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
+        return getattr(owner, name)
+    raise TypeError(f"a checkpoint asks for {name} of {owner}, which is not allowed")
+
+
+def _allow_log() -> None:
+    """Let torch's safe loading read the log that mmengine stores where there is no SafeCheckpointHook."""
+    arrays = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
+    arrays += [type(np.dtype(name)) for name in ("f8", "i8")]
+    torch.serialization.add_safe_globals([HistoryBuffer, *arrays, (_statistic, "builtins.getattr")])
 
 
 def _join_processes() -> None:
@@ -52,5 +74,6 @@ def _join_processes() -> None:
 
 
 register_own()
+_allow_log()
 sys.excepthook = _report
 _join_processes()
