@@ -70,6 +70,7 @@ __all__ = [
     "labels_of",
     "predictions_of",
     "register_own",
+    "scores_of",
     "use_registry",
 ]
 
@@ -99,6 +100,14 @@ def labels_of(data_samples: Sequence[Any]) -> Tensor:
     if "score" in data_samples[0].gt_label:
         return torch.stack([sample.gt_label.score for sample in data_samples])
     return torch.cat([sample.gt_label.label for sample in data_samples])
+
+
+def scores_of(predictions: Sequence[Any]) -> Tensor:
+    """Return the probabilities `(B, K)` of a validation batch's predictions."""
+    mmpretrain = FRAMEWORK == "mmpretrain"
+    return torch.stack(
+        [sample.pred_score if mmpretrain else sample.pred_label.score for sample in predictions]
+    )
 
 
 def predictions_of(head: Any, logits: Tensor, data_samples: Sequence[Any] | None) -> list[Any]:

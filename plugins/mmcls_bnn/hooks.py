@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 
 from lskd import LskdError
@@ -26,6 +28,11 @@ def unwrapped(model: nn.Module) -> Any:
     return model.module if is_model_wrapper(model) else model
 
 
+def is_training(runner: Any) -> bool:
+    """Tell whether a run trains, before it begins: testing leaves the training loop unbuilt."""
+    return isinstance(runner._train_loop, BaseLoop)
+
+
 def mixed_precision(runner: Any) -> bool:
     """Tell whether a run's forward passes are under autocast."""
     return type(runner.optim_wrapper).__name__ == "AmpOptimWrapper"
@@ -33,10 +40,10 @@ def mixed_precision(runner: Any) -> bool:
 
 @HOOKS.register_module()
 class SafeCheckpointHook(Hook):
-    """Keep out of checkpoints what torch's safe loading refuses, and say in them which student they hold.
+    """Keep mmengine's log out of checkpoints, and say in them which student they hold.
 
-    mmengine stores the history of every logged number as objects of its own, and then cannot resume or test
-    from its own file. The log's files keep the history.
+    It is the history of every logged number, as objects that torch's safe loading refuses wherever this
+    package is not imported. The log's files keep it.
     """
 
     def before_run(self, runner: Any) -> None:
@@ -45,17 +52,33 @@ class SafeCheckpointHook(Hook):
         Raises:
             LskdError: for a variable that changes nothing.
         """
-        check_variables(runner.cfg)
+        if is_training(runner):
+            check_variables(runner.cfg)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Reduce 'message_hub' to plain values, and add the note to 'meta'."""
         hub = checkpoint.get("message_hub") or {}
-        info = {key: value for key, value in hub.get("runtime_info", {}).items() if type(value) in _PLAIN}
+        info = _plain(dict(hub.get("runtime_info", {})))
         resumed = {key: bool(hub.get("resumed_keys", {}).get(key, True)) for key in info}
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": resumed}
         binarize = binarized_in(unwrapped(runner.model))
         if binarize is not None:
             checkpoint["meta"][NOTE] = {"binarize": binarize, **_student(runner.cfg)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without what is no plain number, text, list or dictionary."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items() if _is_plain(each)}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping | list | tuple):
+        return all(_is_plain(each) for each in (value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, np.generic) or type(value) in _PLAIN
 
 
 def _student(cfg: Any) -> dict[str, str]:
@@ -145,14 +168,15 @@ class TeacherHook(Hook):
         self.samples = samples
 
     def before_run(self, runner: Any) -> None:
-        """Check what the recipe says; the runner loads the teacher after this.
+        """Check what the recipe says; the runner loads the teacher after this, if it trains.
 
         Raises:
             LskdError: for a model without a teacher, or a variable that changes nothing.
         """
+        if not is_training(runner):
+            return
         check_variables(runner.cfg)
-        model = unwrapped(runner.model)
-        if not hasattr(model, "teacher_settings"):
+        if not hasattr(unwrapped(runner.model), "teacher_settings"):
             raise LskdError("TeacherHook is for a model of type LsKdClassifier; take it out of custom_hooks.")
 
     def before_train(self, runner: Any) -> None:

@@ -5,10 +5,14 @@ import signal
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
+from numpy._core import multiarray
 
-from lskd import LskdError
+from lskd import DivergedError, LskdError
 from mmcls_bnn.compat import register_own
 
 
@@ -22,7 +26,7 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     sys.stdout.flush()
     print(f"mmcls_bnn: error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
     _stop_mim()
-    raise SystemExit(2)
+    raise SystemExit(DivergedError.STATUS if isinstance(error, DivergedError) else 2)
 
 
 def _stop_mim() -> None:
@@ -41,6 +45,20 @@ def _stop_mim() -> None:
         os.kill(parent, signal.SIGTERM if ignored else signal.SIGINT)
 
 
+def _statistic(owner: Any, name: str) -> Any:
+    """Be `getattr` in a checkpoint, for mmengine's log and the methods that it stores with it."""
+    if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
+        return getattr(owner, name)
+    raise TypeError(f"a checkpoint asks for {name} of {owner}, which is not allowed")
+
+
+def _allow_log() -> None:
+    """Let torch's safe loading read the log that mmengine stores where there is no SafeCheckpointHook."""
+    arrays = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
+    arrays += [type(np.dtype(name)) for name in ("f8", "i8")]
+    torch.serialization.add_safe_globals([HistoryBuffer, *arrays, (_statistic, "builtins.getattr")])
+
+
 def _join_processes() -> None:
     """Join the processes of `torch.distributed.run` with gloo where there is no GPU.
 
@@ -53,5 +71,6 @@ def _join_processes() -> None:
 
 
 register_own()
+_allow_log()
 sys.excepthook = _report
 _join_processes()

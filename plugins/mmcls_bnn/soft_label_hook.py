@@ -7,7 +7,7 @@ from mmengine.runner import EpochBasedTrainLoop
 
 from lskd import LskdError
 from mmcls_bnn.compat import HOOKS
-from mmcls_bnn.hooks import mixed_precision, unwrapped
+from mmcls_bnn.hooks import is_training, mixed_precision, unwrapped
 from mmcls_bnn.mixing import mix_by_image
 from mmcls_bnn.replay import seed_pipeline
 from mmcls_bnn.soft_label_settings import identity_of
@@ -31,7 +31,7 @@ class SoftLabelsHook(Hook):
             LskdError: what the run does cannot be repeated, or the store belongs to another run.
         """
         model = unwrapped(runner.model)
-        if getattr(model, "soft_label_settings", None) is None:
+        if getattr(model, "soft_label_settings", None) is None or not is_training(runner):
             return
         if not isinstance(runner.train_loop, EpochBasedTrainLoop):
             raise LskdError("soft labels are stored by epoch; train with train_cfg.by_epoch=True.")

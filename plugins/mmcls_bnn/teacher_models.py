@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.files import read_yaml
 from mmcls_bnn.compat import MODELS
+from mmcls_bnn.packed import deployable
 from mmcls_bnn.teacher import InputFormat, Teacher, TeacherSettings
 
 _IMAGENET = InputFormat((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), rgb=True)
@@ -136,12 +137,9 @@ def _mmcls(
         raise LskdError(f"the teacher's config {path} does not exist; give the path of an mmcls config.")
     try:
         config = Config.fromfile(path)
-        description = config.model.to_dict()
         # Weights come from the checkpoint alone: nothing is to be fetched or drawn for it.
-        for key in ("pretrained", "teacher", "init_cfg"):
-            description.pop(key, None)
-        preprocessor = description.pop("data_preprocessor", None) or config.get("data_preprocessor")
-        description["data_preprocessor"] = dict(preprocessor or {}, type="ClsDataPreprocessor")
+        description = deployable(config.model.to_dict(), config.get("data_preprocessor"))
+        description["data_preprocessor"] = {**description["data_preprocessor"], "type": "ClsDataPreprocessor"}
         model: nn.Module = MODELS.build(description)
     except LskdError:
         raise

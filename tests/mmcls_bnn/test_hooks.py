@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 
-from lskd import CheckpointError
-from mmcls_bnn.curves import COLUMNS, CurvesHook
-from mmcls_bnn.data import seed_worker
+from lskd import CheckpointError, DivergedError, LskdError
+from mmcls_bnn import command
+from mmcls_bnn.curves import COLUMNS, CurvesHook, at_chance
+from mmcls_bnn.data import CheckedImageFolder, seed_worker
 from mmcls_bnn.hooks import EpochSeedHook, SafeCheckpointHook, flip_ratio, latent_signs
 from mmcls_bnn.layers import BinaryConv2d
 from mmcls_bnn.reactnet import ReActNet
+from mmcls_bnn.register import _report
 from mmcls_bnn.step1 import load_step1
 
 pytestmark = pytest.mark.unit
@@ -30,9 +33,10 @@ class Student(torch.nn.Module):
 def save(path, model):
     hub = MessageHub.get_instance(f"test-{path.name}")
     hub.update_scalar("train/loss", 1.5)
-    hub.update_info("best_score", 0.5)
+    hub.update_info("best_score", np.float64(0.5))
     hub.update_info("best_ckpt", "best.pth")
     hub.update_info("array", np.zeros(3))
+    hub.update_info("keep_ckpt_ids", [1, np.int64(2)])
     checkpoint = {"meta": {"epoch": 1}, "state_dict": model.state_dict(), "message_hub": hub.state_dict()}
     cfg = Config({"model": {"type": "LsKdClassifier", "backbone": {}, "teacher": {"checkpoint": "t"}}})
     runner = SimpleNamespace(model=model, cfg=cfg)
@@ -44,7 +48,8 @@ def test_checkpoints_are_read_by_safe_loading(tmp_path):
     model = Student()
     save(tmp_path / "c.pth", model)
     content = torch.load(tmp_path / "c.pth", weights_only=True)
-    assert content["message_hub"]["runtime_info"] == {"best_score": 0.5, "best_ckpt": "best.pth"}
+    info = {"best_score": 0.5, "best_ckpt": "best.pth", "keep_ckpt_ids": [1, 2]}
+    assert content["message_hub"]["runtime_info"] == info
     note = content["meta"]["mmcls_bnn"]
     assert note["binarize"] == ["activations", "weights"]
     student = {"type": "ImageClassifier", "backbone": {}, "data_preprocessor": {}}
@@ -61,9 +66,26 @@ def test_a_model_built_in_python_has_no_config_to_note(tmp_path):
     assert checkpoint["meta"]["mmcls_bnn"] == {"binarize": ["activations", "weights"]}
 
 
-def test_without_the_hook_they_are_not(tmp_path):
-    torch.save({"message_hub": {"log_scalars": {"loss": HistoryBuffer([1.0], [1])}}}, tmp_path / "c.pth")
-    with pytest.raises(Exception, match="Weights only load failed"):
+def test_without_the_hook_they_are_read_where_the_package_is_imported(tmp_path):
+    torch.save({"log": HistoryBuffer([1.0, 3.0], [1, 1])}, tmp_path / "c.pth")
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        with pytest.raises(Exception, match="Weights only load failed"):
+            torch.load(tmp_path / "c.pth", weights_only=True)
+    finally:
+        torch.serialization.add_safe_globals(allowed)
+    assert torch.load(tmp_path / "c.pth", weights_only=True)["log"].mean() == 2.0
+
+
+class Reaches:
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, "update")
+
+
+def test_getattr_in_a_checkpoint_reaches_statistics_alone(tmp_path):
+    torch.save(Reaches(), tmp_path / "c.pth")
+    with pytest.raises(Exception, match="not allowed"):
         torch.load(tmp_path / "c.pth", weights_only=True)
 
 
@@ -120,11 +142,12 @@ def test_epochs_are_seeded_apart_and_repeatably():
 
 
 class Loop:
-    val_begin, val_interval = 1, 1
+    val_begin, val_interval, max_epochs = 1, 1, 3
 
 
 def curve_runner(folder, epoch):
     runner = SimpleNamespace(work_dir=str(folder), epoch=epoch, model=torch.nn.Linear(1, 1), ran=[])
+    runner.logger = logging.getLogger("curves")
     runner.optim_wrapper = SimpleNamespace(get_lr=lambda: {"lr": [0.1]})
     runner.message_hub = SimpleNamespace(log_scalars={})
     runner.train_loop = Loop()
@@ -162,3 +185,22 @@ def test_curves_of_a_run_killed_before_its_validation(tmp_path):
     CurvesHook().before_train(earlier)
     assert [row["epoch"] for row in rows(tmp_path)] == ["1"]
     assert earlier.ran == []
+
+
+def test_a_run_at_chance_is_named(digits):
+    dataset = CheckedImageFolder(str(digits), "val", num_classes=4)
+    assert "no better than chance: 25.00 % of 48 validation images" in at_chance(dataset, 25.0)
+    assert at_chance(dataset, 50.0) == ""
+
+
+@pytest.mark.parametrize(("error", "status"), [(LskdError("mistake"), 2), (DivergedError("diverged"), 3)])
+def test_a_diverged_run_has_a_status_of_its_own(error, status, capsys):
+    with pytest.raises(SystemExit) as end:
+        _report(type(error), error, None)
+    assert end.value.code == status
+    assert capsys.readouterr().err == f"mmcls_bnn: error: {error}\n"
+
+    def work():
+        raise error
+
+    assert command.run(work) == status

@@ -118,6 +118,18 @@ def test_mmcls_config_and_checkpoint(mmcls_teacher):
         load_teacher(given, 10, GREY)
 
 
+def test_a_student_of_ours_is_the_next_teacher(student, tmp_path):
+    model = MODELS.build(student).eval()
+    torch.save({"state_dict": model.state_dict(), "meta": {"epoch": 1}}, tmp_path / "epoch_1.pth")
+    config = tmp_path / "student.py"
+    config.write_text(f"model = {student!r}\n")
+    given = TeacherSettings.of({"config": str(config), "checkpoint": str(tmp_path / "epoch_1.pth")})
+    images = normalised(pixels(1), GREY.mean, GREY.std)
+    with torch.no_grad():
+        expected = model(images, mode="tensor")
+    assert torch.equal(load_teacher(given, 4, GREY)(images), expected)
+
+
 def test_description_names_the_least_loss(tmp_path, teacher_file):
     given = settings(teacher_file, smoothing=0.1, mean=[127.5], std=[127.5])
     line = describe_teacher(given, load_teacher(given, 4, GREY), 4)
