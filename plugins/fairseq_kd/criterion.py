@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+import torch
 from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.logging import metrics
+from fairseq.tasks.translation import TranslationTask
 from torch import Tensor, nn
 
-from fairseq_kd.errors import user_errors
 from fairseq_kd.settings import LsKdConfig, resolve
 from fairseq_kd.teacher import Teacher, best_checkpoint, split_paths
 from lskd import (
@@ -25,6 +26,7 @@ from lskd import (
 
 # Sums over the tokens of a batch, in nats; logged as means, in bits where fairseq's own losses are.
 _TERMS = ("kd_ce", "kd_kl", "kd_teacher_entropy", "kd_hard_ce", "kd_agreement")
+_WITHOUT_TEACHER = ("kd_hard_ce", "kd_weight")  # that need no teacher's words
 
 
 @register_criterion("ls_kd", dataclass=LsKdConfig)
@@ -36,15 +38,14 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
     weight 0, validation - the criterion is fairseq's own.
 
     Raises:
-        FairseqKdError: for values out of range, when the criterion is built.
+        LskdError: for values out of range, when the criterion is built.
     """
 
     def __init__(self, cfg: LsKdConfig, task: Any) -> None:
         """Check the flags; nothing is loaded yet."""
-        with user_errors():
-            self_settings = resolve(cfg, len(task.target_dictionary))
-            _check_task(self_settings.weight, self_settings.teacher, task)
-            _check_schedule(self_settings, task)
+        self_settings = resolve(cfg, len(task.target_dictionary))
+        _check_task(self_settings.weight, self_settings.teacher, task)
+        _check_schedule(self_settings, task)
         super().__init__(
             task,
             cfg.sentence_avg,
@@ -75,8 +76,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
     def train(self, mode: bool = True) -> Self:
         """Load the teacher before the first update."""
         if mode and not self._ready:
-            with user_errors():
-                self._prepare()
+            self._prepare()
             self._ready = True
         super().train(mode)
         return self
@@ -86,17 +86,16 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """Return loss, sample size and what is logged, as fairseq's criteria do."""
         weight = self.weight
-        if not model.training or self.settings.weight == 0:
-            result: tuple[Tensor, Any, dict[str, Any]] = super().forward(model, sample, reduce=reduce)
-            return result
+        if not model.training or weight == 0:
+            loss, sample_size, log = super().forward(model, sample, reduce=reduce)
+            if model.training and self.settings.weight > 0:  # the schedule asks the teacher no more
+                tokens = self._tokens(sample)
+                log |= {"kd_all_tokens": tokens, "kd_weight": 0 * tokens, "kd_hard_ce": log["loss"]}
+            return loss, sample_size, log
         net_output = model(**sample["net_input"])
         logits, target = net_output[0], sample["target"]
-        if logits.shape[-1] != len(self.task.target_dictionary):
-            with user_errors():
-                raise LskdError(
-                    "the student gives no logits over the target dictionary; drop --adaptive-softmax-cutoff"
-                )
         terms = self._distil(logits, target, sample, weight)
+        tokens = self._tokens(sample)
         sample_size = target.size(0) if self.sentence_avg else sample["ntokens"]
         log = {
             "loss": terms.loss.data,
@@ -104,8 +103,9 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
             "ntokens": sample["ntokens"],
             "nsentences": target.size(0),
             "sample_size": sample_size,
-            "kd_tokens": sample["ntokens"],
-            "kd_weight": weight * sample["ntokens"],
+            "kd_tokens": tokens,
+            "kd_all_tokens": tokens,
+            "kd_weight": weight * tokens,
         }
         soft = (
             terms.cross_entropy,
@@ -125,13 +125,32 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         """Log fairseq's numbers, and the teacher's where there are any."""
         logging_outputs = list(logging_outputs)
         super().reduce_metrics(logging_outputs)
-        tokens = sum(float(log.get("kd_tokens", 0)) for log in logging_outputs)
-        if tokens == 0:
-            return
+
+        def total(name: str) -> float:
+            return sum(float(log.get(name, 0)) for log in logging_outputs)
+
+        asked, trained = total("kd_tokens"), total("kd_all_tokens")
         for name in (*_TERMS, "kd_weight"):
-            value = sum(float(log.get(name, 0)) for log in logging_outputs) / tokens
-            bits = 1 if name in ("kd_agreement", "kd_weight") else math.log(2)
-            metrics.log_scalar(name, value / bits, tokens, round=3)
+            tokens = trained if name in _WITHOUT_TEACHER else asked
+            if tokens:
+                bits = 1 if name in ("kd_agreement", "kd_weight") else math.log(2)
+                metrics.log_scalar(name, total(name) / tokens / bits, tokens, round=3)
+
+    def check_student(self, model: nn.Module) -> None:
+        """Check the student before the first update.
+
+        Raises:
+            LskdError: it has an adaptive softmax.
+        """
+        if self.settings.weight > 0 and getattr(getattr(model, "decoder", None), "adaptive_softmax", None):
+            raise LskdError(
+                "the student gives no logits over the target dictionary; drop --adaptive-softmax-cutoff"
+            )
+
+    def _tokens(self, sample: dict[str, Any]) -> Any:
+        """Return how many target tokens the loss is of."""
+        skip = self.ignore_prefix_size
+        return sample["target"][:, skip:].ne(self.padding_idx).sum() if skip > 0 else sample["ntokens"]
 
     def _distil(self, logits: Tensor, target: Tensor, sample: dict[str, Any], weight: float) -> FusedTerms:
         skip = self.ignore_prefix_size
@@ -157,7 +176,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
     def _teacher_of(self, sample: dict[str, Any], logits: Tensor) -> Tensor | TopK:
         stored = sample.get("soft_labels")
         if stored is not None:
-            values, ids = stored
+            values, ids = stored[0].view(torch.float32), stored[1]
             k = self.settings.top_k or values.shape[-1]
             return TopK(values[..., :k], ids[..., :k], self.settings.rest)
         if self.teacher is None:
@@ -211,6 +230,11 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
 def _check_task(weight: float, teacher: str | None, task: Any) -> None:
     if weight == 0:
         return
+    if not isinstance(task, TranslationTask):
+        raise LskdError(
+            f"--criterion ls_kd distils translation, and the task is {type(task).__name__}; "
+            "give --task translation or translation_ls_kd, or --kd-weight 0"
+        )
     if teacher is None and not getattr(task.cfg, "kd_soft_labels", None):
         raise LskdError(
             "--criterion ls_kd has no teacher: give --kd-teacher FILE, or --task translation_ls_kd "

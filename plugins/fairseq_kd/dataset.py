@@ -66,7 +66,10 @@ class SoftLabelledPairs(SteadyPairs):
             )
 
     def collater(self, samples: Sequence[dict[str, Any]], pad_to_length: Any = None) -> dict[str, Any]:
-        """Collate as fairseq does, and add ``soft_labels``: values and ids ``(batch, target length, k)``."""
+        """Collate as fairseq does, and add ``soft_labels``: values and ids ``(batch, target length, k)``.
+
+        The values are float32, seen as int32: fairseq casts a batch's float32 to the student's precision.
+        """
         batch: dict[str, Any] = self.dataset.collater(samples, pad_to_length=pad_to_length)
         if batch.get("target") is not None:
             batch["soft_labels"] = self._rows_of(batch["id"].tolist(), batch["target"])
@@ -86,7 +89,7 @@ class SoftLabelledPairs(SteadyPairs):
                 )
             place = slice(-length, None) if self.dataset.left_pad_target else slice(0, length)
             values[row, place], ids[row, place] = stored.values, stored.ids
-        return torch.from_numpy(values), torch.from_numpy(ids)
+        return torch.from_numpy(values).view(torch.int32), torch.from_numpy(ids)
 
 
 def data_identity(data: str, subset: str, source: str, target: str) -> dict[str, Any]:

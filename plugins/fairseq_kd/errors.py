@@ -1,47 +1,31 @@
-"""What a user can mend is one line and exit status 2, in fairseq's own commands too."""
+"""What a user can mend is one line and exit status 2, in fairseq's own commands too; 3 if a run diverged."""
 
 import logging
 import os
 import pickle
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-from hydra.errors import CompactHydraException
-
-from lskd import LskdError
+from lskd import DivergedError, LskdError
 
 PREFIX = "fairseq_kd: error: "
 _REFUSED = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")  # in torch's message
-_LAST_LINE = re.compile(rf"^[\w.]+: ({re.escape(PREFIX)}.*)\Z", re.MULTILINE)
-
-
-class FairseqKdError(LskdError, CompactHydraException):
-    """An error that `fairseq-train`, `-generate`, `-validate` and `fairseq-hydra-train` show as one line."""
-
-
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Give errors of the core the form that fairseq's commands show as one line."""
-    try:
-        yield
-    except FairseqKdError:
-        raise
-    except LskdError as error:
-        raise FairseqKdError(PREFIX + " ".join(str(error).split())) from None
+# The end of the traceback that a process hands to the one that spawned it.
+_SPAWNED = re.compile(r"^lskd\._errors\.(\w+): (.*)\Z", re.MULTILINE)
 
 
 def install() -> None:
     """Print such errors without a traceback; every other exception is shown as before."""
     if getattr(sys.excepthook, "of_fairseq_kd", False):
         return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or hydra prints a traceback of its own and exits with 1
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        line = _as_line(error)
+        line, status = _as_line(error)
         if line is None:
             before(kind, error, traceback)
             return
@@ -49,27 +33,30 @@ def install() -> None:
         sys.stdout.flush()
         print(line, file=sys.stderr, flush=True)
         # Not sys.exit: fairseq's thread that reads ahead would turn it into an abort with lines of its own.
-        os._exit(2)
+        os._exit(status)
 
     hook.of_fairseq_kd = True  # type: ignore[attr-defined]
     sys.excepthook = hook
 
 
-def _as_line(error: BaseException) -> str | None:
+def _as_line(error: BaseException) -> tuple[str | None, int]:
+    """Return the line, None for an error that is none of ours, and the exit status."""
     text = str(error)
     if isinstance(error, LskdError):
-        return text if text.startswith(PREFIX) else PREFIX + " ".join(text.split())
+        status = DivergedError.STATUS if isinstance(error, DivergedError) else 2
+        return PREFIX + " ".join(text.split()), status
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in text.lower().replace(" ", "_"):
         what = (
             refused[1] if (refused := _REFUSED.search(text)) else "something other than weights and settings"
         )
-        return (
+        line = (
             f"{PREFIX}the checkpoint is refused: it holds {what}, and loading that would run code that is in "
             "the file; use one that fairseq itself wrote"
         )
-    if raised := _LAST_LINE.search(text.strip()):  # a process that fairseq spawned ended with such an error
-        return raised[1]
-    return None
+        return line, 2
+    if raised := _SPAWNED.search(text.strip()):
+        return PREFIX + raised[2], DivergedError.STATUS if raised[1] == DivergedError.__name__ else 2
+    return None, 1
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -77,8 +64,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except LskdError as error:
-        print(_as_line(error), file=sys.stderr, flush=True)
-        sys.exit(2)
+        line, status = _as_line(error)
+        print(line, file=sys.stderr, flush=True)
+        sys.exit(status)
     except KeyboardInterrupt:
         print("fairseq_kd: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

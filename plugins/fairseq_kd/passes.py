@@ -5,13 +5,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fairseq import utils
 
-from fairseq_kd.teacher import Teacher
+from fairseq_kd.teacher import Teacher, split_paths
 from lskd import LskdError
 
 WINDOW = 2048  # sentences that are held at a time, and sorted by length to fill batches
+WINDOW_BYTES = 256 << 20  # of what is held of them; one sentence may have more
 
 
 def add_pass_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +40,13 @@ def load_teacher(args: argparse.Namespace) -> Teacher:
         raise LskdError(f"--max-tokens is {args.max_tokens}; it must be 1 or more")
     if not Path(args.data).is_dir():
         raise LskdError(f"data-bin {args.data} is not a folder; give what fairseq-preprocess wrote")
-    return Teacher(args.path.split(":"), args.data, args.source_lang, args.target_lang)
+    return Teacher(split_paths(args.path), args.data, args.source_lang, args.target_lang)
 
 
-def load_pairs(teacher: Teacher, subset: str, args: argparse.Namespace) -> Any:
-    """Return the sentence pairs of a subset, and bring the teacher to its device when it makes sense of them.
+def load_pairs(teacher: Teacher, subset: str, args: argparse.Namespace, teaches: bool = True) -> Any:
+    """Return the sentence pairs of a subset, and bring the teacher to its device.
+
+    One that ``teaches`` must make sense of them.
 
     Raises:
         LskdError: it is not there, or it has no targets.
@@ -56,7 +60,8 @@ def load_pairs(teacher: Teacher, subset: str, args: argparse.Namespace) -> Any:
     pairs = task.dataset(subset)
     if pairs.tgt is None:
         raise LskdError(f"subset '{subset}' of {task.cfg.data} has no target sentences")
-    teacher.check_sense(pairs)
+    if teaches:
+        teacher.check_sense(pairs)
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     for model in teacher.models:
         model.to(device)
@@ -65,10 +70,21 @@ def load_pairs(teacher: Teacher, subset: str, args: argparse.Namespace) -> Any:
     return pairs
 
 
-def windows(pairs: Any, start: int, size: int = WINDOW) -> Iterator[range]:
-    """Yield the numbers of the sentences from ``start`` on, some at a time."""
-    for first in range(start, len(pairs), size):
-        yield range(first, min(first + size, len(pairs)))
+def windows(pairs: Any, start: int, token_bytes: int = 0, size: int | None = None) -> Iterator[range]:
+    """Yield the numbers of the sentences from ``start`` on, some at a time.
+
+    Args:
+        pairs: the sentence pairs.
+        start: the first sentence.
+        token_bytes: what is held of each target token, for `WINDOW_BYTES` in all.
+        size: most sentences; `WINDOW` if it is not given.
+    """
+    while start < len(pairs):
+        end = min(start + (size or WINDOW), len(pairs))
+        held = np.cumsum(np.asarray(pairs.tgt_sizes[start:end], np.int64)) * token_bytes
+        end = start + max(1, int(np.searchsorted(held, WINDOW_BYTES, side="right")))
+        yield range(start, end)
+        start = end
 
 
 def batches(pairs: Any, window: range, max_tokens: int, longest: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -81,7 +97,7 @@ def batches(pairs: Any, window: range, max_tokens: int, longest: Sequence[int]) 
         longest: most tokens of source and target that the teacher can read.
     """
     sizes = {index: (int(pairs.src_sizes[index]), int(pairs.tgt_sizes[index])) for index in window}
-    fitting = [index for index in window if all(a <= b for a, b in zip(sizes[index], longest, strict=True))]
+    fitting = [index for index in window if fits(pairs, index, longest)]
     batch: list[int] = []
     width = 0
     for index in sorted(fitting, key=lambda index: (*sizes[index][::-1], index)):
@@ -93,6 +109,11 @@ def batches(pairs: Any, window: range, max_tokens: int, longest: Sequence[int]) 
         width = width_with
     if batch:
         yield pairs.collater([pairs[i] for i in batch])
+
+
+def fits(pairs: Any, index: int, longest: Sequence[int]) -> bool:
+    """Return whether the teacher can read a sentence and its target."""
+    return bool(pairs.src_sizes[index] <= longest[0] and pairs.tgt_sizes[index] <= longest[1])
 
 
 def longest_of(teacher: Teacher) -> tuple[int, int]:

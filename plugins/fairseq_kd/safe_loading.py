@@ -1,22 +1,80 @@
-"""fairseq's checkpoints under torch's `weights_only`: an allow-list of what they hold, none of it code."""
+"""fairseq's checkpoints: read under torch's `weights_only`, and built only of what runs no code of the file.
+
+Two ways lead from a file to code. What is pickled: torch's allow-list decides, with harmless names added.
+And what is built: fairseq takes architecture, task and settings from the file, and evaluates some as Python.
+So fairseq's own functions are wrapped: every command that loads a model asks here first.
+"""
 
 import argparse
-from collections.abc import Mapping
+import copy
+import functools
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, models
+from fairseq.models.lightconv import LightConvModel
+from fairseq.models.lstm import LSTMModel
+from fairseq.models.transformer import TransformerModel
+from fairseq.models.transformer_align import TransformerAlignModel
 from numpy._core import multiarray
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
 
-from lskd import CheckpointError, load_teacher_weights
+from lskd import CheckpointError, load_teacher_weights, one_line
+from lskd.files import parse_json
 
 _KINDS = ("f2", "f4", "f8", "i4", "i8", "u1", "?")
 
+# What may be built of a file. Of these classes' settings fairseq evaluates only those of _EVALUATED.
+TASKS = ("translation", "translation_ls_kd")
+_MODELS = (TransformerModel, TransformerAlignModel, LSTMModel, LightConvModel)
+_CRITERIA = (
+    "cross_entropy",
+    "label_smoothed_cross_entropy",
+    "label_smoothed_cross_entropy_with_alignment",
+    "ls_kd",
+)
+_DETOKENISERS = (None, "space", "moses", "nltk")
+_EVALUATED = ("adaptive_softmax_cutoff", "xformers_att_config", "decoder_attention")
+_NOT_CALLED = re.compile(r"[\w., -]*", re.ASCII)  # whatever Python makes of it, it calls nothing
+_LANGUAGE = re.compile(r"[\w-]*")
+_MOST_LAYERS = 1000
+_LARGEST_BEAM = 1000
+_UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_UNSTORED = 1 << 26  # numbers that a network may have beyond those in its file: tables of positions
+
+
+@dataclass
+class _Building:
+    """What a call of fairseq's loader is about: whether it takes the task from the file too, and the file."""
+
+    task: bool
+    path: str = ""
+    numbers: int = 0  # that the file has
+
+
+_building: ContextVar[_Building | None] = ContextVar("building", default=None)
+
 
 def install() -> None:
-    """Allow the settings and meters that fairseq stores beside the weights.
+    """Allow the settings and meters that fairseq stores beside the weights; guard what is built of a file.
 
     Only processes that import this plugin benefit, so `--user-dir` belongs to fairseq-generate and
     fairseq-validate too. Names from other modules stay refused.
@@ -32,25 +90,220 @@ def install() -> None:
     harmless += [(multiarray.scalar, "numpy.core.multiarray.scalar")]
     harmless += [type(np.dtype(kind)) for kind in _KINDS]
     torch.serialization.add_safe_globals(harmless)
+    wrap(checkpoint_utils, "load_checkpoint_to_cpu", _read)
+    wrap(checkpoint_utils, "load_model_ensemble_and_task", _build_all)
+    wrap(models, "build_model", _build)
+
+
+def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Let ``around(original, *args, **kwargs)`` stand for a function of fairseq; twice is once."""
+    original = getattr(owner, name)
+    if getattr(original, "of_fairseq_kd", False):
+        return
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    wrapped.of_fairseq_kd = True  # type: ignore[attr-defined]
+    setattr(owner, name, wrapped)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return what fairseq stored: weights, settings (``cfg``) and the state of the training.
 
     Raises:
-        CheckpointError: missing, damaged, unsafe, or not of fairseq.
+        LskdError: missing, damaged, unsafe, or not of fairseq.
+    """
+    state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    return state
+
+
+def check_settings(cfg: Any, path: str | Path, task: bool = True) -> None:
+    """Check that what fairseq builds of a file's settings runs nothing that is written in them.
+
+    Args:
+        cfg: the file's settings. Files of embeddings are taken out: all weights are in the checkpoint.
+        path: the file, for the message.
+        task: whether the task is built of them too.
+
+    Raises:
+        CheckpointError: an architecture or task beyond those known to be safe, or a setting that is not.
     """
     try:
-        state: dict[str, Any] = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+        _check_model(cfg.model, path)
+        if task:
+            _check_task(cfg.task, path)
+    except OmegaConfBaseException as error:
+        raise _refused(path, f"its settings cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def _check_model(settings: Any, path: str | Path) -> None:
+    name = _get(settings, "_name") or _get(settings, "arch")
+    kind = models.ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
+    if kind not in _MODELS:
+        known = ", ".join(sorted(each for each, of in models.MODEL_REGISTRY.items() if of in _MODELS))
+        raise _refused(path, f"its architecture is {name!r:.60}, and only {known} are known to run no code")
+    for owner, key, value in _settings(settings):
+        if key.endswith(_EVALUATED) and not _is_inert(value):
+            raise _refused(path, f"its setting {key} would be run as code")
+        if key.endswith("layers") and isinstance(value, int | float | np.generic) and value > _MOST_LAYERS:
+            raise _refused(path, f"its setting {key} is {value:g}, more than {_MOST_LAYERS} layers")
+        if key.endswith("embed_path") and value:
+            _forget(owner, key)
+
+
+def _check_task(settings: Any, path: str | Path) -> None:
+    name = _get(settings, "_name") or _get(settings, "task")
+    if name not in TASKS:
+        raise _refused(path, f"its task is {name!r:.60}, and the plugin knows {' and '.join(TASKS)}")
+    for key in ("source_lang", "target_lang"):
+        if not _LANGUAGE.fullmatch(str(_get(settings, key) or "")):
+            raise _refused(path, f"its setting {key} is no language")
+    if _get(settings, "eval_bleu_detok") not in _DETOKENISERS:
+        raise _refused(path, "its setting eval_bleu_detok is none of fairseq's")
+    for key in ("eval_bleu_args", "eval_bleu_detok_args"):
+        try:
+            content = parse_json(str(_get(settings, key) or "{}"))
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise _refused(path, f"its setting {key} is no JSON object")
+        beam = content.get("beam", 1)
+        if not isinstance(beam, int) or beam > _LARGEST_BEAM:
+            raise _refused(path, f"its setting {key} has a beam of {beam!r:.20}")
+
+
+def _settings(settings: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Yield owner, name and value of all settings, however deep."""
+    left, seen = [settings], set()
+    while left:
+        owner = left.pop()
+        if id(owner) in seen:
+            continue
+        seen.add(id(owner))
+        for key in list(vars(owner)) if isinstance(owner, argparse.Namespace) else list(owner):
+            value = _get(owner, key)
+            yield owner, str(key), value
+            if isinstance(value, argparse.Namespace | Mapping | DictConfig):
+                left.append(value)
+
+
+def _is_inert(value: Any) -> bool:
+    if isinstance(value, str):
+        return _NOT_CALLED.fullmatch(value) is not None
+    if value is None or isinstance(value, bool | int | float):
+        return True
+    return not isinstance(value, bytes | bytearray | Mapping) and all(
+        isinstance(one, int | float) for one in value
+    )
+
+
+def _forget(owner: Any, key: str) -> None:
+    if isinstance(owner, argparse.Namespace):
+        setattr(owner, key, None)
+    elif isinstance(owner, DictConfig):
+        with open_dict(owner):
+            owner[key] = None
+    else:
+        owner[key] = None
+
+
+def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand for `load_checkpoint_to_cpu`: a file that cannot be read is one line."""
+    try:
+        state = load(path, *args, **kwargs)
+        whole = isinstance(state["model"], Mapping) and bool(state["cfg"])
     except Exception:
+        _say_cut(Path(path))
         load_teacher_weights(path)  # says in one line what is wrong with the file
+        whole = False
+    if not whole:
         raise CheckpointError(
-            f"checkpoint {path} was not written by fairseq-train: it has no settings of a model; "
-            "give a checkpoint_*.pt that it wrote"
+            f"checkpoint {path} was not written by fairseq-train: it has no model and settings as it stores "
+            "them; give a checkpoint_*.pt that it wrote"
         ) from None
-    if not isinstance(state.get("model"), Mapping) or not state.get("cfg"):
-        raise CheckpointError(
-            f"checkpoint {path} was not written by fairseq-train: it has no model and settings; "
-            "give a checkpoint_*.pt that it wrote"
-        )
+    if (building := _building.get()) is not None:
+        _note(building, state, path)
     return state
+
+
+def _say_cut(path: Path) -> None:
+    """Say what to do about a file that ends too early: its run was ended, or the disk was full."""
+    if not path.is_file() or zipfile.is_zipfile(path):
+        return
+    with open(path, "rb") as file:
+        if file.read(2) not in (b"PK", b""):
+            return
+    others = [other for other in path.parent.glob("checkpoint*.pt") if zipfile.is_zipfile(other)]
+    newest = max(others, key=lambda other: other.stat().st_mtime, default=None)
+    advice = f"go on from a whole one with --restore-file {newest}, or " if newest else ""
+    raise CheckpointError(f"checkpoint {path} was cut while it was written; {advice}remove it to begin anew")
+
+
+def _build_all(load: Callable[..., Any], filenames: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand for `load_model_ensemble_and_task`."""
+    given = dict(
+        zip(("arg_overrides", "task", "strict", "suffix", "num_shards", "state"), args, strict=False)
+    )
+    given |= kwargs
+    building = _Building(task=given.get("task") is None)
+    token = _building.set(building)
+    try:
+        if given.get("state") is not None:
+            _note(building, given["state"], filenames[0])
+        ensemble, cfg, task = load(filenames, **given)
+    except _UNFIT as error:
+        raise CheckpointError(
+            f"checkpoint {building.path} does not fit its own settings or this data ({one_line(error)}); "
+            "give one that was trained on this data-bin"
+        ) from None
+    finally:
+        _building.reset(token)
+    if building.task:
+        build_criterion = task.build_criterion
+
+        def checked(settings: Any, *args: Any, **kwargs: Any) -> Any:
+            if (name := _get(settings, "_name")) not in _CRITERIA:
+                known = ", ".join(_CRITERIA)
+                raise _refused(building.path, f"its criterion is {name!r:.60}, and only {known} are known")
+            return build_criterion(settings, *args, **kwargs)
+
+        task.build_criterion = checked  # fairseq-validate builds the criterion that the file names
+    return ensemble, cfg, task
+
+
+def _note(building: _Building, state: dict[str, Any], path: Any) -> None:
+    check_settings(state["cfg"], path, building.task)
+    state["args"] = None  # of old checkpoints; upgraded to cfg, which is what was checked
+    stored = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // tensor.element_size()
+        for tensor in state["model"].values()
+        if isinstance(tensor, Tensor)
+    }
+    building.path, building.numbers = str(path), sum(stored.values())
+
+
+def _build(build: Callable[..., Any], cfg: Any, task: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stand for `models.build_model`: a small file must not ask for a network that fills the memory."""
+    if (building := _building.get()) is not None:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes alone
+            shapes: nn.Module = build(copy.deepcopy(cfg), task, *args, **kwargs)
+        needed = sum(tensor.numel() for tensor in (*shapes.parameters(), *shapes.buffers()))
+        if needed > building.numbers + _UNSTORED:
+            raise _refused(
+                building.path, f"its settings ask for {needed:,} numbers, the file has {building.numbers:,}"
+            )
+    return build(cfg, task, *args, **kwargs)
+
+
+def _refused(path: str | Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path} is refused: {reason}; use one of `fairseq-train --task translation`"
+    )
+
+
+def _get(settings: Any, name: str) -> Any:
+    if isinstance(settings, Mapping | DictConfig):
+        return settings.get(name)
+    return getattr(settings, name, None)

@@ -17,6 +17,8 @@ from fairseq_kd.errors import run
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError, SoftLabels, SoftLabelsLayout, SoftLabelsWriter, top_k_log_probabilities
 
+_HELD = np.dtype([("values", np.float32), ("ids", np.int32)])  # of one word of one token
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the soft labels, or go on writing them.
@@ -71,26 +73,21 @@ def identity(teacher: Teacher, subset: str, output: Path) -> dict[str, Any]:
 
 def _write(writer: SoftLabelsWriter, teacher: Teacher, pairs: Any, max_tokens: int) -> None:
     longest, k = passes.longest_of(teacher), writer.layout.k
-    pad = teacher.task.target_dictionary.pad()
     with tqdm(total=len(pairs), initial=writer.keys, unit=" sentences", mininterval=1) as bar:
-        for window in passes.windows(pairs, writer.keys):
-            rows: dict[int, tuple[Any, Any]] = {}
+        for window in passes.windows(pairs, writer.keys, k * _HELD.itemsize):
+            fitting = [passes.fits(pairs, index, longest) for index in window]
+            lengths = np.where(fitting, pairs.tgt_sizes[window.start : window.stop], 0)
+            ends = np.cumsum(lengths)
+            rows = np.empty((ends[-1], k), _HELD)
             for batch in passes.batches(pairs, window, max_tokens, longest):
                 moved = passes.to_device(teacher, batch)
-                logits, target = teacher.logits(moved["net_input"]), moved["target"]
-                mask = target.ne(pad)
+                logits = teacher.logits(moved["net_input"])
                 values, ids = (part.cpu().numpy() for part in top_k_log_probabilities(logits, k))
-                lengths = mask.sum(-1).tolist()
                 for row, index in enumerate(batch["id"].tolist()):
-                    length = lengths[row]
-                    rows[index] = values[row, :length].copy(), ids[row, :length].copy()
-            nothing = np.empty((0, k), np.float32), np.empty((0, k), np.int64)
-            said = [rows.get(index, nothing) for index in window]
-            writer.append(
-                np.concatenate([values for values, _ in said]),
-                np.concatenate([ids for _, ids in said]),
-                [len(values) for values, _ in said],
-            )
+                    place = index - window.start
+                    own = rows[ends[place] - lengths[place] : ends[place]]
+                    own["values"], own["ids"] = values[row, : len(own)], ids[row, : len(own)]
+            writer.append(rows["values"], rows["ids"], lengths)
             bar.update(len(window))
 
 

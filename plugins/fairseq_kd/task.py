@@ -9,7 +9,6 @@ from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, Transl
 from omegaconf import II
 
 from fairseq_kd.dataset import SoftLabelledPairs, SteadyPairs, data_identity
-from fairseq_kd.errors import user_errors
 from lskd import LskdError, SoftLabels
 
 _COUNTS = tuple(f"_bleu_{what}_{n}" for what in ("counts", "totals") for n in range(EVAL_BLEU_ORDER))
@@ -55,7 +54,7 @@ class TranslationLsKdTask(TranslationTask):
         """Load a split; the training set of a training run with its soft labels.
 
         Raises:
-            FairseqKdError: soft labels that are missing, damaged, unfinished or of something else.
+            LskdError: soft labels that are missing, damaged, unfinished or of something else.
         """
         training = split == self.cfg.train_subset and "task_cfg" not in kwargs  # which evaluation passes
         if not (training and self.cfg.kd_soft_labels):
@@ -65,10 +64,9 @@ class TranslationLsKdTask(TranslationTask):
             return
         # Soft labels are of one file of sentences; train1, train2, ... would follow under the same numbers.
         super().load_dataset(split, epoch, False, **kwargs)
-        with user_errors():
-            if self.soft_labels is None:
-                self.soft_labels = self._open_soft_labels(split)
-            self.datasets[split] = SoftLabelledPairs(self.datasets[split], self.soft_labels)
+        if self.soft_labels is None:
+            self.soft_labels = self._open_soft_labels(split)
+        self.datasets[split] = SoftLabelledPairs(self.datasets[split], self.soft_labels)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, seed: int = 1, **kwargs: Any) -> Any:
         """Return batches as fairseq does; a run that goes on gets those of an unbroken one."""

@@ -1,5 +1,6 @@
 """The online teacher: one or several frozen fairseq models, outside of the student."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +12,16 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.utils import overwrite_args_by_name
-from fairseq.models import FairseqEncoderDecoderModel
 from torch import Tensor, nn
 
-from fairseq_kd.safe_loading import read_checkpoint
+from fairseq_kd.safe_loading import check_settings, read_checkpoint
+from fairseq_kd.watched_trainer import STATE, dictionary_checksums
 from lskd import CheckpointError, LskdError, ensemble_logits, file_checksum
 
 _SENSE_SENTENCES = 16
+_NOTHING = "it has no checksums of them, and its own data-bin is not there"
+
+logger = logging.getLogger(__name__)
 
 
 class Teacher:
@@ -31,6 +35,8 @@ class Teacher:
         task: the first model's task, with the dictionaries of ``data``.
         settings: the first checkpoint's configuration.
         bleu: the validation BLEU that the first checkpoint was chosen by; None where it was another metric.
+        recorded: nats a token in validation, as each checkpoint records it; None where it does not.
+        checked: how each checkpoint's dictionaries were compared with those of ``data``; None: not at all.
     """
 
     def __init__(
@@ -41,10 +47,14 @@ class Teacher:
         self.checksum = ":".join(file_checksum(path) for path in self.paths)
         self.models: list[nn.Module] = []
         self.task: Any = None
+        self.recorded: list[float | None] = []
+        self.checked: list[str | None] = []
         names = []
         with _same_random_numbers_after():
             for path in self.paths:
-                state, model, task = _load(path, data, source, target)
+                state, model, task, checked = _load(path, data, source, target)
+                self.checked.append(checked)
+                self.recorded.append(_recorded_nll(state))
                 names.append(str(_get(state["cfg"].model, "_name") or _get(state["cfg"].model, "arch")))
                 if self.task is None:
                     self.task, self.settings, self.bleu = task, state["cfg"], _bleu_of(state)
@@ -64,27 +74,40 @@ class Teacher:
         return ensemble_logits([model(**net_input)[0] for model in self.models])
 
     def check_sense(self, pairs: Any) -> None:
-        """Refuse a teacher that does worse than guessing on some sentences, as with another dictionary.
+        """Refuse a teacher that is at a loss with these sentences, as with another dictionary; log numbers.
+
+        Each teacher is compared with the validation loss that its checkpoint records: it is refused when it
+        is nearer to guessing than to that, and without such a record when it does worse than guessing.
 
         Args:
             pairs: a data set of sentence pairs; None checks nothing.
 
         Raises:
-            LskdError: for a teacher that gives the targets far less than one in the vocabulary's size.
+            LskdError: for a teacher to which the sentences make no sense.
         """
         if not pairs:
             return
         batch = pairs.collater([pairs[index] for index in range(min(len(pairs), _SENSE_SENTENCES))])
         target = batch["target"]
         mask = target.ne(self.task.target_dictionary.pad())
-        logits = self.logits(batch["net_input"])[mask].float()
-        nll = float(nn.functional.cross_entropy(logits, target[mask]))
-        chance = math.log(logits.shape[-1])
-        if not nll < chance + 1:
-            raise LskdError(
-                f"teacher {self} gives this data's target words less than chance (nll {nll:.1f} nats, "
-                f"guessing has {chance:.1f}); its dictionary is another one: give a teacher that was trained "
-                "on this data-bin"
+        chance = math.log(len(self.task.target_dictionary))
+        for path, model, recorded, checked in zip(
+            self.paths, self.models, self.recorded, self.checked, strict=True
+        ):
+            with torch.inference_mode():
+                logits = model(**batch["net_input"])[0][mask].float()
+            nll = float(nn.functional.cross_entropy(logits, target[mask]))
+            found = f"{nll:.2f} nats a token on this data, guessing has {chance:.2f}"
+            if recorded is not None:
+                found += f", its checkpoint records {recorded:.2f}"
+            better = recorded is not None and recorded < chance
+            if not nll < ((recorded + chance) / 2 if better else chance + 1):
+                raise LskdError(
+                    f"teacher {path} makes no sense of this data ({found}): it has other dictionaries or "
+                    "languages, or learnt nothing; give a teacher that was trained on this data-bin"
+                )
+            logger.info(
+                f"teacher {path}: {found}; {checked or 'its dictionaries cannot be compared: ' + _NOTHING}"
             )
 
     def __str__(self) -> str:
@@ -93,14 +116,18 @@ class Teacher:
 
 
 def split_paths(text: str) -> list[str]:
-    """Split `A:B` into its files.
+    """Split `A:B` into its files; a colon within the name of one that exists does not split.
 
     Raises:
         LskdError: for an empty name.
     """
+    colons = [place for place, letter in enumerate(text) if letter == ":"]
+    for end in (len(text), *reversed(colons)):
+        if Path(text[:end]).exists() and text[:end]:
+            return [text[:end], *(split_paths(text[end + 1 :]) if end < len(text) else [])]
     paths = text.split(":")
     if not all(paths):
-        raise LskdError(f"--kd-teacher is '{text}'; give a file, or several as A:B")
+        raise LskdError(f"the teacher is '{text}'; give a file, or several as A:B")
     return paths
 
 
@@ -118,7 +145,9 @@ def best_checkpoint(path: str | Path) -> Path:
     return path
 
 
-def _load(path: Path, data: str, source: str | None, target: str | None) -> tuple[dict[str, Any], Any, Any]:
+def _load(
+    path: Path, data: str, source: str | None, target: str | None
+) -> tuple[dict[str, Any], Any, Any, str | None]:
     # A task of its own: building a model with the student's would replace the student's sequence generator,
     # and the teacher's BLEU would be reported as the student's.
     overrides: dict[str, Any] = {"data": data}
@@ -126,30 +155,35 @@ def _load(path: Path, data: str, source: str | None, target: str | None) -> tupl
     overrides |= {"target_lang": target} if target else {}
     overrides |= {"eval_bleu": False, "kd_soft_labels": None, "load_alignments": False}
     state = read_checkpoint(path)
+    check_settings(state["cfg"], path)
     own_data = _get(_get(state["cfg"], "task"), "data")
     overwrite_args_by_name(state["cfg"], overrides)
-    _check_dictionaries(path, state, data, own_data)
-    state["args"] = None  # of old checkpoints, upgraded to cfg by now
-    try:
-        models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
-    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} does not fit its own settings or this data ({_one_line(error)}); "
-            "give a teacher that was trained on this data-bin"
-        ) from None
+    checked = _check_dictionaries(path, state, data, own_data)
+    models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
     model = models[0]
-    if not isinstance(model, FairseqEncoderDecoderModel):
+    if getattr(model.decoder, "adaptive_softmax", None) is not None:
         raise CheckpointError(
-            f"checkpoint {path} is a {type(model).__name__}, no encoder-decoder; give one that translates"
+            f"checkpoint {path} has an adaptive softmax, which gives no logits over the vocabulary; "
+            "give a teacher without --adaptive-softmax-cutoff"
         )
-    return state, model.eval().requires_grad_(False), task
+    own = _record(state).get("dictionaries")
+    if isinstance(own, dict) and own:
+        here = dictionary_checksums(task)
+        if different := [side for side, checksum in own.items() if here.get(side) != checksum]:
+            raise CheckpointError(
+                f"checkpoint {path} has another dictionary, by the checksum of {' and '.join(different)}; "
+                "give a teacher that was trained on this data-bin"
+            )
+        checked = "its dictionaries have the checksums of these"
+    return state, model.eval().requires_grad_(False), task, checked
 
 
-def _check_dictionaries(path: Path, state: dict[str, Any], data: str, own_data: str | None) -> None:
-    """Compare entries by number, and by name where the teacher's data-bin is still there.
+def _check_dictionaries(path: Path, state: dict[str, Any], data: str, own_data: str | None) -> str | None:
+    """Compare entries by number, and by name where the teacher's data-bin is still there; say what was done.
 
     Otherwise it would be a page about shapes in `load_state_dict`, or nothing at all.
     """
+    compared = 0
     task = _get(state["cfg"], "task")
     inferred = data_utils.infer_language_pair(data.split(":")[0])
     given = _get(task, "source_lang"), _get(task, "target_lang")
@@ -168,11 +202,35 @@ def _check_dictionaries(path: Path, state: dict[str, Any], data: str, own_data: 
                 f"{len(here)}; give a teacher that was trained on this data-bin"
             )
         own = Path((own_data or "").split(":")[0]) / f"dict.{language}.txt"
-        if own_data and own.is_file() and Dictionary.load(str(own)).symbols != here.symbols:
-            raise CheckpointError(
-                f"checkpoint {path} has another dictionary: {own} and {file} differ; give a teacher that was "
-                "trained on this data-bin"
-            )
+        if own_data and own.is_file():
+            compared += 1
+            if Dictionary.load(str(own)).symbols != here.symbols:
+                raise CheckpointError(
+                    f"checkpoint {path} has another dictionary: {own} and {file} differ; give a teacher that "
+                    "was trained on this data-bin"
+                )
+    return f"its dictionaries are those of its own data-bin {own_data}" if compared == 2 else None
+
+
+def _record(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what the plugin stored in a checkpoint."""
+    record = (state.get("extra_state") or {}).get(STATE)
+    return record if isinstance(record, dict) else {}
+
+
+def _recorded_nll(state: dict[str, Any]) -> float | None:
+    """Return nats a token in validation: as the plugin or its metric records it, or by fairseq's meter."""
+    if isinstance(own := _record(state).get("valid_nll"), float):
+        return own
+    extra = state.get("extra_state") or {}
+    bits = None
+    if _get(_get(state["cfg"], "checkpoint"), "best_checkpoint_metric") in ("loss", "nll_loss"):
+        bits = extra.get("val_loss")
+    if bits is None:  # a mean over the validations of the run
+        meters = (extra.get("metrics") or {}).get("valid") or ()
+        sums = [meter[3] for meter in meters if meter[1] == "nll_loss" and meter[3].get("count")]
+        bits = float(sums[0]["sum"]) / float(sums[0]["count"]) if sums else None
+    return None if bits is None else float(bits) * math.log(2)
 
 
 def _bleu_of(state: dict[str, Any]) -> float | None:
@@ -193,8 +251,3 @@ def _same_random_numbers_after() -> Iterator[None]:
     with torch.random.fork_rng():
         yield
     np.random.set_state(numpy_state)
-
-
-def _one_line(error: BaseException, most: int = 120) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= most else text[: most - 3] + "..."

@@ -53,7 +53,7 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
     settings, task = teacher.settings, teacher.task
     max_tokens = settings.dataset.max_tokens_valid or settings.dataset.max_tokens or 4096
     arguments = Namespace(max_tokens=max_tokens, cpu=settings.common.cpu, fp16=False)
-    pairs = passes.load_pairs(teacher, subset, arguments)
+    pairs = passes.load_pairs(teacher, subset, arguments, teaches=False)
     search = _json(task.cfg.eval_bleu_args, "eval_bleu_args")
     generator = task.build_generator(teacher.models, Namespace(**search))
     said = {}

@@ -1,5 +1,6 @@
 """The criterion in one process: settings, half precision, and what it refuses."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -148,3 +149,107 @@ def test_bleu_of_the_task_is_sacrebleus(plugin):
     sums |= {"_bleu_sys_len": score.sys_len, "_bleu_ref_len": score.ref_len}
     assert plugin.task._bleu(sums) == pytest.approx(score.score)
     assert plugin.task._bleu(None) is None
+
+
+def test_paths_with_a_colon(tmp_path):
+    from fairseq_kd.teacher import split_paths
+
+    one, other = str(tmp_path / "a:1.pt"), str(tmp_path / "b.pt")
+    for path in (one, other):
+        open(path, "w").close()
+    assert split_paths(one) == [one]
+    assert split_paths(f"{other}:{one}") == [other, one]
+    assert split_paths(f"{one}:{other}") == [one, other]
+    assert split_paths("no/a.pt:no/b.pt") == ["no/a.pt", "no/b.pt"]
+    with pytest.raises(LskdError, match="give a file, or several as A:B"):
+        split_paths("a.pt:")
+
+
+class Logits(torch.nn.Module):
+    """A student that says the same to everything of one shape."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits)
+
+    def forward(self, **_):
+        return self.logits, None
+
+    def get_normalized_probs(self, net_output, log_probs):
+        return net_output[0].float().log_softmax(-1)
+
+    def get_targets(self, sample, _):
+        return sample["target"]
+
+
+def batch_of(task, count=8):
+    pairs = task.dataset("train")
+    return pairs.collater([pairs[index] for index in range(count)])
+
+
+def logged(criterion, log):
+    from fairseq.logging import metrics
+
+    with metrics.aggregate(new_root=True) as numbers:
+        criterion.reduce_metrics([log])
+    return numbers.get_smoothed_values()
+
+
+def test_columns_are_means_of_the_tokens_that_count(plugin, corpus):
+    """With --ignore-prefix-size: half of the tokens of short sentences do not."""
+    task, criterion = make(
+        plugin, corpus, kd_teacher=str(corpus.teacher), kd_weight=0.5, ignore_prefix_size=2
+    )
+    criterion.train()
+    sample = batch_of(task)
+    torch.manual_seed(0)
+    student = Logits(torch.randn(*sample["target"].shape, len(task.target_dictionary)))
+    numbers = logged(criterion, criterion(student, sample)[2])
+    target = sample["target"][:, 2:]
+    counts = target != task.target_dictionary.pad()
+    logs = student.logits[:, 2:].double().log_softmax(-1)[counts]
+    teacher = criterion.teacher.logits(sample["net_input"])[:, 2:].double().softmax(-1)[counts]
+    hard = torch.nn.functional.nll_loss(logs, target[counts])
+    assert numbers["kd_hard_ce"] == pytest.approx(float(hard) / math.log(2), abs=1e-3)
+    assert numbers["kd_ce"] == pytest.approx(float(-(teacher * logs).sum(-1).mean()) / math.log(2), abs=1e-3)
+    assert numbers["kd_weight"] == 0.5
+
+
+def test_the_teacher_is_not_asked_when_the_schedule_takes_its_share(plugin, corpus):
+    task, criterion = make(
+        plugin, corpus, kd_teacher=str(corpus.teacher), label_smoothing=0.1, smoothing_convention="uniform"
+    )
+    criterion.train()
+    sample = batch_of(task)
+    student = Logits(torch.randn(*sample["target"].shape, len(task.target_dictionary)))
+    task.kd_weight = 1e-12
+    asked, _, _ = criterion(student, sample)
+    task.kd_weight = 0.0
+    criterion.teacher = None  # whoever asks it fails
+    loss, _, log = criterion(student, sample)
+    assert float(loss) == pytest.approx(float(asked), rel=1e-6)
+    numbers = logged(criterion, log)
+    assert numbers["kd_weight"] == 0
+    assert numbers["kd_hard_ce"] == pytest.approx(numbers["loss"], abs=1e-3)
+    assert "kd_ce" not in numbers
+
+
+def test_stored_values_stay_float32_for_a_student_in_half_precision(plugin, corpus, store):
+    """fairseq's trainer casts what is float32 in a batch."""
+    from fairseq import utils
+
+    from fairseq_kd.dataset import SoftLabelledPairs
+    from lskd import SoftLabels
+
+    task, criterion = make(plugin, corpus, kd_teacher=str(corpus.teacher))
+    labels = SoftLabels(store)
+    pairs = SoftLabelledPairs(task.dataset("train"), labels)
+    sample = utils.apply_to_sample(
+        lambda part: part.bfloat16() if part.dtype is torch.float32 else part,
+        pairs.collater([pairs[index] for index in range(4)]),
+    )
+    taught = criterion._teacher_of(sample, torch.zeros(1, dtype=torch.bfloat16))
+    assert taught.values.dtype is torch.float32
+    row = sample["id"].tolist().index(0)
+    own = labels[0].values
+    assert torch.equal(taught.values[row, : len(own)], torch.from_numpy(own.astype("float32")))

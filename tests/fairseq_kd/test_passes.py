@@ -49,8 +49,8 @@ def test_soft_labels_go_on_after_a_kill(corpus, commands, tmp_path, store):
     code = (
         "import time; from fairseq_kd import passes, soft_labels;\n"
         "windows = passes.windows\n"
-        "def slowly(pairs, start):\n"
-        "    for window in windows(pairs, start, 50):\n"
+        "def slowly(pairs, start, token_bytes):\n"
+        "    for window in windows(pairs, start, token_bytes, 50):\n"
         "        yield window; time.sleep(0.3)\n"
         "passes.windows = slowly\n"
         "import lskd._soft_labels as s; s._COMMIT_SECONDS = 0.0\n"
@@ -156,3 +156,44 @@ def test_unknown_words_match_nothing(corpus, commands, tmp_path):
     (line,) = translate(corpus.teacher, data)
     assert line.reference == line.reference_tokens == "UNKNOWNTOKENINREF UNKNOWNTOKENINREF"
     assert "INREF" not in line.hypothesis
+
+
+def test_a_window_has_a_bound_in_bytes(corpus, commands, tmp_path, store, monkeypatch):
+    """All entries of the vocabulary, and a bound of about ten sentences: as many bytes are held, no more."""
+    from fairseq_kd import passes
+    from lskd import SoftLabelsWriter
+
+    words = len((corpus.data / "dict.en.txt").read_text().splitlines()) + 4
+    bound = 10 * 8 * 6 * words
+    monkeypatch.setattr(passes, "WINDOW_BYTES", bound)
+    appended, append = [], SoftLabelsWriter.append
+
+    def count(writer, values, ids, lengths):
+        appended.append((8 * values.size, len(lengths)))
+        append(writer, values, ids, lengths)
+
+    monkeypatch.setattr(SoftLabelsWriter, "append", count)
+    arguments = ("--path", corpus.teacher, "--top-k", words, "--output", tmp_path / "s", "--cpu")
+    commands.call("fairseq_kd.soft_labels", corpus.data, *arguments)
+    assert sum(sentences for _, sentences in appended) == 400
+    assert len(appended) > 20
+    assert max(held for held, _ in appended) <= bound
+    one, other = SoftLabels(tmp_path / "s"), SoftLabels(store)
+    for index in range(0, 400, 7):
+        np.testing.assert_allclose(one[index].values[:, :8], other[index].values, atol=6e-3, rtol=1e-3)
+
+
+def test_windows_of_long_sentences():
+    from types import SimpleNamespace
+
+    from fairseq_kd import passes
+
+    class Pairs(SimpleNamespace):
+        def __len__(self):
+            return len(self.tgt_sizes)
+
+    pairs = Pairs(tgt_sizes=np.array([3, 5, 100, 2, 2, 2]))
+    assert list(passes.windows(pairs, 1)) == [range(1, 6)]
+    assert list(passes.windows(pairs, 0, size=4)) == [range(4), range(4, 6)]
+    of_ten = passes.WINDOW_BYTES // 10
+    assert list(passes.windows(pairs, 0, of_ten)) == [range(2), range(2, 3), range(3, 6)]

@@ -199,18 +199,14 @@ def train(arguments: list[str]) -> None:
     that is killed must not leave a training behind.
 
     Raises:
-        LskdError: the plugin's own errors, in one line.
+        LskdError: the plugin's own errors, in one line; DivergedError for a run that is not finite any more.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions as they are
     with needs_fairseq_extra():
         from fairseq_cli.hydra_train import cli_main
-
-        from fairseq_kd.errors import PREFIX
     before, sys.argv = sys.argv, ["fairseq-hydra-train", *arguments]
     try:
         cli_main()
-    except LskdError as error:
-        raise LskdError(str(error).removeprefix(PREFIX)) from error
     finally:
         sys.argv = before
 

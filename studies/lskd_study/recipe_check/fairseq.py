@@ -180,10 +180,8 @@ def _miniature(data: Path, save: Path, content: dict[str, Any]) -> list[str]:
 
 
 def _line(error: BaseException) -> str:
-    from fairseq_kd.errors import PREFIX
-
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[0].split()).removeprefix(PREFIX)[:200] if lines else ""
+    return " ".join(lines[0].split())[:200] if lines else ""
 
 
 def _last(said: io.StringIO) -> str:

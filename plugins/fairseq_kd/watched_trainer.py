@@ -1,0 +1,165 @@
+"""fairseq's own Trainer, watched: a run that diverges ends, and checkpoints are whole and know their words.
+
+This holds for every run that loads the plugin, whatever its task and criterion.
+"""
+
+import atexit
+import hashlib
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
+
+from fairseq_kd.safe_loading import wrap
+from lskd import LskdError, require_finite, require_finite_weights
+from lskd.files import whole_file
+
+STATE = "fairseq_kd"  # in a checkpoint's extra_state
+# fairseq's words for gradients that are not finite, in one process, in several, and under --fp16.
+_DIVERGED = re.compile(r"\b(nan|inf)\b|exploding", re.IGNORECASE)
+
+
+def install() -> None:
+    """Watch the trainer, and write checkpoints beside their name and to the disk before they take it."""
+    wrap(Trainer, "__init__", _init)
+    wrap(Trainer, "begin_epoch", _begin_epoch)
+    wrap(Trainer, "begin_valid_epoch", _begin_valid_epoch)
+    wrap(Trainer, "train_step", _train_step)
+    wrap(Trainer, "valid_step", _valid_step)
+    wrap(Trainer, "lr_step", _lr_step)
+    wrap(Trainer, "state_dict", _state_dict)
+    wrap(checkpoint_utils, "save_checkpoint", _save_checkpoint)
+    wrap(checkpoint_utils, "torch_persistent_save", _write)
+    wrap(PathManager, "copy", _copy)
+
+
+def dictionary_checksums(task: Any) -> dict[str, str]:
+    """Return the SHA-256 of the words of a task's dictionaries, in their order, by side; none it has not."""
+    sides = {"source": task.source_dictionary, "target": task.target_dictionary}
+    return {
+        side: hashlib.sha256("\n".join(words.symbols).encode()).hexdigest()
+        for side, words in sides.items()
+        if words is not None
+    }
+
+
+class _Watch:
+    """What is noted of a run: its epoch, and the negative log-likelihood of its last validation, in nats."""
+
+    epoch = 1
+    nll = 0.0
+    tokens = 0
+
+    def mean(self) -> float | None:
+        return self.nll / self.tokens if self.tokens else None
+
+
+def _init(
+    begin: Callable[..., None], self: Any, cfg: Any, task: Any, model: Any, criterion: Any, *rest: Any
+) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    if processes > 1 and "RANK" in os.environ and cfg.distributed_training.distributed_world_size == 1:
+        raise LskdError(
+            f"{processes} processes were started (WORLD_SIZE), and each would train alone into one folder; "
+            f"add --distributed-world-size {processes}"
+        )
+    if hasattr(criterion, "check_student"):
+        criterion.check_student(model)
+    begin(self, cfg, task, model, criterion, *rest)
+    self.kd_watch = _Watch()
+    atexit.register(_say_whether_it_guesses, self)
+
+
+def _begin_epoch(begin: Callable[..., None], self: Any, epoch: int) -> None:
+    self.kd_watch.epoch = epoch
+    begin(self, epoch)
+
+
+def _begin_valid_epoch(begin: Callable[..., None], self: Any, epoch: int) -> None:
+    self.kd_watch.nll, self.kd_watch.tokens = 0.0, 0
+    begin(self, epoch)
+
+
+def _train_step(step: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    epoch = self.kd_watch.epoch
+    try:
+        log = step(self, *args, **kwargs)
+    except FloatingPointError as error:
+        if _DIVERGED.search(str(error)):
+            require_finite("the gradient", math.nan, epoch)
+        raise
+    if log and "loss" in log:
+        require_finite("the training loss", log["loss"], epoch)
+    return log
+
+
+def _valid_step(step: Callable[..., Any], self: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+    watch = self.kd_watch
+    log = step(self, sample, *args, **kwargs)
+    if log and "loss" in log:
+        require_finite("the validation loss", log["loss"], watch.epoch)
+        tokens = int((sample or {}).get("ntokens", 0))
+        watch.nll += float(log.get("nll_loss", log["loss"])) * math.log(2) * tokens
+        watch.tokens += tokens
+    return log
+
+
+def _lr_step(step: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    """At the end of each epoch, whether it is saved or not."""
+    require_finite_weights(self.get_model().state_dict().items(), self.kd_watch.epoch)
+    return step(self, *args, **kwargs)
+
+
+def _save_checkpoint(save: Callable[..., Any], cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    require_finite_weights(trainer.get_model().state_dict().items(), trainer.kd_watch.epoch)
+    return save(cfg, trainer, *args, **kwargs)
+
+
+def _state_dict(state_of: Callable[..., Any], self: Any) -> Any:
+    state = state_of(self)
+    state["extra_state"][STATE] = {
+        "dictionaries": dictionary_checksums(self.task),
+        "valid_nll": self.kd_watch.mean(),
+    }
+    return state
+
+
+def _write(save: Callable[..., None], content: Any, filename: Any, async_write: bool = False) -> None:
+    """Stand for `torch_persistent_save`."""
+    if async_write or not isinstance(filename, str) or not PathManager.supports_rename(filename):
+        save(content, filename, async_write)
+        return
+    with whole_file(filename) as scratch:
+        try:
+            with open(scratch, "wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:  # torch's writer hides why the file could not be written
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+def _copy(copy: Callable[..., Any], source: str, target: str, *args: Any, **kwargs: Any) -> Any:
+    """Stand for `PathManager.copy`, which fairseq makes the last checkpoint of the best with."""
+    if not (PathManager.supports_rename(source) and PathManager.supports_rename(target)):
+        return copy(source, target, *args, **kwargs)
+    with whole_file(target) as scratch:
+        shutil.copyfile(source, scratch)
+    return target
+
+
+def _say_whether_it_guesses(trainer: Any) -> None:
+    """Say at the end of a run that it learnt nothing."""
+    nll, words = trainer.kd_watch.mean(), trainer.task.target_dictionary
+    if nll is None or words is None or nll < math.log(len(words)) or trainer.data_parallel_rank != 0:
+        return
+    print(
+        f"fairseq_kd: warning: the run is no better than guessing: its last validation has {nll:.2f} nats a "
+        f"token, guessing among {len(words)} words has {math.log(len(words)):.2f}; it can teach nothing",
+        flush=True,
+    )
