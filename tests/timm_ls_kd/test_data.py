@@ -1,13 +1,16 @@
 """Order and augmentation depend on (seed, epoch, sample) alone."""
 
+import copy
 import random
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data import create_dataset
 
-from timm_ls_kd.data import EpochSampler, create_loader, seeded
+from lskd import LskdError
+from timm_ls_kd.data import CheckedReader, EpochSampler, create_loader, seeded
 from timm_ls_kd.normalisation import Normalisation
 
 pytestmark = pytest.mark.unit
@@ -103,3 +106,17 @@ def test_loading_leaves_the_generators_alone(digits):
     assert random.getstate() == state[0]
     assert (np.random.get_state()[1] == state[1]).all()
     assert torch.equal(torch.get_rng_state(), state[2])
+
+
+def test_a_deep_grey_image_is_refused_where_timms_own_script_reads_it(own_digits):
+    """What `timm PATH/train.py` puts around the script's data sets; timm skips what is not readable."""
+    path = sorted((own_digits / "train" / "digit0").iterdir())[0]
+    dataset = create_dataset("", root=str(own_digits), split="train")
+    before = np.asarray(dataset[0][0])
+    dataset.reader = CheckedReader(dataset.reader)
+    assert (np.asarray(dataset[0][0]) == before).all()
+    assert dataset.reader.class_to_idx
+    assert len(copy.deepcopy(dataset.reader)) == len(dataset)
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(path)
+    with pytest.raises(LskdError, match=f"{path.name} has grey values of more than 8 bits"):
+        dataset[0]
