@@ -116,7 +116,7 @@ def parse_json(text: str) -> Any:
     return content
 
 
-def read_bytes(path: str | Path, limit: int, what: str = "", mend: str = "copy it again") -> bytes:
+def read_bytes(path: str | Path, limit: int, what: str = "", mend: str = "copy the file again") -> bytes:
     """Return what is in a file of at most ``limit`` bytes, unpacked where its name ends in ``.gz``.
 
     Args:

@@ -1,7 +1,7 @@
 """Image data that is checked before a run: folders, and Fashion-MNIST's files."""
 
-import gzip
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,11 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine.registry import FUNCTIONS
 from numpy.typing import NDArray
+from PIL import Image
 
 from lskd import LskdError
+from lskd.files import read_bytes
+from lskd.images import EXTENSIONS, check_image, check_images, class_folders, class_images
 from mmcls_bnn.compat import DATASETS, TRANSFORMS, BaseDataset, CustomDataset
 
 FASHION_CLASSES = (
@@ -29,6 +32,7 @@ FASHION_CLASSES = (
 _EIGENVALUES = np.array([55.4625, 4.7940, 1.1475])
 _EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 _DEBIAN = "/usr/share/datasets/fashion-mnist"
+_LIMIT = 256 << 20  # bytes of a file; the largest has 47 MB
 
 
 @DATASETS.register_module()
@@ -42,8 +46,11 @@ class CheckedImageFolder(CustomDataset):
         hint: what to do where the folder is missing; it ends the message.
         kwargs: further arguments of CustomDataset.
 
+    The images are those that timm's reader takes: hidden files and the like are passed over.
+
     Raises:
-        LskdError: for a folder that does not exist, holds no images, or has another number of classes.
+        LskdError: for a folder that does not exist, holds a class without images or images that cannot be
+            read, or has another number of classes.
     """
 
     def __init__(
@@ -53,20 +60,40 @@ class CheckedImageFolder(CustomDataset):
         folder = Path(data_root, data_prefix).expanduser()
         if not folder.is_dir():
             raise LskdError(f"data folder {folder} does not exist; {hint or 'set data_root in the recipe'}")
-        classes = sum(path.is_dir() for path in folder.iterdir())
+        classes = len(class_folders(folder))
         if classes != num_classes:
             raise LskdError(
                 f"data folder {folder} has {classes} class folders, the recipe {num_classes} classes; "
                 "set num_classes, or point data_root elsewhere."
             )
-        try:
-            super().__init__(data_root=data_root, data_prefix=data_prefix, **kwargs)
-        except RuntimeError as error:
-            if "Found 0 files" not in str(error):
-                raise
+        super().__init__(data_root=data_root, data_prefix=data_prefix, **kwargs)
+
+    def _find_samples(self) -> list[tuple[str, int]]:
+        """Return the name and the class of each image; mmcls lists whatever lies in the folders."""
+        root = Path(self.img_prefix)
+        names = class_folders(root)
+        images = {name: class_images(root / name)[0] for name in names}
+        empty = [name for name in names if not images[name]]
+        if empty:
             raise LskdError(
-                f"data folder {folder} has no images in its class folders; put them there."
-            ) from None
+                f"class folder {root / empty[0]} has no images ({', '.join(sorted(EXTENSIONS))}); "
+                "put them there."
+            )
+        check_images([root / name / image for name in names for image in images[name]])
+        self._metainfo.setdefault("classes", tuple(names))
+        self.folder_to_idx = {name: number for number, name in enumerate(names)}
+        return [(f"{name}/{image}", number) for number, name in enumerate(names) for image in images[name]]
+
+    def prepare_data(self, idx: int) -> Any:
+        """Return a sample through the pipeline.
+
+        Raises:
+            LskdError: an image that is none in 8 bits.
+        """
+        path = self.get_data_info(idx)["img_path"]
+        with suppress(OSError), Image.open(path) as image:  # the pipeline complains
+            check_image(image, path)
+        return super().prepare_data(idx)
 
 
 @DATASETS.register_module()
@@ -116,14 +143,14 @@ def _read_idx(folders: Sequence[Path], name: str, dimensions: int) -> NDArray[np
             f"Fashion-MNIST is not in {folders[0]} ({name} is missing); apt install dataset-fashion-mnist, "
             "or put the four files of torchvision's FashionMNIST there."
         )
+    content = read_bytes(path, _LIMIT, "one of Fashion-MNIST's")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         # IDX: two zero bytes, 8 for uint8, the number of dimensions, then each as a big-endian int32.
         if content[:4] != bytes((0, 0, 8, dimensions)):
             raise ValueError("no IDX file of bytes")
         shape = np.frombuffer(content, ">i4", dimensions, 4)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
+    except ValueError as error:
         raise LskdError(f"{path} cannot be read ({error}); copy the file again.") from None
 
 

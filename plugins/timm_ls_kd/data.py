@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from timm.data import FastCollateMixup, Mixup, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError, augmentation_seed, one_line, replayed
+from lskd.images import check_image
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
@@ -44,11 +46,52 @@ def seed_all(*key: int) -> None:
     torch.default_generator.manual_seed(int(words[2]))
 
 
-class _ReadOnceReader:
+class CheckedReader:
+    """A reader of timm's whose images are fit for 8 bits."""
+
+    def __init__(self, reader: Any) -> None:
+        """Wrap `reader`."""
+        self.reader = reader.reader if isinstance(reader, CheckedReader) else reader
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else a reader has, such as its list of samples."""
+        if name == "reader":  # there is none yet while a worker process is handed this
+            raise AttributeError(name)
+        return getattr(self.reader, name)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a sample, its file open.
+
+        Raises:
+            LskdError: grey values of more than 8 bits, or too many pixels.
+        """
+        sample = self.reader[index]
+        file = sample[0]
+        try:
+            check_image(Image.open(file), self.filename(index, absolute=True))
+        except Image.DecompressionBombError as error:
+            raise _unreadable(self.filename(index, absolute=True), error) from None
+        file.seek(0)
+        return sample
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.reader)
+
+    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        """Return the name of a sample's file."""
+        return str(self.reader.filename(index, basename, absolute))
+
+    def filenames(self, basename: bool = False, absolute: bool = False) -> Any:
+        """Return all names."""
+        return self.reader.filenames(basename, absolute)
+
+
+class _ReadOnceReader(CheckedReader):
     """Lets one sample be read once: timm's data set would quietly take the next for an unreadable one."""
 
     def __init__(self, reader: Any) -> None:
-        self.reader = reader
+        super().__init__(reader)
         self.open_for: int | None = None
         self.current = -1
 
@@ -59,16 +102,7 @@ class _ReadOnceReader:
         if index != self.open_for:
             raise _unreadable(self.filename(self.current, absolute=True))
         self.open_for = None
-        return self.reader[index]
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        return str(self.reader.filename(index, basename, absolute))
-
-    def filenames(self, basename: bool = False, absolute: bool = False) -> Any:
-        return self.reader.filenames(basename, absolute)
+        return super().__getitem__(index)
 
 
 class _Batch(list[Any]):

@@ -1,20 +1,18 @@
 """Checks of an image folder, before anything heavy: what timm would pass over in silence."""
 
 import os
-import zlib
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
 from lskd import LskdError
+from lskd.images import check_images, is_image, passed_over
 
-MOST_DECODED = 2_000
-MOST_OPENED = 20_000
 # The names that timm looks for when there is no folder of the split's own name.
 _SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 
@@ -73,7 +71,7 @@ def check_data(
                 f"pass --num-classes {len(names)}."
             )
     if open_images:
-        _check_readable([path for images in classes.values() for paths in images.values() for path in paths])
+        check_images([path for images in classes.values() for paths in images.values() for path in paths])
 
 
 def _split_folder(root: Path, split: str, options: str) -> Path:
@@ -100,8 +98,8 @@ def _class_images(folder: Path, strict: bool) -> dict[str, list[Path]]:
     folders = []
     for where, subfolders, files in os.walk(folder, followlinks=True):
         here = Path(where)
-        subfolders.sort()
-        images = [here / name for name in sorted(files) if os.path.splitext(name)[1].lower() in extensions]
+        subfolders[:] = sorted(name for name in subfolders if not passed_over(name))
+        images = [here / name for name in sorted(files) if is_image(name, extensions)]
         folders.append(here)
         if not images:
             continue
@@ -113,7 +111,7 @@ def _class_images(folder: Path, strict: bool) -> dict[str, list[Path]]:
         holders.update([here, *here.parents])
     if not classes:
         raise LskdError(f"{folder} holds no images; give a folder with one folder of images per class.")
-    empty = [path for path in folders if path not in holders and not path.name.startswith(".")]
+    empty = [path for path in folders if path not in holders]
     if empty and strict:
         raise LskdError(
             f"class folder {empty[0]} has no images, so all later classes would get other labels; "
@@ -134,26 +132,26 @@ def _compare_classes(classes: dict[str, dict[str, list[Path]]], root: Path) -> N
             )
 
 
-def _check_readable(paths: Sequence[Path]) -> None:
-    """Decode up to 2,000 images and open up to 20,000, evenly spread; training names what slips through."""
-    decoded = set(_spread(paths, MOST_DECODED))
-    chosen = [(path, path in decoded) for path in sorted(decoded | set(_spread(paths, MOST_OPENED)))]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for problem in pool.map(lambda item: _problem(*item), chosen):
-            if problem:
-                raise LskdError(problem)
+def leave_out_litter(dataset: Any, class_map: str = "") -> None:
+    """Take out of timm's list of a folder's images what `check_data` passes over: hidden files and the like.
 
-
-def _spread(paths: Sequence[Path], most: int) -> list[Path]:
-    count = min(most, len(paths))
-    return [paths[i * len(paths) // count] for i in range(count)]
-
-
-def _problem(path: Path, decode: bool) -> str | None:
-    try:
-        with Image.open(path) as image:
-            if decode:
-                image.load()
-    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
-        return f"image {path} cannot be read ({' '.join(str(error).split())}); repair or remove it."
-    return None
+    Classes are numbered as if it were not there; with a `class_map` labels stay.
+    """
+    reader = getattr(dataset, "reader", None)
+    if not isinstance(reader, ReaderImageFolder):
+        return
+    parts = (Path(os.path.relpath(path, reader.root)).parts for path, _ in reader.samples)
+    kept = [
+        sample
+        for sample, names in zip(reader.samples, parts, strict=True)
+        if not any(map(passed_over, names))
+    ]
+    if len(kept) == len(reader.samples):
+        return
+    if not class_map:
+        labels = {label for _, label in kept}
+        names = [name for name, label in reader.class_to_idx.items() if label in labels]
+        numbers = {reader.class_to_idx[name]: number for number, name in enumerate(names)}
+        kept = [(path, numbers[label]) for path, label in kept]
+        reader.class_to_idx = {name: number for number, name in enumerate(names)}
+    reader.samples = kept

@@ -144,7 +144,6 @@ def evaluate_model(
         settings["data_dir"],
         [split],
         class_map=settings.get("class_map") or "",
-        open_images=False,
         split_options="--split",
     )
     return _ask(model, name, settings, split, features, device, amp, rank, world_size)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from lskd import LskdError
+from lskd.images import class_folders, class_images
 from lskd_study.data.manifest import read_manifest
 from lskd_study.data_options import Options
 from lskd_study.extras import needs_study_extra
 
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 # lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
 OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers", "--config")
 
@@ -29,16 +29,16 @@ def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "")
     classes: dict[str, list[str]] = {}
     for split in ("train", "val"):
         try:
-            entries = [entry for entry in os.scandir(folder / split) if entry.is_dir()]
+            names = class_folders(folder / split)
         except OSError as error:
             raise LskdError(f"data folder {name} has no {split} folder; {mend}") from error
-        classes[split] = sorted(entry.name for entry in entries)
-        empty = sorted(entry.name for entry in entries if not _has_image(entry.path))
+        classes[split] = names
+        empty = [label for label in names if not class_images(folder / split / label)[0]]
         if empty:
             raise LskdError(f"class folder {name}/{split}/{empty[0]} has no images; {mend}")
-        if len(entries) != num_classes:
+        if len(names) != num_classes:
             raise LskdError(
-                f"{name}/{split} has {len(entries)} class folders but num_classes is {num_classes}; mend one"
+                f"{name}/{split} has {len(names)} class folders but num_classes is {num_classes}; mend one"
             )
     if classes["train"] != classes["val"]:
         odd = sorted(set(classes["train"]) ^ set(classes["val"]))
@@ -57,7 +57,7 @@ def check_class_order(folder: Path, name: str) -> None:
     """
     from timm.utils.misc import natural_key
 
-    names = sorted(entry.name for entry in os.scandir(folder / "train") if entry.is_dir())
+    names = class_folders(folder / "train")
     numbered: list[str] = sorted(names, key=natural_key)
     for ours, theirs in zip(numbered, names, strict=True):
         if ours != theirs:
@@ -100,11 +100,6 @@ def _how_to_make(name: str) -> str:
     if Path(name).name == "digits":
         return f"make it with `lskd data digits --output {name}`"
     return "it must hold train/<class>/ and val/<class>/ with images"
-
-
-def _has_image(folder: str) -> bool:
-    with os.scandir(folder) as entries:
-        return any(os.path.splitext(entry.name)[1].lower() in IMAGES for entry in entries)
 
 
 def check_models(models: Iterable[str]) -> None:

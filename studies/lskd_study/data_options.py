@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lskd import LskdError
+from lskd.images import class_folders
 from lskd_study.data.manifest import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _check_source(plan: "Plan") -> None:
         return
     classes = read_manifest(source).get("num_classes")
     if classes is None and (source / "train").is_dir():
-        classes = sum(path.is_dir() for path in (source / "train").iterdir())
+        classes = len(class_folders(source / "train"))
     if classes is not None and classes != plan.num_classes:
         raise LskdError(f"{name} has {classes} classes but num_classes is {plan.num_classes}; mend one")
 

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +25,16 @@ from torchvision.datasets import imagenet as torchvision_imagenet
 
 from lskd import LskdError
 from lskd_study import cli
+from lskd_study.checks import check_data_folder
+from lskd_study.claims import long_tail
 from lskd_study.data import _layout
 from lskd_study.data._archives import MEMBER_LIMIT, read_members
 from lskd_study.data.derived import pareto_sizes
 from lskd_study.data.published import PUBLISHED, parse_expected
+from lskd_study.own.images import look_at
+from lskd_study.stores import decide
+from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.inputs import open_dataset
 
 pytestmark = pytest.mark.unit
 
@@ -427,14 +434,39 @@ def test_a_subset_and_its_list(own, tmp_path, capsys):
     assert "has a folder in it" in refused(capsys, tmp_path / "two" / "x", "subset", own, "--classes", 2)
 
 
-def test_mmcls_reads_the_same(own, tmp_path):
-    custom = pytest.importorskip("mmcls.datasets", reason="mmcls is not installed").CustomDataset
+def test_all_readers_see_the_same_images(own, tmp_path, capsys):
+    """Whatever a Mac, Windows or a notebook leaves in the folders, for every one who looks."""
+    mmcls = pytest.importorskip("mmcls_bnn.data", reason="mmcls is not installed")
+    clean = {split: dict(ImageFolder(own / split).samples) for split in ("train", "val")}
+    first = next((own / "train" / "a").iterdir())
+    for split in ("train", "val"):
+        for name in (".ipynb_checkpoints", "a/.ipynb_checkpoints", "__MACOSX", "b/__MACOSX"):
+            (own / split / name).mkdir()
+            shutil.copy(first, own / split / name / "x.png")
+        for name in ("a/._0.png", "a/.DS_Store", "b/Thumbs.db", "b/notes.txt", "c/x.webp", ".DS_Store"):
+            (own / split / name).write_bytes(b"no image")
+    before = {path for path in own.rglob("*") if path.is_file()}
+    for split, images in clean.items():
+        timms = open_dataset({"data_dir": str(own)}, split, 3, 6).reader
+        assert dict(timms.samples) == images
+        assert timms.class_to_idx == {label: number for number, label in enumerate("abcdef")}
+        ours = mmcls.CheckedImageFolder(str(own), split, num_classes=6)
+        samples = [ours.get_data_info(i) for i in range(len(ours))]
+        assert {s["img_path"]: int(s["gt_label"]) for s in samples} == images
+    check_data("", str(own), ["train", "val"], num_classes=6)
+    check_data_folder(own, "own", 6)
+    found = look_at(str(own))
+    assert (found.train, found.validation, found.classes) == (180, 12, list("abcdef"))
+    assert {path.name for path in found.strangers} == {"notes.txt", "x.webp"}
+    assert long_tail._count_files(own / "train") == dict.fromkeys("abcdef", 30)
+    assert decide._count(own / "train") == 180
     output = tmp_path / "out" / "noise"
     assert run("noise", own, "--output", output) == 0
-    theirs = ImageFolder(output / "train")
-    ours = custom(data_prefix=str(output / "train"))
-    samples = [ours.get_data_info(i) for i in range(len(ours))]
-    assert {s["img_path"]: int(s["gt_label"]) for s in samples} == dict(theirs.samples)
+    agree(output)
+    (output / "train" / "a" / ".DS_Store").touch()
+    assert run("noise", own, "--output", output) == 0
+    assert "already there" in capsys.readouterr().out
+    assert {path for path in own.rglob("*") if path.is_file()} == before
 
 
 # What can go wrong while writing

@@ -106,6 +106,14 @@ BROKEN = {
         lambda pets: (pets / "val" / "cat" / "1.png").write_bytes(b"\x89PNG"),
         r"image pets/val/cat/1\.png cannot be read",
     ),
+    "several damaged": (
+        lambda pets: [path.write_bytes(b"\x89PNG") for path in (pets / "val" / "cat").iterdir()],
+        r"2 of \d+ images looked at cannot be used: pets/val/cat/0\.png cannot .* also pets/val/cat/1",
+    ),
+    "deep": (
+        lambda pets: Image.new("I;16", (8, 8), 4095).save(pets / "val" / "cat" / "1.png"),
+        r"image pets/val/cat/1\.png has grey values of more than 8 bits",
+    ),
     "a file": (lambda pets: (pets.rename(pets.parent / "x"), pets.touch()), "pets is no folder"),
 }
 

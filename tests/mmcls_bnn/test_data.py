@@ -6,9 +6,11 @@ import struct
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lskd import LskdError, smooth_targets
 from mmcls_bnn import data
+from mmcls_bnn.compat import register_all_modules
 from mmcls_bnn.data import CheckedImageFolder, FashionMnist
 from mmcls_bnn.losses import SmoothedCrossEntropy
 
@@ -88,3 +90,19 @@ def test_smoothed_cross_entropy_in_both_conventions(convention):
     if convention == "uniform":
         torchs = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
         assert found.item() == pytest.approx(torchs.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cv2", "pillow"])
+def test_deep_grey_images_are_refused_and_not_clipped(tmp_path, monkeypatch, backend):
+    """Found when the folder is listed, or when one that was not looked at is loaded."""
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(folder / "deep.png")
+    with pytest.raises(LskdError, match=r"deep.png has grey values of more than 8 bits"):
+        CheckedImageFolder(str(tmp_path), "train", num_classes=1)
+    monkeypatch.setattr(data, "check_images", lambda paths: None)
+    register_all_modules()
+    pipeline = [{"type": "LoadImageFromFile", "imdecode_backend": backend}]
+    images = CheckedImageFolder(str(tmp_path), "train", num_classes=1, pipeline=pipeline)
+    with pytest.raises(LskdError, match=r"deep.png has grey values of more than 8 bits"):
+        images[0]

@@ -1,5 +1,6 @@
 """Order and augmentation depend on (seed, epoch, sample) alone."""
 
+import copy
 import random
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 from timm.data import create_dataset
 
-from timm_ls_kd.data import EpochSampler, create_loader, seeded
+from lskd import LskdError
+from timm_ls_kd.data import CheckedReader, EpochSampler, create_loader, seeded
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
@@ -132,3 +134,17 @@ def test_colours_reach_the_network_as_they_are(tmp_path, kind, prefetch):
     for image, label in zip(images, getattr(targets, "labels", targets).tolist(), strict=True):
         expected = torch.tensor(colours[label]).view(3, 1, 1) / 255
         torch.testing.assert_close(image * std + mean, expected.expand_as(image))
+
+
+def test_a_deep_grey_image_is_refused_where_timms_own_script_reads_it(own_digits):
+    """What `timm PATH/train.py` puts around the script's data sets; timm skips what is not readable."""
+    path = sorted((own_digits / "train" / "digit0").iterdir())[0]
+    dataset = create_dataset("", root=str(own_digits), split="train")
+    before = np.asarray(dataset[0][0])
+    dataset.reader = CheckedReader(dataset.reader)
+    assert (np.asarray(dataset[0][0]) == before).all()
+    assert dataset.reader.class_to_idx
+    assert len(copy.deepcopy(dataset.reader)) == len(dataset)
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(path)
+    with pytest.raises(LskdError, match=f"{path.name} has grey values of more than 8 bits"):
+        dataset[0]

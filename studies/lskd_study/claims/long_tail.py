@@ -1,11 +1,12 @@
 """Long-tailed training data: whether they are, and which classes have many images and which few."""
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from lskd import LskdError
+from lskd.images import class_folders, class_images
 from lskd_study.claims.contrasts import Measure
 from lskd_study.plan import Plan
 from lskd_study.results import PerSample, Result
@@ -57,9 +58,7 @@ def _counts(plan: Plan) -> dict[str, int]:
 @lru_cache(maxsize=16)
 def _count_files(folder: Path) -> dict[str, int]:
     try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
-        counts = {name: len(os.listdir(folder / name)) for name in names}
-    except OSError:
+        counts = {name: len(class_images(folder / name)[0]) for name in class_folders(folder)}
+    except (OSError, LskdError):
         return {}  # the page may be made where the data are not
     return {name: count for name, count in counts.items() if count}

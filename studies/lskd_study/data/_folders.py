@@ -1,12 +1,11 @@
 """Image folders as a source: what is in them, and linking it into a tree."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lskd import LskdError
-from lskd_study.checks import IMAGES
+from lskd.images import class_folders, class_images
 from lskd_study.data._layout import SPLITS, Tree
 from lskd_study.data.published import Numbers
 from lskd_study.extras import needs_study_extra
@@ -46,8 +45,7 @@ def read_classes(folder: Path) -> dict[str, list[str]]:
         LskdError: for a folder that does not hold class folders of images alone.
     """
     try:
-        with os.scandir(folder) as entries:
-            labels = sorted(entry.name for entry in entries if entry.is_dir() and entry.name[0] != ".")
+        labels = class_folders(folder)
     except OSError as error:
         raise LskdError(
             f"{folder} cannot be read ({error.strerror}); "
@@ -57,22 +55,10 @@ def read_classes(folder: Path) -> dict[str, list[str]]:
         raise LskdError(
             f"{folder} has no class folders; the source must hold train/<class>/ and val/<class>/"
         )
-    return {label: _images(folder / label) for label in labels}
-
-
-def _images(folder: Path) -> list[str]:
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                raise LskdError(
-                    f"{folder} has a folder in it, {entry.name}; class folders must hold images only"
-                )
-            if os.path.splitext(entry.name)[1].lower() in IMAGES and entry.name[0] != ".":
-                names.append(entry.name)
-    if not names:
-        raise LskdError(f"class folder {folder} has no images; remove it, or put them there")
-    return sorted(names)
+    found = {label: class_images(folder / label)[0] for label in labels}
+    if empty := [label for label in labels if not found[label]]:
+        raise LskdError(f"class folder {folder / empty[0]} has no images; remove it, or put them there")
+    return found
 
 
 def numbers_of(folder: Folder) -> Numbers:

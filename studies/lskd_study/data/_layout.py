@@ -18,6 +18,7 @@ from typing import Any
 
 from lskd import LskdError
 from lskd.files import read_json
+from lskd.images import passed_over
 from lskd_study.data.manifest import MANIFEST, read_manifest
 
 SPLITS = ("train", "val")
@@ -190,15 +191,23 @@ def build(
 def listing_checksum(folder: Path) -> str:
     """Return the sha256 of the sorted relative names and sizes of the files under ``train`` and ``val``."""
     digest = hashlib.sha256()
-    for path in sorted(p for split in SPLITS for p in (folder / split).rglob("*") if p.is_file()):
+    for path in sorted(_files(folder)):
         digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files of both splits, without those that file managers and notebooks leave there."""
+    for split in SPLITS:
+        for path in (folder / split).rglob("*"):
+            if path.is_file() and not any(map(passed_over, path.relative_to(folder).parts)):
+                yield path
 
 
 def _contents(folder: Path, tree: Tree) -> dict[str, Any]:
     classes = sorted(set(tree.counts["train"]) | set(tree.counts["val"]))
     counted = sum(tree.counts[split].total() for split in SPLITS)
-    found = sum(1 for split in SPLITS for path in (folder / split).rglob("*") if path.is_file())
+    found = sum(1 for _ in _files(folder))
     if counted != found:
         raise LskdError(
             f"{counted:,} images became {found:,} files; the source changed, or has images of the same name"

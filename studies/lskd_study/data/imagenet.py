@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lskd import LskdError
+from lskd.images import class_folders
 from lskd_study.data._archives import check_md5, find_source, fingerprints, read_members
 from lskd_study.data._folders import Image, place, read_classes
 from lskd_study.data._layout import Fill, Tree, build
@@ -56,7 +57,7 @@ def prepare_imagenet(
 
     def plan() -> Fill:
         folders = {split: source / split for split in ("train", "val") if (source / split).is_dir()}
-        nested = "val" in folders and any(entry.is_dir() for entry in folders["val"].iterdir())
+        nested = "val" in folders and bool(class_folders(folders["val"]))
         devkit = None
         if not nested or (source / archives["devkit"][0]).exists():
             devkit = _read_devkit(find_source(source, archives["devkit"][:1], "imagenet"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.images import passed_over
 from lskd_study.data.manifest import MANIFEST, read_manifest
 
 SPLITS = ("train", "valid", "test")
@@ -159,7 +160,8 @@ def _write_lines(file: Path, lines: Sequence[str]) -> None:
 def listing_checksum(folder: Path) -> str:
     """Return the sha256 of the names and contents of the texts."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+    files = (path for path in folder.rglob("*") if path.is_file() and not passed_over(path.name))
+    for file in sorted(path for path in files if path.name != MANIFEST):
         digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
         with open(file, "rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())

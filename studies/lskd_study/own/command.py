@@ -59,7 +59,6 @@ def run_own(
             "there is no terminal to ask at; --dry-run shows the estimate, --yes goes on without asking"
         )
     images = look_at(folder)
-    _check_images(images)
     _check_options(images, cores, options)
     output = output or str(Path("runs", f"own-{Path(folder).resolve().name}"))
     file = Path(output, STUDY)
@@ -103,13 +102,6 @@ def _check_options(images: OwnImages, cores: int, options: Sequence[str]) -> Non
         executor = make_schedule(plan, cores, options).executor
     if executor != "local":
         _to_stderr(f"the times below are those of this machine, not of --executor {executor}")
-
-
-def _check_images(images: OwnImages) -> None:
-    from timm_ls_kd.datacheck import check_data
-
-    for path in images.splits.values():
-        check_data("", str(path.parent), [path.name])
 
 
 def _warnings(images: OwnImages) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lskd import LskdError
+from lskd.images import check_images, class_folders, class_images, is_image
 from lskd_study.extras import needs_study_extra
 
 # The names that timm takes for a split, the usual one first. Nobody trains on a folder called test.
@@ -14,7 +15,6 @@ SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "eval", "evaluation", "test"),
 }
-_LITTER = frozenset({"thumbs.db", "desktop.ini"})  # of file managers, with what begins with a dot
 _LOOKED_AT = 200
 _HOLDS = "it must hold train/<class>/ and val/<class>/ with images"
 
@@ -114,7 +114,7 @@ def _split(root: Path, split: str, names: Sequence[str]) -> Path:
             else f"{root} has {' and '.join(path.name for path in there)}; keep one to validate on"
         )
     if not there:
-        here = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        here = class_folders(root)
         seen = f"it has {', '.join(here[:3])}{', ...' * (len(here) > 3)}" if here else "it has no folders"
         raise LskdError(f"{root} has no {split} folder ({seen}; looked for {', '.join(names)}); {_HOLDS}")
     return there[0]
@@ -123,37 +123,23 @@ def _split(root: Path, split: str, names: Sequence[str]) -> Path:
 def _classes(folder: Path, strangers: list[Path]) -> dict[str, list[Path]]:
     """Return the images of each class folder; other files are added to ``strangers``."""
     extensions = _extensions()
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    labels = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != "."]
+    labels = class_folders(folder)
+    loose = sorted(entry.path for entry in os.scandir(folder) if is_image(entry.name, extensions))
     if not labels:
-        outside = sum(os.path.splitext(entry.name)[1].lower() in extensions for entry in entries)
+        outside = len(loose)
         seen = f"{outside} images outside of any class" if outside else "no class folders"
         raise LskdError(f"{folder} has {seen}; {_HOLDS}")
     classes = {}
     for label in labels:
-        images: list[Path] = []
-        others: list[Path] = []
-        for entry in sorted(os.scandir(folder / label), key=lambda entry: entry.name):
-            path = Path(entry.path)
-            if entry.name[0] == "." or entry.name.lower() in _LITTER:
-                continue
-            if entry.is_dir():
-                raise LskdError(
-                    f"class folder {folder / label} has a folder in it, {entry.name}; "
-                    "it must hold images only"
-                )
-            (images if path.suffix.lower() in extensions else others).append(path)
+        images, others = class_images(folder / label, extensions)
         if not images:
             seen = f"{len(others)} files, none with a name of an image" if others else "no images"
             kinds = f"; images end in {', '.join(sorted(extensions))}" if others else ""
             raise LskdError(f"class folder {folder / label} has {seen}{kinds}; mend or remove it")
-        classes[label] = images
-        strangers += others
-    loose = [Path(entry.path) for entry in entries if not entry.is_dir()]
-    if misplaced := [path for path in loose if path.suffix.lower() in extensions]:
-        raise LskdError(
-            f"image {misplaced[0]} lies outside of any class; move it into the folder of its class"
-        )
+        classes[label] = [folder / label / name for name in images]
+        strangers += [folder / label / name for name in others]
+    if loose:
+        raise LskdError(f"image {loose[0]} lies outside of any class; move it into the folder of its class")
     return classes
 
 
@@ -171,15 +157,12 @@ def _sizes(paths: Sequence[Path]) -> tuple[int, int, bool]:
     """
     with needs_study_extra():
         from PIL import Image
+    check_images(paths)
     count = min(_LOOKED_AT, len(paths))
     widths, heights, modes = [], [], set()
     for path in (paths[number * len(paths) // count] for number in range(count)):
-        try:
-            with Image.open(path) as image:
-                widths.append(image.width)
-                heights.append(image.height)
-                modes.add(image.mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
-            raise LskdError(f"image {path} cannot be read ({reason}); repair or remove it") from None
-    return round(statistics.median(widths)), round(statistics.median(heights)), modes <= {"1", "L", "I;16"}
+        with Image.open(path) as image:
+            widths.append(image.width)
+            heights.append(image.height)
+            modes.add(image.mode)
+    return round(statistics.median(widths)), round(statistics.median(heights)), modes <= {"1", "L"}

@@ -1,7 +1,6 @@
 """Which students of a study read what is stored, and why the others do not."""
 
 import hashlib
-import os
 import shlex
 import shutil
 from collections import defaultdict
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError, SoftLabelsLayout
-from lskd_study.checks import IMAGES
+from lskd.images import class_folders, class_images
 from lskd_study.plan import BEGUN, Plan, Run, Store
 from lskd_study.records import Begun, read_record
 from lskd_study.schema import TRANSLATION
@@ -197,11 +196,7 @@ def training_images(plan: Plan) -> int:
 
 @cache
 def _count(folder: Path) -> int:
-    return sum(
-        os.path.splitext(name)[1].lower() in IMAGES
-        for _, _, names in os.walk(folder, followlinks=True)
-        for name in names
-    )
+    return sum(len(class_images(folder / label)[0]) for label in class_folders(folder))
 
 
 def _free(folder: Path) -> int:
