@@ -7,6 +7,7 @@ from typing import Any
 
 from lskd_study.plan import Plan, Run
 from lskd_study.results import Result, Results
+from lskd_study.stores.commands import rerun_command
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def commands_of(results: Results[Result]) -> Commands:
             found.setdefault(_kind(plan, run), []).append(results.finished[run.id])
     ids = {key: f"runs-{number}" for number, key in enumerate(found)}
     cells = [
-        Cell(ids[key], _title(plan, of_kind[0].run), [_command(result) for result in of_kind])
+        Cell(ids[key], _title(plan, of_kind[0].run), [_command(plan, result) for result in of_kind])
         for key, of_kind in found.items()
     ]
     return Commands(cells, ids)
@@ -84,9 +85,9 @@ def _title(plan: Plan, run: Run) -> str:
     return title if plan.papers_loss else f"{title}, T = {run.temperature:g}, λ = {run.hard_weight:g}"
 
 
-def _command(result: Result) -> Command:
+def _command(plan: Plan, result: Result) -> Command:
     job = result.job
     set_first = " ".join(f"{name}={quote(value)}" for name, value in job["environment"].items() if value)
-    # Runs of older versions have no command that writes elsewhere.
-    words = str(job.get("rerun_command", job["command"]))
+    # Not as recorded: the output folder may have been moved since, and the teacher's weights with it.
+    words = rerun_command(plan, result.run, environment=job["environment"])
     return Command(job["run"], job["wall_time_s"], f"{set_first} {words}".lstrip())

@@ -1,6 +1,5 @@
 """``lskd study``: check everything, hand the matrix to Snakemake, then write the page."""
 
-import json
 import shlex
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.files import lock
+from lskd.files import lock, read_json
 from lskd_study import slurm
 from lskd_study.checks import (
     check_class_order,
@@ -24,9 +23,10 @@ from lskd_study.class_counts import check_class_counts
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
-from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
+from lskd_study.plan import BEGUN, JOB, PLAN, Plan, Run, expand
 from lskd_study.recipes import find_study_file
 from lskd_study.records import Begun, Made, read_record
+from lskd_study.same import changes, tidy
 from lskd_study.scheduler import Schedule, make_schedule
 from lskd_study.schema import TRANSLATION, Network, load_study, read_trainer_config
 from lskd_study.stores.decide import with_stores
@@ -51,6 +51,8 @@ def run_study(
     require_study_extra()
     if study_file.startswith("-"):
         raise LskdError(f"the study file comes before the options for Snakemake; {study_file} stands first")
+    if Path(study_file).is_dir():
+        study_file, output = _study_of(study_file, output)
     if is_teacher_list(find_study_file(study_file)):
         return run_teachers_file(study_file, output, dry_run, options)
     plan = make_plan(study_file, output)
@@ -60,11 +62,14 @@ def run_study(
         _check_data(plan)
     check_class_counts(plan)
     plan = with_stores(plan)
+    _check_no_other_study(plan)
     changed = _changed_settings(plan)
     if changed:
+        run, what = next(iter(changed.items()))
+        listed = "; ".join(what[:3]) + (f" (and {len(what) - 3} more)" if len(what) > 3 else "")
         raise LskdError(
-            f"{plan.output} holds {len(changed)} runs of other settings, e.g. {changed[0]}; "
-            "choose another --output or remove those folders"
+            f"{plan.output} holds {len(changed)} runs of other settings, e.g. {run}: {listed}; "
+            "set that back, or choose another --output"
         )
     todo = plan.unfinished()
     if todo:
@@ -114,11 +119,11 @@ def make_plan(study_file: str, output: str | None) -> Plan:
             trainer_of(study.ecosystem, "student").check_model(configs[config], config, model)
     return Plan(
         title=study.title,
-        study_file=study_file,
+        study_file=tidy(study_file),
         ecosystem=study.ecosystem,
         cwd=str(Path.cwd()),
-        output=output or study.output,
-        data=study.data.path,
+        output=tidy(output or study.output),
+        data=tidy(study.data.path),
         prepare=study.data.prepare or "",
         num_classes=study.data.num_classes or 0,
         convention=study.smoothing.convention,
@@ -214,13 +219,52 @@ def _write_page(plan: Plan) -> int:
     return 1 if missing else 0
 
 
-def _changed_settings(plan: Plan) -> list[str]:
-    """Return the runs begun or finished with settings other than the plan's."""
-    changed = []
+def _study_of(folder: str, output: str | None) -> tuple[str, str]:
+    """Return the study file and the output of the study whose results a folder holds."""
+    if output is not None and Path(output).resolve() != Path(folder).resolve():
+        raise LskdError(f"{folder} is a folder of results; to write into {output} name the study file")
+    if not Path(folder, PLAN).is_file():
+        own = f"; for images of your own: --own {folder}" if Path(folder, "train").is_dir() else ""
+        raise LskdError(f"{folder} is a folder and no study has written into it; name a study file{own}")
+    file, cwd = _begun_by(folder)
+    here = Path(folder, Path(file).name)  # `--own` keeps it with its results, which may have been moved
+    if not file or (here.is_file() and not Path(file).exists()):
+        return str(here), folder
+    started = Path(cwd, folder)
+    if cwd and Path.cwd() != Path(cwd) and started.is_dir() and started.samefile(folder):
+        raise LskdError(f"the study in {folder} was started in {cwd}; give the command there")
+    return file, folder
+
+
+def _begun_by(folder: str | Path) -> tuple[str, str]:
+    """Return which study file wrote into a folder, and where it was started; empty where unknown."""
+    content = read_json(Path(folder, PLAN), "a plan")
+    parts = [content.get(name) for name in ("study_file", "cwd")] if isinstance(content, dict) else []
+    file, cwd = (part if isinstance(part, str) else "" for part in parts or ("", ""))
+    return file, cwd
+
+
+def _check_no_other_study(plan: Plan) -> None:
+    """Refuse an output folder that holds the results of another study file."""
+    if not (plan.root / PLAN).is_file():
+        return
+    name, cwd = _begun_by(plan.root)
+    before = Path(cwd, name)
+    now = find_study_file(plan.study_file)
+    same = not name or name == plan.study_file or not before.is_file() or before.samefile(now)
+    if not same and before.read_bytes() != now.read_bytes():
+        raise LskdError(
+            f"{plan.output} holds the results of {name}; choose another --output for {plan.study_file}"
+        )
+
+
+def _changed_settings(plan: Plan) -> dict[str, list[str]]:
+    """Return the runs begun or finished with settings other than the plan's, and which those are."""
+    changed = {}
     for run in plan.runs:
         begun = read_record(plan.folder(run) / BEGUN, Begun)
-        if begun and begun.get("settings") != json.loads(json.dumps(plan.settings(run))):
-            changed.append(run.id)
+        if begun and (what := changes(begun.get("settings", {}), plan.settings(run), Path(plan.cwd))):
+            changed[run.id] = what
     return changed
 
 

@@ -30,12 +30,10 @@ from lskd_study.folders import LOG, begin, held
 from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run
 from lskd_study.progress import say
+from lskd_study.same import changes
 from lskd_study.schema import TRANSLATION
 from lskd_study.stores.commands import rerun_command
 from lskd_study.stores.state import release_stores, stored_identity
-
-# Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
-RERUN = "rerun"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,11 +71,14 @@ def run_job(plan: Plan, run: Run) -> None:
         teacher = teacher_identity(plan, run)
         stored = stored_identity(plan, run)
         trainer = trainer_of(plan.ecosystem, run.role)
-        identity = {"settings": plan.settings(run), "teacher": teacher}
+        identity: dict[str, Any] = {"settings": plan.settings(run), "teacher": teacher}
         resumed, goes_on = begin(
             folder,
             identity,
-            lambda before: all(before.get(key) == value for key, value in identity.items()),
+            lambda before: (
+                before.get("teacher") == teacher
+                and not changes(before.get("settings", {}), identity["settings"], Path(plan.cwd))
+            ),
             lambda: trainer.resume(folder) is not None,
             trainer.FILES,
         )
@@ -195,7 +196,7 @@ def _record(
         "run": run.id,
         "role": run.role,
         "command": shlex.join(words),
-        "rerun_command": rerun_command(plan, run, RERUN),
+        "rerun_command": rerun_command(plan, run),
         "cwd": plan.cwd,
         "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "")},
         "settings": plan.settings(run),

@@ -9,7 +9,9 @@ import yaml
 
 from lskd import LskdError
 from lskd_study import engine
+from lskd_study.ecosystems import timm
 from lskd_study.plan import JOB, PLAN, Plan
+from lskd_study.same import changes
 from lskd_study.stores.decide import with_stores
 
 pytestmark = pytest.mark.unit
@@ -124,3 +126,104 @@ def test_two_studies_never_share_an_output_folder(plan, finish):
     with engine._only_study(plan), pytest.raises(LskdError, match="another study is running in out"):
         engine.run_study("study.yaml", None, 1, False, [])
     assert engine.run_study("study.yaml", None, 1, False, []) == 0
+
+
+# The same study in another spelling, and another one
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"t.yaml": "epochs: 1\nworkers: 7\nlog_interval: 3\npin_mem: true\nmodel_kwargs: {a: ./x/}\n"},
+        {"t.yaml": "epochs: 1\nmodel-kwargs: {a: x/}\n"},
+        {"data": {"path": "./data/", "num_classes": 2}},
+        {"data": {"path": "{here}/data", "num_classes": 2}},
+        {"output": "./out//"},
+        {"output": "{here}/out"},
+        {"resources": {"threads": 4, "extra": {"mem_mb": 5}}},
+        {"teachers": [{"model": "test_resnet", "config": "./t.yaml"}]},
+    ],
+)
+def test_what_changes_no_result_goes_on(plan, finish, scheduled, change, monkeypatch):
+    monkeypatch.setattr(timm, "check_config", lambda *words: None)
+    Path("t.yaml").write_text("epochs: 1\nmodel_kwargs: {a: x/}\n")
+    plan = engine.make_plan("study.yaml", None)
+    finish(plan)
+    text = yaml.safe_dump(STUDY | {key: value for key, value in change.items() if key != "t.yaml"})
+    Path("study.yaml").write_text(text.replace("{here}", str(Path.cwd())))
+    Path("t.yaml").write_text(change.get("t.yaml", "epochs: 1\nmodel_kwargs: {a: x/}\n"))
+    assert engine.run_study("./study.yaml", None, 1, False, []) == 0
+    assert scheduled == []
+    assert Plan.read(plan.root / PLAN).study_file == "study.yaml"
+
+
+def test_a_change_of_the_result_is_named_with_both_values(plan, finish, scheduled):
+    finish(plan)
+    Path("t.yaml").write_text("epochs: 1\nlr: 0.5\nworkers: 3\n")
+    with pytest.raises(LskdError, match=r": lr was not set, now 0.5; set that back, or choose another"):
+        engine.run_study("study.yaml", None, 1, True, [])
+    Path("t.yaml").write_text("epochs: 2\n")
+    with pytest.raises(LskdError, match="epochs was 1, now 2") as found:
+        engine.run_study("study.yaml", None, 1, False, [])
+    assert "remove" not in str(found.value)
+    assert "workers" not in str(found.value)
+
+
+def test_the_folder_of_results_goes_on_with_its_study(plan, finish, scheduled, capsys):
+    finish(plan)
+    assert engine.run_study("study.yaml", "elsewhere", 1, True, []) == 0
+    assert engine.run_study("study.yaml", None, 1, False, []) == 0
+    capsys.readouterr()
+    for name in ("out", "./out/", str(plan.root)):
+        assert engine.run_study(name, None, 1, False, []) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == "out/index.html"
+    plan.root.rename("moved")
+    assert engine.run_study("moved", None, 1, False, []) == 0
+    assert Plan.read(Path("moved", PLAN)).output == "moved"
+
+
+def test_a_folder_without_a_study_is_one_line(plan):
+    with pytest.raises(LskdError, match=r"no study has written into it; .* --own data$"):
+        engine.run_study("data", None, 1, False, [])
+    Path("empty").mkdir()
+    with pytest.raises(LskdError, match=r"empty is a folder and no study has written into it"):
+        engine.run_study("empty", None, 1, True, [])
+
+
+def test_results_are_gone_on_with_where_they_were_begun(plan, finish, scheduled, monkeypatch):
+    finish(plan)
+    engine.run_study("study.yaml", None, 1, False, [])
+    monkeypatch.chdir(plan.root)
+    with pytest.raises(LskdError, match=f"was started in {plan.cwd}; give the command there"):
+        engine.run_study(str(plan.root), None, 1, False, [])
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_another_study_file_is_refused_before_anything_is_written(plan, finish, scheduled, dry_run):
+    finish(plan)
+    engine.run_study("study.yaml", None, 1, False, [])
+    before = {path: path.read_bytes() for path in plan.root.rglob("*") if path.is_file()}
+    Path("other.yaml").write_text(yaml.safe_dump(STUDY | {"seeds": [0, 1, 2], "title": "Other"}))
+    with pytest.raises(LskdError, match=r"out holds the results of study.yaml; choose another --output"):
+        engine.run_study("other.yaml", None, 1, dry_run, [])
+    assert {path: path.read_bytes() for path in plan.root.rglob("*") if path.is_file()} == before
+    Path("study.yaml").rename("renamed.yaml")
+    assert engine.run_study("renamed.yaml", None, 1, dry_run, []) == 0
+
+
+def test_what_counts_in_the_other_trainers_files():
+    here = Path("/there")
+    binary = {"role": "student", "ecosystem": "mmcls"}
+    loader, hooks = {"num_workers": 2, "batch_size": 8}, [{"type": "A"}, {"k": 1}]
+    before = {**binary, "config": {"train_dataloader": loader, "custom_hooks": hooks}}
+    now = {**binary, "config": {"train_dataloader": loader | {"num_workers": 0}, "custom_hooks": hooks}}
+    now["config"]["log_level"] = "DEBUG"
+    assert changes(before, now, here) == []
+    assert changes(before, before | {"config": {"custom_hooks": [{"type": "A"}, {"k": 2}]}}, here) == [
+        "train_dataloader.batch_size was 8, now not set",
+        "custom_hooks.1.k was 1, now 2",
+    ]
+    text = {"role": "student", "ecosystem": "fairseq"}
+    one = {**text, "config": {"common": {"log_interval": 1}, "optimization": {"lr": [0.1]}}}
+    other = {**text, "config": {"dataset": {"num_workers": 3}, "optimization": {"lr": [0.2]}}}
+    assert changes(one, other, here) == ["optimization.lr was [0.1], now [0.2]"]

@@ -364,3 +364,12 @@ def test_the_times_of_a_run_add_up():
     assert TIMES.without_teacher().run == pytest.approx(5 + 30 * 1.11 + 0.5)
     assert TIMES.storing == pytest.approx(5 + 30 * 10 * (0.04 + 0.01))
     assert json.loads(json.dumps(TIMES.__dict__)) == TIMES.__dict__
+
+
+@pytest.mark.parametrize("spelling", ["./{}/", "{}//", "{here}/{}"])
+def test_a_folder_in_another_spelling_is_the_same_folder(here, untrained, capsys, spelling):
+    assert cli.main(["study", "--own", "pets", "--yes", "--dry-run"]) == 0
+    first = capsys.readouterr().out
+    name = spelling.replace("{here}", str(here)).format("pets")
+    assert cli.main(["study", "--own", name, "--yes", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == first.splitlines()[0]

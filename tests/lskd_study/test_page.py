@@ -3,6 +3,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -187,12 +188,24 @@ def test_the_page_shows_the_command_that_writes_elsewhere(fake_study):
     plan = fake_study()
     path = plan.folder(plan.runs[0]) / JOB
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "0,1", "UNSET": ""}
-    changes = {"rerun_command": "timm --output rerun", "environment": environment}
+    changes = {"command": "timm train.py --of-the-study", "environment": environment}
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     write_report(plan)
     _, _, text = parse(plan)
-    assert "OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=0,1 timm --output rerun" in text
-    assert f"--experiment {plan.runs[0].id}" not in text
+    assert "OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=0,1 timm train.py data" in text
+    assert f"--output rerun --experiment {plan.runs[0].id}" in text
+    assert "--of-the-study" not in text
+
+
+def test_the_commands_of_a_moved_study_name_its_new_folder(fake_study):
+    plan = fake_study()
+    shutil.move(plan.root, plan.root.with_name("moved"))
+    moved = replace(plan, output="moved")
+    write_report(moved)
+    _, _, text = parse(moved)
+    student = next(run for run in moved.runs if run.role == "student")
+    assert f"--kd-teacher-checkpoint moved/teachers/{student.teacher}/last.pth.tar" in text
+    assert "out/teachers" not in text
 
 
 def test_several_settings_are_told_apart(fake_study):
@@ -209,8 +222,8 @@ def test_every_command_and_version_is_there(fake_study):
     _, _, text = parse(plan)
     for run in plan.runs:
         assert (
-            f"OMP_NUM_THREADS=1 timm train.py data --model {run.model} --seed {run.seed} --experiment "
-            f"{run.id}" in text
+            f"OMP_NUM_THREADS=1 timm train.py data --config {run.config} --model {run.model} "
+            f"--num-classes 4 --seed {run.seed} " in text
         )
     for part in (
         "torch 2.14.1",

@@ -109,8 +109,8 @@ def test_a_study_of_teachers_alone_names_its_missing_runs(fake_study):
     assert "aaaaaaaaaaaa, with local changes" in page
     for run in plan.runs[:-1]:
         assert (
-            f"OMP_NUM_THREADS=1 timm train.py data --model big --seed {run.seed} --experiment {run.id}"
-            in page
+            "OMP_NUM_THREADS=1 timm train.py data --config teacher.yaml --model big --num-classes 4 "
+            f"--seed {run.seed} " in page
         )
     assert "A student’s command" not in page
 

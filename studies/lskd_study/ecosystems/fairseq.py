@@ -37,6 +37,15 @@ CURVE_COLUMNS = (
 )
 LOG = "hydra_train.log"
 FILES = (LOG, "checkpoint*.pt", "checkpoint*.pt.tmp")  # as in ecosystems/timm.py
+# As in timm.py.
+WITHOUT_EFFECT = (
+    *("common.log_interval", "common.log_format", "common.log_file", "common.no_progress_bar"),
+    *("common.tensorboard_logdir", "common.wandb_project", "dataset.num_workers", "dataset.data_buffer_size"),
+    *("checkpoint.keep_*", "hydra.*"),
+    # What the study sets itself for each run.
+    *("common.user_dir", "common.seed", "checkpoint.save_dir", "checkpoint.no_epoch_checkpoints"),
+    *("criterion.kd_teacher", "task.data"),
+)
 _LATEST = "checkpoint_last.pt"
 _SUBSET = "test"
 _TERMS = {

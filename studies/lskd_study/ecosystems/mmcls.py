@@ -24,6 +24,15 @@ CURVE_COLUMNS = (
     "val_agreement",
     "flip_ratio",
 )
+# As in timm.py.
+WITHOUT_EFFECT = (
+    *("*_dataloader.num_workers", "*_dataloader.persistent_workers", "*_dataloader.pin_memory"),
+    *("*_dataloader.prefetch_factor", "default_hooks.logger.*", "default_hooks.checkpoint.max_keep_ckpts"),
+    *("log_level", "log_processor.*", "vis_backends.*", "visualizer.*", "work_dir"),
+    # What the study sets itself for each run.
+    *("teacher_model", "teacher_checkpoint", "teacher_smoothing", "model.teacher.model", "randomness.seed"),
+    *("model.teacher.checkpoint", "model.teacher.smoothing", "*_dataloader.dataset.data_root"),
+)
 VERIFIED = 16  # stored images
 _LATEST = "last_checkpoint"
 # As in timm.py; the folders of mmengine's logs, one for each start, stay.

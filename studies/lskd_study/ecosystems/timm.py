@@ -26,6 +26,9 @@ CURVE_COLUMNS = (
     "val_top1",
     "val_top5",
 )
+# Of its options, as patterns: what changes how fast a run is, and what it keeps or says. Loading processes
+# draw the augmentation, so another number of them is another draw of the same experiment.
+WITHOUT_EFFECT = ("workers", "pin_mem", "log_interval", "checkpoint_hist")
 _VALIDATION = {"val_loss": "eval_loss", "val_top1": "eval_top1", "val_top5": "eval_top5"}
 
 

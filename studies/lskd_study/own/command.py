@@ -20,6 +20,7 @@ from lskd_study.own.files import STUDY, contents, data_path
 from lskd_study.own.images import OwnImages, look_at
 from lskd_study.plan import Plan
 from lskd_study.provenance import usable_cores
+from lskd_study.same import tidy
 from lskd_study.scheduler import make_schedule
 
 HOURS_ON_CPU, HOURS_ON_GPU = 1.0, 12.0
@@ -58,9 +59,10 @@ def run_own(
         raise LskdError(
             "there is no terminal to ask at; --dry-run shows the estimate, --yes goes on without asking"
         )
+    folder = tidy(folder)
     images = look_at(folder)
     _check_options(images, cores, options)
-    output = output or str(Path("runs", f"own-{Path(folder).resolve().name}"))
+    output = tidy(output or str(Path("runs", f"own-{Path(folder).resolve().name}")))
     file = Path(output, STUDY)
     say = _to_stdout if dry_run else _to_stderr
     say(images.describe())

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 
 from lskd_study.ecosystems import trainer_of
 from lskd_study.gpus import VISIBLE
@@ -9,10 +10,14 @@ from lskd_study.plan import Plan, Run
 from lskd_study.schema import TRANSLATION
 from lskd_study.stores import storing
 
+# Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
+RERUN = "rerun"
 _SETTINGS = ("OMP_NUM_THREADS", VISIBLE)
 
 
-def rerun_command(plan: Plan, run: Run, output: str) -> str:
+def rerun_command(
+    plan: Plan, run: Run, output: str = RERUN, environment: Mapping[str, str] = os.environ
+) -> str:
     """Return the shell command that makes a run again below ``output``, apart from the study's own runs.
 
     It reads nothing of the study's stores: timm and mmcls ask the teacher and store what it says while they
@@ -23,5 +28,5 @@ def rerun_command(plan: Plan, run: Run, output: str) -> str:
     if store is None or plan.ecosystem != TRANSLATION:
         return words
     # What stands before the whole line on the page holds for its first command alone.
-    settings = [f"{name}={shlex.quote(os.environ[name])} " for name in _SETTINGS if name in os.environ]
+    settings = [f"{name}={shlex.quote(environment[name])} " for name in _SETTINGS if environment.get(name)]
     return f"{shlex.join(storing(plan.ecosystem).command(plan, store, output))} && {''.join(settings)}{words}"
