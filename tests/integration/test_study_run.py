@@ -110,7 +110,7 @@ def kill_a_writer(folder: Path) -> Path:
     )
     shutil.rmtree(plan.root / store.folder, ignore_errors=True)  # it may be whole by now
     words = [sys.executable, "-c", KILLED_WRITER, plan.root / "plan.json", store.id]
-    killed = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=200)
+    killed = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     stored = len(SoftLabels(plan.root / store.folder / "labels"))
     assert 0 < stored < 2 * 1201
@@ -131,10 +131,8 @@ def study(folder):
     command = [*LSKD, "study", "study.yaml", "--cores", "2"]
     with (folder / "first.log").open("w") as log:
         first = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 300
     while len(list(folder.glob("runs/mini/teachers/*/job.json"))) < 2:
         assert first.poll() is None, (folder / "first.log").read_text()
-        assert time.monotonic() < deadline, (folder / "first.log").read_text()
         time.sleep(0.2)
     # A second study on the same folder is refused while the first one lives ...
     second = lskd(folder, "study", "study.yaml")
@@ -147,7 +145,7 @@ def study(folder):
     store = kill_a_writer(folder)
 
     # ... and not any longer when it was killed, whatever locks it left.
-    again = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400)
+    again = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     after = finished(folder)
     assert len(after) == 6
@@ -206,7 +204,6 @@ def test_the_recorded_command_and_curves_are_the_trainers_own(study):
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert again.returncode == 0, again.stderr
     rerun = (folder / "rerun" / name / "summary.csv").read_text()
