@@ -36,17 +36,17 @@ demo-bnn: install
 demo-nmt: install
 	$(BIN)/lskd study recipes/number_words_de_en/study.yaml --cores 2
 
-# Two at a time, in random order: files, and the tests of a file. The first lines name the seed, and
+# Two files at a time, in random order, and so are the tests of a file. The first lines name the seed, and
 # `make test PYTEST_ADDOPTS=--randomly-seed=SEED` runs in that order again.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What computes, once more as a processor without AVX-512 does it, and without the compiled loss.
 NUMERICAL = tests/lskd tests/fairseq_kd/test_criterion.py tests/integration/test_mmcls_commands.py::test_two_processes_equal_one \
   $(patsubst %,tests/mmcls_bnn/test_%.py,classifier fast_teacher layers packed reactnet teacher) \
   $(patsubst %,tests/timm_ls_kd/test_%.py,fast_teacher loops replay soft_labels task)
 test-numerical: install
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist worksteal --no-compiled-loss $(NUMERICAL)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist loadfile --no-compiled-loss $(NUMERICAL)
 
 lint: install
 	$(BIN)/ruff check .

@@ -35,6 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
         _compiled.function = lambda: None
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files that run real commands first, in the order that chance gave: a long one is no tail."""
+    long = {item.path for item in items if item.get_closest_marker("integration")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def shared_state() -> dict[str, Any]:
     """Return what the tests of one process share, by name."""
     umask = os.umask(0o022)

@@ -27,7 +27,7 @@ def run(
 
     Args:
         words: the command line.
-        imported: modules that it finds imported; the first command imports them.
+        imported: modules that it finds imported, beside torch and the core; the first command imports them.
         cwd: its folder; None: this one.
         env: its environment; None: this one. What Python itself reads is fixed by the first command.
     """
@@ -100,7 +100,8 @@ def _execute(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for module in sys.argv[2:]:
+    # Every optimiser imports torch._dynamo at its first step.
+    for module in ("torch._dynamo", "torch._inductor.utils", "lskd", *sys.argv[2:]):
         importlib.import_module(module)
     _serve(int(sys.argv[1]))
     _execute(sys.argv[0])

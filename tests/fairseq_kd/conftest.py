@@ -1,10 +1,12 @@
 """A tiny corpus of number words, a teacher that knows them, and fairseq's own commands in subprocesses."""
 
+import fcntl
 import importlib
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,8 +147,20 @@ def preprocess(text, destination, *arguments):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """Return folders: text, its data-bin, a second data-bin with another dictionary, and a teacher's file."""
-    root = tmp_path_factory.mktemp("numbers")
+    """Return folders: text, its data-bin, and a teacher's file; one for all processes of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "numbers"
+    with open(f"{root}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "store" / "manifest.json").exists():
+            shutil.rmtree(root, ignore_errors=True)  # of a process that failed
+            make_corpus(root)
+    teacher = root / "teacher" / "checkpoint_best.pt"
+    return SimpleNamespace(root=root, text=root / "text", data=root / "bin", teacher=teacher)
+
+
+def make_corpus(root):
+    root.mkdir()
     numbers = random.Random(0).sample(range(1000), 460)
     write_numbers(root / "text", {"train": numbers[:400], "valid": numbers[400:430], "test": numbers[430:]})
     data = preprocess(root / "text", root / "bin")
@@ -161,15 +175,14 @@ def corpus(tmp_path_factory):
     )
     result = train(data, teacher, *arguments, *BLEU)
     assert result.numbers("valid")[-1]["valid_bleu"] > 20
-    return SimpleNamespace(root=root, text=root / "text", data=data, teacher=teacher / "checkpoint_best.pt")
+    best = teacher / "checkpoint_best.pt"
+    run("fairseq_kd.soft_labels", data, "--path", best, "--output", root / "store", "--cpu")
 
 
 @pytest.fixture(scope="session")
 def store(corpus):
     """Return soft labels of the training set, top 8."""
-    path = corpus.root / "store"
-    run("fairseq_kd.soft_labels", corpus.data, "--path", corpus.teacher, "--output", path, "--cpu")
-    return path
+    return corpus.root / "store"
 
 
 @pytest.fixture(scope="session")

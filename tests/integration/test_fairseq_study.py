@@ -46,8 +46,7 @@ def study(folder: Path) -> subprocess.Popen[str]:
 
 def kill_the_first_run(process: subprocess.Popen[str], runs: Path) -> str:
     """Kill the job that trains, once it has a checkpoint; return the run's name."""
-    end = time.monotonic() + 300
-    while time.monotonic() < end and process.poll() is None:
+    while process.poll() is None:
         for found in runs.glob("teachers/*/checkpoint_last.pt"):
             for job in psutil.Process(process.pid).children(recursive=True):
                 words = job.cmdline()
@@ -63,14 +62,14 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
     runs = tmp_path / "runs" / "mini"
     process = study(tmp_path)
     killed = kill_the_first_run(process, runs)
-    _, err = process.communicate(timeout=500)
+    _, err = process.communicate()
     assert process.returncode == 1
     assert f"2 of 4 runs are missing: {killed}, " in err
     assert not (runs / "teachers" / killed / "job.json").exists()
     assert "missing" in (runs / "index.html").read_text()
 
     process = study(tmp_path)
-    _, err = process.communicate(timeout=500)
+    _, err = process.communicate()
     assert process.returncode == 0, err
     assert f"resumes  {killed}" in err
     assert err.count("starts ") == 1  # the killed teacher's student
@@ -110,7 +109,7 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
     job = json.loads((runs / "teachers" / killed / "job.json").read_text())
     name, *words = shlex.split(job["rerun_command"])
     command = [Path(sys.executable).with_name(name), *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     unbroken = read_curves(tmp_path / "rerun" / killed, "teacher")
     assert unbroken == read_curves(runs / "teachers" / killed, "teacher")
@@ -133,7 +132,7 @@ def check_a_store(folder: Path) -> None:
     plan.write()
     for job in (store.id, student.id):
         words = [sys.executable, "-m", "lskd_study.job", plan.root / "plan.json", job]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     record = json.loads((plan.root / store.folder / "job.json").read_text())
     assert (record["soft_labels"]["samples"], record["soft_labels"]["top_k"]) == (300, 8)

@@ -28,7 +28,7 @@ AUGMENTATION = "--hflip 0 --scale 0.7 1 --color-jitter 0 --epochs 6 --seed 1 --s
 
 def run(*arguments: object, cwd: Path) -> str:
     words = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

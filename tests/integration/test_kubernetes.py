@@ -149,7 +149,7 @@ def test_a_study_on_a_stand_in_for_kubernetes(api, tmp_path):
     words = [sys.executable, "-m", "lskd_study", "study", "study.yaml", "--profile", "kubernetes"]
     words += ["--container-image", "registry/lskd:0.1.0", "--seconds-between-status-checks", "1"]
     words += ["--kubernetes-persistent-volumes", f"claim:{volume}"]
-    done = subprocess.run(words, cwd=volume, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, cwd=volume, capture_output=True, text=True)
     logs = "".join(path.read_text() for path in (tmp_path / "pods").glob("*/log"))
     assert done.returncode == 1, done.stderr + logs
     lost = "teacher-test_byobnet-smoothing0.1-seed0"

@@ -99,7 +99,6 @@ def run(*words, cwd=None):
         [str(word) for word in words],
         capture_output=True,
         text=True,
-        timeout=300,
         env=environment,
         cwd=cwd,
         check=False,
@@ -185,9 +184,8 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(recipe, tmp_path):
         start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 120
     marker = broken / "last_checkpoint"
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None:
         if marker.exists() and marker.read_text().endswith("epoch_2.pth"):
             break
         time.sleep(0.002)

@@ -31,10 +31,8 @@ def test_from_a_folder_to_the_answer(folder):
     own = [*STUDY, "--own", "garments", "--yes"]
     with (folder / "first.log").open("w") as log:
         first = subprocess.Popen(own, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 200
     while not study.exists():
         assert first.poll() is None, (folder / "first.log").read_text()
-        assert time.monotonic() < deadline, (folder / "first.log").read_text()
         time.sleep(0.1)
     time.sleep(0.5)
     os.killpg(first.pid, signal.SIGKILL)
@@ -61,7 +59,6 @@ def test_from_a_folder_to_the_answer(folder):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert again.returncode == 0, again.stderr
     assert "[4 of 4 done]" in again.stderr

@@ -33,7 +33,6 @@ def checked():
         [sys.executable, "-m", "lskd_study", "recipe", "check"],
         capture_output=True,
         text=True,
-        timeout=570,
         env=environment,
         check=False,
     )

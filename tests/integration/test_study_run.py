@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 
+import forked
 from lskd import SoftLabels
 from lskd_study.plan import Plan
 
@@ -93,7 +94,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
 
 
 def lskd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LSKD, *words], cwd=folder, capture_output=True, text=True, timeout=400)
+    return forked.run("-m", "lskd_study", *words, imported=("timm", "lskd_study.report"), cwd=folder)
 
 
 def finished(folder: Path) -> dict[str, int]:
@@ -109,14 +110,16 @@ def kill_a_writer(folder: Path) -> Path:
     )
     shutil.rmtree(plan.root / store.folder, ignore_errors=True)  # it may be whole by now
     words = [sys.executable, "-c", KILLED_WRITER, plan.root / "plan.json", store.id]
-    killed = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=200)
+    killed = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     stored = len(SoftLabels(plan.root / store.folder / "labels"))
     assert 0 < stored < 2 * 1201
     return plan.root / store.folder
 
 
-def test_a_study_survives_being_killed(folder):
+@pytest.fixture(scope="module")
+def study(folder):
+    """Return the folder of a study that was killed, with a writer of its soft labels, and gone on with."""
     dry = lskd(folder, "study", "study.yaml", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert "6 runs: 0 finished, 6 to do" in dry.stdout
@@ -128,10 +131,8 @@ def test_a_study_survives_being_killed(folder):
     command = [*LSKD, "study", "study.yaml", "--cores", "2"]
     with (folder / "first.log").open("w") as log:
         first = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 300
     while len(list(folder.glob("runs/mini/teachers/*/job.json"))) < 2:
         assert first.poll() is None, (folder / "first.log").read_text()
-        assert time.monotonic() < deadline, (folder / "first.log").read_text()
         time.sleep(0.2)
     # A second study on the same folder is refused while the first one lives ...
     second = lskd(folder, "study", "study.yaml")
@@ -144,7 +145,7 @@ def test_a_study_survives_being_killed(folder):
     store = kill_a_writer(folder)
 
     # ... and not any longer when it was killed, whatever locks it left.
-    again = lskd(folder, "study", "study.yaml", "--cores", "2")
+    again = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     after = finished(folder)
     assert len(after) == 6
@@ -167,14 +168,16 @@ def test_a_study_survives_being_killed(folder):
     assert finished(folder) == after
     assert page.exists()
     assert third.stderr == ""
+    return folder
 
 
-def test_the_recorded_command_and_curves_are_the_trainers_own(folder):
-    """Needs the study of the test above."""
-    name = "student-test_resnet-of-test_byobnet-smoothing0.1-T1-hard0-seed0"
+def test_a_study_survives_being_killed(study):
+    assert len(finished(study)) == 6
+
+
+def test_the_recorded_command_and_curves_are_the_trainers_own(study):
+    folder, name = study, "student-test_resnet-of-test_byobnet-smoothing0.1-T1-hard0-seed0"
     run = folder / "runs" / "mini" / "students" / name
-    if not (run / "job.json").exists():
-        pytest.skip("the study above did not finish")
     job = json.loads((run / "job.json").read_text())
     teacher = json.loads((run.parents[1] / "teachers" / job["settings"]["teacher"] / "job.json").read_text())
     assert job["teacher"]["checkpoint_sha256"] == teacher["checkpoint"]["sha256"]
@@ -201,7 +204,6 @@ def test_the_recorded_command_and_curves_are_the_trainers_own(folder):
         env={**os.environ, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert again.returncode == 0, again.stderr
     rerun = (folder / "rerun" / name / "summary.csv").read_text()
@@ -229,14 +231,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         return torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
 
 
-def test_changed_settings_do_not_mix_with_older_runs(folder):
-    """Needs the study of the first test."""
-    if not finished(folder):
-        pytest.skip("the study above did not finish")
-    before = finished(folder)
-    (folder / "teacher.yaml").write_text(yaml.safe_dump({**TRAINER, "epochs": 4}))
-    changed = lskd(folder, "study", "study.yaml")
+def test_changed_settings_do_not_mix_with_older_runs(study):
+    before = finished(study)
+    config = study / "teacher.yaml"
+    settings = config.read_text()
+    config.write_text(yaml.safe_dump({**TRAINER, "epochs": 4}))
+    try:
+        changed = lskd(study, "study", "study.yaml")
+    finally:
+        config.write_text(settings)
     assert changed.returncode == 2
     assert "holds 2 runs of other settings" in changed.stderr
     assert len(changed.stderr.splitlines()) == 1
-    assert finished(folder) == before
+    assert finished(study) == before

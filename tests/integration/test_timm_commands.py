@@ -65,7 +65,6 @@ def run(*arguments, processes=1, fresh=False):
         command(*arguments, processes=processes),
         capture_output=True,
         text=True,
-        timeout=300,
         env=environment,
         check=False,
     )
@@ -205,12 +204,11 @@ def start_and_signal(options, last, number):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 300
-    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not last.exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(0.2)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     return process.returncode, out, err
 
 

@@ -49,9 +49,7 @@ def run(script, *arguments, processes=1, status=0):
         result = forked.run(*words, imported=("torchvision", "timm"), env=environment)
     else:
         words = [sys.executable, *launcher, *words]
-        result = subprocess.run(
-            words, capture_output=True, text=True, timeout=300, env=environment, check=False
-        )
+        result = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == status, result.stdout + result.stderr
     return result
 

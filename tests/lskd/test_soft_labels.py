@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from pathlib import Path
 
 import numpy as np
@@ -306,7 +305,7 @@ def python(code, *arguments, **options):
 
 def test_a_writer_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
     whole = python(WRITE_SLOWLY, tmp_path / "whole", 3, 0)
-    assert whole.communicate(timeout=60)
+    assert whole.communicate()
     assert whole.returncode == 0
     kept = -1
     for line in (3, 5, 7):
@@ -321,7 +320,7 @@ def test_a_writer_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_pa
         assert not partial.complete
         kept = len(partial) - 1
     last = python(WRITE_SLOWLY, tmp_path / "killed", 3, 0)
-    assert last.communicate(timeout=60)
+    assert last.communicate()
     assert last.returncode == 0
     for name in ("rows.bin", "rows.bin.sums", "index.bin", "index.bin.sums", "manifest.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
@@ -357,7 +356,7 @@ def test_a_full_disk_is_one_line_and_what_was_committed_stays(tmp_path):
         print(error)
     """
     process = python(code, tmp_path / "s")
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate()[0]
     assert process.returncode == 0
     assert "cannot be written (File too large)" in said
     assert said.count("\n") == 1
@@ -431,7 +430,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     peaks = {}
     for samples in (5_000, 500_000):
         process = python(MEASURE, tmp_path / str(samples), samples)
-        peaks[samples] = [int(word) / 1024 for word in process.communicate(timeout=300)[0].split()]
+        peaks[samples] = [int(word) / 1024 for word in process.communicate()[0].split()]
         assert process.returncode == 0
     size = sum(file.stat().st_size for file in (tmp_path / "500000").iterdir()) / 2**20
     print(f"\npeak of writing, anonymous memory of reading [MiB]: {peaks}; the store has {size:.0f} MiB")
@@ -444,8 +443,7 @@ def test_reading_while_another_process_writes(tmp_path):
     process = python(WRITE_SLOWLY, tmp_path / "s", 3, 0.005)
     process.stdout.readline()
     seen = []
-    end = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
+    while process.poll() is None:
         labels = SoftLabels(tmp_path / "s")
         labels.verify()
         seen.append(len(labels))

@@ -97,7 +97,7 @@ def run_workers(folder, world_size):
     ]
     try:
         for rank, process in enumerate(processes):
-            output, errors = process.communicate(timeout=180)
+            output, errors = process.communicate()
             for line in output.splitlines():
                 name, definition, *rest = json.loads(line)
                 found[name, definition, rank] = rest

@@ -207,7 +207,7 @@ def test_help_and_a_clear_line_with_the_base_dependencies_only(tmp_path):
         "assert main(['study', 'recipes/digits/study.yaml']) == 2\n"
     )
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Usage") == 4
     for line in done.stderr.splitlines():

@@ -225,7 +225,6 @@ def run_processes(tmp_path, count, *arguments):
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
         check=False,
     )
 
