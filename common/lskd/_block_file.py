@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lskd._errors import SoftLabelsError
+from lskd.files import no_link
 
 DIGEST_BYTES = 16
 _PENDING_BYTES = 1 << 20
@@ -108,7 +109,8 @@ class _Appended:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        self._file = open(path, "r+b" if path.exists() else "w+b", buffering=0)  # noqa: SIM115 - see close
+        mode = "r+b" if path.exists() else "w+b"
+        self._file = open(path, mode, buffering=0, opener=no_link)  # noqa: SIM115 - see close
         self._pending = bytearray()
         found = self._file.seek(0, os.SEEK_END)
         if found < size:
@@ -238,7 +240,7 @@ def _read_exactly(path: Path, size: int) -> bytes:
         return b""
     try:
         with open(path, "rb") as file:
-            content = file.read(size)
+            content = file.read(min(size, os.fstat(file.fileno()).st_size))  # a forged size takes no memory
     except OSError as error:
         raise SoftLabelsError(
             f"{path} cannot be read ({error.strerror}); write the soft labels again"

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from lskd._errors import SoftLabelsError
 from lskd._soft_labels import SoftLabelsWriter
 from lskd._soft_labels_manifest import SoftLabelsLayout
+from lskd.files import no_link
 
 SCRATCH = "scratch"
 _CHUNK = 1 << 14  # keys that are put into order at a time
@@ -83,7 +84,8 @@ class RowCollector:
         try:
             if self._file is None:
                 self._folder.mkdir(exist_ok=True)
-                self._file = open(self._folder / f"rows-{self.rank}.bin", "wb")  # noqa: SIM115 - see close
+                path = self._folder / f"rows-{self.rank}.bin"
+                self._file = open(path, "wb", opener=no_link)  # noqa: SIM115 - see close
             self._file.write(records.tobytes())
             self._file.flush()  # for the others to see, and so that no forked worker process writes it again
         except OSError as error:

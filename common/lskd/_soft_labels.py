@@ -1,7 +1,5 @@
 """What a teacher said, stored once and read by many students: rows of top-K, an index and a manifest."""
 
-import fcntl
-import json
 import os
 import time
 import weakref
@@ -15,11 +13,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lskd._block_file import BlockReader, BlockWriter
-from lskd._errors import SoftLabelsError
-from lskd._soft_labels_manifest import MANIFEST, Manifest, SoftLabelsLayout, check_identity, read_manifest
+from lskd._errors import LskdError, SoftLabelsError
+from lskd._soft_labels_manifest import (
+    MANIFEST,
+    Manifest,
+    SoftLabelsLayout,
+    check_identity,
+    read_content,
+    read_manifest,
+)
+from lskd.files import take_lock
 
 _COMMIT_SECONDS = 10.0
 _LOCK = "lock"
+_SCRATCH = f".{MANIFEST}*.new"  # what a writer that was killed leaves
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -83,11 +90,6 @@ class SoftLabels:
             self.path / "index.bin", manifest.block_bytes, manifest.files["index"], check=check
         )
         self._ends = self._index_file.bytes.view("<u8")
-        indexed = 0 if self.layout.rows_per_sample else manifest.keys
-        if len(self._rows) != manifest.rows or len(self._ends) != indexed:
-            raise SoftLabelsError(
-                f"{self.path / MANIFEST} does not fit its files; write the soft labels again"
-            )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -197,8 +199,7 @@ class SoftLabels:
 
     def info(self) -> dict[str, Any]:
         """Return the manifest's content, for people."""
-        content: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        return content | {"bytes": sum(file.bytes for file in self._manifest.files.values())}
+        return read_content(self.path) | {"bytes": sum(file.bytes for file in self._manifest.files.values())}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the path: a process that gets it maps the same files."""
@@ -243,28 +244,25 @@ class SoftLabelsWriter:
         self._files: dict[str, BlockWriter] = {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / _LOCK, "w")  # noqa: SIM115 - held until close
-        except OSError as error:
+            handle = take_lock(self.path / _LOCK)
+        except (OSError, LskdError) as error:
             raise _unwritable(self.path, error) from None
-        _locks.add(self._lock)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
+        if handle is None:
             raise SoftLabelsError(
                 f"{self.path} is being written by another process; wait for it or choose another folder"
-            ) from None
+            )
+        self._lock = os.fdopen(handle)
+        _locks.add(self._lock)
         try:
             self._manifest = self._begin(layout, identity)
+            for scratch in self.path.glob(_SCRATCH):
+                scratch.unlink()
             for name, committed in self._manifest.files.items():
                 file = self.path / f"{name}.bin"
                 self._files[name] = BlockWriter(file, self._manifest.block_bytes, committed)
-        except OSError as error:
+        except (OSError, LskdError) as error:
             self.close()
             raise _unwritable(self.path, error) from None
-        except SoftLabelsError:
-            self.close()
-            raise
         self.layout = self._manifest.layout
         self.keys, self._row_count = self._manifest.keys, self._manifest.rows
         self._committed_at = time.monotonic()
@@ -335,7 +333,7 @@ class SoftLabelsWriter:
             files = {name: file.commit() for name, file in self._files.items()}
             self._manifest = self._manifest.advanced(self.keys, self._row_count, files)
             self._manifest.write(self.path)
-        except OSError as error:
+        except (OSError, LskdError) as error:
             self.close()
             raise _unwritable(self.path, error) from None
         self._committed_at = time.monotonic()
@@ -372,7 +370,7 @@ class SoftLabelsWriter:
             check_identity(self.path, {"layout": vars(there)}, {"layout": vars(layout)})
             check_identity(self.path, manifest.identity, identity)
             return replace(manifest, layout=layout)
-        others = {file.name for file in self.path.iterdir()} - {_LOCK, f".{MANIFEST}.new"}
+        others = {file.name for file in self.path.iterdir() if not file.match(_SCRATCH)} - {_LOCK}
         if others:
             raise SoftLabelsError(
                 f"{self.path} holds something else ({min(others)}); choose another folder or remove it"
@@ -401,14 +399,17 @@ def _release_locks() -> None:
         lock.close()
 
 
-os.register_at_fork(after_in_child=_release_locks)
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_release_locks)
 
 
 def _reopen(path: str, check: bool) -> SoftLabels:
     return SoftLabels(path, check=check)
 
 
-def _unwritable(path: Path, error: OSError) -> SoftLabelsError:
+def _unwritable(path: Path, error: OSError | LskdError) -> SoftLabelsError:
+    if isinstance(error, LskdError):
+        return error if isinstance(error, SoftLabelsError) else SoftLabelsError(str(error))
     return SoftLabelsError(
         f"{path} cannot be written ({error.strerror}); what was committed there stays, "
         "and the same command goes on from it"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,12 +10,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lskd._block_file import EMPTY, Committed
-from lskd._errors import SoftLabelsError
+from lskd._block_file import DIGEST_BYTES, EMPTY, Committed
+from lskd._errors import LskdError, SoftLabelsError
+from lskd.files import read_json, write_text
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "lskd soft labels", 1
 BLOCK_BYTES = 1 << 18
+_DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
+_DEEPEST = 32  # of identities, whose parts are compared one by one
 
 ValueDtype = Literal["float16", "float32"]
 
@@ -104,21 +107,11 @@ class Manifest:
         """Replace the manifest in one step.
 
         Raises:
-            OSError: the disk's own errors.
+            LskdError: the folder cannot be written, or the disk is full.
         """
         content = self._as_json()
         content["checksum"] = _checksum(content)
-        scratch = folder / f".{MANIFEST}.new"
-        with open(scratch, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, folder / MANIFEST)
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        write_text(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
 
     def advanced(self, keys: int, rows: int, files: Mapping[str, Committed]) -> "Manifest":
         """Return the manifest further on."""
@@ -142,36 +135,78 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         SoftLabelsError: it is missing, altered, or of a version that this release cannot read.
     """
+    path, content = folder / MANIFEST, read_content(folder)
+    if content.get("version") != VERSION:
+        raise SoftLabelsError(
+            f"{path} has version {_short(content.get('version'))} of the format, this release reads "
+            f"{VERSION}; write the soft labels again or use the release that wrote them"
+        )
+    checksum = content.pop("checksum", None)
+    try:
+        if checksum != _checksum(content):
+            raise ValueError("altered")
+        return _checked(content)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SoftLabelsError):
+        raise _damaged(path) from None
+
+
+def read_content(folder: Path) -> dict[str, Any]:
+    """Return what the manifest in ``folder`` says.
+
+    Raises:
+        SoftLabelsError: it is missing, or no manifest of soft labels.
+    """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SoftLabelsError(
-            f"{folder} holds no soft labels ({MANIFEST}: {error.strerror}); check the path or write them"
-        ) from None
-    except (ValueError, RecursionError):
+        content = read_json(path)
+    except LskdError as error:
+        if isinstance(error.__cause__, OSError):
+            raise SoftLabelsError(
+                f"{folder} holds no soft labels ({MANIFEST}: {error.__cause__.strerror}); "
+                "check the path or write them"
+            ) from None
         raise _damaged(path) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SoftLabelsError(f"{path} is no manifest of soft labels; check the path")
-    if content.get("version") != VERSION:
-        raise SoftLabelsError(
-            f"{path} has version {content.get('version')} of the format, this release reads {VERSION}; "
-            "write the soft labels again or use the release that wrote them"
-        )
-    checksum = content.pop("checksum", None)
-    if checksum != _checksum(content):
-        raise _damaged(path)
-    try:
-        return Manifest(
-            layout=SoftLabelsLayout(**content["layout"]),
-            identity=content["identity"],
-            keys=content["written"]["keys"],
-            rows=content["written"]["rows"],
-            files={name: Committed(**fields) for name, fields in content["files"].items()},
-            block_bytes=content["block_bytes"],
-        )
-    except (AttributeError, KeyError, TypeError):  # made by hand, with a checksum that fits
-        raise _damaged(path) from None
+    return content
+
+
+def _checked(content: Mapping[str, Any]) -> Manifest:
+    """Return the manifest that a content describes; one made by hand may have any type and size anywhere.
+
+    Raises:
+        Exception: of the kinds that `read_manifest` knows.
+    """
+    layout, written = SoftLabelsLayout(**content["layout"]), content["written"]
+    per_sample = layout.rows_per_sample
+    for number in (layout.num_classes, layout.k, layout.epochs, 1 if per_sample is None else per_sample):
+        _require(_whole(number, 1 << 27) > 0)
+    _whole(layout.samples, 1 << 40)
+    _require(type(layout.seeds) is bool)
+    keys, rows = _whole(written["keys"], layout.keys), _whole(written["rows"], 1 << 48)
+    _require(per_sample is None or rows == keys * per_sample)
+    files = {name: Committed(**content["files"][name]) for name in ("rows", "index")}
+    _require(files["rows"].bytes == rows * layout.row.itemsize)
+    _require(files["index"].bytes == (8 * keys if per_sample is None else 0))
+    _require(all(_DIGEST.fullmatch(part) for file in files.values() for part in (file.sums, file.tail)))
+    block_bytes, identity = _whole(content["block_bytes"], 1 << 30), content["identity"]
+    _require(block_bytes > 0 and isinstance(identity, dict) and _depth(identity) <= _DEEPEST)
+    return Manifest(layout, identity, keys=keys, rows=rows, files=files, block_bytes=block_bytes)
+
+
+def _whole(value: Any, most: int) -> int:
+    _require(type(value) is int and 0 <= value <= most)
+    return int(value)
+
+
+def _require(sound: bool) -> None:
+    if not sound:
+        raise ValueError("forged")
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
 
 
 def check_identity(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -201,6 +236,7 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     text = "unknown" if value is None else str(value)
+    text = "".join(character if character.isprintable() else " " for character in text)
     return text if len(text) <= 40 else text[:16] + "..."
 
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import secrets
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ JSON_LIMIT = 64 << 20  # bytes; the largest file of ours, the plan of 2,000 runs
 YAML_LIMIT = 1 << 20  # bytes; the largest recipe has 10 kB
 _YAML_NODES, _YAML_DEPTH, _YAML_NUMBER = 100_000, 50, 1000  # with aliases written out; levels; digits
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 
 
 @contextlib.contextmanager
@@ -36,7 +38,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Created here and not by tempfile, whose files are for their owner alone.
-        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         mode = os.fstat(handle).st_mode & 0o777
         os.close(handle)
     except OSError as error:
@@ -46,7 +48,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.chmod(scratch, mode)
         _to_disk(scratch)
         os.replace(scratch, path)
-        _to_disk(path.parent)
+        if sys.platform != "win32":  # where a folder cannot be opened, and its journal keeps the new name
+            _to_disk(path.parent)
     except OSError as error:
         if error.errno in _FULL or error.filename in (None, str(scratch), str(path)):
             raise cannot_write(path, error) from error
@@ -253,6 +256,15 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[int | None]:
             os.close(handle)
 
 
+def no_link(path: str | Path, flags: int) -> int:
+    """Open a file that is ours and no link to another's; an ``opener`` of :func:`open`.
+
+    Raises:
+        OSError: it cannot be opened, or is a link (``ELOOP``).
+    """
+    return os.open(path, flags | _NOFOLLOW, 0o666)
+
+
 def take_lock(path: str | Path, wait: bool = False) -> int | None:
     """Return the descriptor that has the lock until it is closed, or None: see :func:`lock`.
 
@@ -264,7 +276,7 @@ def take_lock(path: str | Path, wait: bool = False) -> int | None:
     except ImportError:
         raise LskdError("this system has no file locks (fcntl), which runs and stored labels need") from None
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = no_link(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise LskdError(f"{path} is a link where a lock should be; remove it") from error
@@ -281,7 +293,8 @@ def take_lock(path: str | Path, wait: bool = False) -> int | None:
 
 
 def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # Windows synchronises what may be written to alone, others take a folder as it is.
+    handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:

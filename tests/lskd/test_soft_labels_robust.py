@@ -1,5 +1,6 @@
 """Stored soft labels when things go wrong: cut files, killed writers, full disks, forks; and many readers."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -12,12 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from lskd import SoftLabels, SoftLabelsError, SoftLabelsLayout, SoftLabelsWriter, _block_file, _soft_labels
+from lskd import (
+    RowCollector,
+    SoftLabels,
+    SoftLabelsError,
+    SoftLabelsLayout,
+    SoftLabelsWriter,
+    TeacherForm,
+    _block_file,
+    _soft_labels,
+    files,
+)
 from lskd import _soft_labels_manifest as manifest_module
+from lskd._row_collector import SCRATCH
 
 pytestmark = pytest.mark.unit
 
@@ -407,3 +419,176 @@ def test_take_checks_the_blocks_and_the_keys(tmp_path):
         with pytest.raises(IndexError, match=rf"key {keys[-1]} is not in"):
             labels.take(keys)
     assert not _soft_labels._locks or all(lock.closed for lock in _soft_labels._locks)
+
+
+# --- manifests made by hand ---
+
+WRONG = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(10**20), 10**20),
+        st.sampled_from([0, -1, 10**12, 2**63, 10**400, 1e300, 0.5, "", "x", "\x1b[2J\n", "é" * 200]),
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(content, path=()):
+    """Every place in nested dictionaries, as the names that lead there."""
+    for name, value in content.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from places(value, (*path, name))
+
+
+def outcome(path, layout):
+    """Use a store in every way; nothing but a right beginning or one line may come of it."""
+    try:
+        labels = SoftLabels(path, {"teacher": "a"})
+        labels.verify()
+        labels.info()
+        TeacherForm.of_store(path, labels.identity)
+        assert_a_right_beginning(labels, layout)
+        with SoftLabelsWriter(path, layout, {"teacher": "a"}) as writer:
+            assert writer.keys == layout.keys
+    except SoftLabelsError as error:
+        message = str(error)
+    else:
+        return "read"
+    assert message.isprintable()
+    assert len(message) < 400 + len(str(path))
+    return "refused"
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    """A whole store of each kind, and its manifest."""
+    folder, found = tmp_path_factory.mktemp("stores"), []
+    form = {"mode": "int8", "made": "x", "mean_kl": 0.1, "max_kl": 0.2, "agreement": 1.0, "images": 9}
+    for per_sample in (None, 1):
+        path, layout = folder / str(per_sample), SoftLabelsLayout(20, 3, SAMPLES, rows_per_sample=per_sample)
+        with SoftLabelsWriter(path, layout, {"teacher": "a", "teacher_form": form}) as writer:
+            for key in range(SAMPLES):
+                writer.append(*content(layout, key))
+        found.append((path, layout, (path / "manifest.json").read_bytes()))
+    return found
+
+
+def forge(path, forged):
+    """Write a manifest whose checksum fits, as whoever makes one by hand can."""
+    forged["checksum"] = manifest_module._checksum(forged)
+    (path / "manifest.json").write_text(json.dumps(forged))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_manifest_with_any_value_anywhere_is_read_or_refused_in_one_line(stores, data):
+    path, layout, clean = data.draw(st.sampled_from(stores))
+    forged = json.loads(clean)
+    del forged["checksum"]
+    for _ in range(data.draw(st.integers(1, 2))):
+        *outer, name = data.draw(st.sampled_from(sorted(places(forged))))
+        inner = forged
+        for step in outer:
+            inner = inner[step]
+        if data.draw(st.booleans()):
+            inner[name] = data.draw(WRONG)
+        else:
+            del inner[name]
+    try:
+        forge(path, forged)
+        outcome(path, layout)
+    finally:
+        (path / "manifest.json").write_bytes(clean)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"format": "lskd soft labels", "version": %s}' % ("9" * 6000),
+        '{"format": "lskd soft labels", "version": 1, "layout": Infinity}',
+        '{"format": "lskd soft labels", "version": 1, "layout": 1e999}',
+        '{"format": "lskd soft labels", "version": 1, "identity": {"\\ud800": 1}}',
+        '{"format": "lskd soft labels", "version": 1, "identity": %s}' % ("[" * 5000 + "]" * 5000),
+        '{"format": "lskd soft labels", "version": 1, "identity": %s}' % ('{"a":' * 900 + "1" + "}" * 900),
+        '{"format": "lskd soft labels", "version": "1\\nhas passed"}',
+        "[" * 100_000,
+        '"lskd soft labels"',
+        "",
+    ],
+    ids=range(10),
+)
+def test_a_manifest_that_json_itself_cannot_take(tmp_path, text):
+    write(tmp_path / "s", SoftLabelsLayout(20, 3, SAMPLES))
+    (tmp_path / "s" / "manifest.json").write_text(text)
+    assert outcome(tmp_path / "s", SoftLabelsLayout(20, 3, SAMPLES)) == "refused"
+
+
+def test_a_manifest_that_is_no_utf_8_or_without_end(tmp_path, monkeypatch):
+    layout = SoftLabelsLayout(20, 3, SAMPLES)
+    write(tmp_path / "s", layout)
+    clean = (tmp_path / "s" / "manifest.json").read_bytes()
+    (tmp_path / "s" / "manifest.json").write_bytes(clean.replace(b"teacher", b"t\xe9acher"))
+    assert outcome(tmp_path / "s", layout) == "refused"
+    monkeypatch.setattr(files.read_json, "__defaults__", ("", 100))
+    (tmp_path / "s" / "manifest.json").write_bytes(clean)
+    assert outcome(tmp_path / "s", layout) == "refused"
+
+
+def test_an_identity_nested_deeper_than_any_comparison(stores):
+    path, layout, clean = stores[0]
+    forged = json.loads(clean)
+    del forged["checksum"]
+    for _ in range(300):
+        forged["identity"] = {"teacher": "a", "inner": forged["identity"]}
+    forge(path, forged)
+    try:
+        assert outcome(path, layout) == "refused"
+    finally:
+        (path / "manifest.json").write_bytes(clean)
+
+
+# --- what is somebody else's ---
+
+
+@pytest.mark.parametrize("name", ["lock", "rows.bin", "index.bin", "rows.bin.sums"])
+def test_a_link_to_a_foreign_file_is_not_written_through(tmp_path, name):
+    foreign = tmp_path / "foreign"
+    foreign.write_text("years of work")
+    layout = SoftLabelsLayout(20, 3, SAMPLES)
+    with SoftLabelsWriter(tmp_path / "s", layout, {"teacher": "a"}) as writer:
+        writer.commit()
+    (tmp_path / "s" / name).unlink()
+    (tmp_path / "s" / name).symlink_to(foreign)
+    with pytest.raises(SoftLabelsError) as caught:
+        SoftLabelsWriter(tmp_path / "s", layout, {"teacher": "a"})
+    assert "\n" not in str(caught.value)
+    assert foreign.read_text() == "years of work"
+
+
+def test_the_file_of_a_collector_is_no_link_either(tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.write_text("years of work")
+    layout = SoftLabelsLayout(20, 3, SAMPLES, rows_per_sample=1)
+    (tmp_path / "s" / SCRATCH).mkdir(parents=True)
+    (tmp_path / "s" / SCRATCH / "rows-0.bin").symlink_to(foreign)
+    with pytest.raises(SoftLabelsError, match="cannot be written"):
+        RowCollector(tmp_path / "s", layout).add([0], np.zeros((1, 3)), np.zeros((1, 3)))
+    assert foreign.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_every_file_has_the_users_umask_and_nothing_else_is_left(tmp_path, umask):
+    layout = SoftLabelsLayout(20, 3, SAMPLES)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / ".manifest.json.0a1b.new").touch()  # of a writer that was killed
+
+    def work():
+        os.umask(umask)
+        write(tmp_path / "s", layout)
+
+    assert in_a_fork(work) == 0
+    found = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "s").iterdir()}
+    assert found == dict.fromkeys([*FILES, "lock"], 0o666 & ~umask)
