@@ -30,9 +30,4 @@ model = dict(
 custom_hooks = [*_base_.custom_hooks, dict(type="TeacherHook")]
 
 optim_wrapper = dict(optimizer=dict(type="Adam", lr=2.5e-3, weight_decay=0))
-# Epoch e of E, counted from 0, runs at lr (1 - e / E): the first at lr, the last at lr / E. mmengine's
-# LinearLR divides by end - 1, hence the + 1. (Under 1 - (e + 1) / E the last epoch would stand still.)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1.0, end_factor=0.0, begin=0, end=128 + 1, by_epoch=True)
-]
 auto_scale_lr = dict(base_batch_size=512)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lskd import DistillationLoss, FastMode, LskdError, distillation_terms, replayed
 from mmcls_bnn.compat import MODELS, ImageClassifier, labels_of, predictions_of
 from mmcls_bnn.fast_teacher import FastTeacherSettings
+from mmcls_bnn.remembered import RememberedAnswers
 from mmcls_bnn.soft_label_settings import SoftLabelSettings
 from mmcls_bnn.step1 import load_step1
 from mmcls_bnn.stored_teacher import StoredTeacher
@@ -79,6 +80,7 @@ class LsKdClassifier(ImageClassifier):
         except (TypeError, ValueError) as error:
             raise LskdError(f"model.distillation: {error}.") from None
         self.teacher: Teacher | None = None
+        self._answers = RememberedAnswers()
         self._sums: Tensor | None = None
 
     def init_weights(self) -> None:
@@ -170,7 +172,7 @@ class LsKdClassifier(ImageClassifier):
             for sample in predictions:
                 sample.set_field(logits.new_full((4,), math.nan), "distillation", dtype=Tensor)
         if self.teacher is not None:
-            teacher_logits = self.teacher(inputs)
+            teacher_logits = self._answers(self.teacher, inputs)
             terms = distillation_terms(logits, teacher_logits, self.distillation.temperature)
             agreement = (logits.argmax(-1) == teacher_logits.argmax(-1)).to(terms.kl.dtype)
             rows = torch.stack([*terms, agreement], dim=-1)

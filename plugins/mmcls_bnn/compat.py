@@ -76,7 +76,7 @@ __all__ = [
 
 
 _REGISTERED = ("classifier", "curves", "data", "hooks", "losses", "metrics", "reactnet", "reactnet_a")
-_REGISTERED += ("soft_label_hook",)
+_REGISTERED += ("schedule", "soft_label_hook")
 
 
 def register_own() -> None:

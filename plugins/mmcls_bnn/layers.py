@@ -97,8 +97,8 @@ class _ScaledSign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        signs = weight + 0.0  # turns -0.0, whose sign would be -1, into 0
-        return torch.copysign(weight_scales(weight), signs, out=signs)
+        scales = weight_scales(weight)
+        return torch.where(weight >= 0, scales, -scales)
 
     @staticmethod
     @once_differentiable

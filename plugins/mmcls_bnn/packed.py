@@ -55,9 +55,10 @@ class PackedConv2d(nn.Module):
 
     def weight(self) -> Tensor:
         """Return the binary weights times their scales, `(out, in, k, k)`."""
-        bits = np.unpackbits(self.signs.cpu().numpy(), count=math.prod(self.shape))
-        signs = torch.from_numpy(bits).to(self.scale).mul_(2).sub_(1)
-        return signs.view(self.shape) * self.scale
+        # In tensor operations, which torch.export and ONNX know.
+        places = self.signs.new_tensor([128, 64, 32, 16, 8, 4, 2, 1])
+        bits = (self.signs[:, None] & places).flatten()[: math.prod(self.shape)] > 0
+        return torch.where(bits.view(self.shape), self.scale, -self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `(B, out, H', W')` of a batch `(B, in, H, W)`."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lskd import LskdError
 from mmcls_bnn.compat import MODELS, BaseBackbone
@@ -100,7 +101,7 @@ class BinaryBackbone(BaseBackbone):
         super().train(mode)
         if mode and self.norm_eval:
             for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, _BatchNorm):  # SyncBatchNorm is one, too
                     module.eval()
         return self
 

@@ -12,6 +12,3 @@ model = dict(
     teacher=dict(_delete_=True, model="test_resnet", checkpoint="output/teacher/last.pth.tar", smoothing=0.1)
 )
 train_cfg = dict(max_epochs=15)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1.0, end_factor=0.0, begin=0, end=15 + 1, by_epoch=True)
-]

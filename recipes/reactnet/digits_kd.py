@@ -31,7 +31,3 @@ custom_hooks = [*_base_.custom_hooks, dict(type="TeacherHook")]
 train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=1)
 val_evaluator = [dict(type="Accuracy", topk=(1, 5)), dict(type="DistillationMetric")]
 optim_wrapper = dict(optimizer=dict(type="Adam", lr=2.5e-3, weight_decay=0))
-# Epoch e of E, counted from 0, runs at lr (1 - e / E); see recipes/reactnet_kd.py.
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1.0, end_factor=0.0, begin=0, end=20 + 1, by_epoch=True)
-]

@@ -8,4 +8,10 @@ Teacher, hardware and duration as in digits_kd.py. Then digits_step2.py.
 _base_ = "digits_kd.py"
 
 model = dict(backbone=dict(binarize=("activations",)))
-optim_wrapper = dict(optimizer=dict(weight_decay=1e-5))
+optim_wrapper = dict(
+    optimizer=dict(weight_decay=1e-5),
+    # As ReActNet's authors: of convolutions and biases, not of BatchNorm, slopes and the classifier.
+    paramwise_cfg=dict(
+        norm_decay_mult=0, custom_keys={"slope": dict(decay_mult=0), "head": dict(decay_mult=0)}
+    ),
+)

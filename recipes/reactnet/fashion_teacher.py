@@ -26,6 +26,3 @@ model = dict(
 train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=1)
 val_evaluator = [dict(type="Accuracy", topk=(1, 5))]
 optim_wrapper = dict(optimizer=dict(type="SGD", lr=0.05, momentum=0.9, weight_decay=1e-4))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=1.0, end_factor=0.0, begin=0, end=10 + 1, by_epoch=True)
-]

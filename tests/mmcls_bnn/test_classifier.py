@@ -10,6 +10,7 @@ from scipy.special import log_softmax, softmax
 
 from lskd import LskdError
 from mmcls_bnn.metrics import DistillationMetric
+from mmcls_bnn.remembered import RememberedAnswers
 
 pytestmark = pytest.mark.unit
 
@@ -150,3 +151,28 @@ def test_wrong_settings_are_one_line(student, build, changes, words):
     with pytest.raises(LskdError, match=words) as error:
         build({**student, **changes})
     assert "\n" not in str(error.value)
+
+
+def test_the_teacher_is_asked_once_about_the_same_validation_images(student, build, samples, images):
+    model = build(student).eval()
+    teacher, asked = model.load_teacher(), []
+    answer = teacher.answer
+    teacher.answer = lambda batch: asked.append(len(batch)) or answer(batch)
+
+    def terms(batch):
+        return torch.stack(
+            [sample.distillation for sample in model.predict(batch, samples([0] * len(batch)))]
+        )
+
+    first = terms(images)
+    assert torch.equal(terms(images), first)
+    torch.testing.assert_close(terms(images.flip(0)), first.flip(0))  # in any order
+    assert asked == [6]
+    other = images.clone()
+    other[2, 0, 3, 3] += 1e-6
+    terms(other)
+    assert asked == [6, 6]
+    model._answers = RememberedAnswers(limit=6 * 4 * 4 - 1)
+    assert torch.equal(terms(images), first)
+    assert torch.equal(terms(images), first)
+    assert asked == [6] * 4  # too large to be remembered

@@ -80,6 +80,25 @@ def test_packing_any_network(kind):
     assert not any(isinstance(module, PackedConv2d) for module in model.modules())
 
 
+@pytest.mark.parametrize("kind", ["ReActNet", "ReActNetA"])
+def test_students_pass_through_torch_export(kind):
+    """Packed or not, for any batch, and in torch's core operators, which ONNX and others start from."""
+    torch.manual_seed(0)
+    values = description(type=kind)
+    values["head"]["in_channels"] = {"ReActNet": 64, "ReActNetA": 128}[kind]
+    student = build_student(values)
+    student.train()(torch.randn(8, 1, 16, 16))
+    images = torch.randn(3, 1, 16, 16)
+    for model in (student.eval(), pack(student)):
+        program = torch.export.export(
+            model, (images[:2],), dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}}
+        )
+        assert torch.equal(program.module()(images), model(images))
+        for node in program.run_decompositions().graph.nodes:
+            overload = node.target if isinstance(node.target, torch._ops.OpOverload) else None
+            assert overload is None or torch.Tag.core in overload.tags or "assert" in str(overload), overload
+
+
 def test_export_errors_are_one_line(checkpoint, tmp_path, capsys):
     output = tmp_path / "out.safetensors"
 

@@ -134,6 +134,10 @@ def test_norm_eval_holds_statistics_still():
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
     assert model.training
     assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(model).train()
+    norms = [m for m in synchronised.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert norms
+    assert not any(norm.training for norm in norms)
 
 
 def test_initialisations():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, default_collate
-from mmengine.optim import LinearLR
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS
 from PIL import Image
 
 from mmcls_bnn.compat import DATASETS, MODELS
@@ -39,13 +40,15 @@ def test_recipe_builds_and_decays_as_stated(path):
     logits = model.eval()(torch.randn(2, channels, size, size), mode="tensor")
     assert logits.shape == (2, recipe.num_classes)
 
-    epochs, top = recipe.train_cfg.max_epochs, recipe.optim_wrapper.optimizer.lr
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=top)
-    (schedule,) = recipe.param_scheduler
-    scheduler = LinearLR(optimizer, **{key: value for key, value in schedule.items() if key != "type"})
-    for epoch in range(epochs):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(top * (1 - epoch / epochs))
-        scheduler.step()
+    top = recipe.optim_wrapper.optimizer.lr
+    for epochs in (recipe.train_cfg.max_epochs, 4, 1):  # what the runner gives as the schedule's end
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=top)
+        (schedule,) = recipe.param_scheduler
+        scheduler = PARAM_SCHEDULERS.build({"end": epochs, **schedule, "optimizer": optimizer})
+        for epoch in range(epochs):
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(top * (1 - epoch / epochs))
+            scheduler.step()
+    assert recipe.auto_scale_lr.base_batch_size == recipe.train_dataloader.batch_size
 
     text = path.read_text()
     for word in ("mim train mmcls", "Hardware", "hardware"):
@@ -68,7 +71,13 @@ def test_two_steps(stem, binarize, decay):
     recipe = Config.fromfile(str(ROOT / "reactnet" / f"{stem}.py"))
     model = MODELS.build({**recipe.model, "data_preprocessor": recipe.data_preprocessor})
     assert binarized_in(model) == binarize
-    assert recipe.optim_wrapper.optimizer.weight_decay == decay
+    wrapper = build_optim_wrapper(model, recipe.optim_wrapper)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in wrapper.optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            spared = any(word in name for word in ("norm", "slope", "head"))
+            assert group["weight_decay"] == (0 if spared else decay), name
     assert (model.step1_checkpoint is None) == stem.endswith("step1")
     if stem.endswith("step2"):
         epochs = recipe.train_cfg.max_epochs

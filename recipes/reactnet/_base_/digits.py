@@ -49,3 +49,4 @@ test_dataloader = val_dataloader
 test_evaluator = [dict(type="Accuracy", topk=(1, 5))]
 val_cfg = dict()
 test_cfg = dict()
+auto_scale_lr = dict(base_batch_size=64)

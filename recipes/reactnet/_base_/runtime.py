@@ -19,6 +19,7 @@ custom_hooks = [
     dict(type="CurvesHook"),
     dict(type="SoftLabelsHook"),  # does nothing without model.distillation.soft_labels
 ]
+param_scheduler = [dict(type="LinearDecay")]  # over train_cfg.max_epochs
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),

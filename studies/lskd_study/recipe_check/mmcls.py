@@ -246,7 +246,7 @@ def _rates(cfg: Any, epochs: int) -> list[float]:
 
     wrapper = build_optim_wrapper(torch.nn.Linear(1, 1), cfg.optim_wrapper.copy())
     schedulers = [
-        PARAM_SCHEDULERS.build({**schedule.to_dict(), "optimizer": wrapper.optimizer})
+        PARAM_SCHEDULERS.build({"end": epochs, **schedule.to_dict(), "optimizer": wrapper.optimizer})
         for schedule in cfg.param_scheduler
     ]
     rates = []
