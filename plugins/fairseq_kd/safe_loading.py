@@ -131,47 +131,57 @@ def check_settings(cfg: Any, path: str | Path, task: bool = True) -> None:
         CheckpointError: an architecture or task beyond those known to be safe, or a setting that is not.
     """
     try:
-        _check_model(cfg.model, path)
+        check_model(cfg.model, f"checkpoint {path}")
         if task:
-            _check_task(cfg.task, path)
+            _check_task(cfg.task, f"checkpoint {path}")
     except OmegaConfBaseException as error:
-        raise _refused(path, f"its settings cannot be read ({str(error).splitlines()[0]})") from None
+        reason = f"its settings cannot be read ({str(error).splitlines()[0]})"
+        raise _refused(f"checkpoint {path}", reason) from None
 
 
-def _check_model(settings: Any, path: str | Path) -> None:
+def check_model(settings: Any, file: str) -> None:
+    """Check the settings of a model: see :func:`check_settings`.
+
+    Args:
+        settings: with the architecture as `_name` or `arch`.
+        file: what they are of, for the message.
+
+    Raises:
+        CheckpointError: an architecture beyond those known to be safe, or a setting that is not.
+    """
     name = _get(settings, "_name") or _get(settings, "arch")
     kind = models.ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
     if kind not in _MODELS:
         known = ", ".join(sorted(each for each, of in models.MODEL_REGISTRY.items() if of in _MODELS))
-        raise _refused(path, f"its architecture is {name!r:.60}, and only {known} are known to run no code")
+        raise _refused(file, f"its architecture is {name!r:.60}, and only {known} are known to run no code")
     for owner, key, value in _settings(settings):
         if key.endswith(_EVALUATED) and not _is_inert(value):
-            raise _refused(path, f"its setting {key} would be run as code")
+            raise _refused(file, f"its setting {key} would be run as code")
         if key.endswith("layers") and isinstance(value, int | float | np.generic) and value > _MOST_LAYERS:
-            raise _refused(path, f"its setting {key} is {value:g}, more than {_MOST_LAYERS} layers")
+            raise _refused(file, f"its setting {key} is {value:g}, more than {_MOST_LAYERS} layers")
         if key.endswith("embed_path") and value:
             _forget(owner, key)
 
 
-def _check_task(settings: Any, path: str | Path) -> None:
+def _check_task(settings: Any, file: str) -> None:
     name = _get(settings, "_name") or _get(settings, "task")
     if name not in TASKS:
-        raise _refused(path, f"its task is {name!r:.60}, and the plugin knows {' and '.join(TASKS)}")
+        raise _refused(file, f"its task is {name!r:.60}, and the plugin knows {' and '.join(TASKS)}")
     for key in ("source_lang", "target_lang"):
         if not _LANGUAGE.fullmatch(str(_get(settings, key) or "")):
-            raise _refused(path, f"its setting {key} is no language")
+            raise _refused(file, f"its setting {key} is no language")
     if _get(settings, "eval_bleu_detok") not in _DETOKENISERS:
-        raise _refused(path, "its setting eval_bleu_detok is none of fairseq's")
+        raise _refused(file, "its setting eval_bleu_detok is none of fairseq's")
     for key in ("eval_bleu_args", "eval_bleu_detok_args"):
         try:
             content = parse_json(str(_get(settings, key) or "{}"))
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            raise _refused(path, f"its setting {key} is no JSON object")
+            raise _refused(file, f"its setting {key} is no JSON object")
         beam = content.get("beam", 1)
         if not isinstance(beam, int) or beam > _LARGEST_BEAM:
-            raise _refused(path, f"its setting {key} has a beam of {beam!r:.20}")
+            raise _refused(file, f"its setting {key} has a beam of {beam!r:.20}")
 
 
 def _settings(settings: Any) -> Iterator[tuple[Any, str, Any]]:
@@ -266,7 +276,10 @@ def _build_all(load: Callable[..., Any], filenames: Any, *args: Any, **kwargs: A
         def checked(settings: Any, *args: Any, **kwargs: Any) -> Any:
             if (name := _get(settings, "_name")) not in _CRITERIA:
                 known = ", ".join(_CRITERIA)
-                raise _refused(building.path, f"its criterion is {name!r:.60}, and only {known} are known")
+                raise _refused(
+                    f"checkpoint {building.path}",
+                    f"its criterion is {name!r:.60}, and only {known} are known",
+                )
             return build_criterion(settings, *args, **kwargs)
 
         task.build_criterion = checked  # fairseq-validate builds the criterion that the file names
@@ -292,15 +305,14 @@ def _build(build: Callable[..., Any], cfg: Any, task: Any, *args: Any, **kwargs:
         needed = sum(tensor.numel() for tensor in (*shapes.parameters(), *shapes.buffers()))
         if needed > building.numbers + _UNSTORED:
             raise _refused(
-                building.path, f"its settings ask for {needed:,} numbers, the file has {building.numbers:,}"
+                f"checkpoint {building.path}",
+                f"its settings ask for {needed:,} numbers, the file has {building.numbers:,}",
             )
     return build(cfg, task, *args, **kwargs)
 
 
-def _refused(path: str | Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {path} is refused: {reason}; use one of `fairseq-train --task translation`"
-    )
+def _refused(file: str, reason: str) -> CheckpointError:
+    return CheckpointError(f"{file} is refused: {reason}; use one of `fairseq-train --task translation`")
 
 
 def _get(settings: Any, name: str) -> Any:

@@ -162,6 +162,12 @@ IWSLT = "the study file says transformer; make them equal"
         (changed(TEACHER, "dataset", valid_subset="test"), "must be valid, never test"),
         (STUDENT, "criterion._name is ls_kd; a teacher's is label_smoothed_cross_entropy"),
         (TEACHER | {"defaults": ["_self_"]}, "it has defaults"),
+        (changed(TEACHER, "model", _name="fconv", encoder=None, decoder=None), "its architecture is 'fconv'"),
+        (
+            changed(TEACHER, "model", encoder_xformers_att_config="f()"),
+            "xformers_att_config would be run as code",
+        ),
+        (changed(TEACHER, "model", adaptive_softmax_cutoff=[10]), "leaves no logits to distil"),
     ],
 )
 def test_files_are_checked_before_any_run(make, teacher, message):
@@ -360,3 +366,16 @@ def test_a_data_bin_appears_whole_or_not_at_all(tmp_path, preprocess):
         checks.check_data_bin(output, "d-bin", {"train": 2})
     with pytest.raises(LskdError, match="exists and is not this data-bin"):
         data_bin.write_data_bin(output, tmp_path / "text", text | {"listing_sha256": "other"}, {})
+
+
+def test_a_run_that_diverged_is_told_from_a_mistake(monkeypatch):
+    import fairseq_cli.hydra_train
+
+    from lskd import DivergedError
+
+    def diverge():
+        raise DivergedError("epoch 3: the validation loss is nan")
+
+    monkeypatch.setattr(fairseq_cli.hydra_train, "cli_main", diverge)
+    with pytest.raises(DivergedError, match=r"^epoch 3: the validation loss is nan$"):
+        fairseq.train([])

@@ -4,6 +4,7 @@ A trainer's file is one for fairseq-hydra-train and works with it alone too; wha
 comes as overrides behind it.
 """
 
+import copy
 import logging
 import math
 import os
@@ -86,7 +87,14 @@ def check_config(config: dict[str, Any], path: str, role: Literal["teacher", "st
         raise LskdError(f"{path}: it has defaults, other files that a study cannot watch; write them out")
     with needs_fairseq_extra(), _quietly():
         from fairseq_kd.hydra_file import check_settings
+        from fairseq_kd.safe_loading import check_model as check_architecture
     check_settings(config, path)
+    model = config.get("model")
+    # What no teacher and no student can be is refused here, and not after the teachers have trained.
+    settings = copy.deepcopy(dict(model)) if isinstance(model, Mapping) else {"_name": model}
+    check_architecture(settings, f"{path}: this model")
+    if settings.get("adaptive_softmax_cutoff"):
+        raise LskdError(f"{path}: model.adaptive_softmax_cutoff leaves no logits to distil; remove it")
     sections = {name: part for name, part in config.items() if isinstance(part, Mapping)}
     for section, settings in _NEEDED.items():
         for name, (value, reason) in settings.items():
