@@ -1,7 +1,6 @@
 """One row for each epoch, in `epochs.csv` of the work folder: exact means, not the log's moving ones."""
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+from lskd.files import whole_file
 from mmcls_bnn.compat import HOOKS
 from mmcls_bnn.hooks import unwrapped
 
@@ -132,9 +132,7 @@ def _read(path: Path) -> dict[int, dict[str, str]]:
 
 
 def _write(path: Path, rows: dict[int, dict[str, str]]) -> None:
-    scratch = path.with_name(f".{path.name}")
-    with scratch.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows[epoch] for epoch in sorted(rows))
-    os.replace(scratch, path)

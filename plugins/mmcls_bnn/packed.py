@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lskd import CheckpointError, LskdError
+from lskd.files import whole_file
 from mmcls_bnn.compat import MODELS, use_registry
 from mmcls_bnn.layers import BinaryConv2d, binary_signs, weight_scales
 
@@ -119,11 +119,10 @@ def save_packed(model: nn.Module, description: Mapping[str, Any], path: Path) ->
         LskdError: for a path that cannot be written.
     """
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    scratch = path.with_name(f".{path.name}")
     try:
-        save_file(tensors, scratch, {"format": FORMAT, "model": json.dumps(description)})
-        os.replace(scratch, path)
-    except (OSError, SafetensorError) as error:
+        with whole_file(path) as scratch:
+            save_file(tensors, scratch, {"format": FORMAT, "model": json.dumps(description)})
+    except SafetensorError as error:
         raise LskdError(f"cannot write {path} ({error}); choose another output.") from None
 
 

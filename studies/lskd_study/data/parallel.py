@@ -4,8 +4,8 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -67,12 +67,12 @@ def whole_folder(output: Path) -> Iterator[Path]:
         LskdError: the disk cannot take it.
     """
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        # Not by tempfile, whose folders are for their owner alone.
+        scratch = output.with_name(f".{output.name}-{secrets.token_hex(4)}")
+        scratch.mkdir(parents=True)
     except OSError as error:
         raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
     try:
-        scratch.chmod(0o755)
         yield scratch
         if output.is_dir():
             output.rmdir()

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd.files import whole_file
 from lskd_study.ecosystems import timm
 from lskd_study.gpus import held_locks
 from lskd_study.plan import CHECKPOINT, Plan, Run
@@ -116,9 +116,8 @@ def train(arguments: list[str]) -> None:
         raise SystemExit(code)
     folder = Path(words[words.index("--work-dir") + 1])
     latest = Path((folder / _LATEST).read_text(encoding="utf-8").strip())
-    scratch = folder / f".{CHECKPOINT}"
-    shutil.copyfile(folder / latest.name, scratch)
-    os.replace(scratch, folder / CHECKPOINT)
+    with whole_file(folder / CHECKPOINT) as scratch:
+        shutil.copyfile(folder / latest.name, scratch)
 
 
 def read_curves(folder: Path, role: str) -> list[dict[str, str]]:

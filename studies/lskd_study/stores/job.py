@@ -11,6 +11,7 @@ from typing import Any
 
 from lskd import LskdError, SoftLabels
 from lskd_study import job, provenance
+from lskd_study.data._layout import read_manifest
 from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import BEGUN, JOB, Plan, Store, write_text
 from lskd_study.progress import say
@@ -79,16 +80,16 @@ def _begin(plan: Plan, store: Store, folder: Path, teacher: dict[str, str] | Non
         "values": store.values,
     }
     path = folder / BEGUN
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
+    before = read_manifest(folder, BEGUN)
     same = all(before.get(key) == value for key, value in identity.items())
     if not same:
-        # The words of a teacher that has since been trained anew are of no use.
-        for item in folder.iterdir():
-            if item.name != ".lock":
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
+        # The words of a teacher that has since been trained anew are of no use; what else lies there stays.
+        labels = Path(plan.labels(store))
+        if labels.is_symlink() or (labels.exists() and not before):
+            raise LskdError(f"{labels} was not written by this study; move it away")
+        shutil.rmtree(labels, ignore_errors=True)
+        for name in (JOB, job.LOG):
+            (folder / name).unlink(missing_ok=True)
     resumed = int(before.get("resumed", -1)) + 1 if same and Path(plan.labels(store)).exists() else 0
     write_text(path, json.dumps({**identity, "resumed": resumed}, indent=1) + "\n")
     return resumed
