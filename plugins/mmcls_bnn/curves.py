@@ -8,7 +8,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from lskd.files import whole_file
+from lskd.files import read_csv, whole_file
 from mmcls_bnn.compat import HOOKS
 from mmcls_bnn.hooks import unwrapped
 
@@ -127,8 +127,7 @@ def _path(runner: Any) -> Path:
 def _read(path: Path) -> dict[int, dict[str, str]]:
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        return {int(row["epoch"]): row for row in csv.DictReader(file)}
+    return {int(row["epoch"]): row for row in read_csv(path, COLUMNS) if row["epoch"].isdecimal()}
 
 
 def _write(path: Path, rows: dict[int, dict[str, str]]) -> None:

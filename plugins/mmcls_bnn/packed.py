@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lskd import CheckpointError, LskdError
-from lskd.files import whole_file
+from lskd.files import parse_json, whole_file
 from mmcls_bnn.compat import MODELS, use_registry
 from mmcls_bnn.layers import BinaryConv2d, binary_signs, weight_scales
 
@@ -138,8 +138,12 @@ def load_packed(path: str | Path) -> nn.Module:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from None
-    if metadata.get("format") != FORMAT:
+    try:
+        description = parse_json(metadata["model"]) if metadata.get("format") == FORMAT else None
+    except (KeyError, ValueError):
+        description = None
+    if not isinstance(description, dict):
         raise CheckpointError(f"{path} was not written by python -m mmcls_bnn.export; give a file of its.")
-    model = pack(build_student(json.loads(metadata["model"])))
+    model = pack(build_student(description))
     model.load_state_dict(tensors)
     return model

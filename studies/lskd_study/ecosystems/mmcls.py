@@ -1,6 +1,5 @@
 """mmcls: the command line of a student's run, its configuration, and its logs in the common vocabulary."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
-from lskd.files import whole_file
+from lskd.files import read_csv, whole_file
 from lskd_study.ecosystems import timm
 from lskd_study.gpus import held_locks
 from lskd_study.plan import CHECKPOINT, Plan, Run
@@ -130,13 +129,9 @@ def read_curves(folder: Path, role: str) -> list[dict[str, str]]:
 
     # The study's own table of curves has the same name and comes last.
     path = folder / FILE
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise LskdError(
-            f"the trainer left no {path} ({error.strerror}); see {folder / 'train.log'}"
-        ) from error
+    if not path.is_file():
+        raise LskdError(f"the trainer left no {path}; see {folder / 'train.log'}")
+    rows = read_csv(path, ("epoch",))
     if not rows:
         raise LskdError(f"{path} has no epochs; see {folder / 'train.log'}")
     return [

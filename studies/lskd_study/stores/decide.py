@@ -1,7 +1,6 @@
 """Which students of a study read what is stored, and why the others do not."""
 
 import hashlib
-import json
 import shlex
 import shutil
 from collections import defaultdict
@@ -13,6 +12,7 @@ from typing import Any
 
 from lskd import LskdError, SoftLabelsLayout
 from lskd.images import class_folders, class_images
+from lskd_study.data._layout import read_manifest
 from lskd_study.plan import BEGUN, Plan, Run, Store
 from lskd_study.schema import TRANSLATION
 from lskd_study.stores import CannotStoreError, Views, storing, timm
@@ -164,11 +164,9 @@ def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:
     """Return what the runs that were begun had of stored soft labels: their settings, or None."""
     found = []
     for run in runs:
-        try:
-            content = json.loads((plan.folder(run) / BEGUN).read_text(encoding="utf-8"))
-            found.append(content["settings"].get("soft_labels"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
+        settings = read_manifest(plan.folder(run), BEGUN).get("settings")
+        if isinstance(settings, dict):
+            found.append(settings.get("soft_labels"))
     return found
 
 

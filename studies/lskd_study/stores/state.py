@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError, SoftLabels, SoftLabelsError
+from lskd_study.data._layout import read_manifest
 from lskd_study.plan import JOB, Plan, Run, Store, write_text
 
 
 def record_of(plan: Plan, store: Store) -> dict[str, Any]:
     """Return the record of a finished store; empty where there is none."""
-    return _read(plan.root / store.folder / JOB)
+    return read_manifest(plan.root / store.folder, JOB)
 
 
 def holds(plan: Plan, store: Store) -> bool:
     """Whether a store has all that the plan needs, of the teacher that now lies in the output folder."""
-    teacher = _read(plan.folder(plan.run(store.teacher)) / JOB).get("checkpoint", {})
+    teacher = read_manifest(plan.folder(plan.run(store.teacher)), JOB).get("checkpoint", {})
     record = record_of(plan, store)
     if not record or record["teacher"]["checkpoint_sha256"] != teacher.get("sha256"):
         return False
@@ -64,11 +65,3 @@ def release_stores(plan: Plan) -> None:
             if record := record_of(plan, store):
                 write_text(labels.parent / JOB, json.dumps({**record, "removed": True}, indent=2) + "\n")
             shutil.rmtree(labels, ignore_errors=True)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

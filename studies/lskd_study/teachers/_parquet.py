@@ -1,6 +1,5 @@
 """Parquet: columns of numbers, copied in chunks to an unnamed temporary file."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from lskd import LskdError, one_line
+from lskd.files import parse_json
 from lskd_study.extras import needs_study_extra
 from lskd_study.teachers._checks import check_numbers, check_present, check_size, labels_of
 from lskd_study.teachers._mapped import scratch
@@ -143,7 +143,7 @@ def _class_names(path: Path, metadata: dict[bytes, bytes]) -> list[str] | None:
     if text is None:
         return None
     try:
-        names = json.loads(text)
+        names = parse_json(text.decode())
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
