@@ -59,6 +59,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             scratch.unlink()
 
 
+def to_disk(folder: Path) -> None:
+    """Let a folder and all that is in it reach the disk, before it takes its name."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            _to_disk(path)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a file whole or not at all, in UTF-8 and with the line ends as they are.
 

@@ -22,7 +22,7 @@ from fairseq_kd.dataset import data_identity
 from fairseq_kd.errors import run
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError
-from lskd.files import write_text
+from lskd.files import to_disk, write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _decode(scratch / "translations.txt", teacher, pairs, args)
     tokens = _binarise(scratch, teacher, args)
     (scratch / "translations.txt").unlink()
+    to_disk(scratch)
     os.replace(scratch, args.output)
     print(f"{args.output}: the teacher's translations of {len(pairs)} sentences, {tokens} target tokens")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.data._layout import read_manifest
-from lskd_study.data.parallel import MANIFEST, SPLITS, listing_checksum, whole_folder
+from lskd_study.data._layout import MANIFEST, read_manifest
+from lskd_study.data.parallel import SPLITS, listing_checksum, whole_folder
 
 
 def write_data_bin(

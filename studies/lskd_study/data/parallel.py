@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.files import to_disk
 from lskd.images import passed_over
 from lskd_study.data._layout import MANIFEST, read_manifest
 
@@ -74,6 +75,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
         raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
     try:
         yield scratch
+        to_disk(scratch)
         if output.is_dir():
             output.rmdir()
         os.replace(scratch, output)
