@@ -1,14 +1,16 @@
 """Files that are whole or not there at all, locks that follow no link, JSON and YAML within bounds."""
 
 import contextlib
+import csv
 import errno
 import gzip
+import io
 import json
 import os
 import secrets
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +18,7 @@ import yaml
 
 from lskd._errors import LskdError
 
+CSV_LIMIT = 64 << 20  # bytes; a table of results has a few kB
 JSON_LIMIT = 64 << 20  # bytes; the largest file of ours, the plan of 2,000 runs, has 3 MB
 YAML_LIMIT = 1 << 20  # bytes; the largest recipe has 10 kB
 _YAML_NODES, _YAML_DEPTH, _YAML_NUMBER = 100_000, 50, 1000  # with aliases written out; levels; digits
@@ -57,6 +60,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
+
+
+def to_disk(folder: Path) -> None:
+    """Let a folder and all that is in it reach the disk, before it takes its name."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            _to_disk(path)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -144,6 +154,30 @@ def read_bytes(path: str | Path, limit: int, what: str = "", mend: str = "copy t
             f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}; {mend}"
         )
     return bytes(content)
+
+
+def read_csv(path: str | Path, columns: Collection[str] = ()) -> list[dict[str, str]]:
+    """Return the rows of a CSV table with a header, in UTF-8.
+
+    Args:
+        path: the file.
+        columns: those that it must have.
+
+    Raises:
+        LskdError: it is missing, too large, no such table, or has a row of another length than the header.
+    """
+    raw = read_bytes(path, CSV_LIMIT, "a table", "name a CSV table in UTF-8 with a header")
+    try:
+        reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True)
+        rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LskdError(f"{path} is no CSV table ({error}); name one in UTF-8 with a header") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise LskdError(f"{path}: row {number} has not as many cells as the header; mend the table")
+    if rows and (lost := [name for name in columns if name not in rows[0]]):
+        raise LskdError(f"{path} has no column {', '.join(lost)}; it is no such table")
+    return rows
 
 
 def read_yaml(path: str | Path, what: str = "YAML file") -> Any:

@@ -54,7 +54,8 @@ def class_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) -
         LskdError: for a folder in it, which timm would take for a class, and mmcls for more of this one.
         OSError: it cannot be read.
     """
-    images, others = [], []
+    images: list[str] = []
+    others: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if passed_over(entry.name):

@@ -22,6 +22,7 @@ from fairseq_kd.dataset import data_identity
 from fairseq_kd.errors import run
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError
+from lskd.files import to_disk, write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,11 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     _decode(scratch / "translations.txt", teacher, pairs, args)
     tokens = _binarise(scratch, teacher, args)
     (scratch / "translations.txt").unlink()
+    to_disk(scratch)
     os.replace(scratch, args.output)
     print(f"{args.output}: the teacher's translations of {len(pairs)} sentences, {tokens} target tokens")
 
 
 def _begin(scratch: Path, teacher: Teacher, args: Namespace) -> None:
+    file = scratch / "sequence_level.json"
+    if scratch.is_symlink() or (scratch.exists() and not file.is_file()):
+        raise LskdError(f"{scratch} was not made by this command; move it away or choose another --output")
     cfg = teacher.task.cfg
     settings = {name: getattr(args, name) for name in ("beam", "lenpen", "max_len_a", "max_len_b")}
     content = {
@@ -66,17 +71,12 @@ def _begin(scratch: Path, teacher: Teacher, args: Namespace) -> None:
         "data": data_identity(cfg.data, "train", cfg.source_lang, cfg.target_lang),
     }
     manifest = json.dumps(content | settings, indent=2) + "\n"
-    file = scratch / "sequence_level.json"
     if file.is_file() and file.read_text(encoding="utf-8") != manifest:
         raise LskdError(
             f"{scratch} was begun with another teacher, data-bin or search; "
             "remove it or choose another --output"
         )
-    try:
-        scratch.mkdir(parents=True, exist_ok=True)
-        file.write_text(manifest, encoding="utf-8")
-    except OSError as error:
-        raise LskdError(f"{scratch} cannot be written ({error.strerror}); choose another --output") from None
+    write_text(file, manifest)
 
 
 def _decode(file: Path, teacher: Teacher, pairs: Any, args: Namespace) -> None:
@@ -117,7 +117,7 @@ def _binarise(scratch: Path, teacher: Teacher, args: Namespace) -> int:
     pair = f"{source}-{target}" if list(data.glob(f"train.{source}-{target}.*")) else f"{target}-{source}"
     for file in sorted(data.iterdir()):
         if file.is_file() and not file.name.startswith(f"train.{pair}.{target}."):
-            shutil.copy2(file, scratch / file.name)
+            shutil.copyfile(file, scratch / file.name)
     prefix = scratch / f"train.{pair}.{target}"
     vocabulary = len(teacher.task.target_dictionary)
     builder = indexed_dataset.make_builder(f"{prefix}.bin", impl="mmap", vocab_size=vocabulary)

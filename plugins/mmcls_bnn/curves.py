@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from lskd import compare_with_chance, require_finite, require_finite_weights
-from lskd.files import whole_file
+from lskd.files import read_csv, whole_file
 from mmcls_bnn.compat import HOOKS, scores_of
 from mmcls_bnn.hooks import unwrapped
 
@@ -215,10 +215,12 @@ def _path(runner: Any) -> Path:
 def _read(path: Path) -> dict[int, dict[str, str]]:
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        first = (reader.fieldnames or ["epoch"])[0]
-        return {int(row.pop(first)): row for row in reader}
+    rows = {}
+    for row in read_csv(path, COLUMNS[1:]):
+        number = row.pop(next(iter(row)))
+        if number.isdecimal():
+            rows[int(number)] = row
+    return rows
 
 
 def _write(path: Path, rows: dict[int, dict[str, str]], unit: str) -> None:

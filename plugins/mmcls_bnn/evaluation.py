@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lskd import CheckpointError, LskdError, load_teacher_weights, logits_of, one_line
+from lskd.images import check_images
+from mmcls_bnn.data import CheckedImageFolder
 from mmcls_bnn.teacher_models import LogitsOf
 
 # Numbers of the samples, logits, labels, features where they were asked for.
@@ -95,6 +97,9 @@ def evaluate_config(
     if data_dir is not None:
         data |= _moved(data, Path(data_dir), split)
     dataset = _build(config, "data set", {**data, "test_mode": True})
+    if not isinstance(dataset, CheckedImageFolder):
+        infos = (dataset.get_data_info(index) for index in range(len(dataset)))
+        check_images([Path(info["img_path"]) for info in infos if "img_path" in info])
     classes = _num_classes(model, config)
     class_names = _class_names(dataset, config, classes)
     classifier = _linear_classifier(model, config, classes) if features else None

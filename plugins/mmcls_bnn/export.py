@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
-from lskd.files import parse_json
+from lskd.files import parse_json, whole_file
 from mmcls_bnn.command import run
 from mmcls_bnn.packed import PackedConv2d, build_student, load_packed, pack, save_packed
 from mmcls_bnn.recipe import read_recipe
@@ -44,13 +44,9 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
     student = build_student(description)
     _load(student, checkpoint)
     packed = pack(student)
-    trial = output.with_name(f".trial-{output.name}")
-    try:
+    with whole_file(output) as trial:
         save_packed(packed, description, trial)
         _compare(student, load_packed(trial))
-        trial.replace(output)
-    finally:
-        trial.unlink(missing_ok=True)
     return describe(student, packed, output)
 
 

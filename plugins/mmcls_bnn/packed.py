@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lskd import CheckpointError, LskdError
-from lskd.files import parse_json
+from lskd.files import parse_json, whole_file
 from mmcls_bnn.compat import MODELS, use_registry
 from mmcls_bnn.layers import BinaryConv2d, binary_signs, weight_scales
 
@@ -121,11 +120,10 @@ def save_packed(model: nn.Module, description: Mapping[str, Any], path: Path) ->
         LskdError: for a path that cannot be written.
     """
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
-    scratch = path.with_name(f".{path.name}")
     try:
-        save_file(tensors, scratch, {"format": FORMAT, "model": json.dumps(description)})
-        os.replace(scratch, path)
-    except (OSError, SafetensorError) as error:
+        with whole_file(path) as scratch:
+            save_file(tensors, scratch, {"format": FORMAT, "model": json.dumps(description)})
+    except SafetensorError as error:
         raise LskdError(f"cannot write {path} ({error}); choose another output.") from None
 
 
@@ -141,12 +139,12 @@ def load_packed(path: str | Path) -> nn.Module:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from None
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by python -m mmcls_bnn.export; give a file of its.")
     try:
-        description = parse_json(metadata["model"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} does not say which model it is ({error}); export it again.") from None
+        description = parse_json(metadata["model"]) if metadata.get("format") == FORMAT else None
+    except (KeyError, ValueError):
+        description = None
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{path} was not written by python -m mmcls_bnn.export; give a file of its.")
     model = pack(build_student(description))
     model.load_state_dict(tensors)
     return model

@@ -51,7 +51,7 @@ class CheckedReader:
 
     def __init__(self, reader: Any) -> None:
         """Wrap `reader`."""
-        self.reader = reader.reader if isinstance(reader, CheckedReader) else reader
+        self.reader: Any = reader.reader if isinstance(reader, CheckedReader) else reader
 
     def __getattr__(self, name: str) -> Any:
         """Return what else a reader has, such as its list of samples."""

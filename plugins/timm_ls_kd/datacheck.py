@@ -30,7 +30,7 @@ def check_data(
     num_classes: int | None = None,
     class_map: str = "",
     open_images: bool = True,
-    split_options: str = "--train-split or --val-split",
+    other_split: str = "name it by --train-split or --val-split",
 ) -> None:
     """Check the data folder of a run; named data sets ('torch/cifar10') are left to timm.
 
@@ -41,12 +41,15 @@ def check_data(
         num_classes: class count of the model; None: not compared.
         class_map: file that maps class names to labels; with it not every folder must have images.
         open_images: look into some of the images too.
-        split_options: how the user names a split, for messages.
+        other_split: what to do where there is no folder of a split, for messages.
 
     Raises:
         LskdError: missing or empty folder, no folder for a split, a class without images, splits with
-            different classes, another class count than the model's, or an image that cannot be read.
+            different classes, another class count than the model's, a pickled class map, or images that
+            cannot be read.
     """
+    if class_map.endswith(".pkl"):
+        raise LskdError(f"the class map {class_map} is pickled; write it as text, one class on each line.")
     if data_dir is None:
         if dataset.startswith(("hfds/", "hfids/", "tfds/")):
             return
@@ -60,7 +63,7 @@ def check_data(
         return
     classes: dict[str, dict[str, list[Path]]] = {}
     for split in splits:
-        folder = _split_folder(root, split, split_options)
+        folder = _split_folder(root, split, other_split)
         classes[split] = _class_images(folder, strict=not class_map)
     if not class_map:
         _compare_classes(classes, root)
@@ -74,7 +77,7 @@ def check_data(
         check_images([path for images in classes.values() for paths in images.values() for path in paths])
 
 
-def _split_folder(root: Path, split: str, options: str) -> Path:
+def _split_folder(root: Path, split: str, mend: str) -> Path:
     name = split.partition("[")[0]
     candidates: list[str] = [name, *next((names for names in _SYNONYMS if name in names), ())]
     for candidate in candidates:
@@ -86,7 +89,7 @@ def _split_folder(root: Path, split: str, options: str) -> Path:
         )
     raise LskdError(
         f"data folder {root} has no folder for the split '{split}' (looked for {', '.join(candidates)}); "
-        f"name it by {options}."
+        f"{mend}."
     )
 
 

@@ -144,7 +144,7 @@ def evaluate_model(
         settings["data_dir"],
         [split],
         class_map=settings.get("class_map") or "",
-        split_options="--split",
+        other_split="rename the folder, or name another split",
     )
     return _ask(model, name, settings, split, features, device, amp, rank, world_size)
 

@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -122,9 +122,8 @@ def check_output(folder: Path, name: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise LskdError(f"cannot write the folder {name} ({error.strerror}); choose another one") from error
 

@@ -1,8 +1,11 @@
 """What all figures look like: palette, style, and how they are written."""
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from lskd.files import whole_file
 from lskd_study.extras import needs_study_extra
 
 with needs_study_extra():
@@ -39,11 +42,21 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write ``stem.svg`` and ``stem.png`` (fixed colours on white)."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({**STYLE, "svg.hashsalt": stem.name}):
-        # Not with_suffix: a name may hold a number, and what follows its dot is no suffix.
-        figure.savefig(stem.parent / f"{stem.name}.svg", facecolor="white", metadata={"Date": None})
-    FigureCanvasAgg(figure)
-    figure.savefig(stem.parent / f"{stem.name}.png", dpi=160, facecolor="white")
+def save(figure: Figure, stem: Path, tables: Mapping[Path, str] | None = None) -> None:
+    """Write ``stem.svg`` and ``stem.png`` (fixed colours on white), and texts that belong to them.
+
+    All are complete before the first gets its name.
+
+    Raises:
+        LskdError: when they cannot be written.
+    """
+    # Not with_suffix: a name may hold a number, and what follows its dot is no suffix.
+    svg, png = (stem.with_name(f"{stem.name}.{ending}") for ending in ("svg", "png"))
+    with ExitStack() as stack:
+        new = {path: stack.enter_context(whole_file(path)) for path in (svg, png, *(tables or {}))}
+        with mpl.rc_context({**STYLE, "svg.hashsalt": stem.name}):
+            figure.savefig(new[svg], format="svg", facecolor="white", metadata={"Date": None})
+        FigureCanvasAgg(figure)
+        figure.savefig(new[png], format="png", dpi=160, facecolor="white")
+        for path, text in (tables or {}).items():
+            new[path].write_text(text, encoding="utf-8", newline="")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import SoftLabels, top_k_log_probabilities
+from lskd import LskdError, SoftLabels, top_k_log_probabilities
 
 pytestmark = pytest.mark.integration
 
@@ -197,3 +197,18 @@ def test_windows_of_long_sentences():
     assert list(passes.windows(pairs, 0, size=4)) == [range(4), range(4, 6)]
     of_ten = passes.WINDOW_BYTES // 10
     assert list(passes.windows(pairs, 0, of_ten)) == [range(2), range(2, 3), range(3, 6)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_that_sequence_level_did_not_make_is_left_alone(tmp_path, kind):
+    from fairseq_kd.sequence_level import _begin
+
+    mine, scratch = tmp_path / "mine", tmp_path / ".seq-unfinished"
+    mine.mkdir()
+    (mine / "translations.txt").write_text("mine")
+    mine = mine.rename(scratch) if kind == "folder" else mine
+    if kind == "link":
+        scratch.symlink_to(mine)
+    with pytest.raises(LskdError, match="was not made by this command; move it away"):
+        _begin(scratch, None, None)
+    assert {path.name: path.read_text() for path in mine.iterdir()} == {"translations.txt": "mine"}

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from lskd import LskdError
-from lskd.files import lock, parse_json, read_bytes, read_json, read_yaml, take_lock, whole_file, write_text
+from lskd.files import (
+    lock,
+    parse_json,
+    read_bytes,
+    read_csv,
+    read_json,
+    read_yaml,
+    take_lock,
+    whole_file,
+    write_text,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -150,3 +160,23 @@ def test_a_gzip_file_is_unpacked_within_bounds(tmp_path: Path) -> None:
         with pytest.raises(LskdError, match="damaged or cut short") as caught:
             read_bytes(file, 1000)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,b\n1\n", "row 1 has not as many cells"),
+        (b"a,b\n1,2,3\n", "row 1 has not as many cells"),
+        (b"a,b\n1," + b"x" * 200_000, r"no CSV table \(field larger"),
+        (b"a,b\n\xff,1\n", "no CSV table"),
+        (b'a,b\n"1,2\n', "no CSV table"),
+        (b"a,b\n1,2\n", "has no column epoch"),
+    ],
+)
+def test_what_is_no_table_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(LskdError, match=message) as caught:
+        read_csv(tmp_path / "x.csv", ("epoch",))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(LskdError, match="cannot be read"):
+        read_csv(tmp_path / "none.csv")

@@ -227,10 +227,8 @@ def test_bad_input(capsys, here, words, message):
 
 
 def test_a_folder_that_cannot_be_written_while_writing(capsys, here, monkeypatch):
-    from lskd_study.paper_figures import drawing
-
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drawing, "save", full)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     assert "No space left" in refused(capsys, here, "class-count", "--paper", "--output", "cc")

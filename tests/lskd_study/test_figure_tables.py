@@ -94,8 +94,9 @@ def test_no_correlation_of_what_does_not_vary():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "no column 'teacher_top1_mean'"),
-        ("teacher,student,teacher_top1_mean,student_top1_men\n", "did you mean 'student_top1_men'?"),
+        ("", "no rows"),
+        ("x\n1\n", "no column 'teacher_top1_mean'"),
+        ("teacher,student,teacher_top1_mean,student_top1_men\na,b,1,2\n", "did you mean 'student_top1_men'?"),
         ("teacher,student,teacher_top1_mean,student_top1_mean\n", "no rows"),
         ("teacher,student,teacher_top1_mean,student_top1_mean\na,b,70\n", "row 1 has not as many cells"),
         (

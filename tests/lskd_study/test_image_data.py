@@ -636,3 +636,35 @@ def test_a_data_set_is_already_there_only_from_the_same_source(cub, own, tmp_pat
     archive.unlink()
     assert run(*words["cub200"], "--output", tmp_path / "out" / "cub200") == 2
     assert "has no CUB_200_2011" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_nothing_of_others_is_removed(own, tmp_path, capsys, kind):
+    """What lies where the hidden folder is made was once emptied, through a link too."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    hidden = tmp_path / "out" / ".noise.partial"
+    hidden.parent.mkdir()
+    if kind == "link":
+        (mine / ".settings.json").write_text('{"name": "noise"}')
+        hidden.symlink_to(mine)
+    elif kind == "folder":
+        mine = mine.rename(hidden)
+    else:
+        hidden.write_text("mine")
+    assert run("noise", own, "--output", tmp_path / "out" / "noise") == 2
+    assert "was not made by this command; move it away" in capsys.readouterr().err
+    assert (hidden if kind == "file" else mine / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_run_of_other_settings_left_is_removed(own, tmp_path):
+    hidden = tmp_path / "out" / ".noise.partial"
+    (hidden / "train").mkdir(parents=True)
+    (hidden / ".settings.json").write_text('{"name": "noise"}')
+    (hidden / "train" / "old").touch()
+    (tmp_path / "foreign").mkdir()
+    (hidden / "val").symlink_to(tmp_path / "foreign")
+    assert run("noise", own, "--output", tmp_path / "out" / "noise") == 0
+    agree(tmp_path / "out" / "noise")
+    assert not list((tmp_path / "foreign").iterdir())

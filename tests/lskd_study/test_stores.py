@@ -422,3 +422,27 @@ def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(dec
     for made in (plan.runs[0], plan.stores[0]):
         record = Path(made.folder, JOB)
         assert f"{made.id} && cp {plan.root / record} {record}\n" in printed
+
+
+def test_only_what_the_study_wrote_is_removed(study):
+    """Whatever else lay in a store's folder went with the words of a teacher that was trained anew."""
+    plan, store, _ = study
+    job.main([str(plan.root / PLAN), store.id])
+    notes = plan.root / store.folder / "notes" / "mine.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    (plan.folder(plan.run(store.teacher)) / CHECKPOINT).write_text("other weights")
+    assert job.main([str(plan.root / PLAN), store.id]) == 0
+    assert json.loads((plan.root / store.folder / JOB).read_text())["resumed"] == 0
+    assert notes.read_text() == "mine"
+
+
+def test_soft_labels_of_others_are_left_alone(study, capsys):
+    plan, store, calls = study
+    labels = Path(plan.labels(store))
+    labels.mkdir(parents=True)
+    (labels / "mine").write_text("mine")
+    assert job.main([str(plan.root / PLAN), store.id]) == 1
+    assert "was not written by this study; move it away" in capsys.readouterr().err
+    assert (labels / "mine").read_text() == "mine"
+    assert not calls

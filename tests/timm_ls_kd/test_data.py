@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm import create_model
 from timm.data import create_dataset
 
 from lskd import LskdError
 from timm_ls_kd.data import CheckedReader, EpochSampler, create_loader, seeded
+from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.evaluation import evaluate_model
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
@@ -148,3 +151,18 @@ def test_a_deep_grey_image_is_refused_where_timms_own_script_reads_it(own_digits
     Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(path)
     with pytest.raises(LskdError, match=f"{path.name} has grey values of more than 8 bits"):
         dataset[0]
+
+
+def test_a_pickled_class_map_is_refused(own_digits, tmp_path):
+    """args.yaml beside a checkpoint may name one; some versions of timm run what is in it."""
+    with pytest.raises(LskdError, match=r"class map x.pkl is pickled; write it as text"):
+        check_data("", str(own_digits), ["train"], class_map="x.pkl")
+
+
+def test_the_advice_names_no_option_that_the_command_lacks(own_digits, tmp_path):
+    with pytest.raises(LskdError, match="name it by --train-split or --val-split"):
+        check_data("", str(own_digits), ["nothing"])
+    weights = tmp_path / "weights.pth"
+    torch.save(create_model("test_resnet", num_classes=4).state_dict(), weights)
+    with pytest.raises(LskdError, match=r"rename the folder, or name another split\.$"):
+        evaluate_model("test_resnet", weights, own_digits, "nothing")

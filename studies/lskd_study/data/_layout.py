@@ -5,7 +5,6 @@ there and goes on; a command that fails removes it.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.files import read_json
+from lskd.files import lock, read_json, write_text
 from lskd.images import passed_over
 from lskd_study.data.manifest import MANIFEST, read_manifest
 
 SPLITS = ("train", "val")
 _SETTINGS = ".settings.json"
 _CHECKED = ".checked.json"
+_LOCK = ".lock"
 _INCOMING = ".incoming"
 _OF_SOURCES = ("source_files", "source_listing_sha256")
 # What file systems answer where a kind of link is not possible: other disk, not the owner, no such feature.
@@ -183,6 +183,7 @@ def build(
             if output.is_dir():
                 output.rmdir()
             os.replace(folder, output)
+            (output / _LOCK).unlink()
     except OSError as error:
         raise LskdError(f"cannot write {output} ({error.strerror}); {_mend(error)}") from error
     return manifest, True
@@ -258,27 +259,32 @@ def _check_place(output: Path) -> None:
 
 @contextmanager
 def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
-    """Give the hidden folder, that of a killed run of the same settings if there is one."""
+    """Give the hidden folder, that of a killed run of the same settings if there is one.
+
+    Only what such a run has left is removed: a folder without its settings is somebody else's.
+    """
     folder = output.parent / f".{output.name}.partial"
+    settings = json.loads(json.dumps(asked))
+    begun = folder.is_dir() and not {path.name for path in folder.iterdir()} - {_LOCK}
+    ours = not folder.is_symlink() and (begun or bool(_note(folder / _SETTINGS)))
+    if os.path.lexists(folder) and not ours:
+        raise LskdError(f"{folder} was not made by this command; move it away or choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with lock(folder / _LOCK) as held:
+        if held is None:
+            raise LskdError(f"another command is writing {output}; wait for it or end it")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise LskdError(f"another command is writing {output}; wait for it or end it") from error
-        try:
-            settings = json.loads(json.dumps(asked))
             if _note(folder / _SETTINGS) != settings:
                 for entry in folder.iterdir():
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-                (folder / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+                    if entry.is_dir() and not entry.is_symlink():
+                        shutil.rmtree(entry)
+                    elif entry.name != _LOCK:
+                        entry.unlink()
+                write_text(folder / _SETTINGS, json.dumps(settings))
             yield folder
         except Exception:  # not KeyboardInterrupt: the same command goes on from there
             shutil.rmtree(folder, ignore_errors=True)
             raise
-    finally:
-        os.close(handle)
 
 
 def _mend(error: OSError) -> str:

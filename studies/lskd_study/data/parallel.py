@@ -4,14 +4,15 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.files import to_disk
 from lskd.images import passed_over
 from lskd_study.data.manifest import MANIFEST, read_manifest
 
@@ -67,13 +68,14 @@ def whole_folder(output: Path) -> Iterator[Path]:
         LskdError: the disk cannot take it.
     """
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+        # Not by tempfile, whose folders are for their owner alone.
+        scratch = output.with_name(f".{output.name}-{secrets.token_hex(4)}")
+        scratch.mkdir(parents=True)
     except OSError as error:
         raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
     try:
-        scratch.chmod(0o755)
         yield scratch
+        to_disk(scratch)
         if output.is_dir():
             output.rmdir()
         os.replace(scratch, output)

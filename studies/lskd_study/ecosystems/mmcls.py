@@ -1,8 +1,6 @@
 """mmcls: the command line of a student's run, its configuration, and its logs in the common vocabulary."""
 
-import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd.files import read_csv, whole_file
 from lskd_study.ecosystems import timm
 from lskd_study.gpus import held_locks
 from lskd_study.plan import CHECKPOINT, Plan, Run
@@ -127,9 +126,8 @@ def train(arguments: list[str]) -> None:
         raise SystemExit(code)
     folder = Path(words[words.index("--work-dir") + 1])
     latest = Path((folder / _LATEST).read_text(encoding="utf-8").strip())
-    scratch = folder / f".{CHECKPOINT}"
-    shutil.copyfile(folder / latest.name, scratch)
-    os.replace(scratch, folder / CHECKPOINT)
+    with whole_file(folder / CHECKPOINT) as scratch:
+        shutil.copyfile(folder / latest.name, scratch)
 
 
 def read_curves(folder: Path, role: str) -> list[dict[str, str]]:
@@ -142,13 +140,9 @@ def read_curves(folder: Path, role: str) -> list[dict[str, str]]:
 
     # The study's own table of curves has the same name and comes last.
     path = folder / FILE
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise LskdError(
-            f"the trainer left no {path} ({error.strerror}); see {folder / 'train.log'}"
-        ) from error
+    if not path.is_file():
+        raise LskdError(f"the trainer left no {path}; see {folder / 'train.log'}")
+    rows = read_csv(path, ("epoch",))
     if not rows:
         raise LskdError(f"{path} has no epochs; see {folder / 'train.log'}")
     return [

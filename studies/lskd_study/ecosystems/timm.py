@@ -1,11 +1,11 @@
 """timm: the command line of a run, and its logs in the common vocabulary of columns."""
 
-import csv
 import difflib
 from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd.files import read_csv
 from lskd_study.plan import CHECKPOINT, Plan, Run
 from lskd_study.schema import RESERVED
 
@@ -127,15 +127,11 @@ def read_curves(folder: Path, role: str) -> list[dict[str, str]]:
         LskdError: when the trainer left no usable log.
     """
     path = folder / SUMMARY
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise LskdError(
-            f"the trainer left no {path} ({error.strerror}); see {folder / 'train.log'}"
-        ) from error
+    if not path.is_file():
+        raise LskdError(f"the trainer left no {path}; see {folder / 'train.log'}")
+    rows = read_csv(path, ("epoch",))
     # A run killed after an epoch's row and before its checkpoint repeats that epoch.
-    by_epoch = {int(row["epoch"]): row for row in rows}
+    by_epoch = {int(row["epoch"]): row for row in rows if row["epoch"].isdecimal()}
     if not by_epoch:
         raise LskdError(f"{path} has no epochs; see {folder / 'train.log'}")
     curves = []

@@ -1,7 +1,5 @@
 """A figure with the numbers behind it, and the files it becomes."""
 
-import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,25 +55,11 @@ def write_drawing(drawing: Drawing, stem: Path) -> list[Path]:
     Raises:
         LskdError: when they cannot be written.
     """
-    scratch = None
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".figure-", dir=stem.parent))
-        save(drawing.figure, scratch / "figure")
-        files = {scratch / f"figure.{ending}": _file(stem, "", ending) for ending in ("png", "svg")}
-        for name, text in drawing.tables.items():
-            table = _file(scratch / "figure", name, "csv")
-            table.write_text(text, encoding="utf-8")
-            files[table] = _file(stem, name, "csv")
-        _refuse_folders(files.values())
-        for source, target in files.items():
-            os.replace(source, target)
-    except OSError as error:
-        raise LskdError(f"cannot write {stem} ({error.strerror}); choose another --output") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return list(files.values())
+    figures = [_file(stem, "", ending) for ending in ("png", "svg")]
+    tables = {_file(stem, name, "csv"): text for name, text in drawing.tables.items()}
+    _refuse_folders([*figures, *tables])
+    save(drawing.figure, stem, tables)
+    return [*figures, *tables]
 
 
 def _refuse_folders(paths: Iterable[Path]) -> None:

@@ -1,12 +1,12 @@
 """Tables of results, from any CSV file: the columns that a figure needs, as text and numbers."""
 
-import csv
 import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from lskd import LskdError
+from lskd.files import read_csv
 from lskd_study.paper_figures.drawing import listed
 
 Row = dict[str, str]
@@ -18,25 +18,15 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     Raises:
         LskdError: for a file that cannot be read, is no table, or has not these columns.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            header = list(reader.fieldnames or [])
-            rows = list(reader)
-    except OSError as error:
-        raise LskdError(f"cannot read {path} ({error.strerror}); name a CSV table") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise LskdError(f"{path} is no CSV table ({error}); name one in UTF-8 with a header") from error
+    rows = read_csv(path)
+    if not rows:
+        raise LskdError(f"{path} has no rows below a header; name a table with results")
+    header = list(rows[0])
     for column in columns:
         if column not in header:
             near = difflib.get_close_matches(column, header, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {listed(header, 12)}"
             raise LskdError(f"{path} has no column {column!r}; {hint}")
-    if not rows:
-        raise LskdError(f"{path} has a header and no rows; name a table with results")
-    for index, row in enumerate(rows, start=1):
-        if None in row or None in row.values():
-            raise LskdError(f"{path}: row {index} has not as many cells as the header; mend the table")
     return rows
 
 

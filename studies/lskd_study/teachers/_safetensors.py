@@ -1,7 +1,5 @@
 """safetensors: its own reader maps the file; names are newline-joined UTF-8 in uint8."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lskd import LskdError, one_line
+from lskd.files import whole_file
 from lskd_study.teachers._checks import check_numbers, check_present, labels_of
 
 # Others, such as float8, are storage formats that torch does not compute with.
@@ -70,16 +69,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], texts: dict[str, S
             raise LskdError(f"cannot store {broken[0]!r} in {path}: it has a line break; rename it")
         stored[name] = torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        os.close(handle)
-        try:
+        with whole_file(path) as scratch:
             save_file(stored, scratch)
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            os.unlink(scratch)
-            raise
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise LskdError(f"cannot write {path} ({reason}); choose another folder") from None
+    except SafetensorError as error:  # an OSError of the disk, in its own words
+        raise LskdError(f"cannot write {path} ({one_line(error)}); choose another folder") from None
