@@ -201,6 +201,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status = app(args=arguments, prog_name="lskd", standalone_mode=False)
     except LskdError as error:
+        if status := getattr(error, "status", 0):  # a study that was asked to stop
+            print(f"lskd: {error}", file=sys.stderr)
+            return int(status)
         return _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         status = 130

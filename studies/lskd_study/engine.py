@@ -1,5 +1,8 @@
 """``lskd study``: check everything, hand the matrix to Snakemake, then write the page."""
 
+import contextlib
+import errno
+import os
 import shlex
 import subprocess
 import sys
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.files import lock, read_json
+from lskd.files import cannot_write, lock, read_json
 from lskd_study import slurm
 from lskd_study.checks import (
     check_class_order,
@@ -23,12 +26,15 @@ from lskd_study.class_counts import check_class_counts
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
+from lskd_study.folders import disk_is_full, open_log
 from lskd_study.plan import BEGUN, JOB, PLAN, Plan, Run, expand
+from lskd_study.progress import FILE, Follower
 from lskd_study.recipes import find_study_file
 from lskd_study.records import Begun, Made, read_record
 from lskd_study.same import changes, tidy
 from lskd_study.scheduler import Schedule, make_schedule
 from lskd_study.schema import TRANSLATION, Network, load_study, read_trainer_config
+from lskd_study.stopping import StoppedError, until_stopped
 from lskd_study.stores.decide import with_stores
 from lskd_study.stores.state import release_stores, renew_stores
 from lskd_study.stores.words import describe_stores
@@ -36,6 +42,7 @@ from lskd_study.teachers.schema import is_teacher_list
 from lskd_study.teachers.study import run_teachers_file
 
 LOCK = ".lskd.lock"
+SNAKEMAKE_LOG = "snakemake.log"
 
 
 def run_study(
@@ -182,20 +189,47 @@ def _join(values: Sequence[object]) -> str:
 
 
 def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
+    """Run what is to do; what runs say is shown, what Snakemake says is in its log.
+
+    Raises:
+        StoppedError: somebody asked for the end; all that was started has ended.
+        LskdError: the disk is full.
+    """
     if schedule.executor == "slurm" and (orphans := slurm.cancel_orphans(plan.root)):
         print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
     schedule.prepare(plan)
-    environment = schedule.process_environment()
-    process = subprocess.Popen(schedule.command(plan), pass_fds=(held,), env=environment)
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        # The terminal sent it to Snakemake too, which stops its jobs; their checkpoints stay.
-        process.wait()
-        raise
-    if status:
+    shown: list[str] = []
+    status = 0
+
+    def show(line: str) -> None:
+        shown.append(line)
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+    follower = Follower(plan.root / FILE, show)
+    with open_log(plan.root / SNAKEMAKE_LOG) as log:
+        process = subprocess.Popen(
+            schedule.command(plan),
+            pass_fds=(held,),
+            env=schedule.process_environment(),
+            stderr=None if schedule.speaks else log,
+        )
+        with until_stopped(process) as asked:
+            status = process.wait()
+    follower.stop(silently=bool(asked))
+    if asked:
+        done = len(plan.runs) - len(plan.unfinished())
+        raise StoppedError(
+            f"stopped; {done} of {len(plan.runs)} runs are finished and kept, the others go on from their "
+            "last epochs by the same command",
+            asked[0],
+        )
+    if status and disk_is_full(plan.root):
+        raise cannot_write(plan.root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    # Where a run has said why it failed, no more is to be said.
+    if status and not any(line.startswith("lskd: error: ") for line in shown):
         print(
-            f"lskd: snakemake ended with {status}; its log is in {plan.output}/.snakemake/log",
+            f"lskd: snakemake ended with {status}; its log is {plan.output}/{SNAKEMAKE_LOG}",
             file=sys.stderr,
         )
 

@@ -6,9 +6,11 @@ and the curves and, last and in one piece, ``job.json``: where it exists, the ru
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -21,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from lskd import LskdError, centred, file_checksum
-from lskd.files import write_text
+from lskd.files import cannot_write, write_text
 from lskd_study import provenance
 from lskd_study.data import digits, parallel
 from lskd_study.data.manifest import read_manifest
 from lskd_study.ecosystems import trainer_of
-from lskd_study.folders import LOG, begin, held
+from lskd_study.folders import LOG, begin, disk_is_full, held, open_log
 from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run
 from lskd_study.progress import say
@@ -34,6 +36,10 @@ from lskd_study.same import changes
 from lskd_study.schema import TRANSLATION
 from lskd_study.stores.commands import rerun_command
 from lskd_study.stores.state import release_stores, stored_identity
+
+# Exit statuses of a trainer that was asked to stop; its own advice is not a study's.
+_STOPPED = (130, 143, -2, -15)
+_NO_ROOM = re.compile(r"No space left|os error 28|[Qq]uota exceeded|PytorchStreamWriter|unexpected pos")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,6 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             run_job(plan, plan.run(arguments[1]))
     except LskdError as error:
         say(f"lskd: error: {error}", timed=False)
+        return 1
+    except OSError as error:
+        say(f"lskd: error: {cannot_write(error.filename or plan.output, error)}", timed=False)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -87,7 +96,7 @@ def run_job(plan: Plan, run: Run) -> None:
         words = trainer.command(plan, run)
         extra = (trainer.resume(folder) or []) if goes_on else []
         if devices:
-            with (folder / LOG).open("a", encoding="utf-8") as log:
+            with contextlib.suppress(OSError), open_log(folder / LOG) as log:
                 log.write(f"lskd:{where}\n")
         with logged(run.id, folder / LOG):
             trainer.train(words[1:] + extra)
@@ -120,7 +129,12 @@ def teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
 
 @contextlib.contextmanager
 def logged(name: str, log: Path) -> Iterator[None]:
-    """Send all output to the log; whatever stops the trainer becomes one line that names the log."""
+    """Send all output to the log; whatever stops the trainer becomes one line that names the log.
+
+    Raises:
+        LskdError: that line.
+        KeyboardInterrupt: the trainer was asked to stop.
+    """
     try:
         with _output_to(log):
             try:
@@ -128,17 +142,36 @@ def logged(name: str, log: Path) -> Iterator[None]:
             except (LskdError, SystemExit):
                 raise
             except Exception as error:
-                with log.open("a", encoding="utf-8") as file:
+                with contextlib.suppress(OSError), open_log(log) as file:
                     traceback.print_exc(file=file)
-                raise LskdError(f"{type(error).__name__}: {error}".splitlines()[0]) from error
-    except LskdError as error:
-        raise LskdError(f"{name} failed: {str(error).rstrip('.')}; the whole log is {log}") from error
-    except SystemExit as stop:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"the trainer exited with {stop.code}"
-        for prefix in ("timm: error: ", "mmcls_bnn: error: "):
-            reason = reason.removeprefix(prefix)
-        raise LskdError(f"{name} failed: {reason.rstrip('.')}; the whole log is {log}") from stop
+                raise LskdError(_reason(error)) from error
+    except (LskdError, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code in _STOPPED:
+            raise KeyboardInterrupt from error
+        if disk_is_full(log.parent):
+            why = cannot_write(log.parent, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            raise LskdError(f"{name} failed: {why}") from error
+        reason = str(error) if isinstance(error, LskdError) else _last_line(log, error)
+        raise LskdError(f"{name} failed: {reason.rstrip('.')}; the whole log is {log}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong in one line; a disk that is full comes in the words of many libraries."""
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    if _NO_ROOM.search(str(error)):
+        return (
+            f"a file could not be written, the disk is full ({line}); what is finished is kept, make room "
+            "and give the same command again"
+        )
+    return line
+
+
+def _last_line(log: Path, stop: SystemExit) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    reason = lines[-1] if lines else f"the trainer exited with {stop.code}"
+    for prefix in ("timm: error: ", "mmcls_bnn: error: "):
+        reason = reason.removeprefix(prefix)
+    return reason
 
 
 def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
@@ -226,15 +259,19 @@ def _output_to(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with log.open("a") as file:
+    with open_log(log) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, old in zip((1, 2), saved, strict=True):
+        for stream, number, old in zip((sys.stdout, sys.stderr), (1, 2), saved, strict=True):
+            try:
+                stream.flush()
+            except OSError:  # what a full disk did not take must not come out elsewhere later
+                with open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), number)
+                stream.flush()
             os.dup2(old, number)
             os.close(old)
 

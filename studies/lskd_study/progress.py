@@ -1,7 +1,6 @@
-"""What runs say of themselves: on stderr, or by way of a file that the scheduler's process reads and shows.
+"""What runs say of themselves: on stderr, or by way of a file that `lskd study` reads and shows.
 
-The file is for progress bars, between which another process must not write, and for a cluster, whose jobs
-have no terminal at all.
+So the terminal has one writer, whatever schedules the runs, and wherever they run.
 """
 
 import contextlib
@@ -25,8 +24,9 @@ def say(line: str, timed: bool = True) -> None:
         with contextlib.suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
             file.write(text)
             return
-    sys.stderr.write(text)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a file on a disk that is full
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 class Follower:
@@ -40,8 +40,10 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Show what is left and stop."""
+    def stop(self, silently: bool = False) -> None:
+        """Show what is left, or no more, and stop."""
+        if silently:
+            self._show = lambda line: None
         self._end.set()
         self._thread.join()
 

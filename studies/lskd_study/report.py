@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from lskd import LskdError
-from lskd.files import write_text
+from lskd.files import cannot_write, write_text
 from lskd_study.claims import judge, settings
 from lskd_study.contents import Contents
 from lskd_study.figure_style import save
@@ -36,7 +35,7 @@ def write_report(plan: Plan) -> str:
         difference = _difference(results)
         contents = _contents(results)
     except OSError as error:
-        raise LskdError(f"cannot write {plan.output}/figures ({error.strerror}); mend the folder") from error
+        raise cannot_write(plan.root / "figures", error) from error
     for name, text in {**contents.files, "figures/curves.csv": curves_csv(results)}.items():
         write_text(plan.root / name, text)
     answer = answer_sentence(results, findings[0])

@@ -32,7 +32,7 @@ class Schedule:
         options: what goes to Snakemake after lskd's own options.
         cores: for ``--cores``; None where the cluster's scheduler counts them.
         environment: variables to set for Snakemake and, on this machine, its jobs.
-        speaks: whether Snakemake itself says what it does, beside the runs.
+        speaks: whether Snakemake's own words were asked for; else they are in its log alone.
         copied: whether jobs share no files as Snakemake sees it, so that it sends them its Snakefile.
     """
 
@@ -50,7 +50,7 @@ class Schedule:
         words += ["--directory", str(plan.root), "--keep-going", "--rerun-triggers", "mtime"]
         if self.cores is not None:
             words += ["--cores", str(self.cores)]
-        words += ["--quiet", *(("rules", "reason", "host") if self.speaks else ("all",))]
+        words += ["--quiet", "rules", "reason", "host"]
         # --nolock: Snakemake's lock is a file that outlives a kill. Ours is the kernel's, and the scheduler
         # inherits it, so a second study on this folder is refused exactly as long as a first one is alive.
         # --ignore-incomplete: a run's only declared output appears in one piece, so it cannot be incomplete.
@@ -80,17 +80,11 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
     check_snakemake_options(words)
     args = _parse(words, profiles)
     executor = args.executor or "local"
-    speaks = bool(options)
-    environment = {}
-    if _draws_bars(args):
-        words += ["--logger", "rich"] * (not args.logger)
-        environment[progress.VARIABLE] = str(plan.root / progress.FILE)
-    if executor not in LOCAL:
-        environment[progress.VARIABLE] = str(plan.root / progress.FILE)
+    speaks = bool(args.logger or args.verbose or args.printshellcmds)
+    environment = {progress.VARIABLE: str(plan.root / progress.FILE)}
     if executor not in LOCAL:
         if args.jobs is None:
             raise LskdError(f"--executor {executor} needs --jobs N too, the number of jobs at a time")
-        environment[progress.VARIABLE] = str(plan.root / progress.FILE)
         if executor == "slurm":
             words += slurm.more_options(args, plan.root)
         if executor == "kubernetes":
@@ -104,12 +98,6 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
         if "gpu" not in given:
             words += ["--resources", *(f"{name}={value}" for name, value in given.items()), f"gpu={total}"]
     return Schedule(executor, words, cores or 1, environment, speaks)
-
-
-def _draws_bars(args: argparse.Namespace) -> bool:
-    """Whether progress bars are drawn; elsewhere than on a terminal the runs' own lines say the same."""
-    here = importlib.util.find_spec("snakemake_logger_plugin_rich") is not None
-    return "rich" in args.logger or (here and sys.stderr.isatty() and not args.logger)
 
 
 def shipped_profiles() -> list[str]:
@@ -181,7 +169,9 @@ def _parse(words: Sequence[str], profiles: Sequence[str]) -> argparse.Namespace:
         raise LskdError(f"{message.splitlines()[0]}; mend the profile {', '.join(profiles)}")
 
     if not words:  # making the parser imports every plugin, some of which ask the machine things
-        return argparse.Namespace(executor=None, jobs=None, logger=[], resources={})
+        return argparse.Namespace(
+            executor=None, jobs=None, logger=[], resources={}, verbose=False, printshellcmds=False
+        )
     parser: argparse.ArgumentParser = get_argument_parser(profiles=list(profiles) or None)
     parser.error = complain  # type: ignore[method-assign]
     return parser.parse_args(list(words))

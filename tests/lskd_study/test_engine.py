@@ -1,14 +1,20 @@
 """`lskd study` around the scheduler: what is run, what is refused, what is said in the end."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from lskd import LskdError
-from lskd_study import engine
+from lskd_study import cli, engine, stopping
 from lskd_study.ecosystems import timm
 from lskd_study.plan import JOB, PLAN, Plan
 from lskd_study.same import changes
@@ -227,3 +233,84 @@ def test_what_counts_in_the_other_trainers_files():
     one = {**text, "config": {"common": {"log_interval": 1}, "optimization": {"lr": [0.1]}}}
     other = {**text, "config": {"dataset": {"num_workers": 3}, "optimization": {"lr": [0.2]}}}
     assert changes(one, other, here) == ["optimization.lr was [0.1], now [0.2]"]
+
+
+# Stopped, failed and a full disk: what the terminal shows
+
+NOISY = """
+import os, subprocess, sys, time
+print("RuleException in rule teacher", file=sys.stderr, flush=True)
+with open(os.environ["LSKD_PROGRESS"], "a") as file:
+    file.write({said!r})
+if {starts}:
+    job = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open("job.new", "w") as file:
+        file.write(str(job.pid))
+    os.rename("job.new", "job.pid")
+    job.wait()
+sys.exit(1)
+"""
+
+
+@pytest.fixture
+def noisy(plan, monkeypatch):
+    """In the place of Snakemake, what says on stderr what Snakemake does, and fails or starts a job."""
+
+    def set_up(said: str, starts: bool) -> None:
+        words = [sys.executable, "-c", NOISY.format(said=said, starts=starts)]
+        monkeypatch.setattr(engine.Schedule, "command", lambda self, plan: words)
+
+    return set_up
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_study_that_is_stopped_says_one_line(plan, noisy, monkeypatch, capfd, number, status):
+    monkeypatch.setattr(stopping, "_SECONDS", 0.2)
+    noisy("12:00:00  starts   a run\n", starts=True)
+
+    def stop() -> None:
+        while not Path("job.pid").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)  # this process alone, as `kill` does
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert cli.main(["study", "study.yaml"]) == status
+    thread.join()
+    job = int(Path("job.pid").read_text())
+    assert not psutil.pid_exists(job) or psutil.Process(job).status() == psutil.STATUS_ZOMBIE
+    lines = capfd.readouterr().err.splitlines()
+    assert "RuleException" not in "".join(lines)
+    assert lines[-1] == (
+        "lskd: stopped; 0 of 8 runs are finished and kept, the others go on from their last epochs by the "
+        "same command"
+    )
+    assert "RuleException" in (plan.root / "snakemake.log").read_text()
+    with engine._only_study(plan):  # nobody holds it any longer
+        pass
+
+
+def test_a_failed_run_is_named_by_its_own_line(plan, noisy, capfd):
+    noisy("lskd: error: a run failed: why; the whole log is there\n", starts=False)
+    assert cli.main(["study", "study.yaml"]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-2] == "lskd: error: a run failed: why; the whole log is there"
+    assert lines[-1].startswith("lskd: error: no run has finished")
+    assert "snakemake" not in "".join(lines)
+
+
+def test_where_no_run_has_said_why_snakemakes_log_is_named(plan, noisy, capfd):
+    noisy("", starts=False)
+    assert cli.main(["study", "study.yaml"]) == 2
+    assert "lskd: snakemake ended with 1; its log is out/snakemake.log" in capfd.readouterr().err.splitlines()
+
+
+def test_a_disk_that_is_full_is_said_once(plan, noisy, monkeypatch, capfd):
+    noisy("", starts=False)
+    monkeypatch.setattr(engine, "disk_is_full", lambda folder: True)
+    assert cli.main(["study", "study.yaml"]) == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("lskd: ")]
+    assert line.endswith(
+        f"cannot write {plan.root}: the disk is full (No space left on device); what is finished is kept, "
+        "make room and give the same command again"
+    )

@@ -1,14 +1,19 @@
 """The job's own logic with a trainer that only writes files; the real trainer runs in tests/integration."""
 
+import contextlib
 import csv
+import errno
 import fcntl
 import json
+import logging
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lskd import LskdError, file_checksum
@@ -312,3 +317,87 @@ def test_a_damaged_note_of_what_was_begun_is_one_line(study, capfd, text):
     assert f"out/{run.folder}/{BEGUN} is damaged" in err
     assert trainer.calls == []
     assert (plan.folder(run) / CHECKPOINT).read_text() == "weights"
+
+
+# A trainer that is stopped, and disks that are full
+
+
+def own_streams(monkeypatch) -> None:
+    """Put Python's streams on the descriptors themselves, as they are in a process without pytest."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        monkeypatch.setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
+
+
+def test_a_trainers_own_advice_is_not_said_when_it_is_stopped(study, capfd, monkeypatch):
+    plan, _ = study
+    plan.write()
+    own_streams(monkeypatch)
+
+    def stop(words):
+        print("stopped in epoch 1; go on by --resume last.pth.tar")
+        raise SystemExit(130)
+
+    monkeypatch.setattr(timm, "train", stop)
+    assert job.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 130
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1  # that it starts
+    assert "--resume" not in err
+
+
+TORCH = "[enforce fail at inline_container.cc:626] . unexpected pos 35008 vs 34904"
+
+
+@pytest.mark.parametrize(
+    ("failure", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (RuntimeError(TORCH), False),  # what could not be written is gone by now
+        (RuntimeError(TORCH), True),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), False),
+        (SystemExit(1), True),
+        (LskdError("something that came of it"), True),
+    ],
+)
+def test_a_full_disk_is_one_line(study, capfd, monkeypatch, failure, full):
+    """The log takes nothing either: whatever is printed fails."""
+    plan, _ = study
+    plan.write()
+    own_streams(monkeypatch)
+
+    def fail(words):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                print("an epoch", file=stream, flush=True)
+        logging.getLogger("trainer").warning("an epoch")
+        print("what is still to be flushed", end="")
+        raise failure
+
+    monkeypatch.setattr(timm, "train", fail)
+    monkeypatch.setattr(job, "disk_is_full", lambda folder: full)
+    monkeypatch.setattr(job, "open_log", lambda path: open("/dev/full", "a"))  # noqa: SIM115
+    assert job.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
+    print("afterwards", flush=True)
+    out, err = capfd.readouterr()
+    assert out == "afterwards\n"
+    started, line = err.splitlines()
+    assert "starts" in started
+    assert line.startswith(f"lskd: error: {plan.runs[0].id} failed: ")
+    assert "the disk is full" in line
+    assert "what is finished is kept" in line
+    assert not plan.done(plan.runs[0])
+
+
+def test_a_disk_that_takes_not_even_the_folder(study, capfd, monkeypatch):
+    plan, trainer = study
+    plan.write()
+
+    def full(*words, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    assert job.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
+    err = capfd.readouterr().err
+    assert "the disk is full" in err
+    assert err.count("\n") == 1
+    assert trainer.calls == []

@@ -2,7 +2,6 @@
 
 import importlib.util
 import shutil
-import sys
 from dataclasses import replace
 
 import pytest
@@ -44,8 +43,8 @@ def test_alone_it_is_this_machine_and_one_run_at_a_time(plan):
     schedule = make_schedule(plan, None, [])
     words = schedule.command(plan)
     assert schedule.executor == "local"
-    assert (value(words, "--cores"), value(words, "--quiet")) == ("1", "all")
-    assert schedule.environment == {}
+    assert value(words, "--cores") == "1"
+    assert schedule.environment == {progress.VARIABLE: str(plan.root / "progress.log")}
     assert "--logger" not in words
     assert value(make_schedule(plan, 3, []).command(plan), "--cores") == "3"
 
@@ -54,7 +53,7 @@ def test_a_study_of_gpus_gets_all_that_are_visible(plan):
     asks = replace(plan, resources={"gpu": 1})
     schedule = make_schedule(asks, 2, [])
     assert schedule.options == ["--resources", "gpu=2"]
-    assert schedule.environment == {gpus.CANDIDATES: "0,1"}
+    assert schedule.environment[gpus.CANDIDATES] == "0,1"
     assert schedule.process_environment()[gpus.VISIBLE] == "0,1"
     fewer = make_schedule(asks, 2, ["--resources", "gpu=1"])
     assert fewer.options == ["--resources", "gpu=1"]
@@ -70,7 +69,7 @@ def test_a_finished_study_needs_no_gpu(plan, finish, monkeypatch):
     with pytest.raises(LskdError, match="asks for 1 GPU but 0 are visible"):
         make_schedule(asks, 1, [])
     finish(plan)
-    assert make_schedule(asks, 1, []).environment == {}
+    assert gpus.CANDIDATES not in make_schedule(asks, 1, []).environment
 
 
 @pytest.mark.parametrize("form", [["--profile", "slurm"], ["--profile=slurm"]])
@@ -147,16 +146,10 @@ def test_a_remote_executor_needs_a_number_of_jobs(plan, slurm_here):
         make_schedule(plan, None, ["--executor", "slurm"])
 
 
-def test_bars_are_drawn_on_a_terminal_alone(plan, monkeypatch):
-    pytest.importorskip("snakemake_logger_plugin_rich")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    schedule = make_schedule(plan, 1, [])
-    assert schedule.options == ["--logger", "rich"]
-    assert schedule.environment == {progress.VARIABLE: str(plan.root / "progress.log")}
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    asked = make_schedule(plan, 1, ["--logger", "rich"])
-    assert asked.options == ["--logger", "rich"]
-    assert progress.VARIABLE in asked.environment  # it draws there too, between which runs must not write
+@pytest.mark.parametrize("options", [["--verbose"], ["-p"]])
+def test_snakemake_itself_is_heard_where_it_was_asked_for(plan, options):
+    assert not make_schedule(plan, 1, ["--retries", "2"]).speaks
+    assert make_schedule(plan, 1, options).speaks
 
 
 def test_lines_of_runs_reach_who_follows(tmp_path, monkeypatch):
