@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lskd import LskdError
 from lskd_study.ecosystems import timm
 from lskd_study.gpus import held_locks
-from lskd_study.plan import CHECKPOINT, Plan, Run
+from lskd_study.plan import CHECKPOINT, Plan, Run, exact
 
 # Its own, and the distillation loss on the validation set, which timm does not log: Fig. 6.
 CURVE_COLUMNS = (
@@ -75,10 +75,10 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         "randomness.seed": run.seed,
         "teacher_model": teacher.model,
         "teacher_checkpoint": checkpoint,
-        "teacher_smoothing": f"{teacher.smoothing:g}",
+        "teacher_smoothing": f"{exact(teacher.smoothing)}",
         "model.teacher.convention": plan.convention,
-        "model.distillation.temperature": f"{run.temperature:g}",
-        "model.distillation.hard_weight": f"{run.hard_weight:g}",
+        "model.distillation.temperature": f"{exact(run.temperature)}",
+        "model.distillation.hard_weight": f"{exact(run.hard_weight)}",
         "train_dataloader.dataset.data_root": plan.data,
         "val_dataloader.dataset.data_root": plan.data,
     }
