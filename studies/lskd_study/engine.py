@@ -21,10 +21,11 @@ from lskd_study.checks import (
     check_output,
 )
 from lskd_study.class_counts import check_class_counts
+from lskd_study.data_checksum import check_unchanged
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
-from lskd_study.plan import BEGUN, JOB, Plan, Run, expand
+from lskd_study.plan import BEGUN, JOB, Plan, Run, exact, expand
 from lskd_study.recipes import find_study_file
 from lskd_study.scheduler import Schedule, make_schedule
 from lskd_study.schema import TRANSLATION, Network, load_study, read_trainer_config
@@ -67,6 +68,7 @@ def run_study(
         )
     todo = plan.unfinished()
     if todo:
+        check_unchanged(plan)
         check_models(run.model for run in plan.runs if trainer_of(plan.ecosystem, run.role) is timm)
     if dry_run:
         print(describe(plan))
@@ -131,6 +133,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         prepare_options=study.data.options,
         temperature_squared=study.temperature_squared,
         margin=study.margin,
+        note=study.note,
         paper=study.papers_tables,
         published=study.published.model_dump() if study.published else {},
     )
@@ -163,7 +166,7 @@ def describe(plan: Plan) -> str:
         runs = [run for run in plan.runs if run.role == role]
         models = ", ".join(dict.fromkeys(run.model for run in runs))
         lines.append(f"  {role}s {len(runs):3d}  {models}")
-    smoothing = ", ".join(f"{value:g}" for value in plan.smoothing)
+    smoothing = ", ".join(f"{exact(value)}" for value in plan.smoothing)
     lines.append(f"  teachers' smoothing {smoothing} ({plan.convention}); seeds {_join(plan.seeds)}")
     lines += describe_stores(plan)
     todo = plan.unfinished()
@@ -210,7 +213,8 @@ def _write_page(plan: Plan) -> int:
     if missing:
         names = _join([run.id for run in missing[:3]]) + (" ..." if len(missing) > 3 else "")
         print(f"lskd: error: {len(missing)} of {len(plan.runs)} runs are missing: {names}", file=sys.stderr)
-    return 1 if missing else 0
+    failed = any(plan.failed(run) for run in plan.runs)  # named before the answer
+    return 1 if missing or failed else 0
 
 
 def _changed_settings(plan: Plan) -> list[str]:
@@ -218,15 +222,26 @@ def _changed_settings(plan: Plan) -> list[str]:
     changed = []
     for run in plan.runs:
         begun = _read(plan.folder(run) / BEGUN)
-        if begun and begun.get("settings") != json.loads(json.dumps(plan.settings(run))):
+        if (
+            begun
+            and not plan.failed(run)
+            and begun.get("settings") != json.loads(json.dumps(plan.settings(run)))
+        ):
             changed.append(run.id)
     return changed
 
 
 def _forget_orphaned_students(plan: Plan) -> None:
-    """Let students of a teacher that was trained anew be made again: their mark of being finished goes."""
+    """Let students of a teacher that was trained anew be made again: their mark of being finished goes.
+
+    So does that of runs that failed with other settings, and with it that of their students.
+    """
     for run in plan.runs:
-        if run.role == "student" and plan.done(run) and not belongs_to_teacher(plan, run):
+        if not plan.done(run):
+            continue
+        now = json.loads(json.dumps(plan.settings(run)))
+        mended = plan.failed(run) and _read(plan.folder(run) / JOB).get("settings") != now
+        if mended or (run.role == "student" and not belongs_to_teacher(plan, run)):
             (plan.folder(run) / JOB).unlink()
 
 

@@ -36,7 +36,15 @@ STYLE: dict[Any, Any] = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # names are anybody's, and none of our texts is a formula
 }
+
+
+def note_failed(figure: Figure, failed: int) -> None:
+    """Say below a figure how many runs it leaves out because they failed."""
+    if failed:
+        text = f"not drawn: {failed} run{'s' if failed > 1 else ''} that failed"
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=INK, fontweight="bold")
 
 
 def save(figure: Figure, stem: Path) -> None:
@@ -45,5 +53,5 @@ def save(figure: Figure, stem: Path) -> None:
     with mpl.rc_context({**STYLE, "svg.hashsalt": stem.name}):
         # Not with_suffix: a name may hold a number, and what follows its dot is no suffix.
         figure.savefig(stem.parent / f"{stem.name}.svg", facecolor="white", metadata={"Date": None})
-    FigureCanvasAgg(figure)
-    figure.savefig(stem.parent / f"{stem.name}.png", dpi=160, facecolor="white")
+        FigureCanvasAgg(figure)
+        figure.savefig(stem.parent / f"{stem.name}.png", dpi=160, facecolor="white")
