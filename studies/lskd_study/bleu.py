@@ -13,20 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lskd import LskdError
-from lskd_study.bootstrap import Estimate, percentiles, resampled_means
+from lskd_study.bootstrap import Estimate, of_draws, resampled_means
 
 Array = NDArray[np.float64]
 Statistics = NDArray[np.int64]
 
 try:
     from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.significance import PairedTest, Result
 except ModuleNotFoundError as missing:
     raise LskdError("this needs sacrebleu, not installed here; pip install 'lskd[fairseq]'") from missing
 
 ORDER = 4
-METHOD = "paired bootstrap over test sentences, percentiles"
 REPLICATES, SEED = 1000, 12345  # sacreBLEU's own defaults
+METHOD = f"paired bootstrap over test sentences, percentiles, {REPLICATES} draws, seed {SEED}"
 # With matches in fewer sentences than that, BLEU hangs on single sentences (and on smoothing, at none).
 FEWEST_SENTENCES = 5
 
@@ -97,53 +96,19 @@ def too_few_matches(statistics: Statistics) -> str:
     )
 
 
-@dataclass(frozen=True)
-class PairedBootstrap:
-    """One pair of runs on the same sentences: second minus first, in BLEU points.
+def paired_bootstrap(first: Score, second: Score) -> Estimate:
+    """Return what the second run's BLEU is above the first's on the same sentences, in points.
 
-    ``difference``: percentile interval of the difference, and the p-value of sacreBLEU's own test, whose
-    settings ``signature`` names.
+    The sentences are redrawn, the same for both: the interval, and the two-sided p-value, of that.
     """
-
-    first: float
-    second: float
-    difference: Estimate
-    signature: str
-
-
-def paired_bootstrap(
-    first: Sequence[str],
-    second: Sequence[str],
-    references: Sequence[str],
-    statistics: tuple[Statistics, Statistics],
-) -> PairedBootstrap:
-    """Redraw the sentences, the same for both runs: interval of the difference and sacreBLEU's p-value.
-
-    Args:
-        first: hypotheses of the first run, detokenised.
-        second: of the second.
-        references: one for each sentence.
-        statistics: of the first and the second run, ``(N, 10)`` each.
-    """
-    test = PairedTest(
-        [("first", list(first)), ("second", list(second))],
-        {"BLEU": metric()},
-        [list(references)],
-        test_type="bs",
-        n_samples=REPLICATES,
-    )
-    signatures, scores = test()
-    one, two = (found for found in scores["BLEU"] if isinstance(found, Result))
-    value = two.score - one.score
-    problem = too_few_matches(statistics[0]) or too_few_matches(statistics[1])
-    if np.array_equal(*statistics):
-        problem = "no sentence differs between the two runs"  # sacreBLEU would call that significant
-    found = Estimate(value, np.nan, np.nan, np.nan, problem)
-    if not problem:
-        # Means are exact to rounding; sums of counts are whole numbers again.
-        draws = resampled_means(np.concatenate(statistics, axis=1).astype(np.float64), REPLICATES, SEED)
-        sums = np.rint(draws * len(references)).astype(np.int64)
-        half = statistics[0].shape[1]
-        low, high = percentiles(bleu_of_sums(sums[:, half:]) - bleu_of_sums(sums[:, :half]))
-        found = Estimate(value, low, high, float(two.p_value or np.nan))
-    return PairedBootstrap(one.score, two.score, found, str(signatures["BLEU"]))
+    value = second.value - first.value
+    problem = too_few_matches(first.statistics) or too_few_matches(second.statistics)
+    if np.array_equal(first.statistics, second.statistics):
+        problem = "no sentence differs between the two runs"
+    if problem:
+        return Estimate(value, np.nan, np.nan, np.nan, problem)
+    # Means are exact to rounding; sums of counts are whole numbers again.
+    both = np.concatenate([first.statistics, second.statistics], axis=1).astype(np.float64)
+    sums = np.rint(resampled_means(both, REPLICATES, SEED) * len(both)).astype(np.int64)
+    half = first.statistics.shape[1]
+    return of_draws(value, bleu_of_sums(sums[:, half:]) - bleu_of_sums(sums[:, :half]))

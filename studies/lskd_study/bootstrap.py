@@ -66,6 +66,16 @@ def percentiles(draws: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def of_draws(value: float, draws: Array) -> Estimate:
+    """Return a difference with percentile interval and p-value of its redrawn values ``(replicates,)``.
+
+    The p-value is two-sided: twice the share of draws on the other side of zero (the value itself counted
+    among them), so that it is below 0.05 only where the interval excludes zero.
+    """
+    beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return Estimate(value, *percentiles(draws), min(2 * (beyond + 1) / (len(draws) + 1), 1.0))
+
+
 def difference(first: Array, second: Array, draws: Array, bounded: bool = False) -> Estimate:
     """Return the interval of ``mean(second) - mean(first)``.
 
@@ -86,9 +96,7 @@ def difference(first: Array, second: Array, draws: Array, bounded: bool = False)
             half = min(3 / len(gaps), 1.0)
             return Estimate(value, -half, half, 1.0, f"{note}; the rule of three bounds what was not seen")
         return Estimate(value, value, value, 1.0 if value == 0 else 0.0, note)
-    low, high = percentiles(draws)
-    beyond = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return Estimate(value, low, high, min(2 * (beyond + 1) / (len(draws) + 1), 1.0))
+    return of_draws(value, draws)
 
 
 def paired_differences(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import Any
 
-from lskd_study.plan import Plan, Run
+from lskd_study.plan import Plan, Run, exact
 from lskd_study.results import Result, Results
 from lskd_study.stores.commands import rerun_command
 
@@ -80,9 +80,11 @@ def _kind(plan: Plan, run: Run) -> tuple[Any, ...]:
 
 def _title(plan: Plan, run: Run) -> str:
     if run.role == "teacher":
-        return f"Teacher {run.model}, α = {run.smoothing:g}"
-    title = f"Student {run.model} of {plan.run(run.teacher).model}, α = {run.smoothing:g}"
-    return title if plan.papers_loss else f"{title}, T = {run.temperature:g}, λ = {run.hard_weight:g}"
+        return f"Teacher {run.model}, α = {exact(run.smoothing)}"
+    title = f"Student {run.model} of {plan.run(run.teacher).model}, α = {exact(run.smoothing)}"
+    return (
+        title if plan.papers_loss else f"{title}, T = {exact(run.temperature)}, λ = {exact(run.hard_weight)}"
+    )
 
 
 def _command(plan: Plan, result: Result) -> Command:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lskd_study.page import Curves
-from lskd_study.plan import Plan, slug
+from lskd_study.plan import Plan, exact, slug
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class StudentKind:
     def file(self, figure: str) -> str:
         """Return the name of a figure's file, without ending."""
         names = f"{slug(self.model)}-of-{slug(self.teacher)}"
-        return f"{figure}-{names}-T{self.temperature:g}-hard{self.hard_weight:g}"
+        return f"{figure}-{names}-T{exact(self.temperature)}-hard{exact(self.hard_weight)}"
 
 
 def student_kinds(plan: Plan) -> Iterator[StudentKind]:
@@ -43,5 +43,5 @@ def student_kinds(plan: Plan) -> Iterator[StudentKind]:
     for teacher, model, t, hard in kinds:
         title = f"Student {model}, teacher {teacher}"
         if not plan.papers_loss:
-            title += f", T = {t:g}, λ = {hard:g}"
+            title += f", T = {exact(t)}, λ = {exact(hard)}"
         yield StudentKind(teacher, model, t, hard, title)

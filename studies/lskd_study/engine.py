@@ -23,11 +23,12 @@ from lskd_study.checks import (
     check_output,
 )
 from lskd_study.class_counts import check_class_counts
+from lskd_study.data_checksum import check_unchanged
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
 from lskd_study.folders import disk_is_full, open_log
-from lskd_study.plan import BEGUN, JOB, PLAN, Plan, Run, expand
+from lskd_study.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
 from lskd_study.progress import FILE, Follower
 from lskd_study.recipes import find_study_file
 from lskd_study.records import Begun, Made, read_record
@@ -80,6 +81,7 @@ def run_study(
         )
     todo = plan.unfinished()
     if todo:
+        check_unchanged(plan)
         check_models(run.model for run in plan.runs if trainer_of(plan.ecosystem, run.role) is timm)
     if dry_run:
         print(describe(plan))
@@ -144,6 +146,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         prepare_options=study.data.options,
         temperature_squared=study.temperature_squared,
         margin=study.margin,
+        note=study.note,
         paper=study.papers_tables,
         published=study.published.model_dump() if study.published else {},
     )
@@ -176,7 +179,7 @@ def describe(plan: Plan) -> str:
         runs = [run for run in plan.runs if run.role == role]
         models = ", ".join(dict.fromkeys(run.model for run in runs))
         lines.append(f"  {role}s {len(runs):3d}  {models}")
-    smoothing = ", ".join(f"{value:g}" for value in plan.smoothing)
+    smoothing = ", ".join(f"{exact(value)}" for value in plan.smoothing)
     lines.append(f"  teachers' smoothing {smoothing} ({plan.convention}); seeds {_join(plan.seeds)}")
     lines += describe_stores(plan)
     todo = plan.unfinished()
@@ -250,7 +253,8 @@ def _write_page(plan: Plan) -> int:
     if missing:
         names = _join([run.id for run in missing[:3]]) + (" ..." if len(missing) > 3 else "")
         print(f"lskd: error: {len(missing)} of {len(plan.runs)} runs are missing: {names}", file=sys.stderr)
-    return 1 if missing else 0
+    failed = any(plan.failed(run) for run in plan.runs)  # named before the answer
+    return 1 if missing or failed else 0
 
 
 def _study_of(folder: str, output: str | None) -> tuple[str, str]:
@@ -297,15 +301,27 @@ def _changed_settings(plan: Plan) -> dict[str, list[str]]:
     changed = {}
     for run in plan.runs:
         begun = read_record(plan.folder(run) / BEGUN, Begun)
-        if begun and (what := changes(begun.get("settings", {}), plan.settings(run), Path(plan.cwd))):
+        if (
+            begun
+            and not plan.failed(run)
+            and (what := changes(begun.get("settings", {}), plan.settings(run), Path(plan.cwd)))
+        ):
             changed[run.id] = what
     return changed
 
 
 def _forget_orphaned_students(plan: Plan) -> None:
-    """Let students of a teacher that was trained anew be made again: their mark of being finished goes."""
+    """Let students of a teacher that was trained anew be made again: their mark of being finished goes.
+
+    So does that of runs that failed with other settings, and with it that of their students.
+    """
     for run in plan.runs:
-        if run.role == "student" and plan.done(run) and not belongs_to_teacher(plan, run):
+        if not plan.done(run):
+            continue
+        other = plan.failed(run) and changes(
+            read_record(plan.folder(run) / JOB, Made).get("settings", {}), plan.settings(run), Path(plan.cwd)
+        )
+        if other or (run.role == "student" and not belongs_to_teacher(plan, run)):
             (plan.folder(run) / JOB).unlink()
 
 

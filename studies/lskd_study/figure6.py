@@ -8,9 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from lskd_study.extras import needs_study_extra
-from lskd_study.figure_style import ARMS, STYLE, STYLES
-from lskd_study.figures import Arms, Panel, themed_svg
-from lskd_study.results import Array, Result, common_seeds
+from lskd_study.figure_style import ARMS, STYLE, STYLES, note_failed
+from lskd_study.figures import Arms, Panel, drawn_seeds, themed_svg
+from lskd_study.plan import exact
+from lskd_study.results import Array, Result, failures_of
 
 with needs_study_extra():
     import matplotlib as mpl
@@ -47,6 +48,7 @@ def figure6(arms: Arms, title: str) -> Figure:
         figure = Figure(figsize=(7.2, 3.1), layout="constrained")
         _draw_losses(figure.add_subplot(1, 2, 1), arms)
         _draw_errors(figure.add_subplot(1, 2, 2), arms)
+        note_failed(figure, len(failures_of(arms.values())))
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 
@@ -61,33 +63,40 @@ def figure6_panels(arms: Arms, prefix: str) -> list[Panel]:
         with mpl.rc_context(STYLE):
             figure = Figure(figsize=(3.6, 2.9), layout="constrained")
             draw(figure.add_subplot(), arms)
+            note_failed(figure, len(failures_of(arms.values())))
         panels.append(Panel(themed_svg(figure, f"{prefix}-{name}"), label))
     return panels
 
 
 def _draw_losses(axes: Axes, arms: Arms) -> None:
-    for index, (smoothing, results) in enumerate(arms.items()):
+    for index, smoothing, results in _drawn(arms):
         for column, name, style in (("train_ce", "train", "-"), ("val_ce", "test", "--")):
             epochs, loss = _mean(arms, results, column)
-            label = f"{name}, α = {smoothing:g}"
+            label = f"{name}, α = {exact(smoothing)}"
             axes.plot(epochs, loss, color=ARMS[index % len(ARMS)], linestyle=style, label=label)
     axes.set_title("Distillation loss (nats)")
     _finish(axes)
 
 
 def _draw_errors(axes: Axes, arms: Arms) -> None:
-    for index, (smoothing, results) in enumerate(arms.items()):
+    for index, smoothing, results in _drawn(arms):
         epochs, accuracy = _mean(arms, results, "val_top1")
-        top1, top5 = best_accuracies({seed: results[seed] for seed in common_seeds(list(arms.values()))})
-        label = f"α = {smoothing:g}: {top1:.2f} / {top5:.2f}"
+        top1, top5 = best_accuracies({seed: results[seed] for seed in drawn_seeds(arms)})
+        label = f"α = {exact(smoothing)}: {top1:.2f} / {top5:.2f}"
         color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
         axes.plot(epochs, 100 - accuracy, color=color, linestyle=style, label=label)
     axes.set_title("Test error (%); best top-1 / top-5 in the legend")
     _finish(axes)
 
 
+def _drawn(arms: Arms) -> list[tuple[int, float, Mapping[int, Result]]]:
+    """Return number, smoothing and runs of the arms that have any, as long as these share a seed."""
+    found = [(index, smoothing, runs) for index, (smoothing, runs) in enumerate(arms.items()) if runs]
+    return found if drawn_seeds(arms) else []
+
+
 def _mean(arms: Arms, results: Mapping[int, Result], column: str) -> tuple[Array, Array]:
-    curves = [results[seed].curves for seed in common_seeds(list(arms.values()))]
+    curves = [results[seed].curves for seed in drawn_seeds(arms)]
     shortest = min(len(curve["epoch"]) for curve in curves)
     values = np.array([curve[column][:shortest] for curve in curves])
     return curves[0]["epoch"][:shortest] + 1, values.mean(0)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lskd_study.extras import needs_study_extra
-from lskd_study.figure_style import ARMS, STYLE
-from lskd_study.figures import Panel, draw_curves, themed_svg
-from lskd_study.results import common_seeds
+from lskd_study.figure_style import ARMS, STYLE, note_failed
+from lskd_study.figures import Panel, draw_curves, drawable, drawn_seeds, themed_svg
+from lskd_study.results import failures_of
 from lskd_study.translation_results import TranslationResult
 
 with needs_study_extra():
@@ -28,8 +28,13 @@ class Pair:
 
     @property
     def complete(self) -> bool:
-        """Whether every arm of both has a run to draw."""
-        return all(group for arms in (self.teachers, self.students) for group in arms.values())
+        """Whether every arm of both has a run to draw, or has runs that failed."""
+        return all(map(drawable, (self.teachers, self.students)))
+
+    @property
+    def failed(self) -> int:
+        """How many runs failed."""
+        return len(failures_of([*self.teachers.values(), *self.students.values()]))
 
 
 _SHOWN = (
@@ -48,7 +53,9 @@ def figure7(pair: Pair, title: str) -> Figure:
             axes = figure.add_subplot(2, 2, index)
             _draw(axes, getattr(pair, role), column, name)
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        if labels:
+            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        note_failed(figure, pair.failed)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 
@@ -60,6 +67,7 @@ def figure7_panels(pair: Pair, prefix: str) -> list[Panel]:
         with mpl.rc_context(STYLE):
             figure = Figure(figsize=(4.2, 2.4), layout="constrained")
             _draw(figure.add_subplot(), getattr(pair, role), column, name)
+            note_failed(figure, len(failures_of(getattr(pair, role).values())))
         panels.append(Panel(themed_svg(figure, f"{prefix}-{role}-{column}"), f"{name} by epoch"))
     return panels
 
@@ -70,7 +78,7 @@ def _draw(axes: Axes, arms: TranslationArms, column: str, title: str) -> None:
     low, high = axes.get_ylim()
     margin = 0.04 * (high - low)
     for index, by_seed in enumerate(arms.values()):
-        chosen = [by_seed[seed] for seed in common_seeds(list(arms.values()))]
+        chosen = [by_seed[seed] for seed in drawn_seeds(arms) if by_seed]
         epochs = [result.curves["epoch"][result.chosen] + 1 for result in chosen]
         values = [result.value(column) for result in chosen]
         axes.plot(epochs, values, "o", color=ARMS[index % len(ARMS)], markersize=4)

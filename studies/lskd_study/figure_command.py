@@ -358,7 +358,7 @@ def _alphas(text: str) -> list[float]:
         if not 0 <= value < 1:
             raise LskdError(f"--alphas: {part.strip()!r} is no smoothing; it takes numbers from 0 to below 1")
         if value in values:
-            raise LskdError(f"--alphas names {value:g} twice; name each once")
+            raise LskdError(f"--alphas names {value!r} twice; name each once")
         values.append(value)
     return values
 

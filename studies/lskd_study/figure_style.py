@@ -39,7 +39,15 @@ STYLE: dict[Any, Any] = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # names are anybody's, and none of our texts is a formula
 }
+
+
+def note_failed(figure: Figure, failed: int) -> None:
+    """Say below a figure how many runs it leaves out because they failed."""
+    if failed:
+        text = f"not drawn: {failed} run{'s' if failed > 1 else ''} that failed"
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=INK, fontweight="bold")
 
 
 def save(figure: Figure, stem: Path, tables: Mapping[Path, str] | None = None) -> None:

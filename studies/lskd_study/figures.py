@@ -13,10 +13,18 @@ import numpy as np
 
 from lskd_study.claims import Setting, claims_of, estimate, groups
 from lskd_study.extras import needs_study_extra
-from lskd_study.figure_style import ARMS, INK, RULE, SOFT, STYLE, STYLES
-from lskd_study.results import Array, Result, Results, common_seeds
-from lskd_study.statistics import Interval
-from lskd_study.tables import csv_text
+from lskd_study.figure_style import ARMS, INK, RULE, SOFT, STYLE, STYLES, note_failed
+from lskd_study.plan import exact
+from lskd_study.results import (
+    Array,
+    Result,
+    Results,
+    common_seeds,
+    failure_words,
+    failures_of,
+)
+from lskd_study.statistics import Interval, no_interval
+from lskd_study.tables import cell, csv_text
 
 with needs_study_extra():
     import matplotlib as mpl
@@ -48,24 +56,35 @@ class Panel:
 
 @dataclass(frozen=True)
 class Difference:
-    """The headline's difference for one network: its interval, and each seed's own difference (points)."""
+    """The headline's difference for one network: its interval, and each seed's own difference (points).
+
+    ``failed``: which run failed that it needs; then there is no interval.
+    """
 
     name: str
     interval: Interval
     by_seed: dict[int, float]
+    failed: str = ""
 
 
 def differences(results: Results[Result], setting: Setting) -> list[Difference]:
     """Return the headline's differences (students' accuracy or BLEU), each and (if several) averaged."""
     headline = claims_of(results.plan)[0]
-    pairs = {name: pair for name, pair in groups(results, headline, setting).items() if common_seeds(pair)}
+    pairs = {
+        name: pair
+        for name, pair in groups(results, headline, setting).items()
+        if common_seeds(pair) or failures_of(pair)
+    }
     chosen = {name: [pair] for name, pair in pairs.items()}
     if len(pairs) > 1:
         chosen["all students"] = list(pairs.values())
     found = []
     for name, members in chosen.items():
-        seeds = common_seeds([group for pair in members for group in pair])
-        if seeds:
+        needed = [group for pair in members for group in pair]
+        seeds = common_seeds(needed)
+        if failed := failure_words(failures_of(needed)):
+            found.append(Difference(name, no_interval(np.nan, 0, 0, "", failed), {}, failed))
+        elif seeds:
             by_seed = {seed: estimate(headline.quantity, members, [seed]).estimate for seed in seeds}
             found.append(Difference(name, estimate(headline.quantity, members, seeds), by_seed))
     return found
@@ -74,12 +93,14 @@ def differences(results: Results[Result], setting: Setting) -> list[Difference]:
 def difference_csv(rows: Sequence[Difference]) -> str:
     """Return the numbers behind the figure of differences."""
     seeds = sorted({seed for row in rows for seed in row.by_seed})
-    header = ["students", "difference_points", "low", "high", "p_value", *(f"seed{seed}" for seed in seeds)]
+    header = ["students", "difference_points", "low", "high", "p_value", "failed"]
+    header += [f"seed{seed}" for seed in seeds]
     lines = []
     for row in rows:
         i = row.interval
-        numbers = [i.estimate, i.low, i.high, i.p_value, *(row.by_seed.get(seed, np.nan) for seed in seeds)]
-        lines.append([row.name, *(f"{number:.6g}" for number in numbers)])
+        numbers = [cell(number) for number in (i.estimate, i.low, i.high, i.p_value)]
+        own = [cell(row.by_seed.get(seed, np.nan)) for seed in seeds]
+        lines.append([row.name, *numbers, row.failed, *own])
     return csv_text(header, lines)
 
 
@@ -92,6 +113,11 @@ def difference_figure(rows: Sequence[Difference], score: str = "top-1 accuracy")
         for y, row in enumerate(reversed(rows)):
             pooled = row.name == rows[-1].name
             i = row.interval
+            if row.failed:
+                # In the middle, whatever is drawn beside it.
+                place = axes.get_yaxis_transform()
+                axes.text(0.5, y, "no difference: a run failed", transform=place, ha="center", va="center")
+                continue
             if i.known:
                 axes.plot([i.low, i.high], [y, y], color=ARMS[1], linewidth=3.2 if pooled else 1.8)
             axes.plot([i.estimate], [y], "D" if pooled else "o", color=ARMS[1], markersize=7)
@@ -107,7 +133,9 @@ def difference_figure(rows: Sequence[Difference], score: str = "top-1 accuracy")
 def curves_csv(results: Results[Result]) -> str:
     """Return every run's curves in one long table: what the curve figures are drawn from."""
     header = ["run", "role", "model", "smoothing", "seed"]
-    lines, columns = [], [name for name in next(iter(results.finished.values())).curves if name != "epoch"]
+    lines: list[list[object]] = []
+    first = next((result.curves for result in results.finished.values()), {})
+    columns = [name for name in first if name != "epoch"]
     for result in results.finished.values():
         run = result.run
         for position, epoch in enumerate(result.curves["epoch"]):
@@ -123,6 +151,7 @@ def curve_panels(arms: Arms, prefix: str, shown: Sequence[tuple[str, str, str]] 
         with mpl.rc_context(STYLE):
             figure = Figure(figsize=(2.75, 2.15), layout="constrained")
             draw_curves(figure.add_subplot(), arms, column, f"{title} ({unit})")
+            note_failed(figure, len(failures_of(arms.values())))
         panels.append(Panel(themed_svg(figure, f"{prefix}-{column}"), f"{title} by epoch"))
     return panels
 
@@ -135,25 +164,37 @@ def curve_figure(arms: Arms, title: str, shown: Sequence[tuple[str, str, str]] =
             axes = figure.add_subplot(1, len(shown), index)
             draw_curves(axes, arms, column, f"{name} ({unit})")
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        if labels:
+            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        note_failed(figure, len(failures_of(arms.values())))
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
 
 
+def drawable(arms: Arms) -> bool:
+    """Whether every arm has a run to draw, or has runs that failed, which the figure says."""
+    return all(runs or failures_of([runs]) for runs in arms.values())
+
+
+def drawn_seeds(arms: Arms) -> list[int]:
+    """Return the seeds that all arms have which have any run to draw."""
+    return common_seeds([runs for runs in arms.values() if runs])
+
+
 def draw_curves(axes: Axes, arms: Arms, column: str, title: str) -> None:
-    """Draw a curve's mean over seeds for each arm, and each seed's own, thin."""
-    seeds = common_seeds(list(arms.values()))
+    """Draw a curve's mean over seeds for each arm that has a result, and each seed's own, thin."""
+    seeds = drawn_seeds(arms)
     late: list[Array] = []
     for index, (smoothing, results) in enumerate(arms.items()):
         color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
-        curves = [results[seed].curves for seed in seeds]
+        curves = [results[seed].curves for seed in seeds if results]
         shortest = min((len(curve["epoch"]) for curve in curves), default=0)
         if not shortest:
             continue
         epochs = curves[0]["epoch"][:shortest] + 1
         values = np.array([curve[column][:shortest] for curve in curves])
         axes.plot(epochs, values.T, color=color, linewidth=0.7, alpha=0.4)
-        label = f"teacher's smoothing {smoothing:g}"
+        label = f"teacher's smoothing {exact(smoothing)}"
         axes.plot(epochs, values.mean(0), color=color, linestyle=style, linewidth=1.9, label=label)
         late.append(values[:, shortest // 2 :])
     if column in ZOOMED and late and all(np.isfinite(values).all() for values in late):

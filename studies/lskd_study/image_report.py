@@ -3,7 +3,7 @@
 from lskd_study.contents import Contents, student_kinds
 from lskd_study.figure6 import figure6, figure6_panels, has_test_loss
 from lskd_study.figure_style import save
-from lskd_study.figures import curve_figure, curve_panels
+from lskd_study.figures import curve_figure, curve_panels, drawable
 from lskd_study.image_results import ImageResult
 from lskd_study.page import Curves
 from lskd_study.paper.layout_text import layout_files
@@ -29,7 +29,7 @@ def image_contents(results: Results[ImageResult]) -> Contents:
             alpha: results.students(kind.model, kind.teacher, alpha, kind.temperature, kind.hard_weight)
             for alpha in plan.smoothing
         }
-        if not all(arms.values()):
+        if not drawable(arms):
             continue
         save(curve_figure(arms, kind.title), folder / kind.file("curves"))
         shown.append(Curves(kind.title, curve_panels(arms, f"curve{index}")))

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from lskd import stability
+from lskd import compare_with_chance, require_finite, stability
 from lskd_study.plan import CURVES, JOB, LOGITS, Run
 from lskd_study.records import Job, read_record
 from lskd_study.results import Array, PerSample, Result, read_curves
@@ -52,6 +53,16 @@ class ImageResult(Result):
             return PerSample(values, strata=self.labels)
         return None
 
+    def at_chance(self) -> str:
+        """Return its accuracy where that is no better than always naming the most frequent class.
+
+        A one-sided binomial test at 1 %, as a teacher passes before it teaches.
+        """
+        total, chance = len(self.labels), float(np.bincount(self.labels).max() / len(self.labels))
+        if compare_with_chance(int(self.correct.sum()), total, chance) != "at":
+            return ""
+        return f"right on {self.top1:.1f} % of {total:,} validation images, chance is {100 * chance:.1f} %"
+
     def same_samples(self, other: Result) -> bool:
         """Whether both were measured on the same images with the same labels."""
         return (
@@ -65,11 +76,14 @@ def read_image_result(folder: Path, run: Run, num_classes: int) -> ImageResult:
     """Read one run's folder.
 
     Raises:
+        DivergedError: its logits are not finite.
         Exception: of many classes, when a file is missing or damaged; `results.read_results` makes it one.
     """
     job = read_record(folder / JOB, Job)
     curves = read_curves(folder / CURVES)
     keys, logits, labels = read_logits(folder, num_classes)
+    epoch = int(curves["epoch"][-1])
+    require_finite("the logits of the validation images", torch.from_numpy(logits), epoch)
     return _measure(run, job, curves, keys, logits, labels)
 
 
@@ -98,26 +112,20 @@ def _measure(
     logits: NDArray[np.float32],
     labels: NDArray[np.int64],
 ) -> ImageResult:
-    import torch
-
     own = logits[np.arange(len(labels)), labels]
-    finite = np.isfinite(logits).all(-1)
-    # A model that diverged predicts nothing: wrong, not class 0. Ties count against the model.
-    rank = (logits >= own[:, None]).sum(-1) - 1
-    instability, probability = float("nan"), np.full(len(labels), np.nan)
-    if finite.all():
-        scores, classes = torch.from_numpy(logits), torch.from_numpy(labels)
-        instability = 1 - float(stability(scores, classes, logits.shape[1]))
-        probability = scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy()
+    rank = (logits >= own[:, None]).sum(-1) - 1  # ties count against the model
+    scores, classes = torch.from_numpy(logits), torch.from_numpy(labels)
+    instability = 1 - float(stability(scores, classes, logits.shape[1]))
+    probability = scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy()
     return ImageResult(
         run=run,
         job=job,
         curves=curves,
         keys=keys,
         labels=labels,
-        rank=np.where(finite, rank, logits.shape[1]),
-        correct=(finite & (rank < 1)).astype(np.float64),
-        correct5=(finite & (rank < 5)).astype(np.float64),
+        rank=rank,
+        correct=(rank < 1).astype(np.float64),
+        correct5=(rank < 5).astype(np.float64),
         target_probability=probability,
         instability=instability,
     )

@@ -27,7 +27,7 @@ with needs_study_extra():
 
 PAGE = "index.html"  # of each study
 # How the verdicts sort: the first is the best news for smoothing.
-ORDER = {"supported": 0, "cannot tell": 1, "contradicted": 2, None: 3}
+ORDER = {"supported": 0, "cannot tell": 1, "contradicted": 2, "no verdict": 3, None: 4}
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class IndexedStudy:
             return "–"
         digits = digits_of(self.headline.unit)
         return " to ".join(number(end, digits, sign=True) for end in (self.headline.low, self.headline.high))
+
+    @property
+    def lost(self) -> int:
+        """How many runs are missing or failed."""
+        return len(self.record.runs.missing) + len(self.record.runs.failed)
 
     @property
     def size(self) -> str:
@@ -190,6 +195,7 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
     if not with_students:
         return f"{total} of teachers alone; no student was taught."
     verdicts = Counter(study.record.headline.verdict for study in with_students)
+    without = verdicts["no verdict"]
     parts = [
         f"{_count(verdicts['supported'], 'study supports', 'studies support')} the paper’s claim that a "
         "label-smoothed teacher distils a better student",
@@ -198,6 +204,11 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
     ]
     alone = len(studies) - len(with_students)
     rest = f" {_count(alone, 'study is', 'studies are')} of teachers alone." if alone else ""
+    if without:
+        rest += f" {_count(without, 'study has', 'studies have')} no verdict, because runs failed."
+    failed = sum(len(study.record.runs.failed) for study in studies)
+    if failed:
+        rest += f" {_count(failed, 'run', 'runs')} failed."
     missing = sum(len(study.record.runs.missing) for study in studies)
     lost = f" {_count(missing, 'run is', 'runs are')} missing." if missing else ""
     return f"Of {total}, {', '.join(parts[:2])}, and {parts[2]}.{rest}{lost}"

@@ -22,16 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from lskd import LskdError, centred, file_checksum
+from lskd import DivergedError, LskdError, centred, file_checksum, require_finite
 from lskd.files import cannot_write, write_text
 from lskd_study import provenance
-from lskd_study.data import digits, parallel
-from lskd_study.data.manifest import read_manifest
+from lskd_study.data_checksum import data_checksum
 from lskd_study.ecosystems import trainer_of
 from lskd_study.folders import LOG, begin, disk_is_full, held, open_log
 from lskd_study.gpus import chosen_gpus
-from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run
+from lskd_study.plan import CURVES, JOB, LOGITS, TEACHER_FAILED, TRANSLATIONS, Plan, Run, Store
 from lskd_study.progress import say
+from lskd_study.records import Made, read_record
 from lskd_study.same import changes
 from lskd_study.schema import TRANSLATION
 from lskd_study.stores.commands import rerun_command
@@ -40,6 +40,8 @@ from lskd_study.stores.state import release_stores, stored_identity
 # Exit statuses of a trainer that was asked to stop; its own advice is not a study's.
 _STOPPED = (130, 143, -2, -15)
 _NO_ROOM = re.compile(r"No space left|os error 28|[Qq]uota exceeded|PytorchStreamWriter|unexpected pos")
+_LOSSES = ("train_ce", "train_hard_ce", "val_loss")
+_PREFIX = re.compile(r"[\w.-]+: error: ")  # of a trainer's own command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,50 +72,81 @@ def main(arguments: list[str] | None = None) -> int:
 def run_job(plan: Plan, run: Run) -> None:
     """Train and measure one run, in its own folder.
 
+    A run that diverged, and a student of a teacher that did, is recorded as failed and raises nothing.
+
     Raises:
-        LskdError: when another process is at work on this run, or when training fails.
+        LskdError: when another process is at work on this run, when training fails for another reason, or
+            when the data change meanwhile.
     """
     os.chdir(plan.cwd)
     folder = Path(plan.output, run.folder)
     with held(folder), chosen_gpus(plan.resources, lambda line: say(f"{run.id}  {line}")) as devices:
         started = time.monotonic()
         teacher = teacher_identity(plan, run)
-        stored = stored_identity(plan, run)
+        data = data_checksum(plan)
         trainer = trainer_of(plan.ecosystem, run.role)
-        identity: dict[str, Any] = {"settings": plan.settings(run), "teacher": teacher}
-        resumed, goes_on = begin(
-            folder,
-            identity,
-            lambda before: (
-                before.get("teacher") == teacher
-                and not changes(before.get("settings", {}), identity["settings"], Path(plan.cwd))
-            ),
-            lambda: trainer.resume(folder) is not None,
-            trainer.FILES,
-        )
-        where = "".join(f"  {name}={value}" for name, value in devices.items())
-        say(f"{'resumes' if goes_on else 'starts '}  {run.id}{where}")
         words = trainer.command(plan, run)
-        extra = (trainer.resume(folder) or []) if goes_on else []
-        if devices:
-            with contextlib.suppress(OSError), open_log(folder / LOG) as log:
-                log.write(f"lskd:{where}\n")
-        with logged(run.id, folder / LOG):
-            trainer.train(words[1:] + extra)
-            store = _store_translations if plan.ecosystem == TRANSLATION else _store_logits
-            quality = store(plan, run, folder)
-            _store_curves(plan, run, folder)
+        stored, resumed, quality = None, 0, ""
+        failed = untaught(plan, run)
+        if not failed:
+            stored = stored_identity(plan, run, data)
+            identity: dict[str, Any] = {"settings": plan.settings(run), "teacher": teacher, "data": data}
+            resumed, goes_on = begin(
+                folder,
+                identity,
+                lambda before: (
+                    before.get("teacher") == teacher
+                    and before.get("data", data) == data  # an earlier version did not note it
+                    and not changes(before.get("settings", {}), identity["settings"], Path(plan.cwd))
+                ),
+                lambda: trainer.resume(folder) is not None,
+                trainer.FILES,
+            )
+            where = "".join(f"  {name}={value}" for name, value in devices.items())
+            say(f"{'resumes' if goes_on else 'starts '}  {run.id}{where}")
+            extra = (trainer.resume(folder) or []) if goes_on else []
+            if devices:
+                with contextlib.suppress(OSError), open_log(folder / LOG) as log:
+                    log.write(f"lskd:{where}\n")
+            try:
+                with logged(run.id, folder / LOG):
+                    trainer.train(words[1:] + extra)
+                    _store_curves(plan, run, folder)
+                    store = _store_translations if plan.ecosystem == TRANSLATION else _store_logits
+                    quality = store(plan, run, folder)
+            except DivergedError as error:
+                failed = str(error)
+            if data_checksum(plan) != data:
+                raise LskdError(
+                    f"the data in {plan.data} changed while {run.id} was trained, so nothing is recorded "
+                    "of it; leave them alone and give the same command again, it starts this run anew"
+                )
         wall = time.monotonic() - started
         record = _record(plan, run, folder, words, teacher, resumed, wall) | {"soft_labels": stored}
+        record["data"] = {"path": plan.data, "sha256": data}
         record["environment"].update(devices)
+        if failed:
+            record["failed"] = failed
         write_text(folder / JOB, json.dumps(record, indent=2) + "\n")
         release_stores(plan)
         done = len(plan.runs) - len(plan.unfinished())
-        say(f"finished {run.id}  {quality}  ({wall:.0f} s)  [{done} of {len(plan.runs)} done]")
+        how = f"failed   {run.id}  {failed}" if failed else f"finished {run.id}  {quality}"
+        say(f"{how}  ({wall:.0f} s)  [{done} of {len(plan.runs)} done]")
+
+
+def untaught(plan: Plan, student: Run | Store) -> str:
+    """Return why a student (or a store) is not made, its teacher or its store having failed; else nothing."""
+    teacher = plan.by_id[student.teacher] if student.teacher else None
+    if teacher is not None and (reason := plan.failed(teacher)):
+        return f"{TEACHER_FAILED} {teacher.id} failed: {reason}"
+    store = plan.store_of(student) if isinstance(student, Run) else None
+    if store is not None and (reason := plan.failed(store)):
+        return f"{TEACHER_FAILED}'s soft labels {store.id} failed: {reason}"
+    return ""
 
 
 def teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
-    """Return who teaches a run, None for a teacher.
+    """Return who teaches a run, None for a teacher; one that failed may have no weights.
 
     Raises:
         LskdError: when the teacher's weights are gone.
@@ -121,6 +154,9 @@ def teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
     if run.role == "teacher":
         return None
     teacher = plan.run(run.teacher)
+    if plan.failed(teacher):
+        checkpoint = read_record(plan.folder(teacher) / JOB, Made).get("checkpoint") or {}
+        return {"run": teacher.id, "checkpoint_sha256": checkpoint.get("sha256", "")}
     path = plan.folder(teacher) / trainer_of(plan.ecosystem, "teacher").CHECKPOINT
     if not path.exists():
         raise LskdError(f"the teacher's weights {path} are gone; remove {path.parent} to train it again")
@@ -132,7 +168,8 @@ def logged(name: str, log: Path) -> Iterator[None]:
     """Send all output to the log; whatever stops the trainer becomes one line that names the log.
 
     Raises:
-        LskdError: that line.
+        DivergedError: the trainer says so, by this error or by its exit status; its own line.
+        LskdError: for whatever else stops it.
         KeyboardInterrupt: the trainer was asked to stop.
     """
     try:
@@ -145,6 +182,10 @@ def logged(name: str, log: Path) -> Iterator[None]:
                 with contextlib.suppress(OSError), open_log(log) as file:
                     traceback.print_exc(file=file)
                 raise LskdError(_reason(error)) from error
+    except DivergedError as error:
+        with contextlib.suppress(OSError), open_log(log) as file:
+            file.write(f"{error}\n")
+        raise
     except (LskdError, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code in _STOPPED:
             raise KeyboardInterrupt from error
@@ -152,6 +193,8 @@ def logged(name: str, log: Path) -> Iterator[None]:
             why = cannot_write(log.parent, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
             raise LskdError(f"{name} failed: {why}") from error
         reason = str(error) if isinstance(error, LskdError) else _last_line(log, error)
+        if isinstance(error, SystemExit) and error.code == DivergedError.STATUS:
+            raise DivergedError(reason) from error
         raise LskdError(f"{name} failed: {reason.rstrip('.')}; the whole log is {log}") from error
 
 
@@ -169,9 +212,7 @@ def _reason(error: Exception) -> str:
 def _last_line(log: Path, stop: SystemExit) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     reason = lines[-1] if lines else f"the trainer exited with {stop.code}"
-    for prefix in ("timm: error: ", "mmcls_bnn: error: "):
-        reason = reason.removeprefix(prefix)
-    return reason
+    return _PREFIX.sub("", reason, count=1) if _PREFIX.match(reason) else reason
 
 
 def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
@@ -181,6 +222,8 @@ def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
 
     trainer = trainer_of(plan.ecosystem, run.role)
     result = trainer.collect_logits(folder, trainer.CHECKPOINT, Path(plan.data))
+    epoch = int(trainer.read_curves(folder, run.role)[-1]["epoch"])
+    require_finite("the logits of the validation images", result.logits, epoch)
     limit = torch.finfo(torch.float16).max
     names = torch.from_numpy(np.frombuffer("\n".join(result.keys).encode(), dtype=np.uint8).copy())
     tensors = {
@@ -207,11 +250,16 @@ def _store_translations(plan: Plan, run: Run, folder: Path) -> str:
 def _store_curves(plan: Plan, run: Run, folder: Path) -> None:
     text = io.StringIO()
     trainer = trainer_of(plan.ecosystem, run.role)
+    rows = trainer.read_curves(folder, run.role)
+    for row in rows:
+        for name in _LOSSES:
+            if value := row.get(name):
+                require_finite(name, float(value), int(row["epoch"]))
     # One set of columns for a whole study, though its teachers and students may come from two trainers.
     columns = trainer_of(plan.ecosystem, "student").CURVE_COLUMNS
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(trainer.read_curves(folder, run.role))
+    writer.writerows(rows)
     write_text(folder / CURVES, text.getvalue())
 
 
@@ -225,6 +273,7 @@ def _record(
     wall: float,
 ) -> dict[str, Any]:
     checkpoint = trainer_of(plan.ecosystem, run.role).CHECKPOINT
+    weights = folder / checkpoint  # of a failed run perhaps not there
     return {
         "run": run.id,
         "role": run.role,
@@ -235,8 +284,7 @@ def _record(
         "settings": plan.settings(run),
         "seed": run.seed,
         "teacher": teacher,
-        "checkpoint": {"file": checkpoint, "sha256": file_checksum(folder / checkpoint)},
-        "data": {"path": plan.data, "listing_sha256": _data_checksum(plan)},
+        "checkpoint": {"file": checkpoint, "sha256": file_checksum(weights) if weights.exists() else ""},
         "versions": provenance.versions(),
         "git": provenance.git_state(Path(__file__).parent),
         "hardware": provenance.hardware(),
@@ -244,13 +292,6 @@ def _record(
         "wall_time_s": round(wall, 1),
         "resumed": resumed,
     }
-
-
-def _data_checksum(plan: Plan) -> str:
-    folder = plan.data_dir
-    if known := read_manifest(folder).get("listing_sha256"):
-        return str(known)
-    return (parallel if plan.ecosystem == TRANSLATION else digits).listing_checksum(folder)
 
 
 @contextlib.contextmanager

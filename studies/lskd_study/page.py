@@ -18,7 +18,8 @@ from lskd_study.commands import commands_of
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS
 from lskd_study.figures import Panel
-from lskd_study.plan import Plan
+from lskd_study.notices import notices_of
+from lskd_study.plan import Plan, exact
 from lskd_study.results import Result, Results, is_translation
 from lskd_study.statistics import Interval
 from lskd_study.stores.words import loss_note, page_rows
@@ -31,8 +32,9 @@ VERDICTS = {
     "supported": "Supported",
     "contradicted": "Not supported: contradicted",
     "cannot tell": "Cannot tell",
+    "no verdict": "No verdict",
 }
-MARKS = {"supported": "✓", "contradicted": "✗", "cannot tell": "?"}
+MARKS = {"supported": "✓", "contradicted": "✗", "cannot tell": "?", "no verdict": "–"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,14 @@ def number(value: float, digits: int, *, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def compared(first: str, second: str, score: str, difference: float) -> str:
+    """Return a difference in points in words; none where its two decimals show none."""
+    size = number(abs(difference), 2)
+    if float(size) == 0:
+        return f"{first} showed no difference in {score} from {second}"
+    return f"{first} scored {size} points {'higher' if difference > 0 else 'lower'} in {score} than {second}"
+
+
 def digits_of(unit: str) -> int:
     """Return how many decimals a quantity of this unit is given with."""
     few = {"points": 2, "points per point": 2, "standard deviations": 2, "perplexity": 3}
@@ -88,25 +98,24 @@ def interval_text(interval: Interval | None, unit: str) -> str:
 def answer_sentence(results: Results[Result], finding: Finding) -> str:
     """Return the page's first sentence: difference, interval, seeds, in words that fit the verdict."""
     words = words_of(results.plan)
-    alpha = f"label-smoothed teachers (α\u00a0=\u00a0{finding.setting.smoothing:g})"
+    alpha = f"label-smoothed teachers (α\u00a0=\u00a0{exact(finding.setting.smoothing)})"
     interval = finding.interval
+    if finding.verdict == "no verdict":
+        return f"For students of {alpha}: {finding.note}, and without it nothing is compared."
     if interval is None:
         return f"Nothing to compare yet: for students of {alpha}, {finding.note}."
     students = len({run.model for run in results.plan.runs if run.role == "student"})
     basis = f"{_count(interval.seeds, 'seed')}, {_count(students, 'student')}"
     basis += f", {interval.samples} {words.samples}"
     if not results.plan.papers_loss:
-        basis += (
-            f", T\u00a0=\u00a0{finding.setting.temperature:g}, λ\u00a0=\u00a0{finding.setting.hard_weight:g}"
-        )
-    size = number(abs(interval.estimate), 2)
-    side = "higher" if interval.estimate >= 0 else "lower"
+        setting = finding.setting
+        basis += f", T\u00a0=\u00a0{exact(setting.temperature)}, λ\u00a0=\u00a0{exact(setting.hard_weight)}"
     other = (
-        f"teachers with α\u00a0=\u00a0{finding.setting.baseline:g}"
+        f"teachers with α\u00a0=\u00a0{exact(finding.setting.baseline)}"
         if finding.setting.baseline
         else "unsmoothed teachers"
     )
-    body = f"students of {alpha} scored {size} points {side} in {words.score} than students of {other}"
+    body = compared(f"students of {alpha}", f"students of {other}", words.score, interval.estimate)
     if not interval.known:
         return f"On these data {body} ({basis}); no interval can be made: {interval.note}."
     over = f" over the {words.short} alone" if interval.seeds == 1 else ""
@@ -153,7 +162,12 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters.update(
-        number=number, interval=interval_text, digits=digits_of, markup=Markup, css_string=css_string
+        number=number,
+        exact=exact,
+        interval=interval_text,
+        digits=digits_of,
+        markup=Markup,
+        css_string=css_string,
     )
     found.filters.update(sentence=sentence, unit=unit_text, method=method_text)
     script = loader.get_source(found, "page.js")[0]
@@ -189,7 +203,8 @@ def render_page(
             curves=curves,
             arms=list(enumerate(plan.smoothing)),
             colors=len(ARMS),
-            samples=len(next(iter(results.finished.values())).keys),
+            samples=results.samples,
+            notices=notices_of(results),
             missing=results.missing,
             provenance=provenance_rows(results),
             commands=commands_of(results),
@@ -201,8 +216,7 @@ def render_page(
 def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
     """Return what the study was made with, as (name, value); what differs between runs is listed."""
     seen: dict[str, dict[str, None]] = defaultdict(dict)
-    for result in results.finished.values():
-        job = result.job
+    for job in results.jobs:
         for name, version in job["versions"].items():
             seen[name][version] = None
         seen["hardware"][machine_text(job["hardware"])] = None
@@ -213,10 +227,12 @@ def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
             else "not a checkout"
         )
         seen["git"][state] = None
-        seen["data"][f"{job['data']['path']}, listing sha256 {job['data']['listing_sha256'][:16]}"] = None
-    jobs = [result.job for result in results.finished.values()]
+        sha256 = str(job["data"].get("sha256", ""))[:16]
+        seen["data"][f"{job['data']['path']}{f', sha256 {sha256}' if sha256 else ''}"] = None
+    jobs = results.jobs
     total = sum(job["wall_time_s"] for job in jobs)
     resumed = sum(job["resumed"] for job in jobs)
+    failed = f"{len(results.failed)} failed, " if results.failed else ""
     prepare = results.plan.prepare_words
     made = [("Data made by", shlex.join(["lskd", *prepare]))] if prepare else []
     own = [
@@ -224,7 +240,10 @@ def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
         ("Data", " / ".join(seen.pop("data"))),
         *made,
         ("Seeds", ", ".join(map(str, results.plan.seeds))),
-        ("Runs", f"{len(jobs)} finished, {len(results.missing)} missing, {resumed} resumed"),
+        (
+            "Runs",
+            f"{len(results.finished)} finished, {failed}{len(results.missing)} missing, {resumed} resumed",
+        ),
         ("Time in runs", f"{total / 60:.1f} minutes, all runs one after the other"),
         ("Hardware", " / ".join(seen.pop("hardware"))),
         ("Git state of the code", " / ".join(seen.pop("git"))),

@@ -7,6 +7,7 @@ that all of them (on any machine that sees the folder) agree on names and settin
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ TRANSLATIONS = "translations.jsonl"  # of translation studies: the test set
 CHECKPOINT = "last.pth.tar"
 _NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # of a run, and so of a folder
 _AS_WRITTEN = {"strict": True, "extra": "forbid"}  # how the plan is read back
+TEACHER_FAILED = "its teacher"  # how the reason of a student begins that was not trained
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Plan:
     margin: float = 0.2
     paper: list[str] = field(default_factory=list)  # tables of the paper that the study reproduces
     published: dict[str, Any] = field(default_factory=dict)  # others' figures, as in the study file
+    note: str = ""  # to be said above the verdict
 
     @property
     def root(self) -> Path:
@@ -191,6 +194,14 @@ class Plan:
     def done(self, run: Run) -> bool:
         """Whether the run is finished: ``job.json`` is written last and whole."""
         return (self.folder(run) / JOB).exists()
+
+    def failed(self, made: Run | Store) -> str:
+        """Return why a run (or a store) that ended failed; empty where it did not, or has not ended."""
+        try:
+            record = read_json(self.root / made.folder / JOB)
+        except LskdError:
+            return ""
+        return str(record.get("failed") or "") if isinstance(record, dict) else ""
 
     def unfinished(self) -> list[Run]:
         """Return the runs still to do."""
@@ -268,15 +279,34 @@ def expand(
     ]
     settings = list(product(temperatures, hard_weights))
     for (seed, (teacher, _), alpha), (model, config), (t, hard) in product(arms, students, settings):
-        name = f"student-{slug(model)}-of-{slug(teacher)}-smoothing{alpha:g}"
-        run_id = f"{name}-T{t:g}-hard{hard:g}-seed{seed}"
+        name = f"student-{slug(model)}-of-{slug(teacher)}-smoothing{exact(alpha)}"
+        run_id = f"{name}-T{exact(t)}-hard{exact(hard)}-seed{seed}"
         teacher_id = _teacher_id(teacher, alpha, seed)
         runs.append(Run(run_id, "student", model, config, alpha, seed, teacher_id, t, hard))
     return runs
 
 
 def _teacher_id(model: str, alpha: float, seed: int) -> str:
-    return f"teacher-{slug(model)}-smoothing{alpha:g}-seed{seed}"
+    return f"teacher-{slug(model)}-smoothing{exact(alpha)}-seed{seed}"
+
+
+def rest_of(hard_weight: float) -> float:
+    """Return the soft labels' weight: 1 less the hard ones', in decimals, so that 0.9 leaves 0.1.
+
+    >>> rest_of(0.9)
+    0.1
+    """
+    return float(1 - Decimal(repr(float(hard_weight))))
+
+
+def exact(value: float) -> str:
+    """Return a number in as few digits as give exactly it again: for commands, names and labels.
+
+    >>> exact(1.0), exact(0.1), exact(0.1234567), exact(1e-05)
+    ('1', '0.1', '0.1234567', '1e-05')
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value)).removesuffix(".0")
 
 
 def slug(model: str) -> str:

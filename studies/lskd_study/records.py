@@ -60,7 +60,7 @@ class Data(Record):
     """The data that a run was trained on."""
 
     path: str
-    listing_sha256: str
+    sha256: str = ""  # of earlier versions there is none
 
 
 class Code(Record):

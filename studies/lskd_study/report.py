@@ -15,6 +15,7 @@ from lskd_study.figures import (
     themed_svg,
 )
 from lskd_study.image_report import image_contents
+from lskd_study.notices import say_notices
 from lskd_study.page import VERDICTS, answer_sentence, render_page, words_of
 from lskd_study.plan import Plan
 from lskd_study.results import Result, Results, is_translation, read_results
@@ -25,6 +26,8 @@ PAGE = "index.html"
 
 def write_report(plan: Plan) -> str:
     """Write tables, figures and page from the finished runs; return the answer in one sentence.
+
+    What stands above it on the page goes to stderr, a line each.
 
     Raises:
         LskdError: when run folders are damaged or the output cannot be written.
@@ -41,6 +44,7 @@ def write_report(plan: Plan) -> str:
     answer = answer_sentence(results, findings[0])
     write_text(plan.root / VERDICTS_FILE, study_record(results, findings, answer).text())
     write_text(plan.root / PAGE, render_page(results, findings, difference, contents.curves, **contents.own))
+    say_notices(results)
     return f"{VERDICTS[findings[0].verdict or 'cannot tell']}. {answer}"
 
 

@@ -4,6 +4,7 @@ What all studies share; `image_results` and `translation_results` hold what each
 """
 
 import csv
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lskd import LskdError
-from lskd_study.plan import Plan, Run
+from lskd import DivergedError, LskdError
+from lskd.files import read_json
+from lskd_study.plan import JOB, TEACHER_FAILED, Plan, Run
 
 Array = NDArray[np.float64]
 
@@ -60,45 +62,120 @@ class Result:
         """Return a quantity sample by sample, None for one that has one value per run."""
         return None
 
+    def at_chance(self) -> str:
+        """Return how good it is where that is no better than guessing; else nothing."""
+        return ""
+
     def same_samples(self, other: "Result") -> bool:
         """Whether both were measured on the same samples."""
         return self.keys == other.keys
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A run that ended and has no result: it diverged, or its teacher did."""
+
+    run: Run
+    job: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """Why, in the one line of its record."""
+        return str(self.job["failed"])
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch that the line names, as the trainer counts; of a student whose teacher failed, None."""
+        found = None if self._with_teacher else re.search(r"\bepoch (\d+)", self.reason)
+        return int(found[1]) if found else None
+
+    @property
+    def _with_teacher(self) -> bool:
+        return self.reason.startswith(TEACHER_FAILED)
+
+    def __str__(self) -> str:
+        """Return it in words, e.g. ``run teacher-big-smoothing0-seed1 failed in epoch 3``."""
+        when = "" if self.epoch is None else f" in epoch {self.epoch}"
+        return f"run {self.run.id} failed{' with its teacher' if self._with_teacher else when}"
+
+
 Kind = TypeVar("Kind", bound=Result)
+
+
+class BySeed(dict[int, Kind]):
+    """The results of one kind of run by seed; ``failed``: its runs that have none."""
+
+    def __init__(self, results: Mapping[int, Kind], failed: Iterable[Failure] = ()) -> None:
+        """Take both."""
+        super().__init__(results)
+        self.failed = list(failed)
+
+
+def failures_of(groups: Iterable[Mapping[int, Result]]) -> list[Failure]:
+    """Return the failed runs of some kinds."""
+    return [one for group in groups if isinstance(group, BySeed) for one in group.failed]
+
+
+def failure_words(failed: Sequence[Failure]) -> str:
+    """Return which runs failed, the first by its name; empty for none."""
+    more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"{failed[0]}{more}" if failed else ""
 
 
 @dataclass(frozen=True)
 class Results(Generic[Kind]):
-    """All finished runs of a plan, and the names of those that are missing."""
+    """All finished runs of a plan, those of them that failed, and the names of those that are missing."""
 
     plan: Plan
     finished: dict[str, Kind]
     missing: list[str] = field(default_factory=list)
+    failed: dict[str, Failure] = field(default_factory=dict)
 
-    def teachers(self, model: str, smoothing: float) -> dict[int, Kind]:
-        """Return the finished teachers of one kind, by seed."""
-        return dict(self._by_kind.get((model, smoothing), {}))
+    @property
+    def jobs(self) -> list[dict[str, Any]]:
+        """The records of all runs that ended, failed ones too."""
+        results = [result.job for result in self.finished.values()]
+        return results + [failure.job for failure in self.failed.values()]
+
+    @property
+    def samples(self) -> int:
+        """On how many samples the runs were measured."""
+        return len(next((result.keys for result in self.finished.values()), ()))
+
+    def teachers(self, model: str, smoothing: float) -> BySeed[Kind]:
+        """Return the teachers of one kind that have a result, by seed."""
+        return self._of_kind((model, smoothing))
 
     def students(
         self, model: str, teacher: str, smoothing: float, temperature: float, hard_weight: float
-    ) -> dict[int, Kind]:
-        """Return the finished students of one kind, by seed; ``teacher`` is the teacher's model."""
-        return dict(self._by_kind.get((model, teacher, smoothing, temperature, hard_weight), {}))
+    ) -> BySeed[Kind]:
+        """Return the students of one kind that have a result, by seed; ``teacher`` is the teacher's model."""
+        return self._of_kind((model, teacher, smoothing, temperature, hard_weight))
+
+    def _of_kind(self, kind: tuple[object, ...]) -> BySeed[Kind]:
+        return BySeed(self._by_kind.get(kind, {}), self._failed_by_kind.get(kind, ()))
 
     @cached_property
     def _by_kind(self) -> dict[tuple[object, ...], dict[int, Kind]]:
-        """All finished runs by what tells kinds apart, then by seed."""
+        """All runs with a result by what tells kinds apart, then by seed."""
         found: dict[tuple[object, ...], dict[int, Kind]] = defaultdict(dict)
         for result in self.finished.values():
-            run = result.run
-            kind: tuple[object, ...] = (run.model, run.smoothing)
-            if run.role == "student":
-                # Students of several teachers have the same seeds, so the teacher is part of the kind.
-                teacher = self.plan.by_id[run.teacher].model
-                kind = (run.model, teacher, run.smoothing, run.temperature, run.hard_weight)
-            found[kind][run.seed] = result
+            found[self._kind(result.run)][result.run.seed] = result
         return dict(found)
+
+    @cached_property
+    def _failed_by_kind(self) -> dict[tuple[object, ...], list[Failure]]:
+        found: dict[tuple[object, ...], list[Failure]] = defaultdict(list)
+        for failure in self.failed.values():
+            found[self._kind(failure.run)].append(failure)
+        return dict(found)
+
+    def _kind(self, run: Run) -> tuple[object, ...]:
+        if run.role == "teacher":
+            return run.model, run.smoothing
+        # Students of several teachers have the same seeds, so the teacher is part of the kind.
+        teacher = self.plan.by_id[run.teacher].model
+        return run.model, teacher, run.smoothing, run.temperature, run.hard_weight
 
 
 def is_translation(plan: Plan) -> bool:
@@ -112,14 +189,20 @@ def read_results(plan: Plan) -> Results[Any]:
     Raises:
         LskdError: for a run folder that is damaged or runs that were measured on different samples.
     """
-    finished, missing = {}, []
+    finished, missing, failed = {}, [], {}
     for run in plan.runs:
-        if plan.done(run):
-            finished[run.id] = _read(plan, run)
-        else:
+        if not plan.done(run):
             missing.append(run.id)
+        elif plan.failed(run):
+            failed[run.id] = Failure(run, read_json(plan.folder(run) / JOB))
+        else:
+            try:
+                finished[run.id] = _read(plan, run)
+            except DivergedError as error:  # recorded as finished by a version that did not look
+                record = read_json(plan.folder(run) / JOB)
+                failed[run.id] = Failure(run, record | {"failed": str(error)})
     _same_samples(finished.values(), "test sentences" if is_translation(plan) else "validation samples")
-    return Results(plan, finished, missing)
+    return Results(plan, finished, missing, failed)
 
 
 def _read(plan: Plan, run: Run) -> Result:

@@ -235,6 +235,7 @@ class Study(Strict):
         allow_inf_nan=False,
         description="points of top-1 accuracy: a model that much worse is as good",
     )
+    note: str = Field("", description="what the page says above the verdict, e.g. what was cut and why")
     resources: Resources = Field(Resources(threads=1), description="what one run asks of the scheduler")
     paper: PapersTable | list[PapersTable] = Field(
         default=[], description="tables and figures of the paper that the study reproduces, e.g. Table 8"

@@ -4,7 +4,9 @@ Of images; that of a translation study is in `translation_tables`.
 """
 
 import csv
+import html
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic
@@ -12,32 +14,33 @@ from typing import Generic
 import numpy as np
 
 from lskd_study.image_results import ImageResult
-from lskd_study.plan import Run
+from lskd_study.plan import Run, exact
 from lskd_study.results import Kind, Results
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Mean and standard deviation (unbiased, over seeds; NaN for one seed)."""
+    """Mean and standard deviation (unbiased, over seeds; NaN for one seed); how many more seeds failed."""
 
     mean: float
     std: float
     seeds: int
+    failed: int = 0
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Measured":
+    def of(cls, values: Sequence[float], failed: int = 0) -> "Measured":
         """Summarise one value per seed."""
         if not values:
-            return cls(float("nan"), float("nan"), 0)
+            return cls(float("nan"), float("nan"), 0, failed)
         std = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-        return cls(float(np.mean(values)), std, len(values))
+        return cls(float(np.mean(values)), std, len(values), failed)
 
     def text(self, digits: int) -> str:
-        """Return ``mean ± std``; a dash where there is nothing."""
+        """Return ``mean ± std`` and how many failed; a dash where there is nothing."""
         if not self.seeds:
-            return "–"
+            return "failed" if self.failed else "–"
         spread = f" ± {self.std:.{digits}f}" if self.seeds > 1 else ""
-        return f"{self.mean:.{digits}f}{spread}"
+        return f"{self.mean:.{digits}f}{spread}{f', {self.failed} failed' if self.failed else ''}"
 
 
 @dataclass(frozen=True)
@@ -68,31 +71,35 @@ def table_rows(results: Results[ImageResult]) -> list[TeacherRow]:
     rows = []
     for arm in arms_of(results):
         students = [
-            StudentRow(s.model, s.temperature, s.hard_weight, *_accuracy(s.results)) for s in arm.students
+            StudentRow(s.model, s.temperature, s.hard_weight, *_accuracy(s.results, s.failed))
+            for s in arm.students
         ]
-        instability = Measured.of([result.instability for result in arm.teachers])
-        rows.append(TeacherRow(arm.model, arm.smoothing, *_accuracy(arm.teachers), instability, students))
+        instability = Measured.of([result.instability for result in arm.teachers], arm.failed)
+        accuracy = _accuracy(arm.teachers, arm.failed)
+        rows.append(TeacherRow(arm.model, arm.smoothing, *accuracy, instability, students))
     return rows
 
 
 @dataclass(frozen=True)
 class Students(Generic[Kind]):
-    """The students of one kind, one result per seed."""
+    """The students of one kind, one result per seed, and how many more failed."""
 
     model: str
     temperature: float
     hard_weight: float
     results: list[Kind]
+    failed: int = 0
 
 
 @dataclass(frozen=True)
 class Arm(Generic[Kind]):
-    """The teachers of one kind, one result per seed, with their students."""
+    """The teachers of one kind, one result per seed, with their students, and how many more failed."""
 
     model: str
     smoothing: float
     teachers: list[Kind]
     students: list[Students[Kind]]
+    failed: int = 0
 
 
 def arms_of(results: Results[Kind]) -> Iterator[Arm[Kind]]:
@@ -103,15 +110,16 @@ def arms_of(results: Results[Kind]) -> Iterator[Arm[Kind]]:
     )
     for teacher in dict.fromkeys(run.model for run in runs if run.role == "teacher"):
         for smoothing in results.plan.smoothing:
-            students = [
-                Students(model, t, hard, list(results.students(model, teacher, smoothing, t, hard).values()))
-                for model, t, hard in kinds
-            ]
-            yield Arm(teacher, smoothing, list(results.teachers(teacher, smoothing).values()), students)
+            students = []
+            for model, t, hard in kinds:
+                own = results.students(model, teacher, smoothing, t, hard)
+                students.append(Students(model, t, hard, list(own.values()), len(own.failed)))
+            teachers = results.teachers(teacher, smoothing)
+            yield Arm(teacher, smoothing, list(teachers.values()), students, len(teachers.failed))
 
 
-def _accuracy(results: Sequence[ImageResult]) -> tuple[Measured, Measured]:
-    return Measured.of([r.top1 for r in results]), Measured.of([r.top5 for r in results])
+def _accuracy(results: Sequence[ImageResult], failed: int) -> tuple[Measured, Measured]:
+    return Measured.of([r.top1 for r in results], failed), Measured.of([r.top5 for r in results], failed)
 
 
 def markdown(rows: Sequence[TeacherRow]) -> str:
@@ -121,12 +129,14 @@ def markdown(rows: Sequence[TeacherRow]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        first = f"| {row.model} | {row.smoothing:g} | {row.top1.text(2)} / {row.top5.text(2)} "
+        first = f"| {escaped(row.model)} | {exact(row.smoothing)} | {row.top1.text(2)} / {row.top5.text(2)} "
         first += f"| {row.instability.text(4)} "
         for student in row.students:
             accuracy = f"{student.top1.text(2)} / {student.top5.text(2)}"
-            setting = f"{student.temperature:g} | {student.hard_weight:g}"
-            lines.append(f"{first}| {student.model} | {setting} | {accuracy} | {student.top1.seeds} |")
+            setting = f"{exact(student.temperature)} | {exact(student.hard_weight)}"
+            lines.append(
+                f"{first}| {escaped(student.model)} | {setting} | {accuracy} | {student.top1.seeds} |"
+            )
             first = "| | | | "
     lines.append("\nMean ± standard deviation over seeds, last epoch.")
     return "\n".join(lines) + "\n"
@@ -135,14 +145,22 @@ def markdown(rows: Sequence[TeacherRow]) -> str:
 def table_csv(rows: Sequence[TeacherRow]) -> str:
     """Return the table as CSV, full precision, one line per teacher and student."""
     names = ["teacher_top1", "teacher_top5", "one_minus_s", "student_top1", "student_top5"]
-    header = ["teacher", "smoothing", "student", "temperature", "hard_weight", "seeds"]
+    header = ["teacher", "smoothing", "student", "temperature", "hard_weight", "seeds", "failed"]
     header += [f"{name}_{part}" for name in names for part in ("mean", "std")]
     lines: list[list[object]] = []
     for row in rows:
         for s in row.students:
             measured = [row.top1, row.top5, row.instability, s.top1, s.top5]
             numbers = [value for item in measured for value in (item.mean, item.std)]
-            kind = [row.model, row.smoothing, s.model, s.temperature, s.hard_weight, s.top1.seeds]
+            kind = [
+                row.model,
+                row.smoothing,
+                s.model,
+                s.temperature,
+                s.hard_weight,
+                s.top1.seeds,
+                s.top1.failed,
+            ]
             lines.append([*kind, *(cell(number) for number in numbers)])
     return csv_text(header, lines)
 
@@ -152,16 +170,22 @@ RUN_HEADER = ("run", "role", "model", "smoothing", "seed", "temperature", "hard_
 
 
 def runs_csv(results: Results[ImageResult]) -> str:
-    """Return one line per finished run: what it measured at its last epoch."""
+    """Return one line per run that ended: what it measured at its last epoch, or why it failed."""
     columns = (*TRAINING, "val_loss")
-    header = [*RUN_HEADER, "top1", "top5", "one_minus_s", *columns, "wall_time_s", "resumed"]
+    header = [*RUN_HEADER, "top1", "top5", "one_minus_s", *columns, "wall_time_s", "resumed", "failed"]
     lines: list[list[object]] = []
     for result in results.finished.values():
         numbers = [result.top1, result.top5, result.instability, *(result.last(name) for name in columns)]
         job = result.job
         cells = [cell(number) for number in numbers]
-        lines.append([*run_cells(result.run), *cells, job["wall_time_s"], job["resumed"]])
-    return csv_text(header, lines)
+        lines.append([*run_cells(result.run), *cells, job["wall_time_s"], job["resumed"], ""])
+    return csv_text(header, lines + failed_lines(results, header))
+
+
+def failed_lines(results: Results[Kind], header: Sequence[str]) -> list[list[object]]:
+    """Return a line for each failed run, which has a reason and no number."""
+    empty = [""] * (len(header) - len(RUN_HEADER) - 1)
+    return [[*run_cells(one.run), *empty, one.reason] for one in results.failed.values()]
 
 
 def run_cells(run: Run) -> list[object]:
@@ -170,12 +194,28 @@ def run_cells(run: Run) -> list[object]:
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """Return lines as CSV text."""
+    """Return lines as CSV text, in which no name is a formula to a spreadsheet."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(lines)
+    writer.writerows([_no_formula(value) for value in line] for line in (header, *lines))
     return text.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """Return a cell; text that a spreadsheet would run gets an apostrophe in front, numbers stay."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def escaped(text: str) -> str:
+    """Return text for Markdown, a table's cell too: one line, no HTML, no markup."""
+    plain = html.escape(" ".join(text.splitlines()), quote=False)
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", plain)
 
 
 def cell(number: float) -> str:

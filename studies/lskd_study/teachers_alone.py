@@ -1,8 +1,10 @@
 """The page of a study without students: its teachers side by side (Tables 1, 3 and 4)."""
 
+from lskd import LskdError
 from lskd.files import write_text
 from lskd_study.claims import judge
 from lskd_study.commands import commands_of
+from lskd_study.notices import say_notices
 from lskd_study.page import provenance_rows
 from lskd_study.paper import load_tables
 from lskd_study.paper.layout_text import write_layout
@@ -10,7 +12,7 @@ from lskd_study.paper.layouts import papers_layouts
 from lskd_study.paper.matching import names_table, teacher_name
 from lskd_study.paper.page_figures import study_figures
 from lskd_study.plan import LOGITS, Plan, Run
-from lskd_study.results import read_results
+from lskd_study.results import failure_words, read_results
 from lskd_study.teachers.page import OfStudy
 from lskd_study.teachers.run import Settings
 from lskd_study.teachers.schema import TeacherEntry, TeacherList
@@ -32,6 +34,7 @@ def write_teachers_report(plan: Plan) -> None:
     """
     papers = plan.data_dir.name == _PAPERS_DATA or names_table(plan, ("Table 1", "Table 10"))
     papers = papers and plan.num_classes == 1000 and len(plan.seeds) == 1
+    results = read_results(plan)
     entries = [
         TeacherEntry(
             name=run.id.removeprefix("teacher-"),
@@ -40,20 +43,24 @@ def write_teachers_report(plan: Plan) -> None:
             smoothing=run.smoothing,
         )
         for run in plan.runs
-        if plan.done(run)
+        if run.id in results.finished
     ]
+    if not entries:
+        raise LskdError(f"there is nothing to compare: {failure_words(list(results.failed.values()))}")
     study = TeacherList(
         kind="stability", title=plan.title, output=str(plan.root), temperatures=[1.0], teachers=entries
     )
-    results = read_results(plan)
     layouts, drawn = papers_layouts([results]), study_figures(results)
     for layout in layouts:
         write_layout(layout, plan.root)
     for figure in drawn:
         figure.write(plan.root / "figures")
     findings = judge(results)
+    notices = say_notices(results)
     made = provenance_rows(results), commands_of(results)
-    run_teacher_list(study, Settings(), beside=OfStudy(layouts, drawn, findings, results.missing, *made))
+    run_teacher_list(
+        study, Settings(), beside=OfStudy(layouts, drawn, findings, results.missing, notices, *made)
+    )
     record = of_study(read_record(plan.root), results, findings)
     write_text(plan.root / VERDICTS_FILE, record.text())
 

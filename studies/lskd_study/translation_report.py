@@ -4,14 +4,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lskd_study.bleu import METHOD, PairedBootstrap, paired_bootstrap
+from lskd_study.bleu import METHOD, Score, paired_bootstrap
+from lskd_study.bootstrap import Estimate
 from lskd_study.claims import claims_of, groups, settings
 from lskd_study.contents import Contents, StudentKind, student_kinds
 from lskd_study.figure7 import Pair, figure7, figure7_panels
 from lskd_study.figure_style import save
 from lskd_study.figures import TRANSLATION_PANELS, curve_figure, curve_panels
 from lskd_study.page import Curves
-from lskd_study.results import Results, common_seeds
+from lskd_study.results import Results, common_seeds, failures_of
 from lskd_study.tables import cell, csv_text
 from lskd_study.translation_results import TranslationResult
 from lskd_study.translation_tables import markdown, runs_csv, signatures, table_csv, translation_rows
@@ -25,7 +26,9 @@ class Resampled:
     name: str
     setting: str
     seed: int
-    found: PairedBootstrap
+    first: Score
+    second: Score
+    difference: Estimate
 
 
 def translation_contents(results: Results[TranslationResult]) -> Contents:
@@ -78,28 +81,21 @@ def _resampled(results: Results[TranslationResult]) -> Iterator[Resampled]:
                 continue
             compared.add((claim.role, words))
             for name, (without, with_) in groups(results, claim, setting).items():
+                if failures_of([without, with_]):
+                    continue  # the page and the claims say which
                 for seed in common_seeds([without, with_]):
-                    found = _compare(without[seed], with_[seed])
-                    yield Resampled(claim.role, name, words, seed, found)
-
-
-def _compare(without: TranslationResult, with_: TranslationResult) -> PairedBootstrap:
-    return paired_bootstrap(
-        [sentence.hypothesis for sentence in without.sentences],
-        [sentence.hypothesis for sentence in with_.sentences],
-        [sentence.reference for sentence in without.sentences],
-        (without.detokenised.statistics, with_.detokenised.statistics),
-    )
+                    pair = without[seed].detokenised, with_[seed].detokenised
+                    yield Resampled(claim.role, name, words, seed, *pair, paired_bootstrap(*pair))
 
 
 def _bootstrap_csv(rows: list[Resampled]) -> str:
     header = ["role", "model", "setting", "seed", "bleu_baseline", "bleu_smoothed", "difference_points"]
-    header += ["low", "high", "sacrebleu_p_value", "note", "method", "sacrebleu_signature"]
+    header += ["low", "high", "p_value", "note", "method", "sacrebleu_signature"]
     lines: list[list[object]] = []
     for row in rows:
-        d = row.found.difference
-        numbers = [row.found.first, row.found.second, d.value, d.low, d.high, d.p_value]
+        d = row.difference
+        numbers = [row.first.value, row.second.value, d.value, d.low, d.high, d.p_value]
         cells = [cell(number) for number in numbers]
         method = "" if math.isnan(d.low) else METHOD
-        lines.append([row.role, row.name, row.setting, row.seed, *cells, d.note, method, row.found.signature])
+        lines.append([row.role, row.name, row.setting, row.seed, *cells, d.note, method, row.first.signature])
     return csv_text(header, lines)

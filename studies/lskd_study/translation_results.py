@@ -3,12 +3,14 @@
 The translations are those of the checkpoint with the best validation BLEU.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from lskd import compare_with_chance
 from lskd.files import parse_json
 from lskd_study import bleu
 from lskd_study.ecosystems.fairseq import CURVE_COLUMNS
@@ -72,6 +74,33 @@ class TranslationResult(Result):
     def _pseudo_values(self) -> PerSample:
         statistics = self.detokenised.statistics
         return PerSample(bleu.pseudo_values(statistics), problem=bleu.too_few_matches(statistics))
+
+    def at_chance(self) -> str:
+        """Return its BLEU where its translations fit their own references no better than other ones.
+
+        Each translation is held against its own reference and against that of another sentence, half of the
+        test set away. Of a translation that has nothing to do with its source either is as likely to share
+        more words with it: a one-sided sign test at 1 %; equal counts say nothing.
+        """
+        words = [
+            (Counter(s.hypothesis_tokens.split()), Counter(s.reference_tokens.split()))
+            for s in self.sentences
+        ]
+        half = len(words) // 2
+        others = [reference for _, reference in (*words[half:], *words[:half])]
+        gains = [
+            (hypothesis & own).total() - (hypothesis & other).total()
+            for (hypothesis, own), other in zip(words, others, strict=True)
+        ]
+        better, unequal = sum(gain > 0 for gain in gains), sum(gain != 0 for gain in gains)
+        if compare_with_chance(len(gains), len(gains), 0.5) == "too few":
+            return ""
+        if compare_with_chance(better, unequal, 0.5) == "above":
+            return ""
+        return (
+            f"test BLEU {self.detokenised.value:.2f}; of {len(gains):,} translations {better:,} share more "
+            f"words with their own reference than with another sentence’s, {unequal - better:,} fewer"
+        )
 
     def same_samples(self, other: Result) -> bool:
         """Whether both translated the same sentences and are compared with the same references."""

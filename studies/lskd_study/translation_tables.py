@@ -3,8 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lskd_study.plan import exact
 from lskd_study.results import Results
-from lskd_study.tables import RUN_HEADER, TRAINING, Measured, arms_of, cell, csv_text, run_cells
+from lskd_study.tables import (
+    RUN_HEADER,
+    TRAINING,
+    Measured,
+    arms_of,
+    cell,
+    csv_text,
+    escaped,
+    failed_lines,
+    run_cells,
+)
 from lskd_study.translation_results import TranslationResult
 
 QUANTITIES = ("bleu", "tokenised_bleu", "perplexity")
@@ -25,12 +36,12 @@ class Scores:
     perplexity: Measured
 
     @classmethod
-    def of(cls, results: Sequence[TranslationResult]) -> "Scores":
+    def of(cls, results: Sequence[TranslationResult], failed: int) -> "Scores":
         """Summarise one result per seed."""
         return cls(
-            Measured.of([result.detokenised.value for result in results]),
-            Measured.of([result.tokenised.value for result in results]),
-            Measured.of([result.value("val_ppl") for result in results]),
+            Measured.of([result.detokenised.value for result in results], failed),
+            Measured.of([result.tokenised.value for result in results], failed),
+            Measured.of([result.value("val_ppl") for result in results], failed),
         )
 
     def texts(self) -> list[str]:
@@ -68,8 +79,9 @@ class Signatures:
 
 def signatures(results: Results[TranslationResult]) -> Signatures:
     """Return how the BLEU of a study was computed."""
-    first = next(iter(results.finished.values()))
-    return Signatures(first.detokenised.signature, first.tokenised.signature)
+    for result in results.finished.values():
+        return Signatures(result.detokenised.signature, result.tokenised.signature)
+    return Signatures("", "")
 
 
 def translation_rows(results: Results[TranslationResult]) -> list[TeacherScores]:
@@ -78,9 +90,9 @@ def translation_rows(results: Results[TranslationResult]) -> list[TeacherScores]
         TeacherScores(
             arm.model,
             arm.smoothing,
-            Scores.of(arm.teachers),
+            Scores.of(arm.teachers, arm.failed),
             [
-                StudentScores(s.model, s.temperature, s.hard_weight, Scores.of(s.results))
+                StudentScores(s.model, s.temperature, s.hard_weight, Scores.of(s.results, s.failed))
                 for s in arm.students
             ],
         )
@@ -95,9 +107,9 @@ def markdown(rows: Sequence[TeacherScores], how: Signatures) -> str:
     header += [*(f"Student {kind}" for kind in kinds), "Seeds"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:
-        first = [row.model, f"{row.smoothing:g}", *row.scores.texts()]
+        first = [escaped(row.model), exact(row.smoothing), *row.scores.texts()]
         for student in row.students:
-            own = [student.model, f"{student.temperature:g}", f"{student.hard_weight:g}"]
+            own = [escaped(student.model), exact(student.temperature), exact(student.hard_weight)]
             cells = [*first, *own, *student.scores.texts(), str(student.scores.bleu.seeds)]
             lines.append(f"| {' | '.join(cells)} |")
             first = [""] * len(first)
@@ -114,7 +126,7 @@ def markdown(rows: Sequence[TeacherScores], how: Signatures) -> str:
 
 def table_csv(rows: Sequence[TeacherScores]) -> str:
     """Return the table as CSV, full precision, one line per teacher and student."""
-    header = ["teacher", "smoothing", "student", "temperature", "hard_weight", "seeds"]
+    header = ["teacher", "smoothing", "student", "temperature", "hard_weight", "seeds", "failed"]
     header += [
         f"{role}_{name}_{part}"
         for role in ("teacher", "student")
@@ -124,23 +136,24 @@ def table_csv(rows: Sequence[TeacherScores]) -> str:
     lines: list[list[object]] = []
     for row in rows:
         for s in row.students:
-            kind = [row.model, row.smoothing, s.model, s.temperature, s.hard_weight, s.scores.bleu.seeds]
+            kind = [row.model, row.smoothing, s.model, s.temperature, s.hard_weight]
+            kind += [s.scores.bleu.seeds, s.scores.bleu.failed]
             measured = [getattr(scores, name) for scores in (row.scores, s.scores) for name in QUANTITIES]
             lines.append([*kind, *(cell(number) for item in measured for number in (item.mean, item.std))])
     return csv_text(header, lines)
 
 
 def runs_csv(results: Results[TranslationResult]) -> str:
-    """Return one line per finished run: validation at its chosen epoch, training at its last one."""
+    """Return one line per run that ended: validation at the best epoch, training at the last; or why not."""
     validation = ("val_bleu", "val_loss", "val_ppl")
     header = [*RUN_HEADER, "bleu", "tokenised_bleu", "chosen_epoch", *validation, *TRAINING]
-    header += ["wall_time_s", "resumed", "bleu_signature", "tokenised_bleu_signature"]
+    header += ["wall_time_s", "resumed", "bleu_signature", "tokenised_bleu_signature", "failed"]
     lines: list[list[object]] = []
     for result in results.finished.values():
         both, job = (result.detokenised, result.tokenised), result.job
         cells: list[object] = [cell(kind.value) for kind in both]
         cells.append(int(result.curves["epoch"][result.chosen]))
         cells += [cell(result.value(name)) for name in (*validation, *TRAINING)]
-        cells += [job["wall_time_s"], job["resumed"], *(kind.signature for kind in both)]
+        cells += [job["wall_time_s"], job["resumed"], *(kind.signature for kind in both), ""]
         lines.append([*run_cells(result.run), *cells])
-    return csv_text(header, lines)
+    return csv_text(header, lines + failed_lines(results, header))

@@ -13,7 +13,8 @@ from lskd.files import read_json
 from lskd_study import provenance
 from lskd_study.claims import Finding
 from lskd_study.extras import needs_study_extra
-from lskd_study.results import Result, Results, is_translation
+from lskd_study.notices import at_chance, data_versions, notices_of, still_falling
+from lskd_study.results import Kind, Result, Results, is_translation
 
 with needs_study_extra():
     from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,7 +23,7 @@ VERDICTS_FILE = "verdicts.json"
 FORMAT = 1
 
 Number = float | None
-Word = Literal["supported", "contradicted", "cannot tell"]
+Word = Literal["supported", "contradicted", "cannot tell", "no verdict"]
 
 
 class Record(BaseModel):
@@ -45,7 +46,8 @@ class FindingRecord(Record):
     """One claim tested in one setting.
 
     ``direction`` is the side of zero that the claim names; 0 marks a part that is reported and is no claim,
-    so its ``verdict`` is null. ``p`` is against ``null`` (0, or the negative margin) and its own, ``p_holm``
+    so its ``verdict`` is null. ``no verdict``: a run that it needs failed, and ``note`` says which.
+    ``p`` is against ``null`` (0, or the negative margin) and its own, ``p_holm``
     corrected for the page's claims. ``runs``: how many trainings the estimate rests on.
     """
 
@@ -80,12 +82,21 @@ class HeadlineRecord(Record):
     answer: str
 
 
+class FailedRecord(Record):
+    """A run that failed: in which epoch, as its trainer counts (null: its teacher failed), and why."""
+
+    run: str
+    epoch: int | None
+    reason: str
+
+
 class RunsRecord(Record):
-    """How many trainings the study asks for, how many are finished, and the names of the others."""
+    """How many trainings the study asks for, how many have a result, which failed and which are missing."""
 
     planned: int
     finished: int
     missing: list[str]
+    failed: list[FailedRecord] = []
 
 
 class DataRecord(Record):
@@ -97,7 +108,12 @@ class DataRecord(Record):
 
 
 class StudyRecord(Record):
-    """The whole file."""
+    """The whole file.
+
+    ``notices``: what the page says above the verdict, a line each. ``data_changed``: the runs by the checksum
+    of the data that they saw, empty where all saw the same. ``at_chance``: runs, ``still_falling``: kinds of
+    run.
+    """
 
     format: int = FORMAT
     kind: Literal["images", "translation", "teachers"]
@@ -117,6 +133,10 @@ class StudyRecord(Record):
     runs: RunsRecord
     versions: dict[str, list[str]]
     last_run_finished: str
+    notices: list[str] = []
+    data_changed: dict[str, list[str]] = {}
+    at_chance: list[str] = []
+    still_falling: list[str] = []
 
     def text(self) -> str:
         """Return the file's content."""
@@ -126,10 +146,8 @@ class StudyRecord(Record):
 def study_record(results: Results[Result], findings: list[Finding], answer: str) -> StudyRecord:
     """Return what a study found; ``findings[0]`` is the headline and ``answer`` its sentence."""
     plan = results.plan
-    jobs = [result.job for result in results.finished.values()]
     students = [run for run in plan.runs if run.role == "student"]
     first = findings[0]
-    samples = len(next(iter(results.finished.values())).keys)
     return StudyRecord(
         kind="translation" if is_translation(plan) else "images",
         title=plan.title,
@@ -137,7 +155,7 @@ def study_record(results: Results[Result], findings: list[Finding], answer: str)
         ecosystem=plan.ecosystem,
         headline=HeadlineRecord(claim=first.claim.id, verdict=first.verdict, answer=answer),
         findings=[_finding(finding) for finding in findings],
-        data=DataRecord(path=plan.data, classes=plan.num_classes, samples=samples),
+        data=DataRecord(path=plan.data, classes=plan.num_classes, samples=results.samples),
         teachers=list(dict.fromkeys(run.model for run in plan.runs if run.role == "teacher")),
         students=list(dict.fromkeys(run.model for run in students)),
         smoothing=plan.smoothing,
@@ -145,10 +163,28 @@ def study_record(results: Results[Result], findings: list[Finding], answer: str)
         temperatures=list(dict.fromkeys(run.temperature for run in students)),
         hard_weights=list(dict.fromkeys(run.hard_weight for run in students)),
         seeds=plan.seeds,
-        runs=RunsRecord(planned=len(plan.runs), finished=len(jobs), missing=results.missing),
-        versions=_versions(jobs),
-        last_run_finished=max(str(job["finished"]) for job in jobs),
+        **_of_runs(results),
     )
+
+
+def _of_runs(results: Results[Kind]) -> dict[str, Any]:
+    failed = [
+        FailedRecord(run=one.run.id, epoch=one.epoch, reason=one.reason) for one in results.failed.values()
+    ]
+    return {
+        "runs": RunsRecord(
+            planned=len(results.plan.runs),
+            finished=len(results.finished),
+            missing=results.missing,
+            failed=failed,
+        ),
+        "versions": _versions(results.jobs),
+        "last_run_finished": max(str(job["finished"]) for job in results.jobs),
+        "notices": [str(notice) for notice in notices_of(results)],
+        "data_changed": data_versions(results),
+        "at_chance": list(at_chance(results)),
+        "still_falling": still_falling(results),
+    }
 
 
 def teachers_record(title: str, names: list[str], answer: str, data: DataRecord) -> StudyRecord:
@@ -180,7 +216,6 @@ def of_study(record: StudyRecord, results: Results[Result], findings: Sequence[F
     ``findings``: the verdicts on the claims about teachers.
     """
     plan = results.plan
-    jobs = [result.job for result in results.finished.values()]
     return record.model_copy(
         update={
             "findings": [_finding(finding) for finding in findings],
@@ -191,9 +226,7 @@ def of_study(record: StudyRecord, results: Results[Result], findings: Sequence[F
             "smoothing": plan.smoothing,
             "convention": plan.convention,
             "seeds": plan.seeds,
-            "runs": RunsRecord(planned=len(plan.runs), finished=len(jobs), missing=results.missing),
-            "versions": _versions(jobs),
-            "last_run_finished": max(str(job["finished"]) for job in jobs),
+            **_of_runs(results),
         }
     )
 

@@ -67,5 +67,5 @@ def test_from_a_folder_to_the_answer(folder):
     jobs = [json.loads(path.read_text()) for path in study.parent.glob("*/*/job.json")]
     assert {job["seed"] for job in jobs} == {5}
     # The listing is that of the images behind the links, not of an empty folder.
-    assert {job["data"]["listing_sha256"] for job in jobs} - {sha256().hexdigest()}
-    assert len({job["data"]["listing_sha256"] for job in jobs}) == 1
+    assert {job["data"]["sha256"] for job in jobs} - {sha256().hexdigest()}
+    assert len({job["data"]["sha256"] for job in jobs}) == 1

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lskd_study.data_checksum import data_checksum
 from lskd_study.doctor import find_chromium
 from lskd_study.ecosystems.fairseq import CURVE_COLUMNS as TRANSLATION_COLUMNS
 from lskd_study.ecosystems.timm import CURVE_COLUMNS
@@ -88,7 +89,7 @@ def write_job(plan: Plan, run: Run) -> None:
         "seed": run.seed,
         "teacher": {"run": run.teacher, "checkpoint_sha256": run.teacher} if run.teacher else None,
         "checkpoint": {"file": "last.pth.tar", "sha256": run.id},
-        "data": {"path": "data", "listing_sha256": "0" * 64},
+        "data": {"path": "data", "sha256": data_checksum(plan) if plan.data_dir.exists() else "0" * 64},
         "versions": {"python": "3.11.7", "lskd": "0.1.0", "torch": "2.14.1"},
         "git": {"commit": "a" * 40, "modified": True},
         "hardware": {"cpu": "A processor", "cores": 2, "gpus": [], "system": "Linux"},
@@ -97,6 +98,22 @@ def write_job(plan: Plan, run: Run) -> None:
         "resumed": 0,
     }
     (plan.folder(run) / JOB).write_text(json.dumps(job))
+
+
+def fail_run(plan: Plan, run: Run, reason: str) -> None:
+    """Leave of a run what one leaves that diverged, and of a teacher's students what they leave."""
+    path = plan.folder(run) / JOB
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"failed": reason}))
+    for name in (LOGITS, CURVES, TRANSLATIONS):
+        (plan.folder(run) / name).unlink(missing_ok=True)
+    for student in plan.runs:
+        if student.teacher == run.id:
+            fail_run(plan, student, f"its teacher {run.id} failed: {reason}")
+
+
+@pytest.fixture
+def fail() -> Callable[[Plan, Run, str], None]:
+    return fail_run
 
 
 StudyMaker = Callable[..., Plan]

@@ -314,3 +314,41 @@ def test_a_disk_that_is_full_is_said_once(plan, noisy, monkeypatch, capfd):
         f"cannot write {plan.root}: the disk is full (No space left on device); what is finished is kept, "
         "make room and give the same command again"
     )
+
+
+def test_a_diverged_run_is_named_and_trained_again_when_its_settings_change(
+    plan, finish, fail, scheduled, capsys
+):
+    finish(plan)
+    teacher = plan.runs[0]
+    fail(plan, teacher, "epoch 3: the training loss is nan")
+    assert engine.run_study("study.yaml", None, 1, False, []) == 1
+    said = capsys.readouterr()
+    assert "2 of 8 runs failed." in said.err
+    assert f"{teacher.id}: epoch 3: the training loss is nan" in said.err
+    assert said.out.startswith("No verdict. ")
+    assert scheduled == []  # there is nothing to do
+    path = plan.folder(teacher) / JOB
+    record = json.loads(path.read_text())
+    record["settings"]["config"] = {"epochs": 1, "lr": 1e38}
+    path.write_text(json.dumps(record))
+    assert engine.run_study("study.yaml", None, 1, False, []) == 1
+    assert {run.id for run in plan.unfinished()} == {
+        run.id for run in plan.runs if teacher.id in (run.id, run.teacher)
+    }
+    assert len(scheduled) == 1
+
+
+def test_a_study_whose_data_changed_trains_no_further(plan, finish, scheduled):
+    finish(plan)
+    (plan.data_dir / "train" / "a" / "1.png").rename(plan.data_dir / "train" / "a" / "2.png")
+    assert engine.run_study("study.yaml", None, 1, False, []) == 0  # all is done: the page is made again
+    (plan.folder(plan.runs[-1]) / JOB).unlink()
+    before = sorted(plan.root.rglob("*"))
+    for dry_run in (True, False):
+        with pytest.raises(
+            LskdError, match=r"the data in data changed since 7 runs of out were made, e\.g\. "
+        ):
+            engine.run_study("study.yaml", None, 1, dry_run, [])
+    assert sorted(plan.root.rglob("*")) == before
+    assert scheduled == []

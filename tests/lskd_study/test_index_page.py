@@ -193,3 +193,15 @@ def test_what_cannot_be_written_is_one_line(studies, tmp_path, capsys):
 def test_what_a_later_version_adds_is_passed_over(copied, tmp_path):
     damaged(lambda c: c["findings"][0].update(power=0.8))(copied)
     assert main(["index", str(copied), "--output", str(tmp_path / "i.html")]) == 0
+
+
+def test_a_study_with_a_failed_run_has_no_verdict_and_says_why(fake_study_at, fail, tmp_path, capsys):
+    plan = fake_study_at(tmp_path)(seeds=[0, 1], students=[("small", "student.yaml")], per_class=20)
+    fail(plan, plan.runs[0], "epoch 3: the training loss is nan")
+    write_report(plan)
+    output = tmp_path / "all.html"
+    assert main(["index", str(plan.root), "--output", str(output)]) == 0
+    assert "1 study has no verdict, because runs failed. 2 runs failed." in capsys.readouterr().out
+    (row,) = rows_of(output.read_text())
+    assert (row[1], row[-1]) == ("– no verdict", "2 of 8")
+    assert f"{plan.runs[0].id}: epoch 3: the training loss is nan" in row[0]

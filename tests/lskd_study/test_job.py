@@ -16,11 +16,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lskd import LskdError, file_checksum
+from lskd import DivergedError, LskdError, file_checksum
 from lskd_study import job
+from lskd_study.data_checksum import data_checksum
 from lskd_study.ecosystems import timm
 from lskd_study.image_results import read_logits
 from lskd_study.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
+from lskd_study.results import read_results
 
 pytestmark = pytest.mark.unit
 
@@ -401,3 +403,109 @@ def test_a_disk_that_takes_not_even_the_folder(study, capfd, monkeypatch):
     assert "the disk is full" in err
     assert err.count("\n") == 1
     assert trainer.calls == []
+
+
+def diverge(words):
+    os.write(2, b"Train: 0\ntimm: error: epoch 1: the training loss is nan; the run diverged\n")
+    raise SystemExit(3)
+
+
+def say_so(words):
+    raise DivergedError("epoch 1: the training loss is nan; the run diverged")
+
+
+@pytest.mark.parametrize("train", [diverge, say_so])
+def test_a_run_that_diverged_is_finished_as_failed_and_its_students_are_not_trained(
+    study, capfd, monkeypatch, train
+):
+    plan, trainer = study
+    plan.write()
+    teacher = plan.runs[0]
+    students = [run for run in plan.runs if run.teacher == teacher.id]
+    monkeypatch.setattr(timm, "train", train)
+    assert job.main([str(plan.root / "plan.json"), teacher.id]) == 0
+    assert plan.done(teacher)
+    assert plan.failed(teacher) == "epoch 1: the training loss is nan; the run diverged"
+    assert "failed   teacher-big-smoothing0-seed0  epoch 1: the training" in capfd.readouterr().err
+    assert "the training loss is nan" in (plan.folder(teacher) / "train.log").read_text()
+    monkeypatch.setattr(timm, "train", trainer)
+    assert job.main([str(plan.root / "plan.json"), students[0].id]) == 0
+    assert trainer.calls == []
+    assert plan.failed(students[0]) == f"its teacher {teacher.id} failed: {plan.failed(teacher)}"
+    assert record(plan, students[0])["teacher"] == {"run": teacher.id, "checkpoint_sha256": ""}
+    results = read_results(plan)
+    assert [str(one) for one in results.failed.values()] == [
+        f"run {teacher.id} failed in epoch 1",
+        f"run {students[0].id} failed with its teacher",
+    ]
+
+
+@pytest.mark.parametrize(("value", "what"), [("nan", "val_loss is nan"), ("inf", "val_loss is inf")])
+def test_a_loss_that_is_not_finite_fails_a_run_whose_trainer_did_not_look(study, monkeypatch, value, what):
+    plan, trainer = study
+    run = plan.runs[0]
+
+    def train(words):
+        trainer(words)
+        summary = plan.folder(run) / "summary.csv"
+        summary.write_text(summary.read_text().replace("1,1.5,0.5,", f"1,1.5,{value},"))
+
+    monkeypatch.setattr(timm, "train", train)
+    job.run_job(plan, run)
+    assert plan.failed(run).startswith(f"epoch 1: {what}")
+    assert record(plan, run)["checkpoint"]["sha256"] == file_checksum(plan.folder(run) / CHECKPOINT)
+
+
+def test_logits_that_are_not_finite_fail_a_run(study, monkeypatch):
+    plan, _ = study
+
+    class Evaluation:
+        logits = torch.tensor([[0.0, torch.nan]])
+        labels = torch.tensor([0])
+        keys = ("val/0/a.png",)
+
+    monkeypatch.setattr("timm_ls_kd.evaluation.collect_logits", lambda *args, **kwargs: Evaluation)
+    job.run_job(plan, plan.runs[0])
+    assert plan.failed(plan.runs[0]).startswith("epoch 2: the logits of the validation images are not all")
+
+
+def test_data_that_change_while_a_run_trains_are_named_and_it_starts_anew(study, monkeypatch):
+    plan, trainer = study
+    run = plan.runs[0]
+    image = plan.data_dir / "train" / "0" / "a.png"
+    image.parent.mkdir()
+    image.write_bytes(b"one")
+
+    def train(words):
+        trainer(words)
+        image.write_bytes(b"two")
+
+    monkeypatch.setattr(timm, "train", train)
+    with pytest.raises(LskdError, match=r"the data in data changed while teacher-.* was trained"):
+        job.run_job(plan, run)
+    assert not plan.done(run)
+    monkeypatch.setattr(timm, "train", trainer)
+    job.run_job(plan, run)
+    assert "--resume" not in trainer.calls[-1]
+    assert plan.done(run)
+
+
+def test_the_checksum_of_the_data_covers_names_and_contents_and_reads_them_once(study, monkeypatch):
+    plan, _ = study
+    image = plan.data_dir / "train" / "0" / "a.png"
+    image.parent.mkdir()
+    image.write_bytes(b"one")
+    (plan.data_dir / "train" / "1").symlink_to(image.parent)  # as the trainers follow it
+    first = data_checksum(plan)
+    with monkeypatch.context() as patch:
+        patch.setattr("lskd_study.data_checksum.file_checksum", None)
+        assert data_checksum(plan) == first  # nothing is read
+    before = image.stat()
+    image.write_bytes(b"two")  # of the same size, and as old
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    other = data_checksum(plan)
+    image.write_bytes(b"one")
+    (image.parent / ".hidden").write_bytes(b"of no account")
+    assert data_checksum(plan) == first != other
+    image.rename(image.with_name("b.png"))
+    assert data_checksum(plan) not in (first, other)

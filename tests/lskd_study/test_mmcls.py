@@ -14,7 +14,7 @@ from lskd_study.checks import check_class_order
 from lskd_study.ecosystems import mmcls, timm, trainer_of
 from lskd_study.engine import make_plan
 from lskd_study.figure6 import best_accuracies, figure6, figure6_panels, has_test_loss
-from lskd_study.results import Result
+from lskd_study.results import BySeed, Failure, Result
 from mmcls_bnn.curves import COLUMNS
 
 pytestmark = pytest.mark.unit
@@ -136,6 +136,15 @@ def test_figure_6_has_both_losses_and_the_best_accuracies():
     loss, error = figure6_panels(arms, "f")
     assert "test, α = 0.1" in loss.svg
     assert "85.00 / 96.00" in error.svg
+
+
+def test_figure_6_says_what_it_leaves_out():
+    good = {0: result([50, 80, 70], [90, 95, 99], [2, 1, 0.5])}
+    arms = {0.0: BySeed({}, [Failure(None, {"failed": "epoch 1: nan"})]), 0.1: good}
+    figure = figure6(arms, "title")
+    assert figure.get_supxlabel() == "not drawn: 1 run that failed"
+    assert [line.get_label() for line in figure.axes[0].get_lines()] == ["train, α = 0.1", "test, α = 0.1"]
+    assert all("not drawn: 1 run that failed" in panel.svg for panel in figure6_panels(arms, "f"))
 
 
 def test_figure_6_needs_the_test_loss():

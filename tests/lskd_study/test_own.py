@@ -316,11 +316,20 @@ def test_settings_that_fit_the_time(here, monkeypatch):
 
     monkeypatch.setattr(command, "_try", pretend)
     many = images(train=10_000)
-    assert command._choose(many, 1, 4)[0].networks.teacher == "resnet18"
+    first = command._choose(many, 1, 4)[0]
+    assert (first.networks.teacher, first.cut) == ("resnet18", "")
     assert command._choose(many, 1, 2)[0].networks.teacher == "resnet10t"
     assert command._choose(many, 1, 0.5)[0].networks.teacher == "test_resnet"
     choice, expected = command._choose(many, 1, 0.1)
     assert (choice.networks.teacher, choice.epochs) == ("test_resnet", 18)
+    said = (
+        "Cut to fit --hours 0.1 and the memory of the machine: 18 epochs instead of 30, teacher test_resnet "
+    )
+    assert choice.cut == f"{said}instead of resnet18."
+    assert choice.describe()[-1] == choice.cut
+    study = yaml.safe_load(contents(many, choice, "out", "")["study.yaml"])
+    assert study["note"] == choice.cut
+    jsonschema.validate(study, study_schema())
     assert expected.total == 360
 
 

@@ -9,11 +9,15 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from lskd_study import page
 from lskd_study.claims import judge
+from lskd_study.notices import still_falls
 from lskd_study.page import (
+    compared,
     css_string,
     interval_text,
     machine_text,
@@ -21,7 +25,7 @@ from lskd_study.page import (
     provenance_rows,
     render_page,
 )
-from lskd_study.plan import JOB
+from lskd_study.plan import JOB, LOGITS
 from lskd_study.report import write_report
 from lskd_study.results import read_results
 from lskd_study.tables import table_rows
@@ -278,7 +282,7 @@ def test_a_result_leads_to_its_runs_commands(fake_study):
         (plan.folder(run) / JOB).unlink()
     results = read_results(plan)
     html = render_page(results, judge(results), None, [], rows=table_rows(results), layouts=[], drawn=[])
-    rows = html[html.index('class="data results"') : html.index("</table>")].split("<tr")[2:]
+    rows = html[html.index('class="data cards results"') : html.index("</table>")].split("<tr")[2:]
     assert len(rows) == 8
     for row in rows:
         cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)
@@ -337,3 +341,115 @@ def test_how_the_data_were_made_is_there(fake_study):
     plan = replace(fake_study(seeds=[0]), prepare="digits")
     rows = dict(provenance_rows(read_results(plan)))
     assert rows["Data made by"] == "lskd data digits --output data"
+
+
+def test_a_failed_run_is_named_above_the_verdict_and_takes_it_away(fake_study, fail):
+    plan = fake_study(effect=2.0)
+    failed = next(run for run in plan.runs if run.role == "student" and not run.smoothing)
+    fail(plan, failed, "epoch 3: the training loss is nan; the run diverged")
+    answer = write_report(plan)
+    html, _, text = parse(plan)
+    assert answer.startswith("No verdict. ")
+    assert f"run {failed.id} failed in epoch 3" in answer
+    assert html.index(f"{failed.id}: epoch 3: the training loss is nan") < html.index('id="answer"')
+    assert "1 of 18 runs failed." in text
+    assert re.search(r"2 failed|, 1 failed", text)  # in the table of results
+    assert "no difference: a run failed" in html  # in the figure of differences, for this student and all
+    assert html.count("not drawn: 1 run that failed") == 4  # in each panel of its curves
+    assert "17 finished, 1 failed, 0 missing" in text
+    rows = list(csv.DictReader((plan.root / "runs.csv").open()))
+    assert [(row["run"], row["top1"], row["failed"][:7]) for row in rows if row["failed"]] == [
+        (failed.id, "", "epoch 3")
+    ]
+    table = (plan.root / "table.md").read_text()
+    assert table.count(", 1 failed") == 2
+    record = json.loads((plan.root / "verdicts.json").read_text())
+    assert record["headline"]["verdict"] == "no verdict"
+    assert record["runs"]["failed"] == [
+        {
+            "run": failed.id,
+            "epoch": 3,
+            "reason": "epoch 3: the training loss is nan; the run diverged",
+        }
+    ]
+    for found in record["findings"]:
+        about_students = found["role"] != "teacher"
+        assert (found["verdict"] in ("no verdict", None)) == about_students, found["claim"]
+        if about_students:
+            assert found["estimate"] is None
+            assert f"run {failed.id} failed in epoch 3" in found["note"]
+
+
+def test_a_study_whose_runs_all_failed_has_a_page_that_says_so(fake_study, fail):
+    plan = fake_study(seeds=[0])
+    for run in plan.runs:
+        if run.role == "teacher":
+            fail(plan, run, "epoch 0: the training loss is nan")
+    assert write_report(plan).startswith("No verdict. ")
+    _, _, text = parse(plan)
+    assert "6 of 6 runs failed." in text
+
+
+def test_what_weakens_a_verdict_stands_above_it(fake_study, capsys):
+    plan = fake_study(effect=2.0)
+    weak = plan.runs[0]
+    rewritten = plan.folder(weak) / LOGITS
+    tensors = load_file(rewritten)
+    save_file(tensors | {"logits": np.roll(tensors["logits"], 60, axis=0)}, rewritten)
+    path = plan.folder(plan.runs[1]) / JOB
+    job = json.loads(path.read_text())
+    job["data"]["sha256"] = "1" * 64
+    path.write_text(json.dumps(job))
+    write_report(replace(plan, note="5 of 30 epochs, to fit --hours 1"))
+    html, _, _ = parse(plan)
+    above = unescape(html[html.index("<h1>") : html.index('id="answer"')])
+    assert re.search(rf"{weak.id}: right on \d+\.\d % of 240 validation images, chance is 25\.0 %", above)
+    assert f"{'1' * 12}: {plan.runs[1].id}" in above
+    assert "5 of 30 epochs, to fit --hours 1" in above
+    assert "student small of big, α = 0.1" in above.split("still fell")[1]
+    record = json.loads((plan.root / "verdicts.json").read_text())
+    assert record["at_chance"] == [weak.id]
+    assert record["data_changed"]["1" * 64] == [plan.runs[1].id]
+    assert "teacher big, α = 0" in record["still_falling"]
+    assert len(record["notices"]) == 4
+    assert all(f"lskd: note: {line}" in capsys.readouterr().err for line in record["notices"][:1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "falls"),
+    [
+        ([2, 1.5, 1, 0.5], True),
+        ([2, 1, 0.5, 0.25, 0.12, 0.06, 0.03, 0.016, 0.008, 0.004], False),
+        ([102, 101, 100.5, 100.25, 100.12, 100.06, 100.03, 100.016, 100.008, 100.004], False),
+        ([1, 2, 3], False),
+        ([1, 1], False),
+        ([2, 1], True),
+        ([2], False),
+        # A last epoch that happens to be lower, of twenty: the last two are held against the two before.
+        ([2, *[1.0] * 18, 0.97], False),
+    ],
+)
+def test_a_loss_still_falls_where_its_last_epochs_take_a_part_of_the_whole_fall(loss, falls):
+    assert still_falls(np.array(loss, dtype=float)) == falls
+
+
+def test_no_difference_is_no_higher_score():
+    assert compared("a", "b", "BLEU", 0.004) == "a showed no difference in BLEU from b"
+    assert compared("a", "b", "BLEU", -0.004) == "a showed no difference in BLEU from b"
+    assert compared("a", "b", "BLEU", 0.006) == "a scored 0.01 points higher in BLEU than b"
+    assert compared("a", "b", "BLEU", -1.0) == "a scored 1.00 points lower in BLEU than b"
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "=HYPERLINK(1)", "<img src=x>", "a|b\nc"])
+def test_a_name_is_never_a_formula_nor_markup(fake_study, name):
+    plan = fake_study(seeds=[0, 1], teachers=[(name, "teacher.yaml")], students=[(name, "student.yaml")])
+    write_report(plan)
+    html, _, text = parse(plan)
+    assert "<img" not in html
+    assert " ".join(name.split()) in text
+    rows = list(csv.reader((plan.root / "table.csv").open(newline="")))
+    assert rows[1][0] == (f"'{name}" if name.startswith("=") else name)
+    assert float(rows[1][7]) > 0  # numbers stay numbers
+    table = (plan.root / "table.md").read_text().splitlines()
+    assert {line.replace("\\|", "").count("|") for line in table[:4]} == {10}
+    assert not any("<" in line for line in table)

@@ -234,3 +234,20 @@ def test_nothing_is_cut_on_paper(browser, pages, name, paper):
     boxes = {tuple(map(float, box.split())) for box in re.findall(rb"/MediaBox\s*\[([^\]]*)\]", pdf)}
     assert len(boxes) == 1
     assert boxes.pop() == pytest.approx((0, 0, wide / 25.4 * 72, high / 25.4 * 72), abs=1)
+
+
+@pytest.mark.parametrize("name", ["many", "translation"])
+def test_verdicts_and_students_are_seen_at_any_width(browser, pages, name):
+    """Not cut, or, in a wide table of results, beyond an edge that a shadow marks."""
+    hidden = """
+const box = e => e.getBoundingClientRect();
+const inside = e => box(e).right <= window.innerWidth && box(e).width > 0;
+const cells = [...document.querySelectorAll('.claims .verdict, .results td, .results th[scope=row]')];
+return cells.filter(e => !inside(e)).map(e => [e.innerText, e.closest('.scroll')])
+  .filter(([text, table]) => !(table.scrollWidth > table.clientWidth && table.querySelector('.results')
+    && window.innerWidth > 720 && getComputedStyle(table).backgroundImage.split('gradient').length === 5))
+  .map(([text]) => text);
+"""
+    for width in (320, 390, 561, 700, 870, 1280):
+        show(browser, pages[name], width)
+        assert browser.execute_script(hidden) == [], width

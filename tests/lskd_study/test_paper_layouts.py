@@ -22,7 +22,7 @@ from lskd_study.paper.layouts import layout_of, papers_layouts, published_layout
 from lskd_study.paper.matching import OF_STUDENTS, OF_TEACHERS, check_table, kinds_of, row_of, teacher_name
 from lskd_study.plan import Plan, Run
 from lskd_study.recipe_catalogue import catalogue
-from lskd_study.results import Results
+from lskd_study.results import Failure, Results
 
 pytestmark = pytest.mark.unit
 
@@ -392,3 +392,17 @@ def test_a_figure_says_nothing_where_there_is_nothing():
     figure = layout.parts[0].lines[-1].figures[0]
     assert isinstance(figure, Figure)
     assert (figure.measured_text, figure.printed, figure.difference_text) == ("–", "", "")
+
+
+def test_a_failed_run_is_seen_in_its_cell_and_in_no_average():
+    results = simulated("imagenet/table2")
+    failed = results.plan.runs[0]
+    whole = layout_markdown(layout_of("Table 2", [results]))
+    finished = {name: one for name, one in results.finished.items() if name != failed.id}
+    lost = replace(
+        results, finished=finished, failed={failed.id: Failure(failed, {"failed": "epoch 1: nan"})}
+    )
+    text = layout_markdown(layout_of("Table 2", [lost]))
+    seeds = len(results.plan.seeds)
+    assert "failed" not in whole
+    assert ("1 failed" if seeds > 1 else "| failed") in text

@@ -1,10 +1,17 @@
 import json
+import re
+import shlex
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lskd import LskdError
-from lskd_study.plan import JOB, Plan, expand
+from lskd_study.claims import CLAIMS
+from lskd_study.claims.settings import settings_of
+from lskd_study.ecosystems import trainer_of
+from lskd_study.plan import JOB, Plan, exact, expand
 
 pytestmark = pytest.mark.unit
 
@@ -101,3 +108,33 @@ def test_a_damaged_plan_is_one_line(tmp_path, text):
         Plan.read(path)
     assert "\n" not in str(found.value)
     assert len(str(found.value)) < 400
+
+
+def test_settings_are_passed_on_and_named_exactly(tmp_path, plan_of):
+    """Names of up to six digits are as they always were."""
+    alphas, temperatures, weights = [0.1, 0.1000001], [1.0, 1.23456789], [0.0, 0.12345678]
+    for ecosystem in ("timm", "fairseq"):
+        plan = plan_of(
+            tmp_path,
+            ecosystem=ecosystem,
+            smoothing=alphas,
+            temperatures=temperatures,
+            hard_weights=weights,
+            seeds=[0],
+        )
+        assert len({run.id for run in plan.runs}) == len(plan.runs) == 2 + 2 * 2 * 2 * 2
+        assert plan.runs[0].id == "teacher-big-smoothing0.1-seed0"
+        assert plan.runs[2].id == "student-small-of-big-smoothing0.1-T1-hard0-seed0"
+        for run in plan.runs:
+            words = shlex.join(trainer_of(ecosystem, run.role).command(plan, run))
+            wanted = [run.smoothing] if run.role == "teacher" else [run.temperature]
+            assert all(re.search(rf"[ =]{re.escape(exact(value))}( |$)", words) for value in wanted), words
+    assert "kd_weight=0.87654322" in words
+    words = [setting.describe() for setting in settings_of(CLAIMS[0], plan)]
+    assert len(set(words)) == len(words)
+
+
+@given(st.floats(min_value=0, max_value=1e9))
+def test_an_exact_number_is_the_number(value):
+    assert float(exact(value)) == value
+    assert float(f"{value:g}") != value or exact(value) == f"{value:g}"

@@ -58,14 +58,18 @@ def test_samples_are_matched_by_key_in_whatever_order_they_were_measured(fake_st
     np.testing.assert_array_equal(after.correct, before.correct)
 
 
-def test_a_diverged_run_predicts_nothing(fake_study):
+def test_a_run_with_logits_that_are_not_finite_failed(fake_study):
     plan = fake_study()
     run = plan.runs[0]
     logits = load_file(plan.folder(run) / LOGITS)["logits"]
-    rewrite(plan.folder(run), logits=np.full_like(logits, np.nan))
-    found = read_image_result(plan.folder(run), run, plan.num_classes)
-    assert found.top1 == 0.0
-    assert np.isnan(found.instability)
+    logits[3, 1] = np.nan
+    rewrite(plan.folder(run), logits=logits)
+    results = read_results(plan)
+    assert run.id not in results.finished
+    assert results.missing == []
+    assert str(results.failed[run.id]) == f"run {run.id} failed in epoch 4"
+    found = results.teachers(run.model, run.smoothing)
+    assert (sorted(found), [one.run.id for one in found.failed]) == ([1, 2], [run.id])
 
 
 def test_runs_measured_on_different_samples_are_not_compared(fake_study):

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
-from lskd import LskdError, SoftLabels, SoftLabelsLayout, SoftLabelsWriter
+from lskd import DivergedError, LskdError, SoftLabels, SoftLabelsLayout, SoftLabelsWriter
 from lskd_study import job
+from lskd_study.data_checksum import check_unchanged
 from lskd_study.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
 from lskd_study.scheduler import SNAKEFILE
 from lskd_study.schema import SoftLabels as Asked
@@ -446,3 +447,44 @@ def test_soft_labels_of_others_are_left_alone(study, capsys):
     assert "was not written by this study; move it away" in capsys.readouterr().err
     assert (labels / "mine").read_text() == "mine"
     assert not calls
+
+
+def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monkeypatch):
+    plan, store, calls = study
+    teacher = plan.run(store.teacher)
+    path = plan.folder(teacher) / JOB
+    good = path.read_text()
+    student = plan.run(store.students[0])
+    for reason in (
+        f"its teacher {teacher.id} failed: epoch 3: nan",
+        "epoch 0: the teacher's answers are nan",
+    ):
+        if reason.startswith("its"):
+            path.write_text(json.dumps(json.loads(good) | {"failed": "epoch 3: nan"}))
+        else:
+            path.write_text(good)
+
+            def diverge(words, reason=reason):
+                raise DivergedError(reason)
+
+            monkeypatch.setattr(timm, "write", diverge)
+        assert job.main([str(plan.root / PLAN), store.id]) == 0
+        assert plan.failed(store) == reason
+        assert not holds(plan, store)
+        assert job.main([str(plan.root / PLAN), student.id]) == 0
+        assert plan.failed(student).endswith(reason)
+    assert calls == []
+    assert "Teacher asked once" in dict(page_rows(plan))
+
+
+def test_soft_labels_of_other_data_are_not_read(study):
+    plan, store, _ = study
+    arguments = [str(plan.root / PLAN), store.id]
+    job.main(arguments)
+    assert job.main(arguments) == 0
+    (plan.data_dir / "train" / "new").mkdir(parents=True)
+    (plan.data_dir / "train" / "new" / "1.png").write_bytes(b"1")
+    with pytest.raises(LskdError, match=r"the data in data changed since out/soft_labels/.* was written"):
+        job.run_job(plan, plan.run(store.students[0]))
+    with pytest.raises(LskdError, match=r"the data in data changed since 1 runs of out"):
+        check_unchanged(plan)

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import yaml
 
+from lskd import LskdError
 from lskd_study import engine
 from lskd_study.ecosystems import mmcls, timm
 
@@ -86,3 +87,18 @@ def test_teachers_are_taken_over_from_a_study_that_trained_them(make, finish):
     shutil.copytree(first.root / "teachers", second.root / "teachers")
     assert {run.role for run in second.unfinished()} == {"student"}
     assert not engine._changed_settings(second)
+
+
+def test_a_failed_teacher_is_named_and_not_compared(make, finish, fail, capsys):
+    plan = make()
+    finish(plan)
+    fail(plan, plan.runs[2], "epoch 3: the training loss is nan")
+    assert engine.run_study("study.yaml", None, 1, False, []) == 1
+    assert f"{plan.runs[2].id}: epoch 3: the training loss is nan" in capsys.readouterr().err
+    page = (plan.root / "index.html").read_text()
+    assert "1 of 4 runs failed." in page.split('id="answer"')[0]
+    assert f'<th scope="col" class="n">{plan.runs[2].id.removeprefix("teacher-")}</th>' not in page
+    for one in plan.runs[:2] + plan.runs[3:]:
+        fail(plan, one, "epoch 3: the training loss is nan")
+    with pytest.raises(LskdError, match=r"there is nothing to compare: run teacher-.*, and 3 more"):
+        engine.run_study("study.yaml", None, 1, False, [])

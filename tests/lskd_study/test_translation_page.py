@@ -10,6 +10,7 @@ import sacrebleu
 
 from lskd import LskdError
 from lskd_study.claims import judge
+from lskd_study.notices import at_chance
 from lskd_study.plan import CURVES, JOB, TRANSLATIONS
 from lskd_study.report import write_report
 from lskd_study.results import read_results
@@ -162,3 +163,35 @@ def test_the_page_has_figure_7_both_bleus_and_the_bootstrap(translation_study):
     assert {"figure7-small-of-big-T1-hard0.png", "curves.csv"} <= {
         path.name for path in (plan.root / "figures").iterdir()
     }
+
+
+def test_a_translation_run_that_failed_is_in_no_number(translation_study, fail):
+    plan = translation_study(effect=0.6, sentences=40, **ONE_STUDENT)
+    failed = next(run for run in plan.runs if run.role == "teacher" and run.smoothing)
+    fail(plan, failed, "epoch 7: the training loss is nan")
+    answer = write_report(plan)
+    assert answer.startswith("No verdict. ")
+    assert "failed with its teacher" in answer
+    html = (plan.root / "index.html").read_text()
+    assert f"{failed.id}: epoch 7: the training loss is nan" in html.split('id="answer"')[0]
+    assert html.count(", 1 failed") == 6  # three numbers of the teachers, three of their students
+    assert html.count("not drawn: 1 run that failed") == 8
+    assert {f.verdict for f in judge(read_results(plan))} <= {"no verdict", None}
+    assert len(list(csv.DictReader((plan.root / "bootstrap.csv").open()))) == 0
+    rows = list(csv.DictReader((plan.root / "runs.csv").open()))
+    assert next(row["failed"] for row in rows if row["failed"]) == "epoch 7: the training loss is nan"
+
+
+@pytest.mark.parametrize("kind", ["constant", "another's", "empty"])
+def test_translations_that_do_not_follow_their_source_are_at_chance(translation_study, kind):
+    plan = translation_study(sentences=60, seeds=[0, 1], **ONE_STUDENT)
+    weak = plan.runs[0]
+    path = plan.folder(weak) / TRANSLATIONS
+    lines = lines_of(path)
+    for line, other in zip(lines, [*lines[7:], *lines[:7]], strict=True):
+        text = {"constant": "word0 word1 word2 .", "another's": other["reference_tokens"], "empty": ""}[kind]
+        line["hypothesis"] = line["hypothesis_tokens"] = text
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = read_results(plan)
+    assert list(at_chance(results)) == [weak.id]
+    assert "of 60 translations" in at_chance(results)[weak.id]

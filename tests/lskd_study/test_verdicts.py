@@ -11,7 +11,7 @@ from lskd_study.claims import judge, judge_several
 from lskd_study.claims.several import combine
 from lskd_study.claims.trends import cross_product, network_trend
 from lskd_study.image_results import ImageResult
-from lskd_study.results import Results
+from lskd_study.results import Failure, Results
 from lskd_study.statistics import crossed_interval
 
 pytestmark = pytest.mark.unit
@@ -479,3 +479,35 @@ def test_one_seed_gives_several_studies_no_verdict(plan_of, tmp_path):
     assert found.verdict == "cannot tell"
     assert found.interval.known
     assert "seed" in found.interval.note
+
+
+def test_a_failed_run_takes_the_verdict_of_every_claim_that_needs_it(plan_of, tmp_path):
+    def without(results, run):
+        finished = {name: one for name, one in results.finished.items() if name != run.id}
+        failure = Failure(run, {"failed": "epoch 3: the training loss is nan"})
+        return replace(results, finished=finished, failed={run.id: failure})
+
+    plan = plan_of(
+        tmp_path,
+        teachers=TEACHERS,
+        students=[("s", "student.yaml")],
+        temperatures=[1.0, 4.0],
+        hard_weights=[0.0, 0.5],
+    )
+    results = simulate(plan, World(per_class=30), 0)
+    student = next(run for run in plan.runs if run.role == "student" and run.smoothing)
+    for finding in judge(without(results, student)):
+        needs_it = finding.claim.measured_on == "student" or finding.claim.contrast == "direction"
+        here = (finding.setting.temperature, finding.setting.hard_weight) == (1.0, 0.0)
+        if finding.claim.role == "student" and not here:
+            assert finding.interval is not None
+        elif needs_it and finding.claim.role == "student":
+            assert finding.interval is None
+            assert finding.note == f"run {student.id} failed in epoch 3"
+            assert finding.verdict in ("no verdict", None)
+        elif not needs_it:
+            assert finding.verdict != "no verdict"
+    one, other = studies_of_classes(plan_of, tmp_path / "more", [(100, 2.0), (1000, 0.0)])
+    (found,) = judge_several([without(one, one.plan.runs[0]), other])
+    assert (found.verdict, found.interval) == ("no verdict", None)
+    assert f"run {one.plan.runs[0].id} failed in epoch 3" in found.note

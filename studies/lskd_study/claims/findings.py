@@ -11,7 +11,7 @@ from lskd_study.claims.settings import Setting
 from lskd_study.claims.statements import Claim
 from lskd_study.statistics import LEVEL, Interval, holm
 
-Verdict = Literal["supported", "contradicted", "cannot tell"]
+Verdict = Literal["supported", "contradicted", "cannot tell", "no verdict"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Finding:
         claim: what was tested.
         setting: where.
         interval: None when no pair of runs is there.
-        verdict: None for a part that is no claim.
+        verdict: None for a part that is no claim; ``no verdict`` where a run that it needs failed.
         adjusted_p: corrected for all tests of the page; NaN where nothing was tested.
         note: what is missing, or why there is no result.
         p_value: before the correction.
@@ -55,7 +55,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Draft:
-    """A claim estimated in one setting, before the correction; ``p_value`` is against ``null``."""
+    """A claim estimated in one setting, before the correction; ``p_value`` is against ``null``.
+
+    ``failed``: a run that it needs failed, so it has no estimate and gets no verdict.
+    """
 
     claim: Claim
     setting: Setting
@@ -64,6 +67,7 @@ class Draft:
     note: str = ""
     null: float = 0.0
     runs: int = 0
+    failed: bool = False
 
     @property
     def parameter(self) -> tuple[object, ...]:
@@ -124,11 +128,12 @@ def verdict(claim: Claim, interval: Interval | None, adjusted_p: float, null: fl
 
 
 def _finding(draft: Draft, adjusted_p: float) -> Finding:
+    found = verdict(draft.claim, draft.interval, adjusted_p, draft.null)
     return Finding(
         draft.claim,
         draft.setting,
         draft.interval,
-        verdict(draft.claim, draft.interval, adjusted_p, draft.null),
+        "no verdict" if found and draft.failed else found,
         adjusted_p,
         draft.note,
         draft.p_value,
@@ -148,6 +153,9 @@ def _follow(finding: Finding, findings: Sequence[Finding]) -> Finding:
     """
     teacher = _of(findings, "better-teacher", replace(finding.setting, temperature=0, hard_weight=0))
     student = _of(findings, "better-student", finding.setting)
+    failed = next((one for one in (teacher, student) if one and one.verdict == "no verdict"), None)
+    if failed is not None:
+        return replace(finding, interval=None, verdict="no verdict", note=failed.note, runs=0)
     if teacher is None or student is None or student.interval is None or teacher.interval is None:
         return finding
     finding = replace(finding, runs=teacher.runs + student.runs)

@@ -29,7 +29,15 @@ from lskd_study.claims.settings import (
 from lskd_study.claims.similar_classes import separation_measure
 from lskd_study.claims.statements import Claim
 from lskd_study.claims.trends import network_trend
-from lskd_study.results import Array, Kind, Result, Results, common_seeds
+from lskd_study.results import (
+    Array,
+    Kind,
+    Result,
+    Results,
+    common_seeds,
+    failure_words,
+    failures_of,
+)
 from lskd_study.statistics import Interval
 
 # (without, with smoothing), one pair per network
@@ -89,9 +97,10 @@ def _draft(results: Results[Kind], claim: Claim, setting: Setting) -> Draft:
     if claim.contrast == "networks":
         return _over_networks(results, draft)
     networks = _networks(results, claim, setting)
-    seeds, note = _seeds(results, [runs for cells in networks for _, runs in cells])
+    needed = [runs for cells in networks for _, runs in cells]
+    seeds, note = _seeds(results, needed)
     if not seeds:
-        return replace(draft, note=note)
+        return replace(draft, note=note, failed=bool(failures_of(needed)))
     used = {runs[seed].run.id for cells in networks for _, runs in cells for seed in seeds}
     draft = replace(draft, note=note, runs=len(used))
     try:
@@ -151,7 +160,7 @@ def _over_networks(results: Results[Kind], draft: Draft) -> Draft:
     used = [runs for kinds in (*of_teachers.values(), *explained.values()) for runs in kinds]
     seeds, note = _seeds(results, used)
     if not seeds:
-        return replace(draft, note=note)
+        return replace(draft, note=note, failed=bool(failures_of(used)))
     return estimate_trend(
         replace(draft, note=note), list(of_teachers.values()), list(explained.values()), seeds
     )
@@ -197,7 +206,12 @@ def _table(
 
 
 def _seeds(results: Results[Kind], used: Sequence[Mapping[int, Result]]) -> tuple[list[int], str]:
-    """Return the seeds that have all of these runs, and what is to be said of the others."""
+    """Return the seeds that have all of these runs, and what is to be said of the others.
+
+    None where one of them failed: those that did not are a choice by the result.
+    """
+    if failed := failures_of(used):
+        return [], failure_words(failed)
     seeds = common_seeds(used)
     lost = [seed for seed in results.plan.seeds if seed not in seeds]
     if not seeds:

@@ -15,8 +15,8 @@ from lskd_study.claims.scope import task_of
 from lskd_study.claims.settings import Setting, models_of
 from lskd_study.claims.statements import CLAIMS, Claim
 from lskd_study.claims.trends import FEWEST
-from lskd_study.plan import Plan, Run
-from lskd_study.results import Result, Results, common_seeds
+from lskd_study.plan import Plan, Run, exact
+from lskd_study.results import Result, Results, common_seeds, failure_words, failures_of
 
 Kinds = Sequence[Mapping[int, Result]]  # results by seed, one for each smoothing value
 # A student and its loss: model, file, temperature, hard weight, T^2.
@@ -63,12 +63,15 @@ def _trend(claim: Claim, studies: Sequence[Results[Any]], student: Student | Non
         return []
     baseline, *others = contributing[0].smoothing
     t, hard = student[2:4] if student else (1.0, 0.0)
-    words = f"mean over α {', '.join(f'{alpha:g}' for alpha in contributing[0].smoothing)}"
+    words = f"mean over α {', '.join(f'{exact(alpha)}' for alpha in contributing[0].smoothing)}"
     if student:
-        words += f"; student {student[0]}, T = {t:g}, λ = {hard:g}"
+        words += f"; student {student[0]}, T = {exact(t)}, λ = {exact(hard)}"
     titles = ", ".join(f"“{plan.title}”" for plan in contributing)
     draft = Draft(claim, Setting(baseline, others[-1], t, hard, f"{words}; teachers of {titles}"))
-    seeds = common_seeds([runs for kinds in (*teachers.values(), *explained) for runs in kinds])
+    needed = [runs for kinds in (*teachers.values(), *explained) for runs in kinds]
+    if failed := failures_of(needed):
+        return [Draft(claim, draft.setting, note=failure_words(failed), failed=True)]
+    seeds = common_seeds(needed)
     if not seeds:
         return [Draft(claim, draft.setting, note="no seed has all of its runs")]
     return [estimate_trend(draft, list(teachers.values()), explained, seeds)]

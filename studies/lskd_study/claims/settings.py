@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lskd_study.claims.statements import Claim, Role
-from lskd_study.plan import Plan
+from lskd_study.plan import Plan, exact
 from lskd_study.results import Kind, Results
 
 
@@ -25,8 +25,12 @@ class Setting:
         """Return the setting in words; a teacher has no temperature and no hard weight."""
         if self.words:
             return self.words
-        arms = f"α {self.smoothing:g} against {self.baseline:g}"
-        return arms if role == "teacher" else f"{arms}, T = {self.temperature:g}, λ = {self.hard_weight:g}"
+        arms = f"α {exact(self.smoothing)} against {exact(self.baseline)}"
+        return (
+            arms
+            if role == "teacher"
+            else f"{arms}, T = {exact(self.temperature)}, λ = {exact(self.hard_weight)}"
+        )
 
 
 def settings(results: Results[Kind]) -> list[Setting]:
@@ -51,7 +55,7 @@ def settings_of(claim: Claim, plan: Plan) -> list[Setting]:
                 alpha,
                 t,
                 first_hard,
-                f"teacher’s α = {alpha:g}, T = {t:g}, {_range('λ', hard_weights)}",
+                f"teacher’s α = {exact(alpha)}, T = {exact(t)}, {_range('λ', hard_weights)}",
             )
             for t in temperatures
             for alpha in plan.smoothing
@@ -63,25 +67,26 @@ def settings_of(claim: Claim, plan: Plan) -> list[Setting]:
                 alpha,
                 t,
                 first_hard,
-                f"{_arms(baseline, alpha)}, T = {t:g}, {_range('λ', hard_weights)}",
+                f"{_arms(baseline, alpha)}, T = {exact(t)}, {_range('λ', hard_weights)}",
             )
             for t in temperatures
             for alpha in others
         ]
     if claim.contrast == "gain-temperature":
         low, *higher = temperatures
-        over = f"T = {', '.join(f'{t:g}' for t in higher)} against {low:g}"
+        over = f"T = {', '.join(f'{exact(t)}' for t in higher)} against {exact(low)}"
         return [
-            Setting(baseline, alpha, low, hard, f"{_arms(baseline, alpha)}, {over}, λ = {hard:g}")
+            Setting(baseline, alpha, low, hard, f"{_arms(baseline, alpha)}, {over}, λ = {exact(hard)}")
             for hard in hard_weights
             for alpha in others
         ]
     if claim.contrast == "networks":
-        every = f"mean over α {', '.join(f'{alpha:g}' for alpha in plan.smoothing)}"
+        every = f"mean over α {', '.join(f'{exact(alpha)}' for alpha in plan.smoothing)}"
         if claim.measured_on == "teacher":
             return [Setting(baseline, others[-1], first_t, first_hard, every)]
         return [
-            Setting(baseline, others[-1], t, hard, f"{every}; T = {t:g}, λ = {hard:g}") for t, hard in losses
+            Setting(baseline, others[-1], t, hard, f"{every}; T = {exact(t)}, λ = {exact(hard)}")
+            for t, hard in losses
         ]
     return [Setting(baseline, alpha, t, hard) for t, hard in losses for alpha in others]
 
@@ -108,8 +113,8 @@ def _losses(plan: Plan) -> list[tuple[float, float]]:
 
 
 def _arms(baseline: float, alpha: float) -> str:
-    return f"α {alpha:g} against {baseline:g}"
+    return f"α {exact(alpha)} against {exact(baseline)}"
 
 
 def _range(name: str, values: Sequence[float]) -> str:
-    return f"{name} {values[0]:g} to {values[-1]:g}"
+    return f"{name} {exact(values[0])} to {exact(values[-1])}"

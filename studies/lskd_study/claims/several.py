@@ -17,7 +17,8 @@ from lskd_study.claims.long_tail import class_of_key, is_long_tailed
 from lskd_study.claims.pooled import content, pooled_trends
 from lskd_study.claims.settings import Setting, models_of
 from lskd_study.claims.statements import CLAIMS, Claim
-from lskd_study.results import Results, common_seeds, is_translation
+from lskd_study.plan import exact
+from lskd_study.results import Results, common_seeds, failure_words, failures_of, is_translation
 from lskd_study.statistics import Interval, Part, no_interval, parts_interval
 
 METHOD = "independent studies, each with seeds and samples crossed"
@@ -138,13 +139,16 @@ def _gain(
     arms: tuple[float, float],
     words: str,
 ) -> Draft:
-    where = f"α {arms[1]:g} against {arms[0]:g}; {', '.join(networks)}; {words}"
+    where = f"α {exact(arms[1])} against {exact(arms[0])}; {', '.join(networks)}; {words}"
     setting = Setting(*arms, 1.0, 0.0, where)
     found: list[Interval] = []
     runs = 0
     for study in studies:
         pairs = [(study.teachers(name, arms[0]), study.teachers(name, arms[1])) for name in networks]
-        seeds = common_seeds([group for pair in pairs for group in pair])
+        groups = [group for pair in pairs for group in pair]
+        if failed := failures_of(groups):
+            return Draft(claim, setting, note=f"“{study.plan.title}”: {failure_words(failed)}", failed=True)
+        seeds = common_seeds(groups)
         if not seeds:
             return Draft(claim, setting, note=f"“{study.plan.title}”: no seed has all of its runs")
         runs += len(networks) * len(arms) * len(seeds)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from lskd import LskdError
 from lskd.files import parse_json
 from lskd_study.data.parallel import needs_fairseq_extra
-from lskd_study.plan import Plan, Run
+from lskd_study.plan import Plan, Run, exact, rest_of
 
 # The best by validation BLEU, never by test: the teacher, and what translates the test set.
 CHECKPOINT = "checkpoint_best.pt"
@@ -169,10 +169,10 @@ def _quietly() -> Iterator[None]:
 def _criterion(plan: Plan, run: Run) -> dict[str, Any]:
     if run.role == "student":
         teacher = Path(plan.output, plan.run(run.teacher).folder, CHECKPOINT)
-        weight = f"{1 - run.hard_weight:g}"
-        settings = {"kd_teacher": teacher, "kd_weight": weight, "kd_temperature": f"{run.temperature:g}"}
+        weight = exact(rest_of(run.hard_weight))
+        settings = {"kd_teacher": teacher, "kd_weight": weight, "kd_temperature": f"{exact(run.temperature)}"}
         return {**settings, "kd_temperature_squared": "true"} if plan.temperature_squared else settings
-    smoothing = {"label_smoothing": f"{run.smoothing:g}"}
+    smoothing = {"label_smoothing": f"{exact(run.smoothing)}"}
     if plan.convention == "paper":
         return smoothing  # fairseq's own convention
     return {"_name": "ls_kd", "kd_weight": 0, "smoothing_convention": plan.convention, **smoothing}

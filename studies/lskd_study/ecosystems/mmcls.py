@@ -12,7 +12,7 @@ from lskd import LskdError
 from lskd.files import read_csv, whole_file
 from lskd_study.ecosystems import timm
 from lskd_study.gpus import held_locks
-from lskd_study.plan import CHECKPOINT, Plan, Run
+from lskd_study.plan import CHECKPOINT, Plan, Run, exact
 
 # Its own, and the distillation loss on the validation set, which timm does not log: Fig. 6.
 CURVE_COLUMNS = (
@@ -85,10 +85,10 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         "randomness.seed": run.seed,
         "model.teacher.model": teacher.model,
         "model.teacher.checkpoint": checkpoint,
-        "model.teacher.smoothing": f"{teacher.smoothing:g}",
+        "model.teacher.smoothing": exact(teacher.smoothing),
         "model.teacher.convention": plan.convention,
-        "model.distillation.temperature": f"{run.temperature:g}",
-        "model.distillation.hard_weight": f"{run.hard_weight:g}",
+        "model.distillation.temperature": f"{exact(run.temperature)}",
+        "model.distillation.hard_weight": f"{exact(run.hard_weight)}",
         "train_dataloader.dataset.data_root": plan.data,
         "val_dataloader.dataset.data_root": plan.data,
     }

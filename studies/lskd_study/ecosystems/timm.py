@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lskd import LskdError
 from lskd.files import read_csv
-from lskd_study.plan import CHECKPOINT, Plan, Run
+from lskd_study.plan import CHECKPOINT, Plan, Run, exact
 from lskd_study.schema import RESERVED
 
 SUMMARY = "summary.csv"
@@ -70,12 +70,17 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
     words += ["--num-classes", str(plan.num_classes), "--seed", str(run.seed)]
     # Named for every run: timm's own default smooths by 0.1 unasked.
     alpha = run.smoothing if run.role == "teacher" else 0.0
-    words += ["--smoothing", f"{alpha:g}", "--smoothing-convention", plan.convention]
+    words += ["--smoothing", f"{exact(alpha)}", "--smoothing-convention", plan.convention]
     if run.role == "student":
         teacher = plan.run(run.teacher)
         checkpoint = Path(plan.output, teacher.folder, CHECKPOINT)
         words += ["--kd-teacher", teacher.model, "--kd-teacher-checkpoint", str(checkpoint)]
-        words += ["--kd-temperature", f"{run.temperature:g}", "--kd-hard-weight", f"{run.hard_weight:g}"]
+        words += [
+            "--kd-temperature",
+            f"{exact(run.temperature)}",
+            "--kd-hard-weight",
+            f"{exact(run.hard_weight)}",
+        ]
         words += ["--kd-temperature-squared"] * plan.temperature_squared
         if store := plan.store_of(run):
             words += ["--kd-soft-labels", str(plan.labels(store, output))]

@@ -1,10 +1,11 @@
 """Settings chosen from the images: networks, image size, epochs, batch, rate, augmentation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lskd_study.own.images import OwnImages
+from lskd_study.plan import exact
 
 SMOOTHING = (0, 0.1)
 SEEDS = (0, 1, 2)
@@ -48,15 +49,17 @@ class Choice:
     grey: bool
     gpu: bool
     workers: int
+    cut: str = ""  # what was made smaller, and why
 
     def describe(self) -> list[str]:
         """Return it in lines."""
         students = ", ".join(self.networks.students)
-        return [
+        lines = [
             f"teacher {self.networks.teacher}, students {students}, without pretrained weights",
             f"{self.epochs} epochs, batch {self.batch_size}, lr {self.lr:g}, images of {self.img_size} x "
             f"{self.img_size}, on the {'GPU' if self.gpu else 'CPU'}",
         ]
+        return [*lines, self.cut] if self.cut else lines
 
     @property
     def lr(self) -> float:
@@ -114,7 +117,21 @@ def candidates(images: OwnImages, gpu: bool, cores: int) -> list[Choice]:
 def shorter(choice: Choice, factor: float) -> Choice:
     """Return the same with this part of the epochs, but five."""
     epochs = max(min(FEWEST_EPOCHS, choice.epochs), min(choice.epochs - 1, int(choice.epochs * factor)))
-    return Choice(**{**choice.__dict__, "epochs": epochs})
+    return replace(choice, epochs=epochs)
+
+
+def with_what_was_cut(choice: Choice, wanted: Choice, hours: float) -> Choice:
+    """Return a choice that says what of the wanted one it makes smaller."""
+    pairs = [
+        (f"{choice.epochs} epochs", wanted.epochs, choice.epochs),
+        (f"teacher {choice.networks.teacher}", wanted.networks.teacher, choice.networks.teacher),
+        (f"images of {choice.img_size} px", wanted.img_size, choice.img_size),
+    ]
+    parts = [f"{text} instead of {before}" for text, before, after in pairs if before != after]
+    if not parts:
+        return choice
+    why = f"to fit --hours {exact(hours)} and the memory of the machine"
+    return replace(choice, cut=f"Cut {why}: {', '.join(parts)}.")
 
 
 def _image_size(images: OwnImages, gpu: bool) -> int:

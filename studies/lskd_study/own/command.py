@@ -14,7 +14,7 @@ from lskd.files import write_text
 from lskd_study.checks import check_output
 from lskd_study.engine import make_plan, run_study
 from lskd_study.extras import require_study_extra
-from lskd_study.own.choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shorter
+from lskd_study.own.choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shorter, with_what_was_cut
 from lskd_study.own.estimate import Estimate, duration, estimate
 from lskd_study.own.files import STUDY, contents, data_path
 from lskd_study.own.images import OwnImages, look_at
@@ -71,6 +71,8 @@ def run_own(
     if file.exists():
         say(f"{file} is there; this goes on with it as it is")
         plan = make_plan(str(file), output)
+        if plan.note:
+            say(plan.note)
         if plan.data != data_path(images, output):
             raise LskdError(f"{file} is a study of {plan.data}; choose another --output or remove it")
         expected = estimate(plan, cores)
@@ -141,7 +143,8 @@ def _choose(images: OwnImages, cores: int, hours: float | None) -> tuple[Choice,
     import torch
 
     gpu = torch.cuda.is_available()
-    limit = 3600 * (hours or (HOURS_ON_GPU if gpu else HOURS_ON_CPU))
+    hours = hours or (HOURS_ON_GPU if gpu else HOURS_ON_CPU)
+    limit = 3600 * hours
     wanted = candidates(images, gpu, usable_cores() // max(1, torch.cuda.device_count()))
     cheapest = wanted[-1]
     _to_stderr(f"measuring a few steps, for a study of at most {duration(limit)} (--hours)")
@@ -154,11 +157,11 @@ def _choose(images: OwnImages, cores: int, hours: float | None) -> tuple[Choice,
             continue
         found = _try(images, choice, cores)
         if found is not None and found.total <= limit:
-            return choice, found
+            return with_what_was_cut(choice, wanted[0], hours), found
     while least.total > limit and cheapest.epochs > FEWEST_EPOCHS:
         cheapest = shorter(cheapest, limit / least.total)
         least = _try(images, cheapest, cores, least) or least
-    return cheapest, least
+    return with_what_was_cut(cheapest, wanted[0], hours), least
 
 
 def _try(images: OwnImages, choice: Choice, cores: int, before: Estimate | None = None) -> Estimate | None:

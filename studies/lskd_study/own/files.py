@@ -57,6 +57,7 @@ def _study(images: OwnImages, choice: Choice, output: str, about: str) -> str:
     name = Path(images.folder).resolve().name
     own: dict[str, Any] = {
         "title": f"Does a label-smoothed teacher distil a better student? {name}",
+        **({"note": choice.cut} if choice.cut else {}),
         "ecosystem": "timm",
         "data": {"path": path, "num_classes": len(images.classes)},
         "output": output,

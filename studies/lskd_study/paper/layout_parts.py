@@ -120,12 +120,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one kind: a result for each seed; ``data`` is the folder's name."""
+    """What was measured of one kind: a result for each seed; ``data`` is the folder's name.
+
+    ``failed``: how many more teachers, and how many more students, failed.
+    """
 
     kind: Kind
     data: str
     teachers: tuple[ImageResult, ...]
     students: tuple[ImageResult, ...]
+    failed: tuple[int, int] = (0, 0)
 
     @property
     def place(self) -> str:

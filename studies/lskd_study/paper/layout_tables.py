@@ -10,6 +10,7 @@ from lskd_study.image_results import ImageResult
 from lskd_study.paper import Paper, Row, Table
 from lskd_study.paper.layout_parts import Cell, Column, Figure, Line, Measurement, Part, Text
 from lskd_study.paper.matching import PAPERS_ALPHA, Kind, data_sets, row_of
+from lskd_study.plan import exact, rest_of
 from lskd_study.tables import Measured
 
 
@@ -43,11 +44,11 @@ class _Match:
         """The student as in the table; with temperature and hard weight where the paper has no such row."""
         if self.row is not None:
             return str(self.row["student"])
-        setting = f", T = {self.kind.temperature:g}" if self.kind.temperature != 1 else ""
+        setting = f", T = {exact(self.kind.temperature)}" if self.kind.temperature != 1 else ""
         return (
             self.kind.student
             + setting
-            + (f", λ = {self.kind.hard_weight:g}" if self.kind.hard_weight else "")
+            + (f", λ = {exact(self.kind.hard_weight)}" if self.kind.hard_weight else "")
         )
 
     @property
@@ -59,14 +60,19 @@ class _Match:
 
     def of_teachers(self, column: str, k: int = 1) -> Figure:
         """Return the teachers' top-k accuracy and that of a column of the paper."""
-        return self._figure(column, self.measured.teachers if self.measured else (), k)
+        return self._figure(column, 0, k)
 
     def of_students(self, column: str, k: int = 1) -> Figure:
         """Return the students' top-k accuracy and that of a column of the paper."""
-        return self._figure(column, self.measured.students if self.measured else (), k)
+        return self._figure(column, 1, k)
 
-    def _figure(self, column: str, results: Sequence[ImageResult], k: int) -> Figure:
-        summary, row = Measured.of([result.topk(k) for result in results]), self.row
+    def _figure(self, column: str, side: int, k: int) -> Figure:
+        results: Sequence[ImageResult] = ()
+        failed = 0
+        if self.measured is not None:
+            results = (self.measured.teachers, self.measured.students)[side]
+            failed = self.measured.failed[side]
+        summary, row = Measured.of([result.topk(k) for result in results], failed), self.row
         if row is None:
             return Figure(summary)
         std = f"{column}_std"
@@ -91,7 +97,7 @@ def _matches(paper: Paper, table: Table, rows: Sequence[Row], found: Sequence[Me
 def _smoothing(alpha: float) -> Text:
     """The column ``w/ LS``: the paper's cross and tick, with alpha where it is neither 0 nor the paper's."""
     mark = "✓" if alpha else "✗"
-    return Text(mark if alpha in (0, PAPERS_ALPHA) else f"{mark} α = {alpha:g}", alpha)
+    return Text(mark if alpha in (0, PAPERS_ALPHA) else f"{mark} α = {exact(alpha)}", alpha)
 
 
 def _by_place(table: Table, found: Sequence[Measurement]) -> dict[str, list[Measurement]]:
@@ -237,7 +243,10 @@ def _gains(lines: Sequence[Line], at: int) -> list[float]:
         sides.setdefault(network.text, {})[float(alpha.value or 0)] = figure
     pairs = [(both.get(0.0), both.get(PAPERS_ALPHA)) for both in sides.values()]
     in_paper = [pair for pair in pairs if any(figure and figure.paper is not None for figure in pair)]
-    gains = [b.measured.mean - a.measured.mean if a and b else math.nan for a, b in in_paper or pairs]
+    chosen = in_paper or pairs
+    if any(figure and figure.measured.failed for pair in chosen for figure in pair):
+        return []
+    gains = [b.measured.mean - a.measured.mean if a and b else math.nan for a, b in chosen]
     return [] if any(math.isnan(gain) for gain in gains) else gains
 
 
@@ -280,7 +289,7 @@ def _group(kind: Kind) -> str:
 def _teacher_8(kind: Kind) -> str:
     side = "without LS" if not kind.smoothing else "with LS"
     if kind.smoothing not in (0, PAPERS_ALPHA):
-        side += f", α = {kind.smoothing:g}"
+        side += f", α = {exact(kind.smoothing)}"
     return f"{kind.teacher}, {side}"
 
 
@@ -311,10 +320,12 @@ def _ratio(match: _Match) -> Text:
         errata = match.paper.errata_of_cell(row, "hard_ratio")
         return Text(f"{row['hard_ratio']} – {row['soft_ratio']}", row.number("hard_ratio"), errata)
     kind = match.kind
-    text = f"{kind.hard_weight:g} – {1 - kind.hard_weight:g}"
+    text = f"{exact(kind.hard_weight)} – {exact(rest_of(kind.hard_weight))}"
     if (kind.teacher, kind.student) != ("ResNet-50", "ResNet-18"):
         text += f", {kind.teacher} to {kind.student}"
-    return Text(text + (f", T = {kind.temperature:g}" if kind.temperature != 1 else ""), kind.hard_weight)
+    return Text(
+        text + (f", T = {exact(kind.temperature)}" if kind.temperature != 1 else ""), kind.hard_weight
+    )
 
 
 _Builder = Callable[[Paper, Table, Sequence[Measurement]], Iterable[Part]]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from lskd.files import write_text
 from lskd_study.paper.layout_parts import Figure, Layout, Line, Part, Text
-from lskd_study.tables import cell, csv_text
-from lskd_study.teachers.render import escaped
+from lskd_study.tables import cell, csv_text, escaped
 
 
 def write_layout(layout: Layout, folder: Path) -> None:
@@ -73,9 +72,9 @@ def _csv_cells(own: Text | Figure | None, figures: bool) -> list[object]:
 
 def layout_markdown(layout: Layout) -> str:
     """Return the parts one below the other; in each cell the measured, the printed, and the difference."""
-    lines = [f"**{layout.name}**, {layout.title}"]
+    lines = [f"**{escaped(layout.name)}**, {escaped(layout.title)}"]
     for part in layout.parts:
-        lines += ["", *([f"{part.caption}{_entries(part.errata)}", ""] if part.caption else [])]
+        lines += ["", *([f"{escaped(part.caption)}{_entries(part.errata)}", ""] if part.caption else [])]
         lines.append("| " + " | ".join(f"{c.label}{_entries(c.errata)}" for c in part.columns) + " | Seeds |")
         lines.append("|" + "".join("---:|" if c.numbers else "---|" for c in part.columns) + "---:|")
         lines += [_markdown_line(line, layout.origin) for line in _all_lines(part)]

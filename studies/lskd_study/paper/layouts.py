@@ -12,6 +12,7 @@ from lskd_study.paper import Table, load_tables
 from lskd_study.paper.layout_parts import Cell, Column, Figure, Layout, Line, Measurement, Part, Text
 from lskd_study.paper.layout_tables import BUILDERS
 from lskd_study.paper.matching import Kind, kinds_of
+from lskd_study.plan import exact
 from lskd_study.results import Results
 from lskd_study.tables import Measured
 
@@ -53,15 +54,13 @@ def measurements(studies: Studies, table: Table) -> list[Measurement]:
         data = Path(results.plan.data).name
         for kind, runs in kinds_of(results.plan, table).items():
             teachers = dict.fromkeys(run.teacher or run.id for run in runs)
+            students = [run.id for run in runs if run.role == "student"]
             measured = Measurement(
                 kind,
                 data,
                 tuple(results.finished[name] for name in teachers if name in results.finished),
-                tuple(
-                    results.finished[run.id]
-                    for run in runs
-                    if run.role == "student" and run.id in results.finished
-                ),
+                tuple(results.finished[name] for name in students if name in results.finished),
+                (len(teachers.keys() & results.failed), len(results.failed.keys() & set(students))),
             )
             known = found.get((kind, measured.place))
             if known is None or not (known.teachers or known.students):
@@ -91,8 +90,8 @@ def published_layout(results: Results[ImageResult]) -> Layout | None:
         own = results.students(f["student"], teacher, f["smoothing"], f["temperature"], f["hard_weight"])
         setting = [f["temperature"], f["smoothing"], *([f["hard_weight"]] if varied else [])]
         cells: tuple[Cell, ...] = (
-            *(Text(f"{number:g}", number) for number in setting),
-            Figure(Measured.of([result.top1 for result in own.values()]), f["top1"]),
+            *(Text(f"{exact(number)}", number) for number in setting),
+            Figure(Measured.of([result.top1 for result in own.values()], len(own.failed)), f["top1"]),
             Text(f["student"]),
             Text(teacher),
         )

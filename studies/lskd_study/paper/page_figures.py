@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lskd_study.extras import needs_study_extra
+from lskd_study.figure_style import STYLE, note_failed
 from lskd_study.figures import Panel, themed_svg
 from lskd_study.image_results import ImageResult
 from lskd_study.paper.matching import names_table, network_name, teacher_name
@@ -18,8 +20,12 @@ from lskd_study.paper_figures.class_count import (
 from lskd_study.paper_figures.drawing import Drawing, write_drawing
 from lskd_study.paper_figures.scatter import Point
 from lskd_study.paper_figures.teacher_student import Pair, paper_pairs, teacher_student_figure
+from lskd_study.plan import exact
 from lskd_study.results import Results
 from lskd_study.tables import Arm, Measured, arms_of
+
+with needs_study_extra():
+    import matplotlib as mpl
 
 _ENOUGH = 3  # kinds of teachers: two points lie on a line whatever they are
 _PAGE_WIDTH = 4.4  # inches; a page's panels are about as wide as a telephone
@@ -91,6 +97,7 @@ def figure8(studies: Studies) -> PageFigure | None:
         return None
     behind = " Grey: the paper’s Table 8." if paper else ""
     return _figure(
+        studies,
         "teacher-student",
         "Fig. 8 (left): students against their teachers",
         "Top-1 accuracy of students against that of their teachers",
@@ -115,6 +122,7 @@ def accuracy_stability(studies: Studies) -> PageFigure | None:
         return None
     behind = " Grey: the paper’s Table 1." if paper else ""
     return _figure(
+        studies,
         "accuracy-stability",
         "Stability against accuracy",
         "1−S of teachers against their top-1 accuracy",
@@ -148,6 +156,7 @@ def figure9(studies: Studies) -> PageFigure | None:
     alone = "" if counts > 1 else " One number of classes: how gains change with it takes several studies."
     behind = " Grey: the paper’s average (Table 4)." if paper else ""
     return _figure(
+        studies,
         "class-count",
         "Fig. 9: the gain from smoothing by the number of classes",
         "Gain in top-1 accuracy from smoothing, by the number of classes",
@@ -165,9 +174,16 @@ def _compared(found: Sequence[Gain], papers: set[str]) -> set[str]:
     return papers if papers and papers <= everywhere else everywhere or set(counts)
 
 
-def _figure(stem: str, title: str, label: str, draw: Callable[[float], Drawing], note: str) -> PageFigure:
-    panel = Panel(themed_svg(draw(_PAGE_WIDTH).figure, f"paper-{stem}"), label)
-    return PageFigure(stem, title, panel, draw(5.6), note)
+def _figure(
+    studies: Studies, stem: str, title: str, label: str, draw: Callable[[float], Drawing], note: str
+) -> PageFigure:
+    failed = sum(len(results.failed) for results in studies)
+    drawings = [draw(width) for width in (_PAGE_WIDTH, 5.6)]
+    for drawing in drawings:
+        with mpl.rc_context(STYLE):
+            note_failed(drawing.figure, failed)
+    panel = Panel(themed_svg(drawings[0].figure, f"paper-{stem}"), label)
+    return PageFigure(stem, title, panel, drawings[1], note)
 
 
 def _arms(results: Results[ImageResult]) -> Iterator[tuple[str, Arm[ImageResult]]]:
@@ -177,7 +193,7 @@ def _arms(results: Results[ImageResult]) -> Iterator[tuple[str, Arm[ImageResult]
     several = len([alpha for alpha in plan.smoothing if alpha]) > 1
     for arm in arms_of(results):
         if arm.teachers:
-            alpha = f", α = {arm.smoothing:g}" if several and arm.smoothing else ""
+            alpha = f", α = {exact(arm.smoothing)}" if several and arm.smoothing else ""
             yield teacher_name(arm.model, configs[arm.model], plan.num_classes) + alpha, arm
 
 
@@ -186,4 +202,4 @@ def _top1(results: Sequence[ImageResult]) -> float:
 
 
 def _setting(results: Results[ImageResult], temperature: float, hard_weight: float) -> str:
-    return "" if results.plan.papers_loss else f", T = {temperature:g}, λ = {hard_weight:g}"
+    return "" if results.plan.papers_loss else f", T = {exact(temperature)}, λ = {exact(hard_weight)}"

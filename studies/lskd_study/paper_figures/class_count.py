@@ -10,7 +10,7 @@ from lskd import LskdError
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, SOFT, STYLE, STYLES
 from lskd_study.paper import load_tables
-from lskd_study.paper_figures.drawing import Drawing, number, plain
+from lskd_study.paper_figures.drawing import Drawing, number
 from lskd_study.paper_figures.result_tables import read_table, table_flag, table_number
 from lskd_study.paper_figures.scatter import MARKERS
 from lskd_study.tables import csv_text
@@ -147,7 +147,7 @@ def class_count_figure(
                 linestyle=STYLES[(index + 1) % len(STYLES)],
                 marker=MARKERS[index % len(MARKERS)],
                 linewidth=1.4,
-                label=plain(network),
+                label=network,
             )
         if averages:
             x, y = [gain.classes for gain in averages], [gain.points for gain in averages]

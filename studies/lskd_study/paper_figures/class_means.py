@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lskd import LskdError, minor_probabilities
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, STYLE
-from lskd_study.paper_figures.drawing import Drawing, listed, number, plain, short
+from lskd_study.paper_figures.drawing import Drawing, listed, number, short
 from lskd_study.paper_figures.teachers import class_means, class_names
 from lskd_study.tables import csv_text
 from lskd_study.teachers.outputs import Outputs
@@ -19,6 +19,7 @@ with needs_study_extra():
     import matplotlib as mpl
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
 # Dark and light in turn, so that the bars differ in grey too.
 COLORS = (ARMS[0], ARMS[4], ARMS[2], ARMS[5], ARMS[1], ARMS[3])
@@ -76,7 +77,7 @@ def major_figure(teachers: Sequence[ClassMeans]) -> Drawing:
         axes = figure.add_subplot()
         widths = np.linspace(0.88, 0.4, len(teachers)) if len(teachers) > 1 else [0.8]
         for teacher, color, width in zip(teachers, _colors(teachers), widths, strict=True):
-            label = f"{plain(teacher.teacher)} (mean {teacher.major.mean():.3f})"
+            label = f"{teacher.teacher} (mean {teacher.major.mean():.3f})"
             axes.bar(places, teacher.major, width=width, color=color, label=label)
         axes.set_ylim(0, 1)
         axes.set_ylabel("mean probability of the own class")
@@ -108,6 +109,8 @@ def minor_figure(teachers: Sequence[ClassMeans], logarithmic: bool = False) -> D
         axes = figure.add_subplot()
         if logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())  # the default ones set formulas
+            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
             axes.set_ylim(smallest / 2, max(float(teacher.minor.max()) for teacher in teachers) * 2)
         for index, (teacher, color) in enumerate(zip(teachers, _colors(teachers), strict=True)):
             left = places - 0.42 + index * width
@@ -122,7 +125,7 @@ def minor_figure(teachers: Sequence[ClassMeans], logarithmic: bool = False) -> D
                 sides + width * 0.94,
                 colors=color,
                 linewidth=1.0,
-                label=f"{plain(teacher.teacher)} (sum {total:.3f}, median {np.median(teacher.minor):.2g})",
+                label=f"{teacher.teacher} (sum {total:.3f}, median {np.median(teacher.minor):.2g})",
                 rasterized=teacher.minor.size > _RASTER,
             )
         axes.set_ylabel("mean probability of each other class")

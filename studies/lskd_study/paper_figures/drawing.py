@@ -76,12 +76,7 @@ def number(value: float) -> str:
 def short(name: str, limit: int = 22) -> str:
     """Return a name that fits into a figure: ImageNet's list synonyms, the first of which is known best."""
     first = name.partition(",")[0]
-    return plain(first if len(first) <= limit else f"{first[: limit - 1]}…")
-
-
-def plain(text: str) -> str:
-    """Return a text of the user's so that no part of it is set as a formula."""
-    return text.replace("$", r"\$")
+    return first if len(first) <= limit else f"{first[: limit - 1]}…"
 
 
 def listed(names: Iterable[str], limit: int = 5) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lskd import ClusterDistances, LskdError, cluster_distances, projection_plane
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, STYLE
-from lskd_study.paper_figures.drawing import Drawing, number, plain, short
+from lskd_study.paper_figures.drawing import Drawing, number, short
 from lskd_study.paper_figures.teachers import class_names
 from lskd_study.tables import csv_text
 from lskd_study.teachers.outputs import Outputs
@@ -255,7 +255,7 @@ def _draw(axes: Axes, panel: Projection) -> None:
         axes.annotate(QUANTITIES[name], arc[-1], (-2, 2), textcoords="offset points", ha="right", fontsize=8)
     below = (0, -9) if first[1] <= dissimilar[1] else (0, 5)
     axes.annotate("Dc", middle, below, textcoords="offset points", ha="center", va="center", fontsize=8)
-    axes.set_title(f"{plain(panel.teacher)}, {panel.split} ({len(panel.points)} samples)")
+    axes.set_title(f"{panel.teacher}, {panel.split} ({len(panel.points)} samples)")
     axes.set_xlabel(f"from template {short(panel.names[0])} to {short(panel.names[1])}")
     axes.set_ylabel(f"towards template {short(panel.names[2])}")
     axes.set_aspect("equal", adjustable="box")

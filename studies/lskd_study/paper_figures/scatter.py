@@ -7,7 +7,6 @@ import numpy as np
 
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, SOFT, STYLE
-from lskd_study.paper_figures.drawing import plain
 
 with needs_study_extra():
     import matplotlib as mpl
@@ -107,7 +106,7 @@ def scatter_figure(
 
 
 def _draw(axes: Axes, points: Sequence[Point], color: str, marker: str, size: float, label: str) -> None:
-    text: str | None = plain(label)
+    text: str | None = label
     for open_marker in (False, True):
         own = [point for point in points if (point.smoothed is False) == open_marker]
         if own:
@@ -140,7 +139,7 @@ def _name_points(
     for point, color in named:
         for x, y, horizontal, vertical in places:
             text = axes.annotate(
-                plain(point.name),
+                point.name,
                 (point.x, point.y),
                 (x, y),
                 textcoords="offset points",

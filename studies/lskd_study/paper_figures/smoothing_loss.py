@@ -9,6 +9,7 @@ from lskd import Convention, smoothed_logistic_loss, smoothed_logistic_minimum
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, STYLE, STYLES
 from lskd_study.paper_figures.drawing import Drawing, number
+from lskd_study.plan import exact
 from lskd_study.tables import csv_text
 
 with needs_study_extra():
@@ -29,11 +30,11 @@ def smoothing_loss(alphas: Sequence[float], convention: Convention = "paper", re
     margins = torch.linspace(-reach, reach, _POINTS, dtype=torch.float64)
     losses = [smoothed_logistic_loss(margins, alpha, convention) for alpha in alphas]
     minima = [smoothed_logistic_minimum(alpha, convention) for alpha in alphas]
-    header = ["margin", *(f"loss_alpha_{alpha:g}" for alpha in alphas)]
+    header = ["margin", *(f"loss_alpha_{exact(alpha)}" for alpha in alphas)]
     curves = [
         [number(float(m)), *(number(float(x)) for x in row)] for m, *row in zip(margins, *losses, strict=True)
     ]
-    least = [[f"{alpha:g}", number(m), number(x)] for alpha, (m, x) in zip(alphas, minima, strict=True)]
+    least = [[exact(alpha), number(m), number(x)] for alpha, (m, x) in zip(alphas, minima, strict=True)]
     tables = {"": csv_text(header, curves), "minima": csv_text(["alpha", "margin", "loss"], least)}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
@@ -41,7 +42,7 @@ def smoothing_loss(alphas: Sequence[float], convention: Convention = "paper", re
         styles = [style for style in STYLES if style != ":"]  # dotted is the logistic loss
         for index, (alpha, loss, (margin, minimum)) in enumerate(zip(alphas, losses, minima, strict=True)):
             color, style = ARMS[index % len(ARMS)], styles[index % len(styles)]
-            label = f"α = {alpha:g}"
+            label = f"α = {exact(alpha)}"
             if alpha == 0:
                 color, style, label = INK, ":", "α = 0 (logistic loss)"
             elif math.isfinite(margin):

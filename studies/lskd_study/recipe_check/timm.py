@@ -16,7 +16,7 @@ from lskd_study.checks import check_data_folder, check_models
 from lskd_study.ecosystems import timm as ecosystem
 from lskd_study.engine import make_plan
 from lskd_study.extras import needs_study_extra
-from lskd_study.plan import CHECKPOINT, Plan, Run
+from lskd_study.plan import CHECKPOINT, Plan, Run, exact
 from lskd_study.recipe_catalogue import Recipe
 from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.cost import Network
@@ -145,8 +145,8 @@ class TimmChecks:
         _check_pretrained(args)
         name = f"{run.role} {run.model}, {Path(run.config).name}"
         if teacher is not None:
-            name += f", of {teacher.model}" + f", T {run.temperature:g}" * (run.temperature != 1)
-            name += f", lambda {run.hard_weight:g}" * (run.hard_weight > 0)
+            name += f", of {teacher.model}" + f", T {exact(run.temperature)}" * (run.temperature != 1)
+            name += f", lambda {exact(run.hard_weight)}" * (run.hard_weight > 0)
         size = self._size(plan, run)
         # One network under one set of options takes its steps once; every file does with every data set.
         own = (self._identity(plan, run), self._identity(plan, teacher) if teacher else None)

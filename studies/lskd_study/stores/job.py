@@ -6,10 +6,12 @@ import shlex
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from lskd import LskdError, SoftLabels
+from lskd import DivergedError, LskdError, SoftLabels
 from lskd.files import write_text
 from lskd_study import job, provenance
+from lskd_study.data_checksum import data_checksum
 from lskd_study.folders import LABELS, LOG, begin, held
 from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import JOB, Plan, Store
@@ -22,7 +24,8 @@ def write_store(plan: Plan, store: Store) -> None:
     """Write one store, or go on with it, in its own folder.
 
     Raises:
-        LskdError: when another process is at work on it, or when the trainer's command fails.
+        LskdError: when another process is at work on it, when the trainer's command fails, or when the data
+            change meanwhile. What diverged, or has a teacher that did, is recorded as failed instead.
     """
     os.chdir(plan.cwd)
     folder = Path(plan.output, store.folder)
@@ -30,25 +33,41 @@ def write_store(plan: Plan, store: Store) -> None:
     with held(folder), chosen_gpus(plan.resources, lambda line: say(f"{name}  {line}")) as devices:
         started = time.monotonic()
         teacher = job.teacher_identity(plan, plan.run(store.students[0]))
-        identity = {"teacher": teacher, "seed": store.seed, "top_k": store.top_k, "values": store.values}
-        resumed, _ = begin(
-            folder,
-            identity,
-            # The words of a teacher that has since been trained anew are of no use.
-            lambda before: all(before.get(key) == value for key, value in identity.items()),
-            plan.labels(store).exists,
-            LABELS,
-        )
-        where = "".join(f"  {variable}={value}" for variable, value in devices.items())
-        say(f"{'resumes' if resumed else 'starts '}  {name}{where}")
+        data = data_checksum(plan)
         module = storing(plan.ecosystem)
         words = module.command(plan, store)
-        with job.logged(f"soft labels {store.id}", folder / LOG):
-            module.write(words)
-        labels = SoftLabels(plan.labels(store))
-        if not labels.complete:
-            raise LskdError(f"{plan.labels(store)} is not complete; the log is {folder / LOG}")
-        info = labels.info()
+        resumed, said = 0, ""
+        outcome: dict[str, Any] = {}
+        failed = job.untaught(plan, store)
+        if not failed:
+            identity = {
+                "teacher": teacher,
+                "data": data,
+                "seed": store.seed,
+                "top_k": store.top_k,
+                "values": store.values,
+            }
+            resumed, _ = begin(
+                folder,
+                identity,
+                # The words of a teacher that has since been trained anew are of no use.
+                lambda before: all(before.get(key) == value for key, value in identity.items()),
+                plan.labels(store).exists,
+                LABELS,
+            )
+            where = "".join(f"  {variable}={value}" for variable, value in devices.items())
+            say(f"{'resumes' if resumed else 'starts '}  {name}{where}")
+            try:
+                with job.logged(f"soft labels {store.id}", folder / LOG):
+                    module.write(words)
+                outcome, said = _written(plan, store, folder)
+            except DivergedError as error:
+                failed = str(error)
+            if data_checksum(plan) != data:
+                raise LskdError(
+                    f"the data in {plan.data} changed while {name} were written; leave them alone and give "
+                    "the same command again"
+                )
         wall = time.monotonic() - started
         record = {
             "store": store.id,
@@ -57,15 +76,8 @@ def write_store(plan: Plan, store: Store) -> None:
             "cwd": plan.cwd,
             "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", ""), **devices},
             "teacher": teacher,
-            "soft_labels": {
-                "checksum": info["checksum"],
-                "bytes": info["bytes"],
-                "samples": labels.layout.samples,
-                "epochs": labels.layout.epochs,
-                "rows": labels.rows,
-                "top_k": store.top_k or "all",
-                "values": store.values,
-            },
+            "data": {"path": plan.data, "sha256": data},
+            **({"failed": failed} if failed else {"soft_labels": outcome}),
             "versions": provenance.versions(),
             "git": provenance.git_state(Path(__file__).parent),
             "hardware": provenance.hardware(),
@@ -74,4 +86,25 @@ def write_store(plan: Plan, store: Store) -> None:
             "resumed": resumed,
         }
         write_text(folder / JOB, json.dumps(record, indent=2) + "\n")
-        say(f"finished {name}  {gigabytes(info['bytes'])}  ({wall:.0f} s)")
+        say(f"failed   {name}  {failed}" if failed else f"finished {name}  {said}  ({wall:.0f} s)")
+
+
+def _written(plan: Plan, store: Store, folder: Path) -> tuple[dict[str, Any], str]:
+    """Return what was stored, for the record and in words.
+
+    Raises:
+        LskdError: it is not complete.
+    """
+    labels = SoftLabels(plan.labels(store))
+    if not labels.complete:
+        raise LskdError(f"{plan.labels(store)} is not complete; the log is {folder / LOG}")
+    info = labels.info()
+    return {
+        "checksum": info["checksum"],
+        "bytes": info["bytes"],
+        "samples": labels.layout.samples,
+        "epochs": labels.layout.epochs,
+        "rows": labels.rows,
+        "top_k": store.top_k or "all",
+        "values": store.values,
+    }, gigabytes(info["bytes"])

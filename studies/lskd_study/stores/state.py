@@ -36,11 +36,13 @@ def holds(plan: Plan, store: Store) -> bool:
     return labels.complete and layout.epochs >= store.epochs and kept == (store.top_k, store.values)
 
 
-def stored_identity(plan: Plan, run: Run) -> dict[str, Any] | None:
+def stored_identity(plan: Plan, run: Run, data: str) -> dict[str, Any] | None:
     """Return what a student is about to read, None where it asks its teacher.
 
+    ``data``: the checksum of the data that the student sees.
+
     Raises:
-        LskdError: the store does not hold it.
+        LskdError: the store does not hold it, or was written when the data were others.
     """
     store = plan.store_of(run)
     if store is None:
@@ -50,7 +52,13 @@ def stored_identity(plan: Plan, run: Run) -> dict[str, Any] | None:
             f"{plan.output}/{store.folder} does not hold what {run.id} reads; run `lskd study` again, it "
             "writes that first"
         )
-    found: dict[str, Any] = record_of(plan, store)["soft_labels"]
+    record = record_of(plan, store)
+    if record.get("data", {}).get("sha256", data) != data:
+        raise LskdError(
+            f"the data in {plan.data} changed since {plan.output}/{store.folder} was written; put them back, "
+            "or remove that folder and give the same command again"
+        )
+    found: dict[str, Any] = record["soft_labels"]
     return {"store": store.id, "seed": store.seed, **found}
 
 

@@ -24,7 +24,7 @@ def page_rows(plan: Plan) -> list[tuple[str, str]]:
     """Return what the page says under Provenance, as (name, value)."""
     rows = []
     if plan.stores:
-        records = [record for store in plan.stores if (record := record_of(plan, store))]
+        records = [record for store in plan.stores if "soft_labels" in (record := record_of(plan, store))]
         parts = [_stored(plan, plan.stores), _saved(plan, plan.stores)]
         if records:
             size = sum(record["soft_labels"]["bytes"] for record in records)

@@ -15,6 +15,7 @@ from lskd import (
     target_probability,
 )
 from lskd_study.bootstrap import Estimate, paired_differences
+from lskd_study.plan import exact
 from lskd_study.teachers.outputs import Outputs
 
 Progress = Callable[[int], object]
@@ -279,8 +280,8 @@ def _warnings(teacher: Teacher) -> list[str]:
     for mass in teacher.masses:
         if mass.chance_like:
             lines.append(
-                f"at temperature {mass.temperature:g} its own class gets {mass.measured:.3f} on average, "
-                "hardly more than chance: such targets have harmed students; use a lower temperature"
+                f"at temperature {exact(mass.temperature)} its own class gets {mass.measured:.3f} on "
+                "average, hardly more than chance: such targets have harmed students; use a lower temperature"
             )
     if m.calibrated.at_limit:
         lines.append(f"no temperature fits: the search ended at {m.calibrated.temperature:g}")

@@ -7,6 +7,7 @@ from lskd_study import provenance
 from lskd_study.claims import Finding, number_of_tests
 from lskd_study.claims_table import claim_sections
 from lskd_study.commands import Commands
+from lskd_study.notices import Notice
 from lskd_study.page import MARKS, environment, machine_text
 from lskd_study.paper.layout_parts import Layout
 from lskd_study.paper.page_figures import PageFigure
@@ -21,14 +22,15 @@ class OfStudy:
     """What a study adds to the page of its teachers; a list of teachers alone adds nothing.
 
     ``layouts``: further tables of the paper, which come first; ``drawn``: its figures; ``findings``: the
-    verdicts on its claims; ``missing``: teachers that are not there yet; ``provenance`` and ``commands``:
-    what the runs were made with, and how to repeat them.
+    verdicts on its claims; ``missing``: teachers that are not there yet; ``notices``: what stands before the
+    answer; ``provenance`` and ``commands``: what the runs were made with, and how to repeat them.
     """
 
     layouts: Sequence[Layout] = ()
     drawn: Sequence[PageFigure] = ()
     findings: Sequence[Finding] = ()
     missing: Sequence[str] = ()
+    notices: Sequence[Notice] = ()
     provenance: Sequence[tuple[str, str]] = ()
     commands: Commands | None = None
 
@@ -53,6 +55,7 @@ def render_teachers(
             answer=answer_of(comparison),
             warnings=list(render.warning_lines(comparison)),
             missing=beside.missing,
+            notices=beside.notices,
             tables=tables,
             files=files,
             layouts=beside.layouts,

@@ -10,9 +10,9 @@ from scipy import stats
 
 from lskd_study.bootstrap import Estimate
 from lskd_study.paper import Row, load_tables
-from lskd_study.tables import csv_text
+from lskd_study.plan import exact
+from lskd_study.tables import csv_text, escaped
 from lskd_study.teachers.compare import Comparison
-from lskd_study.teachers.render import escaped
 from lskd_study.teachers.schema import TeacherEntry
 
 TableName = Literal["Table 1", "Table 10"]
@@ -137,7 +137,7 @@ def table_markdown(table: StabilityTable) -> str:
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for line in table.lines:
-        alpha = "–" if line.smoothing is None else f"{line.smoothing:g}"
+        alpha = "–" if line.smoothing is None else f"{exact(line.smoothing)}"
         instability = f"{_four(line.measured.instability)} | {_four(line.paper.instability)}"
         verdict = {None: "–", True: "yes", False: "no"}[line.reproduced]
         lines.append(

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lskd_study.bootstrap import METHOD, Estimate
-from lskd_study.tables import csv_text
+from lskd_study.plan import exact
+from lskd_study.tables import csv_text, escaped
 from lskd_study.teachers.compare import DEFINITIONS, PERCENT, QUANTITIES, Comparison, Teacher
 
 LABELS = {**QUANTITIES, **DEFINITIONS}
@@ -109,16 +110,13 @@ def as_markdown(comparison: Comparison) -> str:
         for cells in difference_rows(comparison):
             lines.append(f"| {' | '.join(escaped(cell) for cell in cells)} |")
         lines += ["", method_line(comparison)]
-        lines += [f"\n{line[0].upper()}{line[1:]}." for line in reading(comparison)]
+        lines += [f"\n{escaped(line[0].upper() + line[1:])}." for line in reading(comparison)]
     lines += (
-        ["", *(f"- {line}" for line in warning_lines(comparison))] if list(warning_lines(comparison)) else []
+        ["", *(f"- {escaped(line)}" for line in warning_lines(comparison))]
+        if list(warning_lines(comparison))
+        else []
     )
     return "\n".join(lines) + "\n"
-
-
-def escaped(cell: str) -> str:
-    """Return text for a cell of a Markdown table."""
-    return cell.replace("|", "\\|")
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -172,6 +170,11 @@ def reading(comparison: Comparison) -> list[str]:
             lines.append(
                 f"most accurate{of}: {name}, {lead:.2f} points above {teachers[second].name} ({interval})"
             )
+        elif float(f"{lead:.2f}") == 0:
+            second_name = teachers[second].name
+            lines.append(
+                f"no teacher is the most accurate: {name} and {second_name} show no difference ({interval})"
+            )
         else:
             lines.append(
                 f"no teacher is clearly the most accurate: {name} is {lead:.2f} points above "
@@ -223,7 +226,7 @@ def _values(teacher: Teacher) -> Iterator[tuple[str, float, str]]:
     yield "equivalent_smoothing", m.equivalent_smoothing(), "smoothing it looks trained with (alpha/K to all)"
     yield "equivalent_smoothing_paper", m.equivalent_smoothing("paper"), "the same, alpha/(K-1) to the others"
     for mass in teacher.masses:
-        t = f"{mass.temperature:g}"
+        t = f"{exact(mass.temperature)}"
         yield f"own_class_mass_T{t}", mass.measured, f"mean probability of the label at T = {t}"
         if mass.temperature != 1:  # at 1 they are the same, it is where the smoothing is read from
             yield f"ideal_mass_T{t}", mass.ideal, f"the same of an ideal teacher so smoothed, T = {t}"
