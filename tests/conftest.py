@@ -54,7 +54,6 @@ def shared_state() -> dict[str, Any]:
         "signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         # Installed packages put folders of their own on it when they are first imported.
         "sys.path": [folder for folder in sys.path if "site-packages" not in folder],
-        "sys.excepthook": sys.excepthook,
         "root logger": (root.level, root.manager.disable),
         "handlers of the root logger": [
             h for h in root.handlers if not type(h).__module__.startswith("_pytest")
@@ -78,8 +77,9 @@ def independent() -> Iterator[None]:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    before, modules = shared_state(), dict(sys.modules)
+    before, modules, hook = shared_state(), dict(sys.modules), sys.excepthook
     yield
+    sys.excepthook = hook  # typer's and torch.distributed's stay otherwise
     after = shared_state()
     left = [name for name, value in before.items() if after[name] != value]
     left += [f"module {name}" for name, module in modules.items() if sys.modules.get(name) is not module]
