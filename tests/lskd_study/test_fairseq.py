@@ -360,3 +360,10 @@ def test_a_data_bin_appears_whole_or_not_at_all(tmp_path, preprocess):
         checks.check_data_bin(output, "d-bin", {"train": 2})
     with pytest.raises(LskdError, match="exists and is not this data-bin"):
         data_bin.write_data_bin(output, tmp_path / "text", text | {"listing_sha256": "other"}, {})
+
+
+def test_runs_are_built_before_any_trains(make):
+    checks.try_out(make())
+    wrong = STUDENT | {"optimizer": STUDENT["optimizer"] | {"adam_betas": "(0.9"}}
+    with pytest.raises(LskdError, match=r"^student.yaml, student transformer: .*never closed"):
+        checks.try_out(make(student=wrong))
