@@ -228,6 +228,7 @@ def _check_checkpoints(args: Namespace) -> None:
             continue
         if flag == "--resume":
             args.resume, note = resumed_checkpoint(name)
+            name = args.resume
             if note:
                 print(note, flush=True)
         try:

@@ -2,8 +2,13 @@
 
 import logging
 import resource
+import shutil
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
+
+from timm_ls_kd.upstream import _check_checkpoints
 
 pytestmark = pytest.mark.integration
 
@@ -159,3 +164,12 @@ def test_a_full_disk_is_one_line(script, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_damaged_checkpoint_gives_way_to_a_whole_one(teacher_run, tmp_path, capsys):
+    last = Path(shutil.copytree(teacher_run, tmp_path / "run")) / "last.pth.tar"
+    last.write_bytes(last.read_bytes()[:100_000])
+    args = Namespace(resume=str(last), initial_checkpoint="")
+    _check_checkpoints(args)
+    assert Path(args.resume).name == "checkpoint-9.pth.tar"
+    assert "cut off or damaged; going on from" in capsys.readouterr().out
