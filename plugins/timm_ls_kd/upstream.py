@@ -26,7 +26,14 @@ from lskd import (
     require_finite,
     require_finite_weights,
 )
-from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
+from timm_ls_kd.arguments import (
+    KdConfig,
+    add_kd_arguments,
+    apply_kd_defaults,
+    given_arguments,
+    kd_config,
+    require_teacher,
+)
 from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.fast_teacher import Augmented, speed_up
@@ -180,6 +187,7 @@ def _extend_parser(module: Any, run: _Run) -> None:
         }
         args, _ = parse()
         vars(args).update(values)
+        require_teacher(args, typed)
         apply_kd_defaults(args, given)
         run.args, run.kd = args, kd_config(args)
         _check(args, run.kd)

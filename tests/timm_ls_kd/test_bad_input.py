@@ -43,6 +43,8 @@ pytestmark = pytest.mark.integration
         ("--model test_vit --img-size 30", ["30"]),
         ("--kd-temperature-squared", ["need --kd-teacher"]),
         ("--kd-teacher-checkpoint x.pth", ["needs --kd-teacher"]),
+        ("--kd-temperature 1", ["--kd-temperature needs --kd-teacher"]),
+        ("--kd-preflight-samples 9", ["--kd-preflight-samples needs --kd-teacher"]),
         ("extra", ["extra"]),
         ("--conf nosuch.yaml", ["unknown flag --conf", "--config"]),
         ("--aa garbage", ["--aa garbage", "training transform"]),

@@ -133,6 +133,11 @@ def test_a_run_without_a_step_of_the_teachers_loss_is_an_error(script, arguments
     assert "validated" not in result.out
 
 
+def test_a_temperature_without_a_teacher_is_refused(script, tmp_path):
+    script("--kd-temperature", 2, teacher=False).assert_one_clear_line("--kd-temperature needs --kd-teacher")
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_losses_without_a_teacher_are_the_scripts_own_affair(script):
     assert script("--loss", "poly", teacher=False).status == 0
 
