@@ -17,6 +17,8 @@ from timm_ls_kd.soft_label_arguments import (
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_PREFLIGHT_SAMPLES = 512
 TEACHER_DTYPES = ("float32", "bfloat16")
+# Their defaults say something too, so only typing them tells that a teacher is meant.
+ABOUT_A_TEACHER = ("kd_temperature", "kd_preflight_samples", "kd_teacher_fast_bound")
 
 # What a distilling run cannot be combined with: (attribute, value when off, what to say).
 _CONFLICTS: tuple[tuple[str, Any, str], ...] = (
@@ -199,6 +201,18 @@ def apply_kd_defaults(args: argparse.Namespace, given: set[str]) -> None:
     if "smoothing" not in given:
         args.smoothing = 0.0
     apply_soft_label_defaults(args)
+
+
+def require_teacher(args: argparse.Namespace, typed: set[str]) -> None:
+    """Refuse flags that are about a teacher and were typed without one; a file of another run may name them.
+
+    Raises:
+        LskdError: naming the flag.
+    """
+    if args.kd_teacher is None and getattr(args, "kd_model_name", None) is None:
+        for name in ABOUT_A_TEACHER:
+            if name in typed:
+                raise LskdError(f"{_flag(name)} needs --kd-teacher MODEL; add it.")
 
 
 def check_smoothing(args: argparse.Namespace) -> None:

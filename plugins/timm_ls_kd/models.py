@@ -4,12 +4,20 @@ import difflib
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
+import huggingface_hub
 import timm
+import torch
 from torch import Tensor, nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights, one_line, require_finite_weights
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_SECONDS = 5  # to wait for the network's word
 
 
 def check_model_name(name: str, role: str) -> None:
@@ -36,6 +44,49 @@ def check_model_name(name: str, role: str) -> None:
     near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() gives the names."
     raise LskdError(f"unknown {role} '{name}': timm has no such model; {hint}")
+
+
+def check_pretrained(name: str, reach: bool = True) -> None:
+    """Refuse pretrained weights that do not exist, or are neither here nor within reach; downloads nothing.
+
+    Args:
+        name: timm's.
+        reach: ask the network where they are not here; False: that they exist is enough.
+
+    Raises:
+        LskdError: saying what to do.
+    """
+    if ":" in name:  # its source is asked when it is created
+        return
+    known = timm.models.get_pretrained_cfg(name)
+    if known is None or not known.has_weights:
+        raise LskdError(f"pretrained: timm has no weights for '{name}'; name a model with a tag")
+    if not reach or _is_here(known):
+        return
+    try:
+        if known.hf_hub_id:
+            repository, _, revision = known.hf_hub_id.partition("@")
+            file = known.hf_hub_filename or _HUB_FILES[0]
+            url = huggingface_hub.hf_hub_url(repository, file, revision=revision or None)
+            huggingface_hub.get_hf_file_metadata(url, timeout=_SECONDS)
+        else:
+            urlopen(Request(known.url, method="HEAD"), timeout=_SECONDS).close()
+    except huggingface_hub.errors.EntryNotFoundError:
+        return  # it is there, under its other name
+    except Exception as error:  # the hub's client and sockets raise whatever they like
+        raise LskdError(
+            f"pretrained: the weights of '{name}' are not on this machine and cannot be had "
+            f"({one_line(error, 80)}); make them first where there is a network, or drop pretrained"
+        ) from None
+
+
+def _is_here(known: Any) -> bool:
+    if known.hf_hub_id:
+        repository, _, revision = known.hf_hub_id.partition("@")
+        files = (known.hf_hub_filename,) if known.hf_hub_filename else _HUB_FILES
+        seek = partial(huggingface_hub.try_to_load_from_cache, repository, revision=revision or None)
+        return any(isinstance(seek(file), str) for file in files)
+    return not known.url or Path(torch.hub.get_dir(), "checkpoints", Path(known.url).name).is_file()
 
 
 def create(

@@ -217,7 +217,7 @@ class RunFolder:
         """Drop rows of epochs that are run again; return the tracked metric of those kept."""
         if not self.summary.exists():
             return {}
-        with self.summary.open(newline="") as file:
+        with self.summary.open(newline="", encoding="utf-8", errors="replace") as file:
             table = list(csv.reader(file))
         header = table[0] if table else []
         kept = [

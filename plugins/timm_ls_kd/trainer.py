@@ -113,7 +113,7 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
     eval_model, eval_model_ema = _wrap(args, task, device)
     updates = -(-len(loader) // args.grad_accum_steps)
     # Tried on a stand-in: the run's folder may write the optimiser as resumed, before a schedule moves it.
-    _create_scheduler(args, torch.optim.SGD([torch.zeros(1)], lr=args.lr), updates)
+    create_scheduler(args, torch.optim.SGD([torch.zeros(1)], lr=args.lr), updates)
     run = None
     if args.rank == 0:
         run = RunFolder(
@@ -128,7 +128,7 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
             amp_scaler=scaler,
             task=task,
         )
-    scheduler, epochs = _create_scheduler(args, optimizer, updates)
+    scheduler, epochs = create_scheduler(args, optimizer, updates)
     if scheduler is not None and start_epoch > 0:
         if args.sched_on_updates:
             scheduler.step_update(start_epoch * updates)
@@ -246,8 +246,12 @@ def precision(args: Namespace, device: torch.device) -> tuple[Autocast, Any]:
     return autocast, utils.NativeScaler(device=device.type) if needs_scaler else None
 
 
-def _create_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates: int) -> tuple[Any, int]:
-    """Create the schedule of the learning rate; return it and the number of epochs it lasts."""
+def create_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates: int) -> tuple[Any, int]:
+    """Create the schedule of the learning rate; return it and the number of epochs it lasts.
+
+    Raises:
+        LskdError: timm cannot make it.
+    """
     try:
         scheduler, epochs = create_scheduler_v2(
             optimizer,

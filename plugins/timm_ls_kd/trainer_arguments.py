@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lskd import LskdError
-from timm_ls_kd.arguments import add_kd_arguments, apply_kd_defaults, given_arguments
+from timm_ls_kd.arguments import (
+    ABOUT_A_TEACHER,
+    add_kd_arguments,
+    apply_kd_defaults,
+    given_arguments,
+    require_teacher,
+)
 from timm_ls_kd.config_file import apply_config, read_config
 from timm_ls_kd.number_checks import check_numbers
 from timm_ls_kd.upstream_only import UPSTREAM_ONLY
@@ -253,6 +259,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise LskdError(_unknown(parser, unknown[0]))
     for line in warnings:
         print(f"timm: warning: {line}", file=sys.stderr)
+    require_teacher(args, given_arguments(parser, argv, {}, ABOUT_A_TEACHER))
     apply_kd_defaults(args, given_arguments(parser, argv, config, ("kd_temperature", "smoothing")))
     args.data_dir = _data_dir(typed, args)
     del args.data, args.config

@@ -28,7 +28,14 @@ from lskd import (
     require_finite,
     require_finite_weights,
 )
-from timm_ls_kd.arguments import KdConfig, add_kd_arguments, apply_kd_defaults, given_arguments, kd_config
+from timm_ls_kd.arguments import (
+    KdConfig,
+    add_kd_arguments,
+    apply_kd_defaults,
+    given_arguments,
+    kd_config,
+    require_teacher,
+)
 from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.data import CheckedReader, loading_error
 from timm_ls_kd.datacheck import check_data, leave_out_litter
@@ -185,6 +192,7 @@ def _extend_parser(module: Any, run: _Run) -> None:
         }
         args, _ = parse()
         vars(args).update(values)
+        require_teacher(args, typed)
         apply_kd_defaults(args, given)
         run.args, run.kd = args, kd_config(args)
         _check(args, run.kd)
@@ -233,6 +241,7 @@ def _check_checkpoints(args: Namespace) -> None:
             continue
         if flag == "--resume":
             args.resume, note = resumed_checkpoint(name)
+            name = args.resume
             if note:
                 print(note, flush=True)
         try:

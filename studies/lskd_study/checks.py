@@ -1,17 +1,24 @@
 """What is checked before a study's first run: data folder, models, output folder, Snakemake's options."""
 
 import argparse
+import contextlib
 import difflib
+import io
+import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType
+from typing import Any, NoReturn
 
 from lskd import LskdError
 from lskd.images import class_folders, class_images
 from lskd_study.data.manifest import read_manifest
 from lskd_study.data_options import Options
+from lskd_study.ecosystems import trainer_of
 from lskd_study.extras import needs_study_extra
+from lskd_study.plan import Plan, Run
 
 # lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
 OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers", "--config")
@@ -112,6 +119,41 @@ def check_models(models: Iterable[str]) -> None:
         from timm_ls_kd.models import check_model_name
     for model in dict.fromkeys(models):
         check_model_name(model, "model")
+
+
+def try_out(plan: Plan) -> None:
+    """Build what unfinished runs are made of, one of each kind: seed and smoothing make none.
+
+    Raises:
+        LskdError: naming the trainer's file.
+    """
+    kinds: dict[tuple[object, ...], Run] = {}
+    for run in plan.unfinished():
+        teacher = plan.run(run.teacher).config if run.teacher else ""
+        kinds.setdefault((run.role, run.model, run.config, teacher), run)
+    rehearsals: dict[ModuleType, Any] = {}
+    for run in kinds.values():
+        trainer = trainer_of(plan.ecosystem, run.role)
+        rehearsal = rehearsals.get(trainer) or rehearsals.setdefault(trainer, trainer.Rehearsal(plan))
+        try:
+            with quietly():
+                rehearsal.try_out(run)
+        except LskdError as error:
+            raise LskdError(f"{run.config}, {run.role} {run.model}: {error}") from None
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what trainers say of themselves from the terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(said):
+                yield
+    finally:
+        logging.disable(level)
 
 
 def check_output(folder: Path, name: str) -> None:

@@ -21,6 +21,7 @@ from lskd_study.checks import (
     check_data_folder,
     check_models,
     check_output,
+    try_out,
 )
 from lskd_study.class_counts import check_class_counts
 from lskd_study.data_checksum import check_unchanged
@@ -83,6 +84,7 @@ def run_study(
     if todo:
         check_unchanged(plan)
         check_models(run.model for run in plan.runs if trainer_of(plan.ecosystem, run.role) is timm)
+        try_out(plan)
     if dry_run:
         print(describe(plan))
         print("\n".join(f"    {'to do   ' if run in todo else 'finished'}  {run.id}" for run in plan.runs))

@@ -12,7 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
-from lskd_study import cli
+from lskd import LskdError
+from lskd_study import checks, cli, engine
 from lskd_study.recipes import recipes_folder
 
 pytestmark = pytest.mark.unit
@@ -37,7 +38,7 @@ def here(tmp_path, monkeypatch) -> Path:
             folder.mkdir(parents=True)
             Image.new("RGB", (4, 4)).save(folder / "1.png")
     for name in ("t.yaml", "s.yaml"):
-        (tmp_path / name).write_text("epochs: 1\n")
+        (tmp_path / name).write_text("epochs: 1\nbatch_size: 2\n")
     write(tmp_path)
     return tmp_path
 
@@ -76,13 +77,13 @@ def refused(capsys, here: Path, *words: str) -> str:
 )
 def test_a_students_file_of_other_classes(here, capsys, line, message, more):
     torch.save({"head.fc.weight": torch.zeros(3, 8), "head.fc.bias": torch.zeros(3)}, here / "w.pth")
-    (here / "s.yaml").write_text(f"epochs: 1\n{line}\n")
+    (here / "s.yaml").write_text(f"epochs: 1\nbatch_size: 2\n{line}\n")
     assert message in refused(capsys, here, "study", "study.yaml", *more)
 
 
 def test_weights_of_the_same_classes_are_taken(here, capsys):
     torch.save({"head.fc.weight": torch.zeros(2, 8)}, here / "w.pth")
-    (here / "s.yaml").write_text("epochs: 1\ninitial_checkpoint: w.pth\n")
+    (here / "s.yaml").write_text("epochs: 1\nbatch_size: 2\ninitial_checkpoint: w.pth\n")
     assert cli.main(["study", "study.yaml", "--dry-run"]) == 0
 
 
@@ -110,6 +111,73 @@ def test_a_configuration_of_mmcls_of_other_classes(here, capsys, change, message
         assert f"s.py: {message}" in refused(capsys, here, "study", "study.yaml", "--dry-run")
     else:
         assert cli.main(["study", "study.yaml", "--dry-run"]) == 0
+
+
+# What only building a run shows
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"opt": "nosuch"}, "optimiser 'nosuch' cannot be created"),
+        ({"aa": "garbage"}, "check --aa garbage"),
+        ({"batch_size": 512}, "2 training images do not fill one batch of 512"),
+        ({"pretrained": True}, "the weights of 'test_byobnet' are not on this machine and cannot be had"),
+        ({"train_only": ["nosuch"]}, "model 'test_byobnet' has no such module"),
+        ({"in_chans": 1}, "its images have 1 channels, those of its teachers 3 (t.yaml)"),
+    ],
+)
+def test_a_mistake_in_a_students_file_comes_out_before_the_teachers_train(
+    here, capsys, monkeypatch, change, message
+):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (here / "s.yaml").write_text(yaml.safe_dump({"epochs": 1, "batch_size": 2} | change))
+    err = refused(capsys, here, "study", "study.yaml", "--dry-run")
+    assert err.startswith("lskd: error: s.yaml, student test_byobnet: ")
+    assert message in err
+
+
+@pytest.mark.parametrize("name", ["1.webp", "1.bmp", "1.tiff"])
+def test_a_class_whose_images_timm_does_not_read(here, capsys, name):
+    (here / "data" / "train" / "dog" / "1.png").unlink()
+    Image.new("RGB", (4, 4)).save(here / "data" / "train" / "dog" / name)
+    assert "dog has no images" in refused(capsys, here, "study", "study.yaml", "--dry-run")
+
+
+def test_what_needs_no_data_is_tried_before_there_are_any(here, capsys):
+    write(here, data={"path": "data/digits", "num_classes": 10, "prepare": "digits"})
+    assert cli.main(["study", "study.yaml", "--dry-run"]) == 0
+    capsys.readouterr()
+    (here / "s.yaml").write_text("epochs: 1\naa: garbage\n")
+    assert "check --aa garbage" in refused(capsys, here, "study", "study.yaml", "--dry-run")
+
+
+def test_a_mistake_in_a_configuration_of_mmcls(here):
+    pytest.importorskip("mmengine", reason="the extra mmcls is not installed")
+    base = recipes_folder() / "digits_bnn" / "student.py"
+    data = {"path": "data", "num_classes": 2}
+    write(here, ecosystem="mmcls", data=data, students=[{"model": "bnn", "config": "s.py"}])
+    two = "num_classes=2"
+    of_two = [f"data_preprocessor = dict({two})", f"model = dict(head=dict({two}))"]
+    of_two += [f"{split}_dataloader = dict(dataset=dict({two}))" for split in ("train", "val")]
+    (here / "base.py").write_text("\n".join([f"_base_ = {str(base)!r}", *of_two]))
+    for change, message in {
+        "": "",
+        "optim_wrapper = dict(optimizer=dict(type='Nosuch'))": "its optim_wrapper cannot be made",
+        "param_scheduler = dict(_delete_=True, type='Nosuch')": "its param_scheduler cannot be made (",
+        "train_dataloader = dict(batch_size=9, drop_last=True)": "2 training images do not fill one batch",
+        "train_dataloader = dict(dataset=dict(pipeline=[dict(type='Nosuch')]))": "its train_dataloader",
+        "model = dict(backbone=dict(type='Nosuch'))": "its model cannot be made",
+    }.items():
+        (here / "s.py").write_text(f"_base_ = 'base.py'\n{change}\n")
+        plan = engine.make_plan("study.yaml", None)
+        if message:
+            with pytest.raises(LskdError, match=f"s.py, student bnn: {re.escape(message)}"):
+                checks.try_out(plan)
+        else:
+            checks.try_out(plan)
 
 
 # What is not installed

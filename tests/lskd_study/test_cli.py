@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from lskd_study import cli, doctor
 from lskd_study.recipes import recipes_folder
@@ -32,8 +33,8 @@ def here(tmp_path, monkeypatch) -> Path:
         for label in ("cat", "dog"):
             folder = tmp_path / "data" / split / label
             folder.mkdir(parents=True)
-            (folder / "1.png").write_bytes(b"")
-    (tmp_path / "t.yaml").write_text("epochs: 1\n")
+            Image.new("RGB", (4, 4)).save(folder / "1.png")
+    (tmp_path / "t.yaml").write_text("epochs: 1\nbatch_size: 2\n")
     write(tmp_path)
     return tmp_path
 
@@ -93,6 +94,10 @@ def test_errors_of_the_study_file_come_through(here, capsys):
         (
             {"teachers": [{"model": "test_resnet", "config": "u.yaml"}]},
             "cannot read the trainer's file u.yaml",
+        ),
+        (
+            {"students": [{"model": "torchvision:resnet18", "config": "t.yaml"}]},
+            "unknown model 'torchvision:resnet18'",
         ),
         ({"students": STUDY["students"] * 2}, "the same run is asked for twice"),
         ({"data": {"path": "nowhere", "num_classes": 2}}, "data folder nowhere does not exist"),

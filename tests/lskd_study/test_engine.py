@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
 from lskd import LskdError
 from lskd_study import cli, engine, stopping
@@ -38,8 +39,8 @@ def plan(tmp_path, monkeypatch) -> Plan:
     monkeypatch.chdir(tmp_path)
     for name in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / "data" / name).mkdir(parents=True)
-        (tmp_path / "data" / name / "1.png").touch()
-    (tmp_path / "t.yaml").write_text("epochs: 1\n")
+        Image.new("RGB", (4, 4)).save(tmp_path / "data" / name / "1.png")
+    (tmp_path / "t.yaml").write_text("epochs: 1\nbatch_size: 2\n")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
     return engine.make_plan("study.yaml", None)
 

@@ -379,3 +379,10 @@ def test_a_run_that_diverged_is_told_from_a_mistake(monkeypatch):
     monkeypatch.setattr(fairseq_cli.hydra_train, "cli_main", diverge)
     with pytest.raises(DivergedError, match=r"^epoch 3: the validation loss is nan$"):
         fairseq.train([])
+
+
+def test_runs_are_built_before_any_trains(make):
+    checks.try_out(make())
+    wrong = STUDENT | {"optimizer": STUDENT["optimizer"] | {"adam_betas": "(0.9"}}
+    with pytest.raises(LskdError, match=r"^student.yaml, student transformer: .*never closed"):
+        checks.try_out(make(student=wrong))

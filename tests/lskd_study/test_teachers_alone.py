@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import yaml
+from PIL import Image
 
 from lskd import LskdError
 from lskd_study import engine
@@ -28,8 +29,8 @@ def make(tmp_path, monkeypatch):
     for split in ("train", "val"):
         for label in "abc":
             (tmp_path / "data" / split / label).mkdir(parents=True)
-            (tmp_path / "data" / split / label / "1.png").touch()
-    (tmp_path / "t.yaml").write_text("epochs: 1\n")
+            Image.new("RGB", (4, 4)).save(tmp_path / "data" / split / label / "1.png")
+    (tmp_path / "t.yaml").write_text("epochs: 1\nbatch_size: 3\n")
 
     def plan(**changes):
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY | changes))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lskd import CheckpointError, load_teacher_weights
+from lskd import CheckpointError, LskdError, load_teacher_weights
 from timm_ls_kd import upstream
 
 pytestmark = pytest.mark.integration
@@ -48,6 +48,8 @@ pytestmark = pytest.mark.integration
         ("--model test_vit --img-size 30", ["30"]),
         ("--kd-temperature-squared", ["need --kd-teacher"]),
         ("--kd-teacher-checkpoint x.pth", ["needs --kd-teacher"]),
+        ("--kd-temperature 1", ["--kd-temperature needs --kd-teacher"]),
+        ("--kd-preflight-samples 9", ["--kd-preflight-samples needs --kd-teacher"]),
         ("extra", ["extra"]),
         ("--conf nosuch.yaml", ["unknown flag --conf", "--config"]),
         ("--aa garbage", ["--aa garbage", "training transform"]),
@@ -291,6 +293,25 @@ def test_a_run_that_diverged(train, tmp_path, rate, batch_size):
     result.assert_one_clear_line("epoch 0: ", "the run diverged", status=3)
     assert "best" not in result.out
     assert not [path for path in (tmp_path / "runs" / "bad").iterdir() if path.suffix in (".tar", ".csv")]
+
+
+def test_pretrained_weights_within_reach(monkeypatch):
+    """Here, or on the other side of the network: nothing is downloaded to know it."""
+    import huggingface_hub
+
+    from timm_ls_kd.models import check_pretrained
+
+    with pytest.raises(LskdError, match="no weights for 'botnet50ts_256'"):
+        check_pretrained("botnet50ts_256", reach=False)
+    with pytest.raises(LskdError, match="not on this machine and cannot be had"):
+        check_pretrained("test_resnet")
+    asked = []
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: asked.append(url))
+        check_pretrained("test_resnet")
+    assert "test_resnet" in asked[0]
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: "/a/file")
+    check_pretrained("test_resnet")
 
 
 def test_schedule_that_cannot_be_had_leaves_no_folder(train, tmp_path, monkeypatch):

@@ -2,8 +2,13 @@
 
 import logging
 import resource
+import shutil
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
+
+from timm_ls_kd.upstream import _check_checkpoints
 
 pytestmark = pytest.mark.integration
 
@@ -128,6 +133,11 @@ def test_a_run_without_a_step_of_the_teachers_loss_is_an_error(script, arguments
     assert "validated" not in result.out
 
 
+def test_a_temperature_without_a_teacher_is_refused(script, tmp_path):
+    script("--kd-temperature", 2, teacher=False).assert_one_clear_line("--kd-temperature needs --kd-teacher")
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_losses_without_a_teacher_are_the_scripts_own_affair(script):
     assert script("--loss", "poly", teacher=False).status == 0
 
@@ -159,3 +169,12 @@ def test_a_full_disk_is_one_line(script, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_damaged_checkpoint_gives_way_to_a_whole_one(teacher_run, tmp_path, capsys):
+    last = Path(shutil.copytree(teacher_run, tmp_path / "run")) / "last.pth.tar"
+    last.write_bytes(last.read_bytes()[:100_000])
+    args = Namespace(resume=str(last), initial_checkpoint="")
+    _check_checkpoints(args)
+    assert Path(args.resume).name == "checkpoint-9.pth.tar"
+    assert "cut off or damaged; going on from" in capsys.readouterr().out

@@ -1,7 +1,8 @@
 """One module per trainer: how its command line is built and its logs are read.
 
 Each has `CHECKPOINT`, `CURVE_COLUMNS`, `check_config`, `command`, `train`, `resume`, `read_curves` and
-`collect_logits`, or `collect_translations` where there are no images.
+`collect_logits`, or `collect_translations` where there are no images; and `Rehearsal(plan)`, whose
+`try_out(run)` builds what the run is made of, so that mistakes come out before anything trains.
 """
 
 from importlib import import_module

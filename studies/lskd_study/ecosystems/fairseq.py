@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from lskd import LskdError
+from lskd import LskdError, one_line
 from lskd.files import parse_json
 from lskd_study.data.parallel import needs_fairseq_extra
 from lskd_study.plan import Plan, Run, exact, rest_of
@@ -291,3 +291,49 @@ def collect_translations(folder: Path, checkpoint: str, data_dir: Path) -> list[
     from fairseq_kd.translations import translate
 
     return [asdict(translation) for translation in translate(folder / checkpoint, data_dir, _SUBSET)]
+
+
+class Rehearsal:
+    """Builds runs by fairseq's registries, without criterion and teacher; see `lskd_study.ecosystems`."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Keep the plan."""
+        self.plan = plan
+
+    def try_out(self, run: Run) -> None:
+        """Parse a run's command, build its task, model, optimiser and schedule, and open its data.
+
+        Raises:
+            LskdError: in one line, whatever fairseq and hydra raise.
+        """
+        from lskd_study.recipe_check.fairseq import compose_quietly
+
+        words = command(self.plan, run)
+        overrides = [word for word in words[5:] if not word.startswith("hydra.")]
+        try:
+            with needs_fairseq_extra(), compose_quietly(Path(run.config), overrides) as cfg:
+                self._build(cfg)
+        except LskdError as error:
+            raise LskdError(" ".join(str(error).split())) from None
+        except (Exception, SystemExit) as error:  # a framework of many kinds of errors
+            raise LskdError(f"{type(error).__name__}: {one_line(error)}") from None
+
+    def _build(self, cfg: Any) -> None:
+        from fairseq import tasks
+        from fairseq.dataclass.initialize import add_defaults
+        from fairseq.optim import build_optimizer
+        from fairseq.optim.lr_scheduler import build_lr_scheduler
+        from torch import nn
+
+        add_defaults(cfg)
+        model: nn.Module = nn.Linear(1, 1)
+        if self.plan.data_dir.exists():  # with the dictionaries, by which models have their size
+            task = tasks.setup_task(cfg.task)
+            for split in ("train", "valid"):
+                task.load_dataset(split)
+            model = task.build_model(cfg.model)
+        optimizer = build_optimizer(
+            cfg.optimizer, [part for part in model.parameters() if part.requires_grad]
+        )
+        cfg.lr_scheduler.lr = cfg.optimization.lr
+        build_lr_scheduler(cfg.lr_scheduler, optimizer).step_update(0)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from lskd import LskdError
+from lskd import LskdError, one_line
 from lskd.files import read_csv, whole_file
 from lskd_study.ecosystems import timm
 from lskd_study.gpus import held_locks
@@ -176,3 +176,68 @@ def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:
             "the configuration is not evaluated as it was trained, so nothing is stored"
         )
     return found
+
+
+class Rehearsal:
+    """Builds students by mmengine's registries, without their teachers; see `lskd_study.ecosystems`."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Register what configurations name."""
+        from mmcls_bnn import compat, register
+
+        assert register  # importing it is what registers
+        compat.use_registry()
+        self.plan = plan
+        self._part = "configuration"
+
+    def try_out(self, run: Run) -> None:
+        """Build a student's model, loaders, optimiser and schedule, and load its first image.
+
+        Raises:
+            LskdError: in one line, whatever the registries raise.
+        """
+        from mmengine.config import Config, DictAction
+
+        words = command(self.plan, run)
+        options = dict(word.split("=", 1) for word in words[words.index("--cfg-options") + 1 :])
+        try:
+            cfg = Config.fromfile(run.config, import_custom_modules=False)
+            cfg.merge_from_dict({key: DictAction._parse_iterable(text) for key, text in options.items()})
+            self._build(cfg)
+        except LskdError:
+            raise
+        except Exception as error:  # a configuration is a program
+            raise LskdError(f"its {self._part} cannot be made ({one_line(error)}); check it") from None
+
+    def _build(self, cfg: Any) -> None:
+        from mmengine.optim import build_optim_wrapper
+        from mmengine.registry import PARAM_SCHEDULERS
+        from mmengine.runner import Runner
+
+        from mmcls_bnn.compat import MODELS
+
+        self._part = "model"
+        model = MODELS.build({"data_preprocessor": cfg.get("data_preprocessor"), **cfg.model.to_dict()})
+        steps = 1
+        if self.plan.data_dir.exists():
+            self._part = "train_dataloader"
+            train = Runner.build_dataloader(cfg.train_dataloader.copy())
+            train.dataset[0]
+            Runner.build_dataloader(cfg.val_dataloader.copy())
+            steps = len(train)
+            if not steps:
+                raise LskdError(
+                    f"{len(train.dataset)} training images do not fill one batch; lower batch_size"
+                )
+        self._part = "optim_wrapper"
+        wrapper = {**cfg.optim_wrapper.to_dict(), "type": "OptimWrapper"}
+        for key in ("dtype", "loss_scale", "use_fp16"):  # of mixed precision, which needs a GPU
+            wrapper.pop(key, None)
+        optimizer = build_optim_wrapper(model, wrapper).optimizer
+        self._part = "param_scheduler"
+        schedules = cfg.get("param_scheduler") or []
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            settings = {**schedule.to_dict(), "optimizer": optimizer}
+            if settings.get("convert_to_iter_based"):
+                settings["epoch_length"] = steps
+            PARAM_SCHEDULERS.build(settings)

@@ -1,6 +1,7 @@
 """timm: the command line of a run, and its logs in the common vocabulary of columns."""
 
 import difflib
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +88,41 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
             words += ["--kd-soft-labels-top-k", str(store.top_k), "--kd-soft-labels-values", store.values]
             words += ["--kd-soft-labels-seed", str(store.seed)]
     return [*words, "--output", output or str(folder.parent), "--experiment", folder.name]
+
+
+class Rehearsal:
+    """Builds runs by the bundled trainer's own parts; see `lskd_study.ecosystems`."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Keep what several runs read."""
+        from timm_ls_kd.rehearsal import Rehearsal
+
+        self.plan = plan
+        self._parts = Rehearsal(data_there=plan.data_dir.exists())
+
+    def try_out(self, run: Run) -> None:
+        """Build a run's model, loaders, optimiser and schedule, and load its first image.
+
+        Raises:
+            LskdError: as the run would.
+        """
+        from timm_ls_kd.inputs import input_channels
+
+        args = self._arguments(run)
+        if run.teacher:
+            teacher = self.plan.run(run.teacher)
+            theirs, ours = (input_channels(vars(a)) for a in (self._arguments(teacher), args))
+            if theirs != ours:
+                raise LskdError(
+                    f"its images have {ours} channels, those of its teachers {theirs} ({teacher.config}); "
+                    "set in_chans alike"
+                )
+        self._parts.try_out(args)
+
+    def _arguments(self, run: Run) -> Namespace:
+        from timm_ls_kd.trainer_arguments import parse_arguments
+
+        return parse_arguments(command(self.plan, run)[2:])
 
 
 def resume(folder: Path) -> list[str] | None:

@@ -150,6 +150,16 @@ class FairseqChecks:
         return Network(parameters, counter.get_total_flops()), rates
 
 
+@contextlib.contextmanager
+def compose_quietly(path: Path, overrides: list[str]) -> Iterator[Any]:
+    """Give what fairseq-hydra-train makes of a file and overrides, and keep quiet what is done with it."""
+    with _quiet():
+        import fairseq_kd
+
+        assert fairseq_kd
+        yield _compose(path, overrides)
+
+
 def _compose(path: Path, overrides: list[str]) -> Any:
     """Return what fairseq-hydra-train makes of a recipe's file."""
     from fairseq.dataclass.initialize import hydra_init

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lskd import LskdError
 from lskd_study.checks import check_data_folder, check_models
 from lskd_study.ecosystems import timm as ecosystem
 from lskd_study.engine import make_plan
@@ -31,9 +30,9 @@ with needs_study_extra():
 
     from timm_ls_kd import inputs, parts
     from timm_ls_kd.arguments import kd_config
-    from timm_ls_kd.datacheck import check_data
     from timm_ls_kd.loops import train_one_epoch, validate
-    from timm_ls_kd.models import input_arguments
+    from timm_ls_kd.models import check_pretrained, input_arguments
+    from timm_ls_kd.rehearsal import Rehearsal
     from timm_ls_kd.trainer_arguments import parse_arguments
 
 STEPS = 2
@@ -142,7 +141,8 @@ class TimmChecks:
     def _check_kind(self, plan: Plan, kind: _Kind, data: DataSet) -> CheckedRun:
         run, teacher = kind.run, kind.teacher
         args = self._arguments(plan, run)
-        _check_pretrained(args)
+        if args.pretrained:
+            check_pretrained(run.model, reach=False)
         name = f"{run.role} {run.model}, {Path(run.config).name}"
         if teacher is not None:
             name += f", of {teacher.model}" + f", T {exact(run.temperature)}" * (run.temperature != 1)
@@ -225,43 +225,26 @@ class TimmChecks:
         kd = kd_config(args)
         device = torch.device("cpu")
         with _quiet():
-            splits = [split for split in (args.train_split, args.val_split) if split]
-            check_data(
-                args.dataset,
-                args.data_dir,
-                splits,
-                num_classes=args.num_classes,
-                class_map=args.class_map,
-                open_images=False,
-            )
             model = parts.create_student(args)
-            data = inputs.resolve_data(vars(args), model)
-            parts.try_student(model, data, args, device)
-            smoothing = parts.uniform_smoothing(args, args.num_classes)
-            channels = data.input_size[0]
-            training = inputs.open_dataset(
-                vars(args), args.train_split, channels, args.num_classes, training=True
-            )
-            loader = inputs.train_loader(training, data, args, device, smoothing)
-            validation = inputs.open_dataset(vars(args), args.val_split, channels, args.num_classes)
-            loader_eval = inputs.eval_loader(validation, data, args, device)
-            task = parts.create_task(args, kd, model, data, smoothing, device)
+            built = Rehearsal().build(args, model, device)
+            task = parts.create_task(args, kd, model, built.data, built.smoothing, device)
             if kd is not None:
+                training = built.train.dataset.dataset
+                validation = built.validation and built.validation.dataset.dataset
                 parts.run_preflight(
-                    kd, task.teacher, validation, training, data, args, device, contextlib.nullcontext
+                    kd, task.teacher, validation, training, built.data, args, device, contextlib.nullcontext
                 )
-            optimizer = parts.create_optimizer(args, model)
-            scheduler, _ = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=STEPS)
             train_one_epoch(
                 0,
                 task,
-                _First(loader, STEPS),  # type: ignore[arg-type]
-                optimizer,
+                _First(built.train, STEPS),  # type: ignore[arg-type]
+                built.optimizer,
                 args,
                 autocast=contextlib.nullcontext,
-                scheduler=scheduler,
+                scheduler=built.scheduler,
             )
-            validate(task.get_eval_model(), _First(loader_eval, 1), args, contextlib.nullcontext)  # type: ignore[arg-type]
+            images = _First(built.validation, 1)
+            validate(task.get_eval_model(), images, args, contextlib.nullcontext)  # type: ignore[arg-type]
         if run.role == "teacher":
             _save(plan, run, model, args)
 
@@ -300,13 +283,6 @@ def _save(plan: Plan, run: Run, model: Any, args: Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": model.state_dict()}, folder / CHECKPOINT)
     (folder / "args.yaml").write_text(yaml.safe_dump(vars(args)), encoding="utf-8")
-
-
-def _check_pretrained(args: Namespace) -> None:
-    if args.pretrained:
-        config = timm.get_pretrained_cfg(args.model)
-        if config is None or not config.has_weights:
-            raise LskdError(f"pretrained: timm has no weights for '{args.model}'; name a model with a tag")
 
 
 def _rates(args: Namespace, data: DataSet) -> list[float]:

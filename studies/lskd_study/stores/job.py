@@ -50,8 +50,9 @@ def write_store(plan: Plan, store: Store) -> None:
             resumed, _ = begin(
                 folder,
                 identity,
-                # The words of a teacher that has since been trained anew are of no use.
-                lambda before: all(before.get(key) == value for key, value in identity.items()),
+                # The words of a teacher that has since been trained anew are of no use. Data: an earlier
+                # version did not note them.
+                lambda before: {key: ({"data": data} | before).get(key) for key in identity} == identity,
                 plan.labels(store).exists,
                 LABELS,
             )
