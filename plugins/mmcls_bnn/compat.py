@@ -75,8 +75,10 @@ __all__ = [
 ]
 
 
-_REGISTERED = ("classifier", "curves", "data", "hooks", "losses", "metrics", "reactnet", "reactnet_a")
-_REGISTERED += ("schedule", "soft_label_hook")
+_REGISTERED = (
+    *("classifier", "curves", "data", "hooks", "losses"),
+    *("metrics", "reactnet", "reactnet_a", "schedule", "soft_label_hook"),
+)
 
 
 def register_own() -> None:

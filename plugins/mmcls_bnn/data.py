@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmcv.transforms import BaseTransform
 from mmengine.registry import FUNCTIONS
 from numpy.typing import NDArray
 from PIL import Image
@@ -155,7 +154,7 @@ def _read_idx(folders: Sequence[Path], name: str, dimensions: int) -> NDArray[np
 
 
 @TRANSFORMS.register_module()
-class PcaLighting(BaseTransform):  # type: ignore[misc]
+class PcaLighting:
     """Add to all pixels of an image one random colour along ImageNet's principal components, within 0 to 255.
 
     The image stays blue first, as mmcls loads it. (mmcls' own Lighting turns it round with `to_rgb=True`,
@@ -173,7 +172,7 @@ class PcaLighting(BaseTransform):  # type: ignore[misc]
         """Keep the deviation."""
         self.std = std
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Change 'img', `(H, W, 3)` uint8."""
         image = results["img"]
         if image.shape[2:] != (3,):

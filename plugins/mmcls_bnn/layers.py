@@ -97,8 +97,8 @@ class _ScaledSign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
-        scales = weight_scales(weight)
-        return torch.where(weight >= 0, scales, -scales)
+        # Halves times twice the scale, exactly +-scale: a pass fewer than ones times the scale.
+        return weight.clone().ge_(0).sub_(0.5).mul_(2 * weight_scales(weight))
 
     @staticmethod
     @once_differentiable

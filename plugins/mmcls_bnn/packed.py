@@ -56,8 +56,8 @@ class PackedConv2d(nn.Module):
         """Return the binary weights times their scales, `(out, in, k, k)`."""
         # In tensor operations, which torch.export and ONNX know.
         places = self.signs.new_tensor([128, 64, 32, 16, 8, 4, 2, 1])
-        bits = (self.signs[:, None] & places).flatten()[: math.prod(self.shape)] > 0
-        return torch.where(bits.view(self.shape), self.scale, -self.scale)
+        bits = (self.signs[:, None] & places).clamp(max=1).flatten()[: math.prod(self.shape)]
+        return bits.view(self.shape).to(self.scale.dtype).sub_(0.5).mul_(2 * self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `(B, out, H', W')` of a batch `(B, in, H, W)`."""

@@ -54,7 +54,7 @@ def _statistic(owner: Any, name: str) -> Any:
 
 def _allow_log() -> None:
     """Let torch's safe loading read the log that mmengine stores where there is no SafeCheckpointHook."""
-    arrays = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
+    arrays: list[Any] = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
     arrays += [type(np.dtype(name)) for name in ("f8", "i8")]
     torch.serialization.add_safe_globals([HistoryBuffer, *arrays, (_statistic, "builtins.getattr")])
 

@@ -155,9 +155,16 @@ def test_mim_train_and_mim_test(trained, teacher, tmp_path):
 @pytest.mark.skipif(
     (ROOT / "data" / "imagenet").exists(), reason="ImageNet is here; this is about its absence"
 )
-def test_the_papers_recipe_without_imagenet(tmp_path):
+@pytest.mark.parametrize("background", [False, True])
+def test_the_papers_recipe_without_imagenet(tmp_path, background):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
-    result = run(MIM, "train", "mmcls", "recipes/reactnet_kd.py", cwd=tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    if background:  # as a shell starts what ends in &
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        result = run(MIM, "train", "mmcls", "recipes/reactnet_kd.py", cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.returncode != 0
     printed = result.stdout + result.stderr
     assert "Traceback" not in printed, printed
@@ -291,6 +298,7 @@ def test_step_1_then_step_2(recipe, tmp_path):
         (["model.teacher.checkpoint={chance}"], "teacher 'test_resnet' is at chance"),
         (["train_dataloader.dataset.data_root=nowhere"], "data folder nowhere/train does not exist"),
         (["model.backbone.width=0.3"], "width 0.3 gives"),
+        (["teacher_checkpoint=nosuch.pth"], "set model.teacher.checkpoint alone"),
     ],
 )
 def test_bad_input_is_one_line_before_the_first_iteration(recipe, tmp_path, options, words):
@@ -306,6 +314,15 @@ def test_bad_input_is_one_line_before_the_first_iteration(recipe, tmp_path, opti
     assert words in line
     assert "Epoch(train)" not in result.stdout + result.stderr
     assert not list((tmp_path / "run").rglob("*.pth"))
+
+
+def test_a_diverged_run_ends_with_status_3(recipe, tmp_path):
+    path = recipe(extra="optim_wrapper = dict(_delete_=True, optimizer=dict(type='SGD', lr=1e38))")
+    result = train(path, tmp_path / "run", "--auto-scale-lr")
+    assert result.returncode == 3, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("mmcls_bnn: error: epoch 1: the ")
+    assert not list((tmp_path / "run").glob("*.pth"))
 
 
 LOADED = """

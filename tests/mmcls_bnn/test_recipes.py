@@ -1,5 +1,7 @@
 """Every recipe: it builds, and its schedule is the one that its text states."""
 
+import functools
+import json
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,12 +118,19 @@ def colours(tmp_path_factory):
 def test_colours_reach_student_teacher_and_store_as_they_are(path, colours):
     """Through the recipe's own pipelines and preprocessor, red first; lighting has a deviation of 3.2."""
     recipe = Config.fromfile(str(path))
+    settings = {name: recipe[f"{name}_dataloader"].dataset.to_dict() for name in ("train", "val", "test")}
+    show_colours(json.dumps(settings | {"data_preprocessor": recipe.data_preprocessor.to_dict()}), colours)
+
+
+@functools.cache  # many recipes share these settings
+def show_colours(settings, colours):
+    recipe = Config(json.loads(settings))
     mean, std = recipe.data_preprocessor.mean, recipe.data_preprocessor.std
     preprocessor = MODELS.build(recipe.data_preprocessor)
     student = InputFormat.of_preprocessor(preprocessor, len(mean))
     own = InputFormat((10.0, 20.0, 30.0)[: len(mean)], (2.0, 3.0, 4.0)[: len(mean)], rgb=True)
     teacher = Teacher(torch.nn.Identity(), own, student)
-    fashion = recipe.train_dataloader.dataset.type == "FashionMnist"
+    fashion = recipe.train.type == "FashionMnist"
     expected = COLOURS if len(mean) == 3 else [[colour[1]] for colour in COLOURS]
     if len(mean) == 1 and not fashion:  # luminance
         expected = [[0.299 * red + 0.587 * green + 0.114 * blue] for red, green, blue in COLOURS]
@@ -140,7 +149,7 @@ def test_colours_reach_student_teacher_and_store_as_they_are(path, colours):
                 )
 
     for split in ("train", "val", "test"):
-        settings = recipe[f"{split}_dataloader"].dataset.to_dict()
+        settings = recipe[split].to_dict()
         settings.update({"data_root": str(colours), **({} if fashion else {"num_classes": 2})})
         settings.pop("indices", None)
         dataset = DATASETS.build(settings)
