@@ -48,7 +48,8 @@ _NOT_CALLED = re.compile(r"[\w., -]*", re.ASCII)  # whatever Python makes of it,
 _LANGUAGE = re.compile(r"[\w-]*")
 _MOST_LAYERS = 1000
 _LARGEST_BEAM = 1000
-_UNFIT = (
+# What fairseq raises when it builds of settings that do not fit.
+UNFIT = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -157,8 +158,12 @@ def check_model(settings: Any, file: str) -> None:
     for owner, key, value in _settings(settings):
         if key.endswith(_EVALUATED) and not _is_inert(value):
             raise _refused(file, f"its setting {key} would be run as code")
-        if key.endswith("layers") and isinstance(value, int | float | np.generic) and value > _MOST_LAYERS:
-            raise _refused(file, f"its setting {key} is {value:g}, more than {_MOST_LAYERS} layers")
+        if (
+            key.endswith("layers")
+            and isinstance(value, int | float | np.number)
+            and float(value) > _MOST_LAYERS
+        ):
+            raise _refused(file, f"its setting {key} is {float(value):g}, more than {_MOST_LAYERS} layers")
         if key.endswith("embed_path") and value:
             _forget(owner, key)
 
@@ -263,7 +268,7 @@ def _build_all(load: Callable[..., Any], filenames: Any, *args: Any, **kwargs: A
         if given.get("state") is not None:
             _note(building, given["state"], filenames[0])
         ensemble, cfg, task = load(filenames, **given)
-    except _UNFIT as error:
+    except UNFIT as error:
         raise CheckpointError(
             f"checkpoint {building.path} does not fit its own settings or this data ({one_line(error)}); "
             "give one that was trained on this data-bin"

@@ -14,9 +14,9 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.utils import overwrite_args_by_name
 from torch import Tensor, nn
 
-from fairseq_kd.safe_loading import check_settings, read_checkpoint
+from fairseq_kd.safe_loading import UNFIT, check_settings, read_checkpoint
 from fairseq_kd.watched_trainer import STATE, dictionary_checksums
-from lskd import CheckpointError, LskdError, ensemble_logits, file_checksum
+from lskd import CheckpointError, LskdError, ensemble_logits, file_checksum, one_line
 
 _SENSE_SENTENCES = 16
 _NOTHING = "it has no checksums of them, and its own data-bin is not there"
@@ -53,11 +53,18 @@ class Teacher:
         with _same_random_numbers_after():
             for path in self.paths:
                 state, model, task, checked = _load(path, data, source, target)
+                try:
+                    recorded, bleu = _recorded_nll(state), _bleu_of(state)
+                except UNFIT as error:
+                    raise CheckpointError(
+                        f"checkpoint {path} has a training state that fairseq does not write "
+                        f"({one_line(error)}); give one that it wrote"
+                    ) from None
                 self.checked.append(checked)
-                self.recorded.append(_recorded_nll(state))
+                self.recorded.append(recorded)
                 names.append(str(_get(state["cfg"].model, "_name") or _get(state["cfg"].model, "arch")))
                 if self.task is None:
-                    self.task, self.settings, self.bleu = task, state["cfg"], _bleu_of(state)
+                    self.task, self.settings, self.bleu = task, state["cfg"], bleu
                 self.models.append(model)
         self.architecture = ":".join(names)
 
@@ -97,11 +104,11 @@ class Teacher:
             with torch.inference_mode():
                 logits = model(**batch["net_input"])[0][mask].float()
             nll = float(nn.functional.cross_entropy(logits, target[mask]))
-            found = f"{nll:.2f} nats a token on this data, guessing has {chance:.2f}"
+            found, limit = f"{nll:.2f} nats a token on this data, guessing has {chance:.2f}", chance + 1
             if recorded is not None:
                 found += f", its checkpoint records {recorded:.2f}"
-            better = recorded is not None and recorded < chance
-            if not nll < ((recorded + chance) / 2 if better else chance + 1):
+                limit = (recorded + chance) / 2 if recorded < chance else limit
+            if not nll < limit:
                 raise LskdError(
                     f"teacher {path} makes no sense of this data ({found}): it has other dictionaries or "
                     "languages, or learnt nothing; give a teacher that was trained on this data-bin"
@@ -157,6 +164,7 @@ def _load(
     state = read_checkpoint(path)
     check_settings(state["cfg"], path)
     own_data = _get(_get(state["cfg"], "task"), "data")
+    own_data = own_data if isinstance(own_data, str) else None
     overwrite_args_by_name(state["cfg"], overrides)
     checked = _check_dictionaries(path, state, data, own_data)
     models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
@@ -214,7 +222,8 @@ def _check_dictionaries(path: Path, state: dict[str, Any], data: str, own_data: 
 
 def _record(state: dict[str, Any]) -> dict[str, Any]:
     """Return what the plugin stored in a checkpoint."""
-    record = (state.get("extra_state") or {}).get(STATE)
+    extra = state.get("extra_state")
+    record = extra.get(STATE) if isinstance(extra, dict) else None
     return record if isinstance(record, dict) else {}
 
 

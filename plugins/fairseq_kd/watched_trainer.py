@@ -4,6 +4,7 @@ This holds for every run that loads the plugin, whatever its task and criterion.
 """
 
 import atexit
+import contextlib
 import hashlib
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from fairseq import checkpoint_utils
 from fairseq.file_io import PathManager
+from fairseq.tasks.translation import TranslationTask
 from fairseq.trainer import Trainer
 
 from fairseq_kd.safe_loading import wrap
@@ -42,12 +44,12 @@ def install() -> None:
 
 def dictionary_checksums(task: Any) -> dict[str, str]:
     """Return the SHA-256 of the words of a task's dictionaries, in their order, by side; none it has not."""
-    sides = {"source": task.source_dictionary, "target": task.target_dictionary}
-    return {
-        side: hashlib.sha256("\n".join(words.symbols).encode()).hexdigest()
-        for side, words in sides.items()
-        if words is not None
-    }
+    checksums = {}
+    for side in ("source", "target"):
+        with contextlib.suppress(NotImplementedError, AttributeError):  # of a task that is not about words
+            words = "\n".join(getattr(task, f"{side}_dictionary").symbols)
+            checksums[side] = hashlib.sha256(words.encode()).hexdigest()
+    return checksums
 
 
 class _Watch:
@@ -91,9 +93,13 @@ def _train_step(step: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) 
     epoch = self.kd_watch.epoch
     try:
         log = step(self, *args, **kwargs)
-    except FloatingPointError as error:
-        if _DIVERGED.search(str(error)):
-            require_finite("the gradient", math.nan, epoch)
+    except Exception as error:
+        # fairseq looks for the module at fault, and its search may fail itself.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, FloatingPointError) and _DIVERGED.search(str(cause)):
+                require_finite("the gradient", math.nan, epoch)
+            cause = cause.__context__
         raise
     if log and "loss" in log:
         require_finite("the training loss", log["loss"], epoch)
@@ -113,12 +119,12 @@ def _valid_step(step: Callable[..., Any], self: Any, sample: Any, *args: Any, **
 
 def _lr_step(step: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """At the end of each epoch, whether it is saved or not."""
-    require_finite_weights(self.get_model().state_dict().items(), self.kd_watch.epoch)
+    require_finite_weights(self.get_model().named_parameters(), self.kd_watch.epoch)
     return step(self, *args, **kwargs)
 
 
 def _save_checkpoint(save: Callable[..., Any], cfg: Any, trainer: Any, *args: Any, **kwargs: Any) -> Any:
-    require_finite_weights(trainer.get_model().state_dict().items(), trainer.kd_watch.epoch)
+    require_finite_weights(trainer.get_model().named_parameters(), trainer.kd_watch.epoch)
     return save(cfg, trainer, *args, **kwargs)
 
 
@@ -155,8 +161,11 @@ def _copy(copy: Callable[..., Any], source: str, target: str, *args: Any, **kwar
 
 def _say_whether_it_guesses(trainer: Any) -> None:
     """Say at the end of a run that it learnt nothing."""
-    nll, words = trainer.kd_watch.mean(), trainer.task.target_dictionary
-    if nll is None or words is None or nll < math.log(len(words)) or trainer.data_parallel_rank != 0:
+    nll = trainer.kd_watch.mean()
+    if nll is None or not isinstance(trainer.task, TranslationTask) or trainer.data_parallel_rank != 0:
+        return
+    words = trainer.task.target_dictionary
+    if nll < math.log(len(words)):
         return
     print(
         f"fairseq_kd: warning: the run is no better than guessing: its last validation has {nll:.2f} nats a "

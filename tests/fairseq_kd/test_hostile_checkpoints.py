@@ -193,6 +193,32 @@ def test_settings_that_would_fill_the_memory(corpus, tmp_path, settings, reason)
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_of_old_fairseq_still_teaches(corpus, tmp_path):
+    from fairseq_kd.teacher import Teacher
+
+    teacher = Teacher(
+        [forge(corpus, tmp_path / "t.pt", lambda cfg: None, legacy=True)], str(corpus.data), "de", "en"
+    )
+    own = Teacher([corpus.teacher], str(corpus.data), "de", "en")
+    for one, other in zip(teacher.models[0].parameters(), own.models[0].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"val_loss": "high"}, {"metrics": {"valid": [3]}}, {"val_loss": None, "metrics": {"valid": {"a": 1}}}],
+)
+def test_a_training_state_that_fairseq_does_not_write(corpus, tmp_path, extra):
+    import fairseq_kd  # noqa: F401 - allows fairseq's settings in torch's safe loader
+    from fairseq_kd.teacher import Teacher
+
+    state = torch.load(corpus.teacher, weights_only=True)
+    state["extra_state"] = extra | {"train_iterator": {"epoch": 1}}
+    torch.save(state, tmp_path / "t.pt")
+    with pytest.raises(LskdError, match="has a training state that fairseq does not write"):
+        Teacher([tmp_path / "t.pt"], str(corpus.data), "de", "en")
+
+
 def test_embeddings_that_lay_elsewhere_are_not_read(corpus, tmp_path):
     """All weights are in the checkpoint; `/dev/zero` would never end."""
     from fairseq_kd.teacher import Teacher

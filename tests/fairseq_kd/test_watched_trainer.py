@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -41,8 +42,15 @@ def test_what_fairseq_says_of_gradients_is_a_run_that_diverged(watched, text):
     def step(*_):
         raise FloatingPointError(text)
 
-    with pytest.raises(DivergedError, match=r"^epoch 3: the gradient is nan; the run diverged"):
-        watched._train_step(step, at_epoch(watched, 3), [])
+    def and_fails_itself(*_):
+        try:
+            step()
+        except FloatingPointError:
+            raise StopIteration from None
+
+    for one in (step, and_fails_itself):
+        with pytest.raises(DivergedError, match=r"^epoch 3: the gradient is nan; the run diverged"):
+            watched._train_step(one, at_epoch(watched, 3), [])
 
 
 @pytest.mark.unit
@@ -94,6 +102,7 @@ def test_checkpoints_know_dictionaries_and_validation(corpus, watched):
 
     state = torch.load(corpus.teacher, weights_only=True)
     record = state["extra_state"]["fairseq_kd"]
+    assert watched.dictionary_checksums(object()) == {}  # of a task that is not about words
     words = SimpleNamespace(
         source_dictionary=Dictionary.load(str(corpus.data / "dict.de.txt")),
         target_dictionary=Dictionary.load(str(corpus.data / "dict.en.txt")),
@@ -105,10 +114,12 @@ def test_checkpoints_know_dictionaries_and_validation(corpus, watched):
 
 @pytest.mark.unit
 def test_a_run_that_learnt_nothing_is_named(watched, capsys):
+    from fairseq.tasks.translation import TranslationTask
+
     def run(nll):
         watch = watched._Watch()
         watch.nll, watch.tokens = nll * 10, 10
-        task = SimpleNamespace(target_dictionary=range(40))
+        task = Mock(spec=TranslationTask, target_dictionary=range(40))
         watched._say_whether_it_guesses(SimpleNamespace(kd_watch=watch, task=task, data_parallel_rank=0))
         return capsys.readouterr().out
 
