@@ -62,7 +62,7 @@ def iwslt14(
 
     manifest, written = prepare_iwslt14(output, archive)
     _binarise_or_say(output, manifest, written, data_bin, {})
-    if not manifest["sizes_as_expected"]:
+    if not manifest.get("sizes_as_expected"):
         print(f"lskd: warning: expected {EXPECTED}; the archive is not the one of 2014", file=sys.stderr)
 
 
