@@ -668,3 +668,24 @@ def test_what_a_run_of_other_settings_left_is_removed(own, tmp_path):
     assert run("noise", own, "--output", tmp_path / "out" / "noise") == 0
     agree(tmp_path / "out" / "noise")
     assert not list((tmp_path / "foreign").iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": []},
+        {"images": {"train": 1, "val": 2}},
+        {"images_per_class": {"train": [1], "val": "x"}},
+        {"images_per_class": None},
+        {"classes": []},
+        {"num_classes": "6"},
+        {"files": None},
+    ],
+)
+def test_a_forged_manifest_is_not_believed(own, tmp_path, capsys, change):
+    output = tmp_path / "out" / "noise"
+    assert run("noise", own, "--output", output) == 0
+    file = output / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert run("noise", own, "--output", output) == 2
+    assert "exists and is not this data set" in capsys.readouterr().err

@@ -239,11 +239,25 @@ def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
                 f"{output} holds {asked['name']} with {key} {manifest.get(key)}, not {value}; "
                 "choose another --output or remove it"
             )
-    whole = manifest.get("listing_sha256") == listing_checksum(output)
-    links = set(manifest.get("files", {})) & {"hard", "symbolic"}
-    if whole and asked["copies"] and links:
+    whole = manifest.get("listing_sha256") == listing_checksum(output) and _consistent(manifest)
+    if whole and asked["copies"] and set(manifest.get("files", {})) & {"hard", "symbolic"}:
         raise LskdError(f"{output} holds links; for copies choose another --output or remove it")
     return manifest if whole else None
+
+
+def _consistent(manifest: Mapping[str, Any]) -> bool:
+    """Return whether the numbers in a manifest are numbers, and fit one another."""
+    try:
+        counts = {split: manifest["images_per_class"][split] for split in SPLITS}
+        return (
+            all(type(count) is int for split in SPLITS for count in counts[split])
+            and manifest["images"] == {split: sum(counts[split]) for split in SPLITS}
+            and {len(counts[split]) for split in SPLITS} == {len(manifest["classes"])}
+            and manifest["num_classes"] == len(manifest["classes"]) > 0
+            and isinstance(manifest.get("files", {}), dict)
+        )
+    except (KeyError, TypeError):
+        return False
 
 
 def _check_place(output: Path) -> None:

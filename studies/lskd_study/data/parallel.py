@@ -180,4 +180,6 @@ def _finished(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
                 f"{output} was made with {key} {manifest.get(key)}, not {value}; "
                 "choose another --output or remove it"
             )
-    return manifest if manifest.get("listing_sha256") == listing_checksum(output) else None
+    pairs = manifest.get("pairs")
+    counted = isinstance(pairs, dict) and all(type(pairs.get(split)) is int for split in SPLITS)
+    return manifest if counted and manifest.get("listing_sha256") == listing_checksum(output) else None
