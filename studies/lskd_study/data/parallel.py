@@ -158,7 +158,7 @@ def listing_checksum(folder: Path) -> str:
     """Return the sha256 of the names and contents of the texts."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
-        digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()} ".encode(errors="surrogateescape"))
         with open(file, "rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

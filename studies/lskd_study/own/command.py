@@ -11,7 +11,7 @@ import typer
 
 from lskd import LskdError
 from lskd.files import write_text
-from lskd_study.checks import check_output
+from lskd_study.checks import check_names, check_output
 from lskd_study.engine import make_plan, run_study
 from lskd_study.extras import require_study_extra
 from lskd_study.own.choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shorter
@@ -112,6 +112,7 @@ def _check_images(images: OwnImages) -> None:
 
     for path in images.splits.values():
         check_data("", str(path.parent), [path.name])
+    check_names(images.splits["val"], str(images.splits["val"]))
 
 
 def _warnings(images: OwnImages) -> list[str]:
