@@ -10,6 +10,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd.install import how_to_install
 from mmcls_bnn.compat import MODELS
 from mmcls_bnn.teacher import InputFormat, Teacher, TeacherSettings
 
@@ -63,7 +64,7 @@ def _timm(
         import timm
     except ImportError:
         raise LskdError(
-            "the teacher is a timm model and timm is not installed; pip install -c constraints.txt '.[timm]'."
+            f"the teacher is a timm model and timm is not installed here; {how_to_install('timm')}"
         ) from None
     name = str(settings.model)
     _check_name(name, name.partition(".")[0], timm.list_models(), "timm")

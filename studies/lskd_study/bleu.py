@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lskd import LskdError
+from lskd.install import how_to_install
 from lskd_study.bootstrap import Estimate, percentiles, resampled_means
 
 Array = NDArray[np.float64]
@@ -22,7 +23,7 @@ try:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.significance import PairedTest, Result
 except ModuleNotFoundError as missing:
-    raise LskdError("this needs sacrebleu, not installed here; pip install 'lskd[fairseq]'") from missing
+    raise LskdError(f"this needs sacrebleu, not installed here; {how_to_install('fairseq')}") from missing
 
 ORDER = 4
 METHOD = "paired bootstrap over test sentences, percentiles"

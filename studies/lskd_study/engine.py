@@ -27,9 +27,9 @@ from lskd_study.class_counts import check_class_counts
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
-from lskd_study.folders import disk_is_full, open_log
+from lskd_study.folders import disk_is_full
 from lskd_study.plan import BEGUN, JOB, PLAN, Plan, Run, expand
-from lskd_study.progress import FILE, Follower
+from lskd_study.progress import FILE, Follower, open_log
 from lskd_study.recipes import find_study_file
 from lskd_study.records import Begun, Made, read_record
 from lskd_study.same import changes, tidy

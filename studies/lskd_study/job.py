@@ -28,10 +28,10 @@ from lskd_study import provenance
 from lskd_study.data import digits, parallel
 from lskd_study.data.manifest import read_manifest
 from lskd_study.ecosystems import trainer_of
-from lskd_study.folders import LOG, begin, disk_is_full, held, open_log
+from lskd_study.folders import LOG, begin, disk_is_full, held
 from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run
-from lskd_study.progress import say
+from lskd_study.progress import open_log, say
 from lskd_study.same import changes
 from lskd_study.schema import TRANSLATION
 from lskd_study.stores.commands import rerun_command

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.install import how_to_install
 from lskd_study.data.manifest import MANIFEST, read_manifest
 
 SPLITS = ("train", "valid", "test")
@@ -108,7 +109,7 @@ def needs_fairseq_extra() -> Any:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        raise LskdError(f"this needs {missing}, not installed here; pip install 'lskd[fairseq]'") from error
+        raise LskdError(f"this needs {missing}, not installed here; {how_to_install('fairseq')}") from error
 
 
 def _write(folder: Path, splits: Mapping[str, Sequence[Pair]], bpe_tokens: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lskd import LskdError
+from lskd.files import whole_file
+from lskd.install import how_to_install
 from lskd_study.ecosystems import timm
 from lskd_study.gpus import held_locks
 from lskd_study.plan import CHECKPOINT, Plan, Run
@@ -36,7 +37,7 @@ WITHOUT_EFFECT = (
 VERIFIED = 16  # stored images
 _LATEST = "last_checkpoint"
 # As in timm.py; the folders of mmengine's logs, one for each start, stay.
-FILES = (CHECKPOINT, f".{CHECKPOINT}", _LATEST, "epoch_*.pth", "best_*.pth", "epochs.csv", ".epochs.csv")
+FILES = (CHECKPOINT, _LATEST, "epoch_*.pth", "best_*.pth", "epochs.csv", ".epochs.csv")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def train(arguments: list[str]) -> None:
     """
     spec = find_spec("mmcls")
     if spec is None or spec.origin is None:
-        raise LskdError("mmcls is not installed; in a checkout: pip install -c constraints.txt '.[mmcls]'")
+        raise LskdError(f"mmcls is not installed here; {how_to_install('mmcls')}")
     script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
     words = arguments[2:]
     # With the locks of its GPUs: it may outlive this process.
@@ -127,9 +128,8 @@ def train(arguments: list[str]) -> None:
         raise SystemExit(code)
     folder = Path(words[words.index("--work-dir") + 1])
     latest = Path((folder / _LATEST).read_text(encoding="utf-8").strip())
-    scratch = folder / f".{CHECKPOINT}"
-    shutil.copyfile(folder / latest.name, scratch)
-    os.replace(scratch, folder / CHECKPOINT)
+    with whole_file(folder / CHECKPOINT) as scratch:
+        shutil.copyfile(folder / latest.name, scratch)
 
 
 def read_curves(folder: Path, role: str) -> list[dict[str, str]]:

@@ -68,7 +68,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], texts: dict[str, S
     for name, words in texts.items():
         broken = [word for word in words if not storable(word)]
         if broken:
-            raise LskdError(f"cannot store {broken[0]!r} in {path}: it is no text in one line; rename it")
+            raise LskdError(f"cannot store {broken[0]!r} in {path}: a line break, or no UTF-8; rename it")
         stored[name] = torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
