@@ -17,6 +17,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from lskd import LskdError
+from lskd.install import how_to_install
 
 FRAMEWORKS = ("mmcls", "mmpretrain")
 
@@ -28,9 +29,7 @@ def _choose() -> str:
     for name in [wanted] if wanted else FRAMEWORKS:
         if find_spec(name) is not None:
             return name
-    raise LskdError(
-        f"{wanted or 'mmcls'} is not installed; in a checkout: pip install -c constraints.txt '.[mmcls]'"
-    )
+    raise LskdError(f"{wanted or 'mmcls'} is not installed here; {how_to_install('mmcls')}")
 
 
 FRAMEWORK = _choose()

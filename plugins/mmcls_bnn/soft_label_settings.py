@@ -141,7 +141,7 @@ def listing_checksum(dataset: Any) -> str:
         if path is not None:
             inside = Path(path).is_relative_to(root)
             name = (Path(path).relative_to(root) if inside else Path(path)).as_posix()
-            digest.update(name.encode())
+            digest.update(name.encode(errors="surrogateescape"))
         else:
             digest.update(np.ascontiguousarray(info["img"]).tobytes())
         digest.update(f"\t{np.asarray(info['gt_label']).tolist()}\n".encode())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.files import read_yaml
+from lskd.install import how_to_install
 from mmcls_bnn.compat import MODELS
 from mmcls_bnn.packed import deployable
 from mmcls_bnn.teacher import InputFormat, Teacher, TeacherSettings
@@ -90,7 +91,7 @@ def _timm(
         import timm
     except ImportError:
         raise LskdError(
-            "the teacher is a timm model and timm is not installed; pip install -c constraints.txt '.[timm]'."
+            f"the teacher is a timm model and timm is not installed here; {how_to_install('timm')}"
         ) from None
     name = str(settings.model)
     _check_name(name, name.partition(".")[0], timm.list_models(), "timm")

@@ -142,7 +142,8 @@ def _lines(dataset: Any) -> Iterable[bytes]:
             yield f"{name}\t{int(label)}\n".encode()
     elif getattr(dataset, "samples", None) is not None and hasattr(dataset, "root"):  # torchvision's folders
         for path, label in dataset.samples:
-            yield f"{Path(path).relative_to(dataset.root)}\t{int(label)}\n".encode()
+            name = Path(path).relative_to(dataset.root)
+            yield f"{name}\t{int(label)}\n".encode(errors="surrogateescape")
     elif hasattr(dataset, "data") and hasattr(dataset, "targets"):  # torchvision's arrays
         yield np.ascontiguousarray(dataset.data).tobytes()
         yield np.asarray(dataset.targets, np.int64).tobytes()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lskd import LskdError
+from lskd.install import how_to_install
 from lskd_study.bootstrap import Estimate, of_draws, resampled_means
 
 Array = NDArray[np.float64]
@@ -21,7 +22,7 @@ Statistics = NDArray[np.int64]
 try:
     from sacrebleu.metrics.bleu import BLEU
 except ModuleNotFoundError as missing:
-    raise LskdError("this needs sacrebleu, not installed here; pip install 'lskd[fairseq]'") from missing
+    raise LskdError(f"this needs sacrebleu, not installed here; {how_to_install('fairseq')}") from missing
 
 ORDER = 4
 REPLICATES, SEED = 1000, 12345  # sacreBLEU's own defaults

@@ -47,11 +47,38 @@ def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "")
             raise LskdError(
                 f"{name}/{split} has {len(names)} class folders but num_classes is {num_classes}; mend one"
             )
+    check_names(folder / "val", f"{name}/val")
     if classes["train"] != classes["val"]:
         odd = sorted(set(classes["train"]) ^ set(classes["val"]))
         raise LskdError(
             f"train and val of {name} have different classes, e.g. {odd[0]}; they must be the same"
         )
+
+
+def check_names(folder: Path, name: str) -> None:
+    """Check that the names of all images and folders below a folder can be stored beside what is measured.
+
+    Raises:
+        LskdError: naming the first that cannot, and how many more there are.
+    """
+    odd = []
+    for label in class_folders(folder):
+        images, _ = class_images(folder / label)
+        odd += [label] if not storable(label) else []
+        odd += [f"{label}/{image}" for image in images if not storable(image)]
+    if odd:
+        first = f"{name}/{min(odd)}"
+        more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise LskdError(f"{first!r}{more} has a name that is no UTF-8 text in one line; rename it")
+
+
+def storable(name: str) -> bool:
+    """Whether a name is UTF-8 text in one line, as tables and files of keys need it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that Python could not decode
+        return False
+    return not {"\n", "\r"} & set(name)
 
 
 def check_class_order(folder: Path, name: str) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from importlib import metadata
 from typing import Any, Literal
 
+from lskd.install import how_to_install
 from lskd_study import provenance
 from lskd_study.extras import missing_study_modules
 
@@ -85,7 +86,7 @@ def check_adapter(adapter: Adapter) -> Finding:
     if not _has_modules(adapter.package):
         return Finding(part, "planned", _here(adapter, version), "the adapter is not in this release yet")
     if version is None:
-        return Finding(part, "missing", _here(adapter, version), f"pip install 'lskd[{adapter.framework}]'")
+        return Finding(part, "missing", _here(adapter, version), how_to_install(adapter.framework))
     try:
         importlib.import_module(adapter.framework)
         package = importlib.import_module(adapter.package)
@@ -93,7 +94,7 @@ def check_adapter(adapter: Adapter) -> Finding:
             getattr(package, name)
     except Exception as error:  # whatever a framework raises at import is the finding
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Finding(part, "broken", reason, f"pip install --force-reinstall 'lskd[{adapter.framework}]'")
+        return Finding(part, "broken", reason, how_to_install(adapter.framework, "--force-reinstall"))
     return Finding(part, "usable", _here(adapter, version))
 
 
@@ -133,7 +134,7 @@ def _core() -> Finding:
 def _study() -> Finding:
     missing = missing_study_modules()
     if missing:
-        return Finding("study", "missing", f"without {', '.join(missing)}", "pip install 'lskd[study]'")
+        return Finding("study", "missing", f"without {', '.join(missing)}", how_to_install("study"))
     return Finding(
         "study", "usable", f"snakemake {_version('snakemake')}, matplotlib {_version('matplotlib')}"
     )

@@ -21,6 +21,7 @@ from lskd_study.checks import (
     check_data_folder,
     check_models,
     check_output,
+    storable,
     try_out,
 )
 from lskd_study.class_counts import check_class_counts
@@ -28,9 +29,9 @@ from lskd_study.data_checksum import check_unchanged
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
-from lskd_study.folders import disk_is_full, open_log
+from lskd_study.folders import disk_is_full
 from lskd_study.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
-from lskd_study.progress import FILE, Follower
+from lskd_study.progress import FILE, Follower, open_log
 from lskd_study.recipes import find_study_file
 from lskd_study.records import Begun, Made, read_record
 from lskd_study.same import changes, tidy
@@ -122,6 +123,9 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     twice = [name for name, times in Counter(run.id for run in runs).items() if times > 1]
     if twice:
         raise LskdError(f"{path}: the same run is asked for twice ({twice[0]}); list each network once")
+    for place in (str(Path.cwd()), output or study.output, study.data.path, study_file):
+        if not storable(place):
+            raise LskdError(f"the path {place!r} is no UTF-8 text in one line; rename it")
     configs = {config: _read_config(study.ecosystem, Path(config)) for _, config in [*teachers, *students]}
     for run in {(run.config, run.role): run for run in runs}.values():
         trainer_of(study.ecosystem, run.role).check_config(configs[run.config], run.config, run.role)

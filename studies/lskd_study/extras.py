@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lskd import LskdError
+from lskd.install import how_to_install
 
 STUDY_MODULES = ("jinja2", "matplotlib", "pyarrow", "pydantic", "scipy", "sklearn", "snakemake", "timm")
 
@@ -23,7 +24,7 @@ def require_study_extra() -> None:
     """
     missing = missing_study_modules()
     if missing:
-        raise LskdError(f"this needs {', '.join(missing)}, not installed here; pip install 'lskd[study]'")
+        raise LskdError(f"this needs {', '.join(missing)}, not installed here; {how_to_install('study')}")
 
 
 def require_ecosystem(name: str, file: Path) -> None:
@@ -33,7 +34,7 @@ def require_ecosystem(name: str, file: Path) -> None:
         LskdError: naming the extra to install.
     """
     if importlib.util.find_spec(name) is None:
-        raise LskdError(f"{file} is a study of {name}, not installed here; pip install 'lskd[{name}]'")
+        raise LskdError(f"{file} is a study of {name}, not installed here; {how_to_install(name)}")
 
 
 @contextmanager
@@ -45,4 +46,4 @@ def needs_study_extra() -> Iterator[None]:
         missing = (error.name or "").partition(".")[0]
         if missing.startswith("lskd"):
             raise
-        raise LskdError(f"this needs {missing}, not installed here; pip install 'lskd[study]'") from error
+        raise LskdError(f"this needs {missing}, not installed here; {how_to_install('study')}") from error

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lskd import LskdError
 from lskd.files import cannot_write, lock, write_text
@@ -85,19 +85,6 @@ def begin(
     resumed = int(before.get("resumed", 0)) + 1 if goes_on else 0
     write_text(folder / BEGUN, json.dumps({**identity, "resumed": resumed}, indent=1) + "\n")
     return resumed, goes_on
-
-
-def open_log(path: Path) -> IO[str]:
-    """Open a file for what others print, at its end; a link in its place is not followed.
-
-    Raises:
-        LskdError: it cannot be written.
-    """
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    return open(handle, "a", encoding="utf-8")
 
 
 def disk_is_full(folder: Path) -> bool:

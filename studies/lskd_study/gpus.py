@@ -6,7 +6,6 @@ which the kernel lets go when the run's last process ends, however it ends.
 """
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lskd import LskdError
+from lskd.files import take_lock
 
 # The devices to choose from, set by `lskd study` where it is the one who chooses.
 CANDIDATES = "LSKD_GPUS"
@@ -144,11 +144,8 @@ def _take(count: int, names: list[str], locks: contextlib.ExitStack) -> list[str
 @contextlib.contextmanager
 def _locked(path: Path, wait: bool = False) -> Iterator[bool]:
     """Lock a file if nobody has; gives whether it did."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(handle)
+    handle = take_lock(path, wait)
+    if handle is None:
         yield False
         return
     _held.append(handle)

@@ -27,10 +27,10 @@ from lskd.files import cannot_write, write_text
 from lskd_study import provenance
 from lskd_study.data_checksum import data_checksum
 from lskd_study.ecosystems import trainer_of
-from lskd_study.folders import LOG, begin, disk_is_full, held, open_log
+from lskd_study.folders import LOG, begin, disk_is_full, held
 from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import CURVES, JOB, LOGITS, TEACHER_FAILED, TRANSLATIONS, Plan, Run, Store
-from lskd_study.progress import say
+from lskd_study.progress import open_log, say
 from lskd_study.records import Made, read_record
 from lskd_study.same import changes
 from lskd_study.schema import TRANSLATION

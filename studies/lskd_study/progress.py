@@ -10,6 +10,10 @@ import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import IO
+
+from lskd import LskdError
+from lskd.files import cannot_write
 
 VARIABLE = "LSKD_PROGRESS"  # names the file; unset: stderr
 FILE = "progress.log"
@@ -21,12 +25,25 @@ def say(line: str, timed: bool = True) -> None:
     text = f"{datetime.now():%H:%M:%S}  {line}\n" if timed else f"{line}\n"
     path = os.environ.get(VARIABLE)
     if path:
-        with contextlib.suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError, LskdError), open_log(Path(path)) as file:
             file.write(text)
             return
     with contextlib.suppress(OSError):  # a file on a disk that is full
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+def open_log(path: Path) -> IO[str]:
+    """Open a file for what others print, at its end; a link in its place is not followed.
+
+    Raises:
+        LskdError: it cannot be written.
+    """
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return open(handle, "a", encoding="utf-8")
 
 
 class Follower:

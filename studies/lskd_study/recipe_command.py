@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lskd import LskdError
+from lskd.install import how_to_install
 
 app = typer.Typer(
     help="The recipes that come with lskd: each experiment of the paper, and some beyond it.",
@@ -71,7 +72,7 @@ def check(
                 continue
             problem = outcome.problem
             if outcome.missing:
-                problem = f"{outcome.missing} is not installed; pip install 'lskd[{outcome.missing}]'"
+                problem = f"{outcome.missing} is not installed; {how_to_install(outcome.missing)}"
                 if not names:  # asked for by name it is an error, in the whole list it is none
                     print(f"{outcome.name}: not checked, {problem}", flush=True)
                     continue

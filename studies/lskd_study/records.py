@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from lskd import LskdError
 from lskd.files import read_json
+from lskd_study.extras import needs_study_extra
+
+with needs_study_extra():
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class Record(BaseModel):

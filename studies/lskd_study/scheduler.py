@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from lskd import LskdError
 from lskd.files import read_yaml, write_text
+from lskd.install import how_to_install
 from lskd_study import gpus, kubernetes, progress, slurm
 from lskd_study.checks import check_snakemake_options
 from lskd_study.extras import needs_study_extra
@@ -155,8 +156,9 @@ def _check_executor(words: Sequence[str], profiles: Sequence[str]) -> None:
         module = f"snakemake_executor_plugin_{name.replace('-', '_')}"
         if name in LOCAL or importlib.util.find_spec(module) is not None:
             continue
-        package = f"'lskd[{name}]'" if name in shipped_profiles() else module.replace("_", "-")
-        raise LskdError(f"the executor {name} is not installed here; pip install {package}")
+        plugin = f"pip install {module.replace('_', '-')}"
+        mend = how_to_install(name) if name in shipped_profiles() else plugin
+        raise LskdError(f"the executor {name} is not installed here; {mend}")
     if "slurm" in wanted and shutil.which("sbatch") is None:
         raise LskdError("no sbatch here; start the study on a machine of the cluster that can submit jobs")
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lskd import LskdError, SoftLabels
+from lskd.install import how_to_install
 
 WRITERS = {
     "timm": (("timm",), ("timm_ls_kd", "soft-labels")),
@@ -74,7 +75,7 @@ def write(
         raise LskdError(f"there is no writer for '{ecosystem}'; give one of {', '.join(WRITERS)}")
     packages, words = WRITERS[ecosystem]
     if not any(importlib.util.find_spec(package) for package in packages):
-        raise LskdError(f"{ecosystem} is not installed here; pip install 'lskd[{ecosystem}]'")
+        raise LskdError(f"{ecosystem} is not installed here; {how_to_install(ecosystem)}")
     done = subprocess.run([sys.executable, "-m", *words, *context.args], check=False)
     raise typer.Exit(done.returncode)
 

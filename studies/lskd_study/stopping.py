@@ -6,9 +6,11 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-import psutil  # Snakemake's own
-
 from lskd import LskdError
+from lskd_study.extras import needs_study_extra
+
+with needs_study_extra():
+    import psutil
 
 _SECONDS = 5.0  # to end in, before what has not ended is asked (again)
 

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,9 @@ import yaml
 from PIL import Image
 
 from lskd import LskdError
+from lskd.install import how_to_install
 from lskd_study import checks, cli, engine
+from lskd_study.data.digits import listing_checksum
 from lskd_study.recipes import recipes_folder
 
 pytestmark = pytest.mark.unit
@@ -202,12 +206,10 @@ def test_a_recipe_of_an_ecosystem_that_is_not_installed(here, recipe, extra):
     )
     assert done.returncode == 0, done.stderr
     first, second = done.stderr.splitlines()
-    assert re.fullmatch(
-        rf"lskd: error: .*{recipe}/study.yaml is a study of {extra}, not installed here; "
-        rf"pip install 'lskd\[{extra}\]'",
-        first,
-    )
-    assert second == f"lskd: error: {recipe}: {extra} is not installed; pip install 'lskd[{extra}]'"
+    mend = how_to_install(extra)
+    assert first.startswith("lskd: error: ")
+    assert first.endswith(f"{recipe}/study.yaml is a study of {extra}, not installed here; {mend}")
+    assert second == f"lskd: error: {recipe}: {extra} is not installed; {mend}"
     assert sorted(here.rglob("*")) == before
 
 
@@ -424,3 +426,50 @@ def test_a_disk_that_takes_no_more(here, words):
         rf"lskd: error: cannot write {words[words.index('--output') + 1]} \(.*\); .*\n", done.stderr
     )
     assert not list((here / "made").rglob("*"))
+
+
+# Names that cannot be stored
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize("name", [b"\xff.png", b"a\nb.png", b"a\rb.png"])
+def test_a_validation_image_whose_name_cannot_be_stored(here, capsys, name, more):
+    """Every run would be trained before its logits could not be stored."""
+    folder = os.fsencode(here / "data" / "val" / "cat")
+    shutil.copy(os.path.join(folder, b"1.png"), os.path.join(folder, name))
+    shutil.copy(os.path.join(folder, b"1.png"), os.path.join(folder, b"1" + name))
+    err = refused(capsys, here, "study", "study.yaml", *more)
+    assert "'data/val/cat/1" in err
+    assert "(and 1 more) has a name that is no UTF-8 text in one line; rename it" in err
+    assert "'data/val/cat/1" in refused(capsys, here, "study", "--own", "data", "--yes", *more).replace(
+        str(here), ""
+    )
+
+
+def test_an_image_of_ones_own_whose_name_cannot_be_stored(here, capsys):
+    folder = here / "data" / "val" / "cat"
+    shutil.copy(folder / "1.png", folder / "a\nb.png")
+    assert r"a\nb.png' has a name that" in refused(capsys, here, "study", "--own", "./data/", "--yes")
+
+
+def test_a_class_whose_name_cannot_be_stored(here, capsys):
+    for split in (b"train", b"val"):
+        folder = os.path.join(os.fsencode(here / "data"), split)
+        os.rename(os.path.join(folder, b"cat"), os.path.join(folder, b"c\nat"))
+    assert r"'data/val/c\nat' has a name that" in refused(capsys, here, "study", "study.yaml")
+
+
+def test_other_files_and_training_images_may_be_called_anything(here):
+    root = os.fsencode(here / "data")
+    shutil.copy(os.path.join(root, b"train/cat/1.png"), os.path.join(root, b"train/cat/\xff\n.png"))
+    with open(os.path.join(root, b"val/cat/\xff.txt"), "w"):
+        pass
+    assert cli.main(["study", "study.yaml", "--dry-run"]) == 0
+    assert len(listing_checksum(here / "data")) == 64
+
+
+@pytest.mark.parametrize("changes", [{"output": "a\nb"}, {"data": {"path": "da\nta", "num_classes": 2}}])
+def test_a_path_whose_name_cannot_be_stored(here, capsys, changes):
+    write(here, **changes)
+    assert r"\n" in refused(capsys, here, "study", "study.yaml")
+    assert "no UTF-8 text" in refused(capsys, here, "study", "study.yaml", "--output", "\udcff")

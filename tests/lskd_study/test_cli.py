@@ -9,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from lskd.install import how_to_install
 from lskd_study import cli, doctor
 from lskd_study.recipes import recipes_folder
 
@@ -217,7 +218,7 @@ def test_help_and_a_clear_line_with_the_base_dependencies_only(tmp_path):
     assert done.stdout.count("Usage") == 4
     for line in done.stderr.splitlines():
         assert line.startswith("lskd: error: this needs ")
-        assert line.endswith("pip install 'lskd[study]'")
+        assert line.endswith(how_to_install("study"))
     assert done.stderr.count("\n") == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -240,7 +241,7 @@ def test_doctor_reports_and_exits_by_what_is_broken(capsys, monkeypatch):
 def test_doctor_says_how_to_get_what_is_missing():
     absent = doctor.Adapter("nothing", ("no-such-distribution",), "timm_ls_kd")
     finding = doctor.check_adapter(absent)
-    assert (finding.state, finding.mend) == ("missing", "pip install 'lskd[nothing]'")
+    assert (finding.state, finding.mend) == ("missing", how_to_install("nothing"))
 
 
 def test_doctor_does_not_promise_an_adapter_that_is_not_there(tmp_path, monkeypatch):

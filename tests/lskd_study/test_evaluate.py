@@ -11,6 +11,7 @@ from PIL import Image
 from torch.nn import functional
 
 from lskd import LskdError
+from lskd.install import how_to_install
 from lskd_study.teachers.collect import Process, collect, join_processes
 from lskd_study.teachers.evaluate import TeacherSpec, evaluate
 from lskd_study.teachers.outputs import read_outputs, write_outputs
@@ -133,8 +134,8 @@ def test_missing_framework(monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for spec, extra in (
-        (TeacherSpec(model="resnet18"), "lskd[timm]"),
-        (TeacherSpec(config=Path("a.py")), "lskd[mmcls]"),
+        (TeacherSpec(model="resnet18"), how_to_install("timm")),
+        (TeacherSpec(config=Path("a.py")), how_to_install("mmcls")),
     ):
         with pytest.raises(LskdError) as error:
             evaluate(spec, device="cpu")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lskd import SoftLabels, SoftLabelsLayout, SoftLabelsWriter
+from lskd.install import how_to_install
 from lskd_study.cli import main
 
 pytestmark = pytest.mark.unit
@@ -159,7 +160,7 @@ def test_write_without_the_ecosystem_is_one_line(monkeypatch, capsys):
     )
     assert main(["soft-labels", "write", "fairseq", "data"]) == 2
     assert capsys.readouterr().err == (
-        "lskd: error: fairseq is not installed here; pip install 'lskd[fairseq]'\n"
+        f"lskd: error: fairseq is not installed here; {how_to_install('fairseq')}\n"
     )
     assert main(["soft-labels", "write", "jax"]) == 2
     assert "give one of timm, fairseq, mmcls" in capsys.readouterr().err

@@ -193,7 +193,9 @@ def listing_checksum(folder: Path) -> str:
     """Return the sha256 of the sorted relative names and sizes of the files under ``train`` and ``val``."""
     digest = hashlib.sha256()
     for path in sorted(_files(folder)):
-        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+        digest.update(
+            f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode(errors="surrogateescape")
+        )
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.install import how_to_install
 from lskd_study.data.manifest import MANIFEST, read_manifest
 from lskd_study.data.parallel import SPLITS, listing_checksum, whole_folder
 
@@ -40,7 +41,7 @@ def write_data_bin(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise LskdError(f"{output} exists and is not this data-bin; choose another one or remove it")
     if find_spec("fairseq_cli") is None:
-        raise LskdError("this needs fairseq, not installed here; pip install 'lskd[fairseq]'")
+        raise LskdError(f"this needs fairseq, not installed here; {how_to_install('fairseq')}")
     with whole_folder(output) as scratch:
         _preprocess(text, scratch)
         content = {**origin, "listing_sha256": listing_checksum(scratch)}

@@ -14,6 +14,7 @@ from typing import Any
 from lskd import LskdError
 from lskd.files import to_disk
 from lskd.images import passed_over
+from lskd.install import how_to_install
 from lskd_study.data.manifest import MANIFEST, read_manifest
 
 SPLITS = ("train", "valid", "test")
@@ -113,7 +114,7 @@ def needs_fairseq_extra() -> Any:
         yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        raise LskdError(f"this needs {missing}, not installed here; pip install 'lskd[fairseq]'") from error
+        raise LskdError(f"this needs {missing}, not installed here; {how_to_install('fairseq')}") from error
 
 
 def _write(folder: Path, splits: Mapping[str, Sequence[Pair]], bpe_tokens: int) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def listing_checksum(folder: Path) -> str:
     digest = hashlib.sha256()
     files = (path for path in folder.rglob("*") if path.is_file() and not passed_over(path.name))
     for file in sorted(path for path in files if path.name != MANIFEST):
-        digest.update(f"{file.relative_to(folder).as_posix()} ".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()} ".encode(errors="surrogateescape"))
         with open(file, "rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()

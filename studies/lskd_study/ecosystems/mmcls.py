@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lskd import LskdError, one_line
 from lskd.files import read_csv, whole_file
+from lskd.install import how_to_install
 from lskd_study.ecosystems import timm
 from lskd_study.gpus import held_locks
 from lskd_study.plan import CHECKPOINT, Plan, Run, exact
@@ -35,7 +36,7 @@ WITHOUT_EFFECT = (
 VERIFIED = 16  # stored images
 _LATEST = "last_checkpoint"
 # As in timm.py; the folders of mmengine's logs, one for each start, stay.
-FILES = (CHECKPOINT, f".{CHECKPOINT}", _LATEST, "epoch_*.pth", "best_*.pth", "epochs.csv", ".epochs.csv")
+FILES = (CHECKPOINT, _LATEST, "epoch_*.pth", "best_*.pth", "epochs.csv", ".epochs.csv")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def train(arguments: list[str]) -> None:
     """
     spec = find_spec("mmcls")
     if spec is None or spec.origin is None:
-        raise LskdError("mmcls is not installed; in a checkout: pip install -c constraints.txt '.[mmcls]'")
+        raise LskdError(f"mmcls is not installed here; {how_to_install('mmcls')}")
     script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
     words = arguments[2:]
     # With the locks of its GPUs: it may outlive this process.

@@ -11,7 +11,7 @@ import typer
 
 from lskd import LskdError
 from lskd.files import write_text
-from lskd_study.checks import check_output
+from lskd_study.checks import check_names, check_output
 from lskd_study.engine import make_plan, run_study
 from lskd_study.extras import require_study_extra
 from lskd_study.own.choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shorter, with_what_was_cut
@@ -61,6 +61,7 @@ def run_own(
         )
     folder = tidy(folder)
     images = look_at(folder)
+    check_names(images.splits["val"], str(images.splits["val"]))
     _check_options(images, cores, options)
     output = tidy(output or str(Path("runs", f"own-{Path(folder).resolve().name}")))
     file = Path(output, STUDY)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lskd import LskdError, one_line
 from lskd.files import whole_file
+from lskd_study.checks import storable
 from lskd_study.teachers._checks import check_numbers, check_present, labels_of
 
 # Others, such as float8, are storage formats that torch does not compute with.
@@ -60,13 +61,13 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], texts: dict[str, S
     """Write a file whole or not at all.
 
     Raises:
-        LskdError: a folder that cannot be written, or a name with a line break in it.
+        LskdError: a folder that cannot be written, or a name that is no UTF-8 text in one line.
     """
     stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
     for name, words in texts.items():
-        broken = [word for word in words if "\n" in word]
+        broken = [word for word in words if not storable(word)]
         if broken:
-            raise LskdError(f"cannot store {broken[0]!r} in {path}: it has a line break; rename it")
+            raise LskdError(f"cannot store {broken[0]!r} in {path}: a line break, or no UTF-8; rename it")
         stored[name] = torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
     try:
         with whole_file(path) as scratch:

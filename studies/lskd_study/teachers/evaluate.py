@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lskd import LskdError
+from lskd.install import how_to_install
 from lskd_study.teachers._checks import check_consistent
 from lskd_study.teachers.collect import Batch, Process, collect, join_processes
 from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
@@ -223,4 +224,4 @@ def _mmcls(
 
 def _require(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise LskdError(f"this needs {module}, not installed here; pip install 'lskd[{extra}]'")
+        raise LskdError(f"this needs {module}, not installed here; {how_to_install(extra)}")
