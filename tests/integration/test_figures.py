@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import forked
 from lskd import load_teacher_weights
 from lskd_study import cli
 
@@ -47,7 +48,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray((data.images[index] * 15.9).astype(np.uint8)).save(folder / f"{index:04d}.png")
     for alpha in SMOOTHING:
         words = ["--model", "test_resnet", "--smoothing", alpha, "--output", "runs", "--experiment", alpha]
-        run("timm_ls_kd", "train.py", "digits", *words, *TRAINING.split(), *AUGMENTATION.split(), cwd=root)
+        words += ["digits", *TRAINING.split(), *AUGMENTATION.split()]
+        done = forked.run("-m", "timm_ls_kd", "train.py", *words, imported=("torchvision", "timm"), cwd=root)
+        assert done.returncode == 0, done.stderr
     return root
 
 
