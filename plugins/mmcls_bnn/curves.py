@@ -9,6 +9,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+from lskd import accumulator_dtype
 from mmcls_bnn.compat import HOOKS
 from mmcls_bnn.hooks import unwrapped
 
@@ -76,9 +77,10 @@ class CurvesHook(Hook):
         """Add up the loss where the model does not do so itself."""
         if not outputs or "loss" not in outputs or hasattr(unwrapped(runner.model), "epoch_means"):
             return
-        samples, loss = len(data_batch["inputs"]), outputs["loss"].detach().double()
+        samples, loss = len(data_batch["inputs"]), outputs["loss"].detach()
         # On the device: reading a number at every step would wait for the device at every step.
-        self._loss = self._loss.to(loss.device) + torch.stack([loss * samples, loss.new_tensor(samples)])
+        loss = loss.to(accumulator_dtype(loss.device))
+        self._loss = self._loss.to(loss) + torch.stack([loss * samples, loss.new_tensor(samples)])
 
     def after_train_epoch(self, runner: Any) -> None:
         """Write what training has shown."""

@@ -10,7 +10,7 @@ import torch
 from timm.utils import accuracy, dispatch_clip_grad
 from torch import nn
 
-from lskd import LskdError
+from lskd import LskdError, accumulator_dtype
 from timm_ls_kd.data import Loader
 
 
@@ -48,7 +48,7 @@ def train_one_epoch(
     updates = -(-batches // accumulate)
     full = batches - batches % accumulate  # batches from here on are the last, smaller step
     optimizer.zero_grad()
-    total = torch.zeros(2, dtype=torch.float64, device=loader.device)
+    total = torch.zeros(2, dtype=accumulator_dtype(loader.device), device=loader.device)
     started, seen = time.perf_counter(), 0
     for index, (images, targets) in enumerate(loader):
         steps = accumulate if index < full else batches - full
@@ -121,7 +121,7 @@ def validate(
     """Return loss, top1 and top5 (in percent); each sample counts once whatever the process count."""
     model.eval()
     criterion = nn.CrossEntropyLoss(reduction="sum")
-    totals = torch.zeros(4, dtype=torch.float64, device=loader.device)
+    totals = torch.zeros(4, dtype=accumulator_dtype(loader.device), device=loader.device)
     with torch.inference_mode():
         for images, targets in loader:
             if args.channels_last:

@@ -150,3 +150,14 @@ def test_wrong_settings_are_one_line(student, build, changes, words):
     with pytest.raises(LskdError, match=words) as error:
         build({**student, **changes})
     assert "\n" not in str(error.value)
+
+
+def test_epoch_means_on_a_device_without_float64(student, build, samples, images, without_float64):
+    model = build(student).eval()
+    model.loss(images, samples([0, 1, 2, 3, 0, 1]))
+    expected = model.epoch_means()
+    with without_float64():
+        model.loss(images, samples([0, 1, 2, 3, 0, 1]))
+        found = model.epoch_means()
+        assert all(math.isnan(value) for value in model.epoch_means().values())
+    assert found == pytest.approx(expected, rel=1e-5)

@@ -162,3 +162,13 @@ def test_curves_of_a_run_killed_before_its_validation(tmp_path):
     CurvesHook().before_train(earlier)
     assert [row["epoch"] for row in rows(tmp_path)] == ["1"]
     assert earlier.ran == []
+
+
+def test_the_loss_is_added_up_on_a_device_without_float64(tmp_path, without_float64):
+    hook, runner = CurvesHook(), curve_runner(tmp_path, 0)
+    hook.before_train(runner)
+    with without_float64():
+        for loss, size in ((1.0, 3), (5.0, 1)):
+            hook.after_train_iter(runner, 0, {"inputs": [0] * size}, {"loss": torch.tensor(loss)})
+    hook.after_train_epoch(runner)
+    assert float(rows(tmp_path)[0]["train_hard_ce"]) == 2.0

@@ -118,3 +118,12 @@ def test_validation_counts_every_sample_once(model):
     assert metrics["top1"] == pytest.approx(100 * float((logits.argmax(-1) == targets).float().mean()))
     assert metrics["top5"] == pytest.approx(100)
     assert not model.training
+
+
+def test_a_device_without_float64(model, without_float64):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    expected = validate(model, batches([2, 3]), ARGS, nullcontext)
+    with without_float64():
+        train_one_epoch(0, Task(model), batches([2, 3]), optimizer, ARGS, autocast=nullcontext)
+        found = validate(model, batches([2, 3]), ARGS, nullcontext)
+    assert found == pytest.approx(expected, rel=1e-6)

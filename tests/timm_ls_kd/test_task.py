@@ -250,3 +250,15 @@ def test_gradients_are_accumulated_as_upstream_does_it(models, batch):
         loss.backward()
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_device_without_float64(models, batch, without_float64):
+    task = make_task(models, hard_weight=0.5)
+    models[0].eval()
+    task(*batch)
+    expected = task.epoch_metrics()
+    with without_float64():
+        task._accumulate(torch.tensor(list(expected.values())), 12)
+        found = task.epoch_metrics()
+        assert task.epoch_metrics().keys() == found.keys()
+    assert found == pytest.approx(expected, rel=1e-6)
