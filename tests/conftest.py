@@ -84,3 +84,28 @@ def independent() -> Iterator[None]:
     left = [name for name, value in before.items() if after[name] != value]
     left += [f"module {name}" for name, module in modules.items() if sys.modules.get(name) is not module]
     assert not left, f"the test has changed, for all that follow it: {', '.join(left)}"
+
+
+@pytest.fixture
+def without_float64(monkeypatch):
+    """A context that treats the processor as a device without float64, as Apple's MPS is one.
+
+    ``lskd`` believes it of the processor for the whole test; within the context every operation that would
+    make such a tensor raises.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    from lskd import _devices
+
+    class WithoutFloat64(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64:
+                    raise TypeError(f"this device has no float64, asked for by {function}")
+            return result
+
+    monkeypatch.setattr(_devices, "_WITHOUT_FLOAT64", {"cpu"})
+    return WithoutFloat64

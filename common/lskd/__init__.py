@@ -15,6 +15,7 @@ from lskd._class_means import (
     propose_classes,
 )
 from lskd._compiled import has_compiled_loss
+from lskd._devices import accumulator_dtype
 from lskd._errors import CheckpointError, DivergedError, LskdError, SoftLabelsError, one_line
 from lskd._fast_teacher import (
     FAST_BOUND,
@@ -103,6 +104,7 @@ __all__ = [
     "TeacherMeasures",
     "TemperatureFit",
     "TopK",
+    "accumulator_dtype",
     "augmentation_seed",
     "binomial_tail",
     "centred",

@@ -109,8 +109,8 @@ class _Appended:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        mode = "r+b" if path.exists() else "w+b"
-        self._file = open(path, mode, buffering=0, opener=no_link)  # noqa: SIM115 - see close
+        there = path.exists()
+        self._file = open(path, "r+b" if there else "w+b", buffering=0, opener=no_link)  # noqa: SIM115 - see close
         self._pending = bytearray()
         found = self._file.seek(0, os.SEEK_END)
         if found < size:

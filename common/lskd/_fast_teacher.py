@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from lskd._devices import widened
 from lskd._eight_bit import has_eight_bit, quantise_convolutions
 from lskd._errors import LskdError, one_line
 from lskd._folding import Remainder, fold_batch_norm
@@ -42,14 +43,14 @@ class Deviation(NamedTuple):
 
     @classmethod
     def between(cls, exact: Tensor, fast: Tensor) -> "Deviation":
-        """Compare logits ``(N, K)``, in float64.
+        """Compare logits ``(N, K)``, in :func:`lskd.accumulator_dtype`.
 
         >>> Deviation.between(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]])).mean_kl
         0.0
         """
         # Not below 0: what rounding makes of equal answers.
-        kl = distillation_terms(fast.double(), exact.double()).kl.clamp_min(0)
-        agreement = (exact.argmax(-1) == fast.argmax(-1)).double().mean()
+        kl = distillation_terms(widened(fast), widened(exact)).kl.clamp_min(0)
+        agreement = (exact.argmax(-1) == fast.argmax(-1)).float().mean()
         return cls(float(kl.mean()), float(kl.max()), float(agreement), len(exact))
 
     def __str__(self) -> str:

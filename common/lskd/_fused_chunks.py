@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lskd._devices import accumulator_dtype, widened
 from lskd._targets import check_labels
 from lskd._terms import Rest, TopK, completed, distillation_terms
 
@@ -48,7 +49,7 @@ def counting(mask: Tensor | None, samples: int, mean: bool) -> Samples:
         count = len(rows) if rows is not None else 0
         return Samples(None if count == samples else rows, None, 1 / max(count, 1) if mean else 1.0)
     column = mask.reshape(-1, 1)
-    weight = column.double()
+    weight = widened(column)
     return Samples(None, column, weight / weight.sum().clamp(min=1) if mean else weight)
 
 
@@ -89,12 +90,12 @@ class KnownTeacher:
         self.others = classes - k if teacher.rest == "spread" else 0
         self.best = self.ids.gather(-1, values.argmax(-1, keepdim=True))
         if self.others:
-            self.log_p = completed(values, classes, temperature)[0].double()
+            self.log_p = widened(completed(values, classes, temperature)[0])
             p = self.log_p.exp()
             self.other: Tensor | None = p[..., k:]
             self.change = p[..., :k] - p[..., k:]
         else:
-            self.log_p = (values.double() / temperature).log_softmax(-1)
+            self.log_p = (widened(values) / temperature).log_softmax(-1)
             self.other, self.change = None, self.log_p.exp()
 
 
@@ -320,7 +321,7 @@ class Work:
 
     def terms(self) -> Tensor:
         """Return loss, cross-entropy, KL, teacher entropy, hard cross-entropy, nll and agreement, reduced."""
-        left = self.left.squeeze(-1).double()
+        left = widened(self.left.squeeze(-1))
         logs = left[_SUM : _TEACHER_SUM + 1].log() if self.known is None else left[_SUM : _SUM + 1].log()
         if self.known is None:
             terms = left[_DIFFERENCE : _TEACHER_R + 1]
@@ -372,8 +373,9 @@ class Work:
         if self.on_processor:
             return torch.tensor([loss, *terms], dtype=self.dtype)
         # Filled on the device: to copy a number to it would wait.
+        dtype = accumulator_dtype(self.left.device)
         every = [
-            term if isinstance(term, Tensor) else self.left.new_full((), term, dtype=torch.float64)
+            term if isinstance(term, Tensor) else self.left.new_full((), term, dtype=dtype)
             for term in (loss, *terms)
         ]
         return torch.stack(every).to(self.dtype)
@@ -384,7 +386,7 @@ class Work:
         for rows in torch.split(unusual, self._step()):
             at = rows if self.samples.rows is None else self.samples.rows[rows]
             exact = distillation_terms(self.student[at], self.teacher[at], self.settings.temperature)
-            kl[rows], entropy[rows] = exact.kl.double(), exact.teacher_entropy.double()
+            kl[rows], entropy[rows] = widened(exact.kl), widened(exact.teacher_entropy)
 
     def _known_terms(self, known: KnownTeacher, left: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
         x = self._student_at(known.ids)
@@ -416,8 +418,8 @@ class Work:
     def _student_at(self, ids: Tensor) -> Tensor:
         rows, mask = self.samples.rows, self.samples.mask
         if rows is not None:
-            return self.student[rows.unsqueeze(-1), ids].double()
-        found = self.student.gather(-1, ids).double()
+            return widened(self.student[rows.unsqueeze(-1), ids])
+        found = widened(self.student.gather(-1, ids))
         return found if mask is None else torch.where(mask, found, 0.0)
 
 

@@ -4,14 +4,16 @@ Four definitions go by that name in Shen et al. (ICLR 2021). The text has two (E
 and the tables have two others; a number means little without the name of its definition.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 
+from lskd._devices import accumulator_dtype, widened
 from lskd._moments import class_moments, merge_moments, reduce_moments
 from lskd._targets import check_labels
 from lskd._teachers import centred
@@ -106,6 +108,15 @@ class Stability(Metric):
         """Return each class' value on this process, ``(K,)`` float64; NaN where it has too few samples."""
         raise NotImplementedError
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Move to a device, which may have no float64."""
+        dtype = accumulator_dtype(fn(torch.empty(0, device=self.device)).device)
+        for name, default in self._defaults.items():
+            if isinstance(default, Tensor) and default.dtype == torch.float64 != dtype:
+                self._defaults[name] = default.to(dtype)
+                setattr(self, name, getattr(self, name).to(dtype))
+        return super()._apply(fn, exclude_state)
+
     def __repr__(self) -> str:
         """Show what is computed; the class is private."""
         return f"Stability({self.num_classes}, definition={self.definition!r})"
@@ -195,7 +206,7 @@ class _VectorL2(Stability):
         return dim_zero_cat(self.logits), dim_zero_cat(self.labels)
 
     def _counts(self) -> Tensor:
-        return torch.bincount(self._samples()[1], minlength=self.num_classes).double()
+        return widened(torch.bincount(self._samples()[1], minlength=self.num_classes))
 
     def class_values(self) -> Tensor:
         logits, labels = self._samples()
@@ -203,7 +214,7 @@ class _VectorL2(Stability):
         order = labels.argsort(stable=True)
         values = []
         for rows in torch.split(order, counts.tolist()):
-            probabilities = logits[rows].double().softmax(1)
+            probabilities = widened(logits[rows]).softmax(1)
             distance = (probabilities - probabilities.mean(0)).norm(dim=1).mean()
             # One sample is its class's mean: its distance of 0 would pass for perfect stability.
             values.append(distance if len(rows) > 1 else distance * torch.nan)
@@ -261,7 +272,7 @@ def small_class_factor(counts: Tensor, definition: Definition) -> Tensor:
     >>> small_class_factor(torch.tensor([3, 50]), "target_std").round(decimals=3)
     tensor([1.1280, 1.0050], dtype=torch.float64)
     """
-    n = counts.double()
+    n = widened(counts)
     if definition == "target_std":
         c4 = (2 / (n - 1)).sqrt() * (torch.lgamma(n / 2) - torch.lgamma((n - 1) / 2)).exp()
         factor = 1 / c4

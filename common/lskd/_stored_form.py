@@ -82,7 +82,7 @@ def stored_difference(values: NDArray[Any], ids: NDArray[Any], logits: Tensor) -
     stored, places = torch.from_numpy(values.astype(np.float64)), torch.from_numpy(ids.astype(np.int64))
     if places.shape[-1] == logits.shape[-1]:
         stored = stored.log_softmax(-1)
-    said = logits.double().cpu().log_softmax(-1).gather(-1, places).clamp(min=_LEAST)
+    said = logits.cpu().double().log_softmax(-1).gather(-1, places).clamp(min=_LEAST)
     stored = stored.clamp(min=_LEAST)
     apart: Tensor = ((said - stored).abs() / (1 + stored.abs())).nan_to_num(nan=torch.inf).amax(-1)
     return apart

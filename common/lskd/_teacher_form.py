@@ -49,11 +49,11 @@ class TeacherForm:
                 return cls()
             if content["mode"] not in FAST_MODES:
                 raise KeyError(content["mode"])
-            *measured, images = (content[name] for name in ("mean_kl", "max_kl", "agreement", "images"))
-            if not isinstance(content["made"], str) or any(isinstance(x, str) for x in (*measured, images)):
-                raise TypeError("no numbers, or no text")
-            deviation = Deviation(*map(float, measured), int(images))
-            return cls(content["mode"], deviation, content["made"])
+            measured = [content[name] for name in ("mean_kl", "max_kl", "agreement", "images")]
+            if not isinstance(content["made"], str) or any(isinstance(number, str) for number in measured):
+                raise TypeError("no text, or no numbers")
+            mean_kl, max_kl, agreement, images = (float(number) for number in measured)
+            return cls(content["mode"], Deviation(mean_kl, max_kl, agreement, int(images)), content["made"])
         except (KeyError, TypeError, OverflowError):
             raise SoftLabelsError(
                 f"the soft labels in {path} are of a teacher in a form that this release does not know; "

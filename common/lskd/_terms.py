@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from lskd._devices import widened
 from lskd._targets import check_labels, check_temperature, transformed
 
 Rest = Literal["renormalise", "spread"]
@@ -169,8 +170,8 @@ def completed(values: Tensor, num_classes: int, temperature: float) -> tuple[Ten
     k = values.shape[-1]
     others = num_classes - k
     _check_log_probabilities(values)
-    # In float64: beside a sum near 1 a small rest is all rounding, and a high temperature makes it large.
-    rest = (1 - values.double().exp().sum(-1, keepdim=True)).clamp(min=0.0)
+    # Widened: beside a sum near 1 a small rest is all rounding, and a high temperature makes it large.
+    rest = (1 - widened(values).exp().sum(-1, keepdim=True)).clamp(min=0.0)
     missing = (rest.log() - math.log(others)).to(values.dtype)
     tempered = torch.cat([values, missing], -1) / temperature
     counts = values.new_ones(k + 1)

@@ -9,7 +9,7 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from lskd import DistillationLoss, FastMode, LskdError, distillation_terms, replayed
+from lskd import DistillationLoss, FastMode, LskdError, accumulator_dtype, distillation_terms, replayed
 from mmcls_bnn.compat import MODELS, ImageClassifier, labels_of, predictions_of
 from mmcls_bnn.fast_teacher import FastTeacherSettings
 from mmcls_bnn.remembered import RememberedAnswers
@@ -188,7 +188,7 @@ class LsKdClassifier(ImageClassifier):
         sums, self._sums = self._sums, None
         if sums is None:
             device = next(self.parameters()).device
-            sums = torch.zeros(len(LOGGED) + 1, dtype=torch.float64, device=device)
+            sums = torch.zeros(len(LOGGED) + 1, dtype=accumulator_dtype(device), device=device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         *totals, samples = sums.tolist()
@@ -205,7 +205,8 @@ class LsKdClassifier(ImageClassifier):
 
     def _accumulate(self, means: Tensor, samples: int) -> None:
         # Kept on the device: reading a number at every step would wait for the device at every step.
-        row = torch.cat([means.double() * samples, means.new_full((1,), samples, dtype=torch.float64)])
+        means = means.to(accumulator_dtype(means.device))
+        row = torch.cat([means * samples, means.new_full((1,), samples)])
         self._sums = row if self._sums is None else self._sums + row
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:

@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
-from lskd import compare_with_chance, require_finite, require_finite_weights
+from lskd import accumulator_dtype, compare_with_chance, require_finite, require_finite_weights
 from lskd.files import read_csv, whole_file
 from mmcls_bnn.compat import HOOKS, scores_of
 from mmcls_bnn.hooks import unwrapped
@@ -85,9 +85,10 @@ class CurvesHook(Hook):
         self._trained = True
         if not outputs or "loss" not in outputs or hasattr(unwrapped(runner.model), "epoch_means"):
             return
-        samples, loss = len(data_batch["inputs"]), outputs["loss"].detach().double()
+        samples, loss = len(data_batch["inputs"]), outputs["loss"].detach()
         # On the device: reading a number at every step would wait for the device at every step.
-        self._loss = self._loss.to(loss.device) + torch.stack([loss * samples, loss.new_tensor(samples)])
+        loss = loss.to(accumulator_dtype(loss.device))
+        self._loss = self._loss.to(loss) + torch.stack([loss * samples, loss.new_tensor(samples)])
 
     def after_train_epoch(self, runner: Any) -> None:
         """Write what training has shown.

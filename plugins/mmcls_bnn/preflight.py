@@ -6,7 +6,7 @@ import torch
 from mmengine.dataset import default_collate
 from mmengine.dist import get_dist_info
 
-from lskd import LskdError, compare_with_chance
+from lskd import LskdError, accumulator_dtype, compare_with_chance
 from mmcls_bnn.compat import labels_of
 
 _BATCH = 64
@@ -29,7 +29,8 @@ def try_teacher(model: Any, dataset: Any, samples: int) -> str:
     count = min(samples, len(dataset))
     rank, processes = get_dist_info()
     indices = [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)][rank::processes]
-    counts = torch.zeros(classes + 1, dtype=torch.float64, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    counts = torch.zeros(classes + 1, dtype=accumulator_dtype(device), device=device)
     for start in range(0, len(indices), _BATCH):
         batch = default_collate([dataset[index] for index in indices[start : start + _BATCH]])
         batch = model.data_preprocessor(batch, False)

@@ -10,7 +10,7 @@ import torch
 from timm.utils import accuracy, dispatch_clip_grad
 from torch import nn
 
-from lskd import compare_with_chance, logits_of, require_finite
+from lskd import accumulator_dtype, compare_with_chance, logits_of, require_finite
 from timm_ls_kd.data import Loader
 from timm_ls_kd.preflight import SIGNIFICANCE, accuracy_text
 
@@ -49,7 +49,7 @@ def train_one_epoch(
     updates = -(-batches // accumulate)
     full = batches - batches % accumulate  # batches from here on are the last, smaller step
     optimizer.zero_grad()
-    total = torch.zeros(2, dtype=torch.float64, device=loader.device)
+    total = torch.zeros(2, dtype=accumulator_dtype(loader.device), device=loader.device)
     started, seen = time.perf_counter(), 0
     for index, (images, targets) in enumerate(loader):
         steps = accumulate if index < full else batches - full
@@ -133,7 +133,7 @@ def validate(
     """
     model.eval()
     criterion = nn.CrossEntropyLoss(reduction="sum")
-    totals = torch.zeros(5, dtype=torch.float64, device=loader.device)
+    totals = torch.zeros(5, dtype=accumulator_dtype(loader.device), device=loader.device)
     labels = torch.zeros((), device=loader.device)
     with torch.inference_mode():
         for images, targets in loader:
@@ -148,7 +148,7 @@ def validate(
             )
             totals[:3] += row
             totals[3] += len(images)
-            totals[4] += logits.double().sum()
+            totals[4] += logits.to(totals.dtype).sum()
             labels = labels + torch.bincount(targets, minlength=logits.shape[1])
     loss, right1, right5, count, every_logit = all_reduce(totals, args).tolist()
     # After the sum over processes, which then all come to the same end.

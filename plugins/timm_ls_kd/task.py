@@ -8,7 +8,7 @@ import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from lskd import Convention, DistillationLoss, logits_of, target_values
+from lskd import Convention, DistillationLoss, accumulator_dtype, logits_of, target_values
 from timm_ls_kd.teacher import Teacher
 
 # Columns of summary.csv (with timm's prefix train_), and where the loss's parts come from.
@@ -115,9 +115,8 @@ class LsKdTask(TrainingTask):
 
     def _accumulate(self, means: Tensor, samples: int) -> None:
         # Kept on the device: reading a number at every step would wait for the device at every step.
-        row = torch.cat(
-            [means.detach().double() * samples, means.new_full((1,), samples, dtype=torch.float64)]
-        )
+        means = means.detach().to(accumulator_dtype(means.device))
+        row = torch.cat([means * samples, means.new_full((1,), samples)])
         self._sums = row if self._sums is None else self._sums + row
 
     def epoch_metrics(self) -> dict[str, float]:
@@ -128,7 +127,8 @@ class LsKdTask(TrainingTask):
         sums = self._sums
         self._sums = None
         if sums is None:
-            sums = torch.zeros(len(COLUMNS) + 1, dtype=torch.float64, device=self.device)
+            dtype = accumulator_dtype(self.device)
+            sums = torch.zeros(len(COLUMNS) + 1, dtype=dtype, device=self.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         *totals, samples = sums.tolist()

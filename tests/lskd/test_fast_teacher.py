@@ -222,3 +222,11 @@ def test_compiled_for_the_batch_size_of_training(net, images, monkeypatch):
     assert set(sizes) == {5}
     assert choice.deviation.mean_kl < 1e-9
     assert "compiled" in choice.line
+
+
+def test_deviation_on_a_device_without_float64(without_float64):
+    exact = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    with without_float64():
+        found = Deviation.between(exact, exact + 0.1 * exact.sin())
+    assert found.samples == 50
+    assert 0 < found.mean_kl < found.max_kl < 0.1

@@ -180,3 +180,54 @@ def test_what_is_no_table_is_one_line(tmp_path: Path, content: bytes, message: s
     assert "\n" not in str(caught.value)
     with pytest.raises(LskdError, match="cannot be read"):
         read_csv(tmp_path / "none.csv")
+
+
+WINDOWS = """
+import os, sys, warnings
+import torch, torchmetrics  # as they are here
+sys.modules["fcntl"] = None
+for name in ("O_NOFOLLOW", "O_DIRECTORY", "O_CLOEXEC", "register_at_fork"):
+    delattr(os, name)
+sys.platform = "win32"
+real_open = os.open
+def open_no_folder(path, *arguments, **named):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+    return real_open(path, *arguments, **named)
+os.open = open_no_folder
+
+import lskd
+from lskd import DistillationLoss, LskdError, Stability, smooth_targets
+for name in lskd.__all__:
+    getattr(lskd, name)
+from lskd.files import read_json, take_lock, write_text
+
+student = torch.zeros(2, 3, requires_grad=True)
+DistillationLoss(hard_weight=0.5, alpha=0.1)(student, torch.ones(2, 3), torch.tensor([0, 1])).backward()
+metric = Stability(3)
+metric.update(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
+smooth_targets(torch.tensor([0]), 3, 0.1)
+folder = sys.argv[1]
+write_text(os.path.join(folder, "file.json"), "[1]")
+assert read_json(os.path.join(folder, "file.json")) == [1]
+layout = lskd.SoftLabelsLayout(3, 2, 1)
+for needs_a_lock in (
+    lambda: take_lock(os.path.join(folder, "lock")),
+    lambda: lskd.SoftLabelsWriter(folder, layout, {}),
+):
+    try:
+        needs_a_lock()
+    except LskdError as error:
+        print(error)
+"""
+
+
+def test_without_locks_as_on_windows_all_but_what_needs_them_works(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", WINDOWS, str(tmp_path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert (
+        said.stdout.splitlines()
+        == ["this system has no file locks (fcntl), which runs and stored labels need"] * 2
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]

@@ -597,3 +597,24 @@ def test_a_teacher_of_weight_0_spoils_neither_loss_nor_gradient(device_path):
             (gradient,) = torch.autograd.grad(loss, student)
             assert loss.isfinite()
             assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["dense", "renormalise", "spread", "all"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_device_without_float64(kind, temperature, monkeypatch, without_float64):
+    student, teacher, labels, mask = inputs(kind)
+    if isinstance(teacher, TopK):
+        teacher = TopK(teacher.values.float(), teacher.ids, teacher.rest)
+    arguments = {"temperature": temperature, "hard_weight": 0.3, "alpha": 0.1}
+    expected = both(student, teacher, labels, mask, **arguments)
+    monkeypatch.setattr(_fused_chunks, "on_processor", lambda tensor: False)
+    monkeypatch.setattr(_compiled, "function", lambda: None)
+    leaf = student.clone().requires_grad_()
+    with without_float64():
+        fused = fused_distillation(leaf, teacher, labels, mask, **arguments)
+        (fused.loss * 3).backward()
+        terms = distillation_terms(student, teacher, temperature)
+    for ours, theirs in zip(fused[:6], expected[0][:6], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(leaf.grad, expected[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(terms.kl[mask].mean(), fused.kl, rtol=1e-5, atol=1e-5)

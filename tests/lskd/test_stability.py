@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics import MetricCollection
 
-from lskd import Stability, stability
+from lskd import Stability, small_class_factor, stability
 
 pytestmark = [
     pytest.mark.unit,
@@ -379,3 +379,22 @@ def test_an_offset_of_the_logits_costs_nothing(reference, definition, offset):
     rounded = (logits + offset).float()  # what float32 cannot hold is lost before we see it, and no more
     expected = reference.stability(rounded.double().numpy(), labels.numpy(), 8, definition)
     np.testing.assert_allclose(float(stability(rounded, labels, 8, definition)), expected, atol=5e-8)
+
+
+@every_definition
+def test_a_device_without_float64(definition, without_float64):
+    logits, labels = draw(60, 5)
+    expected = stability(logits, labels, 5, definition).double()
+    metric = Stability(5, definition)
+    with without_float64():
+        metric.to(torch.device("cpu"))
+        for part in (slice(0, 20), slice(20, 60)):
+            metric.update(logits[part], labels[part])
+        found, counts = metric.compute(), metric.counts
+        small_class_factor(counts, definition)
+        metric.reset()
+        metric.update(logits, labels)
+        again = metric.compute()
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.double(), expected, rtol=0, atol=1e-6)
+    assert counts.tolist() == torch.bincount(labels).tolist()

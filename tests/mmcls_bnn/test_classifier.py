@@ -176,3 +176,14 @@ def test_the_teacher_is_asked_once_about_the_same_validation_images(student, bui
     assert torch.equal(terms(images), first)
     assert torch.equal(terms(images), first)
     assert asked == [6] * 4  # too large to be remembered
+
+
+def test_epoch_means_on_a_device_without_float64(student, build, samples, images, without_float64):
+    model = build(student).eval()
+    model.loss(images, samples([0, 1, 2, 3, 0, 1]))
+    expected = model.epoch_means()
+    with without_float64():
+        model.loss(images, samples([0, 1, 2, 3, 0, 1]))
+        found = model.epoch_means()
+        assert all(math.isnan(value) for value in model.epoch_means().values())
+    assert found == pytest.approx(expected, rel=1e-5)

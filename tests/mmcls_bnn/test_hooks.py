@@ -204,3 +204,13 @@ def test_a_diverged_run_has_a_status_of_its_own(error, status, capsys):
         raise error
 
     assert command.run(work) == status
+
+
+def test_the_loss_is_added_up_on_a_device_without_float64(tmp_path, without_float64):
+    hook, runner = CurvesHook(), curve_runner(tmp_path, 0)
+    hook.before_train(runner)
+    with without_float64():
+        for loss, size in ((1.0, 3), (5.0, 1)):
+            hook.after_train_iter(runner, 0, {"inputs": [0] * size}, {"loss": torch.tensor(loss)})
+    hook.after_train_epoch(runner)
+    assert float(rows(tmp_path)[0]["train_hard_ce"]) == 2.0

@@ -135,3 +135,12 @@ def test_a_model_at_chance_is_named(guess):
     answers = functional.one_hot(targets if guess is None else torch.full_like(targets, guess), 4).float()
     _, at_chance = validate(nn.Identity(), Batches([(answers, targets)]), ARGS, nullcontext)
     assert at_chance == ("75.0 % of 64 validation images (chance 75.0 %)" if guess else "")
+
+
+def test_a_device_without_float64(model, without_float64):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    expected = validate(model, batches([2, 3]), ARGS, nullcontext).metrics
+    with without_float64():
+        train_one_epoch(0, Task(model), batches([2, 3]), optimizer, ARGS, autocast=nullcontext)
+        found = validate(model, batches([2, 3]), ARGS, nullcontext).metrics
+    assert found == pytest.approx(expected, rel=1e-6)

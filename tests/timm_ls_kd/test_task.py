@@ -290,3 +290,15 @@ def test_distilled_deit_trains_on_its_first_head_and_is_evaluated_as_timm_does(b
     model.eval()
     torch.testing.assert_close(model(batch[0]), (both[0] + both[1]) / 2)
     assert torch.equal(Teacher(model, HALF, HALF)(batch[0]), model(batch[0]))
+
+
+def test_a_device_without_float64(models, batch, without_float64):
+    task = make_task(models, hard_weight=0.5)
+    models[0].eval()
+    task(*batch)
+    expected = task.epoch_metrics()
+    with without_float64():
+        task._accumulate(torch.tensor(list(expected.values())), 12)
+        found = task.epoch_metrics()
+        assert task.epoch_metrics().keys() == found.keys()
+    assert found == pytest.approx(expected, rel=1e-6)
