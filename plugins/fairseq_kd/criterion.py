@@ -132,9 +132,11 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         asked, trained = total("kd_tokens"), total("kd_all_tokens")
         for name in (*_TERMS, "kd_weight"):
             tokens = trained if name in _WITHOUT_TEACHER else asked
+            bits = 1 if name in ("kd_agreement", "kd_weight") else math.log(2)
             if tokens:
-                bits = 1 if name in ("kd_agreement", "kd_weight") else math.log(2)
                 metrics.log_scalar(name, total(name) / tokens / bits, tokens, round=3)
+            elif trained:  # the column stays, and says that nothing was measured
+                metrics.log_scalar(name, math.nan, 0, round=3)
 
     def check_student(self, model: nn.Module) -> None:
         """Check the student before the first update.

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,15 +53,27 @@ def dictionary_checksums(task: Any) -> dict[str, str]:
     return checksums
 
 
+@dataclass
 class _Watch:
-    """What is noted of a run: its epoch, and the negative log-likelihood of its last validation, in nats."""
+    """What is noted of a run: entries to guess among, its epoch, and its last validation in nats."""
 
-    epoch = 1
-    nll = 0.0
-    tokens = 0
+    words: int = 0  # 0: of no translation, or another process says it
+    epoch: int = 1
+    nll: float = 0.0
+    tokens: int = 0
 
     def mean(self) -> float | None:
         return self.nll / self.tokens if self.tokens else None
+
+    def say_whether_it_guesses(self) -> None:
+        """Say at the end of a run that it learnt nothing."""
+        nll, chance = self.mean(), math.log(self.words or 1)
+        if nll is not None and self.words and nll >= chance:
+            print(
+                "fairseq_kd: warning: the run is no better than guessing: its last validation has "
+                f"{nll:.2f} nats a token, guessing has {chance:.2f}; it can teach nothing",
+                flush=True,
+            )
 
 
 def _init(
@@ -75,8 +88,9 @@ def _init(
     if hasattr(criterion, "check_student"):
         criterion.check_student(model)
     begin(self, cfg, task, model, criterion, *rest)
-    self.kd_watch = _Watch()
-    atexit.register(_say_whether_it_guesses, self)
+    says = isinstance(task, TranslationTask) and self.data_parallel_rank == 0
+    self.kd_watch = _Watch(len(task.target_dictionary) if says else 0)
+    atexit.register(self.kd_watch.say_whether_it_guesses)
 
 
 def _begin_epoch(begin: Callable[..., None], self: Any, epoch: int) -> None:
@@ -157,18 +171,3 @@ def _copy(copy: Callable[..., Any], source: str, target: str, *args: Any, **kwar
     with whole_file(target) as scratch:
         shutil.copyfile(source, scratch)
     return target
-
-
-def _say_whether_it_guesses(trainer: Any) -> None:
-    """Say at the end of a run that it learnt nothing."""
-    nll = trainer.kd_watch.mean()
-    if nll is None or not isinstance(trainer.task, TranslationTask) or trainer.data_parallel_rank != 0:
-        return
-    words = trainer.task.target_dictionary
-    if nll < math.log(len(words)):
-        return
-    print(
-        f"fairseq_kd: warning: the run is no better than guessing: its last validation has {nll:.2f} nats a "
-        f"token, guessing among {len(words)} words has {math.log(len(words)):.2f}; it can teach nothing",
-        flush=True,
-    )

@@ -3,6 +3,7 @@
 import fcntl
 import importlib
 import json
+import logging
 import os
 import random
 import re
@@ -109,8 +110,27 @@ def training(data, save, *arguments):
     ]
 
 
-def train(data, save, *arguments, check=True):
-    return run(*training(data, save, *arguments), check=check)
+def train(data, save, *arguments):
+    """Train in this process, as in one of its own: with one thread, and a best validation of its own."""
+    import torch
+    from fairseq import checkpoint_utils
+
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(f"| {record.name} | {record.getMessage()}")
+    root, threads = logging.getLogger(), torch.get_num_threads()
+    level = root.level
+    vars(checkpoint_utils.save_checkpoint).pop("best", None)
+    root.addHandler(handler)
+    root.setLevel("INFO")
+    torch.set_num_threads(1)
+    try:
+        call(*training(data, save, *arguments))
+    finally:
+        torch.set_num_threads(threads)
+        root.setLevel(level)
+        root.removeHandler(handler)
+    return Result(status=0, output="\n".join(lines))
 
 
 def start_training(data, save, *arguments):

@@ -38,10 +38,8 @@ def refused(commands, data, save, *arguments):
 
 
 def test_the_line_is_all_that_stderr_has(corpus, commands, tmp_path):
-    result = commands.train(
-        *(corpus.data, tmp_path / "s", "--criterion", "ls_kd", "--kd-teacher", tmp_path / "nothere.pt"),
-        check=False,
-    )
+    teacher = ("--criterion", "ls_kd", "--kd-teacher", tmp_path / "nothere.pt")
+    result = commands.run(*commands.training(corpus.data, tmp_path / "s", *teacher), check=False)
     assert result.status == 2
     assert "nothere.pt does not exist" in result.error
     assert not result.numbers("train_inner")

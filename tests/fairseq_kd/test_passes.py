@@ -67,12 +67,11 @@ def test_soft_labels_go_on_after_a_kill(corpus, commands, tmp_path, store):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert 100 <= len(SoftLabels(tmp_path / "s")) < 400
-    result = commands.train(
-        *(corpus.data, tmp_path / "t", "--task", "translation_ls_kd", "--kd-soft-labels", tmp_path / "s"),
-        *("--criterion", "ls_kd", "--max-epoch", 1),
-        check=False,
-    )
-    assert "are unfinished" in result.error
+    with pytest.raises(LskdError, match="are unfinished"):
+        commands.train(
+            *(corpus.data, tmp_path / "t", "--task", "translation_ls_kd", "--kd-soft-labels", tmp_path / "s"),
+            *("--criterion", "ls_kd", "--max-epoch", 1),
+        )
     said = commands.run("fairseq_kd.soft_labels", *arguments)
     assert "400 sentences" in said.output
     one, other = SoftLabels(tmp_path / "s"), SoftLabels(store)

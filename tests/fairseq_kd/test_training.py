@@ -12,6 +12,8 @@ import time
 import pytest
 import torch
 
+from lskd import LskdError
+
 pytestmark = pytest.mark.integration
 
 
@@ -321,22 +323,11 @@ def test_checkpoint_with_foreign_code_is_refused_everywhere(corpus, commands, tm
             1000,
             check=False,
         ),
-        commands.train(
-            corpus.data, bad.parent, "--criterion", "ls_kd", "--kd-weight", 0, "--max-epoch", 1, check=False
-        ),
-        commands.train(
-            corpus.data,
-            tmp_path / "s",
-            "--criterion",
-            "ls_kd",
-            "--kd-teacher",
-            bad,
-            "--max-epoch",
-            1,
-            check=False,
-        ),
     ]
     for attempt in attempts:
         assert attempt.status == 2
         assert "posix.system" in attempt.error
+    for save, teacher in ((bad.parent, ("--kd-weight", 0)), (tmp_path / "s", ("--kd-teacher", bad))):
+        with pytest.raises(LskdError, match=r"posix\.system"):
+            commands.train(corpus.data, save, "--criterion", "ls_kd", *teacher, "--max-epoch", 1)
     assert sys.modules.get("surprise") is None

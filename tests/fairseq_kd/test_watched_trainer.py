@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,10 +22,8 @@ def watched():
     return watched_trainer
 
 
-def at_epoch(watched, epoch, **model):
-    trainer = SimpleNamespace(kd_watch=watched._Watch(), get_model=lambda: torch.nn.Linear(2, 2))
-    trainer.kd_watch.epoch = epoch
-    return trainer
+def at_epoch(watched, epoch):
+    return SimpleNamespace(kd_watch=watched._Watch(epoch=epoch), get_model=lambda: torch.nn.Linear(2, 2))
 
 
 @pytest.mark.unit
@@ -88,7 +85,7 @@ def test_losses_and_weights_are_finite_or_the_run_failed(watched, value):
 def test_a_run_that_diverges_ends_with_3_and_one_line(corpus, commands, tmp_path):
     """One update an epoch: the training loss is finite, validation is not. Of fairseq's own criterion."""
     wild = ("--lr", "1e38", "--lr-scheduler", "fixed", "--max-tokens", 100000, "--max-epoch", 2)
-    result = commands.train(corpus.data, tmp_path / "s", *STOCK, *wild, check=False)
+    result = commands.run(*commands.training(corpus.data, tmp_path / "s", *STOCK, *wild), check=False)
     assert result.status == DivergedError.STATUS
     assert "epoch 1: the validation loss is nan; the run diverged" in result.error
     assert not list((tmp_path / "s").glob("*"))
@@ -114,17 +111,12 @@ def test_checkpoints_know_dictionaries_and_validation(corpus, watched):
 
 @pytest.mark.unit
 def test_a_run_that_learnt_nothing_is_named(watched, capsys):
-    from fairseq.tasks.translation import TranslationTask
-
-    def run(nll):
-        watch = watched._Watch()
-        watch.nll, watch.tokens = nll * 10, 10
-        task = Mock(spec=TranslationTask, target_dictionary=range(40))
-        watched._say_whether_it_guesses(SimpleNamespace(kd_watch=watch, task=task, data_parallel_rank=0))
+    def run(nll, words=40):
+        watched._Watch(words, nll=nll * 10, tokens=10).say_whether_it_guesses()
         return capsys.readouterr().out
 
-    assert "no better than guessing: its last validation has 3.80 nats" in run(3.8)
-    assert run(3.6) == ""
+    assert "no better than guessing: its last validation has 3.80 nats a token" in run(3.8)
+    assert run(3.6) == run(3.8, words=0) == ""
 
 
 @pytest.mark.unit

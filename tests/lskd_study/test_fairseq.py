@@ -227,6 +227,17 @@ def test_curves_are_in_nats(tmp_path):
     assert numbers["val_ppl"] == pytest.approx(math.exp(numbers["val_loss"]), rel=1e-7)
 
 
+def test_a_teacher_that_was_not_asked_is_not_measured(tmp_path):
+    """As the threshold schedule leaves it at weight 0."""
+    silent = dict.fromkeys(
+        ("train_kd_ce", "train_kd_kl", "train_kd_teacher_entropy", "train_kd_agreement"), "nan"
+    )
+    log(tmp_path, line("train", epoch=1, train_loss=2, train_kd_hard_ce=2, train_kd_weight=0, **silent))
+    (row,) = fairseq.read_curves(tmp_path, "student")
+    assert row["train_ce"] == row["train_kl"] == row["train_teacher_entropy"] == row["train_agreement"] == ""
+    assert float(row["train_hard_ce"]) == pytest.approx(2 * math.log(2))
+
+
 def test_a_teachers_loss_is_its_hard_cross_entropy(tmp_path):
     log(tmp_path, line("train", epoch=1, train_loss=1), line("train", epoch=2, train_loss="nan"))
     first, second = fairseq.read_curves(tmp_path, "teacher")

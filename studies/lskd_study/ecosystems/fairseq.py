@@ -264,6 +264,10 @@ def _row(text: str) -> dict[str, Any] | None:
 
 def _common(row: Mapping[str, Any], epoch: int) -> dict[str, str]:
     common = dict.fromkeys(CURVE_COLUMNS, "") | {"epoch": str(epoch - 1)}
+    # A teacher that a schedule has silenced was not measured.
+    row = {
+        name: value for name, value in row.items() if not (name.startswith("train_kd_") and value == "nan")
+    }
     for name, own in _TERMS.items():
         common[name] = _nats(row.get(own))
     if not common["train_ce"]:
