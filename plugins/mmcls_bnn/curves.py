@@ -127,7 +127,7 @@ def _path(runner: Any) -> Path:
 def _read(path: Path) -> dict[int, dict[str, str]]:
     if not path.is_file():
         return {}
-    return {int(row["epoch"]): row for row in read_csv(path, COLUMNS) if row["epoch"].isdecimal()}
+    return {int(row["epoch"]): row for row in read_csv(path, ("epoch",)) if row["epoch"].isdecimal()}
 
 
 def _write(path: Path, rows: dict[int, dict[str, str]]) -> None:
