@@ -219,20 +219,7 @@ def read_yaml_nodes(path: str | Path, what: str = "YAML file") -> tuple[yaml.Nod
         raise LskdError(f"{path}: {error}") from error
 
 
-def parse_yaml(text: str) -> Any:
-    """Return what YAML text says.
-
-    Raises:
-        ValueError: it is too large, nested too deeply, comes to too much with its aliases written out, or has
-            a number or a text that nothing can store.
-        yaml.YAMLError: it is no YAML.
-    """
-    return _parse_yaml(text)[1]
-
-
 def _parse_yaml(text: str) -> tuple[yaml.Node | None, Any]:
-    if len(text) > YAML_LIMIT:
-        raise ValueError(f"more than {YAML_LIMIT >> 20} MiB; make it smaller")
     loader = yaml.SafeLoader(text)
     try:
         try:

@@ -217,7 +217,7 @@ def _read(path: Path) -> dict[int, dict[str, str]]:
     if not path.is_file():
         return {}
     rows = {}
-    for row in read_csv(path, COLUMNS[1:]):
+    for row in read_csv(path):
         number = row.pop(next(iter(row)))
         if number.isdecimal():
             rows[int(number)] = row

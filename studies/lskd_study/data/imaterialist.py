@@ -88,7 +88,8 @@ def prepare_imaterialist(
 
         return fill
 
-    lists = [find_source(source, (f"{split}.json",), "imaterialist") for split in SPLITS]
+    names = [f"{split}.json" for split in SPLITS]
+    lists = [find_source(source, (name, f"{name}.tar.gz"), "imaterialist") for name in names]
     sources = fingerprints(lists)
     return build(output, "imaterialist", origin("imaterialist", expected), plan, copy, sources)
 
