@@ -41,6 +41,7 @@ from lskd_study.stores.state import release_stores, renew_stores
 from lskd_study.stores.words import describe_stores
 from lskd_study.teachers.schema import is_teacher_list
 from lskd_study.teachers.study import run_teachers_file
+from lskd_study.verdicts import VERDICTS_FILE
 
 LOCK = ".lskd.lock"
 SNAKEMAKE_LOG = "snakemake.log"
@@ -285,6 +286,8 @@ def _begun_by(folder: str | Path) -> tuple[str, str]:
 def _check_no_other_study(plan: Plan) -> None:
     """Refuse an output folder that holds the results of another study file."""
     if not (plan.root / PLAN).is_file():
+        if (plan.root / VERDICTS_FILE).is_file():
+            raise LskdError(f"{plan.output} holds the results of a list of teachers; choose another --output")
         return
     name, cwd = _begun_by(plan.root)
     before = Path(cwd, name)

@@ -249,7 +249,8 @@ def _data_checksum(plan: Plan) -> str:
     folder = plan.data_dir
     if known := read_manifest(folder).get("listing_sha256"):
         return str(known)
-    return (parallel if plan.ecosystem == TRANSLATION else digits).listing_checksum(folder)
+    checksum = parallel.listing_checksum if plan.ecosystem == TRANSLATION else digits.listing_checksum
+    return checksum(folder)
 
 
 @contextlib.contextmanager
