@@ -27,7 +27,7 @@ from lskd_study.class_counts import check_class_counts
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
-from lskd_study.folders import disk_is_full
+from lskd_study.folders import check_no_link, disk_is_full
 from lskd_study.plan import BEGUN, JOB, PLAN, Plan, Run, expand
 from lskd_study.progress import FILE, Follower, open_log
 from lskd_study.recipes import find_study_file
@@ -72,6 +72,8 @@ def run_study(
     check_class_counts(plan)
     plan = with_stores(plan)
     _check_no_other_study(plan)
+    for made in (*plan.unfinished(), *plan.stores):
+        check_no_link(plan.root / made.folder)
     changed = _changed_settings(plan)
     if changed:
         run, what = next(iter(changed.items()))

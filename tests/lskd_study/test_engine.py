@@ -217,6 +217,18 @@ def test_another_study_file_is_refused_before_anything_is_written(plan, finish, 
     assert engine.run_study("renamed.yaml", None, 1, dry_run, []) == 0
 
 
+def test_a_run_folder_that_is_a_link_is_refused_before_any_run(plan, finish, scheduled):
+    finish(plan)
+    folder = plan.folder(plan.runs[0])
+    (folder / JOB).unlink()
+    folder.rename("elsewhere")
+    folder.symlink_to(Path("elsewhere").absolute())
+    with pytest.raises(LskdError, match="is a link, and runs write into folders of their own"):
+        engine.run_study("study.yaml", None, 1, True, [])
+    Path("elsewhere", JOB).touch()  # finished it is only read
+    assert engine.run_study("study.yaml", None, 1, True, []) == 0
+
+
 def test_a_list_of_teachers_and_a_study_do_not_share_a_folder(plan, finish, scheduled):
     teachers = [{"name": "a", "logits": "a.npz"}]
     listed = {"kind": "stability", "title": "T", "output": "out", "teachers": teachers}
