@@ -29,7 +29,7 @@ from lskd_study.data_checksum import check_unchanged
 from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
-from lskd_study.folders import disk_is_full
+from lskd_study.folders import check_no_link, disk_is_full
 from lskd_study.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
 from lskd_study.progress import FILE, Follower, open_log
 from lskd_study.recipes import find_study_file
@@ -43,6 +43,7 @@ from lskd_study.stores.state import release_stores, renew_stores
 from lskd_study.stores.words import describe_stores
 from lskd_study.teachers.schema import is_teacher_list
 from lskd_study.teachers.study import run_teachers_file
+from lskd_study.verdicts import VERDICTS_FILE
 
 LOCK = ".lskd.lock"
 SNAKEMAKE_LOG = "snakemake.log"
@@ -73,6 +74,8 @@ def run_study(
     check_class_counts(plan)
     plan = with_stores(plan)
     _check_no_other_study(plan)
+    for made in (*plan.unfinished(), *plan.stores):
+        check_no_link(plan.root / made.folder)
     changed = _changed_settings(plan)
     if changed:
         run, what = next(iter(changed.items()))
@@ -291,6 +294,8 @@ def _begun_by(folder: str | Path) -> tuple[str, str]:
 def _check_no_other_study(plan: Plan) -> None:
     """Refuse an output folder that holds the results of another study file."""
     if not (plan.root / PLAN).is_file():
+        if (plan.root / VERDICTS_FILE).is_file():
+            raise LskdError(f"{plan.output} holds the results of a list of teachers; choose another --output")
         return
     name, cwd = _begun_by(plan.root)
     before = Path(cwd, name)

@@ -62,7 +62,12 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"lskd: error: {error}", timed=False)
         return 1
     except OSError as error:
-        say(f"lskd: error: {cannot_write(error.filename or plan.output, error)}", timed=False)
+        where = error.filename or plan.output
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        say(
+            f"lskd: error: {cannot_write(where, error) if full else f'{where}: {error.strerror}'}",
+            timed=False,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

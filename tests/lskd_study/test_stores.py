@@ -271,6 +271,11 @@ def test_a_store_is_written_gone_on_with_read_and_removed(study):
     finish(plan, second)
     release_stores(replace(plan, soft_labels={**plan.soft_labels, "keep": True}))
     assert plan.labels(store).exists()
+    notes = plan.labels(store) / "mine.txt"
+    notes.write_text("mine")
+    release_stores(plan)
+    assert list(plan.labels(store).iterdir()) == [notes]  # what nobody but the user wrote stays
+    notes.unlink()
     release_stores(plan)
     assert not plan.labels(store).exists()
     assert json.loads((plan.root / store.folder / JOB).read_text())["removed"] is True

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd.files import write_text
+from lskd_study.plan import PLAN
 from lskd_study.recipes import find_study_file
 from lskd_study.teachers.evaluate import TeacherSpec
 from lskd_study.teachers.page import ALONE, OfStudy, answer_of, render_teachers
@@ -30,6 +31,8 @@ def run_teachers_file(file: str, output: str | None, dry_run: bool, options: Seq
     study = load_teachers(path)
     if output is not None:
         study = study.model_copy(update={"output": output})
+    if Path(study.output, PLAN).exists():
+        raise LskdError(f"{study.output} holds the results of a study that trains; choose another --output")
     if dry_run:
         check_specs([_spec(entry) for entry in study.teachers], _with_data(study, Settings()))
         print(study.title)
