@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from lskd import LskdError, file_checksum
 from lskd.files import read_json, write_text
@@ -31,28 +30,28 @@ def data_checksum(plan: Plan, remember: bool = True) -> str:
     Raises:
         LskdError: for data that cannot be read.
     """
+    root = str(plan.data_dir)
     try:
-        files = list(_files(plan))
-        listing = hashlib.sha256()
-        size = 0
-        for name, path in files:
-            about = path.stat()
+        names = list(_names(plan))
+        listing, contents, size = hashlib.sha256(), hashlib.sha256(), 0
+        for name in names:
+            about = os.stat(os.path.join(root, name))
             size += about.st_size
-            listing.update(f"{name}\0{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}\n".encode())
-        known = _known(plan)
-        if known.get("listing") == listing.hexdigest():
-            return str(known["sha256"])
-        if size > _LARGE:
-            say(f"reads {len(files):,} files of {plan.data} ({size / 1e9:.1f} GB) once, for their checksum")
-        contents = hashlib.sha256()
-        with ThreadPoolExecutor(_READERS) as pool:
-            for start in range(0, len(files), _BLOCK):
-                block = files[start : start + _BLOCK]
-                sums = pool.map(file_checksum, (path for _, path in block))
-                for (name, _), of_file in zip(block, sums, strict=True):
-                    contents.update(f"{name}\0{of_file}\n".encode(errors="surrogateescape"))
+            times = f"{about.st_mtime_ns} {about.st_ctime_ns}"
+            listing.update(os.fsencode(f"{name}\0{about.st_size} {times}\n"))
     except OSError as error:
         raise LskdError(f"cannot read {error.filename} ({error.strerror}); mend the data") from error
+    known = _known(plan)
+    if known.get("listing") == listing.hexdigest():
+        return str(known["sha256"])
+    if size > _LARGE:
+        say(f"reads {len(names):,} files of {plan.data} ({size / 1e9:.1f} GB) once, for their checksum")
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(names), _BLOCK):
+            block = names[start : start + _BLOCK]
+            sums = pool.map(file_checksum, (os.path.join(root, name) for name in block))
+            for name, of_file in zip(block, sums, strict=True):
+                contents.update(os.fsencode(f"{name}\0{of_file}\n"))
     found = contents.hexdigest()
     if remember:
         write_text(plan.root / FILE, f'{{"listing": "{listing.hexdigest()}", "sha256": "{found}"}}\n')
@@ -85,16 +84,16 @@ def _recorded(plan: Plan, made: Run | Store) -> str:
         return ""
 
 
-def _files(plan: Plan) -> Iterator[tuple[str, Path]]:
-    """Yield relative name and path of each file, sorted; links are followed, as the trainers do."""
-    root = plan.data_dir
-    for top in [root] if plan.ecosystem == TRANSLATION else [root / split for split in SPLITS]:
-        for folder, folders, names in os.walk(top, followlinks=True):
+def _names(plan: Plan) -> Iterator[str]:
+    """Yield the path of each file below the data folder, sorted; links are followed, as the trainers do."""
+    root = str(plan.data_dir)
+    for top in [""] if plan.ecosystem == TRANSLATION else SPLITS:
+        for folder, folders, names in os.walk(os.path.join(root, top), followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            below = os.path.relpath(folder, root)
             for name in sorted(names):
-                path = Path(folder, name)
-                if not name.startswith(".") and path != root / MANIFEST:
-                    yield path.relative_to(root).as_posix(), path
+                if not name.startswith(".") and (below, name) != (".", MANIFEST):
+                    yield os.path.normpath(os.path.join(below, name))
 
 
 def _known(plan: Plan) -> dict[str, str]:

@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from lskd import LskdError
 from lskd_study.paper import load_tables
 from lskd_study.paper_figures import class_count, teacher_student
+from lskd_study.paper_figures.drawing import write_drawing
 from lskd_study.results import read_results
 from lskd_study.tables import table_csv, table_rows
 
@@ -173,3 +174,15 @@ def test_bad_accuracies(tmp_path, content, words):
     with pytest.raises(LskdError) as caught:
         class_count.class_count_figure(class_count.table_accuracies(write(tmp_path / "t.csv", content)))
     assert words in str(caught.value)
+
+
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path):
+    name = r"$\frac$"
+    pairs = [teacher_student.Pair(name, 70.0 + i, f"{name}{i % 2}", 60.0 + i, bool(i % 2)) for i in range(3)]
+    accuracies = [class_count.Accuracy(name, 10, bool(i), 70.0 + i) for i in range(2)]
+    for drawing in (
+        teacher_student.teacher_student_figure(pairs),
+        class_count.class_count_figure(accuracies),
+    ):
+        files = write_drawing(drawing, tmp_path / "figure")
+        assert name in next(path for path in files if path.suffix == ".svg").read_text()

@@ -109,7 +109,7 @@ def as_markdown(comparison: Comparison) -> str:
         lines += ["", "| difference | of | from | value | 95 % interval | p |", "|---|---|---|---:|---|---:|"]
         for cells in difference_rows(comparison):
             lines.append(f"| {' | '.join(escaped(cell) for cell in cells)} |")
-        lines += ["", method_line(comparison)]
+        lines += ["", escaped(method_line(comparison))]
         lines += [f"\n{escaped(line[0].upper() + line[1:])}." for line in reading(comparison)]
     lines += (
         ["", *(f"- {escaped(line)}" for line in warning_lines(comparison))]
