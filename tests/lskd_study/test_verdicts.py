@@ -384,7 +384,7 @@ def studies_of_classes(plan_of, folder, gains, long_tailed=(), **plan):
             train = plan_.data_dir / "train" / name
             train.mkdir(parents=True)
             for i in range(count):
-                (train / str(i)).touch()
+                (train / f"{i}.png").touch()
         made.append(replace(results, plan=replace(results.plan, num_classes=classes)))
     return made
 
