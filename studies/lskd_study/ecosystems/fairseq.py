@@ -339,5 +339,4 @@ class Rehearsal:
         optimizer = build_optimizer(
             cfg.optimizer, [part for part in model.parameters() if part.requires_grad]
         )
-        cfg.lr_scheduler.lr = cfg.optimization.lr
         build_lr_scheduler(cfg.lr_scheduler, optimizer).step_update(0)
