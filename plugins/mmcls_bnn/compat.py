@@ -104,11 +104,12 @@ def labels_of(data_samples: Sequence[Any]) -> Tensor:
 
 
 def scores_of(predictions: Sequence[Any]) -> Tensor:
-    """Return the probabilities `(B, K)` of a validation batch's predictions."""
-    mmpretrain = FRAMEWORK == "mmpretrain"
-    return torch.stack(
-        [sample.pred_score if mmpretrain else sample.pred_label.score for sample in predictions]
-    )
+    """Return all probabilities of a batch's predictions, `(B K,)`; none for another kind of model."""
+    if FRAMEWORK == "mmpretrain":
+        scores = [sample.pred_score for sample in predictions if "pred_score" in sample]
+    else:
+        scores = [sample.pred_label.score for sample in predictions if "pred_label" in sample]
+    return torch.cat(scores) if scores else torch.empty(0)
 
 
 def predictions_of(head: Any, logits: Tensor, data_samples: Sequence[Any] | None) -> list[Any]:
