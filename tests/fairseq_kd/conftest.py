@@ -162,7 +162,7 @@ def write_numbers(folder, numbers):
 
 
 def preprocess(text, destination, *arguments):
-    run(
+    call(
         *("fairseq-preprocess", "-s", "de", "-t", "en", "--workers", 1, "--destdir", destination),
         *("--trainpref", text / "train", "--validpref", text / "valid", "--testpref", text / "test"),
         *arguments,
@@ -195,7 +195,7 @@ def corpus(tmp_path_factory):
 def store(corpus):
     """Return soft labels of the training set, top 8."""
     path = corpus.root / "store"
-    run("fairseq_kd.soft_labels", corpus.data, "--path", corpus.teacher, "--output", path, "--cpu")
+    call("fairseq_kd.soft_labels", corpus.data, "--path", corpus.teacher, "--output", path, "--cpu")
     return path
 
 
