@@ -157,7 +157,7 @@ def write_numbers(folder, numbers):
 
 
 def preprocess(text, destination, *arguments):
-    run(
+    call(
         *("fairseq-preprocess", "-s", "de", "-t", "en", "--workers", 1, "--destdir", destination),
         *("--trainpref", text / "train", "--validpref", text / "valid", "--testpref", text / "test"),
         *arguments,

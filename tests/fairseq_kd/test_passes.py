@@ -81,7 +81,7 @@ def test_soft_labels_go_on_after_a_kill(corpus, commands, tmp_path, store):
 
 def test_sequence_level_trains_any_criterion_and_matches_generate(corpus, commands, tmp_path):
     arguments = ("--path", corpus.teacher, "--cpu", "--beam", 2)
-    commands.run("fairseq_kd.sequence_level", corpus.data, "--output", tmp_path / "seq", *arguments)
+    commands.call("fairseq_kd.sequence_level", corpus.data, "--output", tmp_path / "seq", *arguments)
     generated = commands.run(
         *("fairseq-generate", corpus.data, "--user-dir", commands.plugin, "--path", corpus.teacher, "--cpu"),
         *("--beam", 2, "--max-len-a", 1.2, "--max-len-b", 10, "--gen-subset", "train", "--max-tokens", 4096),

@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
@@ -106,7 +105,7 @@ def test_teacher_is_not_in_the_student_and_comes_out_as_it_went_in(corpus, comma
 def test_stored_everything_is_online(corpus, commands, tmp_path):
     """Top-K of the whole vocabulary in float32: the same curve and nearly the same weights."""
     classes = len((corpus.data / "dict.en.txt").read_text().splitlines()) + 4
-    commands.run(
+    commands.call(
         *("fairseq_kd.soft_labels", corpus.data, "--path", corpus.teacher.parent, "--output", tmp_path / "s"),
         *("--cpu", "--top-k", classes, "--values", "float32"),
     )
@@ -309,25 +308,10 @@ def test_checkpoint_with_foreign_code_is_refused_everywhere(corpus, commands, tm
     bad = tmp_path / "bad" / "checkpoint_last.pt"
     bad.parent.mkdir()
     torch.save(state, bad)
-    shared = (corpus.data, "--user-dir", commands.plugin, "--cpu")
-    attempts = [
-        commands.run("fairseq-generate", *shared, "--path", bad, check=False),
-        commands.run(
-            "fairseq-validate",
-            *shared,
-            "--task",
-            "translation",
-            "--path",
-            bad,
-            "--max-tokens",
-            1000,
-            check=False,
-        ),
-    ]
-    for attempt in attempts:
-        assert attempt.status == 2
-        assert "posix.system" in attempt.error
+    shared = (corpus.data, "--user-dir", commands.plugin, "--cpu", "--path", bad)
+    for command in (("generate",), ("validate", "--task", "translation", "--max-tokens", 1000)):
+        with pytest.raises(LskdError, match=r"posix\.system"):
+            commands.call(f"fairseq-{command[0]}", *shared, *command[1:])
     for save, teacher in ((bad.parent, ("--kd-weight", 0)), (tmp_path / "s", ("--kd-teacher", bad))):
         with pytest.raises(LskdError, match=r"posix\.system"):
             commands.train(corpus.data, save, "--criterion", "ls_kd", *teacher, "--max-epoch", 1)
-    assert sys.modules.get("surprise") is None

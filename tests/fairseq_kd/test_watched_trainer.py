@@ -222,3 +222,13 @@ def test_tasks_that_do_not_translate_are_one_line(corpus, commands, tmp_path):
     pairs = ("--task", "translation_multi_simple_epoch", "--langs", "de,en", "--lang-pairs", "de-en")
     with pytest.raises(LskdError, match="the task is TranslationMultiSimpleEpochTask"):
         commands.call("fairseq-train", *commands.training(corpus.data, tmp_path / "s", *pairs, *teacher)[1:])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("name", "status"), [("DivergedError", 3), ("CheckpointError", 2)])
+def test_an_error_of_a_process_that_fairseq_spawned_is_one_line_too(name, status):
+    from fairseq_kd import errors
+
+    text = f"\n\n-- Process 1 terminated:\nTraceback ...\nlskd._errors.{name}: epoch 2: no\n"
+    assert errors._as_line(Exception(text)) == ("fairseq_kd: error: epoch 2: no", status)
+    assert errors._as_line(Exception("lskd is not at fault"))[0] is None
