@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import FastCollateMixup, Mixup, create_transform
+from timm.data import FastCollateMixup, ImageDataset, Mixup, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError, augmentation_seed, one_line, replayed
 from lskd.images import check_image
+from timm_ls_kd.datacheck import leave_out_litter
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
@@ -85,6 +86,13 @@ class CheckedReader:
     def filenames(self, basename: bool = False, absolute: bool = False) -> Any:
         """Return all names."""
         return self.reader.filenames(basename, absolute)
+
+
+def guard(dataset: Any, class_map: str = "") -> None:
+    """Take litter out of timm's data set of a folder, and let each image be checked when it is read."""
+    leave_out_litter(dataset, class_map)
+    if isinstance(dataset, ImageDataset):
+        dataset.reader = CheckedReader(dataset.reader)
 
 
 class _ReadOnceReader(CheckedReader):

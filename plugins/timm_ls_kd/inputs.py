@@ -10,8 +10,7 @@ from timm.data import create_dataset, resolve_data_config
 from torch import nn
 
 from lskd import LskdError, one_line
-from timm_ls_kd.data import Loader, create_loader
-from timm_ls_kd.datacheck import leave_out_litter
+from timm_ls_kd.data import Loader, create_loader, guard
 from timm_ls_kd.models import first_channels
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
@@ -84,7 +83,7 @@ def open_dataset(
             f"data set '{settings['dataset']}' can only be streamed, which is not done here; "
             "to train, pass upstream's script: timm /path/to/train.py ..."
         )
-    leave_out_litter(dataset, settings.get("class_map") or "")
+    guard(dataset, settings.get("class_map") or "")
     labels = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
     if labels and num_classes is not None and max(labels.values()) >= num_classes:
         raise LskdError(

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import timm
 import torch
 import yaml
-from timm.data import ImageDataset
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
 from torch import nn
@@ -37,8 +36,8 @@ from timm_ls_kd.arguments import (
     require_teacher,
 )
 from timm_ls_kd.config_file import converted, read_config
-from timm_ls_kd.data import CheckedReader, loading_error
-from timm_ls_kd.datacheck import check_data, leave_out_litter
+from timm_ls_kd.data import guard, loading_error
+from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.fast_teacher import Augmented, speed_up
 from timm_ls_kd.models import check_model_name, first_channels
 from timm_ls_kd.normalisation import Normalisation
@@ -278,9 +277,7 @@ def _watch(module: Any, run: _Run) -> None:
             run.args.smoothing = uniform_smoothing(run.args, int(model.num_classes))
 
     def dataset_made(dataset: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leave_out_litter(dataset, run.args.class_map)
-        if isinstance(dataset, ImageDataset):
-            dataset.reader = CheckedReader(dataset.reader)
+        guard(dataset, run.args.class_map)
         if kwargs.get("is_training"):
             run.dataset_train = dataset
         else:

@@ -11,7 +11,7 @@ from timm import create_model
 from timm.data import create_dataset
 
 from lskd import LskdError
-from timm_ls_kd.data import CheckedReader, EpochSampler, create_loader, seeded
+from timm_ls_kd.data import EpochSampler, create_loader, guard, seeded
 from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.evaluation import evaluate_model
 from timm_ls_kd.normalisation import Normalisation
@@ -144,7 +144,7 @@ def test_a_deep_grey_image_is_refused_where_timms_own_script_reads_it(own_digits
     path = sorted((own_digits / "train" / "digit0").iterdir())[0]
     dataset = create_dataset("", root=str(own_digits), split="train")
     before = np.asarray(dataset[0][0])
-    dataset.reader = CheckedReader(dataset.reader)
+    guard(dataset)
     assert (np.asarray(dataset[0][0]) == before).all()
     assert dataset.reader.class_to_idx
     assert len(copy.deepcopy(dataset.reader)) == len(dataset)
