@@ -72,8 +72,8 @@ def run_study(
     check_class_counts(plan)
     plan = with_stores(plan)
     _check_no_other_study(plan)
-    for made in (*plan.unfinished(), *plan.stores):
-        check_no_link(plan.root / made.folder)
+    for folder in [run.folder for run in plan.unfinished()] + [store.folder for store in plan.stores]:
+        check_no_link(plan.root / folder)
     changed = _changed_settings(plan)
     if changed:
         run, what = next(iter(changed.items()))
