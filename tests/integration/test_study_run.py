@@ -90,6 +90,8 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     (root / "study.yaml").write_text(yaml.safe_dump(STUDY))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # taken at its word, GPUs or not
+        (root / "tmp").mkdir()
+        patch.setenv("TMPDIR", str(root / "tmp"))  # where the locks of GPUs are: other tests have such, too
         yield root
 
 
