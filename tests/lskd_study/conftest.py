@@ -62,7 +62,7 @@ def write_run(plan: Plan, run: Run, logits: np.ndarray, labels: np.ndarray, curv
     save_file(tensors, folder / LOGITS)
     rows = [
         dict.fromkeys(CURVE_COLUMNS, "")
-        | {name: str(v + 1 / (epoch + 1)) for name, v in curves.items()}
+        | {name: str(v + 4.0**-epoch) for name, v in curves.items()}
         | {"epoch": str(epoch)}
         for epoch in range(5)
     ]

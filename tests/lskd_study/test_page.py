@@ -25,10 +25,10 @@ from lskd_study.page import (
     provenance_rows,
     render_page,
 )
-from lskd_study.plan import JOB, LOGITS
+from lskd_study.plan import CURVES, JOB, LOGITS
 from lskd_study.report import write_report
 from lskd_study.results import read_results
-from lskd_study.tables import table_rows
+from lskd_study.tables import csv_text, table_rows
 
 pytestmark = pytest.mark.unit
 
@@ -400,6 +400,15 @@ def test_what_weakens_a_verdict_stands_above_it(fake_study, capsys):
     job = json.loads(path.read_text())
     job["data"]["sha256"] = "1" * 64
     path.write_text(json.dumps(job))
+    for run in plan.runs:
+        if run.role == "student" and run.model == "small" and run.smoothing:
+            table = plan.folder(run) / CURVES
+            header, *lines = csv.reader(table.open(newline=""))
+            rows = [
+                dict(zip(header, line, strict=True)) | {"train_ce": str(9 - i)}
+                for i, line in enumerate(lines)
+            ]
+            table.write_text(csv_text(header, [list(row.values()) for row in rows]))
     write_report(replace(plan, note="5 of 30 epochs, to fit --hours 1"))
     html, _, _ = parse(plan)
     above = unescape(html[html.index("<h1>") : html.index('id="answer"')])
@@ -410,7 +419,7 @@ def test_what_weakens_a_verdict_stands_above_it(fake_study, capsys):
     record = json.loads((plan.root / "verdicts.json").read_text())
     assert record["at_chance"] == [weak.id]
     assert record["data_changed"]["1" * 64] == [plan.runs[1].id]
-    assert "teacher big, α = 0" in record["still_falling"]
+    assert record["still_falling"] == ["student small of big, α = 0.1"]
     assert len(record["notices"]) == 4
     assert all(f"lskd: note: {line}" in capsys.readouterr().err for line in record["notices"][:1])
 
