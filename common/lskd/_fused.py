@@ -148,9 +148,7 @@ def fused_distillation(
         loss, others = terms[0].clone(), terms[1:].detach()
     else:
         loss, others = _FusedLoss.apply(student_logits, values, ids, labels, mask, request)
-    return FusedTerms(
-        loss, *(part.clone() for part in others.unbind())
-    )  # no views: all may be changed in place
+    return FusedTerms(loss, *others.unbind())
 
 
 def _compute(

@@ -25,11 +25,12 @@
 
 enum { KL, TEACHER_ENTROPY, HARD, NLL, AGREEMENT, TERMS };
 
-/* 2^y for y <= 0, to two units in the last place; 0 where a float has no normal number left; any NaN for a NaN. */
+/* 2^y for y <= 0, to two units in the last place; 0 where a float has no normal number left.
+   Of NaN it may be any number: rows are looked through for NaN apart. */
 INLINE float power_of_2(float y)
 {
-    float shifted = y + 12583039.0f;  /* 1.5 * 2^23 + 127: the sum's last bits are y, rounded, as an exponent */
-    float rest = y - (shifted - 12583039.0f);
+    float shifted = y + 12582912.0f;  /* 1.5 * 2^23: the sum's last bits are y, rounded */
+    float rest = y - (shifted - 12582912.0f);
     /* minimax polynomial of 2^rest on -1/2 to 1/2 by Remez' exchange, relative error 2e-9 */
     float value = 1.5345811e-4f;
     value = value * rest + 1.33999309e-3f;
@@ -38,13 +39,12 @@ INLINE float power_of_2(float y)
     value = value * rest + 2.40226462e-1f;
     value = value * rest + 6.93147182e-1f;
     value = value * rest + 1.0f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits <<= 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    /* A product, and no sum of bits: that would make a number of a NaN. */
-    return y < -126.0f ? 0.0f : value * power;
+    uint32_t exponent, bits;
+    memcpy(&exponent, &shifted, sizeof exponent);
+    memcpy(&bits, &value, sizeof bits);
+    bits += exponent << 23;
+    memcpy(&value, &bits, sizeof value);
+    return y < -126.0f ? 0.0f : value;
 }
 
 /* The largest value of a row of each network, and the first place where it stands; NaN is passed over. */
@@ -199,14 +199,20 @@ void lskd_rows(const float *students, const float *teachers, float *gradients, c
 
         double difference = sums.difference, logit = sums.logit;
         if (!isfinite(difference) || !isfinite(logit)) {
-            /* Masked classes (logits of -inf) made 0 * inf above, where 0 * log 0 is 0. */
+            /* Masked classes (logits of -inf) made 0 * inf above, where 0 * log 0 is 0. NaN made NaN, whatever
+               its power: from here on it is in the sums. */
             difference = logit = 0;
-            for (int i = 0; i < classes; i++)
+            for (int i = 0; i < classes; i++) {
+                double u = x[i] - top, v = z[i] - teacher_top;
+                if (isnan(u))
+                    sums.student = u;
+                if (isnan(v))
+                    sums.teacher = v;
                 if (p[i] != 0) {
-                    double u = x[i] - top, v = z[i] - teacher_top;
                     difference += p[i] * (v - u);
                     logit += p[i] * v;
                 }
+            }
         }
         double per_mass = 1 / (temperature * sums.teacher);
         double log_sum = log(sums.student), teacher_log_sum = log(sums.teacher);
@@ -218,7 +224,7 @@ void lskd_rows(const float *students, const float *teachers, float *gradients, c
         const float *at_1 = q;
         if (labels) {
             if (temperature != 1) {
-                sum_at_1 = exponentials_at_1(x, e, classes, top);
+                sum_at_1 = exponentials_at_1(x, e, classes, top) + 0 * sums.student;  /* NaN for NaN */
                 at_1 = e;
             }
             double log_sum_at_1 = log(sum_at_1);
