@@ -52,8 +52,6 @@ def shared_state() -> dict[str, Any]:
         "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
         "umask": umask,
         "signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
-        # Installed packages put folders of their own on it when they are first imported.
-        "sys.path": [folder for folder in sys.path if "site-packages" not in folder],
         "root logger": (root.level, root.manager.disable),
         "handlers of the root logger": [
             h for h in root.handlers if not type(h).__module__.startswith("_pytest")
@@ -77,12 +75,13 @@ def independent() -> Iterator[None]:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    before, modules, hook = shared_state(), dict(sys.modules), sys.excepthook
+    before, modules, path, hook = shared_state(), dict(sys.modules), list(sys.path), sys.excepthook
     yield
     sys.excepthook = hook  # typer's and torch.distributed's stay otherwise
     after = shared_state()
     left = [name for name, value in before.items() if after[name] != value]
     left += [f"module {name}" for name, module in modules.items() if sys.modules.get(name) is not module]
+    left += ["sys.path"] * (sys.path[: len(path)] != path)  # packages append to it when they are imported
     assert not left, f"the test has changed, for all that follow it: {', '.join(left)}"
 
 

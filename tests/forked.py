@@ -26,13 +26,13 @@ def run(
     """Run a console script, a file of Python, or `-m` and a module; return its status and output.
 
     Args:
-        words: the command line.
+        words: the command line; a leading `sys.executable` may be there or not.
         imported: modules that it finds imported, beside torch and the core; the first command imports them.
         cwd: its folder; None: this one.
         env: its environment; None: this one. What Python itself reads is fixed by the first command.
     """
     command = {
-        "argv": [str(word) for word in words],
+        "argv": [str(word) for word in words[words[0] == sys.executable :]],
         "cwd": str(cwd or Path.cwd()),
         "env": env or dict(os.environ),
     }
