@@ -64,7 +64,7 @@ def save(figure: Figure, stem: Path, tables: Mapping[Path, str] | None = None) -
         new = {path: stack.enter_context(whole_file(path)) for path in (svg, png, *(tables or {}))}
         with mpl.rc_context({**STYLE, "svg.hashsalt": stem.name}):
             figure.savefig(new[svg], format="svg", facecolor="white", metadata={"Date": None})
-        FigureCanvasAgg(figure)
-        figure.savefig(new[png], format="png", dpi=160, facecolor="white")
+            FigureCanvasAgg(figure)
+            figure.savefig(new[png], format="png", dpi=160, facecolor="white")
         for path, text in (tables or {}).items():
             new[path].write_text(text, encoding="utf-8", newline="")
