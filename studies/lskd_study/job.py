@@ -20,8 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lskd import DivergedError, LskdError, centred, file_checksum, require_finite
 from lskd.files import cannot_write, write_text
 from lskd_study import provenance
@@ -223,23 +221,19 @@ def _last_line(log: Path, stop: SystemExit) -> str:
 def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
     """Write ``val_logits.safetensors``; return how good the run is."""
     import torch
-    from safetensors.torch import save_file
+
+    from lskd_study.teachers._safetensors import write_safetensors
 
     trainer = trainer_of(plan.ecosystem, run.role)
     result = trainer.collect_logits(folder, trainer.CHECKPOINT, Path(plan.data))
     epoch = int(trainer.read_curves(folder, run.role)[-1]["epoch"])
     require_finite("the logits of the validation images", result.logits, epoch)
-    limit = torch.finfo(torch.float16).max
-    names = torch.from_numpy(np.frombuffer("\n".join(result.keys).encode(), dtype=np.uint8).copy())
     tensors = {
         # Less each image's largest, beside which float16 has its finest steps: no tie is made at the top.
-        "logits": centred(result.logits).clamp(min=-limit).to(torch.float16).contiguous(),
-        "labels": result.labels.to(torch.int64).contiguous(),
-        "keys": names,
+        "logits": centred(result.logits).clamp(min=torch.finfo(torch.float16).min).to(torch.float16),
+        "labels": result.labels.to(torch.int64),
     }
-    scratch = folder / f".{LOGITS}"
-    save_file(tensors, scratch)
-    os.replace(scratch, folder / LOGITS)
+    write_safetensors(folder / LOGITS, tensors, {"keys": result.keys})
     return f"val top-1 {100 * float((result.logits.argmax(-1) == result.labels).float().mean()):.2f} %"
 
 
