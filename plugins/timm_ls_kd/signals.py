@@ -16,7 +16,7 @@ def stop_signals() -> Iterator[None]:
 
     A signal that the process was started to ignore, as a shell's background job does Ctrl-C, stays ignored.
     """
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {number: signal.getsignal(number) for number in usual}
     heard = [number for number in usual if before[number] is not signal.SIG_IGN]
 
