@@ -16,6 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+# When they are imported, and by pytest.
+SET_BY_PACKAGES = ("KMP_", "LD_LIBRARY_PATH", "PYTEST_CURRENT_TEST", "QT_QPA_", "TORCHINDUCTOR_")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add what the numerical tests run with a second time."""
@@ -49,7 +52,9 @@ def shared_state() -> dict[str, Any]:
     root = logging.getLogger()
     state = {
         "working directory": os.getcwd(),
-        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "environment": {
+            name: os.environ[name] for name in os.environ if not name.startswith(SET_BY_PACKAGES)
+        },
         "umask": umask,
         "signal handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "root logger": (root.level, root.manager.disable),
@@ -61,7 +66,6 @@ def shared_state() -> dict[str, Any]:
         "torch's default dtype": torch.get_default_dtype(),
         "torch's deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "torch's gradients": torch.is_grad_enabled(),
-        "types that torch.load accepts": set(torch.serialization.get_safe_globals()),
         "torch.distributed": torch.distributed.is_initialized(),
     }
     if "matplotlib" in sys.modules:
@@ -76,12 +80,15 @@ def independent() -> Iterator[None]:
     np.random.seed(0)
     torch.manual_seed(0)
     before, modules, path, hook = shared_state(), dict(sys.modules), list(sys.path), sys.excepthook
+    allowed = set(torch.serialization.get_safe_globals())
     yield
     sys.excepthook = hook  # typer's and torch.distributed's stay otherwise
     after = shared_state()
     left = [name for name, value in before.items() if after[name] != value]
     left += [f"module {name}" for name, module in modules.items() if sys.modules.get(name) is not module]
-    left += ["sys.path"] * (sys.path[: len(path)] != path)  # packages append to it when they are imported
+    # Packages append to these when they are imported.
+    left += ["sys.path"] * (sys.path[: len(path)] != path)
+    left += ["types that torch.load accepts"] * (not allowed <= set(torch.serialization.get_safe_globals()))
     assert not left, f"the test has changed, for all that follow it: {', '.join(left)}"
 
 

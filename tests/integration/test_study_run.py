@@ -218,7 +218,7 @@ def test_the_recorded_command_and_curves_are_the_trainers_own(study):
     online = [*words[1:first], *words[words.index("--output") :]]
     online[online.index("--output") + 1] = "online"
     alone = subprocess.run(
-        [sys.executable, "-m", "timm_ls_kd", *online], cwd=folder, capture_output=True, text=True, timeout=200
+        [sys.executable, "-m", "timm_ls_kd", *online], cwd=folder, capture_output=True, text=True
     )
     assert alone.returncode == 0, alone.stderr
     assert "soft labels" not in alone.stdout

@@ -201,9 +201,7 @@ def test_a_recipe_of_an_ecosystem_that_is_not_installed(here, recipe, extra):
         f"assert main(['recipe', 'show', {recipe!r}]) == 0\n"
     )
     before = sorted(here.rglob("*"))
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=here, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, second = done.stderr.splitlines()
     mend = how_to_install(extra)
@@ -418,9 +416,7 @@ def test_a_disk_that_takes_no_more(here, words):
     for split in ("train", "val"):
         images(here / "big", [f"{split}/{label}/{number}.jpg" for label in "ab" for number in range(2)])
         (here / "big" / split / "b" / "1.jpg").write_bytes(bytes(9000))
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, *words], cwd=here, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", FULL, *words], cwd=here, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
         rf"lskd: error: cannot write {words[words.index('--output') + 1]} \(.*\); .*\n", done.stderr
