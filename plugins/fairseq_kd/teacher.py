@@ -19,6 +19,7 @@ from fairseq_kd.watched_trainer import STATE, dictionary_checksums
 from lskd import CheckpointError, LskdError, ensemble_logits, file_checksum, one_line
 
 _SENSE_SENTENCES = 16
+_SLACK = 0.5  # nats a token by which so few sentences may be harder than a validation set
 _NOTHING = "it has no checksums of them, and its own data-bin is not there"
 
 logger = logging.getLogger(__name__)
@@ -107,14 +108,15 @@ class Teacher:
             found, limit = f"{nll:.2f} nats a token on this data, guessing has {chance:.2f}", chance + 1
             if recorded is not None:
                 found += f", its checkpoint records {recorded:.2f}"
-                limit = (recorded + chance) / 2 if recorded < chance else limit
+                limit = max((recorded + chance) / 2, recorded + _SLACK) if recorded < chance else limit
             if not nll < limit:
                 raise LskdError(
                     f"teacher {path} makes no sense of this data ({found}): it has other dictionaries or "
                     "languages, or learnt nothing; give a teacher that was trained on this data-bin"
                 )
-            logger.info(
-                f"teacher {path}: {found}; {checked or 'its dictionaries cannot be compared: ' + _NOTHING}"
+            logger.log(
+                logging.INFO if checked else logging.WARNING,
+                f"teacher {path}: {found}; {checked or 'its dictionaries cannot be compared: ' + _NOTHING}",
             )
 
     def __str__(self) -> str:

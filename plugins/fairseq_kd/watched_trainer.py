@@ -10,8 +10,10 @@ import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,7 +92,8 @@ def _init(
     begin(self, cfg, task, model, criterion, *rest)
     says = isinstance(task, TranslationTask) and self.data_parallel_rank == 0
     self.kd_watch = _Watch(len(task.target_dictionary) if says else 0)
-    atexit.register(self.kd_watch.say_whether_it_guesses)
+    if Path(sys.argv[0]).name.startswith("fairseq-"):  # a command, whose end is the run's
+        atexit.register(self.kd_watch.say_whether_it_guesses)
 
 
 def _begin_epoch(begin: Callable[..., None], self: Any, epoch: int) -> None:

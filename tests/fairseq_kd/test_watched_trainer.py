@@ -120,6 +120,16 @@ def test_a_run_that_learnt_nothing_is_named(watched, capsys):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(("command", "says"), [("/bin/fairseq-train", True), ("/bin/lskd", False)])
+def test_a_command_of_fairseq_says_it_at_its_end(watched, monkeypatch, command, says):
+    at_the_end = []
+    monkeypatch.setattr(watched.atexit, "register", at_the_end.append)
+    monkeypatch.setattr("sys.argv", [command])
+    watched._init(lambda *_: None, SimpleNamespace(), None, None, None, None)
+    assert len(at_the_end) == says
+
+
+@pytest.mark.unit
 def test_a_checkpoint_is_whole_or_the_one_before(watched, tmp_path, monkeypatch):
     from fairseq import checkpoint_utils
     from fairseq.file_io import PathManager
