@@ -17,7 +17,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 # When they are imported, and by pytest.
-SET_BY_PACKAGES = ("KMP_", "LD_LIBRARY_PATH", "PYTEST_CURRENT_TEST", "QT_QPA_", "TORCHINDUCTOR_")
+SET_BY_PACKAGES = (
+    "HYDRA_FULL_ERROR",
+    "KMP_",
+    "LD_LIBRARY_PATH",
+    "PYTEST_CURRENT_TEST",
+    "QT_QPA_",
+    "TORCHINDUCTOR_",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

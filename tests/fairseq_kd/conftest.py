@@ -88,8 +88,11 @@ def call(name, *words):
     import fairseq_kd  # noqa: F401 - as --user-dir does, where it is given
 
     words = [str(word) for word in words]
+    root = logging.getLogger()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["within tests", *words])
+        patch.setattr(root, "handlers", [*root.handlers])  # the commands set up their own log
+        patch.setattr(root, "level", root.level)
         if name.startswith("fairseq_kd."):
             return importlib.import_module(name).main(words)
         return importlib.import_module(name.replace("fairseq-", "fairseq_cli.")).cli_main()

@@ -3,6 +3,7 @@
 import logging
 import resource
 import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def validate(model, loader, args):
 def script(timm_command, digits, tmp_path, kd, monkeypatch):
     # timm's script puts a handler on the root logger; it is not to be left to other tests.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.delitem(sys.modules, "train", raising=False)  # the script of the test before
     (tmp_path / "train.py").write_text(SCRIPT)
     common = ["--data-dir", digits, "--model", "test_resnet", "--num-classes", 4, "--output", tmp_path]
 
