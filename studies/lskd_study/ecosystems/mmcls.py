@@ -237,8 +237,14 @@ class Rehearsal:
         optimizer = build_optim_wrapper(model, wrapper).optimizer
         self._part = "param_scheduler"
         schedules = cfg.get("param_scheduler") or []
+        loop = cfg.get("train_cfg") or {}
+        epochs = loop.get("max_epochs", 1)
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
             settings = {**schedule.to_dict(), "optimizer": optimizer}
+            by_epoch = settings.get("by_epoch", True)
+            settings.setdefault(
+                "end", epochs if by_epoch else loop.get("max_iters", epochs * steps)
+            )  # as Runner
             if settings.get("convert_to_iter_based"):
                 settings["epoch_length"] = steps
             PARAM_SCHEDULERS.build(settings)
