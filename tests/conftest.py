@@ -24,6 +24,7 @@ SET_BY_PACKAGES = (
     "PYTEST_CURRENT_TEST",
     "QT_QPA_",
     "TORCHINDUCTOR_",
+    "_TORCHINDUCTOR_",
 )
 
 

