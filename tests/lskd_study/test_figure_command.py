@@ -201,7 +201,7 @@ PROJECTION = ("projection", *BOTH, "--replicates", "100")
         (("smoothing-loss", "--convention", "mine"), "convention"),
         (("teacher-student",), "--table"),
         (("teacher-student", "--table", "t.csv", "--paper"), "--table"),
-        (("teacher-student", "--table", "nothing.csv"), "cannot read nothing.csv"),
+        (("teacher-student", "--table", "nothing.csv"), "nothing.csv cannot be read"),
         (("teacher-student", "--table", "a.npz"), "no CSV table"),
         (("class-count", "--table", "t.csv", "--classes-column", "clas"), "did you mean 'class'?"),
     ],

@@ -32,7 +32,7 @@ def packed(folder: Path) -> None:
 
 def curves(folder: Path) -> None:
     module = pytest.importorskip("mmcls_bnn.curves", reason="mmcls is not installed")
-    module._write(folder / "epochs.csv", {1: dict.fromkeys(module.COLUMNS, "1")})
+    module._write(folder / "epochs.csv", {1: dict.fromkeys(module.COLUMNS[1:], "1")}, "epoch")
 
 
 def soft_labels(folder: Path) -> None:
