@@ -38,8 +38,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave seeds to `independent`: they do not change with the order."""
+    """Leave seeds to `independent`, whatever the order; hear Ctrl-C, also where the shell has it ignored."""
     config.option.randomly_reset_seed = False
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; tests send Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.no_compiled_loss:
         from lskd import _compiled
 

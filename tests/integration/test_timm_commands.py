@@ -200,8 +200,6 @@ def start_and_signal(options, last, number):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Where the tests run in a shell's background, Ctrl-C is ignored, and children would inherit it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     while not last.exists() and process.poll() is None:
