@@ -166,7 +166,7 @@ def test_what_changes_no_result_goes_on(plan, finish, scheduled, change, monkeyp
 
 def test_a_change_of_the_result_is_named_with_both_values(plan, finish, scheduled):
     finish(plan)
-    Path("t.yaml").write_text("epochs: 1\nlr: 0.5\nworkers: 3\n")
+    Path("t.yaml").write_text("epochs: 1\nbatch_size: 2\nlr: 0.5\nworkers: 3\n")
     with pytest.raises(LskdError, match=r": lr was not set, now 0.5; set that back, or choose another"):
         engine.run_study("study.yaml", None, 1, True, [])
     Path("t.yaml").write_text("epochs: 2\n")
