@@ -54,7 +54,7 @@ class MadeStore(Record):
     """``job.json`` of a store."""
 
     teacher: Taught
-    soft_labels: StoredLabels
+    soft_labels: StoredLabels | None = None  # of one that failed there are none
     wall_time_s: float
 
 

@@ -443,15 +443,17 @@ def test_only_what_the_study_wrote_is_removed(study):
     assert notes.read_text() == "mine"
 
 
-def test_soft_labels_of_others_are_left_alone(study, capsys):
+def test_soft_labels_of_others_are_moved_aside(study, capsys):
     plan, store, calls = study
     labels = Path(plan.labels(store))
     labels.mkdir(parents=True)
     (labels / "mine").write_text("mine")
-    assert job.main([str(plan.root / PLAN), store.id]) == 1
-    assert "was not written by this study; move it away" in capsys.readouterr().err
-    assert (labels / "mine").read_text() == "mine"
-    assert not calls
+    assert job.main([str(plan.root / PLAN), store.id]) == 130
+    assert "it was moved to" in capsys.readouterr().err
+    aside = plan.root / f"{store.folder}.aside-1"
+    assert (aside / "labels" / "mine").read_text() == "mine"
+    assert not (labels / "mine").exists()
+    assert len(calls) == 1
 
 
 def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monkeypatch):
