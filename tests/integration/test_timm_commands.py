@@ -49,6 +49,13 @@ COMMON = [
 UPSTREAM = [*COMMON, "--workers", "1"]  # timm 1.0.27's create_loader cannot do without workers
 
 
+@pytest.fixture(autouse=True)
+def script_of_its_own(monkeypatch):
+    """Upstream's script, where a test imports it, and the log that it sets up end with the test."""
+    monkeypatch.delitem(sys.modules, "train", raising=False)
+    monkeypatch.setattr(logging.getLogger(), "level", logging.getLogger().level)
+
+
 def command(*arguments, processes=1):
     launcher = []
     if processes > 1:
