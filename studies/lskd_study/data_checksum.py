@@ -58,6 +58,19 @@ def data_checksum(plan: Plan, remember: bool = True) -> str:
     return found
 
 
+def check_same_data(plan: Plan, before: str, meanwhile: str) -> None:
+    """Check at the end of a run, or of soft labels, that the data are those of its start.
+
+    Raises:
+        LskdError: they are not.
+    """
+    if data_checksum(plan) != before:
+        raise LskdError(
+            f"the data in {plan.data} changed while {meanwhile}, so nothing is recorded of it; leave them "
+            "alone and give the same command again, it starts anew"
+        )
+
+
 def check_unchanged(plan: Plan) -> None:
     """Check before more is trained that the data are those of the runs, and soft labels, that are there.
 

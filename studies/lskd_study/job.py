@@ -23,7 +23,7 @@ from typing import Any
 from lskd import DivergedError, LskdError, centred, file_checksum, require_finite
 from lskd.files import cannot_write, write_text
 from lskd_study import provenance
-from lskd_study.data_checksum import data_checksum
+from lskd_study.data_checksum import check_same_data, data_checksum
 from lskd_study.ecosystems import trainer_of
 from lskd_study.folders import LOG, begin, disk_is_full, held
 from lskd_study.gpus import chosen_gpus
@@ -119,11 +119,7 @@ def run_job(plan: Plan, run: Run) -> None:
                     quality = store(plan, run, folder)
             except DivergedError as error:
                 failed = str(error)
-            if data_checksum(plan) != data:
-                raise LskdError(
-                    f"the data in {plan.data} changed while {run.id} was trained, so nothing is recorded "
-                    "of it; leave them alone and give the same command again, it starts this run anew"
-                )
+            check_same_data(plan, data, f"{run.id} was trained")
         wall = time.monotonic() - started
         record = _record(plan, run, folder, words, teacher, resumed, wall) | {"soft_labels": stored}
         record["data"] = {"path": plan.data, "sha256": data}

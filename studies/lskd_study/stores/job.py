@@ -11,7 +11,7 @@ from typing import Any
 from lskd import DivergedError, LskdError, SoftLabels
 from lskd.files import write_text
 from lskd_study import job, provenance
-from lskd_study.data_checksum import data_checksum
+from lskd_study.data_checksum import check_same_data, data_checksum
 from lskd_study.folders import LABELS, LOG, begin, held
 from lskd_study.gpus import chosen_gpus
 from lskd_study.plan import JOB, Plan, Store
@@ -64,11 +64,7 @@ def write_store(plan: Plan, store: Store) -> None:
                 outcome, said = _written(plan, store, folder)
             except DivergedError as error:
                 failed = str(error)
-            if data_checksum(plan) != data:
-                raise LskdError(
-                    f"the data in {plan.data} changed while {name} were written; leave them alone and give "
-                    "the same command again"
-                )
+            check_same_data(plan, data, f"{name} were written")
         wall = time.monotonic() - started
         record = {
             "store": store.id,
