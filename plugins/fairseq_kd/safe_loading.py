@@ -229,7 +229,7 @@ def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any
     try:
         state = load(path, *args, **kwargs)
         whole = isinstance(state["model"], Mapping) and bool(state["cfg"])
-    except Exception:
+    except Exception:  # of torch's unpickler, or of fairseq's upgrades of what a forged file holds
         _say_cut(Path(path))
         load_teacher_weights(path)  # says in one line what is wrong with the file
         whole = False
