@@ -21,7 +21,6 @@ from lskd import LskdError, augmentation_seed, one_line, replayed
 from lskd.images import check_image
 from timm_ls_kd.datacheck import leave_out_litter
 from timm_ls_kd.normalisation import Normalisation
-from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
 _COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
 
@@ -303,7 +302,7 @@ def create_loader(
     mixing: dict[str, Any] | None = None,
     mixing_off_epoch: int = 0,
     erasing: dict[str, Any] | None = None,
-    replay: SoftLabelsConfig | None = None,
+    parts: tuple[Dataset[Any], Any] | None = None,
 ) -> Loader:
     """Build a loader from timm's transform, collate and prefetch parts.
 
@@ -324,7 +323,8 @@ def create_loader(
         mixing: arguments for timm's `Mixup`, None: no mixing.
         mixing_off_epoch: first epoch without mixing, 0: none.
         erasing: `re_prob`, `re_mode`, `re_count` of random erasing.
-        replay: augment and mix so that stored soft labels fit; then `mixing` does not count.
+        parts: samples and what makes batches of them, where soft labels are stored; then `seed` is that of
+            the order alone, and `mixing` does not count.
 
     Raises:
         LskdError: timm cannot make the transform.
@@ -347,12 +347,10 @@ def create_loader(
         kind = "training" if training else "validation"
         raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {mend}.") from None
     sampler = EpochSampler(len(dataset), seed, rank, world_size, shuffle=training)
-    samples: Dataset[Any] = SeededDataset(dataset, seed)
-    collate: Any = _SeededCollate(prefetch, mixing, mixing_off_epoch)
-    if replay is not None:
-        from timm_ls_kd.replay import replayed_parts
-
-        samples, collate = replayed_parts(dataset, replay, prefetch)
+    samples, collate = parts or (
+        SeededDataset(dataset, seed),
+        _SeededCollate(prefetch, mixing, mixing_off_epoch),
+    )
     loader: Any = DataLoader(
         samples,
         batch_size=batch_size,

@@ -13,6 +13,7 @@ from lskd import LskdError, one_line
 from timm_ls_kd.data import Loader, create_loader, guard
 from timm_ls_kd.models import first_channels
 from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.replay import replayed_parts
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
 
@@ -168,7 +169,7 @@ def train_loader(
             "re_mode": args.remode,
             "re_count": args.recount,
         },
-        replay=replay,
+        parts=None if replay is None else replayed_parts(dataset, replay, not args.no_prefetcher),
     )
     if len(loader) == 0:
         raise LskdError(

@@ -1,27 +1,23 @@
-"""What is checked before a study's first run: data folder, models, output folder, Snakemake's options."""
+"""What is checked before a study's first run: data folder, models, output folder."""
 
-import argparse
 import contextlib
-import difflib
 import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from lskd import LskdError
 from lskd.images import class_folders, class_images
-from lskd_study.data.manifest import read_manifest
-from lskd_study.data_options import Options
+from lskd_study.data.manifest import MANIFEST, read_manifest
+from lskd_study.data_options import DERIVED, KEPT, SOURCE, SUBSETS, TEXT, Options
 from lskd_study.ecosystems import trainer_of
 from lskd_study.extras import needs_study_extra
 from lskd_study.plan import Plan, Run
-
-# lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
-OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers", "--config")
+from lskd_study.text import storable
 
 
 def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "") -> None:
@@ -70,15 +66,6 @@ def check_names(folder: Path, name: str) -> None:
         first = f"{name}/{min(odd)}"
         more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
         raise LskdError(f"{first!r}{more} has a name that is no UTF-8 text in one line; rename it")
-
-
-def storable(name: str) -> bool:
-    """Whether a name is UTF-8 text in one line, as tables and files of keys need it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # bytes that Python could not decode
-        return False
-    return not {"\n", "\r"} & set(name)
 
 
 def check_class_order(folder: Path, name: str) -> None:
@@ -197,37 +184,53 @@ def check_output(folder: Path, name: str) -> None:
         raise LskdError(f"cannot write the folder {name} ({error.strerror}); choose another one") from error
 
 
-def check_snakemake_options(options: Sequence[str]) -> None:
-    """Check options meant for Snakemake with its own parser, before anything runs.
+def check_preparation(plan: Plan) -> None:
+    """Check what a study's data are made from, or that those which are there are what it asks for.
 
     Raises:
-        LskdError: for an option that Snakemake does not know or that lskd sets itself.
+        LskdError: for a source that is not there or has other classes, and for data made otherwise.
     """
-    with needs_study_extra():
-        from snakemake.cli import get_argument_parser
-
-    if not options:
+    if not plan.prepare or plan.prepare in TEXT:
         return
-    for option in options:
-        if option.partition("=")[0] in OWN_OPTIONS:
-            raise LskdError(f"{option.partition('=')[0]} is set by lskd study itself; leave it out")
+    if plan.data_dir.exists():
+        _check_made(plan)
+    elif SOURCE in plan.prepare_options:
+        _check_source(plan)
 
-    def complain(message: str) -> NoReturn:
-        line = message.splitlines()[0]
-        unknown = next((word for word in line.split() if word.startswith("--")), "").partition("=")[0]
-        known = {
-            *parser._option_string_actions,
-            "--cores",
-            "--dry-run",
-            "--hours",
-            "--output",
-            "--own",
-            "--yes",
-        }
-        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.7) if unknown else []
-        hint = f"; did you mean {near[0]}?" if near and near[0] != unknown else ""
-        raise LskdError(f"{line}; an option of neither lskd study nor snakemake{hint}")
 
-    parser: argparse.ArgumentParser = get_argument_parser()
-    parser.error = complain  # type: ignore[method-assign]
-    parser.parse_args(list(options))
+def _check_made(plan: Plan) -> None:
+    manifest = read_manifest(plan.data_dir)
+    if not manifest:
+        raise LskdError(
+            f"data folder {plan.data} was not made by `lskd data {plan.prepare}`, it has no {MANIFEST}; "
+            "remove data.prepare from the study, or the folder"
+        )
+    expected = "subset" if plan.prepare in SUBSETS else plan.prepare
+    if manifest.get("name", expected) != expected:
+        raise LskdError(
+            f"data folder {plan.data} holds {manifest['name']}, the study asks for {expected}; "
+            "choose another data.path or remove it"
+        )
+    for option, value in plan.prepare_options.items():
+        key = KEPT.get(option)
+        if key in manifest and manifest[key] != value:
+            raise LskdError(
+                f"data folder {plan.data} was made with {option} {manifest[key]}, the study asks for "
+                f"{value}; choose another data.path or remove it"
+            )
+
+
+def _check_source(plan: Plan) -> None:
+    name = str(plan.prepare_options[SOURCE])
+    source = Path(plan.cwd, name)
+    if not source.exists():
+        raise LskdError(
+            f"{name}, which `lskd data {plan.prepare}` is to read, is not there; see docs/data.md"
+        )
+    if plan.prepare not in DERIVED - SUBSETS.keys():
+        return
+    classes = read_manifest(source).get("num_classes")
+    if classes is None and (source / "train").is_dir():
+        classes = len(class_folders(source / "train"))
+    if classes is not None and classes != plan.num_classes:
+        raise LskdError(f"{name} has {classes} classes but num_classes is {plan.num_classes}; mend one")

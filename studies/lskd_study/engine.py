@@ -21,12 +21,11 @@ from lskd_study.checks import (
     check_data_folder,
     check_models,
     check_output,
-    storable,
+    check_preparation,
     try_out,
 )
 from lskd_study.class_counts import check_class_counts
 from lskd_study.data_checksum import check_unchanged
-from lskd_study.data_options import check_preparation
 from lskd_study.ecosystems import timm, trainer_of
 from lskd_study.extras import require_ecosystem, require_study_extra
 from lskd_study.folders import check_no_link, disk_is_full
@@ -43,6 +42,7 @@ from lskd_study.stores.state import release_stores, renew_stores
 from lskd_study.stores.words import describe_stores
 from lskd_study.teachers.schema import is_teacher_list
 from lskd_study.teachers.study import run_teachers_file
+from lskd_study.text import storable
 from lskd_study.verdicts import VERDICTS_FILE
 
 LOCK = ".lskd.lock"

@@ -11,7 +11,8 @@ from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, STYLE, STYLES, note_failed
 from lskd_study.figures import Arms, Panel, drawn_seeds, themed_svg
 from lskd_study.plan import exact
-from lskd_study.results import Array, Result, failures_of
+from lskd_study.results import Result, failures_of
+from lskd_study.statistics import Array
 
 with needs_study_extra():
     import matplotlib as mpl

@@ -15,16 +15,9 @@ from lskd_study.claims import Setting, claims_of, estimate, groups
 from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, RULE, SOFT, STYLE, STYLES, note_failed
 from lskd_study.plan import exact
-from lskd_study.results import (
-    Array,
-    Result,
-    Results,
-    common_seeds,
-    failure_words,
-    failures_of,
-)
-from lskd_study.statistics import Interval, no_interval
-from lskd_study.tables import cell, csv_text
+from lskd_study.results import Result, Results, common_seeds, failure_words, failures_of
+from lskd_study.statistics import Array, Interval, no_interval
+from lskd_study.text import cell, csv_text
 
 with needs_study_extra():
     import matplotlib as mpl

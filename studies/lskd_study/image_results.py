@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from lskd import compare_with_chance, require_finite, stability
 from lskd_study.plan import CURVES, JOB, LOGITS, Run
 from lskd_study.records import Job, read_record
-from lskd_study.results import Array, PerSample, Result, read_curves
-from lskd_study.statistics import target_std_pseudo_values
+from lskd_study.results import PerSample, Result, read_curves
+from lskd_study.statistics import Array, target_std_pseudo_values
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lskd_study.claims import Finding, judge_several
 from lskd_study.plan import PLAN, Plan
-from lskd_study.results import read_results
+from lskd_study.results_read import read_results
 
 
 def findings_over(folders: Sequence[Path]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""One run of a study: ``python -m lskd_study.job PLAN RUN``; what a rule of the workflow executes.
+"""One run of a study: what ``python -m lskd_study.run_main PLAN RUN`` does for one.
 
 Trains (or goes on from the last checkpoint), stores the validation logits (or the test set's translations)
 and the curves and, last and in one piece, ``job.json``: where it exists, the run is finished.
@@ -40,36 +40,6 @@ _STOPPED = (130, 143, -2, -15)
 _NO_ROOM = re.compile(r"No space left|os error 28|[Qq]uota exceeded|PytorchStreamWriter|unexpected pos")
 _LOSSES = ("train_ce", "train_hard_ce", "val_loss")
 _PREFIX = re.compile(r"[\w.-]+: error: ")  # of a trainer's own command
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Do one run; returns the exit status. What went wrong is one line on stderr, the rest is in the log."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 2:
-        print("usage: python -m lskd_study.job PLAN RUN", file=sys.stderr)
-        return 2
-    try:
-        plan = Plan.read(Path(arguments[0]))
-        if store := plan.store_by_id.get(arguments[1]):
-            from lskd_study.stores.job import write_store
-
-            write_store(plan, store)
-        else:
-            run_job(plan, plan.run(arguments[1]))
-    except LskdError as error:
-        say(f"lskd: error: {error}", timed=False)
-        return 1
-    except OSError as error:
-        where = error.filename or plan.output
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        say(
-            f"lskd: error: {cannot_write(where, error) if full else f'{where}: {error.strerror}'}",
-            timed=False,
-        )
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 def run_job(plan: Plan, run: Run) -> None:
@@ -310,7 +280,3 @@ def _output_to(log: Path) -> Iterator[None]:
                 stream.flush()
             os.dup2(old, number)
             os.close(old)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

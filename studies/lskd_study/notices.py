@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lskd_study.plan import exact
-from lskd_study.results import Array, BySeed, Kind, Result, Results
+from lskd_study.results import BySeed, Kind, Result, Results
+from lskd_study.statistics import Array
 
 LAST = 0.1  # the last epochs are this part of all, one at least
 STILL = 0.02  # of what the loss fell in the whole training

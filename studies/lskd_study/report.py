@@ -18,7 +18,8 @@ from lskd_study.image_report import image_contents
 from lskd_study.notices import say_notices
 from lskd_study.page import VERDICTS, answer_sentence, render_page, words_of
 from lskd_study.plan import Plan
-from lskd_study.results import Result, Results, is_translation, read_results
+from lskd_study.results import Result, Results, is_translation
+from lskd_study.results_read import read_results
 from lskd_study.verdicts import VERDICTS_FILE, study_record
 
 PAGE = "index.html"

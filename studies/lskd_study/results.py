@@ -1,4 +1,4 @@
-"""Read a study's run folders into what tables, figures and claims need. No model, no trainer.
+"""What tables, figures and claims need of a study's runs. No model, no trainer.
 
 What all studies share; `image_results` and `translation_results` hold what each measures.
 """
@@ -15,11 +15,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lskd import DivergedError, LskdError
-from lskd.files import read_json
-from lskd_study.plan import JOB, TEACHER_FAILED, Plan, Run
-
-Array = NDArray[np.float64]
+from lskd_study.plan import TEACHER_FAILED, Plan, Run
+from lskd_study.statistics import Array
 
 
 @dataclass(frozen=True)
@@ -183,45 +180,6 @@ def is_translation(plan: Plan) -> bool:
     return plan.ecosystem == "fairseq"
 
 
-def read_results(plan: Plan) -> Results[Any]:
-    """Read every finished run of the plan, as ``ImageResult`` or ``TranslationResult``.
-
-    Raises:
-        LskdError: for a run folder that is damaged or runs that were measured on different samples.
-    """
-    finished, missing, failed = {}, [], {}
-    for run in plan.runs:
-        if not plan.done(run):
-            missing.append(run.id)
-        elif plan.failed(run):
-            failed[run.id] = Failure(run, read_json(plan.folder(run) / JOB))
-        else:
-            try:
-                finished[run.id] = _read(plan, run)
-            except DivergedError as error:  # recorded as finished by a version that did not look
-                record = read_json(plan.folder(run) / JOB)
-                failed[run.id] = Failure(run, record | {"failed": str(error)})
-    _same_samples(finished.values(), "test sentences" if is_translation(plan) else "validation samples")
-    return Results(plan, finished, missing, failed)
-
-
-def _read(plan: Plan, run: Run) -> Result:
-    folder = plan.folder(run)
-    try:
-        if is_translation(plan):
-            from lskd_study.translation_results import read_translation_result
-
-            return read_translation_result(folder, run)
-        from lskd_study.image_results import read_image_result
-
-        return read_image_result(folder, run, plan.num_classes)
-    except LskdError:
-        raise
-    except Exception as error:  # safetensors has an exception class of its own
-        reason = " ".join(str(error).split())
-        raise LskdError(f"run folder {folder} is damaged ({reason}); remove it to run it again") from error
-
-
 def read_curves(path: Path) -> dict[str, Array]:
     """Return a run's curves by column, one value per epoch; NaN where the trainer did not log one.
 
@@ -241,17 +199,6 @@ def read_curves(path: Path) -> dict[str, Array]:
 
 def _number(text: str) -> float:
     return float(text) if text else float("nan")
-
-
-def _same_samples(results: Iterable[Result], samples: str) -> None:
-    first: Result | None = None
-    for result in results:
-        first = first or result
-        if not result.same_samples(first):
-            raise LskdError(
-                f"{result.run.id} and {first.run.id} were measured on different {samples}; "
-                "the data changed in between: remove the older runs"
-            )
 
 
 def common_seeds(groups: Sequence[Mapping[int, Result]]) -> list[int]:

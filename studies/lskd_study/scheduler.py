@@ -1,6 +1,7 @@
 """Snakemake's command line for a study: profiles by name, the executor, cores, GPUs and progress."""
 
 import argparse
+import difflib
 import importlib.util
 import os
 import shutil
@@ -14,7 +15,6 @@ from lskd import LskdError
 from lskd.files import read_yaml, write_text
 from lskd.install import how_to_install
 from lskd_study import gpus, kubernetes, progress, slurm
-from lskd_study.checks import check_snakemake_options
 from lskd_study.extras import needs_study_extra
 from lskd_study.plan import Plan
 from lskd_study.recipes import recipes_folder
@@ -177,3 +177,43 @@ def _parse(words: Sequence[str], profiles: Sequence[str]) -> argparse.Namespace:
     parser: argparse.ArgumentParser = get_argument_parser(profiles=list(profiles) or None)
     parser.error = complain  # type: ignore[method-assign]
     return parser.parse_args(list(words))
+
+
+# lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
+OWN_OPTIONS = ("--snakefile", "--directory", "--cores", "--dry-run", "--rerun-triggers", "--config")
+
+
+def check_snakemake_options(options: Sequence[str]) -> None:
+    """Check options meant for Snakemake with its own parser, before anything runs.
+
+    Raises:
+        LskdError: for an option that Snakemake does not know or that lskd sets itself.
+    """
+    with needs_study_extra():
+        from snakemake.cli import get_argument_parser
+
+    if not options:
+        return
+    for option in options:
+        if option.partition("=")[0] in OWN_OPTIONS:
+            raise LskdError(f"{option.partition('=')[0]} is set by lskd study itself; leave it out")
+
+    def complain(message: str) -> NoReturn:
+        line = message.splitlines()[0]
+        unknown = next((word for word in line.split() if word.startswith("--")), "").partition("=")[0]
+        known = {
+            *parser._option_string_actions,
+            "--cores",
+            "--dry-run",
+            "--hours",
+            "--output",
+            "--own",
+            "--yes",
+        }
+        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.7) if unknown else []
+        hint = f"; did you mean {near[0]}?" if near and near[0] != unknown else ""
+        raise LskdError(f"{line}; an option of neither lskd study nor snakemake{hint}")
+
+    parser: argparse.ArgumentParser = get_argument_parser()
+    parser.error = complain  # type: ignore[method-assign]
+    parser.parse_args(list(options))

@@ -28,7 +28,6 @@ from scipy import optimize, special, stats
 from lskd import LskdError
 
 Array = NDArray[np.float64]
-
 LEVEL = 0.95
 CROSSED = "t interval, seeds and samples crossed"
 SAMPLES_ONLY = "t interval over samples"

@@ -12,7 +12,8 @@ from lskd_study.paper.layouts import papers_layouts
 from lskd_study.paper.matching import names_table, teacher_name
 from lskd_study.paper.page_figures import study_figures
 from lskd_study.plan import LOGITS, Plan, Run
-from lskd_study.results import failure_words, read_results
+from lskd_study.results import failure_words
+from lskd_study.results_read import read_results
 from lskd_study.teachers.page import OfStudy
 from lskd_study.teachers.run import Settings
 from lskd_study.teachers.schema import TeacherEntry, TeacherList

@@ -13,7 +13,7 @@ from lskd_study.figure_style import save
 from lskd_study.figures import TRANSLATION_PANELS, curve_figure, curve_panels
 from lskd_study.page import Curves
 from lskd_study.results import Results, common_seeds, failures_of
-from lskd_study.tables import cell, csv_text
+from lskd_study.text import cell, csv_text
 from lskd_study.translation_results import TranslationResult
 from lskd_study.translation_tables import markdown, runs_csv, signatures, table_csv, translation_rows
 

@@ -5,17 +5,8 @@ from dataclasses import dataclass
 
 from lskd_study.plan import exact
 from lskd_study.results import Results
-from lskd_study.tables import (
-    RUN_HEADER,
-    TRAINING,
-    Measured,
-    arms_of,
-    cell,
-    csv_text,
-    escaped,
-    failed_lines,
-    run_cells,
-)
+from lskd_study.tables import RUN_HEADER, TRAINING, arms_of, failed_lines, run_cells
+from lskd_study.text import Measured, cell, csv_text, escaped
 from lskd_study.translation_results import TranslationResult
 
 QUANTITIES = ("bleu", "tokenised_bleu", "perplexity")

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 from lskd_study.claims import CLAIMS, claims_of, judge, settings, verdict
 from lskd_study.claims.findings import Draft, decide
 from lskd_study.plan import CURVES, JOB, LOGITS
-from lskd_study.results import read_results
+from lskd_study.results_read import read_results
 from lskd_study.statistics import Interval, crossed_interval
 
 pytestmark = pytest.mark.unit

@@ -12,7 +12,9 @@ from typer.main import get_command
 
 from lskd import LskdError
 from lskd_study import cli
-from lskd_study.data_options import TEXT, check_preparation, known_classes, problem, valid_options, words_of
+from lskd_study.checks import check_preparation
+from lskd_study.data import command
+from lskd_study.data_options import TEXT, known_classes, problem, valid_options, words_of
 from lskd_study.engine import make_plan
 from lskd_study.plan import Plan
 from lskd_study.schema import Prepare
@@ -42,10 +44,10 @@ def make(tmp_path, monkeypatch):
 
 
 def test_every_command_of_lskd_data_can_stand_in_a_study():
-    assert set(get_args(Prepare)) == set(get_command(cli.data_app).commands)
+    assert set(get_args(Prepare)) == set(get_command(command.app).commands)
     for prepare in get_args(Prepare):
         assert not {"output", "data-bin", "help"} & set(valid_options(prepare))
-        parameters = {parameter.name for parameter in get_command(cli.data_app).commands[prepare].params}
+        parameters = {parameter.name for parameter in get_command(command.app).commands[prepare].params}
         assert (prepare in TEXT) == ("data_bin" in parameters)
 
 
@@ -64,7 +66,7 @@ def test_every_command_of_lskd_data_can_stand_in_a_study():
 def test_options_become_the_commands_words(prepare, options, words):
     assert words_of(prepare, options) == [prepare, *words]
     assert problem(prepare, options) is None
-    get_command(cli.data_app).commands[prepare].make_context(prepare, [*words, "--output", "x"])
+    get_command(command.app).commands[prepare].make_context(prepare, [*words, "--output", "x"])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lskd import LskdError
 from lskd_study.paper import load_tables
 from lskd_study.paper_figures import class_count, teacher_student
 from lskd_study.paper_figures.drawing import write_drawing
-from lskd_study.results import read_results
+from lskd_study.results_read import read_results
 from lskd_study.tables import table_csv, table_rows
 
 pytestmark = pytest.mark.unit

@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lskd import DivergedError, LskdError, file_checksum
-from lskd_study import job
+from lskd_study import job, run_main
 from lskd_study.data_checksum import data_checksum
 from lskd_study.ecosystems import timm
 from lskd_study.image_results import read_logits
 from lskd_study.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
-from lskd_study.results import read_results
+from lskd_study.results_read import read_results
 
 pytestmark = pytest.mark.unit
 
@@ -182,7 +182,7 @@ def test_a_failed_run_is_one_line_and_its_log_has_the_rest(study, capfd, monkeyp
         raise failure
 
     monkeypatch.setattr(timm, "train", fail)
-    assert job.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
+    assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2  # the start, and the error
     assert message in lines[1]
@@ -313,7 +313,7 @@ def test_a_damaged_note_of_what_was_begun_is_one_line(study, capfd, text):
     plan.folder(run).mkdir(parents=True)
     (plan.folder(run) / BEGUN).write_bytes(text.encode("latin-1"))
     (plan.folder(run) / CHECKPOINT).write_text("weights")
-    assert job.main([str(plan.root / "plan.json"), run.id]) == 1
+    assert run_main.main([str(plan.root / "plan.json"), run.id]) == 1
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert f"out/{run.folder}/{BEGUN} is damaged" in err
@@ -340,7 +340,7 @@ def test_a_trainers_own_advice_is_not_said_when_it_is_stopped(study, capfd, monk
         raise SystemExit(130)
 
     monkeypatch.setattr(timm, "train", stop)
-    assert job.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 130
+    assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 130
     out, err = capfd.readouterr()
     assert out == ""
     assert err.count("\n") == 1  # that it starts
@@ -378,7 +378,7 @@ def test_a_full_disk_is_one_line(study, capfd, monkeypatch, failure, full):
     monkeypatch.setattr(timm, "train", fail)
     monkeypatch.setattr(job, "disk_is_full", lambda folder: full)
     monkeypatch.setattr(job, "open_log", lambda path: open("/dev/full", "a"))  # noqa: SIM115
-    assert job.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
+    assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
     print("afterwards", flush=True)
     out, err = capfd.readouterr()
     assert out == "afterwards\n"
@@ -398,7 +398,7 @@ def test_a_disk_that_takes_not_even_the_folder(study, capfd, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "mkdir", full)
-    assert job.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
+    assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
     err = capfd.readouterr().err
     assert "the disk is full" in err
     assert err.count("\n") == 1
@@ -423,13 +423,13 @@ def test_a_run_that_diverged_is_finished_as_failed_and_its_students_are_not_trai
     teacher = plan.runs[0]
     students = [run for run in plan.runs if run.teacher == teacher.id]
     monkeypatch.setattr(timm, "train", train)
-    assert job.main([str(plan.root / "plan.json"), teacher.id]) == 0
+    assert run_main.main([str(plan.root / "plan.json"), teacher.id]) == 0
     assert plan.done(teacher)
     assert plan.failed(teacher) == "epoch 1: the training loss is nan; the run diverged"
     assert "failed   teacher-big-smoothing0-seed0  epoch 1: the training" in capfd.readouterr().err
     assert "the training loss is nan" in (plan.folder(teacher) / "train.log").read_text()
     monkeypatch.setattr(timm, "train", trainer)
-    assert job.main([str(plan.root / "plan.json"), students[0].id]) == 0
+    assert run_main.main([str(plan.root / "plan.json"), students[0].id]) == 0
     assert trainer.calls == []
     assert plan.failed(students[0]) == f"its teacher {teacher.id} failed: {plan.failed(teacher)}"
     assert record(plan, students[0])["teacher"] == {"run": teacher.id, "checkpoint_sha256": ""}

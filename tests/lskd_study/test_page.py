@@ -27,8 +27,9 @@ from lskd_study.page import (
 )
 from lskd_study.plan import CURVES, JOB, LOGITS
 from lskd_study.report import write_report
-from lskd_study.results import read_results
-from lskd_study.tables import csv_text, table_rows
+from lskd_study.results_read import read_results
+from lskd_study.tables import table_rows
+from lskd_study.text import csv_text
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import pytest
 
 from lskd_study.paper import load_tables
 from lskd_study.report import write_report
-from lskd_study.results import read_results
+from lskd_study.results_read import read_results
 from lskd_study.teachers_alone import write_teachers_report
 
 pytestmark = pytest.mark.unit

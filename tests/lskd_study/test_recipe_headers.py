@@ -10,9 +10,9 @@ import yaml
 from typer.main import get_command
 
 from lskd_study import cli
-from lskd_study.checks import check_snakemake_options
 from lskd_study.recipe_catalogue import catalogue, find_recipe, header_of
 from lskd_study.recipes import recipes_folder
+from lskd_study.scheduler import check_snakemake_options
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from lskd import LskdError, stability
 from lskd_study.image_results import read_image_result
 from lskd_study.page import provenance_rows
 from lskd_study.plan import CURVES, JOB, LOGITS
-from lskd_study.results import read_results
+from lskd_study.results_read import read_results
 
 pytestmark = pytest.mark.unit
 

@@ -11,7 +11,7 @@ import pytest
 from lskd_study.claims import judge
 from lskd_study.plan import JOB
 from lskd_study.report import write_report
-from lskd_study.results import read_results
+from lskd_study.results_read import read_results
 from lskd_study.teachers.run import Settings
 from lskd_study.teachers.schema import TeacherList
 from lskd_study.teachers.study import run_teacher_list

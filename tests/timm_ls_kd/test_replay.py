@@ -10,7 +10,7 @@ from timm.data import create_dataset
 from lskd import LskdError, MixingPolicy, augmentation_seed
 from timm_ls_kd.data import create_loader
 from timm_ls_kd.normalisation import Normalisation
-from timm_ls_kd.replay import KeySampler, ReplayedDataset
+from timm_ls_kd.replay import KeySampler, ReplayedDataset, replayed_parts
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
 pytestmark = pytest.mark.unit
@@ -22,8 +22,9 @@ def loader(
     digits, seed, path, transform=None, batch_size=8, workers=0, mixing=BOTH, prefetch=True, **options
 ):
     config = SoftLabelsConfig(path=path, seed=5, mixing=mixing, mixing_off_epoch=2)
+    dataset = create_dataset("", root=str(digits), split="train")
     return create_loader(
-        create_dataset("", root=str(digits), split="train"),
+        dataset,
         input_size=(3, 24, 24),
         batch_size=batch_size,
         normalisation=Normalisation((0.5,) * 3, (0.5,) * 3),
@@ -33,7 +34,7 @@ def loader(
         seed=seed,
         workers=workers,
         prefetch=prefetch,
-        replay=config,
+        parts=replayed_parts(dataset, config, prefetch),
         **options,
     )
 

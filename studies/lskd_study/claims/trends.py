@@ -20,8 +20,7 @@ samples vary in single networks, so that the interval is on the safe side.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lskd_study.results import Array
-from lskd_study.statistics import Interval, Part, crossed_moments, no_interval, parts_interval
+from lskd_study.statistics import Array, Interval, Part, crossed_moments, no_interval, parts_interval
 
 METHOD = "slope, networks, seeds and samples crossed"
 FEWEST = 3  # networks; two lie on a line whatever they are

@@ -1,4 +1,4 @@
-"""``lskd data``: the commands that make image folders."""
+"""``lskd data``: the commands that make image folders and parallel text."""
 
 import statistics
 import sys
@@ -8,7 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer()
+app = typer.Typer(
+    help="Make data sets: image folders (train/<class>/, val/<class>/) and parallel text for fairseq.",
+    no_args_is_help=True,
+)
 
 Source = Annotated[Path, typer.Argument(help="Folder with the publisher's files, see docs/data.md.")]
 ImageFolder = Annotated[Path, typer.Argument(help="Image folder: train/<class>/ and val/<class>/.")]
@@ -261,3 +264,96 @@ def _expected(text: str | None) -> Mapping[str, int] | None:
 def _beside(source: Path, name: str) -> Path:
     source = source.absolute()
     return source.parent / f"{source.name}_{name}"
+
+
+DataBin = Annotated[
+    Path | None, typer.Option(help="Folder for fairseq-preprocess' output too, made in the same step.")
+]
+
+
+@app.command()
+def digits(
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/digits"),
+) -> None:
+    """Write scikit-learn's 1,797 handwritten digits as PNG images, with a fixed split."""
+    from lskd_study.data.digits import prepare_digits
+
+    say(output, *prepare_digits(output))
+
+
+@app.command()
+def iwslt14(
+    archive: Annotated[Path, typer.Option(help="The publisher's de-en.tgz.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/iwslt14_de_en"),
+    data_bin: DataBin = None,
+) -> None:
+    """Write IWSLT'14 German-English as fairseq's prepare script does, with joint subwords."""
+    from lskd_study.data.iwslt14 import EXPECTED, prepare_iwslt14
+
+    manifest, written = prepare_iwslt14(output, archive)
+    _binarise_or_say(output, manifest, written, data_bin, {})
+    if not manifest.get("sizes_as_expected"):
+        print(f"lskd: warning: expected {EXPECTED}; the archive is not the one of 2014", file=sys.stderr)
+
+
+@app.command()
+def ding(
+    file: Annotated[
+        Path, typer.Option(help="The dictionary; Debian's package trans-de-en installs it there.")
+    ] = Path("/usr/share/trans/de-en"),
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/ding_de_en"),
+    sentences_only: Annotated[bool, typer.Option(help="Train on whole sentences alone.")] = False,
+    held_out: Annotated[int, typer.Option(help="Sentences in each of valid and test.")] = 1000,
+    bpe_tokens: Annotated[int, typer.Option(help="Subwords to learn.")] = 10_000,
+    data_bin: DataBin = None,
+) -> None:
+    """Write the German-English text of the Ding dictionary: sentences and phrases, with a fixed split."""
+    from lskd_study.data.ding import prepare_ding
+
+    options = {"sentences-only": sentences_only, "held-out": held_out, "bpe-tokens": bpe_tokens}
+    made = prepare_ding(output, file, sentences_only, bpe_tokens, held_out)
+    _binarise_or_say(output, *made, data_bin, options)
+
+
+@app.command()
+def number_words(
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("data/number_words_de_en"),
+    train: Annotated[int, typer.Option(help="Training pairs.")] = 20_000,
+    valid: Annotated[int, typer.Option(help="Validation pairs.")] = 500,
+    test: Annotated[int, typer.Option(help="Test pairs.")] = 500,
+    bpe_tokens: Annotated[int, typer.Option(help="Subwords to learn.")] = 200,
+    seed: Annotated[int, typer.Option(help="Which numbers.")] = 1,
+    data_bin: DataBin = None,
+) -> None:
+    """Write numbers below a million in German and English words; needs no data at all."""
+    from lskd_study.data.number_words import prepare_number_words
+
+    options = {"train": train, "valid": valid, "test": test, "bpe-tokens": bpe_tokens, "seed": seed}
+    made = prepare_number_words(output, train, valid, test, bpe_tokens, seed)
+    _binarise_or_say(output, *made, data_bin, options)
+
+
+def _binarise_or_say(
+    output: Path,
+    manifest: dict[str, Any],
+    written: bool,
+    data_bin: Path | None,
+    options: Mapping[str, bool | int | str],
+) -> None:
+    """Say what was written, and binarise it or print the command that does."""
+    pairs = manifest["pairs"]
+    state = "written" if written else "already there"
+    print(
+        f"{output}: {pairs['train']} training, {pairs['valid']} validation and {pairs['test']} test pairs, "
+        f"{state}"
+    )
+    if data_bin is not None:
+        from lskd_study.data.data_bin import write_data_bin
+
+        binarised = write_data_bin(data_bin, output, manifest, options)
+        print(f"{data_bin}: data-bin, {'written' if binarised else 'already there'}")
+        return
+    print(
+        f"next: fairseq-preprocess -s de -t en --trainpref {output}/train --validpref {output}/valid "
+        f"--testpref {output}/test --destdir {output}-bin"
+    )

@@ -4,7 +4,9 @@ A trainer's file is one for fairseq-hydra-train and works with it alone too; wha
 comes as overrides behind it.
 """
 
+import contextlib
 import copy
+import io
 import logging
 import math
 import os
@@ -13,7 +15,6 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +86,7 @@ def check_config(config: dict[str, Any], path: str, role: Literal["teacher", "st
         raise LskdError(f"{path}: fairseq-hydra-train reads files that end in .yaml; rename it")
     if "defaults" in config:
         raise LskdError(f"{path}: it has defaults, other files that a study cannot watch; write them out")
-    with needs_fairseq_extra(), _quietly():
+    with needs_fairseq_extra(), quietly():
         from fairseq_kd.hydra_file import check_settings
         from fairseq_kd.safe_loading import check_model as check_architecture
     check_settings(config, path)
@@ -150,8 +151,8 @@ def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
     return words + [_override(f"++criterion.{key}", value) for key, value in _criterion(plan, run).items()]
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
     """Import fairseq without what its parts say, and without their settings of everybody's logging."""
     root = logging.getLogger()
     before = root.level, list(root.handlers), root.manager.disable
@@ -310,8 +311,6 @@ class Rehearsal:
         Raises:
             LskdError: in one line, whatever fairseq and hydra raise.
         """
-        from lskd_study.recipe_check.fairseq import compose_quietly
-
         words = command(self.plan, run)
         overrides = [word for word in words[5:] if not word.startswith("hydra.")]
         try:
@@ -340,3 +339,43 @@ class Rehearsal:
             cfg.optimizer, [part for part in model.parameters() if part.requires_grad]
         )
         build_lr_scheduler(cfg.lr_scheduler, optimizer).step_update(0)
+
+
+@contextlib.contextmanager
+def compose_quietly(path: Path, overrides: list[str]) -> Iterator[Any]:
+    """Give what fairseq-hydra-train makes of a file and overrides, and keep quiet what is done with it."""
+    with quiet():
+        import fairseq_kd
+
+        assert fairseq_kd
+        yield compose_file(path, overrides)
+
+
+def compose_file(path: Path, overrides: list[str]) -> Any:
+    """Return what fairseq-hydra-train makes of a recipe's file."""
+    from fairseq.dataclass.initialize import hydra_init
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    hydra_init(path.stem)
+    with initialize_config_dir(config_dir=str(path.parent.resolve()), version_base="1.1"):
+        return compose(config_name=path.stem, overrides=overrides)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[io.StringIO]:
+    """Keep what fairseq and hydra say, and give logging and the working folder back as they were."""
+    said, root, cwd = io.StringIO(), logging.getLogger(), Path.cwd()
+    handlers, level, disabled = list(root.handlers), root.level, logging.root.manager.disable
+    arguments = list(sys.argv)
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield said
+    finally:
+        root.handlers[:], root.level = handlers, level
+        logging.disable(disabled)
+        sys.argv[:] = arguments
+        os.chdir(cwd)

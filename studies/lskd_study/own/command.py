@@ -185,7 +185,7 @@ def _work(images: OwnImages, choice: Choice) -> float:
     """Return the operations of one epoch of a teacher and its students, up to a factor."""
     import timm
 
-    from lskd_study.recipe_check.cost import network_size, tensor_size
+    from lskd_study.size import network_size, tensor_size
 
     channels = 1 if choice.grey else 3
 

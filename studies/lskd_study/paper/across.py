@@ -11,7 +11,8 @@ from lskd_study.paper.layouts import layout_of
 from lskd_study.paper.matching import names_table
 from lskd_study.paper.page_figures import PageFigure, accuracy_stability, figure8, figure9
 from lskd_study.plan import PLAN, Plan
-from lskd_study.results import Results, is_translation, read_results
+from lskd_study.results import Results, is_translation
+from lskd_study.results_read import read_results
 
 Study = Results[ImageResult]
 

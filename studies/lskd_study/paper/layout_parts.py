@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lskd_study.image_results import ImageResult
 from lskd_study.paper import Erratum
 from lskd_study.paper.matching import Kind
-from lskd_study.tables import Measured
+from lskd_study.text import Measured
 
 
 @dataclass(frozen=True)

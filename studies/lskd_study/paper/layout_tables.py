@@ -11,7 +11,7 @@ from lskd_study.paper import Paper, Row, Table
 from lskd_study.paper.layout_parts import Cell, Column, Figure, Line, Measurement, Part, Text
 from lskd_study.paper.matching import PAPERS_ALPHA, Kind, data_sets, row_of
 from lskd_study.plan import exact, rest_of
-from lskd_study.tables import Measured
+from lskd_study.text import Measured
 
 
 @dataclass(frozen=True)

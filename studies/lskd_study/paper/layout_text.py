@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lskd.files import write_text
 from lskd_study.paper.layout_parts import Figure, Layout, Line, Part, Text
-from lskd_study.tables import cell, csv_text, escaped
+from lskd_study.text import cell, csv_text, escaped
 
 
 def write_layout(layout: Layout, folder: Path) -> None:

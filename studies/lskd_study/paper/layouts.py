@@ -14,7 +14,7 @@ from lskd_study.paper.layout_tables import BUILDERS
 from lskd_study.paper.matching import Kind, kinds_of
 from lskd_study.plan import exact
 from lskd_study.results import Results
-from lskd_study.tables import Measured
+from lskd_study.text import Measured
 
 Studies = Sequence[Results[ImageResult]]
 

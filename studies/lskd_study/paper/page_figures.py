@@ -22,7 +22,8 @@ from lskd_study.paper_figures.scatter import Point
 from lskd_study.paper_figures.teacher_student import Pair, paper_pairs, teacher_student_figure
 from lskd_study.plan import exact
 from lskd_study.results import Results
-from lskd_study.tables import Arm, Measured, arms_of
+from lskd_study.tables import Arm, arms_of
+from lskd_study.text import Measured
 
 with needs_study_extra():
     import matplotlib as mpl

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lskd_study.paper import load_tables
 from lskd_study.paper_figures.drawing import Drawing, number
 from lskd_study.paper_figures.scatter import Point, correlations_of, scatter_figure
-from lskd_study.tables import csv_text
+from lskd_study.text import csv_text
 
 _HEADER = ["teacher", "accuracy", "one_minus_s", "smoothed"]
 _SIDES = {False: "without smoothing", True: "with smoothing"}

@@ -13,7 +13,7 @@ from lskd_study.paper import load_tables
 from lskd_study.paper_figures.drawing import Drawing, number
 from lskd_study.paper_figures.result_tables import read_table, table_flag, table_number
 from lskd_study.paper_figures.scatter import MARKERS
-from lskd_study.tables import csv_text
+from lskd_study.text import csv_text
 
 with needs_study_extra():
     import matplotlib as mpl

@@ -12,8 +12,8 @@ from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, STYLE
 from lskd_study.paper_figures.drawing import Drawing, listed, number, short
 from lskd_study.paper_figures.teachers import class_means, class_names
-from lskd_study.tables import csv_text
 from lskd_study.teachers.outputs import Outputs
+from lskd_study.text import csv_text
 
 with needs_study_extra():
     import matplotlib as mpl

@@ -10,7 +10,7 @@ from lskd_study.extras import needs_study_extra
 from lskd_study.figure_style import ARMS, INK, STYLE, STYLES
 from lskd_study.paper_figures.drawing import Drawing, number
 from lskd_study.plan import exact
-from lskd_study.tables import csv_text
+from lskd_study.text import csv_text
 
 with needs_study_extra():
     import matplotlib as mpl

@@ -10,7 +10,7 @@ from lskd_study.paper.matching import TABLE_8_WITHOUT
 from lskd_study.paper_figures.drawing import Drawing, number
 from lskd_study.paper_figures.result_tables import read_table, table_flag, table_number
 from lskd_study.paper_figures.scatter import Correlation, Point, correlations_of, scatter_figure
-from lskd_study.tables import csv_text
+from lskd_study.text import csv_text
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,9 @@
 """What a recipe costs: parameters, operations, the schedule's corners, GPU-hours."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from lskd_study.size import Network
 
 # What one H100 reaches when it trains a ResNet-50 in mixed precision: 2,790 images a second (published), of
 # 3 x 8.18 GFLOPs each.
@@ -20,32 +16,6 @@ ASSUMPTION = (
 )
 BACKWARD = 2.0
 _MOST_CORNERS = 8
-
-
-@dataclass(frozen=True)
-class Network:
-    """A model's size.
-
-    Attributes:
-        parameters: how many.
-        flops: operations of one image's forward pass, an addition and a multiplication as two.
-    """
-
-    parameters: int
-    flops: float
-
-
-def network_size(create: Callable[[], nn.Module], example: Callable[[], Any]) -> Network:
-    """Count a model that is created without memory, on torch's meta device.
-
-    Args:
-        create: makes the model.
-        example: makes its input, of one image.
-    """
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model = create().eval()
-        model(example())
-    return Network(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops())
 
 
 def gpu_hours(
@@ -116,8 +86,3 @@ def schedule_text(corners: Sequence[tuple[int, float]], epochs: int, unit: str =
 def size_text(network: Network) -> str:
     """Return parameters and operations in words."""
     return f"{network.parameters / 1e6:.3g} M parameters, {network.flops / 1e9:.3g} GFLOPs"
-
-
-def tensor_size(channels: int, height: int, width: int) -> Callable[[], Tensor]:
-    """Return what makes one empty image."""
-    return lambda: torch.zeros(1, channels, height, width)

@@ -1,22 +1,17 @@
 """fairseq's recipes: its own training on a few sentences, two updates and one validation."""
 
-import contextlib
 import io
-import logging
-import os
 import random
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
 from lskd.files import read_yaml
+from lskd_study.ecosystems.fairseq import compose_file, quiet
 from lskd_study.recipe_catalogue import Recipe
 from lskd_study.recipe_check import cost
-from lskd_study.recipe_check.cost import Network
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
+from lskd_study.size import Network
 
 STEPS = 2
 # Entries of the real dictionaries (German, English), fairseq's own four included, and pairs of the training
@@ -36,7 +31,7 @@ class FairseqChecks:
 
     def __init__(self, scratch: Path) -> None:
         """Keep a folder for miniatures and runs."""
-        with _quiet():
+        with quiet():
             import fairseq_kd
 
             assert fairseq_kd
@@ -68,14 +63,14 @@ class FairseqChecks:
         data = self._data(name)
         save = self._save_dir(path)
         # The reasons of fairseq and hydra come in many lines: the last that says something is taken.
-        with _quiet() as said:
+        with quiet() as said:
             try:
                 overrides = (
                     [f"++criterion.kd_teacher={self._save_dir(teacher) / 'checkpoint_last.pt'}"]
                     if teacher
                     else []
                 )
-                cfg = _compose(path, [*overrides, *_miniature(data, save, content)])
+                cfg = compose_file(path, [*overrides, *_miniature(data, save, content)])
                 network, rates = self._train(cfg, content)
             except LskdError as error:
                 raise LskdError(_line(error)) from None
@@ -120,7 +115,7 @@ class FairseqChecks:
         words = ["-s", "de", "-t", "en", "--workers", "1", "--destdir", str(folder)]
         words += ["--trainpref", str(text / "train"), "--validpref", str(text / "valid")]
         words += ["--srcdict", str(text / "dict.de.txt"), "--tgtdict", str(text / "dict.en.txt")]
-        with _quiet():
+        with quiet():
             preprocess.main(parser.parse_args(words))
         return folder
 
@@ -150,28 +145,6 @@ class FairseqChecks:
         return Network(parameters, counter.get_total_flops()), rates
 
 
-@contextlib.contextmanager
-def compose_quietly(path: Path, overrides: list[str]) -> Iterator[Any]:
-    """Give what fairseq-hydra-train makes of a file and overrides, and keep quiet what is done with it."""
-    with _quiet():
-        import fairseq_kd
-
-        assert fairseq_kd
-        yield _compose(path, overrides)
-
-
-def _compose(path: Path, overrides: list[str]) -> Any:
-    """Return what fairseq-hydra-train makes of a recipe's file."""
-    from fairseq.dataclass.initialize import hydra_init
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    hydra_init(path.stem)
-    with initialize_config_dir(config_dir=str(path.parent.resolve()), version_base="1.1"):
-        return compose(config_name=path.stem, overrides=overrides)
-
-
 def _miniature(data: Path, save: Path, content: dict[str, Any]) -> list[str]:
     import fairseq_kd
 
@@ -197,21 +170,3 @@ def _line(error: BaseException) -> str:
 def _last(said: io.StringIO) -> str:
     lines = [line for line in said.getvalue().splitlines() if line.strip()]
     return lines[-1][:200] if lines else ""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[io.StringIO]:
-    """Keep what fairseq and hydra say, and give logging and the working folder back as they were."""
-    said, root, cwd = io.StringIO(), logging.getLogger(), Path.cwd()
-    handlers, level, disabled = list(root.handlers), root.level, logging.root.manager.disable
-    arguments = list(sys.argv)
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield said
-    finally:
-        root.handlers[:], root.level = handlers, level
-        logging.disable(disabled)
-        sys.argv[:] = arguments
-        os.chdir(cwd)

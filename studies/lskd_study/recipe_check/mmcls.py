@@ -10,10 +10,10 @@ from typing import Any
 from lskd import LskdError
 from lskd_study.recipe_catalogue import Recipe
 from lskd_study.recipe_check import cost
-from lskd_study.recipe_check.cost import Network
 from lskd_study.recipe_check.miniature import FASHION, data_set, write_fashion, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
 from lskd_study.recipes import recipes_folder
+from lskd_study.size import Network, network_size, tensor_size
 
 STEPS = 2
 BATCH = 2
@@ -114,9 +114,9 @@ class MmclsChecks:
             else:
                 import timm
 
-                self._networks[key] = cost.network_size(
+                self._networks[key] = network_size(
                     lambda: timm.create_model(teacher.model, num_classes=cfg.num_classes, in_chans=channels),
-                    cost.tensor_size(channels, size, size),
+                    tensor_size(channels, size, size),
                 )
         return self._networks[key]
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from lskd_study.recipe_check.cost import ASSUMPTION, Network, schedule_text, size_text
+from lskd_study.recipe_check.cost import ASSUMPTION, schedule_text, size_text
+from lskd_study.size import Network
 
 
 @dataclass(frozen=True)

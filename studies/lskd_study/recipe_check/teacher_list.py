@@ -7,9 +7,9 @@ from pathlib import Path
 from lskd_study.checks import check_models
 from lskd_study.extras import needs_study_extra
 from lskd_study.recipe_catalogue import Recipe
-from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.miniature import DATA_SETS, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
+from lskd_study.size import network_size, tensor_size
 from lskd_study.teachers.schema import TeacherEntry, load_teachers
 
 with needs_study_extra():
@@ -52,7 +52,7 @@ def _check(entry: TeacherEntry, folder: Path, scratch: Path) -> CheckedRun:
     checkpoint = scratch / Path(entry.checkpoint or "weights.pth").name
     # A name that the library does not know is its own error, in one line, with the names there are.
     known = not model.startswith(PREFIX) or model.removeprefix(PREFIX) in torchvision.models.list_models()
-    network = cost.network_size(create, cost.tensor_size(3, _SIZE, _SIZE)) if known else None
+    network = network_size(create, tensor_size(3, _SIZE, _SIZE)) if known else None
     if known:
         with torch.device("meta"):
             shapes = create().state_dict()

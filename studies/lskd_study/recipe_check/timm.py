@@ -18,9 +18,9 @@ from lskd_study.extras import needs_study_extra
 from lskd_study.plan import CHECKPOINT, Plan, Run, exact
 from lskd_study.recipe_catalogue import Recipe
 from lskd_study.recipe_check import cost
-from lskd_study.recipe_check.cost import Network
 from lskd_study.recipe_check.miniature import DataSet, data_set, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
+from lskd_study.size import Network, network_size, tensor_size
 
 with needs_study_extra():
     import timm
@@ -195,11 +195,11 @@ class TimmChecks:
             resolved = timm.data.resolve_data_config(
                 sized, pretrained_cfg=timm.get_pretrained_cfg(run.model).to_dict()
             )
-            self._sizes[key] = cost.network_size(
+            self._sizes[key] = network_size(
                 lambda: timm.create_model(
                     run.model, num_classes=args.num_classes, in_chans=channels, **extra
                 ),
-                cost.tensor_size(channels, *resolved["input_size"][-2:]),
+                tensor_size(channels, *resolved["input_size"][-2:]),
             )
         return self._sizes[key]
 

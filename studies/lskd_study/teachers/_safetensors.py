@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lskd import LskdError, one_line
 from lskd.files import whole_file
-from lskd_study.checks import storable
 from lskd_study.teachers._checks import check_numbers, check_present, labels_of
+from lskd_study.text import storable
 
 # Others, such as float8, are storage formats that torch does not compute with.
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

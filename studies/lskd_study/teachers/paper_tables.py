@@ -11,9 +11,9 @@ from scipy import stats
 from lskd_study.bootstrap import Estimate
 from lskd_study.paper import Row, load_tables
 from lskd_study.plan import exact
-from lskd_study.tables import csv_text, escaped
 from lskd_study.teachers.compare import Comparison
 from lskd_study.teachers.schema import TeacherEntry
+from lskd_study.text import csv_text, escaped
 
 TableName = Literal["Table 1", "Table 10"]
 DEFINITION: dict[TableName, str] = {"Table 1": "target_std", "Table 10": "between_target_std"}

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from lskd_study.bootstrap import METHOD, Estimate
 from lskd_study.plan import exact
-from lskd_study.tables import csv_text, escaped
 from lskd_study.teachers.compare import DEFINITIONS, PERCENT, QUANTITIES, Comparison, Teacher
+from lskd_study.text import csv_text, escaped
 
 LABELS = {**QUANTITIES, **DEFINITIONS}
 

@@ -1,0 +1,74 @@
+"""Text and numbers as every table, page and file has them."""
+
+import csv
+import html
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean and standard deviation (unbiased, over seeds; NaN for one seed); how many more seeds failed."""
+
+    mean: float
+    std: float
+    seeds: int
+    failed: int = 0
+
+    @classmethod
+    def of(cls, values: Sequence[float], failed: int = 0) -> "Measured":
+        """Summarise one value per seed."""
+        if not values:
+            return cls(float("nan"), float("nan"), 0, failed)
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+        return cls(float(np.mean(values)), std, len(values), failed)
+
+    def text(self, digits: int) -> str:
+        """Return ``mean ± std`` and how many failed; a dash where there is nothing."""
+        if not self.seeds:
+            return "failed" if self.failed else "–"
+        spread = f" ± {self.std:.{digits}f}" if self.seeds > 1 else ""
+        return f"{self.mean:.{digits}f}{spread}{f', {self.failed} failed' if self.failed else ''}"
+
+
+def csv_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """Return lines as CSV text, in which no name is a formula to a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_no_formula(value) for value in line] for line in (header, *lines))
+    return text.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """Return a cell; text that a spreadsheet would run gets an apostrophe in front, numbers stay."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def escaped(text: str) -> str:
+    """Return text for Markdown, a table's cell too: one line, no HTML, no markup."""
+    plain = html.escape(" ".join(text.splitlines()), quote=False)
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", plain)
+
+
+def cell(number: float) -> str:
+    """Return a number for a CSV file; empty for NaN."""
+    return "" if np.isnan(number) else f"{number:.8g}"
+
+
+def storable(name: str) -> bool:
+    """Whether a name is UTF-8 text in one line, as tables and files of keys need it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that Python could not decode
+        return False
+    return not {"\n", "\r"} & set(name)
