@@ -20,7 +20,7 @@ help:
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py common/lskd/_rows.c
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py common/lskd/kernel/rows.c
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
 	  || { echo "make: $(PYTHON) is not Python 3.11 or 3.12; say which one to use: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -18,14 +18,14 @@ ATTEMPTS = [GCC_FLAGS, ["-DLSKD_ONE_TARGET"]]
 
 
 class CompiledLoss(BuildHookInterface[Any]):
-    """Put ``lskd/_rows.so`` into the wheel; of an editable installation, beside its source."""
+    """Put ``lskd/kernel/rows.so`` into the wheel; of an editable installation, beside its source."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and mark the wheel as one for this kind of machine."""
-        source = Path(self.root, "common", "lskd", "_rows.c")
-        target = source.with_name("_rows.so")
+        source = Path(self.root, "common", "lskd", "kernel", "rows.c")
+        target = source.with_name("rows.so")
         if version != "editable":
-            target = Path(self.directory, "_rows.so")
+            target = Path(self.directory, "rows.so")
             target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         if not compile_loss(source, target):
@@ -33,7 +33,7 @@ class CompiledLoss(BuildHookInterface[Any]):
             return
         if version == "editable":
             return
-        build_data["force_include"][str(target)] = "lskd/_rows.so"
+        build_data["force_include"][str(target)] = "lskd/kernel/rows.so"
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 

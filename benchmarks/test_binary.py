@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmcls_bnn.layers import binary_activation
-from mmcls_bnn.reactnet import ReActNet
+from mmcls_bnn.binary.layers import binary_activation
+from mmcls_bnn.binary.reactnet import ReActNet
 
 _PLAIN = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "mmcls_bnn" / "straightforward.py"))
 

@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; tests send Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.no_compiled_loss:
-        from lskd import _compiled
+        from lskd.kernel import native as _compiled
 
         _compiled.function = lambda: None
 
@@ -114,7 +114,7 @@ def without_float64(monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    from lskd import _devices
+    from lskd.base import devices as _devices
 
     class WithoutFloat64(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -5,48 +5,30 @@ Everything here is mathematics on tensors; what belongs to a trainer is in its p
 
 from typing import TYPE_CHECKING, Any
 
-from lskd._calibration import TemperatureFit, fit_temperature
-from lskd._chance import binomial_tail, compare_with_chance
-from lskd._checkpoints import file_checksum, is_safetensors, load_teacher_weights
-from lskd._class_means import (
+from lskd.analysis.calibration import TemperatureFit, fit_temperature
+from lskd.analysis.classes import (
     class_confusion,
     class_mean_probabilities,
     minor_probabilities,
     propose_classes,
 )
-from lskd._compiled import has_compiled_loss
-from lskd._devices import accumulator_dtype
-from lskd._errors import CheckpointError, DivergedError, LskdError, SoftLabelsError, one_line
-from lskd._fast_teacher import (
-    FAST_BOUND,
-    FAST_MODES,
-    Deviation,
-    FastMode,
-    FastTeacher,
-    choose_fast,
-)
-from lskd._finite import require_finite, require_finite_weights
-from lskd._folding import fold_batch_norm
-from lskd._fused import FusedTerms, fused_distillation
-from lskd._logistic import smoothed_logistic_loss, smoothed_logistic_minimum
-from lskd._losses import DistillationLoss, LossComponents
-from lskd._outputs import logits_of
-from lskd._projection import ClusterDistances, ProjectionPlane, cluster_distances, projection_plane
-from lskd._replay import (
-    Mixing,
-    MixingPolicy,
-    augmentation_seed,
-    mixed_image,
-    mixed_targets,
-    replayed,
-)
-from lskd._row_collector import RowCollector
-from lskd._separation import ClassSeparation, class_separation, nearest_classes
-from lskd._soft_labels import SoftLabelRows, SoftLabels, SoftLabelsWriter
-from lskd._soft_labels_manifest import SoftLabelsLayout
-from lskd._stored_form import stored_difference, stored_form, teacher_form
-from lskd._stored_run import DEFAULT_TOP_K, StoredRun, image_layout
-from lskd._targets import (
+from lskd.analysis.logistic import smoothed_logistic_loss, smoothed_logistic_minimum
+from lskd.analysis.projection import ClusterDistances, ProjectionPlane, cluster_distances, projection_plane
+from lskd.analysis.separation import ClassSeparation, class_separation, nearest_classes
+from lskd.base.devices import accumulator_dtype
+from lskd.base.finite import require_finite, require_finite_weights
+from lskd.checkpoints import file_checksum, is_safetensors, load_teacher_weights
+from lskd.errors import CheckpointError, DivergedError, LskdError, SoftLabelsError, one_line
+from lskd.kernel.fused import FusedTerms, fused_distillation
+from lskd.kernel.native import has_compiled_loss
+from lskd.loss import DistillationLoss, LossComponents
+from lskd.soft_labels.collector import RowCollector
+from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.soft_labels.forms import stored_difference, stored_form, teacher_form
+from lskd.soft_labels.run import DEFAULT_TOP_K, StoredRun, image_layout
+from lskd.soft_labels.store import SoftLabelRows, SoftLabels, SoftLabelsWriter
+from lskd.soft_labels.teacher_form import TeacherForm
+from lskd.targets import (
     Convention,
     chance_like_mass,
     convert_alpha,
@@ -55,19 +37,28 @@ from lskd._targets import (
     target_mass,
     target_values,
 )
-from lskd._teacher_form import TeacherForm
-from lskd._teachers import (
+from lskd.teacher_terms import (
     AlphaSchedule,
     centred,
     ensemble_logits,
     selective_weight,
     top_k_log_probabilities,
 )
-from lskd._terms import DistillationTerms, Rest, TopK, distillation_terms
+from lskd.teachers.fast import FAST_BOUND, FAST_MODES, Deviation, FastMode, FastTeacher, choose_fast
+from lskd.teachers.folding import fold_batch_norm
+from lskd.teachers.outputs import logits_of
+from lskd.teachers.preflight import binomial_tail, compare_with_chance
+from lskd.teachers.replay import Mixing, MixingPolicy, augmentation_seed, mixed_image, mixed_targets, replayed
+from lskd.terms import DistillationTerms, Rest, TopK, distillation_terms
 
 if TYPE_CHECKING:
-    from lskd._measures import TeacherMeasures, equivalent_smoothing, measure_teacher, target_probability
-    from lskd._stability import Definition, Stability, small_class_factor, stability
+    from lskd.analysis.measures import (
+        TeacherMeasures,
+        equivalent_smoothing,
+        measure_teacher,
+        target_probability,
+    )
+    from lskd.stability import Definition, Stability, small_class_factor
 
 __all__ = [
     "DEFAULT_TOP_K",
@@ -144,7 +135,6 @@ __all__ = [
     "smooth_targets",
     "smoothed_logistic_loss",
     "smoothed_logistic_minimum",
-    "stability",
     "stored_difference",
     "stored_form",
     "target_entropy",
@@ -156,9 +146,10 @@ __all__ = [
 ]
 
 _WITH_TORCHMETRICS = {
-    **dict.fromkeys(("Definition", "Stability", "small_class_factor", "stability"), "lskd._stability"),
+    **dict.fromkeys(("Definition", "Stability", "small_class_factor"), "lskd.stability"),
     **dict.fromkeys(
-        ("TeacherMeasures", "equivalent_smoothing", "measure_teacher", "target_probability"), "lskd._measures"
+        ("TeacherMeasures", "equivalent_smoothing", "measure_teacher", "target_probability"),
+        "lskd.analysis.measures",
     ),
 }
 

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from lskd import CheckpointError, load_teacher_weights, one_line
-from lskd.files import parse_json
+from lskd.base.files import parse_json
 
 _KINDS = ("f2", "f4", "f8", "i4", "i8", "u1", "?")
 

@@ -22,7 +22,7 @@ from fairseq_kd.dataset import data_identity
 from fairseq_kd.errors import run
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError
-from lskd.files import to_disk, write_text
+from lskd.base.files import to_disk, write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:

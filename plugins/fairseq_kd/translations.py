@@ -12,7 +12,7 @@ from fairseq.data import encoders
 from fairseq_kd import passes
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError
-from lskd.files import parse_json
+from lskd.base.files import parse_json
 
 _UNKNOWN = {"reference": "UNKNOWNTOKENINREF", "hypothesis": "UNKNOWNTOKENINHYP"}
 

@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmcls_bnn.classifier import LsKdClassifier
-    from mmcls_bnn.layers import BinaryConv2d, RPReLU, RSign
-    from mmcls_bnn.reactnet import ReActNet
-    from mmcls_bnn.reactnet_a import ReActNetA
-    from mmcls_bnn.teacher import Teacher
+    from mmcls_bnn.binary.layers import BinaryConv2d, RPReLU, RSign
+    from mmcls_bnn.binary.reactnet import ReActNet
+    from mmcls_bnn.binary.reactnet_a import ReActNetA
+    from mmcls_bnn.distil.classifier import LsKdClassifier
+    from mmcls_bnn.distil.teacher import Teacher
 
 __all__ = ["BinaryConv2d", "LsKdClassifier", "RPReLU", "RSign", "ReActNet", "ReActNetA", "Teacher"]
 
 _HOMES = {
-    "BinaryConv2d": "layers",
-    "LsKdClassifier": "classifier",
-    "RPReLU": "layers",
-    "RSign": "layers",
-    "ReActNet": "reactnet",
-    "ReActNetA": "reactnet_a",
-    "Teacher": "teacher",
+    "BinaryConv2d": "binary.layers",
+    "LsKdClassifier": "distil.classifier",
+    "RPReLU": "binary.layers",
+    "RSign": "binary.layers",
+    "ReActNet": "binary.reactnet",
+    "ReActNetA": "binary.reactnet_a",
+    "Teacher": "distil.teacher",
 }
 
 

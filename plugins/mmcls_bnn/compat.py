@@ -17,7 +17,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from lskd import LskdError
-from lskd.install import how_to_install
+from lskd.base.install import how_to_install
 
 FRAMEWORKS = ("mmcls", "mmpretrain")
 
@@ -75,8 +75,8 @@ __all__ = [
 
 
 _REGISTERED = (
-    *("classifier", "curves", "data", "hooks", "losses"),
-    *("metrics", "reactnet", "reactnet_a", "schedule", "soft_label_hook"),
+    *("binary.reactnet", "binary.reactnet_a", "data", "distil.classifier", "distil.curves", "distil.hooks"),
+    *("distil.losses", "distil.metrics", "distil.schedule", "distil.soft_label_hook"),
 )
 
 

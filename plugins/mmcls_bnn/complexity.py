@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lskd import LskdError
+from mmcls_bnn.binary.layers import BinaryConv2d, RSign
+from mmcls_bnn.binary.packed import build_student
 from mmcls_bnn.command import run
-from mmcls_bnn.layers import BinaryConv2d, RSign
-from mmcls_bnn.packed import build_student
 from mmcls_bnn.recipe import read_recipe
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lskd import LskdError
-from lskd.files import read_bytes
-from lskd.images import EXTENSIONS, check_image, check_images, class_folders, class_images
+from lskd.base.files import read_bytes
+from lskd.base.images import EXTENSIONS, check_image, check_images, class_folders, class_images
 from mmcls_bnn.compat import DATASETS, TRANSFORMS, BaseDataset, CustomDataset
 
 FASHION_CLASSES = (

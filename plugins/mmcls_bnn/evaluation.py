@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from lskd import CheckpointError, LskdError, load_teacher_weights, logits_of, one_line
-from lskd.images import check_images
+from lskd.base.images import check_images
 from mmcls_bnn.data import CheckedImageFolder
-from mmcls_bnn.teacher_models import LogitsOf
+from mmcls_bnn.distil.teacher_models import LogitsOf
 
 # Numbers of the samples, logits, labels, features where they were asked for.
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]

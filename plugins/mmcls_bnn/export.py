@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
-from lskd.files import parse_json, whole_file
+from lskd.base.files import parse_json, whole_file
+from mmcls_bnn.binary.packed import PackedConv2d, build_student, load_packed, pack, save_packed
 from mmcls_bnn.command import run
-from mmcls_bnn.packed import PackedConv2d, build_student, load_packed, pack, save_packed
+from mmcls_bnn.distil.step1 import read_note
 from mmcls_bnn.recipe import read_recipe
-from mmcls_bnn.step1 import read_note
 
 
 def export(checkpoint: str, output: Path, config: str | None = None) -> str:

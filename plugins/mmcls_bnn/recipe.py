@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.config import Config
 
 from lskd import LskdError
-from mmcls_bnn.packed import deployable
+from mmcls_bnn.binary.packed import deployable
 
 # Variables that recipes once had beside the settings.
 _SETTINGS = {

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from lskd import LskdError, SoftLabels
 from mmcls_bnn.command import run
 from mmcls_bnn.compat import FRAMEWORK, MODELS, use_registry
-from mmcls_bnn.fast_teacher import speed_up
-from mmcls_bnn.preflight import try_teacher
+from mmcls_bnn.distil.fast_teacher import speed_up
+from mmcls_bnn.distil.preflight import try_teacher
 from mmcls_bnn.recipe import check_variables
 
 
@@ -53,7 +53,7 @@ def _write(args: argparse.Namespace) -> str:
     epochs = int(cfg.train_cfg.max_epochs) if args.epochs is None else args.epochs
     if epochs < 1:
         raise LskdError(f"--epochs is {epochs}; it must be 1 or more.")
-    from mmcls_bnn.soft_label_hook import stored_teacher
+    from mmcls_bnn.distil.soft_label_hook import stored_teacher
 
     loader = Runner.build_dataloader(
         dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0

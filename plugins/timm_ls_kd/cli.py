@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lskd import DivergedError, LskdError
-from lskd.files import cannot_write
+from lskd.base.files import cannot_write
 
 USAGE = """usage: timm train.py [arguments]           train with the bundled trainer
        timm PATH/train.py [arguments]      train with timm's own script at PATH, unmodified
@@ -50,7 +50,7 @@ def _run(script: str, argv: Sequence[str]) -> int:
         print(f"timm {timm.__version__}")
         return 0
     if script == "soft-labels":
-        from timm_ls_kd import soft_label_command
+        from timm_ls_kd.trainer import soft_label_command
 
         return soft_label_command.main(argv)
     if Path(script).is_file():
@@ -58,7 +58,7 @@ def _run(script: str, argv: Sequence[str]) -> int:
 
         return upstream.main(Path(script), argv)
     if script == "train.py":
-        from timm_ls_kd import trainer
+        from timm_ls_kd.trainer import main as trainer
 
         return trainer.main(argv)
     if script.endswith(".py"):

@@ -18,7 +18,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError, augmentation_seed, one_line, replayed
-from lskd.images import check_image
+from lskd.base.images import check_image
 from timm_ls_kd.datacheck import leave_out_litter
 from timm_ls_kd.normalisation import Normalisation
 

@@ -11,7 +11,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
 from lskd import LskdError
-from lskd.images import check_images, is_image, passed_over
+from lskd.base.images import check_images, is_image, passed_over
 
 # The names that timm looks for when there is no folder of the split's own name.
 _SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lskd import LskdError, logits_of, one_line, require_finite
 from timm_ls_kd import inputs
-from timm_ls_kd.config_file import read_config, settings_beside
 from timm_ls_kd.data import Loader
 from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.models import (
@@ -22,6 +21,7 @@ from timm_ls_kd.models import (
     load_weights,
     read_weights,
 )
+from timm_ls_kd.run_settings import read_config, settings_beside
 from timm_ls_kd.torchvision_models import PREFIX, create_torchvision, linear_classifier
 
 # Numbers of the samples, logits, labels, features where they were asked for.

@@ -14,9 +14,9 @@ import timm
 
 from lskd import LskdError, SoftLabelsLayout, file_checksum
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.config_file import settings_beside
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.replay import ReplayedDataset
+from timm_ls_kd.run_settings import settings_beside
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 
 # Arguments of the transform; those of the upstream script alone are None elsewhere.

@@ -11,7 +11,7 @@ from lskd import image_layout, replayed, teacher_form
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.replay import ImageSource, ReplayedTargets
 from timm_ls_kd.soft_label_identity import identity_of
-from timm_ls_kd.soft_labels import SoftLabelsRun
+from timm_ls_kd.store import SoftLabelsRun
 from timm_ls_kd.task import LsKdTask
 from timm_ls_kd.teacher import Teacher
 

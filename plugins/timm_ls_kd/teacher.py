@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from lskd import Convention, FastTeacher, LskdError, TeacherForm, logits_of, target_mass
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.config_file import settings_beside
 from timm_ls_kd.inputs import input_channels
 from timm_ls_kd.models import check_model_name, create, first_channels, input_arguments, load_weights
 from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.run_settings import settings_beside
 
 
 class Teacher:

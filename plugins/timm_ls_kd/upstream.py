@@ -35,17 +35,22 @@ from timm_ls_kd.arguments import (
     kd_config,
     require_teacher,
 )
-from timm_ls_kd.config_file import converted, read_config
 from timm_ls_kd.data import guard, loading_error
 from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.fast_teacher import Augmented, speed_up
 from timm_ls_kd.models import check_model_name, first_channels
 from timm_ls_kd.normalisation import Normalisation
-from timm_ls_kd.parts import uniform_smoothing
 from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices
-from timm_ls_kd.run_folder import AtomicCheckpointSaver, check_folder, check_writable, resumed_checkpoint
+from timm_ls_kd.run_settings import converted, read_config
 from timm_ls_kd.task import LsKdTask, describe_targets
 from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
+from timm_ls_kd.trainer.run_folder import (
+    AtomicCheckpointSaver,
+    check_folder,
+    check_writable,
+    resumed_checkpoint,
+)
+from timm_ls_kd.trainer.session import uniform_smoothing
 from timm_ls_kd.upstream_replay import ReplaySeams
 
 # Upstream's arguments that mean something to us too.

@@ -20,7 +20,7 @@ from timm_ls_kd.soft_label_task import (
     planned_epochs,
     prepare,
 )
-from timm_ls_kd.soft_labels import SoftLabelsRun
+from timm_ls_kd.store import SoftLabelsRun
 from timm_ls_kd.teacher import Teacher
 
 

@@ -53,7 +53,7 @@ def test_soft_labels_go_on_after_a_kill(corpus, commands, tmp_path, store):
         "    for window in windows(pairs, start, token_bytes, 50):\n"
         "        yield window; time.sleep(0.3)\n"
         "passes.windows = slowly\n"
-        "import lskd._soft_labels as s; s._COMMIT_SECONDS = 0.0\n"
+        "import lskd.soft_labels.store as s; s._COMMIT_SECONDS = 0.0\n"
         "soft_labels.main()\n"
     )
     arguments = [str(corpus.data), "--path", str(corpus.teacher), "--output", str(tmp_path / "s"), "--cpu"]

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from lskd import file_checksum
-from lskd_study.ecosystems.fairseq import read_curves
-from lskd_study.engine import make_plan
 from lskd_study.stores.decide import with_stores
+from lskd_study.study.engine import make_plan
+from lskd_study.trainers.fairseq import read_curves
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -50,7 +50,7 @@ def kill_the_first_run(process: subprocess.Popen[str], runs: Path) -> str:
         for found in runs.glob("teachers/*/checkpoint_last.pt"):
             for job in psutil.Process(process.pid).children(recursive=True):
                 words = job.cmdline()
-                if words[1:3] == ["-m", "lskd_study.run_main"] and words[-1] == found.parent.name:
+                if words[1:3] == ["-m", "lskd_study.runs"] and words[-1] == found.parent.name:
                     job.kill()
                     return found.parent.name
         time.sleep(0.01)
@@ -131,7 +131,7 @@ def check_a_store(folder: Path) -> None:
     )
     plan.write()
     for job in (store.id, student.id):
-        words = [sys.executable, "-m", "lskd_study.run_main", plan.root / "plan.json", job]
+        words = [sys.executable, "-m", "lskd_study.runs", plan.root / "plan.json", job]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     record = json.loads((plan.root / store.folder / "job.json").read_text())

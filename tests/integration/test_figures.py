@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import forked
 from lskd import load_teacher_weights
-from lskd_study import cli
+from lskd_study.cli import main as cli
 
 pytestmark = pytest.mark.integration
 FIGURES = ("projection", "class-probabilities", "minor-probabilities", "smoothing-loss")

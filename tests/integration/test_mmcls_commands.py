@@ -326,7 +326,7 @@ def test_a_diverged_run_ends_with_status_3(recipe, tmp_path):
 
 LOADED = """
 import sys
-from mmcls_bnn.packed import load_packed
+from mmcls_bnn.binary.packed import load_packed
 import torch
 print(load_packed(sys.argv[1])(torch.zeros(1, 1, 16, 16), mode="tensor").shape)
 """

@@ -23,7 +23,7 @@ import yaml
 
 import forked
 from lskd import SoftLabels
-from lskd_study.plan import Plan
+from lskd_study.plan.plan import Plan
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -96,7 +96,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
 
 
 def lskd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return forked.run("-m", "lskd_study", *words, imported=("timm", "lskd_study.report"), cwd=folder)
+    return forked.run("-m", "lskd_study", *words, imported=("timm", "lskd_study.pages.study"), cwd=folder)
 
 
 def finished(folder: Path) -> dict[str, int]:

@@ -522,7 +522,7 @@ def test_upstream_config_with_null_and_wrong_types(digits, tmp_path, kd, refused
 
 @needs_script
 def test_every_upstream_argument_is_known(monkeypatch):
-    from timm_ls_kd.trainer_arguments import create_parser
+    from timm_ls_kd.trainer.arguments import create_parser
     from timm_ls_kd.upstream import MODULE_NAME, load_script
     from timm_ls_kd.upstream_only import UPSTREAM_ONLY
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special
 
-from lskd import _compiled
+from lskd.kernel import native as _compiled
 
 Array = NDArray[np.float64]
 

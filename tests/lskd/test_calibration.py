@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy import optimize, special
 from torchmetrics.functional.classification import binary_calibration_error
 
-from lskd import _calibration, fit_temperature
-from lskd._calibration import BINS, LIMITS, calibration_contributions
+from lskd import fit_temperature
+from lskd.analysis import calibration as _calibration
+from lskd.analysis.calibration import BINS, LIMITS, calibration_contributions
 
 pytestmark = pytest.mark.unit
 

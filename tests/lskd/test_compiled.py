@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy import special
 
-from lskd import _compiled, fused_distillation
+from lskd import fused_distillation
+from lskd.kernel import native as _compiled
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-import lskd._fast_teacher as fast_teacher
+import lskd.teachers.fast as fast_teacher
 from lskd import Deviation, LskdError, choose_fast, fold_batch_norm
 
 pytestmark = pytest.mark.unit

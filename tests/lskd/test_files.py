@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lskd import LskdError
-from lskd.files import (
+from lskd.base.files import (
     lock,
     parse_json,
     read_bytes,
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_a_file_has_the_users_umask(tmp_path: Path, umask: int) -> None:
     code = (
-        f"import os, sys; os.umask({umask}); from lskd.files import write_text, take_lock\n"
+        f"import os, sys; os.umask({umask}); from lskd.base.files import write_text, take_lock\n"
         "write_text(sys.argv[1], 'text'); take_lock(sys.argv[1] + '.lock')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=True)
@@ -200,7 +200,7 @@ import lskd
 from lskd import DistillationLoss, LskdError, Stability, smooth_targets
 for name in lskd.__all__:
     getattr(lskd, name)
-from lskd.files import read_json, take_lock, write_text
+from lskd.base.files import read_json, take_lock, write_text
 
 student = torch.zeros(2, 3, requires_grad=True)
 DistillationLoss(hard_weight=0.5, alpha=0.1)(student, torch.ones(2, 3), torch.tensor([0, 1])).backward()

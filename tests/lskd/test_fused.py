@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import (
-    LossComponents,
-    TopK,
-    _compiled,
-    _fused_chunks,
-    distillation_terms,
-    fused_distillation,
-    smooth_targets,
-)
+from lskd import LossComponents, TopK, distillation_terms, fused_distillation, smooth_targets
+from lskd.kernel import chunks as _fused_chunks
+from lskd.kernel import native as _compiled
 
 pytestmark = pytest.mark.unit
 

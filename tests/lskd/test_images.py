@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lskd import LskdError
-from lskd.images import check_image, check_images, class_folders, class_images
+from lskd.base.images import check_image, check_images, class_folders, class_images
 
 pytestmark = pytest.mark.unit
 

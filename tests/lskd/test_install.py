@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lskd import install
-from lskd.install import how_to_install
+from lskd.base import install
+from lskd.base.install import how_to_install
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]

@@ -14,9 +14,6 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lskd import (
     Stability,
-    _calibration,
-    _looks,
-    _measures,
     class_mean_probabilities,
     class_separation,
     equivalent_smoothing,
@@ -24,6 +21,9 @@ from lskd import (
     smooth_targets,
     target_probability,
 )
+from lskd.analysis import calibration as _calibration
+from lskd.analysis import looks as _looks
+from lskd.analysis import measures as _measures
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning")]
 

@@ -136,7 +136,7 @@ def test_distances(sizes, width, offset, population, seed):
 
 @pytest.mark.parametrize("population", [False, True])
 def test_resamples_are_measured_like_the_data_themselves(population, monkeypatch):
-    monkeypatch.setattr("lskd._projection._BLOCK", 60)  # several blocks
+    monkeypatch.setattr("lskd.analysis.projection._BLOCK", 60)  # several blocks
     groups = [normal(n, 4, seed=i) + 2 * i for i, n in enumerate((7, 12, 9))]
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(len(g), (17, len(g)), generator=generator) for g in groups]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lskd import LskdError, SoftLabels, SoftLabelsError, SoftLabelsLayout, SoftLabelsWriter
-from lskd import _soft_labels_manifest as manifest_module
+from lskd.soft_labels import format as manifest_module
 
 pytestmark = pytest.mark.unit
 

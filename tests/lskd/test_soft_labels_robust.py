@@ -17,19 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from lskd import (
-    RowCollector,
-    SoftLabels,
-    SoftLabelsError,
-    SoftLabelsLayout,
-    SoftLabelsWriter,
-    TeacherForm,
-    _block_file,
-    _soft_labels,
-    files,
-)
-from lskd import _soft_labels_manifest as manifest_module
-from lskd._row_collector import SCRATCH
+from lskd import RowCollector, SoftLabels, SoftLabelsError, SoftLabelsLayout, SoftLabelsWriter, TeacherForm
+from lskd.base import files
+from lskd.soft_labels import blocks as _block_file
+from lskd.soft_labels import format as manifest_module
+from lskd.soft_labels import store as _soft_labels
+from lskd.soft_labels.collector import SCRATCH
 
 pytestmark = pytest.mark.unit
 

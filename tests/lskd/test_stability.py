@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics import MetricCollection
 
-from lskd import Stability, small_class_factor, stability
+from lskd import Stability, small_class_factor
+from lskd.stability import stability
 
 pytestmark = [
     pytest.mark.unit,

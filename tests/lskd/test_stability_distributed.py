@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from lskd import Stability, stability
+from lskd import Stability
+from lskd.stability import stability
 
 pytestmark = pytest.mark.integration
 

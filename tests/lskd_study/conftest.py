@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lskd_study.data_checksum import data_checksum
-from lskd_study.doctor import find_chromium
-from lskd_study.ecosystems.fairseq import CURVE_COLUMNS as TRANSLATION_COLUMNS
-from lskd_study.ecosystems.timm import CURVE_COLUMNS
-from lskd_study.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
+from lskd_study.cli.doctor import find_chromium
+from lskd_study.plan.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
+from lskd_study.runs.data_checksum import data_checksum
+from lskd_study.trainers.fairseq import CURVE_COLUMNS as TRANSLATION_COLUMNS
+from lskd_study.trainers.timm import CURVE_COLUMNS
 
 NUM_CLASSES = 4
 

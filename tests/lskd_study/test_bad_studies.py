@@ -15,10 +15,11 @@ import yaml
 from PIL import Image
 
 from lskd import LskdError
-from lskd.install import how_to_install
-from lskd_study import checks, cli, engine
-from lskd_study.data.digits import listing_checksum
-from lskd_study.recipes import recipes_folder
+from lskd.base.install import how_to_install
+from lskd_study.cli import main as cli
+from lskd_study.data.published.digits import listing_checksum
+from lskd_study.plan.recipes import recipes_folder
+from lskd_study.study import checks, engine
 
 pytestmark = pytest.mark.unit
 
@@ -195,7 +196,7 @@ def test_a_recipe_of_an_ecosystem_that_is_not_installed(here, recipe, extra):
     script = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({hidden}))\n"
-        "from lskd_study.cli import main\n"
+        "from lskd_study.cli.main import main\n"
         f"assert main(['study', {file!r}, '--dry-run']) == 2\n"
         f"assert main(['recipe', 'check', {recipe!r}]) == 2\n"
         f"assert main(['recipe', 'show', {recipe!r}]) == 0\n"
@@ -399,7 +400,7 @@ FULL = (
     "import resource, signal, sys\n"
     "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
-    "from lskd_study.cli import main\n"
+    "from lskd_study.cli.main import main\n"
     "sys.exit(main(sys.argv[1:]))\n"
 )
 

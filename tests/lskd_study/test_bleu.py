@@ -8,9 +8,9 @@ import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lskd_study import bleu
-from lskd_study.bootstrap import resampled_means
-from lskd_study.statistics import crossed_interval
+from lskd_study.stats import bleu
+from lskd_study.stats.bootstrap import resampled_means
+from lskd_study.stats.intervals import crossed_interval
 
 pytestmark = pytest.mark.unit
 

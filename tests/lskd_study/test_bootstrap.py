@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 
 from lskd import measure_teacher
-from lskd_study.bootstrap import difference, paired_differences, resampled_means
+from lskd_study.stats.bootstrap import difference, paired_differences, resampled_means
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +40,7 @@ def test_draws_are_the_bootstrap_of_scipy():
 def test_the_same_draws_whatever_the_block(monkeypatch):
     values = np.random.default_rng(0).normal(size=(50, 3))
     whole = resampled_means(values, 30, seed=5)
-    monkeypatch.setattr("lskd_study.bootstrap._BLOCK", 70)
+    monkeypatch.setattr("lskd_study.stats.bootstrap._BLOCK", 70)
     steps = []
     np.testing.assert_allclose(resampled_means(values, 30, seed=5, progress=steps.append), whole)
     assert sum(steps) == 30

@@ -8,9 +8,9 @@ from safetensors.numpy import load_file
 
 from lskd_study.claims import CLAIMS, claims_of, judge, settings, verdict
 from lskd_study.claims.findings import Draft, decide
-from lskd_study.plan import CURVES, JOB, LOGITS
-from lskd_study.results_read import read_results
-from lskd_study.statistics import Interval, crossed_interval
+from lskd_study.plan.plan import CURVES, JOB, LOGITS
+from lskd_study.results.read import read_results
+from lskd_study.stats.intervals import Interval, crossed_interval
 
 pytestmark = pytest.mark.unit
 

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from lskd.install import how_to_install
-from lskd_study import cli, doctor
-from lskd_study.recipes import recipes_folder
+from lskd.base.install import how_to_install
+from lskd_study.cli import doctor
+from lskd_study.cli import main as cli
+from lskd_study.plan.recipes import recipes_folder
 
 pytestmark = pytest.mark.unit
 
@@ -206,7 +207,7 @@ def test_help_and_a_clear_line_with_the_base_dependencies_only(tmp_path):
         "import sys\n"
         # An import of None fails, and find_spec says that there is no such module.
         "sys.modules.update(dict.fromkeys(['sklearn', 'snakemake', 'timm']))\n"
-        "from lskd_study.cli import main\n"
+        "from lskd_study.cli.main import main\n"
         "for words in ([], ['--help'], ['study', '--help'], ['data', 'digits', '--help']):\n"
         "    main(words)\n"
         "assert main(['data', 'digits']) == 2\n"
@@ -258,6 +259,6 @@ def test_ctrl_c_says_how_to_go_on(here, capsys, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lskd_study.engine.run_study", stopped)
+    monkeypatch.setattr("lskd_study.study.engine.run_study", stopped)
     assert cli.main(["study", "study.yaml"]) == 130
     assert capsys.readouterr().err == "lskd: stopped; the same command goes on from here\n"

@@ -9,12 +9,12 @@ from rich.console import Console
 from scipy import special
 
 from lskd import LskdError, chance_like_mass, target_mass
-from lskd_study.paper import load_tables
+from lskd_study.pages.teachers_paper_tables import paper_table, table_csv, table_markdown
+from lskd_study.paper.printed import load_tables
+from lskd_study.plan.teacher_list import TeacherEntry, Tolerance
 from lskd_study.teachers.compare import DEFINITIONS, QUANTITIES, compare, looks, measure
 from lskd_study.teachers.outputs import Outputs
-from lskd_study.teachers.paper_tables import paper_table, table_csv, table_markdown
-from lskd_study.teachers.render import as_csv, as_json, as_markdown, print_comparison, reading
-from lskd_study.teachers.schema import TeacherEntry, Tolerance
+from lskd_study.teachers.report import as_csv, as_json, as_markdown, print_comparison, reading
 
 pytestmark = pytest.mark.unit
 

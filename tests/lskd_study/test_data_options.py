@@ -11,13 +11,13 @@ import yaml
 from typer.main import get_command
 
 from lskd import LskdError
-from lskd_study import cli
-from lskd_study.checks import check_preparation
-from lskd_study.data import command
-from lskd_study.data_options import TEXT, known_classes, problem, valid_options, words_of
-from lskd_study.engine import make_plan
-from lskd_study.plan import Plan
-from lskd_study.schema import Prepare
+from lskd_study.cli import main as cli
+from lskd_study.data import commands as command
+from lskd_study.data.options import TEXT, known_classes, problem, valid_options, words_of
+from lskd_study.plan.plan import Plan
+from lskd_study.plan.schema import Prepare
+from lskd_study.study.checks import check_preparation
+from lskd_study.study.engine import make_plan
 
 pytestmark = pytest.mark.unit
 

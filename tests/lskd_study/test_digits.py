@@ -7,9 +7,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lskd import LskdError
-from lskd_study.cli import main
-from lskd_study.data.digits import listing_checksum, prepare_digits
+from lskd_study.cli.main import main
 from lskd_study.data.manifest import MANIFEST, read_manifest
+from lskd_study.data.published.digits import listing_checksum, prepare_digits
 
 pytestmark = pytest.mark.unit
 

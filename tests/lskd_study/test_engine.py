@@ -15,11 +15,13 @@ import yaml
 from PIL import Image
 
 from lskd import LskdError
-from lskd_study import cli, engine, stopping
-from lskd_study.ecosystems import timm
-from lskd_study.plan import JOB, PLAN, Plan
-from lskd_study.same import changes
+from lskd_study.base import stopping
+from lskd_study.cli import main as cli
+from lskd_study.plan.plan import JOB, PLAN, Plan
 from lskd_study.stores.decide import with_stores
+from lskd_study.study import engine
+from lskd_study.trainers import timm
+from lskd_study.trainers.same import changes
 
 pytestmark = pytest.mark.unit
 

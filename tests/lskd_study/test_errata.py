@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lskd_study.paper import load_tables
+from lskd_study.paper.printed import load_tables
 
 pytestmark = pytest.mark.unit
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn import functional
 
 from lskd import LskdError
-from lskd.install import how_to_install
+from lskd.base.install import how_to_install
 from lskd_study.teachers.collect import Process, collect, join_processes
 from lskd_study.teachers.evaluate import TeacherSpec, evaluate
 from lskd_study.teachers.outputs import read_outputs, write_outputs

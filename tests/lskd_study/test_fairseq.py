@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from lskd import LskdError
-from lskd_study import checks, engine
-from lskd_study.data import data_bin, parallel
-from lskd_study.ecosystems import fairseq, timm, trainer_of
-from lskd_study.plan import Plan
-from lskd_study.schema import load_study
+from lskd_study.data.text import data_bin, parallel
+from lskd_study.plan.plan import Plan
+from lskd_study.plan.schema import load_study
+from lskd_study.study import checks, engine
+from lskd_study.trainers import fairseq, timm, trainer_of
 
 pytestmark = pytest.mark.unit
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lskd_study import cli
+from lskd_study.cli import main as cli
 
 pytestmark = pytest.mark.unit
 NAMES = ["tench", "toy poodle", "miniature poodle", "hen"]

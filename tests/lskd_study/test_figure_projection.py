@@ -9,7 +9,7 @@ import torch
 from matplotlib.collections import PathCollection
 
 from lskd import LskdError
-from lskd_study.paper_figures import projection as figure
+from lskd_study.drawing import projection as figure
 from lskd_study.teachers.outputs import Outputs
 
 pytestmark = pytest.mark.unit

@@ -8,11 +8,11 @@ import pytest
 from scipy.stats import rankdata
 
 from lskd import LskdError
-from lskd_study.paper import load_tables
-from lskd_study.paper_figures import class_count, teacher_student
-from lskd_study.paper_figures.drawing import write_drawing
-from lskd_study.results_read import read_results
-from lskd_study.tables import table_csv, table_rows
+from lskd_study.drawing import class_count, teacher_student
+from lskd_study.drawing.drawing import write_drawing
+from lskd_study.pages.tables import table_csv, table_rows
+from lskd_study.paper.printed import load_tables
+from lskd_study.results.read import read_results
 
 pytestmark = pytest.mark.unit
 

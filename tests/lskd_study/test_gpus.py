@@ -11,16 +11,17 @@ from dataclasses import replace
 import pytest
 
 from lskd import LskdError
-from lskd_study import gpus, job
-from lskd_study.ecosystems import mmcls, timm
-from lskd_study.gpus import CANDIDATES, VISIBLE, chosen_gpus, gpus_for_all, held_locks, visible_gpus
-from lskd_study.plan import JOB
+from lskd_study.base import gpus
+from lskd_study.base.gpus import CANDIDATES, VISIBLE, chosen_gpus, gpus_for_all, held_locks, visible_gpus
+from lskd_study.plan.plan import JOB
+from lskd_study.runs import job
+from lskd_study.trainers import mmcls, timm
 
 pytestmark = pytest.mark.unit
 
 HOLDER = """
 import time
-from lskd_study.gpus import chosen_gpus
+from lskd_study.base.gpus import chosen_gpus
 with chosen_gpus({"gpu": 1}) as devices:
     print(*devices.values(), flush=True)
     time.sleep(60)

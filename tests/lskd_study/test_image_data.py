@@ -24,15 +24,15 @@ from torchvision.datasets import ImageFolder, ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from lskd import LskdError
-from lskd_study import cli
-from lskd_study.checks import check_data_folder
 from lskd_study.claims import long_tail
-from lskd_study.data import _layout
-from lskd_study.data._archives import MEMBER_LIMIT, read_members
-from lskd_study.data.derived import pareto_sizes
-from lskd_study.data.published import PUBLISHED, parse_expected
-from lskd_study.own.images import look_at
+from lskd_study.cli import main as cli
+from lskd_study.data.folders import layout as _layout
+from lskd_study.data.folders.archives import MEMBER_LIMIT, read_members
+from lskd_study.data.folders.derived import pareto_sizes
+from lskd_study.data.published.numbers import PUBLISHED, parse_expected
 from lskd_study.stores import decide
+from lskd_study.study.checks import check_data_folder
+from lskd_study.study.own_images import look_at
 from timm_ls_kd.datacheck import check_data
 from timm_ls_kd.inputs import open_dataset
 
@@ -478,7 +478,7 @@ def test_a_killed_command_goes_on(own, tmp_path):
     script = (
         "import os, signal, sys\n"
         "from lskd_study import cli\n"
-        "from lskd_study.data._layout import Tree\n"
+        "from lskd_study.data.folders.layout import Tree\n"
         "count = Tree._count\n"
         "def die(self, *words):\n"
         "    count(self, *words)\n"

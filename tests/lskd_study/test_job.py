@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lskd import DivergedError, LskdError, file_checksum
-from lskd_study import job, run_main
-from lskd_study.data_checksum import data_checksum
-from lskd_study.ecosystems import timm
-from lskd_study.image_results import read_logits
-from lskd_study.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
-from lskd_study.results_read import read_results
+from lskd_study.plan.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
+from lskd_study.results.images import read_logits
+from lskd_study.results.read import read_results
+from lskd_study.runs import __main__ as run_main
+from lskd_study.runs import job
+from lskd_study.runs.data_checksum import data_checksum
+from lskd_study.trainers import timm
 
 pytestmark = pytest.mark.unit
 
@@ -498,7 +499,7 @@ def test_the_checksum_of_the_data_covers_names_and_contents_and_reads_them_once(
     (plan.data_dir / "train" / "1").symlink_to(image.parent)  # as the trainers follow it
     first = data_checksum(plan)
     with monkeypatch.context() as patch:
-        patch.setattr("lskd_study.data_checksum.file_checksum", None)
+        patch.setattr("lskd_study.runs.data_checksum.file_checksum", None)
         assert data_checksum(plan) == first  # nothing is read
     before = image.stat()
     image.write_bytes(b"two")  # of the same size, and as old

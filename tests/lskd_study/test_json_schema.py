@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from lskd import LskdError
-from lskd_study import cli
-from lskd_study.json_schema import FILE, modeline, study_schema
-from lskd_study.recipe_catalogue import catalogue
-from lskd_study.recipes import recipes_folder
-from lskd_study.schema import load_study
-from lskd_study.teachers.schema import load_teachers
+from lskd_study.cli import main as cli
+from lskd_study.plan.json_schema import FILE, modeline, study_schema
+from lskd_study.plan.recipe_catalogue import catalogue
+from lskd_study.plan.recipes import recipes_folder
+from lskd_study.plan.schema import load_study
+from lskd_study.plan.teacher_list import load_teachers
 
 pytestmark = pytest.mark.unit
 

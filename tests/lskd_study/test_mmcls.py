@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from lskd import LskdError
-from lskd_study.checks import check_class_order
-from lskd_study.ecosystems import mmcls, timm, trainer_of
-from lskd_study.engine import make_plan
-from lskd_study.figure6 import best_accuracies, figure6, figure6_panels, has_test_loss
-from lskd_study.results import BySeed, Failure, Result
-from mmcls_bnn.curves import COLUMNS
+from lskd_study.drawing.figure6 import best_accuracies, figure6, figure6_panels, has_test_loss
+from lskd_study.results.results import BySeed, Failure, Result
+from lskd_study.study.checks import check_class_order
+from lskd_study.study.engine import make_plan
+from lskd_study.trainers import mmcls, timm, trainer_of
+from mmcls_bnn.distil.curves import COLUMNS
 
 pytestmark = pytest.mark.unit
 

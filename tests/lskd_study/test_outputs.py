@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lskd import LskdError
-from lskd_study.teachers import _checks, _mapped, _npz
+from lskd_study.teachers import checks as _checks
+from lskd_study.teachers import mapped as _mapped
+from lskd_study.teachers import npz as _npz
 from lskd_study.teachers.outputs import Outputs, read_outputs, write_outputs
 
 pytestmark = pytest.mark.unit

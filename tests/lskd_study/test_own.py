@@ -9,15 +9,16 @@ import yaml
 from PIL import Image
 
 from lskd import LskdError
-from lskd_study import cli
-from lskd_study.engine import make_plan
-from lskd_study.json_schema import study_schema
-from lskd_study.own import command, measure
-from lskd_study.own import estimate as timing
-from lskd_study.own.choice import candidates, shorter
-from lskd_study.own.files import contents
-from lskd_study.own.images import OwnImages, look_at
-from lskd_study.statistics import crossed_interval
+from lskd_study.cli import main as cli
+from lskd_study.plan.json_schema import study_schema
+from lskd_study.stats.intervals import crossed_interval
+from lskd_study.study import own as command
+from lskd_study.study import own_measure as measure
+from lskd_study.study import own_time as timing
+from lskd_study.study.engine import make_plan
+from lskd_study.study.own_choice import candidates, shorter
+from lskd_study.study.own_files import contents
+from lskd_study.study.own_images import OwnImages, look_at
 
 pytestmark = pytest.mark.unit
 

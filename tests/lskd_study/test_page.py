@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lskd_study import page
+from lskd_study.base.text import csv_text
 from lskd_study.claims import judge
-from lskd_study.notices import still_falls
-from lskd_study.page import (
+from lskd_study.pages import page
+from lskd_study.pages.notices import still_falls
+from lskd_study.pages.page import (
     compared,
     css_string,
     interval_text,
@@ -25,11 +26,10 @@ from lskd_study.page import (
     provenance_rows,
     render_page,
 )
-from lskd_study.plan import CURVES, JOB, LOGITS
-from lskd_study.report import write_report
-from lskd_study.results_read import read_results
-from lskd_study.tables import table_rows
-from lskd_study.text import csv_text
+from lskd_study.pages.study import write_report
+from lskd_study.pages.tables import table_rows
+from lskd_study.plan.plan import CURVES, JOB, LOGITS
+from lskd_study.results.read import read_results
 
 pytestmark = pytest.mark.unit
 

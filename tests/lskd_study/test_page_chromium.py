@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from lskd_study.cli import main
-from lskd_study.plan import Plan
-from lskd_study.report import write_report
+from lskd_study.cli.main import main
+from lskd_study.pages.study import write_report
+from lskd_study.plan.plan import Plan
 
 pytestmark = pytest.mark.integration
 

@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lskd_study.figure_style import ARMS, INK, SOFT
-from lskd_study.image_results import ImageResult
-from lskd_study.paper import load_tables
-from lskd_study.paper.page_figures import accuracy_stability, figure8, figure9, study_figures
-from lskd_study.paper_figures.accuracy_stability import paper_points
-from lskd_study.results import Results
+from lskd_study.drawing.accuracy_stability import paper_points
+from lskd_study.drawing.style import ARMS, INK, SOFT
+from lskd_study.pages.paper_figures import accuracy_stability, figure8, figure9, study_figures
+from lskd_study.paper.printed import load_tables
+from lskd_study.results.images import ImageResult
+from lskd_study.results.results import Results
 
 pytestmark = pytest.mark.unit
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lskd_study.page import environment
+from lskd_study.pages.page import environment
 
 pytestmark = pytest.mark.integration
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lskd_study.cli import main
-from lskd_study.paper.across import read_studies, shared_tables
-from lskd_study.report import write_report
-from lskd_study.teachers_alone import write_teachers_report
+from lskd_study.cli.main import main
+from lskd_study.pages.paper_across import read_studies, shared_tables
+from lskd_study.pages.study import write_report
+from lskd_study.pages.teachers_alone import write_teachers_report
 
 pytestmark = pytest.mark.unit
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lskd_study import engine
-from lskd_study.image_results import ImageResult
-from lskd_study.paper import load_tables
-from lskd_study.paper.layout_parts import Figure, Text
-from lskd_study.paper.layout_tables import BUILDERS
-from lskd_study.paper.layout_text import layout_csv, layout_markdown
-from lskd_study.paper.layouts import layout_of, papers_layouts, published_layout
-from lskd_study.paper.matching import OF_STUDENTS, OF_TEACHERS, check_table, kinds_of, row_of, teacher_name
-from lskd_study.plan import Plan, Run
-from lskd_study.recipe_catalogue import catalogue
-from lskd_study.results import Failure, Results
+from lskd_study.pages.paper_table_cells import Figure, Text
+from lskd_study.pages.paper_table_files import layout_csv, layout_markdown
+from lskd_study.pages.paper_table_layouts import BUILDERS
+from lskd_study.pages.paper_tables import layout_of, papers_layouts, published_layout
+from lskd_study.paper.printed import load_tables
+from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table, kinds_of, row_of, teacher_name
+from lskd_study.plan.plan import Plan, Run
+from lskd_study.plan.recipe_catalogue import catalogue
+from lskd_study.results.images import ImageResult
+from lskd_study.results.results import Failure, Results
+from lskd_study.study import engine
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from lskd_study.paper import Paper, Row, Value, load_tables
+from lskd_study.paper.printed import Paper, Row, Value, load_tables
 
 pytestmark = pytest.mark.unit
 

@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from lskd_study.paper import load_tables
-from lskd_study.report import write_report
-from lskd_study.results_read import read_results
-from lskd_study.teachers_alone import write_teachers_report
+from lskd_study.pages.study import write_report
+from lskd_study.pages.teachers_alone import write_teachers_report
+from lskd_study.paper.printed import load_tables
+from lskd_study.results.read import read_results
 
 pytestmark = pytest.mark.unit
 

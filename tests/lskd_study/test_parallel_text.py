@@ -8,11 +8,11 @@ import tarfile
 import pytest
 
 from lskd import LskdError
-from lskd_study.cli import main
-from lskd_study.data.ding import prepare_ding
-from lskd_study.data.iwslt14 import prepare_iwslt14, segments
-from lskd_study.data.number_words import prepare_number_words
-from lskd_study.data.parallel import SPLITS, clean_pairs
+from lskd_study.cli.main import main
+from lskd_study.data.text.ding import prepare_ding
+from lskd_study.data.text.iwslt14 import prepare_iwslt14, segments
+from lskd_study.data.text.number_words import prepare_number_words
+from lskd_study.data.text.parallel import SPLITS, clean_pairs
 
 pytestmark = pytest.mark.unit
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lskd import LskdError
 from lskd_study.claims import CLAIMS
 from lskd_study.claims.settings import settings_of
-from lskd_study.ecosystems import trainer_of
-from lskd_study.plan import JOB, Plan, exact, expand
+from lskd_study.plan.plan import JOB, Plan, exact, expand
+from lskd_study.trainers import trainer_of
 
 pytestmark = pytest.mark.unit
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from lskd_study import cli
-from lskd_study.recipe_catalogue import catalogue, find_recipe, header_of
-from lskd_study.recipes import recipes_folder
-from lskd_study.scheduler import check_snakemake_options
+from lskd_study.cli import main as cli
+from lskd_study.plan.recipe_catalogue import catalogue, find_recipe, header_of
+from lskd_study.plan.recipes import recipes_folder
+from lskd_study.runs.scheduler import check_snakemake_options
 
 pytestmark = pytest.mark.unit
 
@@ -82,7 +82,7 @@ def lskd(words: list[str], path: Path) -> None:
 
 
 def timm(words: list[str], path: Path) -> None:
-    from timm_ls_kd.trainer_arguments import parse_arguments
+    from timm_ls_kd.trainer.arguments import parse_arguments
 
     words = [word for word in words[1:] if word != "..."]
     if "--config" in words:

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from lskd_study import cli
-from lskd_study.recipe_catalogue import catalogue
+from lskd_study.cli import main as cli
+from lskd_study.plan.recipe_catalogue import catalogue
+from lskd_study.plan.recipes import recipes_folder
 from lskd_study.recipe_check.cost import SUSTAINED, corner_points, gpu_hours
-from lskd_study.recipes import recipes_folder
 
 pytestmark = pytest.mark.unit
 

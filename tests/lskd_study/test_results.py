@@ -5,11 +5,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from lskd import LskdError, stability
-from lskd_study.image_results import read_image_result
-from lskd_study.page import provenance_rows
-from lskd_study.plan import CURVES, JOB, LOGITS
-from lskd_study.results_read import read_results
+from lskd import LskdError
+from lskd.stability import stability
+from lskd_study.pages.page import provenance_rows
+from lskd_study.plan.plan import CURVES, JOB, LOGITS
+from lskd_study.results.images import read_image_result
+from lskd_study.results.read import read_results
 
 pytestmark = pytest.mark.unit
 

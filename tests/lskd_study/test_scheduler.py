@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from lskd import LskdError
-from lskd.install import how_to_install
-from lskd_study import gpus, progress, scheduler, slurm
-from lskd_study.recipes import recipes_folder
-from lskd_study.scheduler import make_schedule, shipped_profiles
+from lskd.base.install import how_to_install
+from lskd_study.base import gpus, progress
+from lskd_study.plan.recipes import recipes_folder
+from lskd_study.runs import scheduler, slurm
+from lskd_study.runs.scheduler import make_schedule, shipped_profiles
 
 pytestmark = pytest.mark.unit
 

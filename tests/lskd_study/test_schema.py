@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from lskd import LskdError
-from lskd_study.schema import load_study, read_trainer_config
-from lskd_study.teachers.schema import load_teachers
-from timm_ls_kd.config_file import read_config
+from lskd_study.plan.schema import load_study, read_trainer_config
+from lskd_study.plan.teacher_list import load_teachers
+from timm_ls_kd.run_settings import read_config
 
 pytestmark = pytest.mark.unit
 

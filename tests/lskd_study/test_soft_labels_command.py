@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lskd import SoftLabels, SoftLabelsLayout, SoftLabelsWriter
-from lskd.install import how_to_install
-from lskd_study.cli import main
+from lskd.base.install import how_to_install
+from lskd_study.cli.main import main
 
 pytestmark = pytest.mark.unit
 

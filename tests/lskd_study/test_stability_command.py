@@ -10,7 +10,7 @@ import yaml
 from safetensors.numpy import save_file
 from scipy import special
 
-from lskd_study import cli
+from lskd_study.cli import main as cli
 
 pytestmark = pytest.mark.unit
 
@@ -276,9 +276,9 @@ def test_what_is_wrong_with_a_list_is_one_line(files, capsys, changes, words, dr
 
 def test_the_recipe_of_tables_1_and_10(capsys, monkeypatch, tmp_path):
     """Its header says what the paper prints; the rows that it names are those of public weights."""
-    from lskd_study.paper import load_tables
-    from lskd_study.recipes import find_study_file
-    from lskd_study.teachers.schema import load_teachers
+    from lskd_study.paper.printed import load_tables
+    from lskd_study.plan.recipes import find_study_file
+    from lskd_study.plan.teacher_list import load_teachers
 
     path = find_study_file("recipes/stability/study.yaml")
     study = load_teachers(path)

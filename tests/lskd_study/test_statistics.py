@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lskd import LskdError
-from lskd_study.statistics import (
+from lskd_study.stats.intervals import (
     crossed_interval,
     crossed_moments,
     half_width,

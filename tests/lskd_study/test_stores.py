@@ -14,16 +14,18 @@ import pytest
 import yaml
 
 from lskd import DivergedError, LskdError, SoftLabels, SoftLabelsLayout, SoftLabelsWriter
-from lskd_study import job
-from lskd_study.data_checksum import check_unchanged
-from lskd_study.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
-from lskd_study.scheduler import SNAKEFILE
-from lskd_study.schema import SoftLabels as Asked
-from lskd_study.stores import CannotStoreError, Views, mmcls, timm
+from lskd_study.plan.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
+from lskd_study.plan.schema import SoftLabels as Asked
+from lskd_study.runs import job
+from lskd_study.runs.data_checksum import check_unchanged
+from lskd_study.runs.scheduler import SNAKEFILE
 from lskd_study.stores.commands import rerun_command
 from lskd_study.stores.decide import with_stores
 from lskd_study.stores.state import holds, release_stores, renew_stores
 from lskd_study.stores.words import describe_stores, loss_note, page_rows
+from lskd_study.trainers import mmcls_store as mmcls
+from lskd_study.trainers import timm_store as timm
+from lskd_study.trainers.views import CannotStoreError, Views
 
 pytestmark = pytest.mark.unit
 IMAGES, CLASSES, EPOCHS = 20, 4, 3
@@ -373,7 +375,7 @@ BINARY = str(Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py"
 
 @pytest.fixture(scope="module")
 def recipe():
-    from lskd_study.ecosystems.mmcls import read_config
+    from lskd_study.trainers.mmcls import read_config
 
     return read_config(Path(BINARY))
 
@@ -403,7 +405,7 @@ def recipe():
     ],
 )
 def test_what_mmcls_images_follow_from(tmp_path, plan_of, recipe, change, outcome):
-    from lskd_study.ecosystems.mmcls import read_config
+    from lskd_study.trainers.mmcls import read_config
 
     (tmp_path / "other.py").write_text(f"_base_ = {BINARY!r}\n{change}\n")
     configs = {"one.py": recipe, "other.py": read_config(tmp_path / "other.py")}

@@ -7,8 +7,8 @@ import yaml
 from PIL import Image
 
 from lskd import LskdError
-from lskd_study import engine
-from lskd_study.ecosystems import mmcls, timm
+from lskd_study.study import engine
+from lskd_study.trainers import mmcls, timm
 
 pytestmark = pytest.mark.unit
 

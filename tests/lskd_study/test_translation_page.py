@@ -10,10 +10,10 @@ import sacrebleu
 
 from lskd import LskdError
 from lskd_study.claims import judge
-from lskd_study.notices import at_chance
-from lskd_study.plan import CURVES, JOB, TRANSLATIONS
-from lskd_study.report import write_report
-from lskd_study.results_read import read_results
+from lskd_study.pages.notices import at_chance
+from lskd_study.pages.study import write_report
+from lskd_study.plan.plan import CURVES, JOB, TRANSLATIONS
+from lskd_study.results.read import read_results
 
 pytestmark = pytest.mark.unit
 

@@ -9,10 +9,10 @@ import torch
 from lskd import class_confusion, class_mean_probabilities, class_separation, nearest_classes
 from lskd_study.claims import judge, judge_several
 from lskd_study.claims.several import combine
-from lskd_study.claims.trends import cross_product, network_trend
-from lskd_study.image_results import ImageResult
-from lskd_study.results import Failure, Results
-from lskd_study.statistics import crossed_interval
+from lskd_study.results.images import ImageResult
+from lskd_study.results.results import Failure, Results
+from lskd_study.stats.intervals import crossed_interval
+from lskd_study.stats.trends import cross_product, network_trend
 
 pytestmark = pytest.mark.unit
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from lskd_study.claims import judge
-from lskd_study.plan import JOB
-from lskd_study.report import write_report
-from lskd_study.results_read import read_results
+from lskd_study.pages.study import write_report
+from lskd_study.pages.teachers_alone import write_teachers_report
+from lskd_study.pages.teachers_study import run_teacher_list
+from lskd_study.pages.verdicts import VERDICTS_FILE, read_record, study_record
+from lskd_study.plan.plan import JOB
+from lskd_study.plan.teacher_list import TeacherList
+from lskd_study.results.read import read_results
 from lskd_study.teachers.run import Settings
-from lskd_study.teachers.schema import TeacherList
-from lskd_study.teachers.study import run_teacher_list
-from lskd_study.teachers_alone import write_teachers_report
-from lskd_study.verdicts import VERDICTS_FILE, read_record, study_record
 
 pytestmark = pytest.mark.unit
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lskd import LskdError, SoftLabelsLayout, SoftLabelsWriter, files
-from lskd_study.data.digits import prepare_digits
-from lskd_study.data.number_words import prepare_number_words
-from lskd_study.paper_figures.drawing import Drawing, write_drawing
+from lskd import LskdError, SoftLabelsLayout, SoftLabelsWriter
+from lskd.base import files
+from lskd_study.data.published.digits import prepare_digits
+from lskd_study.data.text.number_words import prepare_number_words
+from lskd_study.drawing.drawing import Drawing, write_drawing
 from lskd_study.teachers.outputs import Outputs, write_outputs
 
 pytestmark = pytest.mark.unit
@@ -25,13 +26,13 @@ def outputs(folder: Path) -> None:
 
 
 def packed(folder: Path) -> None:
-    module = pytest.importorskip("mmcls_bnn.packed", reason="mmcls is not installed")
+    module = pytest.importorskip("mmcls_bnn.binary.packed", reason="mmcls is not installed")
     torch.manual_seed(0)
     module.save_packed(torch.nn.Linear(2, 2), {}, folder / "x.safetensors")
 
 
 def curves(folder: Path) -> None:
-    module = pytest.importorskip("mmcls_bnn.curves", reason="mmcls is not installed")
+    module = pytest.importorskip("mmcls_bnn.distil.curves", reason="mmcls is not installed")
     module._write(folder / "epochs.csv", {1: dict.fromkeys(module.COLUMNS[1:], "1")}, "epoch")
 
 

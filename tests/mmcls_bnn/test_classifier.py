@@ -9,8 +9,8 @@ import torch
 from scipy.special import log_softmax, softmax
 
 from lskd import LskdError
-from mmcls_bnn.metrics import DistillationMetric
-from mmcls_bnn.remembered import RememberedAnswers
+from mmcls_bnn.distil.metrics import DistillationMetric
+from mmcls_bnn.distil.remembered import RememberedAnswers
 
 pytestmark = pytest.mark.unit
 

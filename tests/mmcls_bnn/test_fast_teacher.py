@@ -11,8 +11,9 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from lskd import LskdError, SoftLabels
-from lskd import _fast_teacher as fast_teacher_module
-from mmcls_bnn import fast_teacher, soft_labels
+from lskd.teachers import fast as fast_teacher_module
+from mmcls_bnn import soft_labels
+from mmcls_bnn.distil import fast_teacher
 
 pytestmark = pytest.mark.unit
 SUPPORTED = fast_teacher_module.supported_modes(torch.device("cpu"))
@@ -128,8 +129,12 @@ def test_the_students_images_and_weights_do_not_notice(train, monkeypatch):
     """With the exact teacher put back after it was measured, the run is the exact one to the bit."""
     hooks = [{"type": "TeacherHook", "samples": 0}, {"type": "CurvesHook"}]  # none that seeds anew
     exact, _ = train(hooks)
-    monkeypatch.setattr("mmcls_bnn.teacher.Teacher.use", lambda self, fast: setattr(self, "_noted", fast))
-    monkeypatch.setattr("mmcls_bnn.classifier.LsKdClassifier.speaking_teacher", lambda self: self.teacher)
+    monkeypatch.setattr(
+        "mmcls_bnn.distil.teacher.Teacher.use", lambda self, fast: setattr(self, "_noted", fast)
+    )
+    monkeypatch.setattr(
+        "mmcls_bnn.distil.classifier.LsKdClassifier.speaking_teacher", lambda self: self.teacher
+    )
     fast, _ = train(hooks, teacher_fast={"mode": "float32"})
     assert epoch(exact) == epoch(fast)
     first, second = exact.model.state_dict(), fast.model.state_dict()
@@ -177,7 +182,9 @@ def test_with_a_store(train, config, tmp_path, monkeypatch, capsys):
     _, log = train(soft_labels=store | {"verify": 96}, teacher_fast=fast)
     assert f"is allowed of a teacher in {ROUGHEST})" in log
     with monkeypatch.context() as patch:
-        patch.setattr("mmcls_bnn.classifier.load_teacher", lambda *a: pytest.fail("a teacher was built"))
+        patch.setattr(
+            "mmcls_bnn.distil.classifier.load_teacher", lambda *a: pytest.fail("a teacher was built")
+        )
         reads, log = train(soft_labels=store, teacher_fast={"mode": "auto", "bound": 0.05})
     assert f"of a fast teacher ({ROUGHEST}): KL(exact || fast)" in log
     assert "val_ce to val_agreement in epochs.csv, stay empty" in log

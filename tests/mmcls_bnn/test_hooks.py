@@ -13,13 +13,13 @@ from mmengine.logging import HistoryBuffer, MessageHub
 
 from lskd import CheckpointError, DivergedError, LskdError
 from mmcls_bnn import command
-from mmcls_bnn.curves import COLUMNS, CurvesHook, at_chance
+from mmcls_bnn.binary.layers import BinaryConv2d
+from mmcls_bnn.binary.reactnet import ReActNet
 from mmcls_bnn.data import CheckedImageFolder, seed_worker
-from mmcls_bnn.hooks import EpochSeedHook, SafeCheckpointHook, flip_ratio, latent_signs
-from mmcls_bnn.layers import BinaryConv2d
-from mmcls_bnn.reactnet import ReActNet
+from mmcls_bnn.distil.curves import COLUMNS, CurvesHook, at_chance
+from mmcls_bnn.distil.hooks import EpochSeedHook, SafeCheckpointHook, flip_ratio, latent_signs
+from mmcls_bnn.distil.step1 import load_step1
 from mmcls_bnn.register import _report
-from mmcls_bnn.step1 import load_step1
 
 pytestmark = pytest.mark.unit
 

@@ -12,7 +12,14 @@ from torch import nn
 from torch.nn import functional
 
 from lskd import LskdError
-from mmcls_bnn.layers import BinaryConv2d, RPReLU, RSign, binary_activation, binary_weight, check_binarize
+from mmcls_bnn.binary.layers import (
+    BinaryConv2d,
+    RPReLU,
+    RSign,
+    binary_activation,
+    binary_weight,
+    check_binarize,
+)
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from lskd import LskdError
 from mmcls_bnn import complexity, export
-from mmcls_bnn.packed import FORMAT, PackedConv2d, build_student, deployable, load_packed, pack
+from mmcls_bnn.binary.packed import FORMAT, PackedConv2d, build_student, deployable, load_packed, pack
 
 pytestmark = pytest.mark.unit
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lskd import LskdError
-from mmcls_bnn.layers import BinaryConv2d
-from mmcls_bnn.reactnet import ReActNet
-from mmcls_bnn.reactnet_a import ReActNetA
+from mmcls_bnn.binary.layers import BinaryConv2d
+from mmcls_bnn.binary.reactnet import ReActNet
+from mmcls_bnn.binary.reactnet_a import ReActNetA
 
 pytestmark = pytest.mark.unit
 

@@ -16,9 +16,9 @@ from mmengine.registry import PARAM_SCHEDULERS
 from PIL import Image
 
 from mmcls_bnn.compat import DATASETS, MODELS
-from mmcls_bnn.replay import KeyedImages, seed_pipeline
-from mmcls_bnn.step1 import binarized_in
-from mmcls_bnn.teacher import InputFormat, Teacher
+from mmcls_bnn.distil.replay import KeyedImages, seed_pipeline
+from mmcls_bnn.distil.step1 import binarized_in
+from mmcls_bnn.distil.teacher import InputFormat, Teacher
 
 pytestmark = pytest.mark.unit
 

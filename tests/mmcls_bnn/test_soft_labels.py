@@ -24,9 +24,9 @@ from lskd import (
 )
 from mmcls_bnn import soft_labels
 from mmcls_bnn.compat import MODELS
-from mmcls_bnn.mixing import mix_by_image
-from mmcls_bnn.replay import SeededPipeline, seed_pipeline
-from mmcls_bnn.stored_teacher import StoredTeacher
+from mmcls_bnn.distil.mixing import mix_by_image
+from mmcls_bnn.distil.replay import SeededPipeline, seed_pipeline
+from mmcls_bnn.distil.stored_teacher import StoredTeacher
 
 pytestmark = pytest.mark.unit
 

@@ -10,8 +10,8 @@ from mmengine.config import Config
 
 from lskd import LskdError
 from mmcls_bnn.compat import MODELS
-from mmcls_bnn.teacher import InputFormat, Teacher, TeacherSettings, describe_teacher
-from mmcls_bnn.teacher_models import LogitsOf, load_teacher
+from mmcls_bnn.distil.teacher import InputFormat, Teacher, TeacherSettings, describe_teacher
+from mmcls_bnn.distil.teacher_models import LogitsOf, load_teacher
 
 pytestmark = pytest.mark.unit
 

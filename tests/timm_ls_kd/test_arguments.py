@@ -3,7 +3,7 @@
 import pytest
 
 from lskd import LskdError
-from timm_ls_kd.trainer_arguments import create_parser, parse_arguments
+from timm_ls_kd.trainer.arguments import create_parser, parse_arguments
 
 pytestmark = pytest.mark.unit
 

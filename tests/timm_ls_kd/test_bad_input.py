@@ -315,7 +315,7 @@ def test_pretrained_weights_within_reach(monkeypatch):
 
 
 def test_schedule_that_cannot_be_had_leaves_no_folder(train, tmp_path, monkeypatch):
-    from timm_ls_kd import trainer
+    from timm_ls_kd.trainer import main as trainer
 
     def fail(*args, **kwargs):
         raise AssertionError("no such schedule")

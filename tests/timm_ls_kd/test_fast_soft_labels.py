@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lskd import SoftLabels, SoftLabelsWriter, StoredRun
-from lskd import _fast_teacher as fast_teacher_module
+from lskd.teachers import fast as fast_teacher_module
 from timm_ls_kd.teacher import Teacher
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from lskd import DivergedError
-from timm_ls_kd.loops import train_one_epoch, validate
+from timm_ls_kd.trainer.loop import train_one_epoch, validate
 
 pytestmark = pytest.mark.unit
 ARGS = Namespace(

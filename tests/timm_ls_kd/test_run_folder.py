@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
-from timm_ls_kd.run_folder import RunFolder, check_folder, resumed_checkpoint
+from timm_ls_kd.trainer.run_folder import RunFolder, check_folder, resumed_checkpoint
 
 pytestmark = pytest.mark.unit
 METRICS = [10.0, 30.0, 20.0, 30.0, 25.0]

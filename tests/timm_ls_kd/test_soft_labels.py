@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter
-from lskd import _block_file as block_file_module
-from lskd import _row_collector as row_collector_module
+from lskd.soft_labels import blocks as block_file_module
+from lskd.soft_labels import collector as row_collector_module
 from timm_ls_kd.soft_label_task import SoftLabelsTask
-from timm_ls_kd.soft_labels import SoftLabelsRun
+from timm_ls_kd.store import SoftLabelsRun
 from timm_ls_kd.teacher import Teacher
 
 pytestmark = pytest.mark.unit
@@ -197,7 +197,7 @@ def test_a_kill_in_an_epoch_loses_that_epoch_only(
     student, timm_command, kd, digits, store, filled, while_ahead, same_weights, monkeypatch, tmp_path
 ):
     """The process is killed in its 8th question to the teacher, in the second epoch."""
-    monkeypatch.setattr("timm_ls_kd.soft_label_command._BATCHES", 2)
+    monkeypatch.setattr("timm_ls_kd.trainer.soft_label_command._BATCHES", 2)
     ahead = [
         *["soft-labels", "--data-dir", digits, "--model", "test_resnet", "--num-classes", 4],
         *["--img-size", 32, "--device", "cpu", "--workers", 0, "--color-jitter", 0, *kd, *AUGMENTED, *SHORT],

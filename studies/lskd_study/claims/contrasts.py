@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lskd_study.results import PerSample, Result
-from lskd_study.statistics import CROSSED, Interval, crossed_interval, no_interval, seed_interval
+from lskd_study.results.results import PerSample, Result
+from lskd_study.stats.intervals import CROSSED, Interval, crossed_interval, no_interval, seed_interval
 
 # The kinds of run of one network: a weight, and its results by seed. The weights sum to 0.
 Cells = Sequence[tuple[float, Mapping[int, Result]]]

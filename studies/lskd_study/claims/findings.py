@@ -9,7 +9,7 @@ import numpy as np
 
 from lskd_study.claims.settings import Setting
 from lskd_study.claims.statements import Claim
-from lskd_study.statistics import LEVEL, Interval, holm
+from lskd_study.stats.intervals import LEVEL, Interval, holm
 
 Verdict = Literal["supported", "contradicted", "cannot tell", "no verdict"]
 

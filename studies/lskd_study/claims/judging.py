@@ -28,9 +28,9 @@ from lskd_study.claims.settings import (
 )
 from lskd_study.claims.similar_classes import separation_measure
 from lskd_study.claims.statements import Claim
-from lskd_study.claims.trends import network_trend
-from lskd_study.results import Kind, Result, Results, common_seeds, failure_words, failures_of
-from lskd_study.statistics import Array, Interval
+from lskd_study.results.results import Kind, Result, Results, common_seeds, failure_words, failures_of
+from lskd_study.stats.intervals import Array, Interval
+from lskd_study.stats.trends import network_trend
 
 # (without, with smoothing), one pair per network
 Groups = Sequence[tuple[Mapping[int, Result], Mapping[int, Result]]]

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from lskd import LskdError
-from lskd.images import class_folders, class_images
+from lskd.base.images import class_folders, class_images
 from lskd_study.claims.contrasts import Measure
-from lskd_study.plan import Plan
-from lskd_study.results import PerSample, Result
+from lskd_study.plan.plan import Plan
+from lskd_study.results.results import PerSample, Result
 
 RATIO = 10  # largest to smallest class, as in the mildest long-tailed benchmarks (CIFAR-LT)
 MANY, FEW = 100, 20  # training images: Liu et al. (2019), "Large-scale long-tailed recognition"

@@ -14,9 +14,9 @@ from lskd_study.claims.judging import estimate_trend
 from lskd_study.claims.scope import task_of
 from lskd_study.claims.settings import Setting, models_of
 from lskd_study.claims.statements import CLAIMS, Claim
-from lskd_study.claims.trends import FEWEST
-from lskd_study.plan import Plan, Run, exact
-from lskd_study.results import Result, Results, common_seeds, failure_words, failures_of
+from lskd_study.plan.plan import Plan, Run, exact
+from lskd_study.results.results import Result, Results, common_seeds, failure_words, failures_of
+from lskd_study.stats.trends import FEWEST
 
 Kinds = Sequence[Mapping[int, Result]]  # results by seed, one for each smoothing value
 # A student and its loss: model, file, temperature, hard weight, T^2.

@@ -3,9 +3,9 @@
 from lskd_study.claims.long_tail import SHOTS, classes_of_shot, is_long_tailed
 from lskd_study.claims.settings import hard_weights_of, models_of, temperatures_of
 from lskd_study.claims.statements import CLAIMS, OVER_STUDIES, Claim, Task
-from lskd_study.claims.trends import FEWEST
-from lskd_study.plan import Plan
-from lskd_study.results import is_translation
+from lskd_study.plan.plan import Plan
+from lskd_study.results.results import is_translation
+from lskd_study.stats.trends import FEWEST
 
 
 def claims_of(plan: Plan) -> list[Claim]:

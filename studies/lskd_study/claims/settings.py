@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lskd_study.claims.statements import Claim, Role
-from lskd_study.plan import Plan, exact
-from lskd_study.results import Kind, Results
+from lskd_study.plan.plan import Plan, exact
+from lskd_study.results.results import Kind, Results
 
 
 @dataclass(frozen=True)

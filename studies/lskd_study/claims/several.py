@@ -17,9 +17,9 @@ from lskd_study.claims.long_tail import class_of_key, is_long_tailed
 from lskd_study.claims.pooled import content, pooled_trends
 from lskd_study.claims.settings import Setting, models_of
 from lskd_study.claims.statements import CLAIMS, Claim
-from lskd_study.plan import exact
-from lskd_study.results import Results, common_seeds, failure_words, failures_of, is_translation
-from lskd_study.statistics import Interval, Part, no_interval, parts_interval
+from lskd_study.plan.plan import exact
+from lskd_study.results.results import Results, common_seeds, failure_words, failures_of, is_translation
+from lskd_study.stats.intervals import Interval, Part, no_interval, parts_interval
 
 METHOD = "independent studies, each with seeds and samples crossed"
 Shared = TypeVar("Shared")

@@ -6,9 +6,9 @@ import torch
 
 from lskd import LskdError, class_confusion, class_mean_probabilities, class_separation, nearest_classes
 from lskd_study.claims.contrasts import Measure
-from lskd_study.image_results import read_logits
-from lskd_study.plan import Plan
-from lskd_study.results import PerSample, Result
+from lskd_study.plan.plan import Plan
+from lskd_study.results.images import read_logits
+from lskd_study.results.results import PerSample, Result
 
 
 def separation_measure(plan: Plan, compared: Sequence[Sequence[Result]]) -> Measure:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.files import read_json
+from lskd.base.files import read_json
 
 MANIFEST = "manifest.json"
 

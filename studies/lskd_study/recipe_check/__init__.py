@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lskd import LskdError
-from lskd_study.recipe_catalogue import Recipe
+from lskd_study.plan.recipe_catalogue import Recipe
 
 if TYPE_CHECKING:
     from lskd_study.recipe_check.fairseq import FairseqChecks
@@ -70,10 +70,10 @@ class Checks:
 
     def _check_mmcls_study(self, recipe: Recipe) -> "CheckedRecipe":
         """Check a study whose teachers are timm's and whose students are mmcls'."""
-        from lskd_study.ecosystems import mmcls
-        from lskd_study.engine import make_plan
         from lskd_study.recipe_check.miniature import data_set
         from lskd_study.recipe_check.report import CheckedRecipe
+        from lskd_study.study.engine import make_plan
+        from lskd_study.trainers import mmcls
 
         plan = make_plan(str(recipe.path), None)
         found: list[CheckedRun] = self._timm.check_plan(

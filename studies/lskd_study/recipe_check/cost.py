@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lskd_study.size import Network
+from lskd_study.trainers.size import Network
 
 # What one H100 reaches when it trains a ResNet-50 in mixed precision: 2,790 images a second (published), of
 # 3 x 8.18 GFLOPs each.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lskd_study.extras import needs_study_extra
+from lskd_study.base.extras import needs_study_extra
 
 with needs_study_extra():
     from PIL import Image

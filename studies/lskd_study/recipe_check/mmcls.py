@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.recipe_catalogue import Recipe
+from lskd_study.plan.recipe_catalogue import Recipe
+from lskd_study.plan.recipes import recipes_folder
 from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.miniature import FASHION, data_set, write_fashion, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
-from lskd_study.recipes import recipes_folder
-from lskd_study.size import Network, network_size, tensor_size
+from lskd_study.trainers.size import Network, network_size, tensor_size
 
 STEPS = 2
 BATCH = 2
@@ -181,7 +181,7 @@ class MmclsChecks:
         import torch
 
         from mmcls_bnn.compat import MODELS
-        from mmcls_bnn.step1 import NOTE
+        from mmcls_bnn.distil.step1 import NOTE
 
         model = cfg.model.to_dict()
         model["backbone"]["binarize"] = ("activations",)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from lskd_study.recipe_check.cost import ASSUMPTION, schedule_text, size_text
-from lskd_study.size import Network
+from lskd_study.trainers.size import Network
 
 
 @dataclass(frozen=True)

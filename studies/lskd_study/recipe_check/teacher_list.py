@@ -4,13 +4,13 @@ import contextlib
 import io
 from pathlib import Path
 
-from lskd_study.checks import check_models
-from lskd_study.extras import needs_study_extra
-from lskd_study.recipe_catalogue import Recipe
+from lskd_study.base.extras import needs_study_extra
+from lskd_study.plan.recipe_catalogue import Recipe
+from lskd_study.plan.teacher_list import TeacherEntry, load_teachers
 from lskd_study.recipe_check.miniature import DATA_SETS, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
-from lskd_study.size import network_size, tensor_size
-from lskd_study.teachers.schema import TeacherEntry, load_teachers
+from lskd_study.study.checks import check_models
+from lskd_study.trainers.size import network_size, tensor_size
 
 with needs_study_extra():
     import timm

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lskd_study.checks import check_data_folder, check_models
-from lskd_study.ecosystems import timm as ecosystem
-from lskd_study.engine import make_plan
-from lskd_study.extras import needs_study_extra
-from lskd_study.plan import CHECKPOINT, Plan, Run, exact
-from lskd_study.recipe_catalogue import Recipe
+from lskd_study.base.extras import needs_study_extra
+from lskd_study.plan.plan import CHECKPOINT, Plan, Run, exact
+from lskd_study.plan.recipe_catalogue import Recipe
 from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.miniature import DataSet, data_set, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
-from lskd_study.size import Network, network_size, tensor_size
+from lskd_study.study.checks import check_data_folder, check_models
+from lskd_study.study.engine import make_plan
+from lskd_study.trainers import timm as ecosystem
+from lskd_study.trainers.size import Network, network_size, tensor_size
 
 with needs_study_extra():
     import timm
@@ -28,12 +28,13 @@ with needs_study_extra():
     import yaml
     from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-    from timm_ls_kd import inputs, parts
+    from timm_ls_kd import inputs
     from timm_ls_kd.arguments import kd_config
-    from timm_ls_kd.loops import train_one_epoch, validate
     from timm_ls_kd.models import check_pretrained, input_arguments
-    from timm_ls_kd.rehearsal import Rehearsal
-    from timm_ls_kd.trainer_arguments import parse_arguments
+    from timm_ls_kd.trainer import session as parts
+    from timm_ls_kd.trainer.arguments import parse_arguments
+    from timm_ls_kd.trainer.loop import train_one_epoch, validate
+    from timm_ls_kd.trainer.rehearsal import Rehearsal
 
 STEPS = 2
 BATCH = 2

@@ -4,11 +4,11 @@ import os
 import shlex
 from collections.abc import Mapping
 
-from lskd_study.ecosystems import trainer_of
-from lskd_study.gpus import VISIBLE
-from lskd_study.plan import Plan, Run
-from lskd_study.schema import TRANSLATION
-from lskd_study.stores import storing
+from lskd_study.base.gpus import VISIBLE
+from lskd_study.plan.plan import Plan, Run
+from lskd_study.plan.schema import TRANSLATION
+from lskd_study.trainers import trainer_of
+from lskd_study.trainers.views import storing
 
 # Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
 RERUN = "rerun"

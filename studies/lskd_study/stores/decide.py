@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError, SoftLabelsLayout
-from lskd.images import class_folders, class_images
-from lskd_study.plan import BEGUN, Plan, Run, Store
-from lskd_study.records import Begun, read_record
-from lskd_study.schema import TRANSLATION
-from lskd_study.stores import CannotStoreError, Views, storing, timm
+from lskd.base.images import class_folders, class_images
+from lskd_study.plan.plan import BEGUN, Plan, Run, Store
+from lskd_study.plan.records import Begun, read_record
+from lskd_study.plan.schema import TRANSLATION
+from lskd_study.trainers import timm_store as timm
+from lskd_study.trainers.views import CannotStoreError, Views, storing
 
 # Training images of data that a study makes itself.
 _MADE = {"digits": 1201}

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError, SoftLabels, SoftLabelsError
-from lskd.files import write_text
-from lskd_study.folders import LABELS, remove_files
-from lskd_study.plan import JOB, Plan, Run, Store
-from lskd_study.records import Made, MadeStore, read_record
+from lskd.base.files import write_text
+from lskd_study.plan.folders import LABELS, remove_files
+from lskd_study.plan.plan import JOB, Plan, Run, Store
+from lskd_study.plan.records import Made, MadeStore, read_record
 
 
 def record_of(plan: Plan, store: Store) -> dict[str, Any]:

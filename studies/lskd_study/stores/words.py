@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lskd_study.plan import Plan, Store
+from lskd_study.plan.plan import Plan, Store
 from lskd_study.stores.decide import gigabytes, training_images
 from lskd_study.stores.state import record_of
 

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from lskd import LskdError
-from lskd_study.teachers._mapped import scratch
+from lskd_study.teachers.mapped import scratch
 
 # Positions in the data set (B,), logits (B, K), labels (B,), features (B, D) or None.
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]

@@ -14,8 +14,8 @@ from lskd import (
     target_mass,
     target_probability,
 )
-from lskd_study.bootstrap import Estimate, paired_differences
-from lskd_study.plan import exact
+from lskd_study.plan.plan import exact
+from lskd_study.stats.bootstrap import Estimate, paired_differences
 from lskd_study.teachers.outputs import Outputs
 
 Progress = Callable[[int], object]

@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from lskd import LskdError
-from lskd.install import how_to_install
-from lskd_study.teachers._checks import check_consistent
+from lskd.base.install import how_to_install
+from lskd_study.teachers.checks import check_consistent
 from lskd_study.teachers.collect import Batch, Process, collect, join_processes
 from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
 

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from lskd import LskdError
-from lskd_study.plan import LOGITS
-from lskd_study.teachers._checks import check_consistent
-from lskd_study.teachers._npz import read_npz
-from lskd_study.teachers._parquet import read_parquet
-from lskd_study.teachers._safetensors import read_safetensors, write_safetensors
+from lskd_study.plan.plan import LOGITS
+from lskd_study.teachers.checks import check_consistent
+from lskd_study.teachers.npz import read_npz
+from lskd_study.teachers.parquet import read_parquet
+from lskd_study.teachers.safetensors_file import read_safetensors, write_safetensors
 
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     ".npz": read_npz,

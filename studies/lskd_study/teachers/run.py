@@ -13,8 +13,8 @@ from rich.console import Console
 from tqdm import tqdm
 
 from lskd import LskdError
-from lskd.files import write_text
-from lskd_study.teachers import render
+from lskd.base.files import write_text
+from lskd_study.teachers import report as render
 from lskd_study.teachers.compare import Comparison, Teacher, compare, looks, measure
 from lskd_study.teachers.evaluate import TeacherSpec, evaluate
 from lskd_study.teachers.outputs import write_outputs

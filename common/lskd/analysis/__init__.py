@@ -1,0 +1,1 @@
+"""Measures of teachers and classes beyond stability."""

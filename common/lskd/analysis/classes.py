@@ -1,0 +1,143 @@
+"""Mean predictions of each class (Fig. 4), and which classes a teacher confuses."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lskd.errors import LskdError
+from lskd.targets import check_labels
+
+_CHUNK = 1 << 20  # numbers of a block of logits
+
+
+def class_mean_probabilities(
+    logits: Tensor, labels: Tensor, num_classes: int, classes: Sequence[int] | None = None
+) -> Tensor:
+    """Return each class's mean probability vector over its examples (Fig. 4, Sec. 3).
+
+    Logits may be mapped from a file: they are read in blocks, so that memory is a block and the result.
+
+    Args:
+        logits: ``(N, K)`` before softmax, floating point.
+        labels: ``(N,)`` int64, in any order.
+        num_classes: number of classes ``K``.
+        classes: ids of the ``C`` classes wanted; all by default.
+
+    Returns:
+        ``(C, K)`` float64; row ``i`` belongs to ``classes[i]`` and is NaN if the class has no example.
+
+    Raises:
+        ValueError: for shapes or dtypes that do not fit, labels or classes out of range, or a logit of a
+            wanted class that is not finite (naming the sample).
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    >>> class_mean_probabilities(logits, torch.tensor([0, 0, 1]), num_classes=2).round(decimals=3)
+    tensor([[0.6900, 0.3100],
+            [0.2690, 0.7310]], dtype=torch.float64)
+    """
+    if logits.ndim != 2 or logits.shape != (len(labels), num_classes) or not logits.is_floating_point():
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; "
+            f"{len(labels)} labels of {num_classes} classes go with floating ({len(labels)}, {num_classes})"
+        )
+    check_labels(labels, num_classes)
+    wanted = torch.arange(num_classes) if classes is None else torch.tensor(list(classes), dtype=torch.long)
+    check_labels(wanted, num_classes, "classes")
+    if len(set(wanted.tolist())) < len(wanted):
+        raise ValueError(f"classes {wanted.tolist()} name one class twice")
+    place = torch.full((num_classes,), -1, dtype=torch.long)
+    place[wanted] = torch.arange(len(wanted))
+    rows = place[labels]
+    counts = torch.bincount(rows[rows >= 0], minlength=len(wanted))
+    means = torch.zeros(len(wanted), num_classes, dtype=torch.float64)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    chosen = (rows >= 0).nonzero().flatten()
+    step = max(_CHUNK // num_classes, 1)
+    for start in range(0, len(chosen), step):
+        block = chosen[start : start + step]
+        values = logits[block].to(dtype)
+        finite = torch.isfinite(values).all(1)
+        if not bool(finite.all()):
+            raise ValueError(
+                f"the logits of sample {int(block[~finite][0])} are not all finite; "
+                "leave the sample out or mend the teacher"
+            )
+        means.index_add_(0, rows[block], values.softmax(1).double())
+    means /= counts.clamp(min=1)[:, None]
+    means[counts == 0] = torch.nan
+    return means
+
+
+def minor_probabilities(means: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+    """Return class means without the classes' own entries (Fig. 4 (2), Appendix F).
+
+    Args:
+        means: ``(C, K)`` as from :func:`class_mean_probabilities`.
+        classes: ids of the ``C`` classes; all ``K`` by default.
+
+    Returns:
+        ``(C, K - 1)``, the other classes in their order.
+
+    Raises:
+        ValueError: for classes that do not belong to the rows.
+
+    >>> minor_probabilities(torch.tensor([[0.7, 0.2, 0.1]]), [0])
+    tensor([[0.2000, 0.1000]])
+    """
+    every = range(means.shape[-1]) if classes is None else classes
+    own = torch.tensor(list(every), dtype=torch.long)
+    if means.ndim != 2 or len(own) != len(means):
+        raise ValueError(f"means have shape {tuple(means.shape)}; {len(own)} classes go with ({len(own)}, K)")
+    check_labels(own, means.shape[1], "classes")
+    others = torch.ones_like(means, dtype=torch.bool)
+    others[torch.arange(len(means)), own] = False
+    return means[others].reshape(len(means), means.shape[1] - 1)
+
+
+def class_confusion(means: Sequence[Tensor]) -> Tensor:
+    """Return how much classes are taken for each other, ``(K, K)`` float64, symmetric.
+
+    Entry ``(a, b)`` is the mean probability that ``a``'s examples give to ``b`` and ``b``'s to ``a``,
+    averaged over teachers; the diagonal is NaN, and so is a class without examples.
+
+    Args:
+        means: of each teacher, ``(K, K)`` as from :func:`class_mean_probabilities`.
+
+    Raises:
+        ValueError: for no teacher or shapes that differ.
+
+    >>> class_confusion([torch.tensor([[0.7, 0.3], [0.1, 0.9]])])[0, 1].round(decimals=4)
+    tensor(0.2000, dtype=torch.float64)
+    """
+    if not means or any(m.ndim != 2 or m.shape != (len(means[0]), len(means[0])) for m in means):
+        raise ValueError(
+            f"class means have shapes {[tuple(m.shape) for m in means]}; they must be (K, K), one K"
+        )
+    mean = torch.zeros_like(means[0], dtype=torch.float64)
+    for of_teacher in means:
+        mean += of_teacher.double() / len(means)
+    return ((mean + mean.T) / 2).fill_diagonal_(torch.nan)
+
+
+def propose_classes(confusion: Tensor) -> tuple[int, int, int]:
+    """Return the two classes taken for each other most, and the one taken least for either (for Fig. 1).
+
+    Of equals the lower ids win.
+
+    Args:
+        confusion: ``(K, K)`` as from :func:`class_confusion`; NaN where nothing is known.
+
+    Raises:
+        LskdError: for fewer than three classes with examples.
+
+    >>> propose_classes(class_confusion([torch.tensor([[0.7, 0.1, 0.2], [0.0, 0.9, 0.1], [0.2, 0.1, 0.7]])]))
+    (0, 2, 1)
+    """
+    known = (~confusion.isnan()).any(1)
+    if int(known.sum()) < 3:
+        raise LskdError(f"only {int(known.sum())} classes have examples; the projection needs three")
+    pairs = confusion.nan_to_num(nan=-1.0)
+    a, b = divmod(int(pairs.argmax()), len(confusion))
+    with_both = confusion[a] + confusion[b]
+    return a, b, int(with_both.nan_to_num(nan=torch.inf).argmin())

@@ -1,0 +1,372 @@
+"""What one look at a teacher's logits tells: accuracy, calibration, entropy and the four stabilities."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import get_args
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_calibration_error
+
+from lskd.analysis.calibration import BINS, TemperatureFit, calibration_contributions, fit_temperature
+from lskd.analysis.looks import Look, Progress
+from lskd.moments import class_moments
+from lskd.stability import Definition, class_deviations, small_class_factor
+from lskd.targets import check_labels, check_temperature
+from lskd.teacher_terms import centred
+
+_CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a processor's cache
+
+
+@dataclass(frozen=True)
+class TeacherMeasures:
+    """What a teacher says about ``N`` samples of ``K`` classes, reduced to a few numbers for each sample.
+
+    Attributes:
+        num_classes: ``K``.
+        labels: ``(N,)`` int64.
+        nll: ``(N,)`` cross-entropy with the label, nats.
+        entropy: ``(N,)`` entropy of the prediction, nats.
+        confidence: ``(N,)`` largest probability.
+        rank: ``(N,)`` int64, how many classes come before the label; of equal logits the lower class first.
+        distance: ``(N,)`` L2 distance of the probabilities from the mean of their class (Eq. 2).
+        between_distance: ``(K,)`` L2 distance of the class mean from the mean of all samples (Eq. 5); NaN for
+            a class without samples.
+        calibrated: the fitted temperature, and what it changes.
+        mean_influence: ``(2, N)`` first-order influence of each sample on its class's mean distance and on
+            ``between_distance``, averaged over classes; None unless asked for.
+        small_class_correction: whether the stabilities are corrected for small classes.
+
+    All but ``labels`` and ``rank`` are float64.
+    """
+
+    num_classes: int
+    labels: Tensor
+    nll: Tensor
+    entropy: Tensor
+    confidence: Tensor
+    rank: Tensor
+    distance: Tensor
+    between_distance: Tensor
+    calibrated: TemperatureFit
+    mean_influence: Tensor | None = None
+    small_class_correction: bool = False
+
+    @property
+    def samples(self) -> int:
+        """Number of samples ``N``."""
+        return len(self.labels)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Samples of each class, ``(K,)`` int64."""
+        return torch.bincount(self.labels, minlength=self.num_classes)
+
+    @property
+    def target_probability(self) -> Tensor:
+        """Probability of the label, ``(N,)``."""
+        return (-self.nll).exp()
+
+    @property
+    def correct(self) -> Tensor:
+        """Whether the label comes first, ``(N,)`` float64."""
+        return (self.rank < 1).double()
+
+    def topk(self, k: int) -> float:
+        """Return the share of samples whose label is among the first ``k`` classes."""
+        return float((self.rank < k).double().mean())
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error over 15 bins of equal width (Guo et al., ICML 2017)."""
+        return self._calibration_error(self.confidence)
+
+    @property
+    def calibrated_error(self) -> float:
+        """Expected calibration error at the fitted temperature."""
+        return self._calibration_error(self.calibrated.confidence)
+
+    def _calibration_error(self, confidence: Tensor) -> float:
+        # Of the largest class being right or not, so that (N, K) probabilities need not be kept.
+        return float(binary_calibration_error(confidence.float(), self.correct.long(), n_bins=BINS))
+
+    def equivalent_smoothing(self, convention: str = "uniform") -> float:
+        """Return the smoothing that it looks trained with; see :func:`~lskd.equivalent_smoothing`."""
+        return equivalent_smoothing(self.target_probability, self.num_classes, convention)
+
+    def class_values(self, definition: Definition) -> Tensor:
+        """Return the value of each class, ``(K,)`` float64; NaN where it has too few samples.
+
+        Raises:
+            ValueError: for an unknown definition.
+        """
+        if definition not in get_args(Definition):
+            raise ValueError(f"definition is {definition!r}; it must be one of {get_args(Definition)}")
+        if definition == "between_vector_l2":
+            return self.between_distance
+        if definition == "vector_l2":
+            sums = torch.zeros(self.num_classes, dtype=torch.float64).index_add_(
+                0, self.labels, self.distance
+            )
+            values = torch.where(self.counts >= 2, sums / self.counts, torch.nan)
+        elif definition == "target_std":
+            values = class_deviations(self._moments)
+        else:
+            return torch.where(self.counts >= 1, self._moments[1], torch.nan)
+        return values * small_class_factor(self.counts, definition) if self.small_class_correction else values
+
+    def one_minus_stability(self, definition: Definition = "target_std") -> float:
+        """Return ``1 - S`` by a definition of :class:`~lskd.Stability`; NaN where no class can count."""
+        values = self.class_values(definition)
+        values = values[~values.isnan()]
+        if definition != "between_target_std":
+            value = float(values.mean())
+        else:
+            value = float(values.std()) if len(values) > 1 else math.nan
+        between = definition.startswith("between")
+        return value - self.small_class_bias(definition) if self.small_class_correction and between else value
+
+    def small_class_bias(self, definition: Definition) -> float:
+        """Return what small classes add to ``1 - S``, to first order, before any correction.
+
+        Within classes it is too small, see :func:`~lskd.small_class_factor`. Between classes it is too large,
+        because the mean of ``n`` samples varies by their variance over ``n`` beside what the classes vary; a
+        class of one sample is taken to vary as the others do.
+        """
+        if definition in ("target_std", "vector_l2"):
+            values = self.class_values(definition)
+            factor = small_class_factor(self.counts, definition)
+            raw = values / factor if self.small_class_correction else values
+            return float((raw - raw * factor).nanmean())
+        counted = self.counts >= 1
+        if definition == "between_target_std":
+            if int(counted.sum()) < 2:
+                return math.nan
+            squares = self._moments[2]
+            values = self._moments[1][counted].std() ** 2
+        else:
+            squares = class_moments(self.distance, self.labels, self.num_classes)
+            squares = squares[2] + self.counts * squares[1] ** 2
+            values = self.between_distance[counted] ** 2
+        n = self.counts.double()
+        variance = torch.where(n >= 2, squares / (n - 1).clamp(min=1), torch.nan)
+        variance = torch.where(n >= 2, variance, variance.nanmean()).nan_to_num()
+        noise = (variance / n)[counted]
+        if definition == "between_target_std":
+            noise = noise.mean()
+        return float((values.sqrt() - (values - noise).clamp(min=0).sqrt()).mean())
+
+    def contributions(self, quantity: str) -> Tensor:
+        """Return one number per sample, ``(N,)``, whose mean is the quantity; for its sampling error.
+
+        For means over samples it is the sample's own value. For the stabilities, means over classes of
+        functions of a class's samples, it is the first-order influence of the sample, centred within its
+        class (classes are fixed, they are not drawn) and widened by ``sqrt(n / (n - 1))``, because the
+        deviations of ``n`` samples are taken from their own mean. ``"target_std"`` uses the jackknife.
+
+        Args:
+            quantity: ``"top1"``, ``"top5"``, ``"nll"``, ``"entropy"``, ``"ece"``, ``"calibrated_nll"``,
+                ``"calibrated_ece"`` or a definition of stability.
+
+        Raises:
+            ValueError: for another name, or a stability between vectors when the influence was not asked for.
+        """
+        simple: dict[str, Callable[[], Tensor]] = {
+            "top1": lambda: self.correct,
+            "top5": lambda: (self.rank < 5).double(),
+            "nll": lambda: self.nll,
+            "entropy": lambda: self.entropy,
+            "ece": lambda: calibration_contributions(self.confidence, self.correct),
+            "calibrated_nll": lambda: self.calibrated.nll,
+            "calibrated_ece": lambda: calibration_contributions(self.calibrated.confidence, self.correct),
+        }
+        if quantity in simple:
+            return simple[quantity]()
+        if quantity not in get_args(Definition):
+            raise ValueError(
+                f"no quantity {quantity!r}; there are {', '.join([*simple, *get_args(Definition)])}"
+            )
+        return self._stability_contributions(quantity)  # type: ignore[arg-type]
+
+    @cached_property
+    def _moments(self) -> Tensor:
+        return class_moments(self.target_probability, self.labels, self.num_classes)
+
+    def _stability_contributions(self, definition: Definition) -> Tensor:
+        value, classes = self.one_minus_stability(definition), self.class_values(definition)
+        if definition in ("vector_l2", "between_vector_l2"):
+            if self.mean_influence is None:
+                raise ValueError(f"{definition}: measure with influence=True for its sampling error")
+            by_sample = self.mean_influence[1 if definition == "between_vector_l2" else 0]
+        elif definition == "target_std":
+            by_sample = _jackknife_of_deviation(self.target_probability, self.labels, self._moments)
+        else:
+            centred = self.target_probability - self._moments[1][self.labels]
+            counted = ~classes.isnan()
+            spread = float(classes[counted].std()) if int(counted.sum()) > 1 else 0.0
+            slope = (classes - classes[counted].mean()) / (spread or math.inf)
+            by_sample = centred * (slope / max(int(counted.sum()) - 1, 1))[self.labels]
+        counted = ~classes.isnan()
+        if definition in ("target_std", "vector_l2"):
+            weight = torch.full_like(classes, 1 / max(int(counted.sum()), 1))
+            if self.small_class_correction:
+                weight *= small_class_factor(self.counts, definition)
+            by_sample = by_sample * weight[self.labels]
+        n = self.counts.double()
+        widened = (n / (n - 1).clamp(min=1)).sqrt() / n.clamp(min=1) * self.samples
+        if self.small_class_correction and definition.startswith("between"):
+            # Taking the noise out of a length makes what is left as much more sensitive as it is shorter.
+            widened *= (value + self.small_class_bias(definition)) / value if value > 0 else math.nan
+        return value + torch.where(counted[self.labels], by_sample * widened[self.labels], 0.0)
+
+
+def measure_teacher(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    influence: bool = False,
+    small_class_correction: bool = False,
+    progress: Progress | None = None,
+) -> TeacherMeasures:
+    """Measure a teacher from its logits on a labelled data set.
+
+    The logits may be mapped from a file: they are read class by class, and of them only blocks are in memory
+    at once. Beside the numbers per sample it holds the means of the classes that have samples, each ``(K,)``
+    float32.
+
+    Args:
+        logits: ``(N, K)`` before softmax, floating point, on the CPU.
+        labels: integer class ids ``(N,)``, in any order.
+        influence: look once more, for the sampling error of the two stabilities of probability vectors.
+        small_class_correction: correct the stabilities for the bias of small classes.
+        progress: called with the number of samples that were just looked at, at most
+            ``N * (2 + influence)`` in all.
+
+    Raises:
+        ValueError: for shapes or dtypes that do not fit, labels out of range, no samples, or logits that are
+            not finite (naming the sample).
+
+    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> measures = measure_teacher(logits, torch.tensor([0, 0, 1, 1]))
+    >>> measures.topk(1), round(measures.one_minus_stability("target_std"), 4)
+    (1.0, 0.1346)
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; "
+            "they must be (N, K) and (N,), N at least 1"
+        )
+    if not logits.is_floating_point():
+        raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
+    check_labels(labels, logits.shape[1])
+    with torch.inference_mode():
+        labels = labels.long()
+        look = Look(logits, labels, progress or (lambda samples: None))
+        look.at_classes(influence)
+        between, influence_between = look.at_class_means(influence)
+        calibrated = fit_temperature(logits, labels, progress=_at_most(len(labels), progress))
+    nll, entropy, confidence = look.scalars
+    return TeacherMeasures(
+        num_classes=logits.shape[1],
+        labels=labels,
+        nll=nll,
+        entropy=entropy,
+        confidence=confidence,
+        rank=look.rank,
+        distance=look.distance,
+        between_distance=between,
+        calibrated=calibrated,
+        mean_influence=torch.stack([look.influence, influence_between]) if influence else None,
+        small_class_correction=small_class_correction,
+    )
+
+
+def equivalent_smoothing(target_probability: Tensor, num_classes: int, convention: str = "uniform") -> float:
+    """Return the label smoothing that puts as much on the other classes as a teacher does on average.
+
+    It is the ``gamma`` of Mueller et al. (NeurIPS 2019, Sec. 4), ``K / (K - 1)`` times the mean probability
+    that is not the label's; there over the training data. What a teacher gets wrong counts as smoothing too,
+    so on other data it is an upper bound.
+
+    Args:
+        target_probability: probabilities of the label, any shape.
+        num_classes: number of classes ``K``, at least 2.
+        convention: of the smoothing that is returned, ``"uniform"`` (as Mueller et al.) or ``"paper"``.
+
+    Raises:
+        ValueError: for a convention that does not exist or fewer than two classes.
+
+    >>> round(equivalent_smoothing(torch.tensor([0.91]), 10), 4)
+    0.1
+    """
+    if convention not in ("paper", "uniform"):
+        raise ValueError(f"convention is {convention!r}; it must be 'paper' or 'uniform'")
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; smoothing needs at least 2")
+    others = 1 - float(target_probability.double().mean())
+    return others * num_classes / (num_classes - 1) if convention == "uniform" else others
+
+
+def target_probability(
+    logits: Tensor, labels: Tensor, temperature: float = 1.0, progress: Progress | None = None
+) -> Tensor:
+    """Return what a teacher gives the label of each sample at a temperature.
+
+    Args:
+        logits: ``(N, K)`` before softmax, finite, on the CPU; may be mapped from a file.
+        labels: integer class ids ``(N,)``.
+        temperature: divides the logits.
+        progress: called with the number of samples just looked at.
+
+    Returns:
+        ``(N,)`` float64.
+
+    Raises:
+        ValueError: for a temperature that is not positive, or labels out of range.
+
+    >>> target_probability(torch.tensor([[0.0, 2.0]]), torch.tensor([1]), temperature=4).round(decimals=4)
+    tensor([0.6225], dtype=torch.float64)
+    """
+    check_temperature(temperature)
+    check_labels(labels, logits.shape[1])
+    found = torch.empty(len(labels), dtype=torch.float64)
+    step = max(_CHUNK // logits.shape[1], 1)
+    for start in range(0, len(labels), step):
+        rows = slice(start, start + step)
+        z = centred(logits[rows]).div_(temperature)
+        own = z.gather(1, labels[rows].long().unsqueeze(1)).squeeze(1)
+        found[rows] = (own - z.exp_().sum(1).log()).double().exp()
+        if progress:
+            progress(len(z))
+    return found
+
+
+def _at_most(samples: int, progress: Progress | None) -> Progress | None:
+    """Report no more than that: how often the search for a temperature must look is not known before."""
+    left = samples
+
+    def report(looked_at: int) -> None:
+        nonlocal left
+        shown = min(looked_at, left)
+        left -= shown
+        if shown and progress:
+            progress(shown)
+
+    return report if progress else None
+
+
+def _jackknife_of_deviation(values: Tensor, labels: Tensor, moments: Tensor) -> Tensor:
+    """Return pseudo-values of each class's unbiased standard deviation, centred within the class.
+
+    ``n s - (n - 1) s_without_i`` in closed form: leaving ``x`` out of ``n`` values lowers their sum of
+    squares by ``n / (n - 1) (x - mean)^2``. Two values leave one, which has no deviation: such a class says
+    nothing.
+    """
+    count, mean, squares = (moment[labels] for moment in moments)
+    left = (squares - count / (count - 1).clamp(min=1) * (values - mean) ** 2).clamp(min=0)
+    pseudo = -(count - 1) * (left / (count - 2).clamp(min=1)).sqrt()
+    pseudo = torch.where(count >= 3, pseudo, 0.0)
+    centre = class_moments(pseudo, labels, moments.shape[1])[1]
+    return pseudo - centre[labels]

@@ -1,0 +1,336 @@
+"""Files that are whole or not there at all, locks that follow no link, JSON and YAML within bounds."""
+
+import contextlib
+import csv
+import errno
+import gzip
+import io
+import json
+import os
+import secrets
+import sys
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from lskd.errors import LskdError
+
+CSV_LIMIT = 64 << 20  # bytes; a table of results has a few kB
+JSON_LIMIT = 64 << 20  # bytes; the largest file of ours, the plan of 2,000 runs, has 3 MB
+YAML_LIMIT = 1 << 20  # bytes; the largest recipe has 10 kB
+_YAML_NODES, _YAML_DEPTH, _YAML_NUMBER = 100_000, 50, 1000  # with aliases written out; levels; digits
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Give a name to write to; what was written takes the place of ``path`` at the end, or nothing does.
+
+    The file reaches the disk before it takes its name, has the user's umask whatever wrote it, and the
+    scratch file is gone when anything fails. A link at ``path`` is replaced, not followed.
+
+    Raises:
+        LskdError: the folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    scratch = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Created here and not by tempfile, whose files are for their owner alone.
+        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        mode = os.fstat(handle).st_mode & 0o777
+        os.close(handle)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield scratch
+        os.chmod(scratch, mode)
+        _to_disk(scratch)
+        os.replace(scratch, path)
+        if sys.platform != "win32":  # where a folder cannot be opened, and its journal keeps the new name
+            _to_disk(path.parent)
+    except OSError as error:
+        if error.errno in _FULL or error.filename in (None, str(scratch), str(path)):
+            raise cannot_write(path, error) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+
+
+def to_disk(folder: Path) -> None:
+    """Let a folder and all that is in it reach the disk, before it takes its name."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            _to_disk(path)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all, in UTF-8 and with the line ends as they are.
+
+    Raises:
+        LskdError: the folder cannot be written, or the disk is full.
+    """
+    with whole_file(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", newline="")
+
+
+def cannot_write(path: str | Path, error: OSError) -> LskdError:
+    """Return the one line for a write that failed: why, and what to do."""
+    if error.errno in _FULL:
+        return LskdError(
+            f"cannot write {path}: the disk is full ({error.strerror}); what is finished is kept, "
+            "make room and give the same command again"
+        )
+    return LskdError(f"cannot write {path} ({error.strerror or error}); name another place")
+
+
+def read_json(path: str | Path, what: str = "", limit: int = JSON_LIMIT) -> Any:
+    """Return what a JSON file contains: numbers are finite, text is UTF-8, nesting and size are bounded.
+
+    Args:
+        path: the file.
+        what: what the file should be, for the message.
+        limit: bytes.
+
+    Raises:
+        LskdError: it is missing, too large, or not such a file.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+    except OSError as error:
+        raise LskdError(f"cannot read {path} ({error.strerror})") from error
+    if len(raw) > limit:
+        raise LskdError(f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}")
+    try:
+        return parse_json(raw.decode("utf-8"))
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise LskdError(f"{path} is damaged or not {what or 'JSON'} ({reason})") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON text says.
+
+    Raises:
+        ValueError: it is no JSON, nested too deeply, or has a number or a text that nothing can store.
+    """
+    try:
+        content = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        if "\\ud" in text.lower():  # half a surrogate pair is no text
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return content
+
+
+def read_bytes(path: str | Path, limit: int, what: str = "", mend: str = "copy the file again") -> bytes:
+    """Return what is in a file of at most ``limit`` bytes, unpacked where its name ends in ``.gz``.
+
+    Args:
+        path: the file.
+        limit: bytes, after unpacking.
+        what: what the file should be, for the message.
+        mend: what to do about a file that is missing or damaged, for the message.
+
+    Raises:
+        LskdError: it is missing, too large, or a gzip file that is damaged or cut short.
+    """
+    path = Path(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(limit + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise LskdError(f"{path} is damaged or cut short ({error}); {mend}") from None
+    except OSError as error:
+        raise LskdError(f"{path} cannot be read ({error.strerror or error}); {mend}") from None
+    if len(content) > limit:
+        raise LskdError(
+            f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}; {mend}"
+        )
+    return bytes(content)
+
+
+def read_csv(path: str | Path, columns: Collection[str] = ()) -> list[dict[str, str]]:
+    """Return the rows of a CSV table with a header, in UTF-8.
+
+    Args:
+        path: the file.
+        columns: those that it must have.
+
+    Raises:
+        LskdError: it is missing, too large, no such table, or has a row of another length than the header.
+    """
+    raw = read_bytes(path, CSV_LIMIT, "a table", "name a CSV table in UTF-8 with a header")
+    try:
+        reader = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True)
+        rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LskdError(f"{path} is no CSV table ({error}); name one in UTF-8 with a header") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise LskdError(f"{path}: row {number} has not as many cells as the header; mend the table")
+    if rows and (lost := [name for name in columns if name not in rows[0]]):
+        raise LskdError(f"{path} has no column {', '.join(lost)}; it is no such table")
+    return rows
+
+
+def read_yaml(path: str | Path, what: str = "YAML file") -> Any:
+    """Return what a YAML file contains; size, depth and what its aliases come to are bounded.
+
+    Args:
+        path: the file.
+        what: what the file is, for the message.
+
+    Raises:
+        LskdError: it is missing, too large, or not such a file; names the line.
+    """
+    return read_yaml_nodes(path, what)[1]
+
+
+def read_yaml_nodes(path: str | Path, what: str = "YAML file") -> tuple[yaml.Node | None, Any]:
+    """Return the nodes of a YAML file too, which know their lines; as :func:`read_yaml`.
+
+    Raises:
+        LskdError: as there.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(YAML_LIMIT + 1)
+    except OSError as error:
+        raise LskdError(f"cannot read the {what} {path} ({error.strerror}); check the path") from error
+    if len(raw) > YAML_LIMIT:
+        raise LskdError(f"{path} has more than {YAML_LIMIT >> 20} MiB, so it is no {what}")
+    try:
+        return _parse_yaml(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise LskdError(f"{path} is not a text file in UTF-8; name a {what}, in YAML") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = " ".join((getattr(error, "problem", None) or str(error)).split())[:160]
+        raise LskdError(f"{where}: not valid YAML ({problem}); mend the YAML there") from error
+    except ValueError as error:
+        raise LskdError(f"{path}: {error}") from error
+
+
+def _parse_yaml(text: str) -> tuple[yaml.Node | None, Any]:
+    loader = yaml.SafeLoader(text)
+    try:
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return None, None
+            if _written_out(root, {}, 0) > _YAML_NODES:
+                raise ValueError("too much with its aliases (*name) written out; write out what is meant")
+        except RecursionError:
+            raise ValueError("nested too deeply; write it out flat") from None
+        try:
+            return root, loader.construct_document(root)
+        except ValueError as error:  # 2024-13-45 is no date
+            raise ValueError(f"a value cannot be read ({error}); put it in quotes") from None
+    finally:
+        loader.dispose()
+
+
+def _written_out(node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> int:
+    """Return how many nodes there are below one, each as often as it is referred to."""
+    if node in known:
+        if known[node] == 0:
+            raise ValueError("an alias (*name) within its own anchor (&name); write it out")
+        return known[node]
+    if depth > _YAML_DEPTH:
+        raise ValueError("nested too deeply; write it out flat")
+    if isinstance(node, yaml.ScalarNode):
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise ValueError("half a surrogate pair, which no file can store; mend it")
+        if len(node.value) > _YAML_NUMBER and node.tag != "tag:yaml.org,2002:str":
+            raise ValueError(f"a number of {len(node.value)} digits; put it in quotes if it is text")
+        return 1
+    known[node] = 0
+    parts = (
+        [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    )
+    known[node] = 1 + sum(_written_out(part, known, depth + 1) for part in parts)
+    return known[node]
+
+
+@contextlib.contextmanager
+def lock(path: str | Path, wait: bool = False) -> Iterator[int | None]:
+    """Lock a file, which is created where there is none and never changed; give None where somebody else has.
+
+    The kernel lets go when the process ends, however it ends. A link in the file's place is not followed.
+
+    Raises:
+        LskdError: the file cannot be opened, or this system has no such locks.
+    """
+    handle = take_lock(path, wait)
+    try:
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def no_link(path: str | Path, flags: int) -> int:
+    """Open a file that is ours and no link to another's; an ``opener`` of :func:`open`.
+
+    Raises:
+        OSError: it cannot be opened, or is a link (``ELOOP``).
+    """
+    return os.open(path, flags | _NOFOLLOW, 0o666)
+
+
+def take_lock(path: str | Path, wait: bool = False) -> int | None:
+    """Return the descriptor that has the lock until it is closed, or None: see :func:`lock`.
+
+    Raises:
+        LskdError: the file cannot be opened, or this system has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise LskdError("this system has no file locks (fcntl), which runs and stored labels need") from None
+    try:
+        handle = no_link(path, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise LskdError(f"{path} is a link where a lock should be; remove it") from error
+        raise cannot_write(path, error) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _to_disk(path: Path) -> None:
+    # Windows synchronises what may be written to alone, others take a folder as it is.
+    handle = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has nothing to synchronise
+            raise
+    finally:
+        os.close(handle)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number

@@ -1,0 +1,220 @@
+"""Reading a teacher's weights without running anything that is in the file."""
+
+import argparse
+import hashlib
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy._core import multiarray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lskd.errors import CheckpointError, one_line
+
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, ModelEma and torch.compile
+_EMA_CONTAINERS = ("state_dict_ema", "model_ema")
+_CONTAINERS = ("state_dict", "model", "model_state_dict")
+_AVERAGED_COUNT = "n_averaged"  # what torch's AveragedModel, which EMA is made of, has beside the weights
+_LIGHTNING, _LIGHTNING_MODEL = "pytorch-lightning_version", "model."  # its mark; its name for the model
+
+_UNSAFE = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")  # in torch's message
+
+# What train.py scripts store beside the weights: the command line, and a metric that numpy computed. Neither
+# can run code when it is loaded.
+_HARMLESS: list[Any] = [argparse.Namespace, np.dtype, multiarray.scalar]
+_HARMLESS += [(multiarray.scalar, "numpy.core.multiarray.scalar")]  # as numpy 1 wrote it
+_HARMLESS += [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+
+
+class _Inert:
+    """Stands in for what a file names: takes whatever it is called with, or given as state; does nothing."""
+
+    def __new__(cls, *_: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+# mmengine stores its training log beside the weights: arrays, and methods looked up by getattr. Nothing of
+# these is needed, so nothing of them runs: the names mean the stand-in while a file is read.
+_HARMLESS.append(_Inert)
+_HARMLESS += [
+    (_Inert, name)
+    for name in (
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "builtins.getattr",
+        "numpy.ndarray",
+        "numpy._core.multiarray._reconstruct",
+        "numpy.core.multiarray._reconstruct",
+    )
+]
+
+
+def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint by name, on the CPU.
+
+    Understands bare state dicts, the layouts of timm's, mmengine's, torchvision's, Lightning's and most
+    ``train.py`` scripts (``state_dict``, ``state_dict_ema``, ``model``, ``model_ema``), the prefixes of
+    DataParallel, ``torch.compile``, ``AveragedModel`` and Lightning, and safetensors. Pickled files are read
+    by torch's ``weights_only`` loader.
+
+    Args:
+        path: safetensors, or anything that ``torch.save`` wrote; the content says which, not the name.
+        use_ema: take the averaged weights where the file has them, as timm does.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged, without weights, or that would run code.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "teacher.pth"
+    >>> torch.save({"epoch": 3, "state_dict": {"module.fc.bias": torch.zeros(2)}}, file)
+    >>> load_teacher_weights(file)
+    {'fc.bias': tensor([0., 0.])}
+    """
+    path = Path(path)
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    if not is_file:
+        raise CheckpointError(f"checkpoint {path} does not exist or is not a file; check the path")
+    content = _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
+    weights = _find_weights(content, use_ema)
+    if not weights:
+        raise CheckpointError(
+            f"checkpoint {path} holds no weights by name; save model.state_dict(), alone or as 'state_dict'"
+        )
+    return _without_wrappers(weights)
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Say whether a file begins as safetensors do: with the length of a JSON object, and the object.
+
+    Raises:
+        CheckpointError: for a file that cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+            header = int.from_bytes(start[:8], "little")
+            return start[8:] == b"{" and 8 + header <= os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+
+
+def file_checksum(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal.
+
+    Raises:
+        CheckpointError: for a file that cannot be read.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "empty"
+    >>> file.touch()
+    >>> file_checksum(file)[:16]
+    'e3b0c44298fc1c14'
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def _harmless_allowed() -> Iterator[None]:
+    """Allow what is harmless for a while, and what the process had allowed before ever after.
+
+    torch's own context manager takes back what it was given, even what was allowed before it; and of two
+    entries of one name (a stand-in, and what a trainer's plugin allowed) chance says which one counts.
+    """
+    before = torch.serialization.get_safe_globals()
+    ours = {_global_name(entry) for entry in _HARMLESS}
+    try:
+        torch.serialization.clear_safe_globals()
+        others = [entry for entry in before if _global_name(entry) not in ours]
+        torch.serialization.add_safe_globals(others + _HARMLESS)
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _global_name(entry: Any) -> str:
+    """Return what a file calls an entry of torch's list."""
+    return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read as safetensors: {one_line(error)}") from None
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        # A file and not its name, of which torch would ask the suffix.
+        with open(path, "rb") as file, warnings.catch_warnings(), _harmless_allowed():
+            warnings.simplefilter("ignore")  # torch's remarks on a file that is refused or read anyway
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if refused := _UNSAFE.search(str(error)):
+            raise CheckpointError(
+                f"checkpoint {path} is refused: it holds {refused[1]}, and loading that would run code "
+                "that is in the file; save the weights alone (model.state_dict()) or as safetensors"
+            ) from None
+        # torch's own text advises weights_only=False, which is no advice for a file that is damaged.
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint; copy or save it again"
+        ) from None
+    except Exception as error:  # what a damaged file makes of the unpickler: struct.error, LookupError, ...
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"checkpoint {path} is a TorchScript archive, which holds code; "
+                "save the weights alone (model.state_dict()) or as safetensors"
+            ) from None
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or no checkpoint; copy or save it again"
+        ) from None
+
+
+def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    for key in (*_EMA_CONTAINERS, *_CONTAINERS) if use_ema else _CONTAINERS:
+        if isinstance(content.get(key), Mapping) and content[key]:
+            weights = _tensors(content[key])
+            if _LIGHTNING in content:  # a module may hold more than its model: its loss, a teacher
+                ours = {name: value for name, value in weights.items() if name.startswith(_LIGHTNING_MODEL)}
+                return {name.removeprefix(_LIGHTNING_MODEL): value for name, value in ours.items()} or weights
+            return weights
+    return _tensors(content)
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        return {}
+    tensors = {
+        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
+    # A dictionary of other things with a tensor among them is no state dict.
+    return tensors if len(tensors) == len(content) else {}
+
+
+def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = weights.keys() - {_AVERAGED_COUNT}
+    for prefix in _WRAPPERS:
+        if names and all(name.startswith(prefix) for name in names):
+            inner = {name.removeprefix(prefix): weights[name] for name in weights if name in names}
+            return _without_wrappers(inner)
+    return weights

@@ -1,0 +1,349 @@
+"""A training run's use of stored soft labels: epochs that are there are read, the others are stored."""
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from lskd.errors import SoftLabelsError
+from lskd.soft_labels.collector import RowCollector
+from lskd.soft_labels.format import MANIFEST, SoftLabelsLayout
+from lskd.soft_labels.forms import stored_difference, stored_form
+from lskd.soft_labels.store import SoftLabels, SoftLabelsWriter
+from lskd.soft_labels.teacher_form import TEACHER_FORM, TeacherForm, check_form
+from lskd.teachers.fast import FAST_BOUND, FastMode
+from lskd.teachers.replay import augmentation_seed
+
+DEFAULT_TOP_K = 10
+
+Answers = Callable[[NDArray[np.int64]], Iterable[tuple[Any, Tensor]]]
+"""Asks a teacher about keys: yields some of them ``(n,)`` and its logits ``(n, num_classes)``."""
+
+
+def image_layout(
+    path: str | Path,
+    num_classes: int,
+    samples: int,
+    epochs: int,
+    top_k: int | None = None,
+    values: str | None = None,
+) -> SoftLabelsLayout:
+    """Return the layout of a store of images: what was not asked for is as in the store, if there is one.
+
+    Args:
+        path: the store's folder.
+        num_classes: class count.
+        samples: images in the data.
+        epochs: how many are wanted.
+        top_k: classes kept of each image; 0: all; None: as stored, 10 in a new store.
+        values: ``"float16"`` or ``"float32"``; None: as stored, else float32 for all classes and float16
+            otherwise.
+
+    Raises:
+        SoftLabelsError: a top-K beyond the number of classes, or a damaged store.
+    """
+    if (Path(path) / MANIFEST).exists():
+        there = SoftLabels(path).layout
+        top_k = there.k if top_k is None else top_k
+        values = there.values if values is None else values
+    k = min(DEFAULT_TOP_K, num_classes) if top_k is None else top_k or num_classes
+    if values is None:
+        values = "float32" if k == num_classes else "float16"
+    return SoftLabelsLayout(
+        num_classes,
+        k,
+        samples,
+        epochs,
+        rows_per_sample=1,
+        values="float32" if values == "float32" else "float16",
+        seeds=True,
+    )
+
+
+class StoredRun:
+    """Stored soft labels of images as one process of a training run sees them.
+
+    Every process makes one and calls the same methods in the same order; they wait for each other by
+    torch.distributed. The order: ``open_writer`` where something is to be stored; for each epoch ``record``
+    by batch, then ``complete``; ``close``. A trainer's plugin adds how it makes its images.
+
+    Args:
+        path: the store's folder, one that all processes see.
+        layout: of the store.
+        identity: what it must belong to.
+        seed: of the augmentation.
+        on_error: when the disk fails in training: ``"stop"``, or ``"continue"`` and store nothing more.
+        rank: number of this process; the first one writes.
+        processes: how many there are.
+        say: prints a line.
+        teacher: the form in which the teacher is asked for: "none" for the exact one, a mode of
+            :func:`lskd.choose_fast`, or "auto".
+        bound: of its error.
+
+    Attributes:
+        labels: what was stored when the run began, None: nothing.
+        keys: how many keys are stored by now.
+        failed: the disk failed, and the run goes on without storing.
+        form: of the teacher who says what is stored; None: a fast teacher is yet to be made.
+
+    Raises:
+        SoftLabelsError: the folder holds something else, or is damaged.
+    """
+
+    LOCK_SECONDS: ClassVar[float] = 0.0
+    """How long another writer is waited for."""
+    STOP_ADVICE: ClassVar[str] = ""
+    """What follows the error when a failing disk ends the run."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        layout: SoftLabelsLayout,
+        identity: dict[str, Any],
+        *,
+        seed: int,
+        on_error: str = "stop",
+        rank: int = 0,
+        processes: int = 1,
+        say: Callable[[str], Any] = print,
+        teacher: FastMode = "none",
+        bound: float = FAST_BOUND,
+    ) -> None:
+        """Look at what is there."""
+        self.path, self.layout, self.identity = Path(path), layout, identity
+        self.seed, self.rank, self.processes = seed, rank, processes
+        self._stops, self._say = on_error == "stop", say
+        self.keys, self.failed = 0, False
+        self.labels: SoftLabels | None = None
+        self._asked = teacher
+        self.form = TeacherForm() if teacher == "none" else None
+        self._writer: SoftLabelsWriter | None = None
+        self._collector: RowCollector | None = None
+        if (self.path / MANIFEST).exists():
+            self.labels = SoftLabels(self.path, expected=identity)
+            self.keys = len(self.labels)
+            self.form = TeacherForm.of_store(self.path, self.labels.identity)
+            check_form(self.path, self.form, teacher, bound)
+        self._agree(None)  # nobody writes before all have looked
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are stored, whole ones."""
+        return self.keys // max(self.layout.samples, 1)
+
+    def describe(self) -> str:
+        """Say in one line what is there."""
+        layout = self.layout
+        kept = "all" if layout.k == layout.num_classes else f"top {layout.k} of"
+        there = f"{self.epochs} epoch(s) of {layout.samples} images are" if self.epochs else "no epoch is"
+        line = (
+            f"soft labels {self.path}: {kept} {layout.num_classes} classes, {layout.values}; {there} "
+            f"stored; augmentation from seed {self.seed}"
+        )
+        if self.form is not None and not (self._asked == self.form.mode == "none"):
+            line += f"; {self.form}"
+            if self._asked not in ("auto", self.form.mode):
+                line += f", taken instead of {self._asked}"
+        return line
+
+    @property
+    def teacher_mode(self) -> FastMode:
+        """The form in which a teacher must answer here: that of what is stored, else what was asked for."""
+        return self._asked if self.form is None else self.form.mode
+
+    def speaks(self, form: TeacherForm) -> None:
+        """Say in which form the teacher answers, which a new store keeps; the exact one need not say it.
+
+        Raises:
+            SoftLabelsError: what is stored is of another form, which this machine does not have.
+        """
+        error = None
+        if self.form is None:
+            self.form = form
+        elif form.mode != self.form.mode:
+            error = (
+                f"the soft labels in {self.path} are {self.form}; here the teacher is {form.name}, since "
+                f"{self.form.name} cannot be had: go on where it can, or use another folder"
+            )
+        if error := self._agree(error):
+            raise SoftLabelsError(error)
+
+    def seeds(self, keys: ArrayLike) -> NDArray[np.uint32]:
+        """Return the seeds of the augmentation of keys ``(n,)``."""
+        epochs, samples = np.divmod(np.asarray(keys), self.layout.samples)
+        return augmentation_seed(self.seed, epochs, samples)
+
+    def open_writer(self) -> None:
+        """Become the one who writes, or fail; a fast teacher of a new store :meth:`speaks` before.
+
+        Raises:
+            SoftLabelsError: another run writes, or the folder cannot be written.
+        """
+        if self._collector is not None:
+            return
+        error = None
+        collector = RowCollector(self.path, self.layout, self.rank)
+        if self.rank == 0:
+            try:
+                self._writer = self._locked_writer()
+                collector.clear()
+                if self._writer.keys != self.keys:
+                    error = f"{self.path} was written by another run meanwhile; start again"
+            except SoftLabelsError as caught:
+                error = str(caught)
+        if error := self._agree(error):
+            self.close()
+            raise SoftLabelsError(error)
+        self._collector = collector
+
+    def record(self, keys: ArrayLike, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Store what the teacher said about a batch; return it in the form in which it is stored.
+
+        Args:
+            keys: ``(n,)``.
+            logits: ``(n, num_classes)``.
+
+        Raises:
+            SoftLabelsError: the disk cannot take it, and the run is to stop then.
+        """
+        values, ids = stored_form(logits, self.layout)
+        if self._collector is not None and not self.failed:
+            try:
+                self._add(self._collector, keys, values, ids)
+            except SoftLabelsError as error:
+                self._fail(str(error))
+        return values, ids
+
+    def complete(self, stop: int, answers: Answers, progress: Callable[[int], Any] = lambda n: None) -> None:
+        """Store all keys before ``stop``: what was recorded, and what the teacher now says about the rest.
+
+        Args:
+            stop: a key.
+            answers: asks the teacher.
+            progress: is told how many keys were asked about.
+
+        Raises:
+            SoftLabelsError: the disk cannot take it, and the run is to stop then.
+        """
+        collector = self._collector
+        if collector is None:
+            raise RuntimeError("open_writer comes before complete")
+        if self._any_failed():
+            return
+        missing = collector.missing(self.keys, stop)[self.rank :: self.processes]
+        self._agree(None)  # nobody adds what is missing before all have looked
+        try:
+            for keys, logits in answers(missing) if len(missing) else ():
+                self._add(collector, keys, *stored_form(logits, self.layout))
+                progress(len(keys))
+        except SoftLabelsError as caught:
+            self._fail(str(caught))
+        if self._any_failed():
+            return
+        error = None
+        if self._writer is not None:
+            try:
+                collector.append_to(self._writer, stop)
+            except SoftLabelsError as caught:
+                error = str(caught)
+        if error := self._agree(error):
+            self._fail(error)
+            return
+        collector.restart()
+        self.keys = stop
+
+    def verify(self, answers: Answers, count: int, tolerance: float) -> str:
+        """Ask the teacher again about some stored images; return a line about it.
+
+        Args:
+            answers: asks the teacher.
+            count: how many images, drawn at random.
+            tolerance: of the exact teacher, see :func:`lskd.stored_difference`; a fast one has its own.
+
+        Raises:
+            SoftLabelsError: an answer is further from the stored one than arithmetic explains.
+        """
+        labels = self.labels
+        if labels is None or not len(labels):
+            return "soft labels: nothing is stored yet, nothing to verify"
+        allowed = f"{tolerance} is allowed"
+        if self.form is not None and self.form.tolerance is not None:
+            tolerance = self.form.tolerance
+            allowed = f"{tolerance} is allowed of a teacher in {self.form.name}"
+        count = min(count, len(labels))
+        chosen = np.random.default_rng().choice(len(labels), count, replace=False)[
+            self.rank :: self.processes
+        ]
+        worst, error = 0.0, None
+        for keys, logits in answers(chosen) if len(chosen) else ():
+            keys = np.asarray(keys)
+            rows = labels.take(keys)
+            apart = stored_difference(rows.values, rows.ids, logits)
+            worst = max(worst, float(apart.max()))
+            if worst > tolerance:
+                epoch, sample = divmod(int(keys[int(apart.argmax())]), self.layout.samples)
+                error = (
+                    f"the soft labels in {self.path} are not what the teacher says: of image {sample} "
+                    f"in epoch {epoch} they are {worst:.3g} apart, {allowed}; write them again"
+                )
+                break
+        if error := self._agree(error):
+            raise SoftLabelsError(error)
+        return f"soft labels: {count} images verified, at most {worst:.2g} apart ({allowed})"
+
+    def close(self) -> None:
+        """Let others write; what is not committed does not count."""
+        if self._collector is not None:
+            self._collector.close()
+        if self._writer is not None:
+            if self._collector is not None:
+                with suppress(SoftLabelsError):  # what is left there counts for nothing
+                    self._collector.clear()
+            self._writer.close()
+        self._writer = self._collector = None
+
+    def _locked_writer(self) -> SoftLabelsWriter:
+        if self.form is None:
+            raise RuntimeError("a fast teacher speaks before its new store is opened")
+        form: Any = self.form.as_json()
+        if self.labels is not None:  # what was measured then; stores of before there were forms have none
+            form = self.labels.identity.get(TEACHER_FORM)
+        identity = self.identity | ({} if form is None else {TEACHER_FORM: form})
+        deadline = time.monotonic() + self.LOCK_SECONDS
+        while True:
+            try:
+                return SoftLabelsWriter(self.path, self.layout, identity)
+            except SoftLabelsError as error:
+                if "being written" not in str(error) or time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.5)
+
+    def _add(self, collector: RowCollector, keys: ArrayLike, values: Tensor, ids: Tensor) -> None:
+        collector.add(keys, values.cpu().numpy(), ids.cpu().numpy(), self.seeds(keys))
+
+    def _fail(self, error: str) -> None:
+        """Stop, or note that nothing is stored from now on; the epochs that were committed stay."""
+        if self._stops:
+            raise SoftLabelsError(f"{error}{self.STOP_ADVICE}")
+        if not self.failed:
+            self._say(f"soft labels: {error}; training goes on with the teacher and stores nothing more")
+        self.failed = True
+
+    def _any_failed(self) -> bool:
+        if self._agree("failed" if self.failed else None):
+            self.failed = True
+        return self.failed
+
+    def _agree(self, error: str | None) -> str | None:
+        """Return the first error of any process, None where none has one; all wait for each other."""
+        if self.processes == 1:
+            return error
+        errors: list[str | None] = [None] * self.processes
+        torch.distributed.all_gather_object(errors, error)
+        return next((found for found in errors if found), None)

@@ -1,0 +1,1 @@
+"""Teachers: their outputs, the test against chance, faster forms, images that can be made again."""

@@ -1,0 +1,189 @@
+"""The three parts of the distillation loss (Eqs. 3 and 4 of Shen et al., ICLR 2021), by sample."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lskd.base.devices import widened
+from lskd.targets import check_labels, check_temperature, transformed
+
+Rest = Literal["renormalise", "spread"]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A teacher of which only the ``k`` largest classes are known.
+
+    Attributes:
+        values: ``(..., k)``. Logits, or log-probabilities at temperature 1 where ``rest`` is ``"spread"``.
+        ids: ``(..., k)`` integer class ids, distinct within a row.
+        rest: what becomes of the other ``K - k`` classes. ``"renormalise"`` gives them nothing and lets the
+            ``k`` sum to 1 (Tan et al., ICLR 2019); ``"spread"`` shares the missing mass equally among them
+            (FKD, Shen and Xing, ECCV 2022), before the temperature is applied.
+
+    Raises:
+        ValueError: for shapes that differ, ids that are not integers, or an unknown ``rest``.
+
+    >>> teacher = TopK(values=torch.tensor([[2.0, 2.0]]), ids=torch.tensor([[7, 3]]))
+    >>> round(float(distillation_terms(torch.zeros(1, 10), teacher).cross_entropy), 4)  # ln 10
+    2.3026
+    """
+
+    values: Tensor
+    ids: Tensor
+    rest: Rest = "renormalise"
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without reading the data."""
+        if self.values.shape != self.ids.shape:
+            raise ValueError(
+                f"top-K values have shape {tuple(self.values.shape)} and ids {tuple(self.ids.shape)}; "
+                "they must be the same"
+            )
+        if self.ids.is_floating_point() or self.ids.dtype == torch.bool:
+            raise ValueError(f"top-K ids have dtype {self.ids.dtype}; class ids are integers")
+        if self.rest not in ("renormalise", "spread"):
+            raise ValueError(f"rest is {self.rest!r}; it must be 'renormalise' or 'spread'")
+
+
+class DistillationTerms(NamedTuple):
+    """What :func:`distillation_terms` returns; each of shape ``(...)``, in nats."""
+
+    cross_entropy: Tensor
+    kl: Tensor
+    teacher_entropy: Tensor
+
+
+def distillation_terms(
+    student_logits: Tensor, teacher: Tensor | TopK, temperature: float = 1.0
+) -> DistillationTerms:
+    """Return cross-entropy, KL divergence and teacher entropy of each sample.
+
+    ``KL(teacher || student) = H(teacher, student) - H(teacher)`` (Eq. 3): the paper's Property 1 holds for
+    the gradients, the values differ by the teacher's entropy, so the three are given apart. No factor
+    ``T^2`` is applied here. Half precision is computed in float32; no gradient reaches the teacher.
+
+    Args:
+        student_logits: ``(..., K)``.
+        teacher: logits ``(..., K)``, or a :class:`TopK`.
+        temperature: divides both logits.
+
+    Returns:
+        :class:`DistillationTerms`, each of shape ``(...)``, in nats.
+
+    Raises:
+        ValueError: for ``temperature <= 0``, shapes that do not match or ids outside ``0..K-1``.
+
+    >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    >>> terms = distillation_terms(student, teacher)
+    >>> [round(float(term), 4) for term in terms]
+    [1.1269, 0.4338, 0.6931]
+    """
+    check_temperature(temperature)
+    student = _log_probabilities(student_logits, temperature)
+    if isinstance(teacher, TopK):
+        return _top_k_terms(student, teacher, temperature)
+    if teacher.shape != student_logits.shape:
+        raise ValueError(
+            f"teacher logits have shape {tuple(teacher.shape)} and student logits "
+            f"{tuple(student_logits.shape)}; both must cover the same samples and classes"
+        )
+    return _terms(student, _teacher_log_probabilities(teacher, student, temperature))
+
+
+def check_one_per_sample(name: str, entries: Tensor, logits: Tensor) -> None:
+    """Raise ValueError unless ``entries`` has one entry for each sample of ``logits``."""
+    if entries.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"the shape of {name} is {tuple(entries.shape)}; with logits of shape {tuple(logits.shape)} "
+            f"it must be {tuple(logits.shape[:-1])}, one for each sample"
+        )
+
+
+def _constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # A copy, because autograd cannot keep for its backward what a teacher gave under torch.inference_mode.
+    return tensor.detach().to(dtype, copy=True)
+
+
+def _teacher_log_probabilities(values: Tensor, student: Tensor, temperature: float) -> Tensor:
+    # In the wider of the two dtypes: a float64 teacher's offset comes off before it is rounded.
+    values = values.detach().to(torch.promote_types(values.dtype, student.dtype))
+    return _log_probabilities(values, temperature).to(student.dtype)
+
+
+def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    # Half precision overflows in the sum and loses the small classes that distillation is about.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+
+
+def _weighted(probabilities: Tensor, log_values: Tensor) -> Tensor:
+    """``p * log q`` with ``0 * log 0 = 0``, which logits of -inf (a masked class) ask for; NaN stays NaN."""
+    return torch.where(probabilities == 0, 0.0, probabilities * log_values)
+
+
+def _terms(student: Tensor, teacher: Tensor) -> DistillationTerms:
+    """Return the terms from two tensors of log-probabilities of the same shape."""
+    probabilities = teacher.exp()
+    return DistillationTerms(
+        cross_entropy=-_weighted(probabilities, student).sum(-1),
+        # Not cross-entropy minus entropy: the difference of two large numbers would not be 0 for p = q.
+        kl=_weighted(probabilities, teacher - student).sum(-1),
+        teacher_entropy=-_weighted(probabilities, teacher).sum(-1),
+    )
+
+
+def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> DistillationTerms:
+    num_classes, k = student.shape[-1], teacher.ids.shape[-1]
+    if teacher.ids.shape[:-1] != student.shape[:-1] or not 1 <= k <= num_classes:
+        raise ValueError(
+            f"top-K ids have shape {tuple(teacher.ids.shape)} and student logits {tuple(student.shape)}; "
+            "they must cover the same samples, with 1 to all classes"
+        )
+    check_labels(teacher.ids, num_classes, "top-K ids")
+    ids = _constant(teacher.ids, torch.int64)
+    known = student.gather(-1, ids)
+    if teacher.rest == "renormalise" or k == num_classes:
+        return _terms(known, _teacher_log_probabilities(teacher.values, student, temperature))
+
+    values = teacher.values.detach().to(student.dtype)
+    log_teacher, counts = completed(values, num_classes, temperature)
+    mean_other = student.scatter(-1, ids, 0.0).sum(-1, keepdim=True) / (num_classes - k)
+    log_student = torch.cat([known, mean_other], -1)
+    probabilities = counts * log_teacher.exp()
+    return DistillationTerms(
+        cross_entropy=-_weighted(probabilities, log_student).sum(-1),
+        kl=_weighted(probabilities, log_teacher - log_student).sum(-1),
+        teacher_entropy=-_weighted(probabilities, log_teacher).sum(-1),
+    )
+
+
+def completed(values: Tensor, num_classes: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return ``(..., k + 1)`` log-probabilities at the temperature, and of how many classes each is.
+
+    The completed distribution has k known classes and ``num_classes - k`` equal ones, which the last column
+    stands for.
+    """
+    k = values.shape[-1]
+    others = num_classes - k
+    _check_log_probabilities(values)
+    # Widened: beside a sum near 1 a small rest is all rounding, and a high temperature makes it large.
+    rest = (1 - widened(values).exp().sum(-1, keepdim=True)).clamp(min=0.0)
+    missing = (rest.log() - math.log(others)).to(values.dtype)
+    tempered = torch.cat([values, missing], -1) / temperature
+    counts = values.new_ones(k + 1)
+    counts[k:].fill_(others)  # not from a list: to copy one to a GPU would wait for it
+    return tempered - (tempered + counts.log()).logsumexp(-1, keepdim=True), counts
+
+
+def _check_log_probabilities(values: Tensor) -> None:
+    if torch.compiler.is_compiling() or transformed() or values.device.type != "cpu" or not values.numel():
+        return
+    mass = float(values.exp().sum(-1).max())
+    if mass > 1.05:  # log-probabilities kept in half precision may sum to a little more than 1
+        raise ValueError(
+            f"top-K values sum to a probability of {mass:.4g}; 'spread' takes log-probabilities, not logits"
+        )

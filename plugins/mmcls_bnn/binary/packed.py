@@ -1,0 +1,150 @@
+"""Binary weights as they are: one bit each, with one real scale for each output channel."""
+
+import copy
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lskd import CheckpointError, LskdError
+from lskd.base.files import parse_json, whole_file
+from mmcls_bnn.binary.layers import BinaryConv2d, binary_signs, weight_scales
+from mmcls_bnn.compat import MODELS, use_registry
+
+FORMAT = "mmcls_bnn packed 1"
+_TRAINING_ONLY = ("teacher", "distillation", "step1_checkpoint", "train_cfg", "pretrained", "init_cfg")
+
+
+class PackedConv2d(nn.Module):
+    """A :class:`BinaryConv2d` for inference, whose weights are held in one bit each.
+
+    Buffers: `signs`, uint8, eight weights in a byte (numpy.packbits of weight >= 0, in the weight's order,
+    filled up with 0); `scale`, float32 `(out, 1, 1, 1)`. They are unpacked for each forward pass: this saves
+    memory, not time, and gives the logits of training to the bit.
+    """
+
+    signs: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: tuple[int, int, int, int], stride: int, padding: int) -> None:
+        """Make room for weights of `shape` `(out, in, k, k)`."""
+        super().__init__()
+        self.shape, self.stride, self.padding = shape, stride, padding
+        self.register_buffer("signs", torch.zeros(-(-math.prod(shape) // 8), dtype=torch.uint8))
+        self.register_buffer("scale", torch.zeros(shape[0], 1, 1, 1))
+
+    @classmethod
+    def of(cls, layer: BinaryConv2d) -> "PackedConv2d":
+        """Pack a layer's latent weights."""
+        out, channels, size, _ = layer.weight.shape
+        packed = cls((out, channels, size, size), layer.stride, layer.padding)
+        weight = layer.weight.detach()
+        bits = np.packbits((binary_signs(weight) > 0).flatten().cpu().numpy())
+        packed.signs.copy_(torch.from_numpy(bits))
+        packed.scale.copy_(weight_scales(weight))
+        return packed
+
+    def weight(self) -> Tensor:
+        """Return the binary weights times their scales, `(out, in, k, k)`."""
+        # In tensor operations, which torch.export and ONNX know.
+        places = self.signs.new_tensor([128, 64, 32, 16, 8, 4, 2, 1])
+        bits = (self.signs[:, None] & places).clamp(max=1).flatten()[: math.prod(self.shape)]
+        return bits.view(self.shape).to(self.scale.dtype).sub_(0.5).mul_(2 * self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `(B, out, H', W')` of a batch `(B, in, H, W)`."""
+        return functional.conv2d(x, self.weight(), stride=self.stride, padding=self.padding)
+
+
+def deployable(description: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the config of the student alone, without what training needs.
+
+    Args:
+        description: `model` of a recipe.
+        preprocessor: the recipe's own `data_preprocessor`, where the model has none.
+    """
+    kept = {key: value for key, value in description.items() if key not in _TRAINING_ONLY}
+    kept.setdefault("data_preprocessor", dict(preprocessor or {}))
+    if kept.get("type") == "LsKdClassifier":
+        kept["type"] = "ImageClassifier"
+    return copy.deepcopy(kept)
+
+
+def build_student(description: Mapping[str, Any]) -> nn.Module:
+    """Build a classifier from :func:`deployable`'s config, in eval mode.
+
+    Raises:
+        LskdError: for a config that builds nothing.
+    """
+    use_registry()
+    try:
+        model: nn.Module = MODELS.build(copy.deepcopy(dict(description)))
+    except LskdError:
+        raise
+    except Exception as error:  # the registry raises whatever its classes raise
+        raise LskdError(f"the model cannot be built: {' '.join(str(error).split())[:200]}.") from None
+    return model.eval()
+
+
+def pack(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with its binary convolutions packed.
+
+    Raises:
+        LskdError: for a model without binary weights (step 1, say).
+    """
+    packed = copy.deepcopy(model)
+    found = [
+        (name, module)
+        for name, module in packed.named_modules()
+        if isinstance(module, BinaryConv2d) and module.binarize
+    ]
+    if not found:
+        raise LskdError("the model has no binary weights to pack: it is of step 1, or of another network.")
+    for name, module in found:
+        packed.set_submodule(name, PackedConv2d.of(module))
+    return packed.eval()
+
+
+def save_packed(model: nn.Module, description: Mapping[str, Any], path: Path) -> None:
+    """Write a packed model; the file appears whole or not at all.
+
+    Raises:
+        LskdError: for a path that cannot be written.
+    """
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    try:
+        with whole_file(path) as scratch:
+            save_file(tensors, scratch, {"format": FORMAT, "model": json.dumps(description)})
+    except SafetensorError as error:
+        raise LskdError(f"cannot write {path} ({error}); choose another output.") from None
+
+
+def load_packed(path: str | Path) -> nn.Module:
+    """Return the classifier in a file of :func:`save_packed`, ready for inference.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged or of another kind.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from None
+    try:
+        description = parse_json(metadata["model"]) if metadata.get("format") == FORMAT else None
+    except (KeyError, ValueError):
+        description = None
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{path} was not written by python -m mmcls_bnn.export; give a file of its.")
+    model = pack(build_student(description))
+    model.load_state_dict(tensors)
+    return model

@@ -1,0 +1,1 @@
+"""Distillation in mmcls: teachers, losses, hooks, stored soft labels."""

@@ -1,0 +1,204 @@
+"""Hooks of a run: checkpoints that load safely, a curve that survives a kill, and the health of the signs."""
+
+import json
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop
+from torch import Tensor, nn
+
+from lskd import LskdError
+from mmcls_bnn.binary.layers import BinaryConv2d
+from mmcls_bnn.binary.packed import deployable
+from mmcls_bnn.compat import HOOKS
+from mmcls_bnn.distil.step1 import NOTE, binarized_in
+from mmcls_bnn.recipe import check_variables
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """Return the classifier itself, without DistributedDataParallel around it."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def is_training(runner: Any) -> bool:
+    """Tell whether a run trains, before it begins: testing leaves the training loop unbuilt."""
+    return isinstance(runner._train_loop, BaseLoop)
+
+
+def mixed_precision(runner: Any) -> bool:
+    """Tell whether a run's forward passes are under autocast."""
+    return type(runner.optim_wrapper).__name__ == "AmpOptimWrapper"
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(Hook):
+    """Keep mmengine's log out of checkpoints, and say in them which student they hold.
+
+    It is the history of every logged number, as objects that torch's safe loading refuses wherever this
+    package is not imported. The log's files keep it.
+    """
+
+    def before_run(self, runner: Any) -> None:
+        """Check what the recipe says.
+
+        Raises:
+            LskdError: for a variable that changes nothing.
+        """
+        if is_training(runner):
+            check_variables(runner.cfg)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Reduce 'message_hub' to plain values, and add the note to 'meta'."""
+        hub = checkpoint.get("message_hub") or {}
+        info = _plain(dict(hub.get("runtime_info", {})))
+        resumed = {key: bool(hub.get("resumed_keys", {}).get(key, True)) for key in info}
+        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": resumed}
+        binarize = binarized_in(unwrapped(runner.model))
+        if binarize is not None:
+            checkpoint["meta"][NOTE] = {"binarize": binarize, **_student(runner.cfg)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without what is no plain number, text, list or dictionary."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items() if _is_plain(each)}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping | list | tuple):
+        return all(_is_plain(each) for each in (value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, np.generic) or type(value) in _PLAIN
+
+
+def _student(cfg: Any) -> dict[str, str]:
+    """Return the student's config for the note, as text: a config may hold what safe loading refuses."""
+    model, preprocessor = cfg.get("model"), cfg.get("data_preprocessor")
+    if not isinstance(model, ConfigDict):  # a model built in Python
+        return {}
+    return {"model": json.dumps(deployable(model.to_dict(), preprocessor and preprocessor.to_dict()))}
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Seed Python's, numpy's and torch's generators from the run's seed, the epoch and the process.
+
+    A run that was killed and resumed then sees the same augmentation as an unbroken one. Loading processes
+    follow with `worker_init_fn=dict(type='seed_worker')` and `persistent_workers=False`.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Seed."""
+        words = np.random.SeedSequence([runner.seed, runner.epoch, runner.rank]).generate_state(2)
+        random.seed(int(words[0]))
+        np.random.seed(int(words[1]))
+        torch.manual_seed(int(words[0]))
+
+
+@HOOKS.register_module()
+class FlipRatioHook(Hook):
+    """Log the share of binary weights whose sign an epoch has changed, as `flip_ratio`.
+
+    It falls as a run converges; near 0 from the start, the latent weights are too large for the learning
+    rate to move them across 0.
+    """
+
+    priority = "HIGH"  # before the curves are written
+
+    def __init__(self) -> None:
+        """Start without signs."""
+        self._signs: list[Tensor] = []
+
+    def before_train(self, runner: Any) -> None:
+        """Take down the signs that training starts from, or goes on from."""
+        self._signs = latent_signs(unwrapped(runner.model))
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Compare with the signs of an epoch ago."""
+        signs = latent_signs(unwrapped(runner.model))
+        ratio = flip_ratio(self._signs, signs)
+        self._signs = signs
+        if ratio is not None:
+            # Not under "train/", whose line for this epoch is written: it would come an epoch late.
+            runner.message_hub.update_scalar("flip_ratio", ratio)
+            runner.visualizer.add_scalar("flip_ratio", ratio, step=runner.epoch + 1)
+            runner.logger.info(f"flip ratio of epoch {runner.epoch + 1}: {ratio:.5f}")
+
+
+def latent_signs(model: nn.Module) -> list[Tensor]:
+    """Return for each layer with binary weights which of them count as +1."""
+    return [
+        module.weight.detach() >= 0
+        for module in model.modules()
+        if isinstance(module, BinaryConv2d) and module.binarize
+    ]
+
+
+def flip_ratio(before: list[Tensor], after: list[Tensor]) -> float | None:
+    """Return the share of signs that differ; None where there are none."""
+    total = sum(signs.numel() for signs in before)
+    flipped = sum(int((old != new).sum()) for old, new in zip(before, after, strict=True))
+    return flipped / total if total else None
+
+
+@HOOKS.register_module()
+class TeacherHook(Hook):
+    """Try the teacher, and make it fast, before training.
+
+    Args:
+        samples: validation images on which the teacher must beat chance; 0: it is not tried.
+    """
+
+    priority = "ABOVE_NORMAL"  # before what a resumed run makes up for is validated
+
+    def __init__(self, samples: int = 512) -> None:
+        """Keep the number."""
+        self.samples = samples
+
+    def before_run(self, runner: Any) -> None:
+        """Check what the recipe says; the runner loads the teacher after this, if it trains.
+
+        Raises:
+            LskdError: for a model without a teacher, or a variable that changes nothing.
+        """
+        if not is_training(runner):
+            return
+        check_variables(runner.cfg)
+        if not hasattr(unwrapped(runner.model), "teacher_settings"):
+            raise LskdError("TeacherHook is for a model of type LsKdClassifier; take it out of custom_hooks.")
+
+    def before_train(self, runner: Any) -> None:
+        """Try the teacher on validation images, and make it fast on training images where that is asked for.
+
+        Raises:
+            LskdError: for a teacher at chance level, one that cannot process the images, or a fast one that
+                is too far from it.
+        """
+        from mmcls_bnn.distil.fast_teacher import speed_up
+        from mmcls_bnn.distil.preflight import try_teacher
+
+        model = unwrapped(runner.model)
+        if model.stored is not None and model.stored.needs_no_teacher:
+            runner.logger.info(
+                "the teacher is not asked: all that it says is stored, about training images alone; "
+                "distillation/* of the validation, val_ce to val_agreement in epochs.csv, stay empty"
+            )
+            return
+        if runner.val_loop is None or self.samples <= 0:
+            runner.logger.info("the teacher's accuracy is not checked: no validation images")
+        else:
+            runner.logger.info(try_teacher(model, runner.val_dataloader.dataset, self.samples))
+        if model.teacher_mode != "none":
+            runner.logger.info(speed_up(model, runner.train_dataloader.dataset, mixed_precision(runner)))

@@ -1,0 +1,1 @@
+"""The bundled trainer, for who has no train.py of upstream's."""

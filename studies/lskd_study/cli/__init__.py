@@ -1,0 +1,1 @@
+"""The ``lskd`` command, one file a sub-command."""

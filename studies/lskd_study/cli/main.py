@@ -1,0 +1,125 @@
+"""The ``lskd`` command."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from lskd import LskdError
+from lskd_study.cli import figure as figure_command
+from lskd_study.cli import recipe as recipe_command
+from lskd_study.cli import soft_labels as soft_labels_command
+from lskd_study.cli.index import index
+from lskd_study.cli.stability import stability
+from lskd_study.data import commands as data_command
+
+app = typer.Typer(
+    help="Does a label-smoothed teacher distil a better student? On your data, with error bars.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_command.app, name="data")
+app.add_typer(figure_command.app, name="figure")
+app.add_typer(soft_labels_command.app, name="soft-labels")
+app.add_typer(recipe_command.app, name="recipe")
+
+
+@app.callback()
+def _lskd() -> None:
+    """Keep sub-commands even where there is one only."""
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def study(
+    context: typer.Context,
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE]", help="Study file, e.g. recipes/digits/study.yaml.", show_default=False
+        ),
+    ] = None,
+    own: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Instead of a file: images of your own, train/<class>/, val/<class>/."
+        ),
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Folder of results instead of the study file's.")] = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time (threads x runs on this machine); 1 unless on a cluster."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Print what there is to do.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of study files, for editors.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --own: do not ask before training.")] = False,
+    hours: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="With --own: what it may take; 1, with a GPU 12.", show_default=False),
+    ] = None,
+) -> None:
+    """Run a study, or go on with one, and write its page. Other options go to Snakemake (--profile slurm)."""
+    options = [option for option in context.args if option != "--"]
+    if schema:
+        from lskd_study.plan.json_schema import schema_text
+
+        print(schema_text(), end="")
+        return
+    if own is not None:
+        from lskd_study.study.own import run_own
+
+        if file is not None and not file.startswith("-"):
+            raise LskdError(f"--own needs no study file; leave out {file}")
+        options = [file, *options] if file else options
+        raise typer.Exit(run_own(own, output, cores or 1, dry_run, yes, hours, options))
+    if file is None:
+        raise LskdError("name a study file, or a folder of images of your own by --own DIR")
+    from lskd_study.study.engine import run_study
+
+    raise typer.Exit(run_study(file, output, cores, dry_run, options))
+
+
+app.command()(stability)
+app.command()(index)
+
+
+@app.command()
+def doctor(
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which adapters are usable here, which versions there are, and how to get what is missing."""
+    from lskd_study.cli.doctor import diagnose, render
+
+    report = diagnose()
+    print(render(report, as_json=json_output))
+    raise typer.Exit(0 if report.healthy else 1)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; what the user can mend is one line on stderr and exit status 2."""
+    try:
+        status = app(args=arguments, prog_name="lskd", standalone_mode=False)
+    except LskdError as error:
+        if status := getattr(error, "status", 0):  # a study that was asked to stop
+            print(f"lskd: {error}", file=sys.stderr)
+            return int(status)
+        return _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except Exception as error:
+        # Errors of the command line itself; their class is click's or typer's, depending on typer's version.
+        if not hasattr(error, "format_message"):
+            raise
+        if not error.format_message():  # the help was printed instead
+            return 2
+        return _fail(" ".join(str(error.format_message()).split()))
+    if status == 130:  # what typer makes of Ctrl-C
+        print("lskd: stopped; the same command goes on from here", file=sys.stderr)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str) -> int:
+    print(f"lskd: error: {message}", file=sys.stderr)
+    return 2

@@ -1,0 +1,205 @@
+"""``lskd stability``: which of several teachers, measured on one data set, promises to teach best."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lskd import LskdError
+
+if TYPE_CHECKING:
+    from lskd_study.teachers.evaluate import TeacherSpec
+
+TEACHER = "Teachers"
+DATA = "What models are asked about"
+RESULT = "Results"
+
+
+def stability(
+    logits: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File of logits and labels: .npz, .safetensors or .parquet. Repeat for several teachers.",
+            rich_help_panel=TEACHER,
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Model of timm, or torchvision:NAME, with --data-dir. Repeat.", rich_help_panel=TEACHER
+        ),
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Configuration file of mmcls. It is Python and is run. Repeat.", rich_help_panel=TEACHER
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Weights, one for each --model and then each --config, in their order; without any, timm's "
+            "pretrained weights.",
+            rich_help_panel=TEACHER,
+        ),
+    ] = None,
+    teachers: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with a list of teachers, e.g. recipes/stability/study.yaml.",
+            rich_help_panel=TEACHER,
+        ),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="What reports call them, one for each teacher.", rich_help_panel=TEACHER),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of images, one folder a class.", rich_help_panel=DATA)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Its sub-folder, as timm finds it; validation.", rich_help_panel=DATA),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=DATA)] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Loading processes.", rich_help_panel=DATA)] = 2,
+    device: Annotated[
+        str | None, typer.Option(help="e.g. cuda or cpu; the GPU where there is one.", rich_help_panel=DATA)
+    ] = None,
+    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.", rich_help_panel=DATA)] = False,
+    img_size: Annotated[
+        int | None, typer.Option(min=1, help="Instead of the model's own.", rich_help_panel=DATA)
+    ] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(min=0.01, help="Instead of the model's own.", rich_help_panel=DATA)
+    ] = None,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Temperature at which you would distil: what is left for the own class? Repeat.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None,
+    small_class_correction: Annotated[
+        bool,
+        typer.Option(
+            "--small-class-correction",
+            help="Correct the stabilities for the bias of small classes.",
+            rich_help_panel=RESULT,
+        ),
+    ] = False,
+    replicates: Annotated[
+        int, typer.Option(min=100, help="Bootstrap draws for the differences.", rich_help_panel=RESULT)
+    ] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.", rich_help_panel=RESULT)] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="One object for each teacher.", rich_help_panel=RESULT)
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="One line for each value.", rich_help_panel=RESULT)
+    ] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="The tables.", rich_help_panel=RESULT)
+    ] = None,
+    save_outputs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to keep what each model says in, for --logits and for figures.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None,
+    features: Annotated[
+        bool,
+        typer.Option(
+            "--features",
+            help="Keep the classifier's input and weights there too, for `lskd figure projection`.",
+            rich_help_panel=RESULT,
+        ),
+    ] = False,
+) -> None:
+    """Measure teachers side by side: accuracy, calibration, entropy, and stability by all its definitions.
+
+    Differences between teachers that saw the same samples come with 95 % intervals. Models run under torchrun
+    on several processes too.
+    """
+    from lskd_study.pages.teachers_study import run_teacher_list
+    from lskd_study.plan.teacher_list import load_teachers
+    from lskd_study.teachers.evaluate import TeacherSpec
+    from lskd_study.teachers.run import Settings, run_teachers
+
+    if features and save_outputs is None:
+        raise LskdError("--features is about what is kept; name a folder with --save-outputs")
+    temperatures = list(dict.fromkeys(temperature or [1.0]))
+    settings = Settings(
+        temperatures=temperatures,
+        replicates=replicates,
+        seed=seed,
+        small_class_correction=small_class_correction,
+        save_outputs=save_outputs,
+        evaluation={
+            "data_dir": data_dir,
+            "split": split,
+            "batch_size": batch_size,
+            "workers": workers,
+            "device": device,
+            "amp": amp,
+            "img_size": img_size,
+            "crop_pct": crop_pct,
+            "features": features,
+        },
+    )
+    files = {".json": json_file, ".csv": csv_file, ".md": markdown_file}
+    if teachers is not None:
+        if logits or model or config or checkpoint or name:
+            raise LskdError("--teachers names the teachers in a file; leave out the other teacher options")
+        study = load_teachers(teachers)
+        if temperature is not None:
+            study = study.model_copy(update={"temperatures": temperatures})
+        run_teacher_list(study, settings, files)
+        return
+    specs = [TeacherSpec(logits=path) for path in logits or []]
+    specs += _model_specs(model or [], config or [], checkpoint or [])
+    if not specs:
+        raise LskdError("no teacher; name files with --logits, or models with --model and --data-dir")
+    run_teachers(_named(specs, name or []), settings, files)
+
+
+def _model_specs(
+    models: Sequence[str], configs: Sequence[str], checkpoints: Sequence[Path]
+) -> list["TeacherSpec"]:
+    from lskd_study.teachers.evaluate import TeacherSpec
+
+    wanted = len(models) + len(configs)
+    if len(checkpoints) not in (0, wanted):
+        raise LskdError(
+            f"{len(checkpoints)} --checkpoint for {wanted} models; give one for each, in the order of "
+            "--model and then --config, or list the teachers in a file (--teachers)"
+        )
+    weights: list[Path | None] = list(checkpoints) or [None] * wanted
+    specs = [TeacherSpec(model=m, checkpoint=w) for m, w in zip(models, weights, strict=False)]
+    rest = weights[len(models) :]
+    return specs + [TeacherSpec(config=Path(c), checkpoint=w) for c, w in zip(configs, rest, strict=True)]
+
+
+def _named(specs: Sequence["TeacherSpec"], names: Sequence[str]) -> list["TeacherSpec"]:
+    if names and len(names) != len(specs):
+        raise LskdError(f"{len(names)} --name for {len(specs)} teachers; give one for each, or none")
+    chosen = [" ".join(name.split()) for name in names] or _distinguishing(
+        [spec.default_name for spec in specs]
+    )
+    if len(set(chosen)) < len(chosen):
+        raise LskdError("two teachers have the same name; give each its own with --name")
+    return [replace(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]
+
+
+def _distinguishing(names: Sequence[str]) -> list[str]:
+    """Number the names that occur more than once."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(f"{name} ({seen[name]})" if names.count(name) > 1 else name)
+    return numbered

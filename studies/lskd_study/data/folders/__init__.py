@@ -1,0 +1,1 @@
+"""Image folders: layout, archives, derived data sets."""

@@ -1,0 +1,322 @@
+"""One image folder, written whole or not at all: ``train/<class>/``, ``val/<class>/`` and a manifest.
+
+While it is made, the folder lies beside its place under a hidden name. A command that was killed finds it
+there and goes on; a command that fails removes it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lskd import LskdError
+from lskd.base.files import lock, read_json, write_text
+from lskd.base.images import passed_over
+from lskd_study.data.manifest import MANIFEST, read_manifest
+
+SPLITS = ("train", "val")
+_SETTINGS = ".settings.json"
+_CHECKED = ".checked.json"
+_LOCK = ".lock"
+_INCOMING = ".incoming"
+_OF_SOURCES = ("source_files", "source_listing_sha256")
+# What file systems answer where a kind of link is not possible: other disk, not the owner, no such feature.
+_NO_LINK = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+)
+
+Fill = Callable[["Tree"], dict[str, Any]]
+"""Puts the images into a tree and returns what else belongs into the manifest."""
+
+
+class Tree:
+    """The folder while it is made.
+
+    Attributes:
+        counts: images put there so far, by split and class.
+        links: files by how they came: ``hard``, ``symbolic``, ``copied``, ``written``.
+        copies: whether files are to be copied where links would do.
+    """
+
+    def __init__(self, folder: Path, copy: bool) -> None:
+        self.copies = copy
+        self._folder = folder
+        self._ways: tuple[str, ...] = ("copied",) if copy else ("hard", "symbolic", "copied")
+        self._made: set[Path] = set()
+        self.counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+        self.links: Counter[str] = Counter()
+
+    def holds(self, split: str, label: str, name: str, size: int) -> bool:
+        """Whether an earlier run left this image whole; it is counted if so."""
+        try:
+            whole = (self._folder / split / label / name).stat().st_size == size
+        except FileNotFoundError:
+            return False
+        if whole:
+            self._count(split, label, "written")
+        return whole
+
+    def add_bytes(self, split: str, label: str, name: str, content: bytes) -> None:
+        """Write an image that an earlier run did not leave there."""
+        if not self.holds(split, label, name, len(content)):
+            self.write(f"{split}/{label}/{name}", content)
+            self._count(split, label, "written")
+
+    def add_file(self, split: str, label: str, name: str, source: Path) -> None:
+        """Link to an image, or copy it: hard link, symbolic link, copy, the first that is possible."""
+        target = self._place(f"{split}/{label}/{name}")
+        source = Path(os.path.realpath(source))
+        while True:
+            way = self._ways[0]
+            try:
+                self._put(way, source, target)
+            except OSError as error:
+                if error.errno not in _NO_LINK or len(self._ways) == 1:
+                    raise
+                if error.errno == errno.EMLINK:  # of this one file
+                    self._put("copied", source, target)
+                    way = "copied"
+                else:
+                    self._ways = self._ways[1:]
+                    continue
+            self._count(split, label, way)
+            return
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file in one piece."""
+        target, incoming = self._place(name), self._folder / _INCOMING
+        incoming.write_bytes(content)
+        os.replace(incoming, target)
+
+    def require_space(self, size: int) -> None:
+        """Check that ``size`` bytes fit in all, those of an earlier run included.
+
+        Raises:
+            LskdError: when they do not.
+        """
+        usage = shutil.disk_usage(self._folder)
+        if size > usage.free:
+            there = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+            if size - there > usage.free:
+                raise LskdError(
+                    f"the disk of {self._folder.parent} has {_gigabytes(usage.free)} free, this needs "
+                    f"{_gigabytes(size - there)}; free some, or choose another --output"
+                )
+
+    def checked(self, key: str) -> bool:
+        """Whether a run that was killed had already verified what ``key`` names."""
+        return key in _note(self._folder / _CHECKED)
+
+    def remember(self, key: str) -> None:
+        """Note that what ``key`` names is verified."""
+        done = _note(self._folder / _CHECKED) | {key: True}
+        self.write(_CHECKED, json.dumps(done).encode())
+
+    def _put(self, way: str, source: Path, target: Path) -> None:
+        try:
+            if way == "hard":
+                os.link(source, target)
+            elif way == "symbolic":
+                os.symlink(source, target)
+            elif not (target.is_file() and target.stat().st_size == source.stat().st_size):
+                incoming = self._folder / _INCOMING
+                shutil.copyfile(source, incoming)
+                os.replace(incoming, target)
+        except FileExistsError:
+            if not (target.exists() and target.samefile(source)):
+                target.unlink()
+                self._put(way, source, target)
+
+    def _place(self, name: str) -> Path:
+        target = self._folder / name
+        if target.parent not in self._made:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._made.add(target.parent)
+        return target
+
+    def _count(self, split: str, label: str, way: str) -> None:
+        self.counts[split][label] += 1
+        self.links[way] += 1
+
+
+def build(
+    output: Path,
+    name: str,
+    settings: Mapping[str, Any],
+    plan: Callable[[], Fill],
+    copy: bool = False,
+    sources: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Make an image folder unless it is there; return the manifest and whether it was made.
+
+    Args:
+        output: folder to write.
+        name: of the data set, for the manifest.
+        settings: what decides what is in the folder, e.g. a seed; kept in the manifest and compared with it.
+        plan: checks the source, as far as can be told without writing, and returns what fills the folder.
+        copy: copy files where links would do.
+        sources: fingerprints of the files that the images or their labels come from.
+
+    Raises:
+        LskdError: for an output that cannot be written or holds something else, and what ``plan`` raises.
+    """
+    asked = {"name": name, **settings, **({"source_files": sources} if sources else {}), "copies": copy}
+    finished = _finished(output, asked)
+    if finished is not None:
+        return finished, False
+    _check_place(output)
+    fill = plan()
+    try:
+        with _partial(output, asked) as folder:
+            tree = Tree(folder, copy)
+            manifest = asked | fill(tree)
+            manifest |= _contents(folder, tree)
+            tree.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+            for leftover in (_SETTINGS, _CHECKED):
+                (folder / leftover).unlink(missing_ok=True)
+            if output.is_dir():
+                output.rmdir()
+            os.replace(folder, output)
+            (output / _LOCK).unlink()
+    except OSError as error:
+        raise LskdError(f"cannot write {output} ({error.strerror}); {_mend(error)}") from error
+    return manifest, True
+
+
+def listing_checksum(folder: Path) -> str:
+    """Return the sha256 of the sorted relative names and sizes of the files under ``train`` and ``val``."""
+    digest = hashlib.sha256()
+    for path in sorted(_files(folder)):
+        digest.update(
+            f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode(errors="surrogateescape")
+        )
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files of both splits, without those that file managers and notebooks leave there."""
+    for split in SPLITS:
+        for path in (folder / split).rglob("*"):
+            if path.is_file() and not any(map(passed_over, path.relative_to(folder).parts)):
+                yield path
+
+
+def _contents(folder: Path, tree: Tree) -> dict[str, Any]:
+    classes = sorted(set(tree.counts["train"]) | set(tree.counts["val"]))
+    counted = sum(tree.counts[split].total() for split in SPLITS)
+    found = sum(1 for _ in _files(folder))
+    if counted != found:
+        raise LskdError(
+            f"{counted:,} images became {found:,} files; the source changed, or has images of the same name"
+        )
+    return {
+        "num_classes": len(classes),
+        "classes": classes,
+        "images": {split: tree.counts[split].total() for split in SPLITS},
+        "images_per_class": {split: [tree.counts[split][label] for label in classes] for split in SPLITS},
+        "files": dict(tree.links),
+        "listing_sha256": listing_checksum(folder),
+    }
+
+
+def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    manifest = read_manifest(output, {"num_classes", "images", "images_per_class"})
+    if manifest.get("name") != asked["name"]:
+        return None
+    for key, value in asked.items():
+        # Older manifests do not say that they hold copies, nor of which files they were made.
+        unknown = key == "copies" or (key in _OF_SOURCES and manifest.get(key) is None)
+        if key in _OF_SOURCES and not unknown and manifest[key] != value:
+            raise LskdError(
+                f"{output} was made when the source was another; choose another --output or remove it"
+            )
+        if not unknown and manifest.get(key) != value:
+            raise LskdError(
+                f"{output} holds {asked['name']} with {key} {manifest.get(key)}, not {value}; "
+                "choose another --output or remove it"
+            )
+    whole = manifest.get("listing_sha256") == listing_checksum(output) and _consistent(manifest)
+    if whole and asked["copies"] and set(manifest.get("files", {})) & {"hard", "symbolic"}:
+        raise LskdError(f"{output} holds links; for copies choose another --output or remove it")
+    return manifest if whole else None
+
+
+def _consistent(manifest: Mapping[str, Any]) -> bool:
+    """Return whether the numbers in a manifest are numbers, and fit one another."""
+    try:
+        counts = {split: manifest["images_per_class"][split] for split in SPLITS}
+        return (
+            all(type(count) is int for split in SPLITS for count in counts[split])
+            and manifest["images"] == {split: sum(counts[split]) for split in SPLITS}
+            and {len(counts[split]) for split in SPLITS} == {len(manifest["classes"])}
+            and manifest["num_classes"] == len(manifest["classes"]) > 0
+            and isinstance(manifest.get("files", {}), dict)
+        )
+    except (KeyError, TypeError):
+        return False
+
+
+def _check_place(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise LskdError(f"{output} exists and is not this data set; choose another --output or remove it")
+    above = output.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "permission denied" if above.is_dir() else f"{above} is a file"
+        raise LskdError(f"cannot write {output} ({reason}); choose another --output")
+
+
+@contextmanager
+def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
+    """Give the hidden folder, that of a killed run of the same settings if there is one.
+
+    Only what such a run has left is removed: a folder without its settings is somebody else's.
+    """
+    folder = output.parent / f".{output.name}.partial"
+    settings = json.loads(json.dumps(asked))
+    begun = folder.is_dir() and not {path.name for path in folder.iterdir()} - {_LOCK}
+    ours = not folder.is_symlink() and (begun or bool(_note(folder / _SETTINGS)))
+    if os.path.lexists(folder) and not ours:
+        raise LskdError(f"{folder} was not made by this command; move it away or choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / _LOCK) as held:
+        if held is None:
+            raise LskdError(f"another command is writing {output}; wait for it or end it")
+        try:
+            if _note(folder / _SETTINGS) != settings:
+                for entry in folder.iterdir():
+                    if entry.is_dir() and not entry.is_symlink():
+                        shutil.rmtree(entry)
+                    elif entry.name != _LOCK:
+                        entry.unlink()
+                write_text(folder / _SETTINGS, json.dumps(settings))
+            yield folder
+        except Exception:  # not KeyboardInterrupt: the same command goes on from there
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _mend(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, or choose another --output"
+    return "choose another --output"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """Return what a file beside the manifest says; empty where there is none."""
+    try:
+        content = read_json(path)
+    except LskdError:
+        return {}
+    return content if isinstance(content, dict) else {}

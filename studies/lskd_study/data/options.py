@@ -1,0 +1,101 @@
+"""Options of `lskd data` in a study file, checked against the command's own signature."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+Value = bool | int | float | str
+Options = Mapping[str, Value]
+
+TEXT = ("number-words", "ding", "iwslt14")  # commands that make a data-bin; the others make image folders
+SOURCE = "source"  # the positional argument of commands that have one
+_SET_BY_THE_STUDY = frozenset({"output", "data-bin", "help"})
+SUBSETS = {"imagenet-subset": 100, "subset": 0}  # and the classes that they keep if not told
+DERIVED = frozenset({*SUBSETS, "long-tail", "noise"})
+# Options whose value a manifest keeps, and under which name.
+KEPT = {name: name for name in ("alpha", "head", "tail", "seed", "rate", "list", SOURCE)} | {
+    "classes": "classes_asked",
+    "evaluate-on": "evaluate_on",
+}
+
+
+def words_of(prepare: str, options: Options) -> list[str]:
+    """Return a command of `lskd data` and its options as words.
+
+    >>> words_of("noise", {"source": "data/digits", "rate": 0.3, "copy": True})
+    ['noise', 'data/digits', '--rate', '0.3', '--copy']
+    """
+    words = [prepare]
+    for name, value in options.items():
+        if name == SOURCE:
+            words.append(str(value))
+        elif value is True:
+            words.append(f"--{name}")
+        elif value is False:
+            words += [f"--no-{name}"] * (f"--no-{name}" in _flags(prepare))  # else off is how it is unasked
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def problem(prepare: str, options: Options) -> tuple[tuple[str, ...], str] | None:
+    """Return what is wrong with the options of a command, and of which option; None where nothing is."""
+    valid = valid_options(prepare)
+    for name in options:
+        if name in _SET_BY_THE_STUDY:
+            return (name,), "the study sets the folders itself; remove it"
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+            mend = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid) or 'none'}"
+            return (name,), f"unknown option of `lskd data {prepare}`; {mend}"
+    try:
+        _, *words = words_of(prepare, options)
+        command_of(prepare).make_context(prepare, words)
+    except Exception as error:
+        # Errors of a command line; their class is click's or typer's, depending on typer's version.
+        if not hasattr(error, "format_message"):
+            raise
+        return (), f"lskd data {prepare}: " + " ".join(str(error.format_message()).split())
+    return None
+
+
+def valid_options(prepare: str) -> list[str]:
+    """Return the names of a command's options, without the dashes and those that the study sets."""
+    names = [option.removeprefix("--") for option in _flags(prepare) if option.startswith("--")]
+    names += [SOURCE for parameter in command_of(prepare).params if parameter.name == SOURCE]
+    negatives = {name for name in names if name.startswith("no-") and name.removeprefix("no-") in names}
+    return sorted(set(names) - negatives - _SET_BY_THE_STUDY)
+
+
+def known_classes(prepare: str, options: Options) -> int | None:
+    """Return how many classes a command makes, where its name and options say it."""
+    from lskd_study.data.published.numbers import PUBLISHED, parse_expected
+
+    if "expect" in options and prepare not in SUBSETS:
+        return parse_expected(str(options["expect"]))["classes"]
+    if prepare in PUBLISHED:
+        return PUBLISHED[prepare].numbers[0]["classes"]
+    if prepare == "digits":
+        return 10
+    if prepare in SUBSETS and "list" not in options:
+        return int(options.get("classes", SUBSETS[prepare])) or None
+    return None
+
+
+def command_of(prepare: str) -> Any:
+    """Return a command of `lskd data`."""
+    from typer.main import get_command
+
+    from lskd_study.data.commands import app
+
+    return get_command(app).commands[prepare]  # type: ignore[attr-defined]
+
+
+def _flags(prepare: str) -> list[str]:
+    """Return all spellings of a command's options."""
+    return [
+        option
+        for parameter in command_of(prepare).params
+        if parameter.param_type_name == "option"
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    ]

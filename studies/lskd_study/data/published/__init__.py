@@ -1,0 +1,1 @@
+"""Published image data sets, from their publishers' files."""

@@ -1,0 +1,1 @@
+"""Parallel text and fairseq's binary form of it."""

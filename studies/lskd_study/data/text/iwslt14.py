@@ -1,0 +1,108 @@
+"""IWSLT'14 German-English, as fairseq's prepare-iwslt14.sh makes it, in Python."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lskd import LskdError
+from lskd_study.data.folders.archives import fingerprint, read_members
+from lskd_study.data.text.parallel import Pair, clean_pairs, tokenizer, write_parallel
+
+EXPECTED = {"train": 160_239, "valid": 7_283, "test": 6_750}
+BPE_TOKENS = 10_000
+_TEST = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+_DROPPED = ("<url>", "<talkid>", "<keywords>")
+_TAGS = re.compile(r"</?(?:title|description)>")
+_SEGMENT = re.compile(r'<seg id="[0-9]*">\s*')
+_SEGMENT_END = re.compile(r"\s*</seg>\s*")
+_VALID_EVERY = 23
+
+
+def prepare_iwslt14(output: Path, archive: Path) -> tuple[dict[str, Any], bool]:
+    """Write IWSLT'14 from the publisher's `de-en.tgz`.
+
+    Every 23rd training line is valid, test is dev2010, TEDX.dev2012 and tst2010 to tst2012, the subwords are
+    learned on the training text of both languages: nothing is chosen by test. The manifest says whether the
+    numbers of pairs are the expected ones (160,239, 7,283 and 6,750).
+
+    Raises:
+        LskdError: a missing or other archive, or an output that cannot be written.
+    """
+
+    def make() -> tuple[dict[str, Sequence[Pair]], dict[str, Any]]:
+        texts = _read(archive)
+        tokenizers = {"de": tokenizer("de"), "en": tokenizer("en")}
+        sides = {
+            language: [
+                tokenizers[language](line) for line in train_lines(texts[f"train.tags.de-en.{language}"])
+            ]
+            for language in ("de", "en")
+        }
+        if len(sides["de"]) != len(sides["en"]):
+            raise LskdError(
+                f"{archive} has {len(sides['de'])} German and {len(sides['en'])} English training lines"
+            )
+        cleaned = clean_pairs(zip(sides["de"], sides["en"], strict=True), 1.5, 1, 175)
+        splits: dict[str, Sequence[Pair]] = {
+            "train": [pair for number, pair in enumerate(cleaned, 1) if number % _VALID_EVERY],
+            "valid": [pair for number, pair in enumerate(cleaned, 1) if not number % _VALID_EVERY],
+        }
+        test: list[Pair] = []
+        for name in _TEST:
+            lines = [
+                [
+                    tokenizers[language](line)
+                    for line in segments(texts[f"IWSLT14.{name}.de-en.{language}.xml"])
+                ]
+                for language in ("de", "en")
+            ]
+            if len(lines[0]) != len(lines[1]):
+                raise LskdError(
+                    f"{archive}: {name} has {len(lines[0])} German and {len(lines[1])} English sentences; "
+                    "get the archive again"
+                )
+            test += zip(*lines, strict=True)
+        splits["test"] = test
+        found = {split: len(pairs) for split, pairs in splits.items()}
+        more = {"source": "IWSLT 2014, de-en.tgz", "training_lines": len(sides["de"]), "expected": EXPECTED}
+        return splits, more | {"sizes_as_expected": found == EXPECTED}
+
+    mend = "give the publisher's de-en.tgz of IWSLT 2014"
+    return write_parallel(output, "iwslt14", make, BPE_TOKENS, fingerprint(archive, mend))
+
+
+def train_lines(text: str) -> list[str]:
+    """Return the sentences of a `train.tags` file.
+
+    >>> train_lines("<url>x</url>\\n<title>Ein Titel</title>\\n Das ist gut. \\n")
+    ['Ein Titel', ' Das ist gut. ']
+    """
+    lines = text.split("\n")[:-1] if text.endswith("\n") else text.split("\n")
+    return [_TAGS.sub("", line) for line in lines if not any(tag in line for tag in _DROPPED)]
+
+
+def segments(text: str) -> list[str]:
+    """Return the sentences of an evaluation set; a ``</seg>`` may stand on another line.
+
+    >>> segments('<doc>\\n<seg id="1"> It’s me. </seg>\\n</doc>')
+    ["It's me."]
+    """
+    lines = (line for line in text.split("\n") if "<seg id" in line)
+    return [_SEGMENT_END.sub("", _SEGMENT.sub("", line)).replace("’", "'") for line in lines]
+
+
+def _read(archive: Path) -> dict[str, str]:
+    wanted = [f"train.tags.de-en.{language}" for language in ("de", "en")]
+    wanted += [f"IWSLT14.{name}.de-en.{language}.xml" for name in _TEST for language in ("de", "en")]
+    texts = {}
+    for member in read_members(archive):
+        name = member.name.rpartition("/")[2]
+        if name in wanted:
+            try:
+                texts[name] = member.read().decode("utf-8")
+            except UnicodeDecodeError:
+                raise LskdError(f"{archive}: {name} is no text in UTF-8; get the archive again") from None
+    if missing := [name for name in wanted if name not in texts]:
+        raise LskdError(f"{archive} has no {missing[0]}; give the publisher's de-en.tgz of IWSLT 2014")
+    return texts

@@ -1,0 +1,47 @@
+"""German and English words of numbers: a translation task for machines with no data at all."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lskd import LskdError
+from lskd_study.data.text.parallel import Pair, needs_fairseq_extra, write_parallel
+
+LARGEST = 1_000_000
+
+
+def prepare_number_words(
+    output: Path, train: int = 20_000, valid: int = 500, test: int = 500, bpe_tokens: int = 200, seed: int = 1
+) -> tuple[dict[str, Any], bool]:
+    """Write distinct numbers below a million as words; no number is in two splits.
+
+    ``siebenhundertneun`` -> ``seven hundred and nine``: German writes one long word with units before tens,
+    so that subwords and word order both matter.
+
+    Raises:
+        LskdError: for sizes that do not fit, or an output that cannot be written.
+    """
+    if min(train, valid, test) < 1 or train + valid + test > LARGEST:
+        raise LskdError(f"train, valid and test must be 1 or more and {LARGEST} at most together")
+
+    def make() -> tuple[dict[str, Sequence[Pair]], dict[str, Any]]:
+        with needs_fairseq_extra():
+            from num2words import num2words
+        numbers = random.Random(seed).sample(range(LARGEST), train + valid + test)
+        parts = {
+            "train": numbers[:train],
+            "valid": numbers[train : train + valid],
+            "test": numbers[train + valid :],
+        }
+
+        def words(number: int, language: str) -> str:
+            return str(num2words(number, lang=language)).replace(",", "").replace("-", " ")
+
+        pairs = {
+            split: [(words(number, "de"), words(number, "en")) for number in part]
+            for split, part in parts.items()
+        }
+        return dict(pairs), {"source": "num2words", "seed": seed}
+
+    return write_parallel(output, f"number-words-{train}-{valid}-{test}-{seed}", make, bpe_tokens)

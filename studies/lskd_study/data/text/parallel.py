@@ -1,0 +1,186 @@
+"""Parallel text for fairseq-preprocess, split into subwords that are learned on the training text."""
+
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from lskd import LskdError
+from lskd.base.files import to_disk
+from lskd.base.images import passed_over
+from lskd.base.install import how_to_install
+from lskd_study.data.manifest import MANIFEST, read_manifest
+
+SPLITS = ("train", "valid", "test")
+
+Pair = tuple[str, str]
+
+
+def write_parallel(
+    output: Path,
+    name: str,
+    make: Callable[[], tuple[Mapping[str, Sequence[Pair]], dict[str, Any]]],
+    bpe_tokens: int,
+    source: str = "",
+) -> tuple[dict[str, Any], bool]:
+    """Write German-English text unless it is there; return the manifest and whether it was written.
+
+    ``train``, ``valid`` and ``test`` in ``.de`` and ``.en``, subwords joined by ``@@``, are what
+    fairseq-preprocess takes; ``words/`` has the same before subwords, ``code`` is the subword model. The
+    folder appears whole or not at all.
+
+    Args:
+        output: folder to write.
+        name: of the data set, for the manifest.
+        make: gives the pairs (German, English) by split, and what else belongs into the manifest.
+        bpe_tokens: subwords to learn on the joint training text; 0 for none.
+        source: fingerprint of the file that the text comes from, if there is one.
+
+    Raises:
+        LskdError: for an output that cannot be written or holds something else.
+    """
+    settings = {"name": name, "bpe_tokens": bpe_tokens} | ({"source_sha256": source} if source else {})
+    finished = _finished(output, settings)
+    if finished is not None:
+        return finished, False
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise LskdError(f"{output} exists and is not this data set; choose another --output or remove it")
+    splits, more = make()
+    for split in SPLITS:
+        if not splits[split]:
+            raise LskdError(f"the {split} split of {name} would be empty; the source has too few sentences")
+    with whole_folder(output) as scratch:
+        manifest = settings | more | _write(scratch, splits, bpe_tokens)
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest, True
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Give a scratch folder, which becomes ``output`` (absent, or empty) when all is written, or is removed.
+
+    Raises:
+        LskdError: the disk cannot take it.
+    """
+    try:
+        # Not by tempfile, whose folders are for their owner alone.
+        scratch = output.with_name(f".{output.name}-{secrets.token_hex(4)}")
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
+    try:
+        yield scratch
+        to_disk(scratch)
+        if output.is_dir():
+            output.rmdir()
+        os.replace(scratch, output)
+    except OSError as error:
+        raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def clean_pairs(pairs: Iterable[Pair], ratio: float, shortest: int, longest: int) -> list[Pair]:
+    """Keep pairs of ``shortest`` to ``longest`` words each, neither ``ratio`` times as long as the other.
+
+    What Moses' clean-corpus-n does.
+    """
+    kept = []
+    for source, target in pairs:
+        a, b = len(source.split()), len(target.split())
+        if shortest <= a <= longest and shortest <= b <= longest and a <= ratio * b and b <= ratio * a:
+            kept.append((" ".join(source.split()), " ".join(target.split())))
+    return kept
+
+
+def tokenizer(language: str) -> Callable[[str], str]:
+    """Return Moses' tokeniser of a language, followed by lower case."""
+    with needs_fairseq_extra():
+        from sacremoses import MosesTokenizer
+    moses = MosesTokenizer(lang=language)
+    return lambda line: str(moses.tokenize(line, return_str=True)).lower()
+
+
+@contextmanager
+def needs_fairseq_extra() -> Any:
+    """Turn a missing third-party module into an error that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        raise LskdError(f"this needs {missing}, not installed here; {how_to_install('fairseq')}") from error
+
+
+def _write(folder: Path, splits: Mapping[str, Sequence[Pair]], bpe_tokens: int) -> dict[str, Any]:
+    apply = _subwords(folder, splits["train"], bpe_tokens) if bpe_tokens else None
+    for split in SPLITS:
+        for column, language in enumerate(("de", "en")):
+            words = [pair[column] for pair in splits[split]]
+            if apply is not None:
+                _write_lines(folder / "words" / f"{split}.{language}", words)
+                words = [apply(line) for line in words]
+            _write_lines(folder / f"{split}.{language}", words)
+    return {
+        "pairs": {split: len(splits[split]) for split in SPLITS},
+        "listing_sha256": listing_checksum(folder),
+    }
+
+
+def _subwords(folder: Path, train: Sequence[Pair], tokens: int) -> Callable[[str], str]:
+    with needs_fairseq_extra():
+        from subword_nmt.apply_bpe import BPE
+        from subword_nmt.learn_bpe import learn_bpe
+    text = io.StringIO("".join(f"{line}\n" for column in (0, 1) for line in (pair[column] for pair in train)))
+    codes = io.StringIO()
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # its progress bar
+        learn_bpe(text, codes, num_symbols=tokens)
+    (folder / "code").write_text(codes.getvalue(), encoding="utf-8")
+    bpe = BPE(io.StringIO(codes.getvalue()))
+    cache: dict[str, str] = {}
+
+    def apply(line: str) -> str:
+        words = line.split()
+        for word in words:
+            if word not in cache:
+                cache[word] = bpe.segment(word)
+        return " ".join(cache[word] for word in words)
+
+    return apply
+
+
+def _write_lines(file: Path, lines: Sequence[str]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    with open(file, "w", encoding="utf-8", newline="\n") as out:
+        out.writelines(f"{line}\n" for line in lines)
+
+
+def listing_checksum(folder: Path) -> str:
+    """Return the sha256 of the names and contents of the texts."""
+    digest = hashlib.sha256()
+    files = (path for path in folder.rglob("*") if path.is_file() and not passed_over(path.name))
+    for file in sorted(path for path in files if path.name != MANIFEST):
+        digest.update(f"{file.relative_to(folder).as_posix()} ".encode(errors="surrogateescape"))
+        with open(file, "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _finished(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    manifest = read_manifest(output, {"name", "pairs"})
+    if manifest.get("name") != settings["name"]:
+        return None
+    for key, value in settings.items():
+        if manifest.get(key) != value:
+            raise LskdError(
+                f"{output} was made with {key} {manifest.get(key)}, not {value}; "
+                "choose another --output or remove it"
+            )
+    pairs = manifest.get("pairs")
+    counted = isinstance(pairs, dict) and all(type(pairs.get(split)) is int for split in SPLITS)
+    return manifest if counted and manifest.get("listing_sha256") == listing_checksum(output) else None

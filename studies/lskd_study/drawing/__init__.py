@@ -1,0 +1,1 @@
+"""Figures: each a matplotlib figure and the numbers behind it."""

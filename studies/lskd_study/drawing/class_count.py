@@ -1,0 +1,172 @@
+"""Fig. 9: what smoothing gains in accuracy, by the number of classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lskd import LskdError
+from lskd_study.base.extras import needs_study_extra
+from lskd_study.base.text import csv_text
+from lskd_study.drawing.drawing import Drawing, number
+from lskd_study.drawing.scatter import MARKERS
+from lskd_study.drawing.style import ARMS, INK, SOFT, STYLE, STYLES
+from lskd_study.drawing.tables import read_table, table_flag, table_number
+from lskd_study.paper.printed import load_tables
+
+with needs_study_extra():
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A network trained on a number of classes, with or without smoothing; accuracy in percent."""
+
+    network: str
+    classes: int
+    smoothed: bool
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What smoothing gains for a network on a number of classes, in points."""
+
+    network: str
+    classes: int
+    points: float
+
+
+def paper_accuracies(column: str = "top1") -> list[Accuracy]:
+    """Return the paper's Table 4; ``column``: ``"top1"`` or ``"top5"``."""
+    found = []
+    for row in load_tables()["Table 4"].rows:
+        accuracy, classes = row.number(column), row.number("classes")
+        assert accuracy is not None
+        assert classes is not None
+        found.append(Accuracy(str(row["network"]), int(classes), bool(row["smoothed"]), accuracy))
+    return found
+
+
+def table_accuracies(
+    path: Path,
+    classes_column: str = "classes",
+    network_column: str = "teacher",
+    smoothing_column: str = "smoothing",
+    accuracy_column: str = "teacher_top1_mean",
+) -> list[Accuracy]:
+    """Read accuracies from a CSV table: a study's ``table.csv`` with a column ``classes``, or any other.
+
+    Raises:
+        LskdError: for a table that cannot be read, has not the columns, or cells that make no sense.
+    """
+    found = []
+    for row in read_table(path, [classes_column, network_column, smoothing_column, accuracy_column]):
+        accuracy, smoothed = table_number(row, accuracy_column, path), table_flag(row, smoothing_column, path)
+        classes = table_number(row, classes_column, path)
+        if classes is None or classes < 1 or classes != int(classes):
+            raise LskdError(
+                f"{path}: {row[classes_column]!r} in column {classes_column!r} is no number of classes"
+            )
+        if accuracy is not None and smoothed is not None:
+            found.append(Accuracy(row[network_column], int(classes), smoothed, accuracy))
+    return found
+
+
+def gains(accuracies: Sequence[Accuracy]) -> list[Gain]:
+    """Return each network's gain on each number of classes, runs of a kind averaged.
+
+    Raises:
+        LskdError: where nothing has both an accuracy with and one without smoothing.
+    """
+    found = gains_of(accuracies)
+    if not found:
+        raise LskdError("no network has an accuracy with and one without smoothing on the same classes")
+    return found
+
+
+def gains_of(accuracies: Sequence[Accuracy]) -> list[Gain]:
+    """Return the gains as ``gains``; nothing where there is none."""
+    found = []
+    for network in dict.fromkeys(a.network for a in accuracies):
+        for classes in sorted({a.classes for a in accuracies}):
+            sides = [
+                [
+                    a.accuracy
+                    for a in accuracies
+                    if (a.network, a.classes, a.smoothed) == (network, classes, smoothed)
+                ]
+                for smoothed in (False, True)
+            ]
+            if all(sides):
+                found.append(Gain(network, classes, float(np.mean(sides[1]) - np.mean(sides[0]))))
+    return found
+
+
+def average_gains(found: Sequence[Gain]) -> list[Gain]:
+    """Return the mean gain on each number of classes that every network has."""
+    networks = {gain.network for gain in found}
+    averages = []
+    for classes in sorted({gain.classes for gain in found}):
+        own = [gain.points for gain in found if gain.classes == classes]
+        if len(own) == len(networks):
+            averages.append(Gain("average", classes, float(np.mean(own))))
+    return averages
+
+
+def class_count_figure(
+    accuracies: Sequence[Accuracy], paper: Sequence[Accuracy] = (), width: float = 4.6
+) -> Drawing:
+    """Draw each network's gain and their average against the number of classes (logarithmic).
+
+    Args:
+        accuracies: to draw.
+        paper: whose average is drawn in grey behind them.
+        width: in inches.
+    """
+    found = gains(accuracies)
+    networks = list(dict.fromkeys(gain.network for gain in found))
+    averages = average_gains(found) if len(networks) > 1 else []
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, 0.74 * width), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(0, color=INK, linewidth=0.9)
+        behind = average_gains(gains(paper)) if paper else []
+        if behind:
+            x, y = [gain.classes for gain in behind], [gain.points for gain in behind]
+            axes.plot(x, y, color=SOFT, linewidth=1.8, marker="D", markersize=5, label="paper, average")
+        for index, network in enumerate(networks):
+            own = [gain for gain in found if gain.network == network]
+            axes.plot(
+                [gain.classes for gain in own],
+                [gain.points for gain in own],
+                color=ARMS[index % len(ARMS)],
+                linestyle=STYLES[(index + 1) % len(STYLES)],
+                marker=MARKERS[index % len(MARKERS)],
+                linewidth=1.4,
+                label=network,
+            )
+        if averages:
+            x, y = [gain.classes for gain in averages], [gain.points for gain in averages]
+            axes.plot(x, y, color=INK, linewidth=2.6, marker="D", markersize=7, label="average")
+            for classes, points in zip(x, y, strict=True):
+                text = axes.annotate(f"{points:+.3f}", (classes, points), (7, 5), textcoords="offset points")
+                text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})
+        counts = sorted({gain.classes for gain in (*found, *behind)})
+        axes.set_xscale("log")
+        axes.margins(x=0.12)
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("number of classes")
+        axes.set_ylabel("gain in accuracy by smoothing (points)")
+        axes.legend(frameon=False)
+    lines = [[gain.network, gain.classes, number(gain.points)] for gain in (*found, *averages)]
+    header = ["network", "classes", "gain_points"]
+    tables = {"": csv_text(header, lines)}
+    if behind:
+        printed = [[gain.network, gain.classes, number(gain.points)] for gain in behind]
+        tables["paper"] = csv_text(header, printed)
+    return Drawing(figure, tables)

@@ -1,0 +1,311 @@
+"""Fig. 1: activations of three classes in the plane through their templates, and D1, D2 and Dc measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lskd import ClusterDistances, LskdError, cluster_distances, projection_plane
+from lskd_study.base.extras import needs_study_extra
+from lskd_study.base.text import csv_text
+from lskd_study.drawing.drawing import Drawing, number, short
+from lskd_study.drawing.style import ARMS, INK, STYLE
+from lskd_study.drawing.teachers import class_names
+from lskd_study.teachers.outputs import Outputs
+
+with needs_study_extra():
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+RESAMPLES = 2000
+LEVEL = 0.95
+COLORS, MARKERS = (ARMS[0], ARMS[4], ARMS[3]), ("o", "^", "s")
+ROLES = ("similar pair", "similar pair", "dissimilar")
+QUANTITIES = {
+    "centre_distance": "Dc",
+    "nearest": "D1",
+    "farthest": "D2",
+    "relative_spread": "(D2−D1)/mean",
+    "separation": "Dc/radius",
+}
+# A distance between centres is biased, and the more so in resamples: its error is what resamples tell.
+_BY_ERROR = ("centre_distance", "separation")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured quantity with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        """Value and interval, three digits."""
+        return f"{self.value:#.3g} [{self.low:#.3g}, {self.high:#.3g}]"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One panel: a teacher on a split.
+
+    Attributes:
+        teacher: its name.
+        split: of which samples.
+        classes: ids of the two similar classes and the dissimilar one.
+        names: their names.
+        points: ``(N, 2)``, coordinates in the plane.
+        position: ``(N,)`` int64, which of the three classes (0, 1, 2) a point belongs to.
+        samples: ``(N,)`` int64, row of the point in the teacher's outputs.
+        width: width ``D`` of the features.
+        in_plane: the quantities measured in the plane, by name.
+        in_full_space: measured between the features.
+    """
+
+    teacher: str
+    split: str
+    classes: tuple[int, int, int]
+    names: tuple[str, str, str]
+    points: Tensor
+    position: Tensor
+    samples: Tensor
+    width: int
+    in_plane: dict[str, Estimate]
+    in_full_space: dict[str, Estimate]
+
+
+def check_features(outputs: Outputs, split: str) -> None:
+    """Check that a teacher can be projected.
+
+    Raises:
+        LskdError: for features or templates that are missing, of different widths or not finite.
+    """
+    name = f"{outputs.name} ({split})"
+    for what, value in (("features", outputs.features), ("classifier's weight", outputs.templates)):
+        if value is None:
+            raise LskdError(f"{name} has no {what}, which the projection needs; save it beside the logits")
+    assert outputs.features is not None
+    assert outputs.templates is not None
+    width, template = outputs.features.shape[-1], outputs.templates.shape[-1]
+    if width != template:
+        raise LskdError(
+            f"{name}: features are {width} wide and the classifier's weight {template}; "
+            "take the activations that the classifier itself gets"
+        )
+
+
+def check_splits(first: Outputs, second: Outputs, names: tuple[str, str]) -> None:
+    """Check that two splits' outputs are of one teacher.
+
+    Raises:
+        LskdError: for features or templates that cannot be of the same network.
+    """
+    assert first.templates is not None
+    assert second.templates is not None
+    shapes = [tuple(templates.shape) for templates in (first.templates, second.templates)]
+    if shapes[0][1] != shapes[1][1]:
+        raise LskdError(
+            f"{first.name}: features are {shapes[0][1]} wide on {names[0]} and {shapes[1][1]} on {names[1]}; "
+            "take both from one teacher"
+        )
+    if shapes[0] != shapes[1] or not torch.equal(first.templates, second.templates):
+        raise LskdError(
+            f"{first.name}: the classifier's weight differs between {names[0]} and {names[1]}; "
+            "take both from one teacher"
+        )
+
+
+def measure_projection(
+    outputs: Outputs,
+    split: str,
+    classes: Sequence[int],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Projection:
+    """Project three classes and measure the distances between them.
+
+    Args:
+        outputs: with features and templates.
+        split: name of the samples, for the panel.
+        classes: ids of the two similar classes, then the dissimilar one.
+        resamples: of the bootstrap; examples are drawn within their class.
+        seed: of the bootstrap.
+
+    Raises:
+        LskdError: for other than three classes, missing or unfit features, or a class of fewer than two
+            examples.
+    """
+    if len(classes) != 3:
+        raise LskdError(
+            f"{len(classes)} classes are named; the projection takes three, the similar pair first"
+        )
+    check_features(outputs, split)
+    assert outputs.features is not None
+    assert outputs.templates is not None
+    chosen = (int(classes[0]), int(classes[1]), int(classes[2]))
+    every = class_names(outputs)
+    members = [(outputs.labels == c).nonzero().flatten() for c in chosen]
+    for c, rows in zip(chosen, members, strict=True):
+        if len(rows) < 2:
+            raise LskdError(
+                f"{outputs.name} ({split}) has {len(rows)} samples of class {every[c]}; "
+                "the projection needs at least 2 of each"
+            )
+    samples = torch.cat(members)
+    features = outputs.features[samples].double()
+    finite = torch.isfinite(features).all(1)
+    if not bool(finite.all()):
+        raise LskdError(
+            f"{outputs.name} ({split}): features of sample {int(samples[~finite][0])} are not all finite; "
+            "leave the sample out or mend the teacher"
+        )
+    plane = projection_plane(outputs.templates[list(chosen)])
+    points = plane.project(features)
+    sizes = [len(rows) for rows in members]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randint(size, (resamples, size), generator=generator) for size in sizes]
+    return Projection(
+        outputs.name,
+        split,
+        chosen,
+        (every[chosen[0]], every[chosen[1]], every[chosen[2]]),
+        points,
+        torch.arange(3).repeat_interleave(torch.tensor(sizes)),
+        samples,
+        features.shape[1],
+        _estimates(points, sizes, drawn),
+        _estimates(features, sizes, drawn),
+    )
+
+
+def _estimates(values: Tensor, sizes: list[int], drawn: list[Tensor]) -> dict[str, Estimate]:
+    a, b, c = values.split(sizes)
+    measured, whole = cluster_distances(a, b, c), cluster_distances(a, b, c, population=True)
+    resampled = cluster_distances(a, b, c, drawn)
+    found = {}
+    for name in (field.name for field in fields(ClusterDistances)):
+        value, draws = float(getattr(measured, name)), getattr(resampled, name).numpy()
+        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        if name in _BY_ERROR:
+            truth = float(getattr(whole, name))
+            low, high = max(value - (high - truth), 0.0), value - (low - truth)
+        found[name] = Estimate(value, low, high)
+    return found
+
+
+def projection_figure(panels: Sequence[Projection]) -> Drawing:
+    """Draw one row per teacher and one column per split; a teacher's panels have the same scale."""
+    teachers = list(dict.fromkeys(panel.teacher for panel in panels))
+    splits = list(dict.fromkeys(panel.split for panel in panels))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(0.3 + 4.1 * len(splits), 0.4 + 5.0 * len(teachers)), layout="constrained")
+        grid = figure.subplots(len(teachers), len(splits), squeeze=False)
+        for row, teacher in zip(grid, teachers, strict=True):
+            own = {panel.split: panel for panel in panels if panel.teacher == teacher}
+            for axes, split in zip(row, splits, strict=True):
+                if split in own:
+                    _draw(axes, own[split])
+                else:
+                    axes.set_axis_off()
+            _same_scale([axes for axes, split in zip(row, splits, strict=True) if split in own], own)
+        handles = [
+            Line2D(
+                [],
+                [],
+                color=color,
+                marker=marker,
+                linestyle="",
+                markersize=6,
+                label=f"{short(name)} ({role})",
+            )
+            for color, marker, name, role in zip(COLORS, MARKERS, panels[0].names, ROLES, strict=True)
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    return Drawing(figure, {"": points_csv(panels), "distances": distances_csv(panels)})
+
+
+def _draw(axes: Axes, panel: Projection) -> None:
+    centres = []
+    for position, (color, marker) in enumerate(zip(COLORS, MARKERS, strict=True)):
+        points = panel.points[panel.position == position].numpy()
+        centres.append(points.mean(0))
+        size = float(np.clip(2600 / len(points), 5, 22))
+        style: dict[str, Any] = {
+            "c": color,
+            "marker": marker,
+            "alpha": 0.75,
+            "linewidths": 0.3,
+            "edgecolors": "white",
+        }
+        axes.scatter(points[:, 0], points[:, 1], s=size, **style)
+    first, second, dissimilar = centres
+    axes.plot(*np.array([first, second]).T, "-", color=INK, linewidth=1.3, marker="x", markersize=7, zorder=4)
+    middle = (first + second) / 2
+    toward = np.arctan2(*(dissimilar - middle)[::-1])
+    for name in ("nearest", "farthest"):
+        angle = toward + np.linspace(-0.3, 0.3, 61)
+        arc = middle + panel.in_plane[name].value * np.stack([np.cos(angle), np.sin(angle)], 1)
+        axes.plot(*arc.T, "--", color=INK, linewidth=1.1, zorder=4)
+        axes.annotate(QUANTITIES[name], arc[-1], (-2, 2), textcoords="offset points", ha="right", fontsize=8)
+    below = (0, -9) if first[1] <= dissimilar[1] else (0, 5)
+    axes.annotate("Dc", middle, below, textcoords="offset points", ha="center", va="center", fontsize=8)
+    axes.set_title(f"{panel.teacher}, {panel.split} ({len(panel.points)} samples)")
+    axes.set_xlabel(f"from template {short(panel.names[0])} to {short(panel.names[1])}")
+    axes.set_ylabel(f"towards template {short(panel.names[2])}")
+    axes.set_aspect("equal", adjustable="box")
+    rows = list(QUANTITIES.items())
+    columns = [
+        (0.0, ["[95 %]", *(label for _, label in rows)]),
+        (0.26, ["in the plane", *(panel.in_plane[name].text for name, _ in rows)]),
+        (0.64, [f"all {panel.width} features", *(panel.in_full_space[name].text for name, _ in rows)]),
+    ]
+    for x, lines in columns:
+        axes.annotate(
+            "\n".join(lines),
+            (x, 0),
+            (0, -33),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="top",
+            fontsize=7.5,
+            linespacing=1.4,
+        )
+
+
+def _same_scale(row: list[Axes], panels: dict[str, Projection]) -> None:
+    """Give a teacher's panels the same square of the plane."""
+    every = torch.cat([panel.points for panel in panels.values()]).numpy()
+    centre = (every.max(0) + every.min(0)) / 2
+    half = 0.55 * float((every.max(0) - every.min(0)).max())
+    for axes in row:
+        axes.set_xlim(centre[0] - half, centre[0] + half)
+        axes.set_ylim(centre[1] - half, centre[1] + half)
+
+
+def points_csv(panels: Sequence[Projection]) -> str:
+    """Return every point: ``sample`` is its row in the teacher's outputs, counted from 0."""
+    lines = []
+    for panel in panels:
+        for sample, position, (x, y) in zip(
+            panel.samples.tolist(), panel.position.tolist(), panel.points.tolist(), strict=True
+        ):
+            kind = [panel.teacher, panel.split, sample, panel.classes[position], panel.names[position]]
+            lines.append([*kind, number(x), number(y)])
+    return csv_text(["teacher", "split", "sample", "class_id", "class", "x", "y"], lines)
+
+
+def distances_csv(panels: Sequence[Projection]) -> str:
+    """Return the measured quantities with their intervals."""
+    lines = []
+    for panel in panels:
+        for space, found in (("plane", panel.in_plane), ("features", panel.in_full_space)):
+            for name, estimate in found.items():
+                numbers = [number(x) for x in (estimate.value, estimate.low, estimate.high)]
+                lines.append([panel.teacher, panel.split, space, name, *numbers])
+    return csv_text(["teacher", "split", "space", "quantity", "value", "low", "high"], lines)

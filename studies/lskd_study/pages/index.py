@@ -1,0 +1,234 @@
+"""The page over several studies: one self-contained HTML file, one line per study.
+
+What stands on it is a list of sections, ``SECTIONS``. Each is made from the studies' ``verdicts.json`` alone,
+but the paper's tables and the claims that take several studies, which are made from the studies' runs.
+"""
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import quote
+
+from lskd import LskdError
+from lskd.base.files import write_text
+from lskd_study.base.extras import needs_study_extra
+from lskd_study.claims import number_of_tests
+from lskd_study.pages.claims_table import claim_sections
+from lskd_study.pages.index_claims import findings_over
+from lskd_study.pages.page import MARKS, digits_of, environment, number
+from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord, read_record
+
+with needs_study_extra():
+    from markupsafe import Markup
+
+PAGE = "index.html"  # of each study
+# How the verdicts sort: the first is the best news for smoothing.
+ORDER = {"supported": 0, "cannot tell": 1, "contradicted": 2, "no verdict": 3, None: 4}
+
+
+@dataclass(frozen=True)
+class ClaimMarks:
+    """A claim of one study: a mark for each setting it was tested in, and the same in words."""
+
+    name: str
+    marks: str
+    words: str
+    class_: str
+
+
+@dataclass(frozen=True)
+class IndexedStudy:
+    """A study with the address of its page, relative to the index page."""
+
+    folder: Path
+    link: str
+    record: StudyRecord
+
+    @property
+    def headline(self) -> FindingRecord | None:
+        """The finding that the study's page opens with; None for teachers without students."""
+        return self.record.findings[0] if self.record.findings and self.record.students else None
+
+    @property
+    def tested(self) -> list[FindingRecord]:
+        """The findings that are claims, without those that are only parts of a loss."""
+        return [finding for finding in self.record.findings if finding.direction]
+
+    @property
+    def supported(self) -> int:
+        """How many of them are supported."""
+        return sum(finding.verdict == "supported" for finding in self.tested)
+
+    @property
+    def difference(self) -> str:
+        """The headline's difference, a dash where there is none."""
+        if self.headline is None or self.headline.estimate is None:
+            return "–"
+        return number(self.headline.estimate, digits_of(self.headline.unit), sign=True)
+
+    @property
+    def interval(self) -> str:
+        """The headline's interval, a dash where there is none."""
+        if self.headline is None or self.headline.low is None or self.headline.high is None:
+            return "–"
+        digits = digits_of(self.headline.unit)
+        return " to ".join(number(end, digits, sign=True) for end in (self.headline.low, self.headline.high))
+
+    @property
+    def lost(self) -> int:
+        """How many runs are missing or failed."""
+        return len(self.record.runs.missing) + len(self.record.runs.failed)
+
+    @property
+    def size(self) -> str:
+        """Teachers x students x seeds."""
+        record = self.record
+        return f"{len(record.teachers)} × {len(record.students)} × {len(record.seeds)}"
+
+    @property
+    def claims(self) -> list[ClaimMarks]:
+        """Each claim once, with its verdicts."""
+        found = []
+        for claim in dict.fromkeys(finding.claim for finding in self.tested):
+            verdicts = [finding.verdict or "cannot tell" for finding in self.tested if finding.claim == claim]
+            counts = Counter(verdicts)
+            words = (
+                verdicts[0]
+                if len(verdicts) == 1
+                else ", ".join(f"{word} in {counts[word]} of {len(verdicts)}" for word in counts)
+            )
+            class_ = verdicts[0].replace(" ", "-") if len(counts) == 1 else "cannot-tell"
+            marks = "".join(MARKS[verdict] for verdict in verdicts)
+            found.append(ClaimMarks(claim.replace("-", " "), marks, words, class_))
+        return found
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: ``id`` for links, ``title`` for its heading, ``html`` below it."""
+
+    id: str
+    title: str
+    html: Markup
+
+
+def studies_section(studies: Sequence[IndexedStudy]) -> Section:
+    """Return the table with one line per study."""
+    claims = {finding.claim: finding for study in studies for finding in study.tested}
+    kinds = {study.record.kind for study in studies}
+    scores = [
+        name
+        for kind, name in (("images", "top-1 accuracy"), ("translation", "BLEU"))
+        if kind in kinds or kinds == {"teachers"}
+    ]
+    html = (
+        environment()
+        .get_template("index_studies.html.j2")
+        .render(studies=studies, claims=claims.values(), marks=MARKS, order=ORDER, scores=" or ".join(scores))
+    )
+    return Section("studies", "The studies", Markup(html))
+
+
+def papers_section(studies: Sequence[IndexedStudy]) -> Section | None:
+    """Return the paper's tables and figures that several of the studies fill together."""
+    from lskd_study.pages.paper_across import shared_tables
+
+    layouts, drawn = shared_tables([study.folder for study in studies])
+    if not layouts:
+        return None
+    html = environment().get_template("index_paper.html.j2").render(layouts=layouts, drawn=drawn)
+    return Section("paper-tables", "The paper’s tables", Markup(html))
+
+
+def claims_section(studies: Sequence[IndexedStudy]) -> Section | None:
+    """Return the verdicts on claims that several of the studies test together."""
+    findings = findings_over([study.folder for study in studies])
+    if not findings:
+        return None
+    html = (
+        environment()
+        .get_template("index_claims.html.j2")
+        .render(claim_sections=claim_sections(findings), tested=number_of_tests(findings), marks=MARKS)
+    )
+    return Section("claims-together", "Claims that take several studies", Markup(html))
+
+
+SectionMaker = Callable[[Sequence[IndexedStudy]], Section | None]
+# In the order of the page. A maker returns None where the studies give it nothing to show.
+SECTIONS: tuple[SectionMaker, ...] = (studies_section, claims_section, papers_section)
+
+
+def write_index(folders: Sequence[Path], output: Path, title: str) -> str:
+    """Write the page over the studies in these output folders; return its answer in one sentence.
+
+    Raises:
+        LskdError: for a folder that holds no study, before anything is written; for a page that cannot be.
+    """
+    studies = [_indexed(folder, output) for folder in _distinct(folders)]
+    if output.name == PAGE and (output.parent / VERDICTS_FILE).exists():
+        raise LskdError(f"{output} is a study's own page; name another file with --output")
+    answer = answer_sentence(studies)
+    words = ["lskd", "index", *map(str, folders), "--output", str(output)]
+    html = (
+        environment()
+        .get_template("index.html.j2")
+        .render(
+            title=title,
+            answer=answer,
+            sections=[section for maker in SECTIONS if (section := maker(studies)) is not None],
+            version=metadata.version("lskd"),
+            command=shlex.join(words),
+        )
+    )
+    write_text(output, html)
+    return answer
+
+
+def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
+    """Return the page's first sentence: in how many studies smoothing helped the students."""
+    with_students = [study for study in studies if study.headline is not None]
+    total = _count(len(studies), "study", "studies")
+    if not with_students:
+        return f"{total} of teachers alone; no student was taught."
+    verdicts = Counter(study.record.headline.verdict for study in with_students)
+    without = verdicts["no verdict"]
+    parts = [
+        f"{_count(verdicts['supported'], 'study supports', 'studies support')} the paper’s claim that a "
+        "label-smoothed teacher distils a better student",
+        f"{_count(verdicts['contradicted'], 'contradicts', 'contradict')} it",
+        f"{verdicts['cannot tell']} cannot tell",
+    ]
+    alone = len(studies) - len(with_students)
+    rest = f" {_count(alone, 'study is', 'studies are')} of teachers alone." if alone else ""
+    if without:
+        rest += f" {_count(without, 'study has', 'studies have')} no verdict, because runs failed."
+    failed = sum(len(study.record.runs.failed) for study in studies)
+    if failed:
+        rest += f" {_count(failed, 'run', 'runs')} failed."
+    missing = sum(len(study.record.runs.missing) for study in studies)
+    lost = f" {_count(missing, 'run is', 'runs are')} missing." if missing else ""
+    return f"Of {total}, {', '.join(parts[:2])}, and {parts[2]}.{rest}{lost}"
+
+
+def _count(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
+
+
+def _distinct(folders: Sequence[Path]) -> list[Path]:
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _indexed(folder: Path, output: Path) -> IndexedStudy:
+    record = read_record(folder)
+    page = folder / PAGE
+    if not page.is_file():
+        raise LskdError(f"{folder} has no page ({PAGE}); run `lskd study` again")
+    address = os.path.relpath(page.resolve(), output.parent.resolve())
+    return IndexedStudy(folder, quote(Path(address).as_posix()), record)

@@ -1,0 +1,134 @@
+"""What stands above a study's verdict, because it weakens it or takes it away."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lskd_study.plan.plan import exact
+from lskd_study.results.results import BySeed, Kind, Result, Results
+from lskd_study.stats.intervals import Array
+
+LAST = 0.1  # the last epochs are this part of all, one at least
+STILL = 0.02  # of what the loss fell in the whole training
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A sentence in bold, what it is about (a line each), and what to do."""
+
+    title: str
+    items: tuple[str, ...] = ()
+    advice: str = ""
+
+    def __str__(self) -> str:
+        """Return it in one line, with the first of a long list."""
+        rest = f" and {len(self.items) - 2} more" if len(self.items) > 2 else ""
+        return f"{self.title}{' ' if self.items else ''}{'; '.join(self.items[:2])}{rest}"
+
+
+def notices_of(results: Results[Kind]) -> list[Notice]:
+    """Return what is to be said before the verdicts: first what takes them away, then what weakens them."""
+    return list(_notices(results))
+
+
+def say_notices(results: Results[Kind]) -> list[Notice]:
+    """Print them on stderr, a line each, and return them."""
+    notices = notices_of(results)
+    for notice in notices:
+        print(f"lskd: note: {notice}", file=sys.stderr)
+    return notices
+
+
+def _notices(results: Results[Kind]) -> Iterator[Notice]:
+    if results.failed:
+        count, of = len(results.failed), len(results.plan.runs)
+        yield Notice(
+            f"{count} of {of} runs failed. No number of a failed run counts, and nothing that needs one "
+            "gets a verdict.",
+            tuple(f"{one.run.id}: {one.reason}" for one in results.failed.values()),
+            "To train one again, change what made it diverge in its trainer’s file, or remove its folder, "
+            "and give the same command again; students of it follow. Finished runs of other settings are "
+            "refused: all arms need the same.",
+        )
+    if versions := data_versions(results):
+        yield Notice(
+            f"The data changed within the study: its runs saw {len(versions)} versions of them, so "
+            "differences between these runs may come from the data.",
+            tuple(f"{sha256[:12]}: {', '.join(runs)}" for sha256, runs in versions.items()),
+            "Remove the runs of the older data and give the same command again.",
+        )
+    if weak := at_chance(results):
+        yield Notice(
+            f"{len(weak)} run{' is' if len(weak) == 1 else 's are'} no better than chance, which says "
+            "nothing about what was compared.",
+            tuple(f"{run}: {words}" for run, words in weak.items()),
+        )
+    if falling := still_falling(results):
+        yield Notice(
+            "Training losses still fell in the last epochs, so longer training may change the verdicts.",
+            tuple(falling),
+        )
+    if results.plan.note:
+        yield Notice(results.plan.note)
+
+
+def data_versions(results: Results[Kind]) -> dict[str, list[str]]:
+    """Return the runs by the checksum of the data that they saw; nothing where all saw the same."""
+    found: dict[str, list[str]] = {}
+    for job in results.jobs:
+        if sha256 := job["data"].get("sha256"):  # older versions have none that covers contents
+            found.setdefault(sha256, []).append(job["run"])
+    return found if len(found) > 1 else {}
+
+
+def at_chance(results: Results[Kind]) -> dict[str, str]:
+    """Return the runs that are no better than guessing, and by what measure."""
+    found = {name: result.at_chance() for name, result in results.finished.items()}
+    return {name: words for name, words in found.items() if words}
+
+
+def still_falling(results: Results[Kind]) -> list[str]:
+    """Return the kinds of run whose training loss, the mean over seeds, still fell when training ended."""
+    plan = results.plan
+    found: dict[str, None] = {}
+    for run in plan.runs:
+        if run.role == "teacher":
+            name = f"teacher {run.model}, α = {exact(run.smoothing)}"
+            kind, column = results.teachers(run.model, run.smoothing), "train_hard_ce"
+        else:
+            teacher = plan.run(run.teacher).model
+            setting = (run.smoothing, run.temperature, run.hard_weight)
+            name = f"student {run.model} of {teacher}, α = {exact(run.smoothing)}"
+            if not plan.papers_loss:
+                name += f", T = {exact(run.temperature)}, λ = {exact(run.hard_weight)}"
+            kind, column = results.students(run.model, teacher, *setting), "train_ce"
+        if name not in found and (loss := _mean_curve(kind, column)) is not None and still_falls(loss):
+            found[name] = None
+    return list(found)
+
+
+def still_falls(loss: Array) -> bool:
+    """Whether a loss ``(E,)`` by epoch still falls at its end.
+
+    It does if its mean over the last tenth of the epochs lies below that over the tenth before by more than
+    2 % of how far it fell in all, so that neither its unit nor its floor matters. One epoch says nothing.
+    """
+    last = max(1, int(LAST * len(loss)))
+    if len(loss) <= last:
+        return False
+    late = loss[-last:].mean()
+    return bool(loss[-2 * last : -last].mean() - late > STILL * max(loss[0] - late, 0))
+
+
+def _mean_curve(results: BySeed[Kind], column: str) -> Array | None:
+    curves = [result.curves[column] for result in _with(results, column)]
+    shortest = min((len(curve) for curve in curves), default=0)
+    return np.mean([curve[:shortest] for curve in curves], axis=0) if shortest else None
+
+
+def _with(results: BySeed[Kind], column: str) -> Iterator[Result]:
+    for result in results.values():
+        if column in result.curves and np.isfinite(result.curves[column]).all():
+            yield result

@@ -1,0 +1,302 @@
+"""``verdicts.json``: what a study found, for programs and for the index page over several studies.
+
+Every number is finite or null: JSON has no NaN.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lskd import LskdError
+from lskd.base.files import read_json
+from lskd_study.base import provenance
+from lskd_study.base.extras import needs_study_extra
+from lskd_study.claims import Finding
+from lskd_study.pages.notices import at_chance, data_versions, notices_of, still_falling
+from lskd_study.results.results import Kind, Result, Results, is_translation
+
+with needs_study_extra():
+    from pydantic import BaseModel, ConfigDict, ValidationError
+
+VERDICTS_FILE = "verdicts.json"
+FORMAT = 1
+
+Number = float | None
+Word = Literal["supported", "contradicted", "cannot tell", "no verdict"]
+
+
+class Record(BaseModel):
+    """A part of the file. What a later version adds is passed over when it is read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class SettingRecord(Record):
+    """What was compared; temperature and hard weight are null for a claim about teachers."""
+
+    baseline: float
+    smoothing: float
+    temperature: Number
+    hard_weight: Number
+    words: str
+
+
+class FindingRecord(Record):
+    """One claim tested in one setting.
+
+    ``direction`` is the side of zero that the claim names; 0 marks a part that is reported and is no claim,
+    so its ``verdict`` is null. ``no verdict``: a run that it needs failed, and ``note`` says which.
+    ``p`` is against ``null`` (0, or the negative margin) and its own, ``p_holm``
+    corrected for the page's claims. ``runs``: how many trainings the estimate rests on.
+    """
+
+    claim: str
+    text: str
+    tested: str
+    source: str
+    role: str
+    quantity: str
+    unit: str
+    direction: Literal[1, 0, -1]
+    setting: SettingRecord
+    estimate: Number
+    low: Number
+    high: Number
+    p: Number
+    p_holm: Number
+    verdict: Word | None
+    seeds: int
+    samples: int
+    method: str
+    note: str
+    null: Number = 0.0
+    runs: int = 0
+
+
+class HeadlineRecord(Record):
+    """The page's opening: which claim it is about, the verdict, and the answer as a sentence."""
+
+    claim: str | None
+    verdict: Word | None
+    answer: str
+
+
+class FailedRecord(Record):
+    """A run that failed: in which epoch, as its trainer counts (null: its teacher failed), and why."""
+
+    run: str
+    epoch: int | None
+    reason: str
+
+
+class RunsRecord(Record):
+    """How many trainings the study asks for, how many have a result, which failed and which are missing."""
+
+    planned: int
+    finished: int
+    missing: list[str]
+    failed: list[FailedRecord] = []
+
+
+class DataRecord(Record):
+    """What the study was measured on; ``classes`` is 0 where nothing is classified."""
+
+    path: str
+    classes: int
+    samples: int
+
+
+class StudyRecord(Record):
+    """The whole file.
+
+    ``notices``: what the page says above the verdict, a line each. ``data_changed``: the runs by the checksum
+    of the data that they saw, empty where all saw the same. ``at_chance``: runs, ``still_falling``: kinds of
+    run.
+    """
+
+    format: int = FORMAT
+    kind: Literal["images", "translation", "teachers"]
+    title: str
+    study_file: str
+    ecosystem: str
+    headline: HeadlineRecord
+    findings: list[FindingRecord]
+    data: DataRecord
+    teachers: list[str]
+    students: list[str]
+    smoothing: list[float]
+    convention: str
+    temperatures: list[float]
+    hard_weights: list[float]
+    seeds: list[int]
+    runs: RunsRecord
+    versions: dict[str, list[str]]
+    last_run_finished: str
+    notices: list[str] = []
+    data_changed: dict[str, list[str]] = {}
+    at_chance: list[str] = []
+    still_falling: list[str] = []
+
+    def text(self) -> str:
+        """Return the file's content."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def study_record(results: Results[Result], findings: list[Finding], answer: str) -> StudyRecord:
+    """Return what a study found; ``findings[0]`` is the headline and ``answer`` its sentence."""
+    plan = results.plan
+    students = [run for run in plan.runs if run.role == "student"]
+    first = findings[0]
+    return StudyRecord(
+        kind="translation" if is_translation(plan) else "images",
+        title=plan.title,
+        study_file=plan.study_file,
+        ecosystem=plan.ecosystem,
+        headline=HeadlineRecord(claim=first.claim.id, verdict=first.verdict, answer=answer),
+        findings=[_finding(finding) for finding in findings],
+        data=DataRecord(path=plan.data, classes=plan.num_classes, samples=results.samples),
+        teachers=list(dict.fromkeys(run.model for run in plan.runs if run.role == "teacher")),
+        students=list(dict.fromkeys(run.model for run in students)),
+        smoothing=plan.smoothing,
+        convention=plan.convention,
+        temperatures=list(dict.fromkeys(run.temperature for run in students)),
+        hard_weights=list(dict.fromkeys(run.hard_weight for run in students)),
+        seeds=plan.seeds,
+        **_of_runs(results),
+    )
+
+
+def _of_runs(results: Results[Kind]) -> dict[str, Any]:
+    failed = [
+        FailedRecord(run=one.run.id, epoch=one.epoch, reason=one.reason) for one in results.failed.values()
+    ]
+    return {
+        "runs": RunsRecord(
+            planned=len(results.plan.runs),
+            finished=len(results.finished),
+            missing=results.missing,
+            failed=failed,
+        ),
+        "versions": _versions(results.jobs),
+        "last_run_finished": max(str(job["finished"]) for job in results.jobs),
+        "notices": [str(notice) for notice in notices_of(results)],
+        "data_changed": data_versions(results),
+        "at_chance": list(at_chance(results)),
+        "still_falling": still_falling(results),
+    }
+
+
+def teachers_record(title: str, names: list[str], answer: str, data: DataRecord) -> StudyRecord:
+    """Return the record of a list of teachers, which are measured and compared but teach nobody."""
+    return StudyRecord(
+        kind="teachers",
+        title=title,
+        study_file="",
+        ecosystem="",
+        headline=HeadlineRecord(claim=None, verdict=None, answer=answer),
+        findings=[],
+        data=data,
+        teachers=names,
+        students=[],
+        smoothing=[],
+        convention="",
+        temperatures=[],
+        hard_weights=[],
+        seeds=[],
+        runs=RunsRecord(planned=len(names), finished=len(names), missing=[]),
+        versions={name: [version] for name, version in provenance.versions().items()},
+        last_run_finished="",
+    )
+
+
+def of_study(record: StudyRecord, results: Results[Result], findings: Sequence[Finding]) -> StudyRecord:
+    """Return the record of a study without students with what its file says: trainer, data, seeds, runs.
+
+    ``findings``: the verdicts on the claims about teachers.
+    """
+    plan = results.plan
+    return record.model_copy(
+        update={
+            "findings": [_finding(finding) for finding in findings],
+            "study_file": plan.study_file,
+            "ecosystem": plan.ecosystem,
+            "data": record.data.model_copy(update={"path": plan.data}),
+            "teachers": list(dict.fromkeys(run.model for run in plan.runs)),
+            "smoothing": plan.smoothing,
+            "convention": plan.convention,
+            "seeds": plan.seeds,
+            **_of_runs(results),
+        }
+    )
+
+
+def read_record(folder: Path) -> StudyRecord:
+    """Read a study's verdicts from its output folder.
+
+    Raises:
+        LskdError: for a folder that holds no study, or one written by another version.
+    """
+    path = folder / VERDICTS_FILE
+    if not path.is_file():
+        raise LskdError(
+            f"{folder} holds no study ({VERDICTS_FILE} is not there); name an output folder of `lskd study`, "
+            "and run the study again if an older version wrote it"
+        )
+    try:
+        record = StudyRecord.model_validate(read_json(path, "what `lskd study` writes"))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
+        raise LskdError(f"{path} is damaged ({reason}); run `lskd study` again") from error
+    if record.format != FORMAT:
+        raise LskdError(f"{path} was written by another version; run `lskd study` again")
+    return record
+
+
+def _finding(finding: Finding) -> FindingRecord:
+    claim, interval, setting = finding.claim, finding.interval, finding.setting
+    of_teacher = claim.role == "teacher"
+    notes = [interval.note if interval else "", finding.note]
+    return FindingRecord(
+        claim=claim.id,
+        text=claim.text,
+        tested=claim.tested,
+        source=claim.source,
+        role=claim.role,
+        quantity=claim.quantity,
+        unit=claim.unit,
+        direction=claim.direction,
+        setting=SettingRecord(
+            baseline=setting.baseline,
+            smoothing=setting.smoothing,
+            temperature=None if of_teacher else setting.temperature,
+            hard_weight=None if of_teacher else setting.hard_weight,
+            words=setting.describe(claim.role),
+        ),
+        estimate=_number(interval.estimate) if interval else None,
+        low=_number(interval.low) if interval else None,
+        high=_number(interval.high) if interval else None,
+        p=_number(finding.p_value),
+        p_holm=_number(finding.adjusted_p),
+        verdict=finding.verdict,
+        seeds=interval.seeds if interval else 0,
+        samples=interval.samples if interval else 0,
+        method=interval.method if interval else "",
+        note="; ".join(filter(None, notes)),
+        null=finding.null,
+        runs=finding.runs,
+    )
+
+
+def _versions(jobs: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for job in jobs:
+        for name, version in job["versions"].items():
+            found.setdefault(name, {})[version] = None
+    return {name: list(values) for name, values in found.items()}
+
+
+def _number(value: float) -> Number:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,119 @@
+"""The JSON schema of study files, for editors: generated from the model that reads them.
+
+It ships as ``study.schema.json`` in the folder of recipes. In the vocabulary of draft 7, which editors know.
+"""
+
+import inspect
+import json
+import re
+import typing
+from typing import Any, get_args
+
+from lskd_study.data.options import TEXT, command_of, valid_options
+from lskd_study.plan.recipes import recipes_folder
+from lskd_study.plan.schema import TRANSLATION, Prepare, Study
+from lskd_study.plan.teacher_list import TeacherList
+
+FILE = "study.schema.json"
+_TYPES = {bool: "boolean", int: "integer", float: "number"}  # all else is text, a path say
+
+
+def study_schema() -> dict[str, Any]:
+    """Return the schema of a study file, or of a list of teachers where it has a ``kind``."""
+    definitions: dict[str, Any] = {}
+    for model in (Study, TeacherList):
+        own = model.model_json_schema(ref_template="#/$defs/{model}")
+        definitions |= own.pop("$defs", {})
+        definitions[model.__name__] = own
+    _refine(definitions)
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "A study of lskd",
+        "type": "object",
+        "if": {"required": ["kind"]},
+        "then": {"$ref": "#/$defs/TeacherList"},
+        "else": {"$ref": "#/$defs/Study"},
+        "$defs": _plain(definitions),
+    }
+
+
+def schema_text() -> str:
+    """Return the schema as the file holds it."""
+    text = json.dumps(study_schema(), indent=1, ensure_ascii=False)
+    # What holds no other list or mapping on one line: a third of the length, and easier to compare.
+    return re.sub(r"[\[{][^\[\]{}]{1,140}[\]}]", lambda found: " ".join(found.group().split()), text) + "\n"
+
+
+def modeline() -> str:
+    """Return the comment by which an editor finds the schema of this installation."""
+    return f"# yaml-language-server: $schema={(recipes_folder() / FILE).resolve()}"
+
+
+def _refine(definitions: dict[str, Any]) -> None:
+    """Add what the model checks in code: what belongs to an ecosystem, and the options of each command."""
+    kinds: dict[bool, list[str | None]] = {True: [None], False: [None]}
+    for name in get_args(Prepare):
+        kinds[name in TEXT].append(name)
+    definitions["Study"]["allOf"] = [
+        {
+            "if": {"properties": {"ecosystem": {"const": TRANSLATION}}, "required": ["ecosystem"]},
+            "then": {
+                "properties": {
+                    "data": {
+                        "properties": {"prepare": {"enum": kinds[True]}},
+                        "not": {"required": ["num_classes"]},
+                    },
+                    "students": {"minItems": 1},
+                },
+                "required": ["students"],
+            },
+            "else": {
+                "properties": {
+                    "data": {"properties": {"prepare": {"enum": kinds[False]}}, "required": ["num_classes"]}
+                }
+            },
+        }
+    ]
+    definitions["Data"]["allOf"] = [
+        {
+            "if": {"properties": {"prepare": {"const": name}}, "required": ["prepare"]},
+            "then": _options(name),
+        }
+        for name in get_args(Prepare)
+    ]
+
+
+def _options(prepare: str) -> dict[str, Any]:
+    """Return the schema of a command's options, in the data that they are of, from its signature."""
+    command = command_of(prepare)
+    hints = typing.get_type_hints(inspect.unwrap(command.callback))
+    by_name = {parameter.name: parameter for parameter in command.params}
+    properties = {}
+    for name in valid_options(prepare):
+        key = name.replace("-", "_")
+        kind = next((one for one in (hints[key], *get_args(hints[key])) if one in _TYPES), str)
+        text = getattr(by_name[key], "help", None) or f"What `lskd data {prepare}` reads."
+        properties[name] = {"type": _TYPES.get(kind, "string"), "description": text}
+    needed = sorted(
+        name for name in properties if getattr(by_name[name.replace("-", "_")], "required", False)
+    )
+    options = {"properties": properties, "additionalProperties": False, "required": needed}
+    return {"properties": {"options": options}, "required": ["options"] * bool(needed)}
+
+
+def _plain(schema: Any) -> Any:
+    """Drop titles made of the keys' own names, and put what stands beside a reference where it counts."""
+    if isinstance(schema, list):
+        return [_plain(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {}
+    for key, value in schema.items():
+        if key == "title" and isinstance(value, str):
+            continue
+        if key == "default" and value is None:
+            continue
+        plain[key] = _plain(value)
+    if "$ref" in plain and len(plain) > 1:  # draft 7 looks at nothing beside a reference
+        plain["allOf"] = [{"$ref": plain.pop("$ref")}]
+    return plain

@@ -1,0 +1,314 @@
+"""The plan of a study: every run of the matrix, and where it lives below the output folder.
+
+The plan is written once, as ``plan.json`` in the output folder, and read by Snakemake and by every job, so
+that all of them (on any machine that sees the folder) agree on names and settings.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from decimal import Decimal
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from lskd import LskdError
+from lskd.base.files import read_json, write_text
+from lskd_study.data.options import Value, words_of
+
+PLAN = "plan.json"
+JOB = "job.json"
+BEGUN = "begun.json"
+CURVES = "curves.csv"
+LOGITS = "val_logits.safetensors"  # of image studies
+TRANSLATIONS = "translations.jsonl"  # of translation studies: the test set
+CHECKPOINT = "last.pth.tar"
+_NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # of a run, and so of a folder
+_AS_WRITTEN = {"strict": True, "extra": "forbid"}  # how the plan is read back
+TEACHER_FAILED = "its teacher"  # how the reason of a student begins that was not trained
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a teacher, or a student of the teacher named by ``teacher``."""
+
+    __pydantic_config__ = _AS_WRITTEN
+
+    id: str
+    role: Literal["teacher", "student"]
+    model: str
+    config: str
+    smoothing: float
+    seed: int
+    teacher: str = ""
+    temperature: float = 1.0
+    hard_weight: float = 0.0
+
+    @property
+    def folder(self) -> str:
+        """The run's folder, relative to the output folder."""
+        return f"{self.role}s/{self.id}"
+
+
+@dataclass(frozen=True)
+class Store:
+    """What one teacher says about its students' training images (or sentences), stored once.
+
+    Attributes:
+        id: name of the store.
+        teacher: the teacher's run.
+        students: the runs that read it.
+        writer: the one of them whose settings the writing command has.
+        seed: of the augmentation; the runs' own seed, so that all arms of a seed have the same images.
+        top_k: entries kept of each answer, 0: all.
+        values: ``float32`` or ``float16``.
+        epochs: stored, each with its own views of the images; 1 where there are no views.
+        asked: epochs of all its students together: what the teacher would be asked without a store.
+        size: bytes expected, 0 where that is not known before.
+    """
+
+    __pydantic_config__ = _AS_WRITTEN
+
+    id: str
+    teacher: str
+    students: list[str]
+    writer: str
+    seed: int
+    top_k: int
+    values: str
+    epochs: int
+    asked: int
+    size: int
+
+    @property
+    def folder(self) -> str:
+        """The store's folder, relative to the output folder: its record and log, and the soft labels."""
+        return f"soft_labels/{self.id}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A validated study with its matrix spelled out; plain values only.
+
+    ``cwd`` is the folder that the other paths are relative to. ``configs`` holds the content of the trainer's
+    files by path, so that a change of theirs is noticed. ``num_classes`` is 0 where nothing is classified.
+    ``margin``, in points of accuracy: what is still as good.
+    """
+
+    __pydantic_config__ = _AS_WRITTEN
+
+    title: str
+    study_file: str
+    ecosystem: str
+    cwd: str
+    output: str
+    data: str
+    prepare: str
+    num_classes: int
+    convention: Literal["paper", "uniform"]
+    smoothing: list[float]
+    seeds: list[int]
+    threads: int
+    resources: dict[str, int | str]
+    configs: dict[str, dict[str, Any]]
+    runs: list[Run]
+    soft_labels: dict[str, Any] = field(default_factory=dict)  # as in the study file
+    stores: list[Store] = field(default_factory=list)
+    store_notes: list[str] = field(default_factory=list)  # why students ask their teachers themselves
+    prepare_options: dict[str, Value] = field(default_factory=dict)
+    temperature_squared: bool = False
+    margin: float = 0.2
+    paper: list[str] = field(default_factory=list)  # tables of the paper that the study reproduces
+    published: dict[str, Any] = field(default_factory=dict)  # others' figures, as in the study file
+    note: str = ""  # to be said above the verdict
+
+    @property
+    def root(self) -> Path:
+        """The output folder."""
+        return Path(self.cwd, self.output)
+
+    @property
+    def data_dir(self) -> Path:
+        """The data folder."""
+        return Path(self.cwd, self.data)
+
+    @cached_property
+    def by_id(self) -> dict[str, Run]:
+        """The runs by name."""
+        return {run.id: run for run in self.runs}
+
+    @cached_property
+    def store_by_id(self) -> dict[str, Store]:
+        """The stores of soft labels by name."""
+        return {store.id: store for store in self.stores}
+
+    @cached_property
+    def _store_by_student(self) -> dict[str, Store]:
+        return {student: store for store in self.stores for student in store.students}
+
+    def store_of(self, run: Run) -> Store | None:
+        """Return the store that a run reads; None: it asks its teacher itself, or has none."""
+        return self._store_by_student.get(run.id)
+
+    def labels(self, store: Store, output: str | None = None) -> Path:
+        """Return the folder of the soft labels, relative to ``cwd``; ``output``: not the study's own."""
+        return Path(output, "soft_labels", store.id) if output else Path(self.output, store.folder, "labels")
+
+    @property
+    def teachers_alone(self) -> bool:
+        """Whether there are no students: Tables 1, 3 and 4."""
+        return all(run.role == "teacher" for run in self.runs)
+
+    @property
+    def papers_loss(self) -> bool:
+        """Whether every student learns by the paper's own loss: soft labels alone, temperature 1."""
+        students = [run for run in self.runs if run.role == "student"]
+        return {(run.temperature, run.hard_weight) for run in students} <= {(1.0, 0.0)}
+
+    @property
+    def prepare_words(self) -> list[str]:
+        """The arguments of ``lskd`` that make the data, paths relative to ``cwd``; empty for none."""
+        if not self.prepare:
+            return []
+        words = ["data", *words_of(self.prepare, self.prepare_options)]
+        if self.ecosystem != "fairseq":
+            return [*words, "--output", self.data]
+        text = self.data.removesuffix("-bin") if self.data.endswith("-bin") else f"{self.data}-text"
+        return [*words, "--output", text, "--data-bin", self.data]
+
+    def run(self, run_id: str) -> Run:
+        """Return the run of that name.
+
+        Raises:
+            LskdError: for a name that is not in the plan.
+        """
+        if run_id not in self.by_id:
+            raise LskdError(f"no run {run_id!r} in this plan; its runs are in {self.root / PLAN}")
+        return self.by_id[run_id]
+
+    def folder(self, run: Run) -> Path:
+        """Return the run's folder."""
+        return self.root / run.folder
+
+    def done(self, run: Run) -> bool:
+        """Whether the run is finished: ``job.json`` is written last and whole."""
+        return (self.folder(run) / JOB).exists()
+
+    def failed(self, made: Run | Store) -> str:
+        """Return why a run (or a store) that ended failed; empty where it did not, or has not ended."""
+        try:
+            record = read_json(self.root / made.folder / JOB)
+        except LskdError:
+            return ""
+        return str(record.get("failed") or "") if isinstance(record, dict) else ""
+
+    def unfinished(self) -> list[Run]:
+        """Return the runs still to do."""
+        return [run for run in self.runs if not self.done(run)]
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """Return what defines the run's result; two runs of equal settings are the same experiment."""
+        own = asdict(run)
+        own["config"] = self.configs[run.config]
+        own.update(ecosystem=self.ecosystem, data=self.data, num_classes=self.num_classes)
+        if self.temperature_squared and run.role == "student":
+            own["temperature_squared"] = True
+        if store := self.store_of(run):
+            own["soft_labels"] = {"top_k": store.top_k or "all", "values": store.values}
+        return {**own, "convention": self.convention}
+
+    def write(self) -> None:
+        """Write the plan into the output folder, whole or not at all."""
+        write_text(self.root / PLAN, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Plan":
+        """Read a plan back.
+
+        Raises:
+            LskdError: for a file that is not a plan.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        content = read_json(path, "a plan")
+        try:
+            # As JSON, in which a run is a mapping; strictly, "1" is no number.
+            plan = TypeAdapter(cls).validate_json(json.dumps(content))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))[:80]
+            raise _other_version(path, f"{where}: {first['msg']}".removeprefix(": ")) from error
+        if found := plan._odd():
+            raise _other_version(path, found)
+        return plan
+
+    def _odd(self) -> str:
+        """Return what does not fit together, or is no name of a folder of ours; empty where all does."""
+        for name in (*self.by_id, *self.store_by_id):
+            if not _NAME.fullmatch(name):
+                return f"{name[:80]!r} is no name of a run"
+        for run in self.runs:
+            if run.config not in self.configs or (run.teacher or run.id) not in self.by_id:
+                return f"{run.id} has no settings or no teacher"
+        for store in self.stores:
+            if not {store.teacher, store.writer, *store.students} <= self.by_id.keys():
+                return f"{store.id} has no teacher or no students"
+        return ""
+
+
+def _other_version(path: Path, reason: str) -> LskdError:
+    reason = " ".join(reason.split())
+    return LskdError(f"{path} is not a plan of this version ({reason}); run `lskd study` again")
+
+
+def expand(
+    smoothing: list[float],
+    seeds: list[int],
+    teachers: list[tuple[str, str]],
+    students: list[tuple[str, str]],
+    temperatures: list[float],
+    hard_weights: list[float],
+) -> list[Run]:
+    """Return all runs of the matrix, teachers first; networks are pairs (model, trainer's file)."""
+    # Seeds vary slowest, so that a study broken off holds whole pairs of arms.
+    arms = list(product(seeds, teachers, smoothing))
+    runs = [
+        Run(_teacher_id(model, alpha, seed), "teacher", model, config, alpha, seed)
+        for seed, (model, config), alpha in arms
+    ]
+    settings = list(product(temperatures, hard_weights))
+    for (seed, (teacher, _), alpha), (model, config), (t, hard) in product(arms, students, settings):
+        name = f"student-{slug(model)}-of-{slug(teacher)}-smoothing{exact(alpha)}"
+        run_id = f"{name}-T{exact(t)}-hard{exact(hard)}-seed{seed}"
+        teacher_id = _teacher_id(teacher, alpha, seed)
+        runs.append(Run(run_id, "student", model, config, alpha, seed, teacher_id, t, hard))
+    return runs
+
+
+def _teacher_id(model: str, alpha: float, seed: int) -> str:
+    return f"teacher-{slug(model)}-smoothing{exact(alpha)}-seed{seed}"
+
+
+def rest_of(hard_weight: float) -> float:
+    """Return the soft labels' weight: 1 less the hard ones', in decimals, so that 0.9 leaves 0.1.
+
+    >>> rest_of(0.9)
+    0.1
+    """
+    return float(1 - Decimal(repr(float(hard_weight))))
+
+
+def exact(value: float) -> str:
+    """Return a number in as few digits as give exactly it again: for commands, names and labels.
+
+    >>> exact(1.0), exact(0.1), exact(0.1234567), exact(1e-05)
+    ('1', '0.1', '0.1234567', '1e-05')
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value)).removesuffix(".0")
+
+
+def slug(model: str) -> str:
+    """Return a model's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", model)

@@ -1,0 +1,116 @@
+"""The JSON that a study leaves beside its results: each kind is validated by one model when it is read."""
+
+from pathlib import Path
+from typing import Any
+
+from lskd import LskdError
+from lskd.base.files import read_json
+from lskd_study.base.extras import needs_study_extra
+
+with needs_study_extra():
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Record(BaseModel):
+    """What is read of a file; it may hold more, and a later version's file does."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class Taught(Record):
+    """The teacher that a run or a store belongs to."""
+
+    checkpoint_sha256: str
+
+
+class Checkpoint(Record):
+    """A run's weights."""
+
+    sha256: str
+
+
+class StoredLabels(Record):
+    """What a store holds."""
+
+    bytes: int
+
+
+class Begun(Record):
+    """``begun.json``: what a run or a store was begun as, and how often it was gone on with."""
+
+    settings: dict[str, Any] = {}
+    teacher: Taught | None = None
+    resumed: int = Field(0, ge=0)
+
+
+class Made(Record):
+    """``job.json`` of a run, as far as other runs depend on it."""
+
+    teacher: Taught | None = None
+    checkpoint: Checkpoint | None = None
+
+
+class MadeStore(Record):
+    """``job.json`` of a store."""
+
+    teacher: Taught
+    soft_labels: StoredLabels | None = None  # of one that failed there are none
+    wall_time_s: float
+
+
+class Data(Record):
+    """The data that a run was trained on."""
+
+    path: str
+    sha256: str = ""  # of earlier versions there is none
+
+
+class Code(Record):
+    """The checkout that a run was made with."""
+
+    commit: str
+    modified: bool
+
+
+class Machine(Record):
+    """Where a run was made."""
+
+    cpu: str
+    cores: int
+    gpus: list[str]
+
+
+class Job(Made):
+    """``job.json`` of a finished run, as tables and page show it."""
+
+    run: str
+    command: str
+    rerun_command: str = ""
+    environment: dict[str, str]
+    data: Data
+    versions: dict[str, str]
+    git: Code | None
+    hardware: Machine
+    finished: str
+    wall_time_s: float
+    resumed: int
+
+
+def read_record(path: Path, kind: type[Record]) -> dict[str, Any]:
+    """Return what such a file says, with what the model does not know; empty where there is no file.
+
+    Raises:
+        LskdError: it is damaged, or of another version.
+    """
+    if not path.exists():
+        return {}
+    content = read_json(path, f"what `lskd study` writes as {path.name}")
+    try:
+        kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:80]
+        reason = f"{where}: {first['msg']}".removeprefix(": ")
+        raise LskdError(f"{path} is damaged or of another version ({' '.join(reason.split())})") from error
+    found: dict[str, Any] = content
+    return found

@@ -1,0 +1,132 @@
+"""What a classifier left: accuracy and 1-S, from its stored logits on the validation images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lskd import compare_with_chance, require_finite
+from lskd.stability import stability
+from lskd_study.plan.plan import CURVES, JOB, LOGITS, Run
+from lskd_study.plan.records import Job, read_record
+from lskd_study.results.results import PerSample, Result, read_curves
+from lskd_study.stats.intervals import Array, target_std_pseudo_values
+
+
+@dataclass(frozen=True)
+class ImageResult(Result):
+    """A classifier's result; the arrays have one value per validation image, sorted by key."""
+
+    labels: NDArray[np.int64]
+    rank: NDArray[np.int64]  # classes that are scored at least as high as the right one
+    correct: Array
+    correct5: Array
+    target_probability: Array
+    instability: float
+
+    @property
+    def top1(self) -> float:
+        """Top-1 accuracy in percent."""
+        return 100 * float(self.correct.mean())
+
+    @property
+    def top5(self) -> float:
+        """Top-5 accuracy in percent."""
+        return 100 * float(self.correct5.mean())
+
+    def topk(self, k: int) -> float:
+        """Top-k accuracy in percent."""
+        return 100 * float((self.rank < k).mean())
+
+    def per_sample(self, quantity: str) -> PerSample | None:
+        """Return accuracy or 1-S image by image.
+
+        Raises:
+            LskdError: for 1-S with too few images in a class.
+        """
+        if quantity == "top1":
+            return PerSample(self.correct, bounded=True, scale=100)
+        if quantity == "instability":
+            values = target_std_pseudo_values(self.target_probability, self.labels)
+            return PerSample(values, strata=self.labels)
+        return None
+
+    def at_chance(self) -> str:
+        """Return its accuracy where that is no better than always naming the most frequent class.
+
+        A one-sided binomial test at 1 %, as a teacher passes before it teaches.
+        """
+        total, chance = len(self.labels), float(np.bincount(self.labels).max() / len(self.labels))
+        if compare_with_chance(int(self.correct.sum()), total, chance) != "at":
+            return ""
+        return f"right on {self.top1:.1f} % of {total:,} validation images, chance is {100 * chance:.1f} %"
+
+    def same_samples(self, other: Result) -> bool:
+        """Whether both were measured on the same images with the same labels."""
+        return (
+            isinstance(other, ImageResult)
+            and self.keys == other.keys
+            and np.array_equal(self.labels, other.labels)
+        )
+
+
+def read_image_result(folder: Path, run: Run, num_classes: int) -> ImageResult:
+    """Read one run's folder.
+
+    Raises:
+        DivergedError: its logits are not finite.
+        Exception: of many classes, when a file is missing or damaged; `results.read_results` makes it one.
+    """
+    job = read_record(folder / JOB, Job)
+    curves = read_curves(folder / CURVES)
+    keys, logits, labels = read_logits(folder, num_classes)
+    epoch = int(curves["epoch"][-1])
+    require_finite("the logits of the validation images", torch.from_numpy(logits), epoch)
+    return _measure(run, job, curves, keys, logits, labels)
+
+
+def read_logits(folder: Path, num_classes: int) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
+    """Return a run's samples, sorted: keys, logits ``(N, K)`` and labels ``(N,)``.
+
+    Raises:
+        Exception: of many classes, when the file is missing or damaged.
+    """
+    from safetensors.numpy import load_file
+
+    tensors = load_file(folder / LOGITS)
+    keys = bytes(tensors["keys"]).decode().split("\n")
+    logits, labels = tensors["logits"].astype(np.float32), tensors["labels"].astype(np.int64)
+    if len(keys) != len(labels) or logits.shape != (len(labels), num_classes):
+        raise ValueError("sizes do not match")
+    order = np.argsort(np.array(keys), kind="stable")
+    return [keys[i] for i in order], logits[order], labels[order]
+
+
+def _measure(
+    run: Run,
+    job: dict[str, Any],
+    curves: dict[str, Array],
+    keys: list[str],
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+) -> ImageResult:
+    own = logits[np.arange(len(labels)), labels]
+    rank = (logits >= own[:, None]).sum(-1) - 1  # ties count against the model
+    scores, classes = torch.from_numpy(logits), torch.from_numpy(labels)
+    instability = 1 - float(stability(scores, classes, logits.shape[1]))
+    probability = scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy()
+    return ImageResult(
+        run=run,
+        job=job,
+        curves=curves,
+        keys=keys,
+        labels=labels,
+        rank=rank,
+        correct=(rank < 1).astype(np.float64),
+        correct5=(rank < 5).astype(np.float64),
+        target_probability=probability,
+        instability=instability,
+    )

@@ -1,0 +1,57 @@
+"""Read a study's run folders: each finished run as what its trainer's kind of model leaves."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lskd import DivergedError, LskdError
+from lskd.base.files import read_json
+from lskd_study.plan.plan import JOB, Plan, Run
+from lskd_study.results.images import read_image_result
+from lskd_study.results.results import Failure, Result, Results, is_translation
+from lskd_study.results.translation import read_translation_result
+
+
+def read_results(plan: Plan) -> Results[Any]:
+    """Read every finished run of the plan, as ``ImageResult`` or ``TranslationResult``.
+
+    Raises:
+        LskdError: for a run folder that is damaged or runs that were measured on different samples.
+    """
+    finished, missing, failed = {}, [], {}
+    for run in plan.runs:
+        if not plan.done(run):
+            missing.append(run.id)
+        elif plan.failed(run):
+            failed[run.id] = Failure(run, read_json(plan.folder(run) / JOB))
+        else:
+            try:
+                finished[run.id] = _read(plan, run)
+            except DivergedError as error:  # recorded as finished by a version that did not look
+                record = read_json(plan.folder(run) / JOB)
+                failed[run.id] = Failure(run, record | {"failed": str(error)})
+    _same_samples(finished.values(), "test sentences" if is_translation(plan) else "validation samples")
+    return Results(plan, finished, missing, failed)
+
+
+def _read(plan: Plan, run: Run) -> Result:
+    folder = plan.folder(run)
+    try:
+        if is_translation(plan):
+            return read_translation_result(folder, run)
+        return read_image_result(folder, run, plan.num_classes)
+    except LskdError:
+        raise
+    except Exception as error:  # safetensors has an exception class of its own
+        reason = " ".join(str(error).split())
+        raise LskdError(f"run folder {folder} is damaged ({reason}); remove it to run it again") from error
+
+
+def _same_samples(results: Iterable[Result], samples: str) -> None:
+    first: Result | None = None
+    for result in results:
+        first = first or result
+        if not result.same_samples(first):
+            raise LskdError(
+                f"{result.run.id} and {first.run.id} were measured on different {samples}; "
+                "the data changed in between: remove the older runs"
+            )

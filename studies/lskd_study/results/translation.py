@@ -1,0 +1,155 @@
+"""What a translation model left: BLEU from its translations of the test set, perplexity from its curves.
+
+The translations are those of the checkpoint with the best validation BLEU.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lskd import compare_with_chance
+from lskd.base.files import parse_json
+from lskd_study.plan.plan import CURVES, JOB, TRANSLATIONS, Run
+from lskd_study.plan.records import Job, read_record
+from lskd_study.results.results import PerSample, Result, read_curves
+from lskd_study.stats import bleu
+from lskd_study.trainers.fairseq import CURVE_COLUMNS
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One test sentence; the fields ending in ``_tokens`` are tokenised, with subwords joined."""
+
+    id: int
+    source: str
+    reference: str
+    hypothesis: str
+    reference_tokens: str
+    hypothesis_tokens: str
+
+
+@dataclass(frozen=True)
+class TranslationResult(Result):
+    """A translation model's result; ``sentences`` are sorted by id."""
+
+    sentences: list[Sentence]
+
+    @cached_property
+    def detokenised(self) -> bleu.Score:
+        """BLEU of the detokenised text, tokenised by sacreBLEU: the one that compares across papers."""
+        return bleu.score(
+            [sentence.hypothesis for sentence in self.sentences],
+            [sentence.reference for sentence in self.sentences],
+        )
+
+    @cached_property
+    def tokenised(self) -> bleu.Score:
+        """BLEU of the text as the data was tokenised, as ``fairseq-generate`` reports it."""
+        return bleu.score(
+            [sentence.hypothesis_tokens for sentence in self.sentences],
+            [sentence.reference_tokens for sentence in self.sentences],
+            tokenised=True,
+        )
+
+    @property
+    def chosen(self) -> int:
+        """The epoch (from 0) of the checkpoint that translated: best validation BLEU, the later of equals."""
+        scores = self.curves["val_bleu"]
+        return int(np.flatnonzero(scores == np.nanmax(scores))[-1])
+
+    def value(self, quantity: str) -> float:
+        """Return what validation gave at the chosen epoch, or what training gave at the last one."""
+        if quantity.startswith("val_"):
+            return float(self.curves[quantity][self.chosen])
+        return self.last(quantity)
+
+    def per_sample(self, quantity: str) -> PerSample | None:
+        """Return BLEU (of the detokenised text, points) as jackknife pseudo-values, one per test sentence."""
+        return self._pseudo_values if quantity == "bleu" else None
+
+    @cached_property
+    def _pseudo_values(self) -> PerSample:
+        statistics = self.detokenised.statistics
+        return PerSample(bleu.pseudo_values(statistics), problem=bleu.too_few_matches(statistics))
+
+    def at_chance(self) -> str:
+        """Return its BLEU where its translations fit their own references no better than other ones.
+
+        Each translation is held against its own reference and against that of another sentence, half of the
+        test set away. Of a translation that has nothing to do with its source either is as likely to share
+        more words with it: a one-sided sign test at 1 %; equal counts say nothing.
+        """
+        words = [
+            (Counter(s.hypothesis_tokens.split()), Counter(s.reference_tokens.split()))
+            for s in self.sentences
+        ]
+        half = len(words) // 2
+        others = [reference for _, reference in (*words[half:], *words[:half])]
+        gains = [
+            (hypothesis & own).total() - (hypothesis & other).total()
+            for (hypothesis, own), other in zip(words, others, strict=True)
+        ]
+        better, unequal = sum(gain > 0 for gain in gains), sum(gain != 0 for gain in gains)
+        if compare_with_chance(len(gains), len(gains), 0.5) == "too few":
+            return ""
+        if compare_with_chance(better, unequal, 0.5) == "above":
+            return ""
+        return (
+            f"test BLEU {self.detokenised.value:.2f}; of {len(gains):,} translations {better:,} share more "
+            f"words with their own reference than with another sentence’s, {unequal - better:,} fewer"
+        )
+
+    def same_samples(self, other: Result) -> bool:
+        """Whether both translated the same sentences and are compared with the same references."""
+        if not isinstance(other, TranslationResult):
+            return False
+        mine, theirs = (
+            [(s.id, s.source, s.reference, s.reference_tokens) for s in result.sentences]
+            for result in (self, other)
+        )
+        return mine == theirs
+
+
+def read_translation_result(folder: Path, run: Run) -> TranslationResult:
+    """Read one run's folder.
+
+    Raises:
+        Exception: of many classes, when a file is missing or damaged; `results.read_results` makes it one.
+    """
+    job = read_record(folder / JOB, Job)
+    curves = read_curves(folder / CURVES)
+    lost = [name for name in CURVE_COLUMNS if name not in curves]
+    if lost:
+        raise ValueError(f"{CURVES} has no column {', '.join(lost)}")
+    if np.isnan(curves["val_bleu"]).all():
+        raise ValueError(f"{CURVES} has no validation BLEU")
+    sentences = _read_sentences(folder / TRANSLATIONS)
+    return TranslationResult(run, job, curves, [str(sentence.id) for sentence in sentences], sentences)
+
+
+def _read_sentences(path: Path) -> list[Sentence]:
+    sentences = []
+    # Not splitlines: a sentence may hold a character that Unicode calls a line break.
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
+        try:
+            sentences.append(_sentence(parse_json(line)))
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {number}: {error}") from error
+    sentences.sort(key=lambda sentence: sentence.id)
+    ids = [sentence.id for sentence in sentences]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{path.name} has two sentences of one id")
+    return sentences
+
+
+def _sentence(content: object) -> Sentence:
+    names = list(Sentence.__dataclass_fields__)
+    if not isinstance(content, dict) or not set(names) <= set(content):
+        raise ValueError(f"not an object with {', '.join(names)}")
+    values = [content[name] for name in names]
+    if type(values[0]) is not int or not all(isinstance(value, str) for value in values[1:]):
+        raise ValueError("the id must be a whole number, the rest text")
+    return Sentence(*values)

@@ -1,0 +1,1 @@
+"""How runs are executed: one job, the scheduler, clusters."""

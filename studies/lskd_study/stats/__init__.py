@@ -1,0 +1,1 @@
+"""Intervals, bootstrap, trends and BLEU: numbers in, numbers out."""

@@ -1,0 +1,1 @@
+"""``lskd study``: from a file, or a folder of images, to a page."""

@@ -1,0 +1,236 @@
+"""What is checked before a study's first run: data folder, models, output folder."""
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lskd import LskdError
+from lskd.base.images import class_folders, class_images
+from lskd_study.base.extras import needs_study_extra
+from lskd_study.base.text import storable
+from lskd_study.data.manifest import MANIFEST, read_manifest
+from lskd_study.data.options import DERIVED, KEPT, SOURCE, SUBSETS, TEXT, Options
+from lskd_study.plan.plan import Plan, Run
+from lskd_study.trainers import trainer_of
+
+
+def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "") -> None:
+    """Check for ``train`` and ``val`` with a folder of images for each class; ``mend`` says how to make it.
+
+    Raises:
+        LskdError: for a folder that is missing or holds something else; says how to make it.
+    """
+    mend = mend or _how_to_make(name)
+    if not folder.is_dir():
+        raise LskdError(f"data folder {name} does not exist; {mend}")
+    classes: dict[str, list[str]] = {}
+    for split in ("train", "val"):
+        try:
+            names = class_folders(folder / split)
+        except OSError as error:
+            raise LskdError(f"data folder {name} has no {split} folder; {mend}") from error
+        classes[split] = names
+        empty = [label for label in names if not class_images(folder / split / label)[0]]
+        if empty:
+            raise LskdError(f"class folder {name}/{split}/{empty[0]} has no images; {mend}")
+        if len(names) != num_classes:
+            raise LskdError(
+                f"{name}/{split} has {len(names)} class folders but num_classes is {num_classes}; mend one"
+            )
+    check_names(folder / "val", f"{name}/val")
+    if classes["train"] != classes["val"]:
+        odd = sorted(set(classes["train"]) ^ set(classes["val"]))
+        raise LskdError(
+            f"train and val of {name} have different classes, e.g. {odd[0]}; they must be the same"
+        )
+
+
+def check_names(folder: Path, name: str) -> None:
+    """Check that the names of all images and folders below a folder can be stored beside what is measured.
+
+    Raises:
+        LskdError: naming the first that cannot, and how many more there are.
+    """
+    odd = []
+    for label in class_folders(folder):
+        images, _ = class_images(folder / label)
+        odd += [label] if not storable(label) else []
+        odd += [f"{label}/{image}" for image in images if not storable(image)]
+    if odd:
+        first = f"{name}/{min(odd)}"
+        more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise LskdError(f"{first!r}{more} has a name that is no UTF-8 text in one line; rename it")
+
+
+def check_class_order(folder: Path, name: str) -> None:
+    """Check that timm, whose model teaches, and mmcls, whose model learns, number the classes alike.
+
+    timm sorts by the numbers in names (2 before 10) and without case, mmcls by letters (10 before 2).
+
+    Raises:
+        LskdError: for folders that the two sort differently.
+    """
+    from timm.utils.misc import natural_key
+
+    names = class_folders(folder / "train")
+    numbered: list[str] = sorted(names, key=natural_key)
+    for ours, theirs in zip(numbered, names, strict=True):
+        if ours != theirs:
+            raise LskdError(
+                f"the class folders of {name} are numbered differently by timm ({ours} before {theirs}) and "
+                "by mmcls; rename them in train and val: zeros in front of numbers (02, 10), lower case"
+            )
+
+
+def check_data_bin(folder: Path, name: str, options: Options, mend: str = "") -> None:
+    """Check for what fairseq-preprocess writes: two dictionaries, and train, valid and test in two languages.
+
+    Args:
+        folder: the data-bin.
+        name: what it is called in the study file.
+        options: of the command that made it, as far as the study file says; others are an error.
+        mend: how to make it.
+
+    Raises:
+        LskdError: for a folder that is missing or holds something else; says how to make it.
+    """
+    mend = mend or "make it with fairseq-preprocess, see docs/fairseq.md"
+    if not folder.is_dir():
+        raise LskdError(f"data-bin {name} does not exist; {mend}")
+    if len(list(folder.glob("dict.*.txt"))) < 2:
+        raise LskdError(f"{name} is no data-bin, it has no two dictionaries (dict.*.txt); {mend}")
+    for split in ("train", "valid", "test"):
+        if any(len(list(folder.glob(f"{split}.*-*.*.{kind}"))) != 2 for kind in ("bin", "idx")):
+            raise LskdError(f"data-bin {name} has no {split} set in two languages; {mend}")
+    made = read_manifest(folder).get("options", {})
+    for option, value in options.items():
+        if option in made and made[option] != value:
+            raise LskdError(
+                f"data-bin {name} was made with {option} {made[option]}, the study asks for {value}; "
+                "choose another data.path or remove it"
+            )
+
+
+def _how_to_make(name: str) -> str:
+    if Path(name).name == "digits":
+        return f"make it with `lskd data digits --output {name}`"
+    return "it must hold train/<class>/ and val/<class>/ with images"
+
+
+def check_models(models: Iterable[str]) -> None:
+    """Check that timm knows every model, its tag included.
+
+    Raises:
+        LskdError: for an unknown one, with the nearest name.
+    """
+    with needs_study_extra():
+        from timm_ls_kd.models import check_model_name
+    for model in dict.fromkeys(models):
+        check_model_name(model, "model")
+
+
+def try_out(plan: Plan) -> None:
+    """Build what unfinished runs are made of, one of each kind: seed and smoothing make none.
+
+    Raises:
+        LskdError: naming the trainer's file.
+    """
+    kinds: dict[tuple[object, ...], Run] = {}
+    for run in plan.unfinished():
+        teacher = plan.run(run.teacher).config if run.teacher else ""
+        kinds.setdefault((run.role, run.model, run.config, teacher), run)
+    rehearsals: dict[ModuleType, Any] = {}
+    for run in kinds.values():
+        trainer = trainer_of(plan.ecosystem, run.role)
+        rehearsal = rehearsals.get(trainer) or rehearsals.setdefault(trainer, trainer.Rehearsal(plan))
+        try:
+            with quietly():
+                rehearsal.try_out(run)
+        except LskdError as error:
+            raise LskdError(f"{run.config}, {run.role} {run.model}: {error}") from None
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what trainers say of themselves from the terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(said):
+                yield
+    finally:
+        logging.disable(level)
+
+
+def check_output(folder: Path, name: str) -> None:
+    """Make a folder that will be written to and check that it can be.
+
+    Raises:
+        LskdError: when it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise LskdError(f"cannot write the folder {name} ({error.strerror}); choose another one") from error
+
+
+def check_preparation(plan: Plan) -> None:
+    """Check what a study's data are made from, or that those which are there are what it asks for.
+
+    Raises:
+        LskdError: for a source that is not there or has other classes, and for data made otherwise.
+    """
+    if not plan.prepare or plan.prepare in TEXT:
+        return
+    if plan.data_dir.exists():
+        _check_made(plan)
+    elif SOURCE in plan.prepare_options:
+        _check_source(plan)
+
+
+def _check_made(plan: Plan) -> None:
+    manifest = read_manifest(plan.data_dir)
+    if not manifest:
+        raise LskdError(
+            f"data folder {plan.data} was not made by `lskd data {plan.prepare}`, it has no {MANIFEST}; "
+            "remove data.prepare from the study, or the folder"
+        )
+    expected = "subset" if plan.prepare in SUBSETS else plan.prepare
+    if manifest.get("name", expected) != expected:
+        raise LskdError(
+            f"data folder {plan.data} holds {manifest['name']}, the study asks for {expected}; "
+            "choose another data.path or remove it"
+        )
+    for option, value in plan.prepare_options.items():
+        key = KEPT.get(option)
+        if key in manifest and manifest[key] != value:
+            raise LskdError(
+                f"data folder {plan.data} was made with {option} {manifest[key]}, the study asks for "
+                f"{value}; choose another data.path or remove it"
+            )
+
+
+def _check_source(plan: Plan) -> None:
+    name = str(plan.prepare_options[SOURCE])
+    source = Path(plan.cwd, name)
+    if not source.exists():
+        raise LskdError(
+            f"{name}, which `lskd data {plan.prepare}` is to read, is not there; see docs/data.md"
+        )
+    if plan.prepare not in DERIVED - SUBSETS.keys():
+        return
+    classes = read_manifest(source).get("num_classes")
+    if classes is None and (source / "train").is_dir():
+        classes = len(class_folders(source / "train"))
+    if classes is not None and classes != plan.num_classes:
+        raise LskdError(f"{name} has {classes} classes but num_classes is {plan.num_classes}; mend one")

@@ -1,0 +1,351 @@
+"""``lskd study``: check everything, hand the matrix to Snakemake, then write the page."""
+
+import contextlib
+import errno
+import os
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lskd import LskdError
+from lskd.base.files import cannot_write, lock, read_json
+from lskd_study.base.extras import require_ecosystem, require_study_extra
+from lskd_study.base.progress import FILE, Follower, open_log
+from lskd_study.base.stopping import StoppedError, until_stopped
+from lskd_study.base.text import storable
+from lskd_study.pages.teachers_study import run_teachers_file
+from lskd_study.pages.verdicts import VERDICTS_FILE
+from lskd_study.plan.folders import check_no_link, disk_is_full
+from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
+from lskd_study.plan.recipes import find_study_file
+from lskd_study.plan.records import Begun, Made, read_record
+from lskd_study.plan.schema import TRANSLATION, Network, load_study, read_trainer_config
+from lskd_study.plan.teacher_list import is_teacher_list
+from lskd_study.runs import slurm
+from lskd_study.runs.data_checksum import check_unchanged
+from lskd_study.runs.scheduler import Schedule, make_schedule
+from lskd_study.stores.decide import with_stores
+from lskd_study.stores.state import release_stores, renew_stores
+from lskd_study.stores.words import describe_stores
+from lskd_study.study.checks import (
+    check_class_order,
+    check_data_bin,
+    check_data_folder,
+    check_models,
+    check_output,
+    check_preparation,
+    try_out,
+)
+from lskd_study.study.class_counts import check_class_counts
+from lskd_study.trainers import timm, trainer_of
+from lskd_study.trainers.same import changes, tidy
+
+LOCK = ".lskd.lock"
+SNAKEMAKE_LOG = "snakemake.log"
+
+
+def run_study(
+    study_file: str, output: str | None, cores: int | None, dry_run: bool, options: Sequence[str]
+) -> int:
+    """Run (or go on with) a study and write its page; returns the exit status, 1 when a run failed.
+
+    A study that only lists teachers trains nothing: they are measured.
+
+    ``options`` go to Snakemake. Raises LskdError, before anything is written, for what the user
+    can mend.
+    """
+    require_study_extra()
+    if study_file.startswith("-"):
+        raise LskdError(f"the study file comes before the options for Snakemake; {study_file} stands first")
+    if Path(study_file).is_dir():
+        study_file, output = _study_of(study_file, output)
+    if is_teacher_list(find_study_file(study_file)):
+        return run_teachers_file(study_file, output, dry_run, options)
+    plan = make_plan(study_file, output)
+    schedule = make_schedule(plan, cores, options)
+    check_preparation(plan)
+    if not plan.prepare or plan.data_dir.exists():
+        _check_data(plan)
+    check_class_counts(plan)
+    plan = with_stores(plan)
+    _check_no_other_study(plan)
+    for folder in [run.folder for run in plan.unfinished()] + [store.folder for store in plan.stores]:
+        check_no_link(plan.root / folder)
+    changed = _changed_settings(plan)
+    if changed:
+        run, what = next(iter(changed.items()))
+        listed = "; ".join(what[:3]) + (f" (and {len(what) - 3} more)" if len(what) > 3 else "")
+        raise LskdError(
+            f"{plan.output} holds {len(changed)} runs of other settings, e.g. {run}: {listed}; "
+            "set that back, or choose another --output"
+        )
+    todo = plan.unfinished()
+    if todo:
+        check_unchanged(plan)
+        check_models(run.model for run in plan.runs if trainer_of(plan.ecosystem, run.role) is timm)
+        try_out(plan)
+    if dry_run:
+        print(describe(plan))
+        print("\n".join(f"    {'to do   ' if run in todo else 'finished'}  {run.id}" for run in plan.runs))
+        return 0
+    check_output(plan.root, plan.output)
+    if plan.prepare and not plan.data_dir.exists():
+        check_output(plan.data_dir.parent, str(Path(plan.data).parent))
+    with _only_study(plan) as held:
+        _forget_orphaned_students(plan)
+        renew_stores(plan)
+        plan.write()
+        if plan.unfinished() or options:
+            print(describe(plan), file=sys.stderr, flush=True)
+            _snakemake(plan, schedule, held)
+        return _write_page(plan)
+
+
+def make_plan(study_file: str, output: str | None) -> Plan:
+    """Read a study file and spell out its matrix.
+
+    Raises:
+        LskdError: for anything in the study file, or the files it names, that is not as it should be.
+    """
+    path = find_study_file(study_file)
+    study = load_study(path)
+    require_ecosystem(study.ecosystem, path)
+
+    def networks(entries: list[Network]) -> list[tuple[str, str]]:
+        return [(entry.model, str(path.parent / entry.config)) for entry in entries]
+
+    teachers, students = networks(study.teachers), networks(study.students)
+    runs = expand(
+        study.smoothing.values, study.seeds, teachers, students, study.temperatures, study.hard_weights
+    )
+    twice = [name for name, times in Counter(run.id for run in runs).items() if times > 1]
+    if twice:
+        raise LskdError(f"{path}: the same run is asked for twice ({twice[0]}); list each network once")
+    for place in (str(Path.cwd()), output or study.output, study.data.path, study_file):
+        if not storable(place):
+            raise LskdError(f"the path {place!r} is no UTF-8 text in one line; rename it")
+    configs = {config: _read_config(study.ecosystem, Path(config)) for _, config in [*teachers, *students]}
+    for run in {(run.config, run.role): run for run in runs}.values():
+        trainer_of(study.ecosystem, run.role).check_config(configs[run.config], run.config, run.role)
+    if study.ecosystem == TRANSLATION:
+        for model, config in {*teachers, *students}:
+            trainer_of(study.ecosystem, "student").check_model(configs[config], config, model)
+    return Plan(
+        title=study.title,
+        study_file=tidy(study_file),
+        ecosystem=study.ecosystem,
+        cwd=str(Path.cwd()),
+        output=tidy(output or study.output),
+        data=tidy(study.data.path),
+        prepare=study.data.prepare or "",
+        num_classes=study.data.num_classes or 0,
+        convention=study.smoothing.convention,
+        smoothing=sorted(study.smoothing.values),
+        seeds=study.seeds,
+        threads=study.resources.threads,
+        resources=study.resources.extra,
+        configs=configs,
+        runs=runs,
+        soft_labels=study.soft_labels.model_dump(),
+        prepare_options=study.data.options,
+        temperature_squared=study.temperature_squared,
+        margin=study.margin,
+        note=study.note,
+        paper=study.papers_tables,
+        published=study.published.model_dump() if study.published else {},
+    )
+
+
+def _check_data(plan: Plan) -> None:
+    mend = f"make it with `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
+    if plan.ecosystem == TRANSLATION:
+        check_data_bin(plan.data_dir, plan.data, plan.prepare_options, mend)
+    else:
+        check_data_folder(plan.data_dir, plan.data, plan.num_classes, mend)
+        if plan.ecosystem == "mmcls":
+            check_class_order(plan.data_dir, plan.data)
+
+
+def _read_config(ecosystem: str, path: Path) -> dict[str, Any]:
+    if ecosystem == "mmcls" and path.suffix == ".py":
+        from lskd_study.trainers.mmcls import read_config
+
+        return read_config(path)
+    if ecosystem == TRANSLATION:  # whose files work without a study too, so a study overrides what they say
+        return read_trainer_config(path, reserved=frozenset())
+    return read_trainer_config(path)
+
+
+def describe(plan: Plan) -> str:
+    """Return the matrix in words: what there is to do and what is done."""
+    lines = [plan.title, f"  data     {plan.data}", f"  output   {plan.output}"]
+    for role in ("teacher", "student"):
+        runs = [run for run in plan.runs if run.role == role]
+        models = ", ".join(dict.fromkeys(run.model for run in runs))
+        lines.append(f"  {role}s {len(runs):3d}  {models}")
+    smoothing = ", ".join(f"{exact(value)}" for value in plan.smoothing)
+    lines.append(f"  teachers' smoothing {smoothing} ({plan.convention}); seeds {_join(plan.seeds)}")
+    lines += describe_stores(plan)
+    todo = plan.unfinished()
+    lines.append(f"  {len(plan.runs)} runs: {len(plan.runs) - len(todo)} finished, {len(todo)} to do")
+    return "\n".join(lines)
+
+
+def _join(values: Sequence[object]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
+    """Run what is to do; what runs say is shown, what Snakemake says is in its log.
+
+    Raises:
+        StoppedError: somebody asked for the end; all that was started has ended.
+        LskdError: the disk is full.
+    """
+    if schedule.executor == "slurm" and (orphans := slurm.cancel_orphans(plan.root)):
+        print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
+    schedule.prepare(plan)
+    shown: list[str] = []
+    status = 0
+
+    def show(line: str) -> None:
+        shown.append(line)
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+    follower = Follower(plan.root / FILE, show)
+    with open_log(plan.root / SNAKEMAKE_LOG) as log:
+        process = subprocess.Popen(
+            schedule.command(plan),
+            pass_fds=(held,),
+            env=schedule.process_environment(),
+            stderr=None if schedule.speaks else log,
+        )
+        with until_stopped(process) as asked:
+            status = process.wait()
+    follower.stop(silently=bool(asked))
+    if asked:
+        done = len(plan.runs) - len(plan.unfinished())
+        raise StoppedError(
+            f"stopped; {done} of {len(plan.runs)} runs are finished and kept, the others go on from their "
+            "last epochs by the same command",
+            asked[0],
+        )
+    if status and disk_is_full(plan.root):
+        raise cannot_write(plan.root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    # Where a run has said why it failed, no more is to be said.
+    if status and not any(line.startswith("lskd: error: ") for line in shown):
+        print(
+            f"lskd: snakemake ended with {status}; its log is {plan.output}/{SNAKEMAKE_LOG}",
+            file=sys.stderr,
+        )
+
+
+def _write_page(plan: Plan) -> int:
+    from lskd_study.pages.study import write_report
+    from lskd_study.pages.teachers_alone import write_teachers_report
+
+    release_stores(plan)
+    missing = plan.unfinished()
+    if len(missing) == len(plan.runs):
+        raise LskdError(f"no run has finished; the logs are {plan.output}/*/*/train.log")
+    if plan.teachers_alone:
+        write_teachers_report(plan)
+    else:
+        print(write_report(plan))
+        print(f"{plan.output}/index.html")
+    if missing:
+        names = _join([run.id for run in missing[:3]]) + (" ..." if len(missing) > 3 else "")
+        print(f"lskd: error: {len(missing)} of {len(plan.runs)} runs are missing: {names}", file=sys.stderr)
+    failed = any(plan.failed(run) for run in plan.runs)  # named before the answer
+    return 1 if missing or failed else 0
+
+
+def _study_of(folder: str, output: str | None) -> tuple[str, str]:
+    """Return the study file and the output of the study whose results a folder holds."""
+    if output is not None and Path(output).resolve() != Path(folder).resolve():
+        raise LskdError(f"{folder} is a folder of results; to write into {output} name the study file")
+    if not Path(folder, PLAN).is_file():
+        own = f"; for images of your own: --own {folder}" if Path(folder, "train").is_dir() else ""
+        raise LskdError(f"{folder} is a folder and no study has written into it; name a study file{own}")
+    file, cwd = _begun_by(folder)
+    here = Path(folder, Path(file).name)  # `--own` keeps it with its results, which may have been moved
+    if not file or (here.is_file() and not Path(file).exists()):
+        return str(here), folder
+    started = Path(cwd, folder)
+    if cwd and Path.cwd() != Path(cwd) and started.is_dir() and started.samefile(folder):
+        raise LskdError(f"the study in {folder} was started in {cwd}; give the command there")
+    return file, folder
+
+
+def _begun_by(folder: str | Path) -> tuple[str, str]:
+    """Return which study file wrote into a folder, and where it was started; empty where unknown."""
+    content = read_json(Path(folder, PLAN), "a plan")
+    parts = [content.get(name) for name in ("study_file", "cwd")] if isinstance(content, dict) else []
+    file, cwd = (part if isinstance(part, str) else "" for part in parts or ("", ""))
+    return file, cwd
+
+
+def _check_no_other_study(plan: Plan) -> None:
+    """Refuse an output folder that holds the results of another study file."""
+    if not (plan.root / PLAN).is_file():
+        if (plan.root / VERDICTS_FILE).is_file():
+            raise LskdError(f"{plan.output} holds the results of a list of teachers; choose another --output")
+        return
+    name, cwd = _begun_by(plan.root)
+    before = Path(cwd, name)
+    now = find_study_file(plan.study_file)
+    same = not name or name == plan.study_file or not before.is_file() or before.samefile(now)
+    if not same and before.read_bytes() != now.read_bytes():
+        raise LskdError(
+            f"{plan.output} holds the results of {name}; choose another --output for {plan.study_file}"
+        )
+
+
+def _changed_settings(plan: Plan) -> dict[str, list[str]]:
+    """Return the runs begun or finished with settings other than the plan's, and which those are."""
+    changed = {}
+    for run in plan.runs:
+        begun = read_record(plan.folder(run) / BEGUN, Begun)
+        if (
+            begun
+            and not plan.failed(run)
+            and (what := changes(begun.get("settings", {}), plan.settings(run), Path(plan.cwd)))
+        ):
+            changed[run.id] = what
+    return changed
+
+
+def _forget_orphaned_students(plan: Plan) -> None:
+    """Let students of a teacher that was trained anew be made again: their mark of being finished goes.
+
+    So does that of runs that failed with other settings, and with it that of their students.
+    """
+    for run in plan.runs:
+        if not plan.done(run):
+            continue
+        other = plan.failed(run) and changes(
+            read_record(plan.folder(run) / JOB, Made).get("settings", {}), plan.settings(run), Path(plan.cwd)
+        )
+        if other or (run.role == "student" and not belongs_to_teacher(plan, run)):
+            (plan.folder(run) / JOB).unlink()
+
+
+def belongs_to_teacher(plan: Plan, run: Run) -> bool:
+    """Whether a finished student was distilled from the teacher that now lies in the output folder."""
+    teacher = read_record(plan.folder(plan.run(run.teacher)) / JOB, Made).get("checkpoint") or {}
+    student = read_record(plan.folder(run) / JOB, Made).get("teacher") or {}
+    return bool(teacher) and teacher.get("sha256") == student.get("checkpoint_sha256")
+
+
+@contextmanager
+def _only_study(plan: Plan) -> Iterator[int]:
+    with lock(plan.root / LOCK) as taken:
+        if taken is None:
+            raise LskdError(f"another study is running in {plan.output}; wait for it or end it")
+        yield taken

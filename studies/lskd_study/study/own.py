@@ -1,0 +1,229 @@
+"""``lskd study --own``: look at the images, choose, measure the time, ask, write the files, run the study."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from lskd import LskdError
+from lskd.base.files import write_text
+from lskd_study.base.extras import require_study_extra
+from lskd_study.base.provenance import usable_cores
+from lskd_study.plan.plan import Plan
+from lskd_study.runs.scheduler import make_schedule
+from lskd_study.study.checks import check_names, check_output
+from lskd_study.study.engine import make_plan, run_study
+from lskd_study.study.own_choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shorter, with_what_was_cut
+from lskd_study.study.own_files import STUDY, contents, data_path
+from lskd_study.study.own_images import OwnImages, look_at
+from lskd_study.study.own_time import Estimate, duration, estimate
+from lskd_study.trainers.same import tidy
+
+HOURS_ON_CPU, HOURS_ON_GPU = 1.0, 12.0
+# Of the validation images, on how many two students of a pair typically differ, in being right or wrong.
+_DIFFERING = 0.1
+_WIDE = 0.01
+# Many small operations keep a processor less busy than few large ones do, by no more than this.
+_BETTER_USED = 5.0
+
+
+def run_own(
+    folder: str,
+    output: str | None,
+    cores: int,
+    dry_run: bool,
+    yes: bool,
+    hours: float | None,
+    options: Sequence[str],
+) -> int:
+    """Make a study of a folder of images and run it, or go on with it; returns the exit status.
+
+    Args:
+        folder: of the images.
+        output: folder of results and of the study's files; None: ``runs/own-`` and the folder's name.
+        cores: runs at a time.
+        dry_run: show what would be done.
+        yes: do not ask.
+        hours: the longest that the study may take; None: 1 on a CPU, 12 with a GPU.
+        options: for Snakemake.
+
+    Raises:
+        LskdError: for what the user can mend, before anything is written.
+    """
+    require_study_extra()
+    if not yes and not dry_run and not sys.stdin.isatty():
+        raise LskdError(
+            "there is no terminal to ask at; --dry-run shows the estimate, --yes goes on without asking"
+        )
+    folder = tidy(folder)
+    images = look_at(folder)
+    check_names(images.splits["val"], str(images.splits["val"]))
+    _check_options(images, cores, options)
+    output = tidy(output or str(Path("runs", f"own-{Path(folder).resolve().name}")))
+    file = Path(output, STUDY)
+    say = _to_stdout if dry_run else _to_stderr
+    say(images.describe())
+    for line in _warnings(images):
+        print(f"lskd: warning: {line}", file=sys.stderr)
+    if file.exists():
+        say(f"{file} is there; this goes on with it as it is")
+        plan = make_plan(str(file), output)
+        if plan.note:
+            say(plan.note)
+        if plan.data != data_path(images, output):
+            raise LskdError(f"{file} is a study of {plan.data}; choose another --output or remove it")
+        expected = estimate(plan, cores)
+        if expected is None:
+            raise _too_little_memory()
+        files = {}
+    else:
+        choice, expected = _choose(images, cores, hours)
+        for line in choice.describe():
+            say(line)
+        about = f"Expected on the machine where it was written: {expected.lines()[-1]}."
+        files = contents(images, choice, output, about)
+    say("\n".join(expected.lines()) if expected.rows else "all runs are finished")
+    if dry_run:
+        if files:
+            say(f"would write {', '.join(str(Path(output, name)) for name in files)}")
+        return 0
+    if expected.rows and not yes and not typer.confirm("Go on?", default=True, err=True):
+        _to_stderr("nothing was written")
+        return 0
+    check_output(Path(output), output)
+    if not images.usual_names:
+        _link(images, Path(data_path(images, output)))
+    for name, text in files.items():
+        write_text(Path(output, name), text)
+    return run_study(str(file), output, cores, False, options)
+
+
+def _check_options(images: OwnImages, cores: int, options: Sequence[str]) -> None:
+    with _plan_of(images, candidates(images, False, 1)[-1]) as plan:
+        executor = make_schedule(plan, cores, options).executor
+    if executor != "local":
+        _to_stderr(f"the times below are those of this machine, not of --executor {executor}")
+
+
+def _warnings(images: OwnImages) -> list[str]:
+    found = []
+    if images.strangers:
+        count = len(images.strangers)
+        found.append(
+            f"{count} file{'s are no images and are' if count > 1 else ' is no image and is'} passed over, "
+            f"e.g. {images.strangers[0]}"
+        )
+    width = half_width(images.validation, len(SEEDS))
+    if width > _WIDE:
+        found.append(
+            f"{images.validation:,} validation images are few: the interval will be about "
+            f"{100 * width:.1f} points to either side, so a smaller difference stays undecided"
+        )
+    if images.smallest_class < 10:
+        found.append(f"the smallest class has {images.smallest_class} training images")
+    return found
+
+
+def half_width(validation: int, seeds: int) -> float:
+    """Return about how far the interval of a difference in accuracy will reach to either side.
+
+    With one image in ten answered differently, as students of one architecture were on the digits, and other
+    ones for each seed.
+    """
+    from lskd_study.stats.intervals import half_width as of_parts
+
+    return float(of_parts(_DIFFERING / (seeds * validation), 0.0, seeds - 1, max(1, validation - 1)))
+
+
+def _choose(images: OwnImages, cores: int, hours: float | None) -> tuple[Choice, Estimate]:
+    """Return the most wanted settings that fit the time, as measured, or the cheapest with fewer epochs."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    hours = hours or (HOURS_ON_GPU if gpu else HOURS_ON_CPU)
+    limit = 3600 * hours
+    wanted = candidates(images, gpu, usable_cores() // max(1, torch.cuda.device_count()))
+    cheapest = wanted[-1]
+    _to_stderr(f"measuring a few steps, for a study of at most {duration(limit)} (--hours)")
+    least = _try(images, cheapest, cores)
+    if least is None:
+        raise _too_little_memory()
+    unit = least.total / _work(images, cheapest)
+    for choice in wanted[:-1]:
+        if unit * _work(images, choice) / _BETTER_USED > limit:
+            continue
+        found = _try(images, choice, cores)
+        if found is not None and found.total <= limit:
+            return with_what_was_cut(choice, wanted[0], hours), found
+    while least.total > limit and cheapest.epochs > FEWEST_EPOCHS:
+        cheapest = shorter(cheapest, limit / least.total)
+        least = _try(images, cheapest, cores, least) or least
+    return with_what_was_cut(cheapest, wanted[0], hours), least
+
+
+def _try(images: OwnImages, choice: Choice, cores: int, before: Estimate | None = None) -> Estimate | None:
+    with _plan_of(images, choice) as plan:
+        return estimate(plan, cores, measured=before.measured if before else ())
+
+
+@contextmanager
+def _plan_of(images: OwnImages, choice: Choice) -> Iterator[Plan]:
+    """Give the plan of a choice, whose files lie in a scratch folder."""
+    with tempfile.TemporaryDirectory(prefix="lskd-own-") as folder:
+        if not images.usual_names:
+            _link(images, Path(data_path(images, folder)))
+        for name, text in contents(images, choice, folder, "").items():
+            write_text(Path(folder, name), text)
+        yield make_plan(str(Path(folder, STUDY)), None)
+
+
+def _work(images: OwnImages, choice: Choice) -> float:
+    """Return the operations of one epoch of a teacher and its students, up to a factor."""
+    import timm
+
+    from lskd_study.trainers.size import network_size, tensor_size
+
+    channels = 1 if choice.grey else 3
+
+    def operations(model: str) -> float:
+        return network_size(
+            lambda: timm.create_model(model, num_classes=len(images.classes), in_chans=channels),
+            tensor_size(channels, choice.img_size, choice.img_size),
+        ).flops
+
+    teacher = operations(choice.networks.teacher)
+    return choice.epochs * (
+        3 * teacher + sum(3 * operations(model) + teacher for model in choice.networks.students)
+    )
+
+
+def _link(images: OwnImages, folder: Path) -> None:
+    """Give the splits their usual names, by links."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, path in images.splits.items():
+            target = folder / split
+            if target.is_symlink() and not target.samefile(path):
+                raise LskdError(f"{target} is a link to other images; choose another --output or remove it")
+            if not target.exists():
+                os.symlink(path.resolve(), target, target_is_directory=True)
+    except OSError as error:
+        raise LskdError(
+            f"cannot make links in {folder} ({error.strerror}); rename the folders to train and val"
+        ) from None
+
+
+def _too_little_memory() -> LskdError:
+    return LskdError("even the smallest settings need more memory than the GPU has; free some, or hide it")
+
+
+def _to_stdout(line: str) -> None:
+    print(line, flush=True)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,168 @@
+"""What is in a folder of images: splits, classes, sizes, colours; what is wrong with it, in one line."""
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lskd import LskdError
+from lskd.base.images import check_images, class_folders, class_images, is_image
+from lskd_study.base.extras import needs_study_extra
+
+# The names that timm takes for a split, the usual one first. Nobody trains on a folder called test.
+SPLITS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "eval", "evaluation", "test"),
+}
+_LOOKED_AT = 200
+_HOLDS = "it must hold train/<class>/ and val/<class>/ with images"
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """A folder of images, as far as a study's settings depend on it.
+
+    Attributes:
+        folder: as the user named it.
+        splits: the folder of ``train`` and of ``val``.
+        classes: names of the classes.
+        train: number of training images.
+        validation: number of validation images.
+        smallest_class: training images in the smallest class.
+        width: median of the images looked at, in pixels.
+        height: likewise.
+        grey: whether all images looked at have a single channel.
+        strangers: files that are no images, which the trainer passes over.
+    """
+
+    folder: str
+    splits: dict[str, Path]
+    classes: list[str]
+    train: int
+    validation: int
+    smallest_class: int
+    width: int
+    height: int
+    grey: bool
+    strangers: list[Path]
+
+    @property
+    def usual_names(self) -> bool:
+        """Whether the splits are called ``train`` and ``val``."""
+        return all(path.name == split for split, path in self.splits.items())
+
+    def describe(self) -> str:
+        """Return it in one line."""
+        colour = "grey" if self.grey else "colour"
+        return (
+            f"{self.folder}: {len(self.classes)} classes, {self.train:,} training and {self.validation:,} "
+            f"validation images, {self.width} x {self.height} pixels (median), {colour}"
+        )
+
+
+def look_at(folder: str) -> OwnImages:
+    """Find splits and classes, and look into some of the images.
+
+    Raises:
+        LskdError: for a folder that no study can be made of.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise LskdError(f"{folder} is {'no folder' if root.exists() else 'not there'}; {_HOLDS}")
+    splits = {split: _split(root, split, names) for split, names in SPLITS.items()}
+    found: dict[str, dict[str, list[Path]]] = {}
+    strangers: list[Path] = []
+    for split, path in splits.items():
+        found[split] = _classes(path, strangers)
+    odd = sorted(found["train"].keys() ^ found["val"].keys())
+    if odd:
+        having, lacking = ("train", "val") if odd[0] in found["train"] else ("val", "train")
+        more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise LskdError(
+            f"class {odd[0]}{more} is in {splits[having]} and not in {splits[lacking]}; "
+            "both need the same class folders"
+        )
+    if len(found["train"]) < 2:
+        only = next(iter(found["train"]))
+        raise LskdError(f"{splits['train']} has one class only, {only}; a classifier needs two or more")
+    everything = [path for split in found for paths in found[split].values() for path in paths]
+    width, height, grey = _sizes(everything)
+    counts = {split: sum(len(paths) for paths in classes.values()) for split, classes in found.items()}
+    return OwnImages(
+        folder=folder,
+        splits=splits,
+        classes=sorted(found["train"]),
+        train=counts["train"],
+        validation=counts["val"],
+        smallest_class=min(len(paths) for paths in found["train"].values()),
+        width=width,
+        height=height,
+        grey=grey,
+        strangers=strangers,
+    )
+
+
+def _split(root: Path, split: str, names: Sequence[str]) -> Path:
+    there = [root / name for name in names if (root / name).is_dir()]
+    if split == "val" and len(there) > 1:
+        there = [path for path in there if path.name != "test"]
+    if len(there) > 1:
+        raise LskdError(
+            f"{root} has {' and '.join(path.name for path in there)}; keep one, the {split}ing images"
+            if split == "train"
+            else f"{root} has {' and '.join(path.name for path in there)}; keep one to validate on"
+        )
+    if not there:
+        here = class_folders(root)
+        seen = f"it has {', '.join(here[:3])}{', ...' * (len(here) > 3)}" if here else "it has no folders"
+        raise LskdError(f"{root} has no {split} folder ({seen}; looked for {', '.join(names)}); {_HOLDS}")
+    return there[0]
+
+
+def _classes(folder: Path, strangers: list[Path]) -> dict[str, list[Path]]:
+    """Return the images of each class folder; other files are added to ``strangers``."""
+    extensions = _extensions()
+    labels = class_folders(folder)
+    loose = sorted(entry.path for entry in os.scandir(folder) if is_image(entry.name, extensions))
+    if not labels:
+        outside = len(loose)
+        seen = f"{outside} images outside of any class" if outside else "no class folders"
+        raise LskdError(f"{folder} has {seen}; {_HOLDS}")
+    classes = {}
+    for label in labels:
+        images, others = class_images(folder / label, extensions)
+        if not images:
+            seen = f"{len(others)} files, none with a name of an image" if others else "no images"
+            kinds = f"; images end in {', '.join(sorted(extensions))}" if others else ""
+            raise LskdError(f"class folder {folder / label} has {seen}{kinds}; mend or remove it")
+        classes[label] = [folder / label / name for name in images]
+        strangers += [folder / label / name for name in others]
+    if loose:
+        raise LskdError(f"image {loose[0]} lies outside of any class; move it into the folder of its class")
+    return classes
+
+
+def _extensions() -> frozenset[str]:
+    with needs_study_extra():
+        from timm.data.readers.img_extensions import get_img_extensions
+    return frozenset(get_img_extensions(as_set=True))
+
+
+def _sizes(paths: Sequence[Path]) -> tuple[int, int, bool]:
+    """Return median width and height, and whether all are grey, of images spread over the whole.
+
+    Raises:
+        LskdError: for an image that cannot be read.
+    """
+    with needs_study_extra():
+        from PIL import Image
+    check_images(paths)
+    count = min(_LOOKED_AT, len(paths))
+    widths, heights, modes = [], [], set()
+    for path in (paths[number * len(paths) // count] for number in range(count)):
+        with Image.open(path) as image:
+            widths.append(image.width)
+            heights.append(image.height)
+            modes.add(image.mode)
+    return round(statistics.median(widths)), round(statistics.median(heights)), modes <= {"1", "L"}
