@@ -1,0 +1,1 @@
+"""Which soft labels a study stores, and what is there of them."""
