@@ -13,7 +13,7 @@ help:
 	@echo "make demo-nmt  the same in translation, on number words: runs/number_words_de_en/index.html"
 	@echo "make test      all tests"
 	@echo "make test-numerical  what computes, with other instructions of the processor (AVX2) and other code"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy and the contracts of imports"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
 	@echo "make bench-growth  how cost grows -> benchmarks/growth.csv and .png"
 	@echo "make clean     remove $(VENV) and caches (runs/ and data/ stay)"
@@ -52,6 +52,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: install
 	$(BIN)/python -m pytest -q -s benchmarks

@@ -15,7 +15,9 @@ from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 from fairseq_kd.criterion import LsKdCriterion
 from fairseq_kd.dataset import SoftLabelledPairs
 from fairseq_kd.settings import LsKdConfig
-from lskd import SoftLabels, SoftLabelsLayout, SoftLabelsWriter, top_k_log_probabilities
+from lskd import SoftLabels, SoftLabelsWriter
+from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.teacher_terms import top_k_log_probabilities
 
 VOCABULARY, SENTENCES, LENGTH, TOP_K = 10_000, 48, 24, 8
 

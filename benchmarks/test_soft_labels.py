@@ -10,7 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lskd import SoftLabels, SoftLabelsLayout, SoftLabelsWriter, augmentation_seed
+from lskd import SoftLabels, SoftLabelsWriter
+from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.teachers.replay import augmentation_seed
 
 SAMPLES, BATCH, PROCESSES = 1_000_000, 256, 8
 LAYOUT = SoftLabelsLayout(1000, 10, SAMPLES, rows_per_sample=1, seeds=True)

@@ -15,15 +15,10 @@ from timm.task import ClassificationTask, LogitDistillationTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lskd import (
-    DistillationLoss,
-    SoftLabels,
-    SoftLabelsLayout,
-    SoftLabelsWriter,
-    TopK,
-    choose_fast,
-    top_k_log_probabilities,
-)
+from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter, TopK
+from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.teacher_terms import top_k_log_probabilities
+from lskd.teachers.fast import choose_fast
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.task import LsKdTask
 from timm_ls_kd.teacher import Teacher

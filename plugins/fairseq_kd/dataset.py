@@ -9,7 +9,8 @@ import torch
 from fairseq.data import BaseWrapperDataset, LanguagePairDataset, data_utils
 from torch import Tensor
 
-from lskd import SoftLabels, SoftLabelsError, file_checksum
+from lskd import SoftLabels, SoftLabelsError
+from lskd.checkpoints import file_checksum
 
 
 class SteadyPairs(BaseWrapperDataset):

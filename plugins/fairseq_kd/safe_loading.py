@@ -28,8 +28,9 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
-from lskd import CheckpointError, load_teacher_weights, one_line
+from lskd import CheckpointError, load_teacher_weights
 from lskd.base.files import parse_json
+from lskd.errors import one_line
 
 _KINDS = ("f2", "f4", "f8", "i4", "i8", "u1", "?")
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from fairseq_kd.safe_loading import UNFIT, check_settings, read_checkpoint
 from fairseq_kd.watched_trainer import STATE, dictionary_checksums
-from lskd import CheckpointError, LskdError, ensemble_logits, file_checksum, one_line
+from lskd import CheckpointError, LskdError, ensemble_logits
+from lskd.checkpoints import file_checksum
+from lskd.errors import one_line
 
 _SENSE_SENTENCES = 16
 _SLACK = 0.5  # nats a token by which so few sentences may be harder than a validation set

@@ -14,8 +14,10 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from lskd import CheckpointError, LskdError, load_teacher_weights, logits_of, one_line
+from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.images import check_images
+from lskd.errors import one_line
+from lskd.teachers.outputs import logits_of
 from mmcls_bnn.data import CheckedImageFolder
 from mmcls_bnn.distil.teacher_models import LogitsOf
 

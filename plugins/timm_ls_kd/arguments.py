@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from lskd import FAST_BOUND, FAST_MODES, Convention, FastMode, LskdError
+from lskd import Convention, LskdError
+from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
 from timm_ls_kd.soft_label_arguments import (
     SoftLabelsConfig,
     add_soft_label_arguments,

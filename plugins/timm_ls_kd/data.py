@@ -17,8 +17,10 @@ from timm.data import FastCollateMixup, ImageDataset, Mixup, create_transform
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from lskd import LskdError, augmentation_seed, one_line, replayed
+from lskd import LskdError
 from lskd.base.images import check_image
+from lskd.errors import one_line
+from lskd.teachers.replay import augmentation_seed, replayed
 from timm_ls_kd.datacheck import leave_out_litter
 from timm_ls_kd.normalisation import Normalisation
 

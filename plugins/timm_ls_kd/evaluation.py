@@ -9,7 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lskd import LskdError, logits_of, one_line, require_finite
+from lskd import LskdError
+from lskd.base.finite import require_finite
+from lskd.errors import one_line
+from lskd.teachers.outputs import logits_of
 from timm_ls_kd import inputs
 from timm_ls_kd.data import Loader
 from timm_ls_kd.datacheck import check_data

@@ -10,7 +10,9 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from lskd import LskdError, augmentation_seed, choose_fast, replayed
+from lskd import LskdError
+from lskd.teachers.fast import choose_fast
+from lskd.teachers.replay import augmentation_seed, replayed
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.preflight import spread_batches, spread_indices

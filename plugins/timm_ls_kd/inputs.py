@@ -9,7 +9,8 @@ import torch
 from timm.data import create_dataset, resolve_data_config
 from torch import nn
 
-from lskd import LskdError, one_line
+from lskd import LskdError
+from lskd.errors import one_line
 from timm_ls_kd.data import Loader, create_loader, guard
 from timm_ls_kd.models import first_channels
 from timm_ls_kd.normalisation import Normalisation

@@ -14,7 +14,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lskd import CheckpointError, LskdError, load_teacher_weights, one_line, require_finite_weights
+from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd.base.finite import require_finite_weights
+from lskd.errors import one_line
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 _SECONDS = 5  # to wait for the network's word

@@ -9,7 +9,9 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from lskd import LskdError, compare_with_chance, one_line
+from lskd import LskdError
+from lskd.errors import one_line
+from lskd.teachers.preflight import compare_with_chance
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.teacher import Teacher
 

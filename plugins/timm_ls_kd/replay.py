@@ -12,16 +12,8 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from lskd import (
-    Convention,
-    MixingPolicy,
-    SoftLabels,
-    SoftLabelsError,
-    augmentation_seed,
-    mixed_image,
-    mixed_targets,
-    replayed,
-)
+from lskd import Convention, SoftLabels, SoftLabelsError
+from lskd.teachers.replay import MixingPolicy, augmentation_seed, mixed_image, mixed_targets, replayed
 from timm_ls_kd.data import SeededDataset
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lskd import DEFAULT_TOP_K, LskdError, MixingPolicy, Rest
+from lskd import LskdError, Rest
+from lskd.soft_labels.run import DEFAULT_TOP_K
+from lskd.teachers.replay import MixingPolicy
 
 DEFAULT_SEED = 42
 OnError = Literal["stop", "continue"]

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import timm
 
-from lskd import LskdError, SoftLabelsLayout, file_checksum
+from lskd import LskdError
+from lskd.checkpoints import file_checksum
+from lskd.soft_labels.format import SoftLabelsLayout
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.replay import ReplayedDataset

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lskd import image_layout, replayed, teacher_form
+from lskd.soft_labels.forms import teacher_form
+from lskd.soft_labels.run import image_layout
+from lskd.teachers.replay import replayed
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.replay import ImageSource, ReplayedTargets
 from timm_ls_kd.soft_label_identity import identity_of

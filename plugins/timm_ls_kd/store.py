@@ -6,7 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lskd import FAST_BOUND, FastMode, SoftLabelsError, SoftLabelsLayout, StoredRun
+from lskd import SoftLabelsError
+from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.soft_labels.run import StoredRun
+from lskd.teachers.fast import FAST_BOUND, FastMode
 from timm_ls_kd.replay import ImageSource
 from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
 

@@ -8,7 +8,9 @@ import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from lskd import Convention, DistillationLoss, accumulator_dtype, logits_of, target_values
+from lskd import Convention, DistillationLoss, target_values
+from lskd.base.devices import accumulator_dtype
+from lskd.teachers.outputs import logits_of
 from timm_ls_kd.teacher import Teacher
 
 # Columns of summary.csv (with timm's prefix train_), and where the loss's parts come from.

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lskd import Convention, FastTeacher, LskdError, TeacherForm, logits_of, target_mass
+from lskd import Convention, LskdError, target_mass
+from lskd.soft_labels.teacher_form import TeacherForm
+from lskd.teachers.fast import FastTeacher
+from lskd.teachers.outputs import logits_of
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.inputs import input_channels
 from timm_ls_kd.models import check_model_name, create, first_channels, input_arguments, load_weights

@@ -8,7 +8,8 @@ from typing import Any, cast
 import torchvision
 from torch import nn
 
-from lskd import LskdError, one_line
+from lskd import LskdError
+from lskd.errors import one_line
 from timm_ls_kd.models import fit_weights, read_weights
 
 PREFIX = "torchvision:"

@@ -17,16 +17,11 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
 from torch import nn
 
-from lskd import (
-    CheckpointError,
-    LskdError,
-    is_safetensors,
-    load_teacher_weights,
-    logits_of,
-    one_line,
-    require_finite,
-    require_finite_weights,
-)
+from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd.base.finite import require_finite, require_finite_weights
+from lskd.checkpoints import is_safetensors
+from lskd.errors import one_line
+from lskd.teachers.outputs import logits_of
 from timm_ls_kd.arguments import (
     KdConfig,
     add_kd_arguments,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import LskdError, SoftLabels, top_k_log_probabilities
+from lskd import LskdError, SoftLabels
+from lskd.teacher_terms import top_k_log_probabilities
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from lskd import file_checksum
+from lskd.checkpoints import file_checksum
 from lskd_study.stores.decide import with_stores
 from lskd_study.study.engine import make_plan
 from lskd_study.trainers.fairseq import read_curves

@@ -1,7 +1,7 @@
 import pytest
 from scipy.stats import binom, binomtest
 
-from lskd import binomial_tail, compare_with_chance
+from lskd.teachers.preflight import binomial_tail, compare_with_chance
 
 pytestmark = pytest.mark.unit
 

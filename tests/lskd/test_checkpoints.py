@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lskd import CheckpointError, LskdError, file_checksum, is_safetensors, load_teacher_weights
+from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd.checkpoints import file_checksum, is_safetensors
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from lskd import LskdError, class_confusion, class_mean_probabilities, minor_probabilities, propose_classes
+from lskd import LskdError
+from lskd.analysis.classes import (
+    class_confusion,
+    class_mean_probabilities,
+    minor_probabilities,
+    propose_classes,
+)
 
 pytestmark = pytest.mark.unit
 PROPERTY = settings(deadline=None, max_examples=50, derandomize=True, database=None)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from lskd import measure_teacher, small_class_factor
+from lskd import measure_teacher
+from lskd.stability import small_class_factor
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("error")]
 

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import lskd.teachers.fast as fast_teacher
-from lskd import Deviation, LskdError, choose_fast, fold_batch_norm
+from lskd import LskdError
+from lskd.teachers.fast import Deviation, choose_fast
+from lskd.teachers.folding import fold_batch_norm
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lskd import DivergedError, require_finite, require_finite_weights
+from lskd import DivergedError
+from lskd.base.finite import require_finite, require_finite_weights
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from lskd import smooth_targets, smoothed_logistic_loss, smoothed_logistic_minimum
+from lskd import smooth_targets
+from lskd.analysis.logistic import smoothed_logistic_loss, smoothed_logistic_minimum
 
 pytestmark = pytest.mark.unit
 PROPERTY = settings(deadline=None, max_examples=60, derandomize=True, database=None)

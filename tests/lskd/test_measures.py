@@ -12,18 +12,13 @@ from scipy import special
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lskd import (
-    Stability,
-    class_mean_probabilities,
-    class_separation,
-    equivalent_smoothing,
-    measure_teacher,
-    smooth_targets,
-    target_probability,
-)
+from lskd import Stability, measure_teacher, smooth_targets
 from lskd.analysis import calibration as _calibration
 from lskd.analysis import looks as _looks
 from lskd.analysis import measures as _measures
+from lskd.analysis.classes import class_mean_probabilities
+from lskd.analysis.measures import equivalent_smoothing, target_probability
+from lskd.analysis.separation import class_separation
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning")]
 

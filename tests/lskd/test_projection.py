@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lskd import LskdError, cluster_distances, projection_plane
+from lskd import LskdError
+from lskd.analysis.projection import cluster_distances, projection_plane
 
 pytestmark = pytest.mark.unit
 PROPERTY = settings(deadline=None, max_examples=40, derandomize=True, database=None)

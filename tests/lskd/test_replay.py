@@ -9,13 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lskd import (
-    MixingPolicy,
-    augmentation_seed,
-    mixed_image,
-    mixed_targets,
-    replayed,
-)
+from lskd.teachers.replay import MixingPolicy, augmentation_seed, mixed_image, mixed_targets, replayed
 
 pytestmark = pytest.mark.unit
 BOTH = MixingPolicy(mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.9, switch_probability=0.3)

@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import (
-    DistillationLoss,
-    RowCollector,
-    SoftLabels,
-    SoftLabelsError,
-    SoftLabelsLayout,
-    SoftLabelsWriter,
-    stored_form,
-    teacher_form,
-)
+from lskd import DistillationLoss, SoftLabels, SoftLabelsError, SoftLabelsWriter
+from lskd.soft_labels.collector import RowCollector
+from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.soft_labels.forms import stored_form, teacher_form
 
 pytestmark = pytest.mark.unit
 CLASSES, SAMPLES = 7, 23

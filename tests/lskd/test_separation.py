@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import LskdError, class_separation, nearest_classes
+from lskd import LskdError
+from lskd.analysis.separation import class_separation, nearest_classes
 
 pytestmark = pytest.mark.unit
 
@@ -73,7 +74,7 @@ def test_scale_and_bias_of_the_logits_change_nothing():
 
 def test_it_is_the_first_axis_of_the_projection():
     """The two logits' difference is the coordinate between the templates, up to scale and origin."""
-    from lskd import projection_plane
+    from lskd.analysis.projection import projection_plane
 
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 8, dtype=torch.float64, generator=generator)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import special
 
-from lskd import measure_teacher, small_class_factor
+from lskd import measure_teacher
+from lskd.stability import small_class_factor
 
 pytestmark = pytest.mark.unit
 

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lskd import LskdError, SoftLabels, SoftLabelsError, SoftLabelsLayout, SoftLabelsWriter
+from lskd import LskdError, SoftLabels, SoftLabelsError, SoftLabelsWriter
 from lskd.soft_labels import format as manifest_module
+from lskd.soft_labels.format import SoftLabelsLayout
 
 pytestmark = pytest.mark.unit
 

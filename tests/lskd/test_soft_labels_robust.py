@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from lskd import RowCollector, SoftLabels, SoftLabelsError, SoftLabelsLayout, SoftLabelsWriter, TeacherForm
+from lskd import SoftLabels, SoftLabelsError, SoftLabelsWriter
 from lskd.base import files
 from lskd.soft_labels import blocks as _block_file
 from lskd.soft_labels import format as manifest_module
 from lskd.soft_labels import store as _soft_labels
-from lskd.soft_labels.collector import SCRATCH
+from lskd.soft_labels.collector import SCRATCH, RowCollector
+from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.soft_labels.teacher_form import TeacherForm
 
 pytestmark = pytest.mark.unit
 

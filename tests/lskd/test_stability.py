@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics import MetricCollection
 
-from lskd import Stability, small_class_factor
-from lskd.stability import stability
+from lskd import Stability
+from lskd.stability import small_class_factor, stability
 
 pytestmark = [
     pytest.mark.unit,

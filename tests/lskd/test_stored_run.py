@@ -4,16 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import (
-    SoftLabels,
-    SoftLabelsError,
-    SoftLabelsWriter,
-    StoredRun,
-    augmentation_seed,
-    image_layout,
-    stored_difference,
-    stored_form,
-)
+from lskd import SoftLabels, SoftLabelsError, SoftLabelsWriter
+from lskd.soft_labels.forms import stored_difference, stored_form
+from lskd.soft_labels.run import StoredRun, image_layout
+from lskd.teachers.replay import augmentation_seed
 
 pytestmark = pytest.mark.unit
 CLASSES, SAMPLES = 6, 11

@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 from scipy import special
 
-from lskd import LskdError, chance_like_mass, target_mass
+from lskd import LskdError, target_mass
+from lskd.targets import chance_like_mass
 from lskd_study.pages.teachers_paper_tables import paper_table, table_csv, table_markdown
 from lskd_study.paper.printed import load_tables
 from lskd_study.plan.teacher_list import TeacherEntry, Tolerance

@@ -26,10 +26,10 @@ from torchvision.datasets import imagenet as torchvision_imagenet
 from lskd import LskdError
 from lskd_study.claims import long_tail
 from lskd_study.cli import main as cli
+from lskd_study.data.expected import PUBLISHED, parse_expected
 from lskd_study.data.folders import layout as _layout
 from lskd_study.data.folders.archives import MEMBER_LIMIT, read_members
 from lskd_study.data.folders.derived import pareto_sizes
-from lskd_study.data.published.numbers import PUBLISHED, parse_expected
 from lskd_study.stores import decide
 from lskd_study.study.checks import check_data_folder
 from lskd_study.study.own_images import look_at

@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lskd import DivergedError, LskdError, file_checksum
+from lskd import DivergedError, LskdError
+from lskd.checkpoints import file_checksum
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
 from lskd_study.results.images import read_logits
 from lskd_study.results.read import read_results

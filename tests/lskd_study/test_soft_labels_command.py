@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lskd import SoftLabels, SoftLabelsLayout, SoftLabelsWriter
+from lskd import SoftLabels, SoftLabelsWriter
 from lskd.base.install import how_to_install
+from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.cli.main import main
 
 pytestmark = pytest.mark.unit

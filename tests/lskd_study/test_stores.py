@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from lskd import DivergedError, LskdError, SoftLabels, SoftLabelsLayout, SoftLabelsWriter
+from lskd import DivergedError, LskdError, SoftLabels, SoftLabelsWriter
+from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
 from lskd_study.plan.schema import SoftLabels as Asked
 from lskd_study.runs import job

@@ -10,8 +10,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from lskd import LskdError, SoftLabelsLayout, SoftLabelsWriter
+from lskd import LskdError, SoftLabelsWriter
 from lskd.base import files
+from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.data.published.digits import prepare_digits
 from lskd_study.data.text.number_words import prepare_number_words
 from lskd_study.drawing.drawing import Drawing, write_drawing

@@ -13,15 +13,8 @@ from mmcls.registry import TRANSFORMS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from lskd import (
-    DistillationLoss,
-    LskdError,
-    MixingPolicy,
-    SoftLabels,
-    SoftLabelsError,
-    SoftLabelsWriter,
-    augmentation_seed,
-)
+from lskd import DistillationLoss, LskdError, SoftLabels, SoftLabelsError, SoftLabelsWriter
+from lskd.teachers.replay import MixingPolicy, augmentation_seed
 from mmcls_bnn import soft_labels
 from mmcls_bnn.compat import MODELS
 from mmcls_bnn.distil.mixing import mix_by_image

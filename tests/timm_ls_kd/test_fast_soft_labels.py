@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import SoftLabels, SoftLabelsWriter, StoredRun
+from lskd import SoftLabels, SoftLabelsWriter
+from lskd.soft_labels.run import StoredRun
 from lskd.teachers import fast as fast_teacher_module
 from timm_ls_kd.teacher import Teacher
 
@@ -198,7 +199,7 @@ def test_soft_labels_without_a_form_are_of_the_exact_teacher(student, stores, tm
 
 
 def test_a_new_store_waits_until_the_fast_teacher_is_made(tmp_path):
-    from lskd import image_layout
+    from lskd.soft_labels.run import image_layout
 
     layout = image_layout(tmp_path, 4, 3, 1)
     run = StoredRun(tmp_path / "store", layout, {}, seed=0, teacher="auto")

@@ -21,7 +21,7 @@ FOLDED = {"convolutions": fast_teacher.CONVOLUTIONS, "norms": fast_teacher.NORMS
     [("resnet18", 1), ("test_efficientnet", 1), ("tf_mobilenetv3_small_minimal_100", 1), ("test_vit", None)],
 )
 def test_models_of_timm_are_folded(name, share):
-    from lskd import fold_batch_norm
+    from lskd.teachers.folding import fold_batch_norm
 
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=4)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from timm.data import create_dataset
 
-from lskd import LskdError, MixingPolicy, augmentation_seed
+from lskd import LskdError
+from lskd.teachers.replay import MixingPolicy, augmentation_seed
 from timm_ls_kd.data import create_loader
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.replay import KeySampler, ReplayedDataset, replayed_parts

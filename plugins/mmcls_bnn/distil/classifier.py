@@ -9,7 +9,10 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from lskd import DistillationLoss, FastMode, LskdError, accumulator_dtype, distillation_terms, replayed
+from lskd import DistillationLoss, LskdError, distillation_terms
+from lskd.base.devices import accumulator_dtype
+from lskd.teachers.fast import FastMode
+from lskd.teachers.replay import replayed
 from mmcls_bnn.compat import MODELS, ImageClassifier, labels_of, predictions_of
 from mmcls_bnn.distil.fast_teacher import FastTeacherSettings
 from mmcls_bnn.distil.remembered import RememberedAnswers

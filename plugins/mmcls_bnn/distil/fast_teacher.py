@@ -9,7 +9,9 @@ import torch
 from mmengine.dataset import default_collate
 from torch import Tensor, nn
 
-from lskd import FAST_BOUND, FAST_MODES, FastMode, LskdError, choose_fast, replayed
+from lskd import LskdError
+from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode, choose_fast
+from lskd.teachers.replay import replayed
 
 MOST_SAMPLES = 256  # they are held in memory
 _BATCH = 64

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lskd import Convention, LskdError, Mixing, MixingPolicy, mixed_image, mixed_targets
+from lskd import Convention, LskdError
+from lskd.teachers.replay import Mixing, MixingPolicy, mixed_image, mixed_targets
 
 
 @dataclass(frozen=True)

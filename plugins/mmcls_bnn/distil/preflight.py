@@ -6,7 +6,9 @@ import torch
 from mmengine.dataset import default_collate
 from mmengine.dist import get_dist_info
 
-from lskd import LskdError, accumulator_dtype, compare_with_chance
+from lskd import LskdError
+from lskd.base.devices import accumulator_dtype
+from lskd.teachers.preflight import compare_with_chance
 from mmcls_bnn.compat import labels_of
 
 _BATCH = 64

@@ -9,7 +9,8 @@ from mmengine.dataset import Compose
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lskd import LskdError, augmentation_seed, replayed
+from lskd import LskdError
+from lskd.teachers.replay import augmentation_seed, replayed
 from mmcls_bnn.compat import BaseDataset
 from mmcls_bnn.distil.mixing import ImageMixing
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lskd import CheckpointError, is_safetensors, load_teacher_weights
+from lskd import CheckpointError, load_teacher_weights
+from lskd.checkpoints import is_safetensors
 
 NOTE = "mmcls_bnn"
 """Key in a checkpoint's `meta` under which it says what was binarised."""

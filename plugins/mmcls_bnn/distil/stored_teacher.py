@@ -12,7 +12,10 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lskd import SoftLabelsError, SoftLabelsLayout, StoredRun, TopK, stored_form, teacher_form
+from lskd import SoftLabelsError, TopK
+from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.soft_labels.forms import stored_form, teacher_form
+from lskd.soft_labels.run import StoredRun
 from mmcls_bnn.distil.replay import KeyedImages, SeededPipeline, keys_of
 from mmcls_bnn.distil.store import SoftLabelSettings
 

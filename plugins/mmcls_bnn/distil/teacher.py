@@ -8,15 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lskd import (
-    Convention,
-    FastTeacher,
-    LskdError,
-    TeacherForm,
-    logits_of,
-    target_entropy,
-    target_values,
-)
+from lskd import Convention, LskdError, target_entropy, target_values
+from lskd.soft_labels.teacher_form import TeacherForm
+from lskd.teachers.fast import FastTeacher
+from lskd.teachers.outputs import logits_of
 
 
 @dataclass(frozen=True)

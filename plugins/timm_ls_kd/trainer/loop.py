@@ -10,7 +10,10 @@ import torch
 from timm.utils import accuracy, dispatch_clip_grad
 from torch import nn
 
-from lskd import accumulator_dtype, compare_with_chance, logits_of, require_finite
+from lskd.base.devices import accumulator_dtype
+from lskd.base.finite import require_finite
+from lskd.teachers.outputs import logits_of
+from lskd.teachers.preflight import compare_with_chance
 from timm_ls_kd.data import Loader
 from timm_ls_kd.preflight import SIGNIFICANCE, accuracy_text
 

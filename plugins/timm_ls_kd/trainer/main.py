@@ -18,7 +18,9 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import get_state_dict
 
-from lskd import LskdError, one_line, require_finite_weights
+from lskd import LskdError
+from lskd.base.finite import require_finite_weights
+from lskd.errors import one_line
 from timm_ls_kd import inputs
 from timm_ls_kd.arguments import KdConfig, kd_config
 from timm_ls_kd.data import seed_all

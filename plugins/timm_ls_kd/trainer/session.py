@@ -10,7 +10,9 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
-from lskd import LskdError, convert_alpha, logits_of, one_line, target_values
+from lskd import LskdError, convert_alpha, target_values
+from lskd.errors import one_line
+from lskd.teachers.outputs import logits_of
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.data import SeededDataset
 from timm_ls_kd.fast_teacher import speed_up

@@ -8,7 +8,8 @@ import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch.utils.flop_counter import FlopCounterMode
 
-from lskd import LskdError, one_line
+from lskd import LskdError
+from lskd.errors import one_line
 from timm_ls_kd import inputs
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.replay import ReplayedDataset

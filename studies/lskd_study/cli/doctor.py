@@ -122,7 +122,7 @@ def _python() -> Finding:
 def _core() -> Finding:
     import torch
 
-    from lskd import has_compiled_loss
+    from lskd.kernel.native import has_compiled_loss
 
     found = f"lskd {_version('lskd') or 'not installed'}, torch {torch.__version__}"
     if has_compiled_loss():

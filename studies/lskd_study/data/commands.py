@@ -256,7 +256,7 @@ def say(output: Path, manifest: Mapping[str, Any], written: bool) -> None:
 
 
 def _expected(text: str | None) -> Mapping[str, int] | None:
-    from lskd_study.data.published.numbers import parse_expected
+    from lskd_study.data.expected import parse_expected
 
     return None if text is None else parse_expected(text)
 

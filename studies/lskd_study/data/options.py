@@ -69,7 +69,7 @@ def valid_options(prepare: str) -> list[str]:
 
 def known_classes(prepare: str, options: Options) -> int | None:
     """Return how many classes a command makes, where its name and options say it."""
-    from lskd_study.data.published.numbers import PUBLISHED, parse_expected
+    from lskd_study.data.expected import PUBLISHED, parse_expected
 
     if "expect" in options and prepare not in SUBSETS:
         return parse_expected(str(options["expect"]))["classes"]

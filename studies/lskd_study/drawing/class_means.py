@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lskd import LskdError, minor_probabilities
+from lskd import LskdError
+from lskd.analysis.classes import minor_probabilities
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.base.text import csv_text
 from lskd_study.drawing.drawing import Drawing, listed, number, short

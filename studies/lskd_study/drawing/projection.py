@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lskd import ClusterDistances, LskdError, cluster_distances, projection_plane
+from lskd import LskdError
+from lskd.analysis.projection import ClusterDistances, cluster_distances, projection_plane
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.base.text import csv_text
 from lskd_study.drawing.drawing import Drawing, number, short

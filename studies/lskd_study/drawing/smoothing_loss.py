@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lskd import Convention, smoothed_logistic_loss, smoothed_logistic_minimum
+from lskd import Convention
+from lskd.analysis.logistic import smoothed_logistic_loss, smoothed_logistic_minimum
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.base.text import csv_text
 from lskd_study.drawing.drawing import Drawing, number

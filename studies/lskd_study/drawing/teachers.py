@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lskd import LskdError, class_confusion, class_mean_probabilities, propose_classes
+from lskd import LskdError
+from lskd.analysis.classes import class_confusion, class_mean_probabilities, propose_classes
 from lskd_study.drawing.drawing import listed
 from lskd_study.teachers.outputs import Outputs
 

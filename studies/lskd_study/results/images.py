@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lskd import compare_with_chance, require_finite
+from lskd.base.finite import require_finite
 from lskd.stability import stability
+from lskd.teachers.preflight import compare_with_chance
 from lskd_study.plan.plan import CURVES, JOB, LOGITS, Run
 from lskd_study.plan.records import Job, read_record
 from lskd_study.results.results import PerSample, Result, read_curves

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lskd import compare_with_chance
 from lskd.base.files import parse_json
+from lskd.teachers.preflight import compare_with_chance
 from lskd_study.plan.plan import CURVES, JOB, TRANSLATIONS, Run
 from lskd_study.plan.records import Job, read_record
 from lskd_study.results.results import PerSample, Result, read_curves

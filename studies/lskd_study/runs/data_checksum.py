@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from lskd import LskdError, file_checksum
+from lskd import LskdError
 from lskd.base.files import read_json, write_text
+from lskd.checkpoints import file_checksum
 from lskd_study.base.progress import say
 from lskd_study.data.folders.layout import SPLITS
 from lskd_study.data.manifest import MANIFEST

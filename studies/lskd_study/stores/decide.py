@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lskd import LskdError, SoftLabelsLayout
+from lskd import LskdError
 from lskd.base.images import class_folders, class_images
+from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.plan.plan import BEGUN, Plan, Run, Store
 from lskd_study.plan.records import Begun, read_record
 from lskd_study.plan.schema import TRANSLATION

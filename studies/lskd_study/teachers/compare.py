@@ -6,14 +6,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
-from lskd import (
-    LskdError,
-    TeacherMeasures,
-    chance_like_mass,
-    measure_teacher,
-    target_mass,
-    target_probability,
-)
+from lskd import LskdError, TeacherMeasures, measure_teacher, target_mass
+from lskd.analysis.measures import target_probability
+from lskd.targets import chance_like_mass
 from lskd_study.plan.plan import exact
 from lskd_study.stats.bootstrap import Estimate, paired_differences
 from lskd_study.teachers.outputs import Outputs

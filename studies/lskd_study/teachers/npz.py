@@ -12,7 +12,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from lskd import LskdError, one_line
+from lskd import LskdError
+from lskd.errors import one_line
 from lskd_study.teachers.checks import check_numbers, check_present, check_size, labels_of
 from lskd_study.teachers.mapped import as_tensor, map_array, scratch
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lskd import LskdError, one_line
+from lskd import LskdError
 from lskd.base.files import parse_json
+from lskd.errors import one_line
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.teachers.checks import check_numbers, check_present, check_size, labels_of
 from lskd_study.teachers.mapped import scratch

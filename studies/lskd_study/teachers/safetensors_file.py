@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lskd import LskdError, one_line
+from lskd import LskdError
 from lskd.base.files import whole_file
+from lskd.errors import one_line
 from lskd_study.base.text import storable
 from lskd_study.teachers.checks import check_numbers, check_present, labels_of
 

@@ -19,8 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from lskd import LskdError, one_line
+from lskd import LskdError
 from lskd.base.files import parse_json
+from lskd.errors import one_line
 from lskd_study.data.text.parallel import needs_fairseq_extra
 from lskd_study.plan.plan import Plan, Run, exact, rest_of
 

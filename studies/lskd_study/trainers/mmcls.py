@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from lskd import LskdError, one_line
+from lskd import LskdError
 from lskd.base.files import read_csv, whole_file
 from lskd.base.install import how_to_install
+from lskd.errors import one_line
 from lskd_study.base.gpus import held_locks
 from lskd_study.plan.plan import CHECKPOINT, Plan, Run, exact
 from lskd_study.trainers import timm

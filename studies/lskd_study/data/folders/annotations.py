@@ -5,8 +5,8 @@ from typing import Any
 
 from lskd import LskdError
 from lskd.base.files import parse_json, read_bytes
+from lskd_study.data.expected import PUBLISHED
 from lskd_study.data.folders.archives import check_md5, find_source, read_members
-from lskd_study.data.published.numbers import PUBLISHED
 
 LIMIT = 512 << 20  # bytes; the list of the million images of iMaterialist has about 200 MB
 

@@ -10,8 +10,8 @@ from typing import IO, Any, NamedTuple
 
 from lskd import LskdError
 from lskd_study.base.extras import needs_study_extra
+from lskd_study.data.expected import PUBLISHED
 from lskd_study.data.folders.layout import Tree
-from lskd_study.data.published.numbers import PUBLISHED
 
 MEMBER_LIMIT = 128 << 20  # bytes; the largest text of a publisher has 20 MB, the largest image 16
 _HEADER_LIMIT = 1 << 20  # bytes of a long name and the like, which tarfile reads whole

@@ -9,11 +9,11 @@ from typing import Any
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
+from lskd_study.data.expected import Numbers, check_numbers
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
 from lskd_study.data.folders.folders import Folder, Image, images_of, numbers_of, place, read_image_folder
 from lskd_study.data.folders.layout import SPLITS, Fill, Tree, build, listing_checksum
 from lskd_study.data.manifest import read_manifest
-from lskd_study.data.published.numbers import Numbers, check_numbers
 
 CLASS_LIST = "classes.txt"
 NOISE_LIST = "noise.csv"

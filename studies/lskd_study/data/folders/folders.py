@@ -7,8 +7,8 @@ from typing import NamedTuple
 from lskd import LskdError
 from lskd.base.images import class_folders, class_images
 from lskd_study.base.extras import needs_study_extra
+from lskd_study.data.expected import Numbers
 from lskd_study.data.folders.layout import SPLITS, Tree
-from lskd_study.data.published.numbers import Numbers
 
 
 class Image(NamedTuple):

@@ -5,10 +5,10 @@ from typing import Any
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
+from lskd_study.data.expected import PUBLISHED, Numbers, check_numbers, origin
 from lskd_study.data.folders.archives import MEMBER_LIMIT, check_md5, find_source, fingerprints, read_members
 from lskd_study.data.folders.folders import Image, place
 from lskd_study.data.folders.layout import Fill, Tree, build
-from lskd_study.data.published.numbers import PUBLISHED, Numbers, check_numbers, origin
 
 FOLDER = "CUB_200_2011"
 ARCHIVE = f"{FOLDER}.tgz"

@@ -9,9 +9,9 @@ from typing import Any
 from lskd import LskdError
 from lskd.base.files import read_bytes
 from lskd_study.base.extras import needs_study_extra
+from lskd_study.data.expected import PUBLISHED, Numbers, check_numbers, origin
 from lskd_study.data.folders.archives import find_source, fingerprints
 from lskd_study.data.folders.layout import Fill, Tree, build
-from lskd_study.data.published.numbers import PUBLISHED, Numbers, check_numbers, origin
 
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 _LIMIT = 256 << 20  # bytes; the largest of the four has 47 MB

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from lskd import LskdError
 from lskd.base.images import class_folders
 from lskd_study.base.extras import needs_study_extra
+from lskd_study.data.expected import PUBLISHED, Numbers, check_numbers, origin
 from lskd_study.data.folders.archives import check_md5, find_source, fingerprints, read_members
 from lskd_study.data.folders.folders import Image, place, read_classes
 from lskd_study.data.folders.layout import Fill, Tree, build
-from lskd_study.data.published.numbers import PUBLISHED, Numbers, check_numbers, origin
 
 META = "meta.bin"
 _CLASS_ARCHIVE = re.compile(r"(?:.*/)?(n\d{8})\.tar")

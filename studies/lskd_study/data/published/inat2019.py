@@ -4,11 +4,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lskd import LskdError
+from lskd_study.data.expected import PUBLISHED, Numbers, check_numbers, origin
 from lskd_study.data.folders.annotations import only_name, read_json
 from lskd_study.data.folders.archives import check_md5, find_source, fingerprints, read_members
 from lskd_study.data.folders.folders import Image, place
 from lskd_study.data.folders.layout import SPLITS, Fill, Tree, build
-from lskd_study.data.published.numbers import PUBLISHED, Numbers, check_numbers, origin
 
 FOLDER = "train_val2019"
 ARCHIVE = f"{FOLDER}.tar.gz"

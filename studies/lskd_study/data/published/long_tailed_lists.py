@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
+from lskd_study.data.expected import PUBLISHED, Numbers, check_numbers, origin
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
 from lskd_study.data.folders.folders import Image, place
 from lskd_study.data.folders.layout import Fill, Tree, build
-from lskd_study.data.published.numbers import PUBLISHED, Numbers, check_numbers, origin
 
 LISTS = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT"}
 # The folders of Places365 by what the lists call them: easy layout, small images, large images.
