@@ -24,9 +24,8 @@ if typing.TYPE_CHECKING:
         target_mass,
         target_values,
     )
-    from lskd.teacher_terms import AlphaSchedule, ensemble_logits
     from lskd.teachers.frozen import FrozenTeacher
-    from lskd.terms import TopK, distillation_terms
+    from lskd.terms import AlphaSchedule, TopK, distillation_terms, ensemble_logits
 
 __all__ = [
     "AlphaSchedule",
@@ -66,9 +65,8 @@ _HOMES = {
     "lskd.soft_labels.store": "SoftLabels SoftLabelsWriter",
     "lskd.stability": "Stability",
     "lskd.targets": "Convention convert_alpha smooth_targets target_entropy target_mass target_values",
-    "lskd.teacher_terms": "AlphaSchedule ensemble_logits",
     "lskd.teachers.frozen": "FrozenTeacher",
-    "lskd.terms": "TopK distillation_terms",
+    "lskd.terms": "AlphaSchedule TopK distillation_terms ensemble_logits",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

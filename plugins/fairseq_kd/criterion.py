@@ -16,7 +16,7 @@ from fairseq_kd.teacher import Teacher, best_checkpoint, split_paths
 from lskd import LskdError, TopK, convert_alpha, fused_distillation
 from lskd.checkpoints import file_checksum
 from lskd.kernel.fused import FusedTerms
-from lskd.teacher_terms import selective_weight, top_k_log_probabilities
+from lskd.terms import selective_weight, top_k_log_probabilities
 
 # Sums over the tokens of a batch, in nats; logged as means, in bits where fairseq's own losses are.
 _TERMS = ("kd_ce", "kd_kl", "kd_teacher_entropy", "kd_hard_ce", "kd_agreement")

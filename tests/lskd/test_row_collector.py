@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lskd import DistillationLoss, SoftLabels, SoftLabelsError, SoftLabelsWriter
-from lskd.soft_labels.collector import RowCollector
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.soft_labels.forms import stored_form, teacher_form
+from lskd.soft_labels.run import RowCollector
 
 pytestmark = pytest.mark.unit
 CLASSES, SAMPLES = 7, 23

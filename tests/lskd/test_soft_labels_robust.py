@@ -22,8 +22,8 @@ from lskd.base import files
 from lskd.soft_labels import blocks as _block_file
 from lskd.soft_labels import format as manifest_module
 from lskd.soft_labels import store as _soft_labels
-from lskd.soft_labels.collector import SCRATCH, RowCollector
 from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.soft_labels.run import SCRATCH, RowCollector
 from lskd.teachers.fast import TeacherForm
 
 pytestmark = pytest.mark.unit

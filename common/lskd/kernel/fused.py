@@ -16,8 +16,7 @@ from lskd.targets import (
     target_values,
     transformed,
 )
-from lskd.teacher_terms import centred
-from lskd.terms import Rest, TopK, check_one_per_sample
+from lskd.terms import Rest, TopK, centred, check_one_per_sample
 
 Reduction = Literal["mean", "sum"]
 
