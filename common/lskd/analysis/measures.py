@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 
@@ -206,7 +208,10 @@ class TeacherMeasures:
                 raise ValueError(f"{definition}: measure with influence=True for its sampling error")
             by_sample = self.mean_influence[1 if definition == "between_vector_l2" else 0]
         elif definition == "target_std":
-            by_sample = _jackknife_of_deviation(self.target_probability, self.labels, self._moments)
+            _, pseudo = deviation_pseudo_values(
+                self.target_probability.numpy(), self.labels.numpy(), self.num_classes
+            )
+            by_sample = torch.from_numpy(pseudo)
         else:
             centred = self.target_probability - self._moments[1][self.labels]
             counted = ~classes.isnan()
@@ -474,16 +479,24 @@ def _at_most(samples: int, progress: Progress | None) -> Progress | None:
     return report if progress else None
 
 
-def _jackknife_of_deviation(values: Tensor, labels: Tensor, moments: Tensor) -> Tensor:
-    """Return pseudo-values of each class's unbiased standard deviation, centred within the class.
+def deviation_pseudo_values(
+    values: NDArray[np.float64], labels: NDArray[np.int64], num_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each class's unbiased standard deviation, and its pseudo-values, centred within the class.
 
-    ``n s - (n - 1) s_without_i`` in closed form: leaving ``x`` out of ``n`` values lowers their sum of
-    squares by ``n / (n - 1) (x - mean)^2``. Two values leave one, which has no deviation: such a class says
-    nothing.
+    The jackknife makes a standard deviation a mean over samples: ``n s - (n - 1) s_without_i``, in closed
+    form, because leaving ``x`` out of ``n`` values lowers their sum of squares by
+    ``n / (n - 1) (x - mean)^2``. Two values leave one, which has no deviation: such a class says nothing.
+
+    Returns:
+        ``(num_classes,)``, NaN below 2 samples, and ``(N,)``, 0 in a class of fewer than 3.
     """
-    count, mean, squares = (moment[labels] for moment in moments)
-    left = (squares - count / (count - 1).clamp(min=1) * (values - mean) ** 2).clamp(min=0)
-    pseudo = -(count - 1) * (left / (count - 2).clamp(min=1)).sqrt()
-    pseudo = torch.where(count >= 3, pseudo, 0.0)
-    centre = class_moments(pseudo, labels, moments.shape[1])[1]
-    return pseudo - centre[labels]
+    n = np.bincount(labels, minlength=num_classes).astype(np.float64)
+    deviation = values - (np.bincount(labels, values, num_classes) / np.maximum(n, 1))[labels]
+    squares = np.bincount(labels, deviation**2, num_classes)
+    std = np.where(n >= 2, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
+    m = n[labels]
+    left = np.maximum(squares[labels] - m / np.maximum(m - 1, 1) * deviation**2, 0.0)
+    pseudo = m * std[labels] - (m - 1) * np.sqrt(left / np.maximum(m - 2, 1))
+    pseudo = np.where(m >= 3, pseudo, 0.0)
+    return std, pseudo - (np.bincount(labels, pseudo, num_classes) / np.maximum(n, 1))[labels]

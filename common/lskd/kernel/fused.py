@@ -323,16 +323,8 @@ def _operator(
     wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     # What a compiled graph calls: dynamo would unroll the chunks. Without a graph it would cost 0.1 ms.
-    request = Request(
-        rest,
-        temperature,
-        temperature_squared,
-        hard_weight,
-        alpha,
-        convention,
-        mean,
-        impl,  # type: ignore[arg-type]
-    )
+    options: Any = rest, temperature, temperature_squared, hard_weight, alpha, convention, mean, impl
+    request = Request(*options)
     terms, gradient = _compute(logits, values, ids, labels, mask, request, wanted)
     return terms, terms.new_empty(0) if gradient is None else gradient
 
