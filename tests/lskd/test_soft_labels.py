@@ -280,7 +280,8 @@ def test_a_layout_that_fits_nothing(change):
 WRITE_SLOWLY = """
 import sys, time
 import numpy as np
-from lskd import SoftLabelsLayout, SoftLabelsWriter
+from lskd import SoftLabelsWriter
+from lskd.soft_labels.format import SoftLabelsLayout
 layout = SoftLabelsLayout(num_classes=50, k=4, samples=400)
 with SoftLabelsWriter(sys.argv[1], layout, {"teacher": "a"}) as writer:
     while not writer.complete:
@@ -343,7 +344,8 @@ def test_a_full_disk_is_one_line_and_what_was_committed_stays(tmp_path):
     code = """
     import resource, sys
     import numpy as np
-    from lskd import SoftLabelsError, SoftLabelsLayout, SoftLabelsWriter
+    from lskd import SoftLabelsError, SoftLabelsWriter
+    from lskd.soft_labels.format import SoftLabelsLayout
     writer = SoftLabelsWriter(sys.argv[1], SoftLabelsLayout(50, 4, 100_000, rows_per_sample=1), {})
     rows = np.full((1000, 4), -1.0), np.tile(np.arange(4), (1000, 1))
     writer.append(*rows)
@@ -406,7 +408,8 @@ def test_a_reader_sees_what_was_committed_while_the_writer_goes_on(tmp_path):
 MEASURE = """
 import sys
 import numpy as np
-from lskd import SoftLabels, SoftLabelsLayout, SoftLabelsWriter
+from lskd import SoftLabels, SoftLabelsWriter
+from lskd.soft_labels.format import SoftLabelsLayout
 def memory(name):
     return next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]
 samples, window = int(sys.argv[2]), 5000

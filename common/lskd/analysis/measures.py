@@ -100,7 +100,7 @@ class TeacherMeasures:
         return float(binary_calibration_error(confidence.float(), self.correct.long(), n_bins=BINS))
 
     def equivalent_smoothing(self, convention: str = "uniform") -> float:
-        """Return the smoothing that it looks trained with; see :func:`~lskd.equivalent_smoothing`."""
+        """Return the smoothing that it looks trained with; as :func:`equivalent_smoothing` does."""
         return equivalent_smoothing(self.target_probability, self.num_classes, convention)
 
     def class_values(self, definition: Definition) -> Tensor:
@@ -138,7 +138,7 @@ class TeacherMeasures:
     def small_class_bias(self, definition: Definition) -> float:
         """Return what small classes add to ``1 - S``, to first order, before any correction.
 
-        Within classes it is too small, see :func:`~lskd.small_class_factor`. Between classes it is too large,
+        Within classes it is too small, see :func:`small_class_factor`. Between classes it is too large,
         because the mean of ``n`` samples varies by their variance over ``n`` beside what the classes vary; a
         class of one sample is taken to vary as the others do.
         """

@@ -89,7 +89,7 @@ class StoredRun:
         processes: how many there are.
         say: prints a line.
         teacher: the form in which the teacher is asked for: "none" for the exact one, a mode of
-            :func:`lskd.choose_fast`, or "auto".
+            :func:`lskd.teachers.fast.choose_fast`, or "auto".
         bound: of its error.
 
     Attributes:
@@ -298,7 +298,7 @@ class StoredRun:
         Args:
             answers: asks the teacher.
             count: how many images, drawn at random.
-            tolerance: of the exact teacher, see :func:`lskd.stored_difference`; a fast one has its own.
+            tolerance: of the exact teacher, see :func:`stored_difference`; a fast one has its own.
 
         Raises:
             SoftLabelsError: an answer is further from the stored one than arithmetic explains.

@@ -35,7 +35,7 @@ class SoftLabelRows(NamedTuple):
 
     Attributes:
         values: ``(rows, k)`` log-probabilities at temperature 1, largest first as the teacher gave them. For
-            images of which all classes are kept see :func:`lskd.stored_form`.
+            images of which all classes are kept see :func:`lskd.soft_labels.forms.stored_form`.
         ids: ``(rows, k)`` class ids.
         seeds: ``(rows,)`` seeds of the augmentation, or None where the store has none.
     """

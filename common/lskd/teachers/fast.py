@@ -50,7 +50,7 @@ class Deviation(NamedTuple):
 
     @classmethod
     def between(cls, exact: Tensor, fast: Tensor) -> "Deviation":
-        """Compare logits ``(N, K)``, in :func:`lskd.accumulator_dtype`.
+        """Compare logits ``(N, K)``, in :func:`~lskd.base.tensors.accumulator_dtype`.
 
         >>> Deviation.between(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]])).mean_kl
         0.0
@@ -352,8 +352,8 @@ def make_fast(
         model: frozen, in eval mode; it is not changed.
         mode: "float32", "bfloat16" or "int8".
         images: ``(N, C, H, W)`` as the model gets them; "int8" takes its ranges from them.
-        convolutions: see :func:`lskd.fold_batch_norm`.
-        norms: see :func:`lskd.fold_batch_norm`.
+        convolutions: see :func:`fold_batch_norm`.
+        norms: see :func:`fold_batch_norm`.
 
     Raises:
         LskdError: "int8" for a model that has nothing for it.
@@ -401,8 +401,8 @@ def choose_fast(
         mode: any but "none".
         bound: largest mean KL(exact || fast) in nats.
         exact: what the exact teacher answers with; None: the model.
-        convolutions: see :func:`lskd.fold_batch_norm`.
-        norms: see :func:`lskd.fold_batch_norm`.
+        convolutions: see :func:`fold_batch_norm`.
+        norms: see :func:`fold_batch_norm`.
         compiled: compile the fast teacher, which needs a C++ compiler on the CPU.
         batch_size: of training, which is what is compiled for.
 
