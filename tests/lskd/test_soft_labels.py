@@ -230,9 +230,9 @@ def test_soft_labels_of_another_teacher_are_refused_with_the_reason(tmp_path):
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(SoftLabelsError, match=r"holds something else \(thesis.txt\)"):
+    with pytest.raises(SoftLabelsError, match=r"contains something else \(thesis.txt\)"):
         SoftLabelsWriter(tmp_path, layout(), IDENTITY)
-    with pytest.raises(SoftLabelsError, match="holds no soft labels"):
+    with pytest.raises(SoftLabelsError, match="contains no soft labels"):
         SoftLabels(tmp_path)
 
 

@@ -21,7 +21,7 @@ from lskd.analysis.calibration import (
     fit_temperature,
 )
 from lskd.stability import Definition, class_deviations, class_moments, small_class_factor
-from lskd.targets import check_labels
+from lskd.targets import check_labels, check_logits
 
 _CHUNK = 1 << 18  # numbers of a block of logits: a block and its temporaries stay in a CPU's cache
 _KEPT = 1 << 22  # numbers of a class's probabilities that are kept for a second look
@@ -243,7 +243,7 @@ def measure_teacher(
     """Measure a teacher from its logits on a labelled data set.
 
     The logits may be mapped from a file: they are read class by class, and of them only blocks are in memory
-    at once. Beside the numbers per sample it holds the means of the classes that have samples, each ``(K,)``
+    at once. Beside the numbers per sample it keeps the means of the classes that have samples, each ``(K,)``
     float32.
 
     Args:
@@ -263,13 +263,9 @@ def measure_teacher(
     >>> measures.topk(1), round(measures.one_minus_stability("target_std"), 4)
     (1.0, 0.1346)
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; "
-            "they must be (N, K) and (N,), N at least 1"
-        )
-    if not logits.is_floating_point():
-        raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
+    check_logits(logits, labels)
+    if not len(labels):
+        raise ValueError(f"logits have shape {tuple(logits.shape)}; there must be at least one sample")
     check_labels(labels, logits.shape[1])
     with torch.inference_mode():
         labels = labels.long()
@@ -428,7 +424,7 @@ class _Look:
             if not bool(finite.all()):
                 raise ValueError(
                     f"the logits of sample {start + int((~finite).nonzero()[0])} are not all finite; "
-                    "leave the sample out or mend the teacher"
+                    "leave the sample out or fix the teacher"
                 )
         raise ValueError("the logits are too large for float32")
 

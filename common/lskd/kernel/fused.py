@@ -53,7 +53,7 @@ class LossComponents(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is asked of the loss, in types that a compiled graph can hold."""
+    """What is asked of the loss, in types that a compiled graph can contain."""
 
     rest: Rest
     temperature: float
