@@ -190,7 +190,7 @@ def transformed() -> bool:
 
 
 def check_logits(logits: Tensor, labels: Tensor, num_classes: int | None = None) -> None:
-    """Raise ``ValueError`` unless logits are floating ``(N, num_classes)``, K if None, and labels ``(N,)``."""
+    """Raise ``ValueError`` unless logits are floating ``(N, num_classes)``, None: any; labels ``(N,)``."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or num_classes not in (None, logits.shape[1]):
         raise ValueError(
             f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; "

@@ -1,10 +1,8 @@
 """Stored soft labels: what comes back, what is refused, and what an ended writer leaves."""
 
 import json
-import multiprocessing
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
@@ -305,29 +303,6 @@ def python(code, *arguments, **options):
     )
 
 
-def test_a_writer_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path):
-    whole = python(WRITE_SLOWLY, tmp_path / "whole", 3, 0)
-    assert whole.communicate()
-    assert whole.returncode == 0
-    kept = -1
-    for line in (3, 5, 7):
-        process = python(WRITE_SLOWLY, tmp_path / "killed", line, 0.002)
-        for _ in range(4):
-            said = process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        partial = SoftLabels(tmp_path / "killed")
-        partial.verify()
-        assert len(partial) > max(int(said), kept)
-        assert not partial.complete
-        kept = len(partial) - 1
-    last = python(WRITE_SLOWLY, tmp_path / "killed", 3, 0)
-    assert last.communicate()
-    assert last.returncode == 0
-    for name in ("rows.bin", "rows.bin.sums", "index.bin", "index.bin.sums", "manifest.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
-
-
 def test_bytes_that_an_ended_writer_left_behind_do_not_count(tmp_path):
     write(tmp_path / "s")
     for name in ("rows.bin", "index.bin", "rows.bin.sums"):
@@ -368,17 +343,6 @@ def test_a_full_disk_is_one_line_and_what_was_committed_stays(tmp_path):
     assert len(labels) == 1000
     with SoftLabelsWriter(tmp_path / "s", SoftLabelsLayout(50, 4, 100_000, rows_per_sample=1), {}) as writer:
         assert writer.keys == 1000
-
-
-def test_many_processes_read_at_once(tmp_path):
-    write(tmp_path / "s")
-    labels = SoftLabels(tmp_path / "s")
-    keys = [*range(len(labels))] * 20
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        there = pool.map(labels.__getitem__, keys, chunksize=7)
-    for key, rows_there in zip(keys, there, strict=True):
-        np.testing.assert_array_equal(rows_there.ids, labels[key].ids)
-        np.testing.assert_array_equal(rows_there.values, labels[key].values)
 
 
 def test_pickle_is_the_path_and_not_the_content(tmp_path):
