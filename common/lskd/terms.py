@@ -86,15 +86,27 @@ def distillation_terms(
     [1.1269, 0.4338, 0.6931]
     """
     check_temperature(temperature)
+    check_teacher(student_logits, teacher)
     student = _log_probabilities(student_logits, temperature)
     if isinstance(teacher, TopK):
         return _top_k_terms(student, teacher, temperature)
-    if teacher.shape != student_logits.shape:
-        raise ValueError(
-            f"teacher logits have shape {tuple(teacher.shape)} and student logits "
-            f"{tuple(student_logits.shape)}; both must cover the same samples and classes"
-        )
     return _terms(student, _teacher_log_probabilities(teacher, student, temperature))
+
+
+def check_teacher(logits: Tensor, teacher: Tensor | TopK) -> None:
+    """Raise ValueError unless a teacher is about the samples and classes of a student's ``logits``."""
+    shape = logits.shape
+    if isinstance(teacher, TopK):
+        if teacher.ids.shape[:-1] != shape[:-1] or not 1 <= teacher.ids.shape[-1] <= shape[-1]:
+            raise ValueError(
+                f"top-K ids have shape {tuple(teacher.ids.shape)} and student logits {tuple(shape)}; "
+                "they must cover the same samples, with 1 to all classes"
+            )
+    elif teacher.shape != shape:
+        raise ValueError(
+            f"teacher logits have shape {tuple(teacher.shape)} and student logits {tuple(shape)}; "
+            "both must cover the same samples and classes"
+        )
 
 
 def check_one_per_sample(name: str, entries: Tensor, logits: Tensor) -> None:
@@ -141,11 +153,6 @@ def _terms(student: Tensor, teacher: Tensor) -> DistillationTerms:
 
 def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> DistillationTerms:
     num_classes, k = student.shape[-1], teacher.ids.shape[-1]
-    if teacher.ids.shape[:-1] != student.shape[:-1] or not 1 <= k <= num_classes:
-        raise ValueError(
-            f"top-K ids have shape {tuple(teacher.ids.shape)} and student logits {tuple(student.shape)}; "
-            "they must cover the same samples, with 1 to all classes"
-        )
     check_labels(teacher.ids, num_classes, "top-K ids")
     ids = _constant(teacher.ids, torch.int64)
     known = student.gather(-1, ids)
