@@ -1,10 +1,20 @@
-"""What a network's output says: one rule for all trainers."""
+"""What teachers say: logits of an output, answers to chosen images, an ensemble, and how much it counts."""
 
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor
 
 from lskd.errors import LskdError
+from lskd.terms import centred
+
+Keys = TypeVar("Keys")
+AlphaSchedule = Literal["fixed", "threshold", "adaptive"]
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Makes the context of a forward pass in training, such as ``torch.autocast``."""
 
 
 def logits_of(output: Any) -> Tensor:
@@ -18,7 +28,6 @@ def logits_of(output: Any) -> Tensor:
     Raises:
         LskdError: anything else, such as a dict, or another number of dimensions.
 
-    >>> import torch
     >>> logits_of((torch.zeros(2, 3), torch.ones(2, 3))).sum().item()
     0.0
     """
@@ -27,3 +36,90 @@ def logits_of(output: Any) -> Tensor:
         found = f"a tensor {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
         raise LskdError(f"the model returns {found}, not logits (batch, classes); use a classifier")
     return first
+
+
+def whole_batch(images: Tensor, batch_size: int) -> Tensor:
+    """Return ``batch_size`` images: the first of ``(n, ...)``, repeated in turn where there are fewer.
+
+    >>> whole_batch(torch.tensor([1, 2]), 3).tolist()
+    [1, 2, 1]
+    """
+    if len(images) == batch_size:
+        return images
+    return images[torch.arange(batch_size, device=images.device) % len(images)]
+
+
+def answers_to(
+    batches: Iterable[tuple[Keys, Tensor]],
+    teacher: Callable[[Tensor], Tensor],
+    batch_size: int,
+    autocast: Autocast = nullcontext,
+) -> Iterator[tuple[Keys, Tensor]]:
+    """Ask a teacher about images: yield the keys of each batch and the logits ``(n, K)`` of its images.
+
+    The last batch is filled up for the teacher: one of another size would be rounded otherwise.
+
+    Args:
+        batches: keys of images, in any form, and these images ``(n, C, H, W)``.
+        teacher: returns logits, such as a :class:`lskd.FrozenTeacher`.
+        batch_size: of training, the largest ``n``.
+        autocast: makes the context of the forward pass in training.
+    """
+    for keys, images in batches:
+        with autocast():
+            logits = teacher(whole_batch(images, batch_size))
+        yield keys, logits[: len(images)]
+
+
+def ensemble_logits(members: Sequence[Tensor]) -> Tensor:
+    """Return logits of an ensemble: one teacher's as they are, several teachers' mean probabilities as logs.
+
+    Args:
+        members: one or more tensors ``(..., K)`` of logits.
+
+    Raises:
+        ValueError: for no member.
+
+    >>> ensemble_logits([torch.tensor([0.0, 0.0]), torch.tensor([0.0, -torch.inf])]).exp().tolist()
+    [0.75, 0.25]
+    """
+    if not members:
+        raise ValueError("an ensemble needs at least one member")
+    if len(members) == 1:
+        return members[0]
+    logs = [centred(member).log_softmax(-1) for member in members]
+    return torch.stack(logs).logsumexp(0) - math.log(len(logs))
+
+
+def selective_weight(
+    weight: float, schedule: AlphaSchedule, student_bleu: float | None, teacher_bleu: float | None
+) -> float:
+    """Return the weight of the teacher after a validation (selective distillation, Tan et al., ICLR 2019).
+
+    ``"fixed"``: always ``weight``. ``"threshold"``: ``weight`` while the student's BLEU is below the
+    teacher's plus 1, then 0. ``"adaptive"``: ``weight`` while it is below the teacher's minus 2, from there
+    on halved with every point of BLEU: ``weight * 0.5 ** (student - teacher + 2)``.
+
+    Args:
+        weight: 0 to 1, the weight to begin with.
+        schedule: which of the three.
+        student_bleu: validation BLEU in points, 0 to 100; None before the first validation.
+        teacher_bleu: the teacher's on the same sentences.
+
+    Raises:
+        ValueError: for an unknown schedule, or no BLEU of the teacher where one is needed.
+
+    >>> selective_weight(0.8, "adaptive", 31.0, 32.0), selective_weight(0.8, "threshold", 33.0, 32.0)
+    (0.4, 0.0)
+    """
+    if schedule not in ("fixed", "threshold", "adaptive"):
+        raise ValueError(f"schedule is {schedule!r}; it must be fixed, threshold or adaptive")
+    if schedule == "fixed":
+        return weight
+    if teacher_bleu is None:
+        raise ValueError(f"the schedule {schedule} needs the teacher's BLEU")
+    if student_bleu is None:
+        return weight
+    if schedule == "threshold":
+        return weight if student_bleu < teacher_bleu + 1 else 0.0
+    return weight * math.pow(0.5, max(student_bleu - teacher_bleu + 2, 0.0))
