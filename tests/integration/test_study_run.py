@@ -64,7 +64,7 @@ STUDY = {
 KILLED_WRITER = """
 import os, signal, sys
 from lskd_study import job
-from timm_ls_kd import soft_label_command
+from timm_ls_kd.trainer import soft_label_command
 from timm_ls_kd.teacher import Teacher
 
 soft_label_command._BATCHES, asked, ask = 2, 0, Teacher.__call__
