@@ -13,19 +13,20 @@ from lskd import LskdError
 from lskd.base.finite import require_finite
 from lskd.errors import one_line
 from lskd.teachers.outputs import logits_of
-from timm_ls_kd import inputs
-from timm_ls_kd.data import Loader
-from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.data import check_data, input_channels, open_dataset, resolve_data
+from timm_ls_kd.loader import Loader, eval_loader
 from timm_ls_kd.models import (
+    PREFIX,
     classifier_names,
     create,
+    create_torchvision,
     fit_weights,
     input_arguments,
+    linear_classifier,
     load_weights,
     read_weights,
 )
 from timm_ls_kd.run_settings import read_config, settings_beside
-from timm_ls_kd.torchvision_models import PREFIX, create_torchvision, linear_classifier
 
 # Numbers of the samples, logits, labels, features where they were asked for.
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -197,7 +198,7 @@ def _overlaid(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
     """Put given values before a run's; of its two ways to name a size the one that is given counts."""
     result = {**settings, **given}
     if "img_size" in given and result.get("input_size"):
-        result["in_chans"] = inputs.input_channels(settings)
+        result["in_chans"] = input_channels(settings)
         result["input_size"] = None
     return result
 
@@ -231,7 +232,7 @@ def _create_run(name: str, settings: Mapping[str, Any], num_classes: int | None)
         "model",
         pretrained=False,
         num_classes=num_classes,
-        in_chans=inputs.input_channels(settings),
+        in_chans=input_channels(settings),
         global_pool=settings.get("gp"),
         extra=input_arguments(name, settings),
     )
@@ -250,8 +251,8 @@ def _ask(
 ) -> Answers:
     classes = int(cast(Any, model).num_classes)
     classifier = _linear_classifier(model, name) if features else None
-    data = inputs.resolve_data(settings, model)
-    dataset = inputs.open_dataset(settings, split, data.input_size[0], None)
+    data = resolve_data(settings, model)
+    dataset = open_dataset(settings, split, data.input_size[0], None)
     class_names = _class_names(dataset, settings, split, name, classes)
     keys = _keys(dataset, settings["data_dir"], split)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -262,7 +263,7 @@ def _ask(
         pin_mem=False,
         no_prefetcher=False,
     )
-    loader = inputs.eval_loader(dataset, data, options, where, rank, world_size)
+    loader = eval_loader(dataset, data, options, where, rank, world_size)
     model.to(where).eval()
     return Answers(
         _batches(model, name, loader, classifier, amp),

@@ -1,22 +1,29 @@
 """The teacher: a frozen timm model that reads the student's batches in its own normalisation and size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.data.loader import PrefetchLoader, fast_collate
+from timm.layers import BatchNormAct2d
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lskd import Convention, LskdError, target_mass
+from lskd.errors import one_line
 from lskd.soft_labels.teacher_form import TeacherForm
-from lskd.teachers.fast import FastTeacher
+from lskd.teachers.fast import FastTeacher, choose_fast
 from lskd.teachers.outputs import logits_of
+from lskd.teachers.preflight import compare_with_chance
+from lskd.teachers.replay import augmentation_seed, replayed
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.inputs import input_channels
+from timm_ls_kd.data import Normalisation, input_channels
 from timm_ls_kd.models import check_model_name, create, first_channels, input_arguments, load_weights
-from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.run_settings import settings_beside
 
 
@@ -283,3 +290,215 @@ def _image_size(
     else:
         return None
     return int(size[0]), int(size[1])
+
+
+MOST_SAMPLES = 256  # they are held in memory
+# Layers of timm that may be folded, see lskd.fold_batch_norm.
+CONVOLUTIONS = (Conv2dSame,)
+NORMS: dict[type[nn.Module], Any] = {BatchNormAct2d: lambda norm: nn.Sequential(norm.drop, norm.act)}
+
+
+class Augmented(Dataset[Any]):
+    """A script's training images as their transform makes them of a seed; its own draws stay as they are."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        """Wrap `dataset`."""
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return an image and its label, the same each time."""
+        allow = getattr(getattr(self.dataset, "reader", None), "allow", None)
+        if allow is not None:  # a reader that gives each image once, see timm_ls_kd.loader
+            allow(index)
+        with replayed(augmentation_seed(self.seed, 0, index)):
+            return self.dataset[index]
+
+
+def speed_up(
+    kd: KdConfig,
+    teacher: Teacher,
+    dataset: Any,
+    student_norm: Normalisation,
+    device: torch.device,
+    *,
+    prefetch: bool,
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> str:
+    """Make the teacher a fast one, as asked, and return a line about it.
+
+    Every process takes the same images, so that all get the same teacher. They are augmented, because that is
+    what the teacher is asked about: it lies further out than validation images, and 8 bits cost more there.
+
+    Args:
+        kd: the distillation arguments.
+        teacher: the exact teacher; it is changed.
+        dataset: training images, each augmented the same way whenever it is asked for.
+        student_norm: normalisation of the batches.
+        device: of the teacher.
+        prefetch: whether the transform leaves normalising to timm's prefetcher.
+        batch_size: of training.
+        autocast: context of the exact teacher in training.
+
+    Raises:
+        LskdError: no images, a model for which the mode cannot be had, or an error above the bound.
+    """
+    if isinstance(getattr(dataset, "dataset", dataset), IterableDataset):
+        raise LskdError(
+            "--kd-teacher-fast measures its error on training images of its choice, and this data set can "
+            "only be streamed; drop it, or give a folder of images or a tar file."
+        )
+    indices = spread_indices(len(dataset), min(kd.preflight_samples, MOST_SAMPLES))
+    with torch.inference_mode():
+        images = torch.cat(
+            [
+                teacher.prepare(images)
+                for images, _ in spread_batches(dataset, indices, student_norm, device, prefetch=prefetch)
+            ]
+        )
+
+    def exact(batch: Tensor) -> Any:
+        with autocast():
+            return teacher.answer(batch)
+
+    try:
+        choice = choose_fast(
+            teacher.model,
+            images,
+            kd.teacher_fast,
+            kd.teacher_fast_bound,
+            exact=exact,
+            convolutions=CONVOLUTIONS,
+            norms=NORMS,
+            compiled=kd.teacher_compile,
+            batch_size=batch_size,
+            agree=_sum_over_processes,
+        )
+    except LskdError as error:
+        raise LskdError(f"teacher '{kd.teacher}', --kd-teacher-fast {kd.teacher_fast}: {error}") from None
+    teacher.use(choice.teacher)
+    return f"teacher '{kd.teacher}', fast: {choice.line}"
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        values = values.to(device)
+        torch.distributed.all_reduce(values)
+    return values.cpu()
+
+
+SIGNIFICANCE = 0.01
+_BATCH = 64
+
+
+def spread_indices(total: int, count: int) -> list[int]:
+    """Choose `count` of `total` indices at even distances: a folder is sorted by class."""
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def spread_batches(
+    dataset: Any, indices: Sequence[int], student_norm: Normalisation, device: torch.device, prefetch: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of chosen samples as the training loop sees them: in the student's normalisation.
+
+    Args:
+        dataset: map-style data set whose transform is set already.
+        indices: samples to take.
+        student_norm: what is applied on the device when `prefetch`, otherwise the transform has done it.
+        device: where batches go.
+        prefetch: whether the transform leaves normalising to timm's prefetcher.
+    """
+    loader: Any = DataLoader(
+        Subset(dataset, list(indices)), batch_size=_BATCH, collate_fn=fast_collate if prefetch else None
+    )
+    if prefetch:
+        mean, std = student_norm.mean, student_norm.std
+        loader = PrefetchLoader(loader, mean=mean, std=std, channels=len(mean), device=device)
+    for images, targets in loader:
+        yield images.to(device), targets.to(device)
+
+
+def check_teacher_accuracy(
+    teacher: Teacher,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    *,
+    name: str,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    channels_last: bool = False,
+) -> str:
+    """Measure the teacher's accuracy over all processes and return a line about it.
+
+    Args:
+        teacher: the teacher to check.
+        batches: this process's share of the images.
+        num_classes: class count.
+        name: the teacher's name, for messages.
+        device: where counts are kept.
+        autocast: context of the forward pass in training.
+        channels_last: memory layout of batches in training.
+
+    Raises:
+        LskdError: the teacher is not better than chance (one-sided binomial test at 1 %), chance being the
+            larger of 1/K and the share of the most frequent class.
+    """
+    counts = torch.zeros(num_classes + 1, dtype=torch.float32, device=device)
+    for images, targets in batches:
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast():
+            logits = answer(teacher, images, name)
+        counts[0] += (logits.argmax(-1) == targets).sum()
+        counts[1:] += torch.bincount(targets, minlength=num_classes)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(counts)  # every process then comes to the same verdict
+    right, *per_class = (int(value) for value in counts.tolist())
+    total = sum(per_class)
+    return verdict(right, total, max(1 / num_classes, max(per_class) / max(total, 1)), name)
+
+
+def answer(teacher: Teacher, images: Tensor, name: str) -> Tensor:
+    """Return the teacher's logits.
+
+    Raises:
+        LskdError: the teacher cannot process images of this shape.
+    """
+    try:
+        return teacher(images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        shape = " x ".join(str(size) for size in images.shape[1:])
+        raise LskdError(
+            f"teacher '{name}' cannot process {shape} images ({one_line(error)}); "
+            "set --kd-teacher-img-size to the size it was trained on."
+        ) from None
+
+
+def accuracy_text(right: int, total: int, chance: float) -> str:
+    """Say how many images a model is right on, and how many a guess."""
+    return f"{100 * right / total:.1f} % of {total} validation images (chance {100 * chance:.1f} %)"
+
+
+def verdict(right: int, total: int, chance: float, name: str) -> str:
+    """Return the line for `right` of `total` against `chance`, or refuse the teacher."""
+    if total == 0:
+        return f"teacher '{name}': no validation images, its accuracy is not checked"
+    accuracy = accuracy_text(right, total, chance)
+    compared = compare_with_chance(right, total, chance, SIGNIFICANCE)
+    if compared == "too few":
+        return f"teacher '{name}': {accuracy}; too few images to tell it from chance"
+    if compared == "at":
+        raise LskdError(
+            f"teacher '{name}' is at chance: right on {accuracy}; "
+            "check its checkpoint, normalisation, image size (--kd-teacher-img-size) and class order; "
+            "--kd-preflight-samples 0, in YAML kd_preflight_samples: 0, trains on it nevertheless."
+        )
+    return f"teacher '{name}': right on {accuracy}"

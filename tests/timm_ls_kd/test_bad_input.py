@@ -221,9 +221,9 @@ def test_data_folders(train, tmp_path, own_digits):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_that_breaks_during_training(train, tmp_path, own_digits, monkeypatch, workers):
     """The check before training looks at a sample of large data sets; timm would take the next image."""
-    from timm_ls_kd import datacheck
+    from timm_ls_kd import data
 
-    monkeypatch.setattr(datacheck, "check_images", lambda paths: None)
+    monkeypatch.setattr(data, "check_images", lambda paths: None)
     image = sorted((own_digits / "train" / "digit1").iterdir())[5]
     image.write_bytes(image.read_bytes()[:60])
     train("bad", "--workers", workers, data=own_digits).assert_one_clear_line(str(image), "cannot be read")

@@ -11,12 +11,11 @@ from timm import create_model
 from timm.data import create_dataset
 
 from lskd import LskdError
-from timm_ls_kd.data import EpochSampler, create_loader, guard, seeded
-from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.arguments import SoftLabelsConfig
+from timm_ls_kd.data import Normalisation, check_data, guard
 from timm_ls_kd.evaluation import evaluate_model
-from timm_ls_kd.normalisation import Normalisation
-from timm_ls_kd.replay import replayed_parts
-from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
+from timm_ls_kd.loader import EpochSampler, create_loader, seeded
+from timm_ls_kd.store import replayed_parts
 
 pytestmark = pytest.mark.unit
 HALF = Normalisation((0.5,) * 3, (0.5,) * 3)

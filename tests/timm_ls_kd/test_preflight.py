@@ -3,7 +3,7 @@ import torch
 from scipy.stats import binomtest
 
 from lskd import LskdError
-from timm_ls_kd.preflight import check_teacher_accuracy, spread_indices, verdict
+from timm_ls_kd.teacher import check_teacher_accuracy, spread_indices, verdict
 
 pytestmark = pytest.mark.unit
 

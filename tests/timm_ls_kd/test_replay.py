@@ -9,10 +9,10 @@ from timm.data import create_dataset
 
 from lskd import LskdError
 from lskd.teachers.replay import MixingPolicy, augmentation_seed
-from timm_ls_kd.data import create_loader
-from timm_ls_kd.normalisation import Normalisation
-from timm_ls_kd.replay import KeySampler, ReplayedDataset, replayed_parts
-from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
+from timm_ls_kd.arguments import SoftLabelsConfig
+from timm_ls_kd.data import Normalisation
+from timm_ls_kd.loader import create_loader
+from timm_ls_kd.store import KeySampler, ReplayedDataset, replayed_parts
 
 pytestmark = pytest.mark.unit
 ERASING = {"re_prob": 0.8, "re_count": 2}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from lskd import LskdError
-from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.data import Normalisation
 from timm_ls_kd.task import COLUMNS, LsKdTask
 from timm_ls_kd.teacher import Teacher
 

@@ -7,7 +7,7 @@ import yaml
 
 from lskd import LskdError
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.data import Normalisation
 from timm_ls_kd.teacher import create_teacher, describe_teacher
 
 pytestmark = pytest.mark.unit

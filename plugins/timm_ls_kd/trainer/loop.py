@@ -1,9 +1,10 @@
 """One epoch of training, and validation."""
 
+import signal
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,8 @@ from lskd.base.devices import accumulator_dtype
 from lskd.base.finite import require_finite
 from lskd.teachers.outputs import logits_of
 from lskd.teachers.preflight import compare_with_chance
-from timm_ls_kd.data import Loader
-from timm_ls_kd.preflight import SIGNIFICANCE, accuracy_text
+from timm_ls_kd.loader import Loader
+from timm_ls_kd.teacher import SIGNIFICANCE, accuracy_text
 
 
 def say(args: Namespace, line: str) -> None:
@@ -163,3 +164,34 @@ def validate(
     chance = max(1 / len(labels), float(all_reduce(labels, args).max()) / total)
     at_chance = compare_with_chance(right, total, chance, SIGNIFICANCE) == "at"
     return Validation(metrics, accuracy_text(right, total, chance) if at_chance else "")
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop by the signal in `args[0]`; no `except Exception` is to catch it."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into `Interrupted`; a second one ends the process as usual.
+
+    A signal that the process was started to ignore, as a shell's background job does Ctrl-C, stays ignored.
+    """
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in usual}
+    heard = [number for number in usual if before[number] is not signal.SIG_IGN]
+
+    def stop(number: int, frame: Any) -> None:
+        for one in heard:
+            signal.signal(one, usual[one])
+        # Loading processes may have got the signal too; torch would raise an error about their end.
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])

@@ -21,17 +21,16 @@ from timm.utils import get_state_dict
 from lskd import LskdError
 from lskd.base.finite import require_finite_weights
 from lskd.errors import one_line
-from timm_ls_kd import inputs
 from timm_ls_kd.arguments import KdConfig, kd_config
-from timm_ls_kd.data import seed_all
-from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.data import check_data, open_dataset, resolve_data
+from timm_ls_kd.loader import eval_loader, seed_all, train_loader
 from timm_ls_kd.models import check_model_name, load_weights
+from timm_ls_kd.store import replayed_parts
 from timm_ls_kd.trainer import session as parts
 from timm_ls_kd.trainer import soft_label_session as soft_label_parts
 from timm_ls_kd.trainer.arguments import parse_arguments
-from timm_ls_kd.trainer.loop import say, train_one_epoch, validate
+from timm_ls_kd.trainer.loop import Interrupted, say, stop_signals, train_one_epoch, validate
 from timm_ls_kd.trainer.run_folder import LAST, RunFolder, check_folder, resumed_checkpoint
-from timm_ls_kd.trainer.signals import Interrupted, stop_signals
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -77,7 +76,7 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
             num_classes=args.num_classes,
             class_map=args.class_map,
         )
-    data = inputs.resolve_data(vars(args), model)
+    data = resolve_data(vars(args), model)
     model.to(device=device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -90,17 +89,22 @@ def _train(args: Namespace, args_text: str, kd: KdConfig | None, folder: Path, d
     say(args, f"device {device}, {args.world_size} process(es), normalisation {data.normalisation}")
 
     smoothing = parts.uniform_smoothing(args, args.num_classes)
-    dataset = inputs.open_dataset(
-        vars(args), args.train_split, data.input_size[0], args.num_classes, training=True
-    )
+    dataset = open_dataset(vars(args), args.train_split, data.input_size[0], args.num_classes, training=True)
     soft_labels = None if kd is None else kd.soft_labels
-    loader = inputs.train_loader(dataset, data, args, device, smoothing, replay=soft_labels)
+    loader = train_loader(
+        dataset,
+        data,
+        args,
+        device,
+        smoothing,
+        parts=replayed_parts(dataset, soft_labels, not args.no_prefetcher),
+    )
     dataset_eval = None
     if args.val_split:
-        dataset_eval = inputs.open_dataset(vars(args), args.val_split, data.input_size[0], args.num_classes)
+        dataset_eval = open_dataset(vars(args), args.val_split, data.input_size[0], args.num_classes)
     loader_eval = None
     if dataset_eval is not None:
-        loader_eval = inputs.eval_loader(dataset_eval, data, args, device, args.rank, args.world_size)
+        loader_eval = eval_loader(dataset_eval, data, args, device, args.rank, args.world_size)
 
     autocast, scaler = precision(args, device)
     stored = None

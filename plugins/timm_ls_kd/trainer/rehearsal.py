@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from lskd import LskdError
-from timm_ls_kd import inputs
 from timm_ls_kd.arguments import kd_config
-from timm_ls_kd.data import Loader
-from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.data import DataConfig, check_data, open_dataset, resolve_data
+from timm_ls_kd.loader import Loader, eval_loader, train_loader
 from timm_ls_kd.models import check_pretrained
+from timm_ls_kd.store import replayed_parts
 from timm_ls_kd.trainer import session as parts
 from timm_ls_kd.trainer.main import create_scheduler
 
@@ -22,7 +22,7 @@ class Built:
     """The parts of a run: its model, input, loaders (validation may be off) and optimiser."""
 
     model: nn.Module
-    data: inputs.DataConfig
+    data: DataConfig
     smoothing: float
     train: Loader
     validation: Loader | None
@@ -92,15 +92,20 @@ class Rehearsal:
         kd = kd_config(args)
         if args.num_classes is None:
             args.num_classes = int(model.num_classes)  # type: ignore[arg-type]
-        data = inputs.resolve_data(vars(args), model)
+        data = resolve_data(vars(args), model)
         parts.try_student(model, data, args, device)
         smoothing = parts.uniform_smoothing(args, args.num_classes)
         train, validation = self._datasets(args, data.input_size[0])
         replay = None if kd is None else kd.soft_labels
-        loader = inputs.train_loader(train, data, args, torch.device("cpu"), smoothing, replay=replay)
-        loader_eval = (
-            None if validation is None else inputs.eval_loader(validation, data, args, torch.device("cpu"))
+        loader = train_loader(
+            train,
+            data,
+            args,
+            torch.device("cpu"),
+            smoothing,
+            parts=replayed_parts(train, replay, not args.no_prefetcher),
         )
+        loader_eval = None if validation is None else eval_loader(validation, data, args, torch.device("cpu"))
         optimizer = parts.create_optimizer(args, model)
         updates = -(-len(loader) // args.grad_accum_steps)
         scheduler, _ = create_scheduler(args, optimizer, updates)
@@ -122,7 +127,7 @@ class Rehearsal:
                 open_images=False,
             )
             opened = [
-                inputs.open_dataset(vars(args), split, channels, args.num_classes, split == args.train_split)
+                open_dataset(vars(args), split, channels, args.num_classes, split == args.train_split)
                 for split in splits
             ]
             self._opened[key] = (opened[0], opened[1] if args.val_split else None)

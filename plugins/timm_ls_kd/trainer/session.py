@@ -14,13 +14,21 @@ from lskd import LskdError, convert_alpha, target_values
 from lskd.errors import one_line
 from lskd.teachers.outputs import logits_of
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.data import SeededDataset
-from timm_ls_kd.fast_teacher import speed_up
-from timm_ls_kd.inputs import DataConfig, input_channels
+from timm_ls_kd.data import DataConfig, input_channels
+from timm_ls_kd.loader import SeededDataset
 from timm_ls_kd.models import create, input_arguments, load_weights
-from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices
 from timm_ls_kd.task import LsKdTask, describe_targets, prepare_distributed
-from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
+from timm_ls_kd.teacher import (
+    Teacher,
+    announce_teacher,
+    answer,
+    check_teacher_accuracy,
+    create_teacher,
+    describe_teacher,
+    speed_up,
+    spread_batches,
+    spread_indices,
+)
 from timm_ls_kd.trainer.loop import say
 from timm_ls_kd.trainer.partial_training import freeze_rest
 

@@ -7,18 +7,17 @@ import torch
 from tqdm import tqdm
 
 from lskd import LskdError
-from timm_ls_kd import inputs
 from timm_ls_kd.arguments import KdConfig, kd_config
-from timm_ls_kd.datacheck import check_data
-from timm_ls_kd.soft_label_task import is_half, planned_epochs, prepare
-from timm_ls_kd.store import SoftLabelsRun
+from timm_ls_kd.data import check_data, open_dataset, resolve_data
+from timm_ls_kd.loader import eval_loader, train_loader
+from timm_ls_kd.store import SoftLabelsRun, replayed_parts
+from timm_ls_kd.task import is_half, planned_epochs, prepare
 from timm_ls_kd.teacher import Teacher
 from timm_ls_kd.trainer import session as parts
 from timm_ls_kd.trainer import soft_label_session as soft_label_parts
 from timm_ls_kd.trainer.arguments import parse_arguments
-from timm_ls_kd.trainer.loop import say
+from timm_ls_kd.trainer.loop import Interrupted, say, stop_signals
 from timm_ls_kd.trainer.main import check_names, precision, start_device
-from timm_ls_kd.trainer.signals import Interrupted, stop_signals
 
 _BATCHES = 128  # of each process, from one commit to the next
 
@@ -54,14 +53,16 @@ def _store(args: Namespace, kd: KdConfig, device: torch.device) -> int:
     model = parts.create_student(args)
     if args.num_classes is None:
         args.num_classes = int(model.num_classes)  # type: ignore[arg-type]
-    data = inputs.resolve_data(vars(args), model)
+    data = resolve_data(vars(args), model)
     channels = data.input_size[0]
-    dataset = inputs.open_dataset(vars(args), args.train_split, channels, args.num_classes, training=True)
-    loader = inputs.train_loader(dataset, data, args, device, 0.0, replay=kd.soft_labels)
+    dataset = open_dataset(vars(args), args.train_split, channels, args.num_classes, training=True)
+    loader = train_loader(
+        dataset, data, args, device, 0.0, replayed_parts(dataset, kd.soft_labels, not args.no_prefetcher)
+    )
     dataset_eval = None
     if args.val_split:
-        dataset_eval = inputs.open_dataset(vars(args), args.val_split, channels, args.num_classes)
-        inputs.eval_loader(dataset_eval, data, args, device)  # which gives it its transform
+        dataset_eval = open_dataset(vars(args), args.val_split, channels, args.num_classes)
+        eval_loader(dataset_eval, data, args, device)  # which gives it its transform
     autocast, _ = precision(args, device)
     run, teacher = soft_label_parts.open_store(args, kd, data, loader, dataset_eval, device, autocast)
     try:

@@ -9,19 +9,18 @@ import torch
 from torch import nn
 
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.data import Loader
-from timm_ls_kd.inputs import DataConfig
-from timm_ls_kd.replay import ImageSource
-from timm_ls_kd.soft_label_task import (
+from timm_ls_kd.data import DataConfig
+from timm_ls_kd.loader import Loader
+from timm_ls_kd.store import ImageSource, SoftLabelsRun
+from timm_ls_kd.task import (
     OnDemandTeacher,
     SoftLabelsTask,
+    describe_targets,
     is_half,
     open_run,
     planned_epochs,
     prepare,
 )
-from timm_ls_kd.store import SoftLabelsRun
-from timm_ls_kd.task import describe_targets
 from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
 from timm_ls_kd.trainer.loop import say
 from timm_ls_kd.trainer.session import run_preflight

@@ -10,11 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lskd import LskdError
 from lskd.errors import one_line
-from timm_ls_kd import inputs
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.replay import ReplayedDataset
-from timm_ls_kd.soft_label_identity import augmentation_of
-from timm_ls_kd.soft_label_task import planned_epochs
+from timm_ls_kd.data import resolve_data
+from timm_ls_kd.loader import train_loader
+from timm_ls_kd.store import ReplayedDataset, augmentation_of, replayed_parts
+from timm_ls_kd.task import planned_epochs
 from timm_ls_kd.trainer import session as parts
 
 
@@ -56,9 +56,12 @@ def views_of(args: Namespace, kd: KdConfig) -> Views:
     own = Namespace(**vars(args))
     own.pretrained, own.initial_checkpoint, own.resume = False, "", ""
     own.device, own.rank, own.world_size, own.distributed, own.workers = "cpu", 0, 1, False, 0
-    data = inputs.resolve_data(vars(own), parts.create_student(own))
+    data = resolve_data(vars(own), parts.create_student(own))
     device = torch.device("cpu")
-    loader = inputs.train_loader(_NoImages(), data, own, device, 0.0, replay=kd.soft_labels)
+    images = _NoImages()
+    loader = train_loader(
+        images, data, own, device, 0.0, replayed_parts(images, kd.soft_labels, not own.no_prefetcher)
+    )
     dataset: ReplayedDataset = loader.dataset
     epochs, scheduled = planned_epochs(own), _scheduled_epochs(own)
     if scheduled != epochs:
@@ -81,7 +84,7 @@ def forward_flops(args: Namespace) -> int:
     own.pretrained, own.initial_checkpoint, own.distributed, own.device = False, "", False, "cpu"
     model = parts.create_student(own).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *inputs.resolve_data(vars(own), model).input_size))
+        model(torch.zeros(1, *resolve_data(vars(own), model).input_size))
     return int(counter.get_total_flops())
 
 

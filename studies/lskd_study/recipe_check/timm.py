@@ -28,8 +28,8 @@ with needs_study_extra():
     import yaml
     from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-    from timm_ls_kd import inputs
     from timm_ls_kd.arguments import kd_config
+    from timm_ls_kd.data import input_channels
     from timm_ls_kd.models import check_pretrained, input_arguments
     from timm_ls_kd.trainer import session as parts
     from timm_ls_kd.trainer.arguments import parse_arguments
@@ -191,7 +191,7 @@ class TimmChecks:
         )
         if key not in self._sizes:
             extra = input_arguments(args.model, vars(args))
-            channels = inputs.input_channels(vars(args))
+            channels = input_channels(vars(args))
             sized = dict(vars(args), in_chans=channels)
             resolved = timm.data.resolve_data_config(
                 sized, pretrained_cfg=timm.get_pretrained_cfg(run.model).to_dict()

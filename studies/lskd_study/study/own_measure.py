@@ -26,11 +26,10 @@ with needs_study_extra():
     import torch
     import yaml
 
-    from timm_ls_kd import inputs
     from timm_ls_kd.arguments import kd_config
-    from timm_ls_kd.data import Loader, seed_all
-    from timm_ls_kd.datacheck import check_data
-    from timm_ls_kd.preflight import answer
+    from timm_ls_kd.data import check_data, open_dataset, resolve_data
+    from timm_ls_kd.loader import Loader, eval_loader, seed_all, train_loader
+    from timm_ls_kd.teacher import answer
     from timm_ls_kd.trainer import session as parts
     from timm_ls_kd.trainer.arguments import parse_arguments
     from timm_ls_kd.trainer.loop import train_one_epoch, validate
@@ -136,17 +135,17 @@ def _times(plan: Plan, run: Run, seconds: float, importing: float) -> Times:
     check_data(args.dataset, args.data_dir, splits, num_classes=args.num_classes)
     seed_all(args.seed)
     model = parts.create_student(args)
-    data = inputs.resolve_data(vars(args), model)
+    data = resolve_data(vars(args), model)
     model.to(device=device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     parts.try_student(model, data, args, device)
     channels = data.input_size[0]
     smoothing = parts.uniform_smoothing(args, args.num_classes)
-    training = inputs.open_dataset(vars(args), args.train_split, channels, args.num_classes, training=True)
-    loader = inputs.train_loader(training, data, args, device, smoothing)
-    validation = inputs.open_dataset(vars(args), args.val_split, channels, args.num_classes)
-    loader_eval = inputs.eval_loader(validation, data, args, device)
+    training = open_dataset(vars(args), args.train_split, channels, args.num_classes, training=True)
+    loader = train_loader(training, data, args, device, smoothing)
+    validation = open_dataset(vars(args), args.val_split, channels, args.num_classes)
+    loader_eval = eval_loader(validation, data, args, device)
     autocast, scaler = precision(args, device)
     task = parts.create_task(args, kd, model, data, smoothing, device)
     if kd is not None:

@@ -106,7 +106,7 @@ class Rehearsal:
         Raises:
             LskdError: as the run would.
         """
-        from timm_ls_kd.inputs import input_channels
+        from timm_ls_kd.data import input_channels
 
         args = self._arguments(run)
         if run.teacher:
