@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lskd import Convention, LskdError, Rest
+from lskd import Convention, LskdError
 from lskd.soft_labels.run import DEFAULT_TOP_K
 from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
 from lskd.teachers.replay import MixingPolicy
+from lskd.terms import Rest
 
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_PREFLIGHT_SAMPLES = 512

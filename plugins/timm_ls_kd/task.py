@@ -11,7 +11,7 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from lskd import Convention, DistillationLoss, target_values
-from lskd.base.devices import accumulator_dtype
+from lskd.base.tensors import accumulator_dtype
 from lskd.soft_labels.forms import teacher_form
 from lskd.soft_labels.run import image_layout
 from lskd.teachers.outputs import logits_of

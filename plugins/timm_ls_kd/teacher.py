@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lskd import Convention, LskdError, target_mass
 from lskd.errors import one_line
-from lskd.soft_labels.teacher_form import TeacherForm
-from lskd.teachers.fast import FastTeacher, choose_fast
+from lskd.teachers.fast import FastTeacher, TeacherForm, choose_fast
 from lskd.teachers.outputs import logits_of
 from lskd.teachers.preflight import compare_with_chance
 from lskd.teachers.replay import augmentation_seed, replayed
@@ -96,7 +95,7 @@ class Teacher:
     @property
     def form(self) -> TeacherForm:
         """In which form it answers."""
-        return TeacherForm.of_teacher(self._fast)
+        return TeacherForm() if self._fast is None else self._fast.form
 
     def prepare(self, batch: Tensor) -> Tensor:
         """Turn a batch in the student's normalisation into what the model gets, in float32."""
@@ -376,20 +375,11 @@ def speed_up(
             norms=NORMS,
             compiled=kd.teacher_compile,
             batch_size=batch_size,
-            agree=_sum_over_processes,
         )
     except LskdError as error:
         raise LskdError(f"teacher '{kd.teacher}', --kd-teacher-fast {kd.teacher_fast}: {error}") from None
     teacher.use(choice.teacher)
     return f"teacher '{kd.teacher}', fast: {choice.line}"
-
-
-def _sum_over_processes(values: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        values = values.to(device)
-        torch.distributed.all_reduce(values)
-    return values.cpu()
 
 
 SIGNIFICANCE = 0.01
