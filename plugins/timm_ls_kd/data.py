@@ -18,6 +18,7 @@ from torch import nn
 from lskd import LskdError
 from lskd.base.images import check_image, check_images, is_image, passed_over
 from lskd.errors import one_line
+from lskd.teachers.frozen import Normalisation
 from timm_ls_kd.models import first_channels
 
 # The names that timm looks for when there is no folder of the split's own name.
@@ -168,37 +169,6 @@ def leave_out_litter(dataset: Any, class_map: str = "") -> None:
 
 
 @dataclass(frozen=True)
-class Normalisation:
-    """Per-channel mean and deviation of pixels in [0, 1], and where they come from."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    source: str = ""
-
-    @classmethod
-    def of(
-        cls, mean: Sequence[float], std: Sequence[float], channels: int, source: str = ""
-    ) -> "Normalisation":
-        """Build one for `channels` channels; other counts are averaged, as timm's loader does."""
-        return cls(_for_channels(mean, channels), _for_channels(std, channels), source)
-
-    def same_as(self, other: "Normalisation") -> bool:
-        """Tell whether both give the same numbers."""
-        return self.mean == other.mean and self.std == other.std
-
-    def __str__(self) -> str:
-        """Show mean and deviation to three digits."""
-        numbers = [", ".join(f"{value:.3g}" for value in values) for values in (self.mean, self.std)]
-        return f"mean ({numbers[0]}) std ({numbers[1]})"
-
-
-def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    if len(values) == channels:
-        return tuple(float(value) for value in values)
-    return (float(sum(values) / len(values)),) * channels
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """How images become a model's input."""
 
@@ -207,13 +177,6 @@ class DataConfig:
     interpolation: str
     crop_pct: float
     crop_mode: str
-
-
-def input_channels(settings: Mapping[str, Any]) -> int:
-    """Return the input channels that a run's arguments ask for."""
-    if settings.get("in_chans"):
-        return int(settings["in_chans"])
-    return int((settings.get("input_size") or (3,))[0])
 
 
 def resolve_data(settings: Mapping[str, Any], model: nn.Module) -> DataConfig:

@@ -13,15 +13,17 @@ from lskd import LskdError
 from lskd.base.tensors import require_finite
 from lskd.errors import one_line
 from lskd.teachers.outputs import logits_of
-from timm_ls_kd.data import check_data, input_channels, open_dataset, resolve_data
+from timm_ls_kd.data import check_data, open_dataset, resolve_data
 from timm_ls_kd.loader import Loader, eval_loader
 from timm_ls_kd.models import (
     PREFIX,
     classifier_names,
     create,
+    create_for_run,
     create_torchvision,
     fit_weights,
     input_arguments,
+    input_channels,
     linear_classifier,
     load_weights,
     read_weights,
@@ -184,7 +186,7 @@ def collect_logits(
         raise LskdError(f"data folder {settings['data_dir']} does not exist; give data_dir.")
     split = split or settings.get("val_split") or "validation"
     name = settings["model"]
-    model = _create_run(name, settings, settings.get("num_classes"))
+    model = create_for_run(name, "model", settings, settings.get("num_classes"))
     load_weights(model, f"model '{name}'", str(run_dir / checkpoint))
     found = _ask(model, name, settings, split, device=device)
     logits, labels = [], []
@@ -217,25 +219,13 @@ def _create(
         )
     weights = read_weights(str(checkpoint))
     classes = num_classes or settings.get("num_classes")
-    model = _create_run(name, settings, classes)
+    model = create_for_run(name, "model", settings, classes)
     if classes is None:
         rows = {len(weights[key]) for c in classifier_names(model) if (key := f"{c}.weight") in weights}
         if len(rows) == 1 and rows != {cast(Any, model).num_classes}:
-            model = _create_run(name, settings, rows.pop())
+            model = create_for_run(name, "model", settings, rows.pop())
     fit_weights(model, f"model '{name}'", str(checkpoint), weights)
     return model
-
-
-def _create_run(name: str, settings: Mapping[str, Any], num_classes: int | None) -> nn.Module:
-    return create(
-        name,
-        "model",
-        pretrained=False,
-        num_classes=num_classes,
-        in_chans=input_channels(settings),
-        global_pool=settings.get("gp"),
-        extra=input_arguments(name, settings),
-    )
 
 
 def _ask(

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError
 from lskd.errors import one_line
+from lskd.teachers.frozen import Normalisation
 from lskd.teachers.replay import augmentation_seed, replayed
-from timm_ls_kd.data import CheckedReader, DataConfig, Normalisation, unreadable
+from timm_ls_kd.data import CheckedReader, DataConfig, unreadable
 
 _COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
 
@@ -74,18 +75,19 @@ class SeededDataset(Dataset[Any]):
     """A timm data set whose augmentation depends on (seed, epoch, sample) alone.
 
     Indices come from `EpochSampler` as `epoch * len + sample`, so that workers that live on know the epoch.
+
+    Args:
+        dataset: timm's.
+        seed: of the augmentation.
+        once: its reader, where it has one, from now on skips no unreadable image; False: it stays as it is.
     """
 
-    def __init__(self, dataset: Any, seed: int) -> None:
-        """Wrap `dataset`; its reader, where it has one, from now on skips no unreadable image."""
-        self.dataset = dataset
-        self.seed = seed
-        self.reader: _ReadOnceReader | None = None
+    def __init__(self, dataset: Any, seed: int, once: bool = True) -> None:
+        self.dataset, self.seed = dataset, seed
         reader = getattr(dataset, "reader", None)
-        if reader is not None:
-            self.reader = dataset.reader = (
-                reader if isinstance(reader, _ReadOnceReader) else _ReadOnceReader(reader)
-            )
+        if once and reader is not None and not isinstance(reader, _ReadOnceReader):
+            reader = dataset.reader = _ReadOnceReader(reader)
+        self.reader = reader if isinstance(reader, _ReadOnceReader) else None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -231,6 +233,26 @@ class Loader:
             raise loading_error(error) from None
 
 
+def device_batches(
+    dataset: Dataset[Any], normalisation: Normalisation, device: torch.device, prefetch: bool, **loader: Any
+) -> Iterator[tuple[torch.Tensor, Any]]:
+    """Yield batches on the device, normalised.
+
+    Args:
+        dataset: map-style data set whose transform is set already.
+        normalisation: what is applied on the device when `prefetch`, otherwise the transform has done it.
+        device: where batches go.
+        prefetch: whether the transform leaves normalising to timm's prefetcher.
+        **loader: for torch's `DataLoader`.
+    """
+    batches: Any = DataLoader(dataset, **{"collate_fn": fast_collate if prefetch else None, **loader})
+    if prefetch:
+        mean, std = normalisation.mean, normalisation.std
+        batches = PrefetchLoader(batches, mean=mean, std=std, channels=len(mean), device=device)
+    for images, targets in batches:
+        yield images.to(device), targets.to(device)
+
+
 def create_loader(
     dataset: Any,
     *,
@@ -249,7 +271,7 @@ def create_loader(
     mixing: dict[str, Any] | None = None,
     mixing_off_epoch: int = 0,
     erasing: dict[str, Any] | None = None,
-    parts: tuple[Dataset[Any], Any] | None = None,
+    replayed_images: tuple[Dataset[Any], Any] | None = None,
 ) -> Loader:
     """Build a loader from timm's transform, collate and prefetch parts.
 
@@ -270,8 +292,8 @@ def create_loader(
         mixing: arguments for timm's `Mixup`, None: no mixing.
         mixing_off_epoch: first epoch without mixing, 0: none.
         erasing: `re_prob`, `re_mode`, `re_count` of random erasing.
-        parts: samples and what makes batches of them, where soft labels are stored; then `seed` is that of
-            the order alone, and `mixing` does not count.
+        replayed_images: samples and what makes batches of them, where soft labels are stored; then `seed` is
+            that of the order alone, and `mixing` does not count.
 
     Raises:
         LskdError: timm cannot make the transform.
@@ -294,7 +316,7 @@ def create_loader(
         kind = "training" if training else "validation"
         raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {mend}.") from None
     sampler = EpochSampler(len(dataset), seed, rank, world_size, shuffle=training)
-    samples, collate = parts or (
+    samples, collate = replayed_images or (
         SeededDataset(dataset, seed),
         _SeededCollate(prefetch, mixing, mixing_off_epoch),
     )
@@ -345,7 +367,7 @@ def train_loader(
     args: Namespace,
     device: torch.device,
     smoothing: float,
-    parts: tuple[Dataset[Any], Any] | None = None,
+    replayed_images: tuple[Dataset[Any], Any] | None = None,
 ) -> Loader:
     """Load the training split through timm's augmentation; mixup's labels are smoothed timm's way."""
     mixing = None
@@ -391,7 +413,7 @@ def train_loader(
             "re_mode": args.remode,
             "re_count": args.recount,
         },
-        parts=parts,
+        replayed_images=replayed_images,
     )
     if len(loader) == 0:
         raise LskdError(

@@ -148,6 +148,36 @@ def input_arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def input_channels(settings: Mapping[str, Any]) -> int:
+    """Return the input channels that a run's arguments ask for."""
+    if settings.get("in_chans"):
+        return int(settings["in_chans"])
+    return int((settings.get("input_size") or (3,))[0])
+
+
+def create_for_run(
+    name: str,
+    role: str,
+    settings: Mapping[str, Any],
+    num_classes: int | None,
+    extra: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Create the model that a run with these arguments trains, or trained, without its weights.
+
+    Raises:
+        LskdError: as `create`.
+    """
+    return create(
+        name,
+        role,
+        pretrained=False,
+        num_classes=num_classes,
+        in_chans=input_channels(settings),
+        global_pool=settings.get("gp"),
+        extra={**input_arguments(name, settings), **(extra or {})},
+    )
+
+
 def load_weights(model: nn.Module, name: str, path: str, use_ema: bool = True) -> None:
     """Load the weights in `path` into `model`, all of them and nothing else.
 

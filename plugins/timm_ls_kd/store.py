@@ -1,10 +1,10 @@
-"""A timm run's use of stored soft labels: how its images are made, and which epoch comes."""
+"""Stored soft labels of a timm run: images that can be made again, what a store belongs to, what is read and
+what is stored."""
 
 import hashlib
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -15,20 +15,43 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data.loader import fast_collate
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import Sampler, default_collate
 
-from lskd import Convention, LskdError, SoftLabels, SoftLabelsError
+from lskd import Convention, FrozenTeacher, LskdError, SoftLabels, SoftLabelsError
 from lskd.checkpoints import file_checksum
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.soft_labels.run import StoredRun
-from lskd.teachers.fast import FAST_BOUND, FastMode
+from lskd.soft_labels.run import StoredRun, image_layout
+from lskd.teachers.outputs import answers_to
 from lskd.teachers.replay import MixingPolicy, augmentation_seed, mixed_image, mixed_targets, replayed
 from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig
-from timm_ls_kd.data import Normalisation
 from timm_ls_kd.loader import SeededDataset
 from timm_ls_kd.run_settings import settings_beside
+from timm_ls_kd.teacher import StudentRun, make_teacher
+
+# Arguments of the transform; those of the upstream script alone are None elsewhere.
+_TRANSFORM = (
+    "train_crop_mode",
+    "scale",
+    "ratio",
+    "hflip",
+    "vflip",
+    "color_jitter",
+    "color_jitter_prob",
+    "grayscale_prob",
+    "gaussian_blur_prob",
+    "aa",
+)
+_ERASING = ("reprob", "remode", "recount")
+_MIXED = ("mixup", "cutmix")
+_MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_off_epoch")
+# How a teacher is made faster: the form that came of it is in the store, see lskd.TeacherForm.
+_FAST = ("teacher_fast", "teacher_fast_bound", "teacher_compile")
+# What a teacher's normalisation and input size are made of.
+_TEACHER_SETTINGS = ("img_size", "in_chans", "input_size", "mean", "std", "gp", "model_kwargs")
+# How far two answers to the same image may be apart, in nats per nat: other kernels, half precision.
+TOLERANCE = {"float32": 0.01, "half": 0.1}
 
 
 class ReplayedSample(NamedTuple):
@@ -206,57 +229,7 @@ class KeySampler(Sampler[int]):
             yield first + int(sample)
 
 
-@dataclass(frozen=True)
-class ImageSource:
-    """Makes the images of any keys, as training does, and asks a teacher about them.
-
-    Attributes:
-        dataset: the training images.
-        collate: how training collates them.
-        normalisation: of the batches.
-        device: where they go.
-        autocast: context of the forward pass in training.
-        batch_size: images at a time.
-        channels_last: memory layout of batches in training.
-        workers: loading processes.
-    """
-
-    dataset: ReplayedDataset
-    collate: ReplayCollate
-    normalisation: Normalisation
-    device: torch.device
-    autocast: Callable[[], AbstractContextManager[Any]]
-    batch_size: int
-    channels_last: bool = False
-    workers: int = 0
-
-    def answers(
-        self, teacher: Callable[[Tensor], Tensor], keys: Sequence[int]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield keys `(n,)` and the teacher's logits `(n, K)`, batch by batch."""
-        loader: Any = DataLoader(
-            self.dataset,
-            batch_size=self.batch_size,
-            sampler=[int(key) for key in keys],
-            collate_fn=self.collate,
-            num_workers=self.workers if len(keys) > self.batch_size else 0,
-            generator=torch.Generator(),  # a draw from torch's own would change the training that goes on
-        )
-        if self.collate.prefetch:
-            mean, std = self.normalisation.mean, self.normalisation.std
-            loader = PrefetchLoader(loader, mean=mean, std=std, channels=len(mean), device=self.device)
-        for images, targets in loader:
-            # Always a whole batch, as in training: a smaller one would be rounded otherwise.
-            count, images = len(images), images.to(self.device)
-            if count < self.batch_size:
-                images = images[torch.arange(self.batch_size, device=self.device) % count]
-            if self.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            with torch.no_grad(), self.autocast():
-                yield targets.keys, teacher(images)[:count]
-
-
-def replayed_parts(
+def replayed_images(
     dataset: Any, config: SoftLabelsConfig | None, prefetch: bool
 ) -> tuple[ReplayedDataset, ReplayCollate] | None:
     """Wrap timm's data set, and make the collate function that goes with it; None: nothing is stored."""
@@ -270,156 +243,20 @@ def replayed_parts(
     )
 
 
-# How far two answers to the same image may be apart, in nats per nat: other kernels, half precision.
-TOLERANCE = {"float32": 0.01, "half": 0.1}
-
-
-class SoftLabelsRun(StoredRun):
-    """Stored soft labels as one process of a run sees them; see :class:`lskd.StoredRun`.
-
-    Args:
-        config: what was asked for.
-        layout: of the store.
-        identity: what it must belong to.
-        source: makes the training images.
-        rank: number of this process; the first one writes.
-        world_size: number of processes.
-        say: prints a line, on the first process.
-        teacher: the form in which the teacher is asked for.
-        bound: of its error.
-
-    Raises:
-        SoftLabelsError: the folder holds something else, or is damaged.
-    """
-
-    LOCK_SECONDS = 15.0  # the loading processes of a killed run may hold its lock for a few seconds
-    STOP_ADVICE = (
-        "; make room and go on by --resume, or train on without storing by --kd-soft-labels-on-error continue"
-    )
-
-    def __init__(
-        self,
-        config: SoftLabelsConfig,
-        layout: SoftLabelsLayout,
-        identity: dict[str, Any],
-        source: ImageSource,
-        rank: int,
-        world_size: int,
-        say: Callable[[str], None],
-        teacher: FastMode = "none",
-        bound: float = FAST_BOUND,
-    ) -> None:
-        """Look at what is there, and let the loader read it."""
-        self.config, self.source = config, source
-        self._epoch = 0
-        super().__init__(
-            config.path,
-            layout,
-            identity,
-            seed=config.seed,
-            on_error=config.on_error,
-            rank=rank,
-            processes=world_size,
-            say=say,
-            teacher=teacher,
-            bound=bound,
-        )
-        if self.labels is not None:
-            source.collate.labels = self.labels
-            source.collate.stored = self.epochs * layout.samples
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Say which epoch is trained next.
-
-        Raises:
-            SoftLabelsError: it is not stored, nor is one before it.
-        """
-        self._epoch = epoch
-        if epoch < self.epochs or self.failed:
-            return
-        if epoch > self.epochs:
-            raise SoftLabelsError(
-                f"{self.path} has {self.epochs} epoch(s) and training is at epoch {epoch}; epochs are "
-                "stored in order: store those before it by timm soft-labels with the same arguments"
-            )
-        self.open_writer()
-
-    def end_epoch(self, teacher: Callable[[Tensor], Tensor]) -> None:
-        """Ask about images that the epoch left out (its last, incomplete batch), and commit it.
-
-        Raises:
-            SoftLabelsError: the disk cannot take it, and the run is to stop then.
-        """
-        if self._collector is not None and self._epoch >= self.epochs:
-            self.complete_by(teacher, (self._epoch + 1) * self.layout.samples)
-
-    def complete_by(
-        self, teacher: Callable[[Tensor], Tensor], stop: int, progress: Callable[[int], Any] = lambda n: None
-    ) -> None:
-        """Store all keys before `stop`; see :meth:`lskd.StoredRun.complete`."""
-        self.complete(stop, partial(self.source.answers, teacher), progress)
-
-    def verify_by(self, teacher: Callable[[Tensor], Tensor], half: bool) -> str:
-        """Ask the teacher, which computes in half precision or not, about stored images again.
-
-        Raises:
-            SoftLabelsError: an answer is further from the stored one than arithmetic explains.
-        """
-        tolerance = TOLERANCE["half" if half else "float32"]
-        return self.verify(partial(self.source.answers, teacher), self.config.verify, tolerance)
-
-
-# Arguments of the transform; those of the upstream script alone are None elsewhere.
-_TRANSFORM = (
-    "train_crop_mode",
-    "scale",
-    "ratio",
-    "hflip",
-    "vflip",
-    "color_jitter",
-    "color_jitter_prob",
-    "grayscale_prob",
-    "gaussian_blur_prob",
-    "aa",
-)
-_ERASING = ("reprob", "remode", "recount")
-_MIXED = ("mixup", "cutmix")
-_MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_off_epoch")
-# How a teacher is made faster: the form that came of it is in the store, see lskd.TeacherForm.
-_FAST = ("teacher_fast", "teacher_fast_bound", "teacher_compile")
-# What a teacher's normalisation and input size are made of.
-_TEACHER_SETTINGS = ("img_size", "in_chans", "input_size", "mean", "std", "gp", "model_kwargs")
-
-
-def identity_of(
-    args: Namespace,
-    kd: KdConfig,
-    layout: SoftLabelsLayout,
-    dataset: ReplayedDataset,
-    normalisation: Normalisation,
-    prefetch: bool,
-) -> dict[str, Any]:
-    """Return what the store must agree in with a run, number for number.
-
-    Args:
-        args: the run's arguments, of the bundled trainer or timm's script.
-        kd: what the run distils.
-        layout: of the store.
-        dataset: the training images, with their transform.
-        normalisation: of the batches.
-        prefetch: whether it is applied on the device.
+def identity_of(run: StudentRun, layout: SoftLabelsLayout) -> dict[str, Any]:
+    """Return what a store with this layout must agree in with a run, number for number.
 
     Raises:
         LskdError: images of a data set that has no list of them.
     """
-    assert kd.soft_labels is not None
+    assert run.images is not None
+    libraries = ("torchvision", "pillow", "numpy")
     return {
         "stored": {"classes": layout.num_classes, "top_k": layout.k, "values": layout.values},
-        "teacher": _teacher(kd, bool(args.amp), str(args.amp_dtype)),
-        "data": {"images": layout.samples, "listing": listing_checksum(dataset.dataset)},
-        "augmentation": augmentation_of(args, kd.soft_labels, dataset, normalisation, prefetch),
-        "versions": {"timm": timm.__version__}
-        | {name: version(name) for name in ("torchvision", "pillow", "numpy")},
+        "teacher": _teacher(run.kd, bool(run.args.amp), str(run.args.amp_dtype)),
+        "data": {"images": layout.samples, "listing": listing_checksum(run.images[0].dataset)},
+        "augmentation": augmentation_of(run),
+        "versions": {"timm": timm.__version__} | {name: version(name) for name in libraries},
     }
 
 
@@ -446,25 +283,23 @@ def _teacher(kd: KdConfig, amp: bool, amp_dtype: str) -> dict[str, Any]:
     }
 
 
-def augmentation_of(
-    args: Namespace,
-    config: SoftLabelsConfig,
-    dataset: ReplayedDataset,
-    normalisation: Normalisation,
-    prefetch: bool,
-) -> dict[str, Any]:
-    """Return what a run's training images follow from, beside the images on disk; as `identity_of`."""
+def augmentation_of(run: StudentRun) -> dict[str, Any]:
+    """Return what a run's stored training images follow from, beside the images on disk."""
+    assert run.kd.soft_labels is not None
+    assert run.images is not None
+    args = run.args
     augmented = not args.no_aug
     mixed = args.mixup > 0 or args.cutmix > 0
     erased = augmented and args.reprob > 0
     # Values as text, and none left out: what only one side names would not be compared.
-    named: dict[str, Any] = {"seed": config.seed, "no_aug": bool(args.no_aug)}
+    named: dict[str, Any] = {"seed": run.kd.soft_labels.seed, "no_aug": bool(args.no_aug)}
     named |= {name: _text(getattr(args, name, None)) if augmented else "off" for name in _TRANSFORM}
     named |= {name: _text(getattr(args, name)) if erased else "off" for name in _ERASING}
     named |= {name: _text(getattr(args, name)) for name in _MIXED}
     named |= {name: _text(getattr(args, name)) if mixed else "off" for name in _MIXING}
-    named |= {"mean": _text(normalisation.mean), "std": _text(normalisation.std), "prefetcher": prefetch}
-    transform = re.sub(r" at 0x[0-9a-f]+", "", repr(dataset.transform))
+    named |= {"mean": _text(run.normalisation.mean), "std": _text(run.normalisation.std)}
+    named["prefetcher"] = run.prefetch
+    transform = re.sub(r" at 0x[0-9a-f]+", "", repr(run.images[0].transform))
     # What the names above do not say: image size, interpolation, and the library's own constants.
     return named | {"transform": hashlib.sha256(transform.encode()).hexdigest()}
 
@@ -514,3 +349,169 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 0 on the command line and 0.0 in a file are one number
     return str(value)
+
+
+class SoftLabelsRun(StoredRun):
+    """Stored soft labels as one process of a run sees them; see :class:`lskd.soft_labels.run.StoredRun`.
+
+    Args:
+        run: a student's run with stored soft labels.
+
+    Raises:
+        SoftLabelsError: the folder contains something else, or is damaged.
+    """
+
+    LOCK_SECONDS = 15.0  # the loading processes of a killed run may hold its lock for a few seconds
+    STOP_ADVICE = (
+        "; make room and go on by --resume, or train on without storing by --kd-soft-labels-on-error continue"
+    )
+
+    def __init__(self, run: StudentRun) -> None:
+        assert run.kd.soft_labels is not None
+        assert run.images is not None
+        args, config = run.args, run.kd.soft_labels
+        self.run, self.config, self.wanted = run, config, planned_epochs(args)
+        images, collate = run.images
+        layout = image_layout(
+            config.path, args.num_classes, len(images), self.wanted, config.top_k, config.values
+        )
+        self._epoch = 0
+        super().__init__(
+            config.path,
+            layout,
+            identity_of(run, layout),
+            seed=config.seed,
+            on_error=config.on_error,
+            rank=args.rank,
+            processes=args.world_size,
+            say=run.say,
+            teacher=run.kd.teacher_fast,
+            bound=run.kd.teacher_fast_bound,
+        )
+        if self.labels is not None:
+            collate.labels, collate.stored = self.labels, self.epochs * layout.samples
+        run.say(self.describe())
+
+    def prepare(self, teacher: "OnDemandTeacher") -> None:
+        """Do before the first step what can be done then: try the teacher, lock the store, verify; say so.
+
+        Raises:
+            LskdError: the teacher says something else, another run writes, or the teacher cannot be used.
+        """
+        if self.config.verify or self.epochs < self.wanted:
+            teacher.load()  # first: a new store says in which form the teacher answers
+        if self.epochs < self.wanted:
+            self.open_writer()
+        if self.config.verify:
+            tolerance = TOLERANCE["half" if _is_half(self.run) else "float32"]
+            self.run.say(self.verify(partial(self.answers, teacher), self.config.verify, tolerance))
+        if self.epochs < self.wanted:
+            self.run.say(f"soft labels: epochs {self.epochs} to {self.wanted - 1} are to be stored")
+        else:
+            self.run.say(f"soft labels: all {self.wanted} epochs are read, the teacher is not asked")
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Note which epoch is trained next.
+
+        Raises:
+            SoftLabelsError: it is not stored, nor is one before it.
+        """
+        self._epoch = epoch
+        if epoch < self.epochs or self.failed:
+            return
+        if epoch > self.epochs:
+            raise SoftLabelsError(
+                f"{self.path} has {self.epochs} epoch(s) and training is at epoch {epoch}; epochs are "
+                "stored in order: store those before it by timm soft-labels with the same arguments"
+            )
+        self.open_writer()
+
+    def end_epoch(self, teacher: Callable[[Tensor], Tensor]) -> None:
+        """Ask about images that the epoch left out (its last, incomplete batch), and commit it.
+
+        Raises:
+            SoftLabelsError: the disk cannot take it, and the run is to stop then.
+        """
+        if self._collector is not None and self._epoch >= self.epochs:
+            self.complete_by(teacher, (self._epoch + 1) * self.layout.samples)
+
+    def complete_by(
+        self, teacher: Callable[[Tensor], Tensor], stop: int, progress: Callable[[int], Any] = lambda n: None
+    ) -> None:
+        """Store all keys before `stop`; see :meth:`lskd.soft_labels.run.StoredRun.complete`."""
+        self.complete(stop, partial(self.answers, teacher), progress)
+
+    def answers(
+        self, teacher: Callable[[Tensor], Tensor], keys: Sequence[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Make the images of keys as training does, and yield keys `(n,)` and logits `(n, K)` by batch."""
+        assert self.run.images is not None
+        images, collate = self.run.images
+        args = self.run.args
+        batches = self.run.batches(
+            images,
+            batch_size=args.batch_size,
+            sampler=[int(key) for key in keys],
+            collate_fn=collate,
+            num_workers=args.workers if len(keys) > args.batch_size else 0,
+            generator=torch.Generator(),  # a draw from torch's own would change the training that goes on
+        )
+        asked = ((targets.keys, pixels) for pixels, targets in batches)
+        return answers_to(asked, teacher, args.batch_size, self.run.autocast)
+
+
+class OnDemandTeacher(FrozenTeacher):
+    """The teacher of a store, which is made when it is first asked something.
+
+    Args:
+        store: what it answers for.
+    """
+
+    def __init__(self, store: SoftLabelsRun) -> None:
+        self._store = store
+        self._made: FrozenTeacher | None = None
+        self._device: torch.device | None = None
+        self._compile: dict[str, Any] | None = None
+
+    def load(self) -> FrozenTeacher:
+        """Return the teacher, made now if it was not.
+
+        Raises:
+            LskdError: as :func:`timm_ls_kd.teacher.make_teacher`.
+        """
+        if self._made is None:
+            # The run's own generators must not notice: a student that needs no teacher has the same ones.
+            with replayed(0):
+                self._made = make_teacher(self._store.run, self._store.teacher_mode).to(self._device)
+            self._store.speaks(self._made.form)
+            if self._compile is not None:
+                self._made.compile(**self._compile)
+        return self._made
+
+    def to(self, device: torch.device | None) -> "OnDemandTeacher":
+        """Move the teacher, now or when it is made."""
+        self._device = device
+        if self._made is not None:
+            self._made.to(device)
+        return self
+
+    def compile(self, **kwargs: Any) -> None:
+        """Compile the teacher, now or when it is made."""
+        self._compile = kwargs
+        if self._made is not None:
+            self._made.compile(**kwargs)
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Return logits, as the teacher itself."""
+        return self.load()(batch)
+
+
+def planned_epochs(args: Namespace) -> int:
+    """Return how many epochs a run will train, as far as its arguments tell; the schedule may say more."""
+    prefix = args.warmup_epochs if args.warmup_prefix else 0
+    return int(args.epochs + args.cooldown_epochs + prefix)
+
+
+def _is_half(run: StudentRun) -> bool:
+    """Return whether the teacher computes in half precision."""
+    return run.kd.teacher_dtype == "bfloat16" or (run.kd.teacher_dtype is None and bool(run.args.amp))

@@ -1,24 +1,19 @@
-"""timm training task: distil a teacher into a student."""
+"""timm training tasks: distil a teacher into a student, from its answers or from stored ones."""
 
 import inspect
-import math
-from argparse import Namespace
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from lskd import Convention, DistillationLoss, target_values
-from lskd.base.tensors import accumulator_dtype
+from lskd import Convention, DistillationLoss, FrozenTeacher, target_values
+from lskd.base.tensors import SampleMeans
 from lskd.soft_labels.forms import teacher_form
-from lskd.soft_labels.run import image_layout
 from lskd.teachers.outputs import logits_of
-from lskd.teachers.replay import replayed
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.store import ImageSource, ReplayedTargets, SoftLabelsRun, identity_of
-from timm_ls_kd.teacher import Teacher
+from timm_ls_kd.store import OnDemandTeacher, ReplayedTargets, SoftLabelsRun
+from timm_ls_kd.teacher import StudentRun, make_teacher
 
 # Columns of summary.csv (with timm's prefix train_), and where the loss's parts come from.
 COLUMNS = {
@@ -38,7 +33,7 @@ class LsKdTask(TrainingTask):
 
     Args:
         student_model: the model to train; logits `(B, K)`, or a tuple that starts with them.
-        teacher: frozen teacher, see `timm_ls_kd.teacher.Teacher`.
+        teacher: frozen teacher.
         temperature: divides both logits.
         temperature_squared: multiply the soft term by its square.
         hard_weight: the paper's lambda, in [0, 1].
@@ -52,7 +47,7 @@ class LsKdTask(TrainingTask):
     def __init__(
         self,
         student_model: nn.Module,
-        teacher: Teacher,
+        teacher: FrozenTeacher,
         temperature: float = 1.0,
         temperature_squared: bool = False,
         hard_weight: float = 0.0,
@@ -62,7 +57,6 @@ class LsKdTask(TrainingTask):
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ) -> None:
-        """Keep the student as trainable module, the teacher beside it."""
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         self.trainable_module = student_model
         self.teacher = teacher.to(self.device)
@@ -73,7 +67,7 @@ class LsKdTask(TrainingTask):
             alpha=alpha,
             convention=convention,
         )
-        self._sums: Tensor | None = None
+        self._means = SampleMeans()
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
         result: nn.Module = super()._apply(fn, *args, **kwargs)
@@ -110,7 +104,7 @@ class LsKdTask(TrainingTask):
             parts = self.loss.components(logits, teacher_logits, target)
         named = {column: getattr(parts, field) for column, field in COLUMNS.items()}
         if torch.is_grad_enabled():
-            self._accumulate(torch.stack(list(named.values())), logits.shape[0])
+            self._means.add(torch.stack(list(named.values())), len(logits))
         return {"loss": parts.loss, "output": logits, **named}
 
     def ask_teacher(self, input: Tensor, target: Any) -> tuple[Any, Tensor]:
@@ -120,101 +114,14 @@ class LsKdTask(TrainingTask):
     @property
     def stepped(self) -> bool:
         """Whether a training step was taken since `epoch_metrics` was last called."""
-        return self._sums is not None
-
-    def _accumulate(self, means: Tensor, samples: int) -> None:
-        # Kept on the device: reading a number at every step would wait for the device at every step.
-        means = means.detach().to(accumulator_dtype(means.device))
-        row = torch.cat([means * samples, means.new_full((1,), samples)])
-        self._sums = row if self._sums is None else self._sums + row
+        return bool(self._means)
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the sample means of `COLUMNS` since the last call, over all processes, and start anew.
 
         Every process of a distributed run must call it.
         """
-        sums = self._sums
-        self._sums = None
-        if sums is None:
-            dtype = accumulator_dtype(self.device)
-            sums = torch.zeros(len(COLUMNS) + 1, dtype=dtype, device=self.device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        *totals, samples = sums.tolist()
-        return {
-            column: total / samples if samples else math.nan
-            for column, total in zip(COLUMNS, totals, strict=True)
-        }
-
-
-def prepare_distributed(task: TrainingTask, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> None:
-    """Wrap a task's trainable module in DistributedDataParallel, on whatever device its parameters are."""
-    module = task.trainable_module
-    if next(module.parameters()).device.type == "cpu":
-        device_ids = None
-    # True is the default of every torch, and naming it is deprecated where there is the newer argument.
-    if not ddp_kwargs.pop("broadcast_buffers", True):
-        known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
-        ddp_kwargs["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
-    task.trainable_module = nn.parallel.DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs)
-
-
-def describe_targets(loss: DistillationLoss, num_classes: int, mixing: bool = False) -> str:
-    """Say in one line what the student is trained on."""
-    factor = " x T^2" if loss.temperature_squared else ""
-    soft = f"soft term: weight {1 - loss.hard_weight:g}{factor}, teacher's labels at T = {loss.temperature:g}"
-    if loss.hard_weight == 0:
-        return f"{soft}; hard term: weight 0, the labels are not trained on"
-    on, off = target_values(num_classes, loss.alpha, loss.convention)
-    mixed = " before mixing" if mixing else ""
-    target = f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}"
-    return f"{soft}; hard term: weight {loss.hard_weight:g}, {target}"
-
-
-class OnDemandTeacher(Teacher):
-    """A teacher that is built when it is first asked something.
-
-    Args:
-        build: makes it, tries it, and says so.
-    """
-
-    def __init__(self, build: Callable[[], Teacher]) -> None:
-        """Build nothing yet."""
-        self._build = build
-        self._built: Teacher | None = None
-        self._device: torch.device | None = None
-        self._compile: dict[str, Any] | None = None
-
-    def load(self) -> Teacher:
-        """Return the teacher, built now if it was not.
-
-        Raises:
-            LskdError: as :func:`timm_ls_kd.teacher.create_teacher`.
-        """
-        if self._built is None:
-            # The run's own generators must not notice: a student that needs no teacher has the same ones.
-            with replayed(0):
-                self._built = self._build().to(self._device)
-            if self._compile is not None:
-                self._built.compile(**self._compile)
-        return self._built
-
-    def to(self, device: torch.device | None) -> "OnDemandTeacher":
-        """Move the teacher, now or when it is built."""
-        self._device = device
-        if self._built is not None:
-            self._built.to(device)
-        return self
-
-    def compile(self, **kwargs: Any) -> None:
-        """Compile the teacher, now or when it is built."""
-        self._compile = kwargs
-        if self._built is not None:
-            self._built.compile(**kwargs)
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        """Return logits, as the teacher itself."""
-        return self.load()(batch)
+        return dict(zip(COLUMNS, self._means.read(len(COLUMNS), self.device), strict=True))
 
 
 class SoftLabelsTask(LsKdTask):
@@ -230,13 +137,14 @@ class SoftLabelsTask(LsKdTask):
         loss: as for :class:`timm_ls_kd.task.LsKdTask`, with device and dtype.
     """
 
-    def __init__(self, student_model: nn.Module, teacher: Teacher, run: SoftLabelsRun, **loss: Any) -> None:
-        """Keep the store beside the student."""
+    def __init__(
+        self, student_model: nn.Module, teacher: FrozenTeacher, run: SoftLabelsRun, **loss: Any
+    ) -> None:
         super().__init__(student_model, teacher, **loss)
         self.run = run
 
     def ask_teacher(self, input: Tensor, target: ReplayedTargets) -> tuple[Any, Tensor]:
-        """Return the stored words, or the teacher's, and the labels."""
+        """Return the stored answers, or the teacher's, and the labels."""
         layout = self.run.layout
         labels = target.hard(layout.num_classes, self.loss.alpha, self.loss.convention)
         if target.values is not None and target.ids is not None:
@@ -246,7 +154,7 @@ class SoftLabelsTask(LsKdTask):
         return teacher_form(values, ids, layout.num_classes, self.run.config.rest), labels
 
     def begin_epoch(self, epoch: int) -> None:
-        """Say which epoch is trained next; every process must."""
+        """Note which epoch is trained next; every process must."""
         self.run.begin_epoch(epoch)
 
     def end_epoch(self) -> None:
@@ -254,73 +162,47 @@ class SoftLabelsTask(LsKdTask):
         self.run.end_epoch(self.teacher)
 
 
-def open_run(
-    args: Namespace,
-    kd: KdConfig,
-    num_classes: int,
-    epochs: int,
-    source: ImageSource,
-    say: Callable[[str], None],
-) -> SoftLabelsRun:
-    """Open the store of a training run.
-
-    Args:
-        args: the run's arguments, of the bundled trainer or timm's script.
-        kd: what the run distils.
-        num_classes: class count.
-        epochs: how many the run will train, as far as is known.
-        source: makes the training images.
-        say: prints a line, on the first process.
+def create_kd_task(model: nn.Module, run: StudentRun, dtype: torch.dtype | None = None) -> LsKdTask:
+    """Create the task that a run distils with: its teacher made and tried, or its store opened; and say so.
 
     Raises:
-        LskdError: a store of something else, and whatever is wrong with it.
+        LskdError: whatever is wrong with the teacher or the store.
     """
-    assert kd.soft_labels is not None
-    store = kd.soft_labels
-    layout = image_layout(store.path, num_classes, len(source.dataset), epochs, store.top_k, store.values)
-    identity = identity_of(args, kd, layout, source.dataset, source.normalisation, source.collate.prefetch)
-    run = SoftLabelsRun(
-        kd.soft_labels,
-        layout,
-        identity,
-        source,
-        args.rank,
-        args.world_size,
-        say,
-        kd.teacher_fast,
-        kd.teacher_fast_bound,
-    )
-    say(run.describe())
-    return run
+    options: dict[str, Any] = {**run.kd.loss_arguments(), "device": run.device, "dtype": dtype}
+    if run.images is None:
+        run.say(describe_targets(run.kd, run.args.num_classes, run.mixes))
+        return LsKdTask(model, make_teacher(run, run.kd.teacher_fast), **options)
+    store = SoftLabelsRun(run)
+    try:
+        teacher = OnDemandTeacher(store)
+        task = SoftLabelsTask(model, teacher, store, **options)
+        run.say(describe_targets(run.kd, run.args.num_classes, run.mixes))
+        store.prepare(teacher)
+    except BaseException:
+        store.close()
+        raise
+    return task
 
 
-def prepare(run: SoftLabelsRun, teacher: OnDemandTeacher, epochs: int, half: bool) -> Iterator[str]:
-    """Do before the first step what can be done then: try the teacher, lock the store, verify.
-
-    Yields:
-        Lines for the user.
-
-    Raises:
-        LskdError: the teacher says something else, another run writes, or the teacher cannot be used.
-    """
-    if run.config.verify or run.epochs < epochs:
-        teacher.load()  # first: a new store says in which form the teacher answers
-    if run.epochs < epochs:
-        run.open_writer()
-    if run.config.verify:
-        yield run.verify_by(teacher, half)
-    if run.epochs < epochs:
-        yield f"soft labels: epochs {run.epochs} to {epochs - 1} are to be stored"
-    else:
-        yield f"soft labels: all {epochs} epochs are read, the teacher is not asked"
+def prepare_distributed(task: TrainingTask, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> None:
+    """Wrap a task's trainable module in DistributedDataParallel, on whatever device its parameters are."""
+    module = task.trainable_module
+    if next(module.parameters()).device.type == "cpu":
+        device_ids = None
+    # True is the default of every torch, and naming it is deprecated where there is the newer argument.
+    if not ddp_kwargs.pop("broadcast_buffers", True):
+        known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+        ddp_kwargs["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
+    task.trainable_module = nn.parallel.DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs)
 
 
-def planned_epochs(args: Namespace) -> int:
-    """Return how many epochs a run will train, as far as its arguments tell; the schedule may say more."""
-    prefix = args.warmup_epochs if args.warmup_prefix else 0
-    return int(args.epochs + args.cooldown_epochs + prefix)
-
-
-def is_half(kd: KdConfig, args: Namespace) -> bool:
-    """Tell whether the teacher computes in half precision."""
-    return kd.teacher_dtype == "bfloat16" or (kd.teacher_dtype is None and bool(args.amp))
+def describe_targets(kd: KdConfig, num_classes: int, mixing: bool = False) -> str:
+    """Return in one line what the student is trained on."""
+    factor = " x T^2" if kd.temperature_squared else ""
+    soft = f"soft term: weight {1 - kd.hard_weight:g}{factor}, teacher's labels at T = {kd.temperature:g}"
+    if kd.hard_weight == 0:
+        return f"{soft}; hard term: weight 0, the labels are not trained on"
+    on, off = target_values(num_classes, kd.alpha, kd.convention)
+    mixed = " before mixing" if mixing else ""
+    target = f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}"
+    return f"{soft}; hard term: weight {kd.hard_weight:g}, {target}"

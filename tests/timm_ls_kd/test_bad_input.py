@@ -315,12 +315,12 @@ def test_pretrained_weights_within_reach(monkeypatch):
 
 
 def test_schedule_that_cannot_be_had_leaves_no_folder(train, tmp_path, monkeypatch):
-    from timm_ls_kd.trainer import main as trainer
+    from timm_ls_kd.trainer import session
 
     def fail(*args, **kwargs):
         raise AssertionError("no such schedule")
 
-    monkeypatch.setattr(trainer, "create_scheduler_v2", fail)
+    monkeypatch.setattr(session, "create_scheduler_v2", fail)
     train("bad").assert_one_clear_line("--sched cosine", "no such schedule")
     assert not (tmp_path / "runs").exists()
 

@@ -11,11 +11,12 @@ from timm import create_model
 from timm.data import create_dataset
 
 from lskd import LskdError
+from lskd.teachers.frozen import Normalisation
 from timm_ls_kd.arguments import SoftLabelsConfig
-from timm_ls_kd.data import Normalisation, check_data, guard
+from timm_ls_kd.data import check_data, guard
 from timm_ls_kd.evaluation import evaluate_model
 from timm_ls_kd.loader import EpochSampler, create_loader, seeded
-from timm_ls_kd.store import replayed_parts
+from timm_ls_kd.store import replayed_images
 
 pytestmark = pytest.mark.unit
 HALF = Normalisation((0.5,) * 3, (0.5,) * 3)
@@ -132,7 +133,7 @@ def test_colours_reach_the_network_as_they_are(tmp_path, kind, prefetch):
         transform={"color_jitter": None},
         training=kind != "validation",
         prefetch=prefetch,
-        parts=replayed_parts(dataset, config, prefetch) if kind == "store" else None,
+        replayed_images=replayed_images(dataset, config, prefetch) if kind == "store" else None,
     )
     ((images, targets),) = epoch(found, 0)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalisation.mean, normalisation.std))
