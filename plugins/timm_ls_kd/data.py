@@ -242,7 +242,6 @@ class CheckedReader:
     """A reader of timm's whose images are fit for 8 bits."""
 
     def __init__(self, reader: Any) -> None:
-        """Wrap `reader`."""
         self.reader: Any = reader.reader if isinstance(reader, CheckedReader) else reader
 
     def __getattr__(self, name: str) -> Any:

@@ -163,7 +163,6 @@ class RunFolder:
         eval_metric: str,
         **saver: Any,
     ) -> None:
-        """Make or take over the folder."""
         self.folder = folder
         self.summary = folder / "summary.csv"
         self._column = "eval_" + eval_metric if args.val_split else "train_loss"
