@@ -14,7 +14,7 @@ import torch
 
 from lskd import DistillationLoss, FrozenTeacher, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels import blocks as block_file_module
-from lskd.soft_labels import collector as row_collector_module
+from lskd.soft_labels import run as stored_run_module
 from timm_ls_kd.store import SoftLabelsRun
 from timm_ls_kd.task import SoftLabelsTask
 
@@ -338,7 +338,7 @@ def full_scratch(patch):
     def full(*arguments, **options):
         return builtins.open("/dev/full", "wb")
 
-    patch.setattr(row_collector_module, "open", full, raising=False)
+    patch.setattr(stored_run_module, "open", full, raising=False)
 
 
 def full_store(patch):
