@@ -294,9 +294,9 @@ def create_loader(
         )
     except Exception as error:  # timm's parsers of policies raise whatever they like
         policy = transform.get("auto_augment")
-        mend = f"check --aa {policy}" if policy else "check the arguments of cropping and augmentation"
+        fix = f"check --aa {policy}" if policy else "check the arguments of cropping and augmentation"
         kind = "training" if training else "validation"
-        raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {mend}.") from None
+        raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {fix}.") from None
     sampler = EpochSampler(len(dataset), seed, rank, world_size, shuffle=training)
     samples, collate = replayed_images or (
         SeededDataset(dataset, seed),

@@ -10,7 +10,7 @@ from lskd.base.files import read_yaml
 
 # Arguments that only timm's upstream train.py knows, with their defaults there.
 UPSTREAM_ONLY: dict[str, Any] = read_yaml(Path(__file__).with_name("upstream_only.yaml"), "table")
-# Set by a launched run, or about the run rather than the recipe: args.yaml of a run may hold them.
+# Set by a launched run, or about the run rather than the recipe: args.yaml of a run may contain them.
 _IGNORED = frozenset({"data", "config", "distributed", "world_size", "rank", "local_rank", "prefetcher"})
 
 

@@ -239,7 +239,7 @@ def test_output_folders(train, timm_command, tmp_path, digits):
     train("n" * 256).assert_one_clear_line("name too long", "--experiment")
     assert train("run", "--epochs", 1).status == 0
     before = (tmp_path / "runs" / "run" / "summary.csv").read_bytes()
-    train("run", "--epochs", 1).assert_one_clear_line("holds a run already", "--resume")
+    train("run", "--epochs", 1).assert_one_clear_line("contains a run already", "--resume")
     assert (tmp_path / "runs" / "run" / "summary.csv").read_bytes() == before
 
 

@@ -160,7 +160,7 @@ def test_a_loss_that_is_changed_in_place(script):
 def test_a_folder_with_checkpoints_is_not_taken_over(script, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint-3.pth.tar").write_text("x")
-    script().assert_one_clear_line("holds a run already", "--resume")
+    script().assert_one_clear_line("contains a run already", "--resume")
 
 
 def test_a_full_disk_is_one_line(script, tmp_path):
