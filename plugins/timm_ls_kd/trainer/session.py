@@ -154,7 +154,7 @@ class Session:
             self.device,
             self.autocast,
             prefetch=not self.args.no_prefetcher,
-            validation=self.loader_eval and self.loader_eval.dataset,
+            validation=None if self.loader_eval is None else self.loader_eval.dataset,
             training=SeededDataset(self.loader.dataset.dataset, self.args.seed),
             images=(self.loader.dataset, self.loader.collate) if self.kd.soft_labels else None,
         )
