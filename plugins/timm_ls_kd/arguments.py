@@ -103,11 +103,6 @@ class KdConfig:
     teacher_compile: bool = False
     soft_labels: SoftLabelsConfig | None = None
 
-    def loss_arguments(self) -> dict[str, Any]:
-        """Return what the task's loss is made with."""
-        names = ("temperature", "temperature_squared", "hard_weight", "alpha", "convention")
-        return {name: getattr(self, name) for name in names}
-
 
 class KeyValues(argparse.Action):
     """Collect `key=value` arguments into a dict of plain numbers, booleans and strings."""

@@ -25,11 +25,6 @@ from timm_ls_kd.models import first_channels
 _SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 
 
-def is_image_folder(dataset: str, data_dir: str | None) -> bool:
-    """Return whether timm reads `data_dir` as a folder of images (no tar file, no named data set)."""
-    return "/" not in dataset and not (data_dir is not None and Path(data_dir).is_file())
-
-
 def check_data(
     dataset: str,
     data_dir: str | None,
@@ -67,7 +62,7 @@ def check_data(
         if "/" in dataset:
             return
         raise LskdError(f"data folder {root} does not exist; check the path.")
-    if not is_image_folder(dataset, data_dir):
+    if "/" in dataset or root.is_file():  # a named data set, a tar file
         return
     classes: dict[str, dict[str, list[Path]]] = {}
     for split in splits:
@@ -141,31 +136,6 @@ def _compare_classes(classes: dict[str, dict[str, list[Path]]], root: Path) -> N
                 f"class '{name}' of {root} is in split '{having}' but not in '{lacking}', "
                 "so labels would differ; give both splits the same class folders."
             )
-
-
-def leave_out_litter(dataset: Any, class_map: str = "") -> None:
-    """Take out of timm's list of a folder's images what `check_data` passes over: hidden files and the like.
-
-    Classes are numbered as if it were not there; with a `class_map` labels stay.
-    """
-    reader = getattr(dataset, "reader", None)
-    if not isinstance(reader, ReaderImageFolder):
-        return
-    parts = (Path(os.path.relpath(path, reader.root)).parts for path, _ in reader.samples)
-    kept = [
-        sample
-        for sample, names in zip(reader.samples, parts, strict=True)
-        if not any(map(passed_over, names))
-    ]
-    if len(kept) == len(reader.samples):
-        return
-    if not class_map:
-        labels = {label for _, label in kept}
-        names = [name for name, label in reader.class_to_idx.items() if label in labels]
-        numbers = {reader.class_to_idx[name]: number for number, name in enumerate(names)}
-        kept = [(path, numbers[label]) for path, label in kept]
-        reader.class_to_idx = {name: number for number, name in enumerate(names)}
-    reader.samples = kept
 
 
 @dataclass(frozen=True)
@@ -245,7 +215,7 @@ class CheckedReader:
         self.reader: Any = reader.reader if isinstance(reader, CheckedReader) else reader
 
     def __getattr__(self, name: str) -> Any:
-        """Return what else a reader has, such as its list of samples."""
+        """Return what else a reader has, such as its list of samples and their files' names."""
         if name == "reader":  # there is none yet while a worker process is handed this
             raise AttributeError(name)
         return getattr(self.reader, name)
@@ -269,20 +239,35 @@ class CheckedReader:
         """Return the number of samples."""
         return len(self.reader)
 
-    def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        """Return the name of a sample's file."""
-        return str(self.reader.filename(index, basename, absolute))
-
-    def filenames(self, basename: bool = False, absolute: bool = False) -> Any:
-        """Return all names."""
-        return self.reader.filenames(basename, absolute)
-
 
 def guard(dataset: Any, class_map: str = "") -> None:
-    """Take litter out of timm's data set of a folder, and let each image be checked when it is read."""
-    leave_out_litter(dataset, class_map)
+    """Take what `check_data` passes over out of timm's list of images, and check each one when it is read.
+
+    Classes are numbered as if hidden files and the like were not there; with a `class_map` labels stay.
+    """
+    reader = getattr(dataset, "reader", None)
+    if isinstance(reader, ReaderImageFolder):
+        _leave_out_litter(reader, class_map)
     if isinstance(dataset, ImageDataset):
         dataset.reader = CheckedReader(dataset.reader)
+
+
+def _leave_out_litter(reader: ReaderImageFolder, class_map: str) -> None:
+    parts = (Path(os.path.relpath(path, reader.root)).parts for path, _ in reader.samples)
+    kept = [
+        sample
+        for sample, names in zip(reader.samples, parts, strict=True)
+        if not any(map(passed_over, names))
+    ]
+    if len(kept) == len(reader.samples):
+        return
+    if not class_map:
+        labels = {label for _, label in kept}
+        names = [name for name, label in reader.class_to_idx.items() if label in labels]
+        numbers = {reader.class_to_idx[name]: number for number, name in enumerate(names)}
+        kept = [(path, numbers[label]) for path, label in kept]
+        reader.class_to_idx = {name: number for number, name in enumerate(names)}
+    reader.samples = kept
 
 
 def unreadable(path: str, error: Exception | None = None) -> LskdError:

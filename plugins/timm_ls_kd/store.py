@@ -246,12 +246,11 @@ def identity_of(run: StudentRun, layout: SoftLabelsLayout) -> dict[str, Any]:
     Raises:
         LskdError: images of a data set that has no list of them.
     """
-    assert run.images is not None
     libraries = ("torchvision", "pillow", "numpy")
     return {
         "stored": {"classes": layout.num_classes, "top_k": layout.k, "values": layout.values},
         "teacher": _teacher(run.kd, bool(run.args.amp), str(run.args.amp_dtype)),
-        "data": {"images": layout.samples, "listing": listing_checksum(run.images[0].dataset)},
+        "data": {"images": layout.samples, "listing": listing_checksum(run.stored[1].dataset)},
         "augmentation": augmentation_of(run),
         "versions": {"timm": timm.__version__} | {name: version(name) for name in libraries},
     }
@@ -282,21 +281,19 @@ def _teacher(kd: KdConfig, amp: bool, amp_dtype: str) -> dict[str, Any]:
 
 def augmentation_of(run: StudentRun) -> dict[str, Any]:
     """Return what a run's stored training images follow from, beside the images on disk."""
-    assert run.kd.soft_labels is not None
-    assert run.images is not None
-    args = run.args
+    args, (config, images, _) = run.args, run.stored
     augmented = not args.no_aug
     mixed = args.mixup > 0 or args.cutmix > 0
     erased = augmented and args.reprob > 0
     # Values as text, and none left out: what only one side names would not be compared.
-    named: dict[str, Any] = {"seed": run.kd.soft_labels.seed, "no_aug": bool(args.no_aug)}
+    named: dict[str, Any] = {"seed": config.seed, "no_aug": bool(args.no_aug)}
     named |= {name: _text(getattr(args, name, None)) if augmented else "off" for name in _TRANSFORM}
     named |= {name: _text(getattr(args, name)) if erased else "off" for name in _ERASING}
     named |= {name: _text(getattr(args, name)) for name in _MIXED}
     named |= {name: _text(getattr(args, name)) if mixed else "off" for name in _MIXING}
     named |= {"mean": _text(run.normalisation.mean), "std": _text(run.normalisation.std)}
     named["prefetcher"] = run.prefetch
-    transform = re.sub(r" at 0x[0-9a-f]+", "", repr(run.images[0].transform))
+    transform = re.sub(r" at 0x[0-9a-f]+", "", repr(images.transform))
     # What the names above do not say: image size, interpolation, and the library's own constants.
     return named | {"transform": hashlib.sha256(transform.encode()).hexdigest()}
 
@@ -364,11 +361,8 @@ class SoftLabelsRun(StoredRun):
     )
 
     def __init__(self, run: StudentRun) -> None:
-        assert run.kd.soft_labels is not None
-        assert run.images is not None
-        args, config = run.args, run.kd.soft_labels
+        args, (config, images, collate) = run.args, run.stored
         self.run, self.config, self.wanted = run, config, planned_epochs(args)
-        images, collate = run.images
         layout = image_layout(
             config.path, args.num_classes, len(images), self.wanted, config.top_k, config.values
         )
@@ -442,9 +436,7 @@ class SoftLabelsRun(StoredRun):
         self, teacher: Callable[[Tensor], Tensor], keys: Sequence[int]
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Make the images of keys as training does, and yield keys `(n,)` and logits `(n, K)` by batch."""
-        assert self.run.images is not None
-        images, collate = self.run.images
-        args = self.run.args
+        args, (_, images, collate) = self.run.args, self.run.stored
         batches = self.run.batches(
             images,
             batch_size=args.batch_size,

@@ -168,7 +168,9 @@ def create_kd_task(model: nn.Module, run: StudentRun, dtype: torch.dtype | None 
     Raises:
         LskdError: whatever is wrong with the teacher or the store.
     """
-    options: dict[str, Any] = {**run.kd.loss_arguments(), "device": run.device, "dtype": dtype}
+    loss = ("temperature", "temperature_squared", "hard_weight", "alpha", "convention")
+    options: dict[str, Any] = {name: getattr(run.kd, name) for name in loss}
+    options |= {"device": run.device, "dtype": dtype}
     if run.images is None:
         run.say(describe_targets(run.kd, run.args.num_classes, run.mixes))
         return LsKdTask(model, make_teacher(run, run.kd.teacher_fast), **options)

@@ -18,7 +18,7 @@ from lskd.teachers.fast import FastMode
 from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
 from lskd.teachers.outputs import Autocast
 from lskd.teachers.preflight import ask, check_teacher, spread_indices
-from timm_ls_kd.arguments import KdConfig
+from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig
 from timm_ls_kd.loader import device_batches
 from timm_ls_kd.models import (
     check_model_name,
@@ -65,6 +65,13 @@ class StudentRun:
     validation: Any
     training: Any
     images: tuple[Any, Any] | None = None
+
+    @property
+    def stored(self) -> tuple[SoftLabelsConfig, Any, Any]:
+        """What is done with stored soft labels, and the two of `images`; for runs that have them."""
+        assert self.kd.soft_labels is not None
+        assert self.images is not None
+        return self.kd.soft_labels, *self.images
 
     @property
     def mixes(self) -> bool:
