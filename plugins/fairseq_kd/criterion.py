@@ -16,7 +16,8 @@ from fairseq_kd.teacher import Teacher, best_checkpoint, split_paths
 from lskd import LskdError, TopK, convert_alpha, fused_distillation
 from lskd.checkpoints import file_checksum
 from lskd.kernel.fused import LossComponents
-from lskd.terms import selective_weight, top_k_log_probabilities
+from lskd.teachers.outputs import selective_weight
+from lskd.terms import top_k_log_probabilities
 
 # Sums over the tokens of a batch, in nats; logged as means, in bits where fairseq's own losses are.
 _TERMS = ("kd_ce", "kd_kl", "kd_teacher_entropy", "kd_hard_ce", "kd_agreement")
