@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from draws import PROPERTY, draw, top_k
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from draws import PROPERTY, draw, top_k
 from lskd import DistillationLoss, TopK, distillation_terms
 
 pytestmark = pytest.mark.unit

@@ -57,7 +57,7 @@ pytestmark = pytest.mark.integration
         ("--train-interpolation foo", ["--train-interpolation", "foo", "random"]),
         ("--train-crop-mode foo", ["--train-crop-mode", "foo", "rrc"]),
         ("--torchcompile eager --torchcompile-mode foo", ["--torchcompile-mode", "foo", "max-autotune"]),
-        ("--scale -1 0.5", ["--scale", "greater than 0", "-1.0 0.5"]),
+        ("--scale -1 0.5", ["--scale", "greater than 0", "got -1"]),
         ("--scale 0.5 0.2", ["--scale", "lower and an upper"]),
         ("--ratio 0 0", ["--ratio", "greater than 0"]),
         ("--ratio 1", ["--ratio", "lower and an upper"]),
@@ -221,9 +221,9 @@ def test_data_folders(train, tmp_path, own_digits):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_that_breaks_during_training(train, tmp_path, own_digits, monkeypatch, workers):
     """The check before training looks at a sample of large data sets; timm would take the next image."""
-    from timm_ls_kd import datacheck
+    from timm_ls_kd import data
 
-    monkeypatch.setattr(datacheck, "check_images", lambda paths: None)
+    monkeypatch.setattr(data, "check_images", lambda paths: None)
     image = sorted((own_digits / "train" / "digit1").iterdir())[5]
     image.write_bytes(image.read_bytes()[:60])
     train("bad", "--workers", workers, data=own_digits).assert_one_clear_line(str(image), "cannot be read")
@@ -239,26 +239,28 @@ def test_output_folders(train, timm_command, tmp_path, digits):
     train("n" * 256).assert_one_clear_line("name too long", "--experiment")
     assert train("run", "--epochs", 1).status == 0
     before = (tmp_path / "runs" / "run" / "summary.csv").read_bytes()
-    train("run", "--epochs", 1).assert_one_clear_line("holds a run already", "--resume")
+    train("run", "--epochs", 1).assert_one_clear_line("contains a run already", "--resume")
     assert (tmp_path / "runs" / "run" / "summary.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("lr: fast", ["lr must be a number"]),
+        ("lr: fast", ["c.yaml: lr must be a number, got 'fast'"]),
+        ("lr: [0.1]", ["lr must be one value"]),
+        ("lr: true", ["lr must be one value"]),
         ("epochs: 1.5", ["epochs must be a whole number"]),
         ("amp: 1", ["amp must be true or false"]),
         ("scale: 0.5", ["scale must be a list"]),
-        ("sched: plateau", ["sched must be one of"]),
-        ("kd_hard_weight: 3", ["--kd-hard-weight"]),
+        ("sched: plateau", ["c.yaml", "--sched: invalid choice: 'plateau'"]),
+        ("kd_hard_weight: 3", ["c.yaml: kd_hard_weight must lie in [0, 1], got 3"]),
         ("jsd_loss: true", ["jsd_loss", "upstream train.py only"]),
         ("- a list", ["must map"]),
         ("lr: [0.1", ["not valid YAML"]),
         ("amp: 0", ["amp must be true or false"]),
         ("scale: [null, 1]", ["scale must be a number", "None"]),
         ("workers: .inf", ["workers must be a whole number"]),
-        ("interpolation: foo", ["interpolation must be one of"]),
+        ("interpolation: foo", ["--interpolation: invalid choice: 'foo'"]),
         ("model_kwargs: " + "[" * 5000, ["nested too deeply"]),
     ],
 )
@@ -315,12 +317,12 @@ def test_pretrained_weights_within_reach(monkeypatch):
 
 
 def test_schedule_that_cannot_be_had_leaves_no_folder(train, tmp_path, monkeypatch):
-    from timm_ls_kd.trainer import main as trainer
+    from timm_ls_kd.trainer import session
 
     def fail(*args, **kwargs):
         raise AssertionError("no such schedule")
 
-    monkeypatch.setattr(trainer, "create_scheduler_v2", fail)
+    monkeypatch.setattr(session, "create_scheduler_v2", fail)
     train("bad").assert_one_clear_line("--sched cosine", "no such schedule")
     assert not (tmp_path / "runs").exists()
 

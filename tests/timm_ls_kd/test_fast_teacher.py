@@ -10,9 +10,9 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from timm_ls_kd import fast_teacher
+from timm_ls_kd.teacher import CONVOLUTIONS, NORMS
 
-FOLDED = {"convolutions": fast_teacher.CONVOLUTIONS, "norms": fast_teacher.NORMS}
+FOLDED = {"convolutions": CONVOLUTIONS, "norms": NORMS}
 
 
 @pytest.mark.unit

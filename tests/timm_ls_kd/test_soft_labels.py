@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter
+from lskd import DistillationLoss, FrozenTeacher, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels import blocks as block_file_module
-from lskd.soft_labels import run as row_collector_module
-from timm_ls_kd.soft_label_task import SoftLabelsTask
+from lskd.soft_labels import run as stored_run_module
 from timm_ls_kd.store import SoftLabelsRun
-from timm_ls_kd.teacher import Teacher
+from timm_ls_kd.task import SoftLabelsTask
 
 pytestmark = pytest.mark.unit
 AUGMENTED = ["--hflip", "0.5", "--scale", "0.3", "1", "--aa", "rand-m5-mstd0.5"]
@@ -84,7 +83,7 @@ def test_stored_and_online_students_are_equal_weight_for_weight(student, same_we
     student("stores", *options)
     with monkeypatch.context() as patch:
         # Nobody builds a teacher any more.
-        patch.setattr(Teacher, "__init__", lambda *a, **k: pytest.fail("a teacher was built"))
+        patch.setattr(FrozenTeacher, "__init__", lambda *a, **k: pytest.fail("a teacher was built"))
         result = student("reads", *options)
     assert "all 2 epochs are read" in result.out
     with monkeypatch.context() as patch:
@@ -104,7 +103,7 @@ def test_stored_and_online_students_are_equal_weight_for_weight(student, same_we
 def test_top_k_and_half_precision_change_the_loss_as_they_must(student, summary, tmp_path, monkeypatch):
     """A learning rate of 0, so that the losses are of one student; against float64 of what it was told."""
     said, seen = [], []
-    ask, components = Teacher.__call__, DistillationLoss.components
+    ask, components = FrozenTeacher.__call__, DistillationLoss.components
 
     def listen(self, batch):
         said.append(ask(self, batch))
@@ -114,7 +113,7 @@ def test_top_k_and_half_precision_change_the_loss_as_they_must(student, summary,
         seen.append((logits.detach().double(), said[-1].log_softmax(1)))
         return components(self, logits, *arguments)
 
-    monkeypatch.setattr(Teacher, "__call__", listen)
+    monkeypatch.setattr(FrozenTeacher, "__call__", listen)
     monkeypatch.setattr(DistillationLoss, "components", watch)
     for name, k, rest in (
         ("all", 0, "spread"),
@@ -163,56 +162,48 @@ def test_more_epochs_than_stored_are_added(student, same_weights, filled_copy):
     result.assert_one_clear_line("has 3 epoch(s)", "epoch 4", "timm soft-labels")
 
 
-def test_ahead_of_time(student, timm_command, train, kd, store, same_weights, filled, tmp_path, digits):
-    arguments = [
-        *[
-            "--data-dir",
-            digits,
-            "--model",
-            "test_resnet",
-            "--num-classes",
-            4,
-            "--img-size",
-            32,
-            "--device",
-            "cpu",
-        ],
-        *["--workers", 0, "--color-jitter", 0, "--kd-soft-labels-top-k", 2, *kd, *AUGMENTED, *SHORT],
-    ]
-    result = timm_command("soft-labels", *arguments, "--kd-soft-labels", store)
+@pytest.fixture
+def ahead(timm_command, kd, digits):
+    """Store ahead of training."""
+
+    def run(*arguments):
+        data = ["--data-dir", digits, "--model", "test_resnet", "--num-classes", 4, "--img-size", 32]
+        options = ["--device", "cpu", "--workers", 0, "--color-jitter", 0, "--kd-soft-labels-top-k", 2]
+        return timm_command("soft-labels", *data, *options, *kd, *AUGMENTED, *SHORT, *arguments)
+
+    return run
+
+
+def test_ahead_of_time(student, ahead, store, filled):
+    result = ahead("--kd-soft-labels", store)
     assert result.status == 0, result.err
     assert SoftLabels(store).complete
     student("reads")
     student("reads of the other", where=filled)
-    there, ahead = SoftLabels(filled), SoftLabels(store)
+    there, stored = SoftLabels(filled), SoftLabels(store)
     for key in range(192):  # other batches: the same to rounding
-        assert (there[key].seeds == ahead[key].seeds).all()
-        np.testing.assert_allclose(there[key].values, ahead[key].values, atol=0.01)
-    result = timm_command("soft-labels", *arguments)
-    result.assert_one_clear_line("--kd-soft-labels DIR")
+        assert (there[key].seeds == stored[key].seeds).all()
+        np.testing.assert_allclose(there[key].values, stored[key].values, atol=0.01)
+    ahead().assert_one_clear_line("--kd-soft-labels DIR")
 
 
 @pytest.mark.parametrize("while_ahead", [True, False])
 def test_a_kill_in_an_epoch_loses_that_epoch_only(
-    student, timm_command, kd, digits, store, filled, while_ahead, same_weights, monkeypatch, tmp_path
+    student, ahead, store, filled, while_ahead, same_weights, monkeypatch, tmp_path
 ):
     """The process is killed in its 8th question to the teacher, in the second epoch."""
-    monkeypatch.setattr("timm_ls_kd.trainer.soft_label_command._BATCHES", 2)
-    ahead = [
-        *["soft-labels", "--data-dir", digits, "--model", "test_resnet", "--num-classes", 4],
-        *["--img-size", 32, "--device", "cpu", "--workers", 0, "--color-jitter", 0, *kd, *AUGMENTED, *SHORT],
-        *["--kd-preflight-samples", 0, "--kd-soft-labels", store, "--kd-soft-labels-top-k", 2],
-    ]
+    monkeypatch.setattr("timm_ls_kd.trainer.main._BATCHES", 2)
+    unchecked = ["--kd-preflight-samples", 0]
 
     def go(*more):
         if while_ahead:
-            return timm_command(*ahead).status
-        return student("killed", "--kd-soft-labels-top-k", 2, "--kd-preflight-samples", 0, *more).status
+            return ahead("--kd-soft-labels", store, *unchecked).status
+        return student("killed", "--kd-soft-labels-top-k", 2, *unchecked, *more).status
 
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        asked, ask = 0, Teacher.__call__
+        asked, ask = 0, FrozenTeacher.__call__
 
         def kill(self, batch):
             nonlocal asked
@@ -221,7 +212,7 @@ def test_a_kill_in_an_epoch_loses_that_epoch_only(
                 os.kill(os.getpid(), signal.SIGKILL)
             return ask(self, batch)
 
-        Teacher.__call__ = kill
+        FrozenTeacher.__call__ = kill
         go()
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -347,7 +338,7 @@ def full_scratch(patch):
     def full(*arguments, **options):
         return builtins.open("/dev/full", "wb")
 
-    patch.setattr(row_collector_module, "open", full, raising=False)
+    patch.setattr(stored_run_module, "open", full, raising=False)
 
 
 def full_store(patch):

@@ -5,7 +5,6 @@ import copy
 import csv
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,15 +13,10 @@ import yaml
 from lskd import load_teacher_weights
 from timm_ls_kd.task import LsKdTask
 from timm_ls_kd.trainer import main as trainer
-from timm_ls_kd.trainer.signals import Interrupted, stop_signals
+from timm_ls_kd.trainer.loop import Interrupted, stop_signals
 
 pytestmark = pytest.mark.integration
 COLUMNS = ["train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement"]
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
 
 
 def header(folder):

@@ -18,7 +18,7 @@ with needs_study_extra():
     import torchvision
 
     from timm_ls_kd.evaluation import evaluate_model
-    from timm_ls_kd.torchvision_models import PREFIX
+    from timm_ls_kd.models import PREFIX
 
 _SIZE = 224
 

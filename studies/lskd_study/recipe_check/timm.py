@@ -28,13 +28,10 @@ with needs_study_extra():
     import yaml
     from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 
-    from timm_ls_kd import inputs
-    from timm_ls_kd.arguments import kd_config
-    from timm_ls_kd.models import check_pretrained, input_arguments
-    from timm_ls_kd.trainer import session as parts
+    from timm_ls_kd.models import check_pretrained, input_arguments, input_channels
     from timm_ls_kd.trainer.arguments import parse_arguments
     from timm_ls_kd.trainer.loop import train_one_epoch, validate
-    from timm_ls_kd.trainer.rehearsal import Rehearsal
+    from timm_ls_kd.trainer.session import Session, create_optimizer, create_student
 
 STEPS = 2
 BATCH = 2
@@ -191,7 +188,7 @@ class TimmChecks:
         )
         if key not in self._sizes:
             extra = input_arguments(args.model, vars(args))
-            channels = inputs.input_channels(vars(args))
+            channels = input_channels(vars(args))
             sized = dict(vars(args), in_chans=channels)
             resolved = timm.data.resolve_data_config(
                 sized, pretrained_cfg=timm.get_pretrained_cfg(run.model).to_dict()
@@ -223,31 +220,21 @@ class TimmChecks:
             words += ["--kd-preflight-samples", "0"]  # it has learnt nothing
             self._write_teacher(plan, kind.teacher)
         args = _offline(self._arguments(plan, run, *words))
-        kd = kd_config(args)
-        device = torch.device("cpu")
         with _quiet():
-            model = parts.create_student(args)
-            built = Rehearsal().build(args, model, device)
-            task = parts.create_task(args, kd, model, built.data, built.smoothing, device)
-            if kd is not None:
-                training = built.train.dataset.dataset
-                validation = built.validation and built.validation.dataset.dataset
-                parts.run_preflight(
-                    kd, task.teacher, validation, training, built.data, args, device, contextlib.nullcontext
-                )
+            session = Session.open(args, torch.device("cpu"))
             train_one_epoch(
                 0,
-                task,
-                _First(built.train, STEPS),  # type: ignore[arg-type]
-                built.optimizer,
+                session.task,
+                _First(session.loader, STEPS),  # type: ignore[arg-type]
+                session.optimizer,
                 args,
                 autocast=contextlib.nullcontext,
-                scheduler=built.scheduler,
+                scheduler=session.schedule[0],
             )
-            images = _First(built.validation, 1)
-            validate(task.get_eval_model(), images, args, contextlib.nullcontext)  # type: ignore[arg-type]
+            images = _First(session.loader_eval, 1)
+            validate(session.task.get_eval_model(), images, args, contextlib.nullcontext)  # type: ignore[arg-type]
         if run.role == "teacher":
-            _save(plan, run, model, args)
+            _save(plan, run, session.model, args)
 
     def _write_teacher(self, plan: Plan, teacher: Run) -> None:
         """Leave a teacher where its student's command looks for it, unless it is there from its own check."""
@@ -255,7 +242,7 @@ class TimmChecks:
             return
         args = _offline(self._arguments(plan, teacher))
         with _quiet():
-            _save(plan, teacher, parts.create_student(args), args)
+            _save(plan, teacher, create_student(args), args)
 
 
 class _First:
@@ -290,7 +277,7 @@ def _rates(args: Namespace, data: DataSet) -> list[float]:
     """Return the real schedule's learning rate in each epoch."""
     updates = max(1, data.train // args.batch_size // args.grad_accum_steps)
     stand_in = torch.nn.Linear(1, 1)
-    optimizer = parts.create_optimizer(args, stand_in)
+    optimizer = create_optimizer(args, stand_in)
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
     rates = []
     for epoch in range(epochs):

@@ -26,15 +26,11 @@ with needs_study_extra():
     import torch
     import yaml
 
-    from timm_ls_kd import inputs
-    from timm_ls_kd.arguments import kd_config
-    from timm_ls_kd.data import Loader, seed_all
-    from timm_ls_kd.datacheck import check_data
-    from timm_ls_kd.preflight import answer
-    from timm_ls_kd.trainer import session as parts
+    from lskd.teachers.preflight import ask
+    from timm_ls_kd.loader import Loader
     from timm_ls_kd.trainer.arguments import parse_arguments
     from timm_ls_kd.trainer.loop import train_one_epoch, validate
-    from timm_ls_kd.trainer.main import precision, start_device
+    from timm_ls_kd.trainer.session import PlainTask, Session, create_student
 
 OUT_OF_MEMORY = "out of memory"
 
@@ -124,50 +120,36 @@ def main(arguments: list[str]) -> int:
 
 def _times(plan: Plan, run: Run, seconds: float, importing: float) -> Times:
     begun = time.perf_counter()
-    words = ecosystem.command(plan, run)[2:]
+    words = ecosystem.command(replace(plan, stores=[]), run)[2:]
     if run.teacher:
         _write_teacher(plan, plan.run(run.teacher))
         words += ["--kd-preflight-samples", "0"]  # it has learnt nothing
         begun = time.perf_counter()
-    args = parse_arguments(words)
-    kd = kd_config(args)
-    device = start_device(args)
-    splits = [args.train_split, args.val_split]
-    check_data(args.dataset, args.data_dir, splits, num_classes=args.num_classes)
-    seed_all(args.seed)
-    model = parts.create_student(args)
-    data = inputs.resolve_data(vars(args), model)
-    model.to(device=device)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    parts.try_student(model, data, args, device)
-    channels = data.input_size[0]
-    smoothing = parts.uniform_smoothing(args, args.num_classes)
-    training = inputs.open_dataset(vars(args), args.train_split, channels, args.num_classes, training=True)
-    loader = inputs.train_loader(training, data, args, device, smoothing)
-    validation = inputs.open_dataset(vars(args), args.val_split, channels, args.num_classes)
-    loader_eval = inputs.eval_loader(validation, data, args, device)
-    autocast, scaler = precision(args, device)
-    task = parts.create_task(args, kd, model, data, smoothing, device)
-    if kd is not None:
-        parts.run_preflight(kd, task.teacher, validation, training, data, args, device, autocast)
-    optimizer = parts.create_optimizer(args, model)
+    session = Session.open(parse_arguments(words))
+    args, task, optimizer = session.args, session.task, session.optimizer
+    autocast, scaler, loader, loader_eval = (
+        session.autocast,
+        session.scaler,
+        session.loader,
+        session.loader_eval,
+    )
+    assert loader_eval is not None
     start = importing + time.perf_counter() - begun
 
     steps = _Timed(loader, seconds)
     train_one_epoch(0, task, steps, optimizer, args, autocast=autocast, scaler=scaler)  # type: ignore[arg-type]
-    plain, loading = _without_teacher(task, steps, seconds / 2, args, optimizer, autocast, scaler, device)
+    plain, loading = _without_teacher(task, steps, seconds / 2, args, optimizer, autocast, scaler)
     evaluation = _Timed(loader_eval, seconds / 2)
     validate(task.get_eval_model(), evaluation, args, autocast)  # type: ignore[arg-type]
-    images = min(len(validation), 512)
-    if kd is not None:  # the preflight that was left out: the teacher on up to 512 images
+    images = min(loader_eval.samples, 512)
+    if session.kd is not None:  # the preflight that was left out: the teacher on up to 512 images
         preflight = _Timed(loader_eval, seconds / 4)
-        with torch.inference_mode(), autocast():
+        with torch.inference_mode():
             for batch, _ in preflight:
-                answer(task.teacher, batch, kd.teacher)
+                ask(task.teacher, batch, "--kd-teacher-img-size", autocast)
         start += images * preflight.seconds / preflight.images
     begun = time.perf_counter()
-    _save(plan.folder(run), model, args, optimizer.state_dict())
+    _save(plan.folder(run), session.model, args, optimizer.state_dict())
     saving = time.perf_counter() - begun
     return Times(
         start=start,
@@ -175,7 +157,7 @@ def _times(plan: Plan, run: Run, seconds: float, importing: float) -> Times:
         plain=plain,
         loading=loading,
         steps=len(loader),
-        evaluation=len(validation) * evaluation.seconds / evaluation.images,
+        evaluation=loader_eval.samples * evaluation.seconds / evaluation.images,
         checkpoint=saving,
         epochs=args.epochs + args.cooldown_epochs,
     )
@@ -189,7 +171,6 @@ def _without_teacher(
     optimizer: Any,
     autocast: Any,
     scaler: Any,
-    device: torch.device,
 ) -> tuple[float, float]:
     """Return the seconds of a step that reads the teacher's answers, and those of loading its batch."""
     loading = _Timed(steps.loader, seconds / 2)
@@ -198,8 +179,8 @@ def _without_teacher(
     each = loading.seconds / loading.batches
     if args.kd_teacher is None:
         return steps.seconds / steps.batches, each
-    alone = parts.PlainTask(
-        task.get_trainable_module(), criterion=torch.nn.CrossEntropyLoss(), device=device, verbose=False
+    alone = PlainTask(
+        task.get_trainable_module(), criterion=torch.nn.CrossEntropyLoss(), device=steps.device, verbose=False
     )
     plain = _Timed(steps.loader, seconds)
     train_one_epoch(0, alone, plain, optimizer, args, autocast=autocast, scaler=scaler)  # type: ignore[arg-type]
@@ -252,7 +233,7 @@ def _write_teacher(plan: Plan, teacher: Run) -> None:
     """Leave a teacher where its student's command looks for it, unless its own trial has left one there."""
     if not (plan.folder(teacher) / CHECKPOINT).exists():
         args = parse_arguments(ecosystem.command(plan, teacher)[2:])
-        _save(plan.folder(teacher), parts.create_student(args), args, {})
+        _save(plan.folder(teacher), create_student(args), args, {})
 
 
 def _save(folder: Path, model: torch.nn.Module, args: Namespace, optimizer: dict[str, Any]) -> None:
