@@ -14,7 +14,7 @@ from lskd import DivergedError, LskdError
 PREFIX = "fairseq_kd: error: "
 _REFUSED = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")  # in torch's message
 # The end of the traceback that a process hands to the one that spawned it.
-_SPAWNED = re.compile(r"^lskd\._errors\.(\w+): (.*)\Z", re.MULTILINE)
+_SPAWNED = re.compile(rf"^{re.escape(LskdError.__module__)}\.(\w+): (.*)\Z", re.MULTILINE)
 
 
 def install() -> None:

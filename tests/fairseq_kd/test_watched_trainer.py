@@ -239,6 +239,6 @@ def test_tasks_that_do_not_translate_are_one_line(corpus, commands, tmp_path):
 def test_an_error_of_a_process_that_fairseq_spawned_is_one_line_too(name, status):
     from fairseq_kd import errors
 
-    text = f"\n\n-- Process 1 terminated:\nTraceback ...\nlskd._errors.{name}: epoch 2: no\n"
+    text = f"\n\n-- Process 1 terminated:\nTraceback ...\nlskd.errors.{name}: epoch 2: no\n"
     assert errors._as_line(Exception(text)) == ("fairseq_kd: error: epoch 2: no", status)
     assert errors._as_line(Exception("lskd is not at fault"))[0] is None
