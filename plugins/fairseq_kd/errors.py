@@ -1,4 +1,4 @@
-"""What a user can mend is one line and exit status 2, in fairseq's own commands too; 3 if a run diverged."""
+"""What a user can fix is one line and exit status 2, in fairseq's own commands too; 3 if a run diverged."""
 
 import logging
 import os
@@ -43,17 +43,16 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     """Return the line, None for an error that is none of ours, and the exit status."""
     text = str(error)
     if isinstance(error, LskdError):
-        status = DivergedError.STATUS if isinstance(error, DivergedError) else 2
-        return PREFIX + " ".join(text.split()), status
+        return PREFIX + " ".join(text.split()), DivergedError.STATUS if isinstance(
+            error, DivergedError
+        ) else 2
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in text.lower().replace(" ", "_"):
-        what = (
-            refused[1] if (refused := _REFUSED.search(text)) else "something other than weights and settings"
-        )
+        refused = _REFUSED.search(text)
+        what = refused[1] if refused else "something other than weights and settings"
         line = (
-            f"{PREFIX}the checkpoint is refused: it holds {what}, and loading that would run code that is in "
-            "the file; use one that fairseq itself wrote"
+            f"the checkpoint is refused: it holds {what}, and loading that would run code that is in the file"
         )
-        return line, 2
+        return f"{PREFIX}{line}; use one that fairseq itself wrote", 2
     if raised := _SPAWNED.search(text.strip()):
         return PREFIX + raised[2], DivergedError.STATUS if raised[1] == DivergedError.__name__ else 2
     return None, 1
