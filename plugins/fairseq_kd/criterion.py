@@ -18,10 +18,11 @@ from fairseq.tasks.translation import TranslationTask
 from torch import Tensor, nn
 
 from fairseq_kd.teacher import Teacher, best_checkpoint, split_paths
-from lskd import AlphaSchedule, Convention, LskdError, Rest, TopK, convert_alpha, fused_distillation
+from lskd import AlphaSchedule, Convention, LskdError, TopK, convert_alpha, fused_distillation
 from lskd.checkpoints import file_checksum
 from lskd.kernel.fused import FusedTerms
 from lskd.teacher_terms import selective_weight, top_k_log_probabilities
+from lskd.terms import Rest
 
 # What the papers say. What Shen et al. leave open is assumed, see docs/fairseq.md.
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lskd import LskdError
-from lskd.base.finite import require_finite
+from lskd.base.tensors import require_finite
 from lskd.errors import one_line
 from lskd.teachers.outputs import logits_of
 from timm_ls_kd import inputs

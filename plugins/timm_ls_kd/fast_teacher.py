@@ -102,17 +102,8 @@ def speed_up(
             norms=NORMS,
             compiled=kd.teacher_compile,
             batch_size=batch_size,
-            agree=_sum_over_processes,
         )
     except LskdError as error:
         raise LskdError(f"teacher '{kd.teacher}', --kd-teacher-fast {kd.teacher_fast}: {error}") from None
     teacher.use(choice.teacher)
     return f"teacher '{kd.teacher}', fast: {choice.line}"
-
-
-def _sum_over_processes(values: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        values = values.to(device)
-        torch.distributed.all_reduce(values)
-    return values.cpu()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
-from lskd.base.finite import require_finite_weights
+from lskd.base.tensors import require_finite_weights
 from lskd.errors import one_line
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lskd import LskdError, Rest
+from lskd import LskdError
 from lskd.soft_labels.run import DEFAULT_TOP_K
 from lskd.teachers.replay import MixingPolicy
+from lskd.terms import Rest
 
 DEFAULT_SEED = 42
 OnError = Literal["stop", "continue"]

@@ -9,7 +9,7 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from lskd import Convention, DistillationLoss, target_values
-from lskd.base.devices import accumulator_dtype
+from lskd.base.tensors import accumulator_dtype
 from lskd.teachers.outputs import logits_of
 from timm_ls_kd.teacher import Teacher
 

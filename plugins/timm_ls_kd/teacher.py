@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lskd import Convention, LskdError, target_mass
-from lskd.soft_labels.teacher_form import TeacherForm
-from lskd.teachers.fast import FastTeacher
+from lskd.teachers.fast import FastTeacher, TeacherForm
 from lskd.teachers.outputs import logits_of
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.inputs import input_channels
@@ -89,7 +88,7 @@ class Teacher:
     @property
     def form(self) -> TeacherForm:
         """In which form it answers."""
-        return TeacherForm.of_teacher(self._fast)
+        return TeacherForm() if self._fast is None else self._fast.form
 
     def prepare(self, batch: Tensor) -> Tensor:
         """Turn a batch in the student's normalisation into what the model gets, in float32."""

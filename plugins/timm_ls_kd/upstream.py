@@ -18,7 +18,7 @@ from timm.task import TrainingTask
 from torch import nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
-from lskd.base.finite import require_finite, require_finite_weights
+from lskd.base.tensors import require_finite, require_finite_weights
 from lskd.checkpoints import is_safetensors
 from lskd.errors import one_line
 from lskd.teachers.outputs import logits_of

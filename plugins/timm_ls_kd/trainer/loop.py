@@ -10,8 +10,7 @@ import torch
 from timm.utils import accuracy, dispatch_clip_grad
 from torch import nn
 
-from lskd.base.devices import accumulator_dtype
-from lskd.base.finite import require_finite
+from lskd.base.tensors import accumulator_dtype, require_finite
 from lskd.teachers.outputs import logits_of
 from lskd.teachers.preflight import compare_with_chance
 from timm_ls_kd.data import Loader

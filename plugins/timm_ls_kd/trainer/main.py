@@ -19,7 +19,7 @@ from timm.task import load_task_ema_checkpoint, resume_task_checkpoint
 from timm.utils import get_state_dict
 
 from lskd import LskdError
-from lskd.base.finite import require_finite_weights
+from lskd.base.tensors import require_finite_weights
 from lskd.errors import one_line
 from timm_ls_kd import inputs
 from timm_ls_kd.arguments import KdConfig, kd_config
