@@ -18,8 +18,10 @@ from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.images import check_images
 from lskd.errors import one_line
 from lskd.teachers.outputs import logits_of
-from mmcls_bnn.data import CheckedImageFolder
-from mmcls_bnn.distil.teacher_models import LogitsOf
+from mmcls_bnn.compat import DATASETS, FRAMEWORK, MODELS, use_registry
+from mmcls_bnn.data import CheckedImageFolder, name_of
+from mmcls_bnn.distil import classifier as _students  # noqa: F401 - registered by importing it
+from mmcls_bnn.distil.teacher import LogitsOf
 
 # Numbers of the samples, logits, labels, features where they were asked for.
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -99,8 +101,8 @@ def evaluate_config(
     if data_dir is not None:
         data |= _moved(data, Path(data_dir), split)
     dataset = _build(config, "data set", {**data, "test_mode": True})
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     if not isinstance(dataset, CheckedImageFolder):
-        infos = (dataset.get_data_info(index) for index in range(len(dataset)))
         check_images([Path(info["img_path"]) for info in infos if "img_path" in info])
     classes = _num_classes(model, config)
     class_names = _class_names(dataset, config, classes)
@@ -115,15 +117,13 @@ def evaluate_config(
         _batches(model, config, loader, share, classifier, where, amp),
         len(dataset),
         classes,
-        _keys(dataset),
+        [name_of(dataset.data_root, info) or f"val/{index}" for index, info in enumerate(infos)],
         class_names,
         None if classifier is None else classifier.weight.detach().float().cpu(),
     )
 
 
 def _read(config: Path) -> Config:
-    from mmcls_bnn.compat import use_registry
-
     use_registry()
     if not Path(config).is_file():
         raise LskdError(f"config {config} does not exist or is not a file; check the path")
@@ -136,13 +136,11 @@ def _read(config: Path) -> Config:
     loader = settings.get("val_dataloader")
     if not isinstance(loader, Mapping) or not isinstance(loader.get("dataset"), Mapping):
         raise LskdError(f"config {config} has no val_dataloader with a dataset; add one")
-    init_default_scope(settings.get("default_scope") or "mmcls")
+    init_default_scope(settings.get("default_scope") or FRAMEWORK)
     return settings
 
 
 def _build(config: Path, part: str, settings: Mapping[str, Any]) -> Any:
-    from mmcls.registry import DATASETS, MODELS
-
     try:
         if part == "model":
             return MODELS.build(_offline(settings))
@@ -167,14 +165,10 @@ def _build(config: Path, part: str, settings: Mapping[str, Any]) -> Any:
 
 def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings that download nothing; all weights come from the checkpoint."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key in ("pretrained", "checkpoint_path") and value:
-            found[key] = False if isinstance(value, bool) else ""
-        elif isinstance(value, Mapping):
-            found[key] = _offline(value)
-        else:
-            found[key] = value
+    found = {key: _offline(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    for key in ("pretrained", "checkpoint_path"):
+        if found.get(key):
+            found[key] = False if isinstance(found[key], bool) else ""
     return found
 
 
@@ -200,24 +194,19 @@ def _moved(data: Mapping[str, Any], root: Path, split: str) -> dict[str, Any]:
     if (root / inner).is_dir() and (inner or annotations) and not Path(inner).is_absolute():
         listed = (root / annotations).is_file() and not Path(annotations).is_absolute()
         return {"data_root": str(root), **({} if listed else {"ann_file": ""})}
-    names = [split, *(_VALIDATION if split in _VALIDATION else ())]
+    names = list(dict.fromkeys([split, *(_VALIDATION if split in _VALIDATION else ())]))
     for name in names:
         if (root / name).is_dir():
             return {"data_root": str(root), "data_prefix": name, "ann_file": ""}
-    others = ", ".join(dict.fromkeys(names))
     raise LskdError(
-        f"data folder {root} has no folder {inner or names[0]!r} (looked for {others} too); "
-        "name the folder that holds it"
+        f"data folder {root} has no folder {inner or split!r} (looked for {', '.join(names)} too); "
+        "name the folder that contains it"
     )
 
 
 def _num_classes(model: Any, config: Path) -> int:
-    for part in (
-        getattr(model, "head", None),
-        getattr(model, "model", None),
-        getattr(model, "backbone", None),
-    ):
-        count = getattr(part, "num_classes", None)
+    for part in ("head", "model", "backbone"):
+        count = getattr(getattr(model, part, None), "num_classes", None)
         if isinstance(count, int) and count > 0:
             return count
     raise LskdError(f"the model of {config} does not say its num_classes; give its head that")
@@ -233,19 +222,6 @@ def _class_names(dataset: Any, config: Path, classes: int) -> list[str] | None:
             "give the model and the data that belong together"
         )
     return [str(name) for name in names]
-
-
-def _keys(dataset: Any) -> list[str]:
-    root = Path(dataset.data_root or "")
-    keys = []
-    for index in range(len(dataset)):
-        path = dataset.get_data_info(index).get("img_path")
-        if path is None:
-            keys.append(f"val/{index}")
-        else:
-            inside = Path(path).is_relative_to(root)
-            keys.append((Path(path).relative_to(root) if inside else Path(path)).as_posix())
-    return keys
 
 
 def _linear_classifier(model: nn.Module, config: Path, classes: int) -> nn.Linear:
@@ -273,7 +249,7 @@ def _batches(
     try:
         for batch in _one_line_errors(loader, config):
             entered.clear()
-            # Within the loop: a generator's context would hold for whoever takes the batches.
+            # Within the loop: a generator's context would apply to whoever takes the batches.
             with torch.inference_mode(), torch.autocast(device.type, enabled=amp):
                 data, logits = _forward(model, ask, config, batch)
             labels = [sample.gt_label.label.flatten() for sample in data["data_samples"]]
