@@ -49,10 +49,8 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in text.lower().replace(" ", "_"):
         refused = _REFUSED.search(text)
         what = refused[1] if refused else "something other than weights and settings"
-        line = (
-            f"the checkpoint is refused: it holds {what}, and loading that would run code that is in the file"
-        )
-        return f"{PREFIX}{line}; use one that fairseq itself wrote", 2
+        line = f"the checkpoint is refused: it contains {what}, and loading that would run code that is in "
+        return f"{PREFIX}{line}the file; use one that fairseq itself wrote", 2
     if raised := _SPAWNED.search(text.strip()):
         return PREFIX + raised[2], DivergedError.STATUS if raised[1] == DivergedError.__name__ else 2
     return None, 1

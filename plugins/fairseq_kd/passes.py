@@ -14,8 +14,8 @@ from tqdm import tqdm
 from fairseq_kd.teacher import Teacher, split_paths
 from lskd import LskdError
 
-WINDOW = 2048  # sentences that are held at a time, and sorted by length to fill batches
-WINDOW_BYTES = 256 << 20  # of what is held of them; one sentence may have more
+WINDOW = 2048  # sentences in memory at a time, and sorted by length to fill batches
+WINDOW_BYTES = 256 << 20  # of what is kept of them; one sentence may have more
 
 
 def parser_of(command: str, description: str) -> argparse.ArgumentParser:
@@ -105,7 +105,7 @@ class Pass:
 
         Args:
             start: the first sentence.
-            token_bytes: what is held of each target token, for `WINDOW_BYTES` in all.
+            token_bytes: what is kept of each target token, for `WINDOW_BYTES` in all.
             bar: whether the bar is shown.
         """
         total = len(self.pairs)
@@ -152,12 +152,12 @@ def windows(pairs: Any, start: int, token_bytes: int = 0, size: int | None = Non
     Args:
         pairs: the sentence pairs.
         start: the first sentence.
-        token_bytes: what is held of each target token, for `WINDOW_BYTES` in all.
+        token_bytes: what is kept of each target token, for `WINDOW_BYTES` in all.
         size: most sentences; `WINDOW` if it is not given.
     """
     while start < len(pairs):
         end = min(start + (size or WINDOW), len(pairs))
-        held = np.cumsum(np.asarray(pairs.tgt_sizes[start:end], np.int64)) * token_bytes
-        end = start + max(1, int(np.searchsorted(held, WINDOW_BYTES, side="right")))
+        kept = np.cumsum(np.asarray(pairs.tgt_sizes[start:end], np.int64)) * token_bytes
+        end = start + max(1, int(np.searchsorted(kept, WINDOW_BYTES, side="right")))
         yield range(start, end)
         start = end

@@ -93,7 +93,7 @@ def install() -> None:
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Let ``around(original, *args, **kwargs)`` stand for a function of fairseq; twice is once."""
+    """Put ``around(original, *args, **kwargs)`` in the place of a function of fairseq; twice is once."""
     original = getattr(owner, name)
     if getattr(original, "of_fairseq_kd", False):
         return
@@ -220,7 +220,7 @@ def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any
     try:
         state = load(path, *args, **kwargs)
         whole = isinstance(state["model"], Mapping) and bool(state["cfg"])
-    except Exception:  # of torch's unpickler, or of fairseq's upgrades of what a forged file holds
+    except Exception:  # of torch's unpickler, or of fairseq's upgrades of what a forged file contains
         _refuse_cut(Path(path))
         load_teacher_weights(path)  # says in one line what is wrong with the file
         whole = False

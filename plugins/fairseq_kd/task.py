@@ -184,7 +184,7 @@ class TranslationLsKdTask(TranslationTask):
         return super().get_batch_iterator(dataset, *args, seed=seed, **kwargs)
 
     def begin_schedule(self, interval: int, schedule: Callable[[float | None], float]) -> None:
-        """Let ``schedule`` decide every ``interval`` epochs.
+        """Decide by ``schedule`` every ``interval`` epochs.
 
         Args:
             interval: 1 or more.

@@ -81,14 +81,10 @@ def make(plugin, corpus, **flags):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_student_and_teacher(plugin, corpus, dtype):
     """What --bf16 and --fp16 do: weights in half precision, a loss scale before backward."""
-    from fairseq_kd.teacher import Teacher
-
     results = []
     for kind in (torch.float32, dtype):
         task, criterion = make(plugin, corpus, kd_teacher=str(corpus.teacher), kd_weight=0.7)
-        model = Teacher(
-            [corpus.teacher.with_name("checkpoint_last.pt")], str(corpus.data), "de", "en"
-        ).models[0]
+        model = corpus.teach(corpus.teacher.with_name("checkpoint_last.pt")).models[0]
         torch.manual_seed(0)
         for parameter in model.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)
