@@ -16,7 +16,7 @@ from fairseq_kd.criterion import LsKdConfig, LsKdCriterion
 from fairseq_kd.task import SoftLabelledPairs
 from lskd import SoftLabels, SoftLabelsWriter
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.teacher_terms import top_k_log_probabilities
+from lskd.terms import top_k_log_probabilities
 
 VOCABULARY, SENTENCES, LENGTH, TOP_K = 10_000, 48, 24, 8
 

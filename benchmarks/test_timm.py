@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter, TopK
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.teacher_terms import top_k_log_probabilities
 from lskd.teachers.fast import choose_fast
+from lskd.terms import top_k_log_probabilities
 from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.task import LsKdTask
 from timm_ls_kd.teacher import Teacher

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from fairseq_kd.teacher import Teacher, best_checkpoint, split_paths
 from lskd import AlphaSchedule, Convention, LskdError, TopK, convert_alpha, fused_distillation
 from lskd.checkpoints import file_checksum
-from lskd.kernel.fused import FusedTerms
-from lskd.teacher_terms import selective_weight, top_k_log_probabilities
-from lskd.terms import Rest
+from lskd.kernel.fused import LossComponents
+from lskd.terms import Rest, selective_weight, top_k_log_probabilities
 
 # What the papers say. What Shen et al. leave open is assumed, see docs/fairseq.md.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -273,7 +272,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         skip = self.ignore_prefix_size
         return sample["target"][:, skip:].ne(self.padding_idx).sum() if skip > 0 else sample["ntokens"]
 
-    def _distil(self, logits: Tensor, sample: dict[str, Any], weight: float) -> FusedTerms:
+    def _distil(self, logits: Tensor, sample: dict[str, Any], weight: float) -> LossComponents:
         skip, settings = self.ignore_prefix_size, self.settings
         teacher, target = self._teacher_of(sample, logits), sample["target"]
         if skip > 0:
@@ -282,7 +281,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
                 teacher = TopK(teacher.values[:, skip:], teacher.ids[:, skip:], teacher.rest)
             else:
                 teacher = teacher[:, skip:]
-        terms: FusedTerms = fused_distillation(
+        terms: LossComponents = fused_distillation(
             logits,
             teacher,
             target,

@@ -93,7 +93,7 @@ class SoftLabelsRun(StoredRun):
         Raises:
             SoftLabelsError: the disk cannot take it, and the run is to stop then.
         """
-        if self._collector is not None and self._epoch >= self.epochs:
+        if self.writing and self._epoch >= self.epochs:
             self.complete_by(teacher, (self._epoch + 1) * self.layout.samples)
 
     def complete_by(

@@ -14,7 +14,7 @@ import torch
 
 from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels import blocks as block_file_module
-from lskd.soft_labels import collector as row_collector_module
+from lskd.soft_labels import run as row_collector_module
 from timm_ls_kd.soft_label_task import SoftLabelsTask
 from timm_ls_kd.store import SoftLabelsRun
 from timm_ls_kd.teacher import Teacher

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib import metadata
@@ -22,7 +22,7 @@ from lskd import LskdError, SoftLabelsError, TopK
 from lskd.checkpoints import file_checksum
 from lskd.errors import one_line
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.soft_labels.forms import stored_form, teacher_form
+from lskd.soft_labels.forms import teacher_form
 from lskd.soft_labels.run import StoredRun, image_layout
 from lskd.teachers.outputs import answers_to
 from lskd.teachers.replay import MixingPolicy
@@ -181,27 +181,8 @@ class StoredTeacher(StoredRun):
         Raises:
             SoftLabelsError: the disk cannot take it, and the run is to stop then.
         """
-        if self._collector is not None and not self.covers(self.epoch + 1):
+        if self.writing and not self.covers(self.epoch + 1):
             self.complete((self.epoch + 1) * self.layout.samples, self.answers)
-
-    def write_ahead(
-        self, stop: int, batch_size: int, workers: int, progress: Callable[[int], Any] = lambda n: None
-    ) -> None:
-        """Store all keys before `stop` in their order, without training; one process.
-
-        Raises:
-            SoftLabelsError: the disk cannot take it; what was committed stays.
-        """
-        self.open_writer()
-        writer = self._writer
-        assert writer is not None
-        ask = partial(self.answers, batch_size=batch_size, workers=workers)
-        for keys, logits in ask(np.arange(writer.keys, stop)):
-            values, ids = stored_form(logits, self.layout)
-            writer.append(values.cpu().numpy(), ids.cpu().numpy(), seeds=self.seeds(keys))
-            progress(len(keys))
-        writer.commit()
-        self.keys = writer.keys
 
     def answers(self, keys: Any, batch_size: int = 64, workers: int = 0) -> Iterator[tuple[Any, Tensor]]:
         """Ask the teacher about keys: yield some of them `(n,)` and its logits `(n, K)`, until all are."""
