@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +13,17 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+import mmcls_bnn.distil.classifier  # noqa: F401 - importing it registers students
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.images import check_images
 from lskd.errors import one_line
-from lskd.teachers.outputs import logits_of
+from lskd.teachers.outputs import AnswerBatch, Answers, logits_of
 from mmcls_bnn.compat import DATASETS, FRAMEWORK, MODELS, use_registry
 from mmcls_bnn.data import CheckedImageFolder, name_of
-from mmcls_bnn.distil import classifier as _students  # noqa: F401 - registered by importing it
 from mmcls_bnn.distil.teacher import LogitsOf
 
-# Numbers of the samples, logits, labels, features where they were asked for.
-Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
 _UNREGISTERED = re.compile(r"(\S+) is not in the (\S+) registry")
 _VALIDATION = ("val", "valid", "validation", "eval", "evaluation")
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A model's answers to the images of a data set, computed while they are taken.
-
-    Attributes:
-        batches: of this process's share; `(B,)` positions in the data set, `(B, K)` logits, `(B,)` labels and
-            `(B, D)` features, the input of the classifier, or None.
-        samples: N, of the whole data set.
-        num_classes: K.
-        keys: names of the N images, relative to the data's root (or `val/index` where there are no files).
-        class_names: names of the K classes, where the data set has them.
-        templates: `(K, D)`, the classifier's weight, with features only.
-    """
-
-    batches: Iterable[Batch]
-    samples: int
-    num_classes: int
-    keys: list[str]
-    class_names: list[str] | None
-    templates: Tensor | None
 
 
 def evaluate_config(
@@ -241,7 +216,7 @@ def _batches(
     classifier: nn.Linear | None,
     device: torch.device,
     amp: bool,
-) -> Iterator[Batch]:
+) -> Iterator[AnswerBatch]:
     entered: list[Tensor] = []
     hook = classifier and classifier.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     indices = iter(share)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lskd import LskdError, SoftLabels
 from mmcls_bnn.compat import FRAMEWORK, MODELS, use_registry
-from mmcls_bnn.distil import hooks as _hooks  # noqa: F401 - registered by importing it
+from mmcls_bnn.distil import classifier  # noqa: F401 - importing it registers students
 from mmcls_bnn.distil.store import StoredTeacher
 from mmcls_bnn.distil.teacher import speed_up, try_teacher
 from mmcls_bnn.recipe import check_variables, read_config, run
