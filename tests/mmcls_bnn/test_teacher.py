@@ -23,6 +23,13 @@ def settings(path, **values):
     return TeacherSettings.of({"model": "test_resnet", "checkpoint": str(path), **values})
 
 
+def saved(path, **settings):
+    """Return a timm model whose weights lie in a file."""
+    model = timm.create_model("test_resnet", num_classes=4, **settings).eval()
+    torch.save({"state_dict": model.state_dict()}, path)
+    return model
+
+
 def pixels(channels, size=32):
     return torch.randint(
         0, 256, (3, channels, size, size), generator=torch.Generator().manual_seed(0)
@@ -51,8 +58,7 @@ def test_one_resnet_file_for_timm_and_torchvision(tmp_path):
 
 
 def test_normalisation_beside_a_checkpoint_of_timms_trainers(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=4, in_chans=1).eval()
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "last.pth.tar")
+    model = saved(tmp_path / "last.pth.tar", in_chans=1)
     Path(tmp_path, "args.yaml").write_text(
         "model: test_resnet\nin_chans: 1\nmean: [0.2]\nstd: [0.3]\nimg_size: 32\nsmoothing: 0.1\n"
     )
@@ -68,16 +74,14 @@ def test_normalisation_beside_a_checkpoint_of_timms_trainers(tmp_path):
 
 
 def test_settings_beat_args_yaml(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
-    torch.save(model.state_dict(), tmp_path / "t.pth")
+    saved(tmp_path / "t.pth", in_chans=1)
     Path(tmp_path, "args.yaml").write_text("model: test_resnet\nin_chans: 1\nmean: [0.2]\nstd: [0.3]\n")
     given = settings(tmp_path / "t.pth", mean=[127.5], std=[127.5])
     assert not load_teacher(given, 4, GREY).converts
 
 
 def test_blue_first_batches_are_turned_round(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=4).eval()
-    torch.save(model.state_dict(), tmp_path / "t.pth")
+    model = saved(tmp_path / "t.pth")
     given = settings(tmp_path / "t.pth", mean=[10, 20, 30], std=[50, 60, 70])
     student = Normalisation((3.0, 2.0, 1.0), (7.0, 8.0, 9.0), rgb=False)
     images = pixels(3)
