@@ -25,7 +25,8 @@ if typing.TYPE_CHECKING:
         target_values,
     )
     from lskd.teachers.frozen import FrozenTeacher
-    from lskd.terms import AlphaSchedule, TopK, distillation_terms, ensemble_logits
+    from lskd.teachers.outputs import AlphaSchedule, ensemble_logits
+    from lskd.terms import TopK, distillation_terms
 
 __all__ = [
     "AlphaSchedule",
@@ -66,7 +67,8 @@ _HOMES = {
     "lskd.stability": "Stability",
     "lskd.targets": "Convention convert_alpha smooth_targets target_entropy target_mass target_values",
     "lskd.teachers.frozen": "FrozenTeacher",
-    "lskd.terms": "AlphaSchedule TopK distillation_terms ensemble_logits",
+    "lskd.teachers.outputs": "AlphaSchedule ensemble_logits",
+    "lskd.terms": "TopK distillation_terms",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

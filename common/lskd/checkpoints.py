@@ -91,13 +91,14 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
     weights = _find_weights(content, use_ema)
     if not weights:
         raise CheckpointError(
-            f"checkpoint {path} holds no weights by name; save model.state_dict(), alone or as 'state_dict'"
+            f"checkpoint {path} contains no weights by name; "
+            "save model.state_dict(), alone or as 'state_dict'"
         )
     return _without_wrappers(weights)
 
 
 def is_safetensors(path: str | Path) -> bool:
-    """Say whether a file begins as safetensors do: with the length of a JSON object, and the object.
+    """Return whether a file begins as safetensors do: with the length of a JSON object, and the object.
 
     Raises:
         CheckpointError: for a file that cannot be read.
@@ -170,22 +171,17 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if refused := _UNSAFE.search(str(error)):
             raise CheckpointError(
-                f"checkpoint {path} is refused: it holds {refused[1]}, and loading that would run code "
+                f"checkpoint {path} is refused: it contains {refused[1]}, and loading that would run code "
                 "that is in the file; save the weights alone (model.state_dict()) or as safetensors"
             ) from None
-        # torch's own text advises weights_only=False, which is no advice for a file that is damaged.
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or no checkpoint; copy or save it again"
-        ) from None
     except Exception as error:  # what a damaged file makes of the unpickler: struct.error, LookupError, ...
         if "TorchScript" in str(error):
             raise CheckpointError(
-                f"checkpoint {path} is a TorchScript archive, which holds code; "
+                f"checkpoint {path} is a TorchScript archive, which contains code; "
                 "save the weights alone (model.state_dict()) or as safetensors"
             ) from None
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or no checkpoint; copy or save it again"
-        ) from None
+    # torch's own text advises weights_only=False, which is no advice for a file that is damaged.
+    raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint; copy or save it again")
 
 
 def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:
@@ -194,7 +190,7 @@ def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:
     for key in (*_EMA_CONTAINERS, *_CONTAINERS) if use_ema else _CONTAINERS:
         if isinstance(content.get(key), Mapping) and content[key]:
             weights = _tensors(content[key])
-            if _LIGHTNING in content:  # a module may hold more than its model: its loss, a teacher
+            if _LIGHTNING in content:  # a module may contain more than its model: its loss, a teacher
                 ours = {name: value for name, value in weights.items() if name.startswith(_LIGHTNING_MODEL)}
                 return {name.removeprefix(_LIGHTNING_MODEL): value for name, value in ours.items()} or weights
             return weights

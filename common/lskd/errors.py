@@ -2,7 +2,7 @@
 
 
 class LskdError(Exception):
-    """Something the user can mend. Command lines print the message as one line and exit with 2."""
+    """Something the user can fix. Command lines print the message as one line and exit with 2."""
 
 
 class CheckpointError(LskdError):

@@ -14,12 +14,12 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lskd.base.tensors import accumulator_dtype, widened
-from lskd.targets import check_labels
+from lskd.targets import check_labels, check_logits
 from lskd.terms import centred
 
 Definition = Literal["target_std", "vector_l2", "between_vector_l2", "between_target_std"]
 
-_CHUNK = 4096  # rows whose probabilities are held at once
+_CHUNK = 4096  # rows whose probabilities are in memory at once
 
 
 class Stability(Metric):
@@ -354,13 +354,7 @@ def stability(
 
 
 def _check_batch(logits: Tensor, labels: Tensor, num_classes: int) -> None:
-    if logits.ndim != 2 or logits.shape[1] != num_classes or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; "
-            f"they must be (N, {num_classes}) and (N,)"
-        )
-    if not logits.is_floating_point():
-        raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
+    check_logits(logits, labels, num_classes)
     check_labels(labels, num_classes, any_device=True)  # the next check waits for the device anyway
     finite = torch.isfinite(logits).all(1)
     if not bool(finite.all()):

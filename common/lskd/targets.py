@@ -185,8 +185,19 @@ def check_temperature(temperature: float) -> None:
 
 
 def transformed() -> bool:
-    """Say whether ``torch.func`` (grad, vmap, jacrev, ...) is at work: numbers cannot be looked at then."""
+    """Return whether ``torch.func`` (grad, vmap, ...) is at work: numbers cannot be looked at then."""
     return torch._C._are_functorch_transforms_active()
+
+
+def check_logits(logits: Tensor, labels: Tensor, num_classes: int | None = None) -> None:
+    """Raise ``ValueError`` unless logits are floating ``(N, num_classes)``, None: any; labels ``(N,)``."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or num_classes not in (None, logits.shape[1]):
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; "
+            f"they must be (N, {num_classes or 'K'}) and (N,)"
+        )
+    if not logits.is_floating_point():
+        raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str = "labels", any_device: bool = False) -> None:

@@ -1,10 +1,9 @@
 """The reference: the three parts of the distillation loss (Eqs. 3 and 4, Shen et al., ICLR 2021) by sample.
 
-Below it, what is made of teachers' logits before a student sees them, and how much a student listens.
+Below it, what is made of a teacher's logits before a student sees them.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,7 +14,6 @@ from lskd.base.tensors import widened
 from lskd.targets import check_labels, check_temperature, transformed
 
 Rest = Literal["renormalise", "spread"]
-AlphaSchedule = Literal["fixed", "threshold", "adaptive"]
 
 
 @dataclass(frozen=True)
@@ -88,15 +86,27 @@ def distillation_terms(
     [1.1269, 0.4338, 0.6931]
     """
     check_temperature(temperature)
+    check_teacher(student_logits, teacher)
     student = _log_probabilities(student_logits, temperature)
     if isinstance(teacher, TopK):
         return _top_k_terms(student, teacher, temperature)
-    if teacher.shape != student_logits.shape:
-        raise ValueError(
-            f"teacher logits have shape {tuple(teacher.shape)} and student logits "
-            f"{tuple(student_logits.shape)}; both must cover the same samples and classes"
-        )
     return _terms(student, _teacher_log_probabilities(teacher, student, temperature))
+
+
+def check_teacher(logits: Tensor, teacher: Tensor | TopK) -> None:
+    """Raise ValueError unless a teacher is about the samples and classes of a student's ``logits``."""
+    shape = logits.shape
+    if isinstance(teacher, TopK):
+        if teacher.ids.shape[:-1] != shape[:-1] or not 1 <= teacher.ids.shape[-1] <= shape[-1]:
+            raise ValueError(
+                f"top-K ids have shape {tuple(teacher.ids.shape)} and student logits {tuple(shape)}; "
+                "they must cover the same samples, with 1 to all classes"
+            )
+    elif teacher.shape != shape:
+        raise ValueError(
+            f"teacher logits have shape {tuple(teacher.shape)} and student logits {tuple(shape)}; "
+            "both must cover the same samples and classes"
+        )
 
 
 def check_one_per_sample(name: str, entries: Tensor, logits: Tensor) -> None:
@@ -143,11 +153,6 @@ def _terms(student: Tensor, teacher: Tensor) -> DistillationTerms:
 
 def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> DistillationTerms:
     num_classes, k = student.shape[-1], teacher.ids.shape[-1]
-    if teacher.ids.shape[:-1] != student.shape[:-1] or not 1 <= k <= num_classes:
-        raise ValueError(
-            f"top-K ids have shape {tuple(teacher.ids.shape)} and student logits {tuple(student.shape)}; "
-            "they must cover the same samples, with 1 to all classes"
-        )
     check_labels(teacher.ids, num_classes, "top-K ids")
     ids = _constant(teacher.ids, torch.int64)
     known = student.gather(-1, ids)
@@ -238,57 +243,3 @@ def top_k_log_probabilities(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     values, ids = logits.topk(k, dim=-1)
     return values - logits.logsumexp(-1, keepdim=True), ids
-
-
-def ensemble_logits(members: Sequence[Tensor]) -> Tensor:
-    """Return logits of an ensemble: one teacher's as they are, several teachers' mean probabilities as logs.
-
-    Args:
-        members: one or more tensors ``(..., K)`` of logits.
-
-    Raises:
-        ValueError: for no member.
-
-    >>> ensemble_logits([torch.tensor([0.0, 0.0]), torch.tensor([0.0, -torch.inf])]).exp().tolist()
-    [0.75, 0.25]
-    """
-    if not members:
-        raise ValueError("an ensemble needs at least one member")
-    if len(members) == 1:
-        return members[0]
-    logs = [centred(member).log_softmax(-1) for member in members]
-    return torch.stack(logs).logsumexp(0) - math.log(len(logs))
-
-
-def selective_weight(
-    weight: float, schedule: AlphaSchedule, student_bleu: float | None, teacher_bleu: float | None
-) -> float:
-    """Return the weight of the teacher after a validation (selective distillation, Tan et al., ICLR 2019).
-
-    ``"fixed"``: always ``weight``. ``"threshold"``: ``weight`` while the student's BLEU is below the
-    teacher's plus 1, then 0. ``"adaptive"``: ``weight`` while it is below the teacher's minus 2, from there
-    on halved with every point of BLEU: ``weight * 0.5 ** (student - teacher + 2)``.
-
-    Args:
-        weight: 0 to 1, the weight to begin with.
-        schedule: which of the three.
-        student_bleu: validation BLEU in points, 0 to 100; None before the first validation.
-        teacher_bleu: the teacher's on the same sentences.
-
-    Raises:
-        ValueError: for an unknown schedule, or no BLEU of the teacher where one is needed.
-
-    >>> selective_weight(0.8, "adaptive", 31.0, 32.0), selective_weight(0.8, "threshold", 33.0, 32.0)
-    (0.4, 0.0)
-    """
-    if schedule not in ("fixed", "threshold", "adaptive"):
-        raise ValueError(f"schedule is {schedule!r}; it must be fixed, threshold or adaptive")
-    if schedule == "fixed":
-        return weight
-    if teacher_bleu is None:
-        raise ValueError(f"the schedule {schedule} needs the teacher's BLEU")
-    if student_bleu is None:
-        return weight
-    if schedule == "threshold":
-        return weight if student_bleu < teacher_bleu + 1 else 0.0
-    return weight * math.pow(0.5, max(student_bleu - teacher_bleu + 2, 0.0))

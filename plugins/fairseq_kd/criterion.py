@@ -21,7 +21,8 @@ from fairseq_kd.teacher import Teacher, best_checkpoint, split_paths
 from lskd import AlphaSchedule, Convention, LskdError, TopK, convert_alpha, fused_distillation
 from lskd.checkpoints import file_checksum
 from lskd.kernel.fused import LossComponents
-from lskd.terms import Rest, selective_weight, top_k_log_probabilities
+from lskd.teachers.outputs import selective_weight
+from lskd.terms import Rest, top_k_log_probabilities
 
 # What the papers say. What Shen et al. leave open is assumed, see docs/fairseq.md.
 PRESETS: Mapping[str, Mapping[str, Any]] = {

@@ -84,7 +84,7 @@ def test_stores(corpus, commands, others, tmp_path, store):
         task = ("--task", "translation_ls_kd", "--kd-soft-labels", path, "--criterion", "ls_kd")
         return refused(commands, data, tmp_path / "s", *task, *arguments)
 
-    assert "holds no soft labels" in attempt(tmp_path / "nothing")
+    assert "contains no soft labels" in attempt(tmp_path / "nothing")
     assert "do not belong to this run: data." in attempt(store, data=others[1])
     assert "teacher.checksum is" in attempt(store, "--kd-teacher", another(corpus, tmp_path))
     assert "--kd-top-k is 9, the soft labels in" in attempt(store, "--kd-top-k", 9)

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from draws import PROPERTY, draw, top_k
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -11,16 +12,9 @@ from lskd import DistillationLoss, TopK, distillation_terms
 
 pytestmark = pytest.mark.unit
 
-PROPERTY = settings(deadline=None, max_examples=80, derandomize=True, database=None)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 NAMES = ("cross_entropy", "kl", "teacher_entropy")
 SHAPES = st.lists(st.integers(0, 3), max_size=3)
-
-
-def draw(*shape, seed=0, scale=1.0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
-    return logits.clamp(-1e4, 1e4).to(dtype)
 
 
 def arrays(*tensors):
@@ -139,13 +133,6 @@ def test_teacher_may_have_another_dtype():
 
 
 # A teacher of which the largest k are known
-
-
-def top_k(teacher, k, rest, dtype=torch.float64):
-    values = teacher.log_softmax(-1) if rest == "spread" else teacher
-    values, ids = values.topk(k, dim=-1)
-    order = torch.randperm(k, generator=torch.Generator().manual_seed(k))  # the order must not matter
-    return TopK(values[..., order].to(dtype), ids[..., order], rest)
 
 
 @PROPERTY

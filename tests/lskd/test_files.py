@@ -201,6 +201,7 @@ from lskd import DistillationLoss, LskdError, Stability, smooth_targets
 for name in lskd.__all__:
     getattr(lskd, name)
 from lskd.base.files import read_json, take_lock, write_text
+from lskd.soft_labels.format import SoftLabelsLayout
 
 student = torch.zeros(2, 3, requires_grad=True)
 DistillationLoss(hard_weight=0.5, alpha=0.1)(student, torch.ones(2, 3), torch.tensor([0, 1])).backward()
@@ -210,7 +211,7 @@ smooth_targets(torch.tensor([0]), 3, 0.1)
 folder = sys.argv[1]
 write_text(os.path.join(folder, "file.json"), "[1]")
 assert read_json(os.path.join(folder, "file.json")) == [1]
-layout = lskd.SoftLabelsLayout(3, 2, 1)
+layout = SoftLabelsLayout(3, 2, 1)
 for needs_a_lock in (
     lambda: take_lock(os.path.join(folder, "lock")),
     lambda: lskd.SoftLabelsWriter(folder, layout, {}),

@@ -5,33 +5,19 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 from torch.nn import functional as F
 
+from draws import PROPERTY, draw, top_k
 from lskd import DistillationLoss, TopK, distillation_terms, smooth_targets
 
 pytestmark = pytest.mark.unit
 
-PROPERTY = settings(deadline=None, max_examples=80, derandomize=True, database=None)
-
-
-def draw(*shape, seed=0, scale=1.0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
-    return logits.clamp(-1e4, 1e4).to(dtype)
-
 
 def draw_labels(*shape, num_classes, seed=0):
     return torch.randint(num_classes, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def top_k(teacher, k, rest, dtype=torch.float64):
-    values = teacher.log_softmax(-1) if rest == "spread" else teacher
-    values, ids = values.topk(k, dim=-1)
-    order = torch.randperm(k, generator=torch.Generator().manual_seed(k))  # the order must not matter
-    return TopK(values[..., order].to(dtype), ids[..., order], rest)
 
 
 # The loss

@@ -124,76 +124,100 @@ def test_small_deviation_of_a_large_mean():
     assert float(metric.class_values()[0]) == pytest.approx(1e-7, rel=1e-4)
 
 
-# Any order, any split
+# What every metric must do, whatever it measures
+
+
+class MetricTester:
+    """The same samples in any order, split and number of parts give one value, which copies keep."""
+
+    def __init__(self, make, reference, logits, labels):
+        self.make, self.reference, self.logits, self.labels = make, reference, logits, labels
+
+    def expected(self, rows=slice(None)):
+        return self.reference(self.logits[rows].double().numpy(), self.labels[rows].numpy())
+
+    def updated(self, *parts):
+        metric = self.make()
+        for rows in parts:
+            metric.update(self.logits[rows], self.labels[rows])
+        return metric
+
+    def assert_has(self, metric, rows=slice(None), atol=2e-6):
+        assert value(metric) == pytest.approx(self.expected(rows), abs=atol)
+        assert metric.counts.dtype == torch.int64
+        assert metric.counts.tolist() == self.labels[rows].bincount(minlength=metric.num_classes).tolist()
+
+    def split(self):
+        samples = len(self.labels)
+        in_order = self.labels.argsort()
+        shuffled = torch.randperm(samples, generator=torch.Generator().manual_seed(1))
+        for order in (torch.arange(samples), in_order, shuffled):
+            self.assert_has(self.updated(order))
+            self.assert_has(self.updated(*order.split(max(samples // 7, 1)), order[:0]))
+
+    def merged(self):
+        """Also of disjoint classes: nobody invents a deviation for a class that only one side has seen."""
+        for first in (torch.arange(len(self.labels)) < 13, self.labels < 2):
+            metric = self.updated(first)
+            metric.merge_state(self.updated(~first))
+            self.assert_has(metric)
+
+    def forward_is_the_batch(self):
+        metric, middle = self.make(), len(self.labels) // 2
+        for rows in (slice(0, middle), slice(middle, None)):
+            batch = metric(self.logits[rows], self.labels[rows])
+            assert float(batch) == pytest.approx(self.expected(rows), abs=2e-6)
+        self.assert_has(metric)
+
+    def copied(self):
+        middle = len(self.labels) // 2
+        metric = self.updated(slice(0, middle))
+        for copy in (metric.clone(), pickle.loads(pickle.dumps(metric))):  # noqa: S301
+            assert (type(copy), copy.definition) == (type(metric), metric.definition)
+            assert value(copy) == value(metric)
+            copy.update(self.logits[middle:], self.labels[middle:])
+            self.assert_has(copy)
+        self.assert_has(metric, slice(0, middle))
+        metric.reset()
+        assert not metric.counts.any()
+        metric.update(self.logits, self.labels)
+        self.assert_has(metric)
+
+    def independent_of_the_model(self):
+        """Which may reuse its memory, train, or run in inference mode."""
+        metric, expected = self.make(), self.expected()
+        middle = len(self.labels) // 2
+        first, labels = self.logits[:middle].clone().requires_grad_(), self.labels[:middle].to(torch.int32)
+        metric.update(first, labels)
+        first.detach().zero_()
+        labels.zero_()
+        with torch.inference_mode():
+            metric.update(self.logits[middle:] * 1, self.labels[middle:])
+        assert not metric.compute().requires_grad
+        assert value(metric) == pytest.approx(expected, abs=2e-6)
 
 
 @every_definition
-@pytest.mark.parametrize("samples", [60, 9000])
-def test_shuffled_and_split_is_the_same(reference, definition, samples):
-    logits, labels = draw(samples, 3)
-    expected = reference.stability(logits.numpy(), labels.numpy(), 3, definition)
-    assert float(stability(logits, labels, 3, definition)) == pytest.approx(expected, abs=1e-6)
-    order = labels.argsort()
-    assert float(stability(logits[order], labels[order], 3, definition)) == pytest.approx(expected, abs=1e-6)
-    metric = Stability(3, definition)
-    shuffled = torch.randperm(samples, generator=torch.Generator().manual_seed(1))
-    for rows in shuffled.split(samples // 7):
-        metric.update(logits[rows], labels[rows])
-    metric.update(logits[:0], labels[:0])
-    assert value(metric) == pytest.approx(expected, abs=1e-6)
-    assert metric.counts.tolist() == labels.bincount(minlength=3).tolist()
-    assert metric.counts.dtype == torch.int64
-
-
-@every_definition
-def test_merged_states_are_one_pass(definition):
-    logits, labels = draw(50, 4)
-    whole = stability(logits, labels, 4, definition)
-    one, two = Stability(4, definition), Stability(4, definition)
-    one.update(logits[:13], labels[:13])
-    two.update(logits[13:], labels[13:])
-    one.merge_state(two)
-    torch.testing.assert_close(one.compute(), whole)
-    assert one.counts.sum() == 50
-
-
-@every_definition
-def test_merging_disjoint_classes(definition):
-    """Merging must not invent a deviation for a class that only one side has seen."""
-    logits, labels = draw(50, 4)
-    one, two = Stability(4, definition), Stability(4, definition)
-    for metric, rows in ((one, labels < 2), (two, labels >= 2)):
-        metric.update(logits[rows], labels[rows])
-    one.merge_state(two)
-    torch.testing.assert_close(one.compute(), stability(logits, labels, 4, definition))
-
-
-@every_definition
-def test_forward_gives_the_value_of_the_batch(definition):
-    logits, labels = draw(40, 3)
-    metric = Stability(3, definition)
-    for rows in (slice(0, 25), slice(25, 40)):
-        batch = metric(logits[rows], labels[rows])
-        torch.testing.assert_close(batch, stability(logits[rows], labels[rows], 3, definition))
-    torch.testing.assert_close(metric.compute(), stability(logits, labels, 3, definition))
-
-
-@every_definition
-def test_reset_clone_and_pickle(definition):
-    logits, labels = draw(40, 3)
-    metric = Stability(3, definition)
-    metric.update(logits[:20], labels[:20])
-    for copy in (metric.clone(), pickle.loads(pickle.dumps(metric))):  # noqa: S301
-        assert type(copy) is type(metric)
-        assert copy.definition == definition
-        torch.testing.assert_close(copy.compute(), metric.compute())
-        copy.update(logits[20:], labels[20:])
-        torch.testing.assert_close(copy.compute(), stability(logits, labels, 3, definition))
-        assert metric.counts.sum() == 20
-    metric.reset()
-    assert metric.counts.tolist() == [0, 0, 0]
-    metric.update(logits, labels)
-    torch.testing.assert_close(metric.compute(), stability(logits, labels, 3, definition))
+@pytest.mark.parametrize(
+    ("samples", "dtype"),
+    [
+        (60, torch.float64),
+        (60, torch.float32),
+        (60, torch.float16),
+        (60, torch.bfloat16),
+        (9000, torch.float32),
+    ],
+)
+@pytest.mark.parametrize(
+    "check", ["split", "merged", "forward_is_the_batch", "copied", "independent_of_the_model"]
+)
+def test_metric(reference, definition, samples, dtype, check):
+    tester = MetricTester(
+        lambda: Stability(4, definition),
+        lambda logits, labels: reference.stability(logits, labels, 4, definition),
+        *draw(samples, 4, dtype=dtype),
+    )
+    getattr(tester, check)()
 
 
 def test_collection_of_all_definitions():
@@ -203,30 +227,6 @@ def test_collection_of_all_definitions():
         collection.update(logits[rows], labels[rows])
     for definition, result in collection.compute().items():
         torch.testing.assert_close(result, stability(logits, labels, 3, definition))
-
-
-@every_definition
-def test_samples_are_kept_though_the_model_reuses_its_memory(definition):
-    logits, labels = draw(40, 3)
-    expected = stability(logits, labels, 3, definition)
-    metric = Stability(3, definition)
-    metric.update(logits, labels)
-    logits.zero_()
-    labels.zero_()
-    torch.testing.assert_close(metric.compute(), expected)
-
-
-@every_definition
-def test_logits_of_a_model_in_training_or_inference_mode(definition):
-    logits, labels = draw(40, 3)
-    expected = stability(logits, labels, 3, definition)
-    metric = Stability(3, definition)
-    metric.update(logits.requires_grad_()[:20], labels[:20].to(torch.int32))
-    with torch.inference_mode():
-        metric.update(logits[20:] * 1, labels[20:])
-    result = metric.compute()
-    assert not result.requires_grad
-    torch.testing.assert_close(result, expected)
 
 
 def test_as_many_classes_as_imagenet_21k(reference):

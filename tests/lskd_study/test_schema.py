@@ -102,7 +102,7 @@ def test_a_good_file_gets_the_papers_defaults(tmp_path):
         ),
         ("output: runs/x", "output: runs/x\necosystem: keras", r"study.yaml:6: ecosystem: .*'timm'"),
         ("title: A study", "title: A study\ntitle: B", r"study.yaml:2: key 'title' is given twice"),
-        ("seeds: [0, 1, 2]", "seeds: [0, 1", r"study.yaml:9: .*mend the YAML"),
+        ("seeds: [0, 1, 2]", "seeds: [0, 1", r"study.yaml:9: .*fix the YAML"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_the_line(tmp_path, old, new, message):

@@ -116,7 +116,7 @@ def test_verify_sees_damage_in_the_other_files(store, name, capsys):
 def test_no_store_is_one_line(tmp_path, capsys):
     for command in ("info", "verify"):
         assert main(["soft-labels", command, str(tmp_path)]) == 2
-        assert capsys.readouterr().err.startswith(f"lskd: error: {tmp_path} holds no soft labels")
+        assert capsys.readouterr().err.startswith(f"lskd: error: {tmp_path} contains no soft labels")
 
 
 @pytest.mark.parametrize(

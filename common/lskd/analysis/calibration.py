@@ -19,7 +19,7 @@ LIMITS = (0.01, 100.0)
 Progress = Callable[[int], object]
 """Is told how many samples were just looked at."""
 
-_CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a processor's cache
+_CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's cache
 _SUBSAMPLES = (512, 4096)  # samples on which the search begins
 _NEAR = 0.01  # relative step within which the second-order expansion is exact to about 1e-6
 
@@ -110,7 +110,7 @@ def _search(
     bend: float | None,
     progress: Progress | None,
 ) -> tuple[float, "_Expansion"]:
-    """Return the best ``1 / T`` and an expansion that holds there."""
+    """Return the best ``1 / T`` and an expansion that is valid there."""
     low, high = 1 / LIMITS[1], 1 / LIMITS[0]
     untried = [low, high]
     looked = _Expansion(logits, labels, inverse, bend, progress)
@@ -174,7 +174,7 @@ class _Expansion:
         sums, slopes, curves, own = self.values
         self.slope, self.curve = float((slopes - own).mean()), float(curves.mean())
         if not math.isfinite(self.slope):
-            raise ValueError("the logits are not all finite; leave such samples out or mend the teacher")
+            raise ValueError("the logits are not all finite; leave such samples out or fix the teacher")
         # Then the best is at the limit, which Newton's method would come to in many small steps.
         self.never_wrong = not bool(own.any()) and float(sums.min()) < math.log(logits.shape[1]) - 1e-6
         if bend is None:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from lskd.errors import LskdError
-from lskd.targets import check_labels
+from lskd.targets import check_labels, check_logits
 
 _CHUNK = 1 << 20  # numbers of a block of logits
+_SMALLEST = 3  # examples of a class: fewer leave no deviation without each one of them
 
 
 def class_mean_probabilities(
@@ -37,11 +38,7 @@ def class_mean_probabilities(
     tensor([[0.6900, 0.3100],
             [0.2690, 0.7310]], dtype=torch.float64)
     """
-    if logits.ndim != 2 or logits.shape != (len(labels), num_classes) or not logits.is_floating_point():
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; "
-            f"{len(labels)} labels of {num_classes} classes go with floating ({len(labels)}, {num_classes})"
-        )
+    check_logits(logits, labels, num_classes)
     check_labels(labels, num_classes)
     wanted = torch.arange(num_classes) if classes is None else torch.tensor(list(classes), dtype=torch.long)
     check_labels(wanted, num_classes, "classes")
@@ -62,7 +59,7 @@ def class_mean_probabilities(
         if not bool(finite.all()):
             raise ValueError(
                 f"the logits of sample {int(block[~finite][0])} are not all finite; "
-                "leave the sample out or mend the teacher"
+                "leave the sample out or fix the teacher"
             )
         means.index_add_(0, rows[block], values.softmax(1).double())
     means /= counts.clamp(min=1)[:, None]
@@ -144,9 +141,6 @@ def propose_classes(confusion: Tensor) -> tuple[int, int, int]:
     return a, b, int(with_both.nan_to_num(nan=torch.inf).argmin())
 
 
-_SMALLEST = 3  # examples of a class: fewer leave no deviation without each one of them
-
-
 @dataclass(frozen=True)
 class ClassSeparation:
     """The distance between classes, in pairs.
@@ -189,11 +183,7 @@ def class_separation(logits: Tensor, labels: Tensor, pairs: Sequence[tuple[int, 
     >>> class_separation(logits, torch.tensor([0, 0, 0, 1, 1, 1]), [(0, 1)]).mean
     6.0
     """
-    if logits.ndim != 2 or len(logits) != len(labels) or not logits.is_floating_point():
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)} and dtype {logits.dtype}; "
-            f"{len(labels)} labels go with floating ({len(labels)}, K)"
-        )
+    check_logits(logits, labels)
     check_labels(labels, logits.shape[1])
     if not pairs or any(a == b for a, b in pairs):
         raise ValueError("pairs are two different classes each, and there must be one")

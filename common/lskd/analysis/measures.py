@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 
@@ -19,7 +21,7 @@ from lskd.analysis.calibration import (
     fit_temperature,
 )
 from lskd.stability import Definition, class_deviations, class_moments, small_class_factor
-from lskd.targets import check_labels
+from lskd.targets import check_labels, check_logits
 
 _CHUNK = 1 << 18  # numbers of a block of logits: a block and its temporaries stay in a CPU's cache
 _KEPT = 1 << 22  # numbers of a class's probabilities that are kept for a second look
@@ -98,7 +100,7 @@ class TeacherMeasures:
         return float(binary_calibration_error(confidence.float(), self.correct.long(), n_bins=BINS))
 
     def equivalent_smoothing(self, convention: str = "uniform") -> float:
-        """Return the smoothing that it looks trained with; see :func:`~lskd.equivalent_smoothing`."""
+        """Return the smoothing that it looks trained with; as :func:`equivalent_smoothing` does."""
         return equivalent_smoothing(self.target_probability, self.num_classes, convention)
 
     def class_values(self, definition: Definition) -> Tensor:
@@ -136,7 +138,7 @@ class TeacherMeasures:
     def small_class_bias(self, definition: Definition) -> float:
         """Return what small classes add to ``1 - S``, to first order, before any correction.
 
-        Within classes it is too small, see :func:`~lskd.small_class_factor`. Between classes it is too large,
+        Within classes it is too small, see :func:`small_class_factor`. Between classes it is too large,
         because the mean of ``n`` samples varies by their variance over ``n`` beside what the classes vary; a
         class of one sample is taken to vary as the others do.
         """
@@ -206,7 +208,10 @@ class TeacherMeasures:
                 raise ValueError(f"{definition}: measure with influence=True for its sampling error")
             by_sample = self.mean_influence[1 if definition == "between_vector_l2" else 0]
         elif definition == "target_std":
-            by_sample = _jackknife_of_deviation(self.target_probability, self.labels, self._moments)
+            _, pseudo = deviation_pseudo_values(
+                self.target_probability.numpy(), self.labels.numpy(), self.num_classes
+            )
+            by_sample = torch.from_numpy(pseudo)
         else:
             centred = self.target_probability - self._moments[1][self.labels]
             counted = ~classes.isnan()
@@ -238,7 +243,7 @@ def measure_teacher(
     """Measure a teacher from its logits on a labelled data set.
 
     The logits may be mapped from a file: they are read class by class, and of them only blocks are in memory
-    at once. Beside the numbers per sample it holds the means of the classes that have samples, each ``(K,)``
+    at once. Beside the numbers per sample it keeps the means of the classes that have samples, each ``(K,)``
     float32.
 
     Args:
@@ -258,13 +263,9 @@ def measure_teacher(
     >>> measures.topk(1), round(measures.one_minus_stability("target_std"), 4)
     (1.0, 0.1346)
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; "
-            "they must be (N, K) and (N,), N at least 1"
-        )
-    if not logits.is_floating_point():
-        raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
+    check_logits(logits, labels)
+    if not len(labels):
+        raise ValueError(f"logits have shape {tuple(logits.shape)}; there must be at least one sample")
     check_labels(labels, logits.shape[1])
     with torch.inference_mode():
         labels = labels.long()
@@ -423,7 +424,7 @@ class _Look:
             if not bool(finite.all()):
                 raise ValueError(
                     f"the logits of sample {start + int((~finite).nonzero()[0])} are not all finite; "
-                    "leave the sample out or mend the teacher"
+                    "leave the sample out or fix the teacher"
                 )
         raise ValueError("the logits are too large for float32")
 
@@ -474,16 +475,24 @@ def _at_most(samples: int, progress: Progress | None) -> Progress | None:
     return report if progress else None
 
 
-def _jackknife_of_deviation(values: Tensor, labels: Tensor, moments: Tensor) -> Tensor:
-    """Return pseudo-values of each class's unbiased standard deviation, centred within the class.
+def deviation_pseudo_values(
+    values: NDArray[np.float64], labels: NDArray[np.int64], num_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return each class's unbiased standard deviation, and its pseudo-values, centred within the class.
 
-    ``n s - (n - 1) s_without_i`` in closed form: leaving ``x`` out of ``n`` values lowers their sum of
-    squares by ``n / (n - 1) (x - mean)^2``. Two values leave one, which has no deviation: such a class says
-    nothing.
+    The jackknife makes a standard deviation a mean over samples: ``n s - (n - 1) s_without_i``, in closed
+    form, because leaving ``x`` out of ``n`` values lowers their sum of squares by
+    ``n / (n - 1) (x - mean)^2``. Two values leave one, which has no deviation: such a class says nothing.
+
+    Returns:
+        ``(num_classes,)``, NaN below 2 samples, and ``(N,)``, 0 in a class of fewer than 3.
     """
-    count, mean, squares = (moment[labels] for moment in moments)
-    left = (squares - count / (count - 1).clamp(min=1) * (values - mean) ** 2).clamp(min=0)
-    pseudo = -(count - 1) * (left / (count - 2).clamp(min=1)).sqrt()
-    pseudo = torch.where(count >= 3, pseudo, 0.0)
-    centre = class_moments(pseudo, labels, moments.shape[1])[1]
-    return pseudo - centre[labels]
+    n = np.bincount(labels, minlength=num_classes).astype(np.float64)
+    deviation = values - (np.bincount(labels, values, num_classes) / np.maximum(n, 1))[labels]
+    squares = np.bincount(labels, deviation**2, num_classes)
+    std = np.where(n >= 2, np.sqrt(squares / np.maximum(n - 1, 1)), np.nan)
+    m = n[labels]
+    left = np.maximum(squares[labels] - m / np.maximum(m - 1, 1) * deviation**2, 0.0)
+    pseudo = m * std[labels] - (m - 1) * np.sqrt(left / np.maximum(m - 2, 1))
+    pseudo = np.where(m >= 3, pseudo, 0.0)
+    return std, pseudo - (np.bincount(labels, pseudo, num_classes) / np.maximum(n, 1))[labels]

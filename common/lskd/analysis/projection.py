@@ -67,7 +67,7 @@ def projection_plane(templates: Tensor) -> ProjectionPlane:
         raise ValueError(f"templates have shape {tuple(templates.shape)}; the plane takes three, (3, D)")
     w = templates.double()
     if not bool(torch.isfinite(w).all()):
-        raise LskdError("the templates are not all finite; mend the teacher's classifier")
+        raise LskdError("the templates are not all finite; fix the teacher's classifier")
     sides = torch.stack([w[1] - w[0], w[2] - w[0]], dim=1)  # (D, 2)
     basis, triangle = torch.linalg.qr(sides)
     sizes = triangle.diagonal().abs()

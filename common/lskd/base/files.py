@@ -28,7 +28,7 @@ _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a name to write to; what was written takes the place of ``path`` at the end, or nothing does.
+    """Yield a name to write to; what was written takes the place of ``path`` at the end, or nothing does.
 
     The file reaches the disk before it takes its name, has the user's umask whatever wrote it, and the
     scratch file is gone when anything fails. A link at ``path`` is replaced, not followed.
@@ -63,7 +63,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def to_disk(folder: Path) -> None:
-    """Let a folder and all that is in it reach the disk, before it takes its name."""
+    """Bring a folder and all that is in it to the disk, before it takes its name."""
     for path in (*folder.rglob("*"), folder):
         if not path.is_symlink():
             _to_disk(path)
@@ -174,7 +174,7 @@ def read_csv(path: str | Path, columns: Collection[str] = ()) -> list[dict[str, 
         raise LskdError(f"{path} is no CSV table ({error}); name one in UTF-8 with a header") from error
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
-            raise LskdError(f"{path}: row {number} has not as many cells as the header; mend the table")
+            raise LskdError(f"{path}: row {number} has not as many cells as the header; fix the table")
     if rows and (lost := [name for name in columns if name not in rows[0]]):
         raise LskdError(f"{path} has no column {', '.join(lost)}; it is no such table")
     return rows
@@ -214,7 +214,7 @@ def read_yaml_nodes(path: str | Path, what: str = "YAML file") -> tuple[yaml.Nod
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = " ".join((getattr(error, "problem", None) or str(error)).split())[:160]
-        raise LskdError(f"{where}: not valid YAML ({problem}); mend the YAML there") from error
+        raise LskdError(f"{where}: not valid YAML ({problem}); fix the YAML there") from error
     except ValueError as error:
         raise LskdError(f"{path}: {error}") from error
 
@@ -248,7 +248,7 @@ def _written_out(node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> in
         raise ValueError("nested too deeply; write it out flat")
     if isinstance(node, yaml.ScalarNode):
         if any("\ud800" <= character <= "\udfff" for character in node.value):
-            raise ValueError("half a surrogate pair, which no file can store; mend it")
+            raise ValueError("half a surrogate pair, which no file can store; fix it")
         if len(node.value) > _YAML_NUMBER and node.tag != "tag:yaml.org,2002:str":
             raise ValueError(f"a number of {len(node.value)} digits; put it in quotes if it is text")
         return 1
@@ -262,7 +262,7 @@ def _written_out(node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> in
 
 @contextlib.contextmanager
 def lock(path: str | Path, wait: bool = False) -> Iterator[int | None]:
-    """Lock a file, which is created where there is none and never changed; give None where somebody else has.
+    """Lock a file, which is created where there is none and never changed; yield None where it is locked.
 
     The kernel lets go when the process ends, however it ends. A link in the file's place is not followed.
 

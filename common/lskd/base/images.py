@@ -62,7 +62,7 @@ def class_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) -
                 continue
             if entry.is_dir():
                 raise LskdError(
-                    f"class folder {folder} has a folder in it, {entry.name}; it must hold images only"
+                    f"class folder {folder} has a folder in it, {entry.name}; it must contain images only"
                 )
             (images if is_image(entry.name, extensions) else others).append(entry.name)
     return sorted(images), sorted(others)
@@ -83,7 +83,7 @@ def check_image(image: "Image", path: str | Path) -> None:
 
 
 def check_images(paths: Sequence[Path]) -> None:
-    """Decode up to 2,000 images and open up to 20,000, evenly spread; say of all what is wrong, at once.
+    """Decode up to 2,000 images and open up to 20,000, evenly spread; raise one error about all.
 
     Raises:
         LskdError: one line with the number of bad images and the first of them.

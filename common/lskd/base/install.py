@@ -14,7 +14,7 @@ def how_to_install(extra: str, options: str = "") -> str:
 
     Args:
         extra: its name, e.g. ``timm``.
-        options: more words for pip.
+        options: more arguments of pip.
     """
     pip = f"pip install {options} " if options else "pip install "
     if all((_CHECKOUT / name).is_file() for name in ("pyproject.toml", "constraints.txt")):

@@ -17,7 +17,7 @@ from lskd.targets import (
     target_values,
     transformed,
 )
-from lskd.terms import Rest, TopK, centred, check_one_per_sample, distillation_terms
+from lskd.terms import Rest, TopK, centred, check_one_per_sample, check_teacher, distillation_terms
 
 Reduction = Literal["mean", "sum"]
 Implementation = Literal["auto", "reference", "chunks", "native"]
@@ -53,7 +53,7 @@ class LossComponents(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is asked of the loss, in types that a compiled graph can hold."""
+    """What is asked of the loss, in types that a compiled graph can contain."""
 
     rest: Rest
     temperature: float
@@ -323,16 +323,8 @@ def _operator(
     wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     # What a compiled graph calls: dynamo would unroll the chunks. Without a graph it would cost 0.1 ms.
-    request = Request(
-        rest,
-        temperature,
-        temperature_squared,
-        hard_weight,
-        alpha,
-        convention,
-        mean,
-        impl,  # type: ignore[arg-type]
-    )
+    options: Any = rest, temperature, temperature_squared, hard_weight, alpha, convention, mean, impl
+    request = Request(*options)
     terms, gradient = _compute(logits, values, ids, labels, mask, request, wanted)
     return terms, terms.new_empty(0) if gradient is None else gradient
 
@@ -362,29 +354,17 @@ _operator.register_autograd(_backward_of_operator, setup_context=_keep_gradient)
 
 
 def _check_shapes(logits: Tensor, teacher: Tensor | TopK, labels: Tensor | None, mask: Tensor | None) -> None:
+    check_teacher(logits, teacher)
     if mask is not None:
         check_one_per_sample("mask", mask, logits)
         if mask.dtype != torch.bool:
             raise ValueError(f"mask has dtype {mask.dtype}; it must be bool, true where a sample counts")
-    shape = logits.shape
-    if isinstance(teacher, TopK):
-        k = teacher.ids.shape[-1]
-        if teacher.ids.shape[:-1] != shape[:-1] or not 1 <= k <= shape[-1]:
-            raise ValueError(
-                f"top-K ids have shape {tuple(teacher.ids.shape)} and student logits {tuple(shape)}; "
-                "they must cover the same samples, with 1 to all classes"
-            )
-    elif teacher.shape != shape:
-        raise ValueError(
-            f"teacher logits have shape {tuple(teacher.shape)} and student logits {tuple(shape)}; "
-            "both must cover the same samples and classes"
-        )
     if labels is None:
         return
     if not labels.is_floating_point():
         check_one_per_sample("labels", labels, logits)
-    elif labels.shape != shape:
+    elif labels.shape != logits.shape:
         raise ValueError(
             f"label probabilities have shape {tuple(labels.shape)}; they must have the logits' shape "
-            f"{tuple(shape)}"
+            f"{tuple(logits.shape)}"
         )

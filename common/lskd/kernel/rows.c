@@ -1,4 +1,4 @@
-/* The dense distillation loss and its gradient on a processor, row by row, each row once through the cache.
+/* The dense distillation loss and its gradient on the CPU, row by row, each row once through the cache.
 
    Loaded by _compiled.py, which also says what the arguments are. Plain C without Python: the compiler makes
    vector code of the loops. The numbers are those of _fused_chunks.py, whose passes remain the reference.
@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* One build for every processor of the kind: the loader picks the widest vectors that it has. */
+/* One build for every CPU of the kind: the loader picks the widest vectors that it has. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(LSKD_ONE_TARGET)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else

@@ -119,7 +119,7 @@ class _Appended:
         self._file.truncate(size)
 
     def read(self, start: int) -> bytes:
-        """Return what the file holds from ``start`` on, and stand at its end."""
+        """Return what the file contains from ``start`` on, and stand at its end."""
         self._file.seek(start)
         return self._file.readall() or b""
 

@@ -25,7 +25,7 @@ ValueDtype = Literal["float16", "float32"]
 
 @dataclass(frozen=True)
 class SoftLabelsLayout:
-    """What a row of stored soft labels holds, and how many there will be.
+    """What a row of stored soft labels contains, and how many there will be.
 
     Attributes:
         num_classes: classes, or entries of the vocabulary.
@@ -162,7 +162,7 @@ def read_content(folder: Path) -> dict[str, Any]:
     except LskdError as error:
         if isinstance(error.__cause__, OSError):
             raise SoftLabelsError(
-                f"{folder} holds no soft labels ({MANIFEST}: {error.__cause__.strerror}); "
+                f"{folder} contains no soft labels ({MANIFEST}: {error.__cause__.strerror}); "
                 "check the path or write them"
             ) from None
         raise _damaged(path) from None

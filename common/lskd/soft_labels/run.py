@@ -89,7 +89,7 @@ class StoredRun:
         processes: how many there are.
         say: prints a line.
         teacher: the form in which the teacher is asked for: "none" for the exact one, a mode of
-            :func:`lskd.choose_fast`, or "auto".
+            :func:`lskd.teachers.fast.choose_fast`, or "auto".
         bound: of its error.
 
     Attributes:
@@ -100,7 +100,7 @@ class StoredRun:
         form: of the teacher who says what is stored; None: a fast teacher is yet to be made.
 
     Raises:
-        SoftLabelsError: the folder holds something else, or is damaged.
+        SoftLabelsError: the folder contains something else, or is damaged.
         ValueError: a layout of several rows for each sample.
     """
 
@@ -150,7 +150,7 @@ class StoredRun:
         return self.keys // max(self.layout.samples, 1)
 
     def describe(self) -> str:
-        """Say in one line what is there."""
+        """Return one line about what is there."""
         layout = self.layout
         kept = "all" if layout.k == layout.num_classes else f"top {layout.k} of"
         there = f"{self.epochs} epoch(s) of {layout.samples} images are" if self.epochs else "no epoch is"
@@ -170,7 +170,7 @@ class StoredRun:
         return self._asked if self.form is None else self.form.mode
 
     def speaks(self, form: TeacherForm) -> None:
-        """Say in which form the teacher answers, which a new store keeps; the exact one need not say it.
+        """Note the form in which the teacher answers, for a new store; for the exact one it is known.
 
         Raises:
             SoftLabelsError: what is stored is of another form, which this machine does not have.
@@ -298,7 +298,7 @@ class StoredRun:
         Args:
             answers: asks the teacher.
             count: how many images, drawn at random.
-            tolerance: of the exact teacher, see :func:`lskd.stored_difference`; a fast one has its own.
+            tolerance: of the exact teacher, see :func:`stored_difference`; a fast one has its own.
 
         Raises:
             SoftLabelsError: an answer is further from the stored one than arithmetic explains.
@@ -332,7 +332,7 @@ class StoredRun:
         return f"soft labels: {count} images verified, at most {worst:.2g} apart ({allowed})"
 
     def close(self) -> None:
-        """Let others write; what is not committed does not count."""
+        """Unlock the store; what is not committed does not count."""
         self._close_file()
         if self._writer is not None:
             if self.writing:

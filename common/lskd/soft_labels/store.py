@@ -35,7 +35,7 @@ class SoftLabelRows(NamedTuple):
 
     Attributes:
         values: ``(rows, k)`` log-probabilities at temperature 1, largest first as the teacher gave them. For
-            images of which all classes are kept see :func:`lskd.stored_form`.
+            images of which all classes are kept see :func:`lskd.soft_labels.forms.stored_form`.
         ids: ``(rows, k)`` class ids.
         seeds: ``(rows,)`` seeds of the augmentation, or None where the store has none.
     """
@@ -236,7 +236,7 @@ class SoftLabelsWriter:
         identity: what the soft labels are made of, plain JSON. A folder that was begun must have the same.
 
     Raises:
-        SoftLabelsError: the folder holds something else, is in use, is damaged, or cannot be written.
+        SoftLabelsError: the folder contains something else, is in use, is damaged, or cannot be written.
     """
 
     def __init__(self, path: str | Path, layout: SoftLabelsLayout, identity: Mapping[str, Any]) -> None:
@@ -303,7 +303,7 @@ class SoftLabelsWriter:
         if self.keys + len(counts) > layout.keys:
             raise ValueError(f"{layout.keys} keys are planned; these would make {self.keys + len(counts)}")
         rows = np.empty(len(values), layout.row)
-        # What float16 cannot hold is a probability of 0 either way; a number keeps 0 * log 0 finite.
+        # What float16 cannot express is a probability of 0 either way; a number keeps 0 * log 0 finite.
         rows["values"] = np.maximum(values, np.finfo(layout.row["values"].base).min)
         rows["ids"] = ids
         if layout.seeds != (seeds is not None):
@@ -373,7 +373,7 @@ class SoftLabelsWriter:
         others = {file.name for file in self.path.iterdir() if not file.match(_SCRATCH)} - {_LOCK}
         if others:
             raise SoftLabelsError(
-                f"{self.path} holds something else ({min(others)}); choose another folder or remove it"
+                f"{self.path} contains something else ({min(others)}); choose another folder or remove it"
             )
         manifest = Manifest(layout, identity)
         manifest.write(self.path)
@@ -394,7 +394,7 @@ class SoftLabelsWriter:
 
 
 def _release_locks() -> None:
-    """Let go of the locks in a forked process: one that outlives its killed parent must not hold them."""
+    """Release the locks in a forked process: one that outlives its killed parent must not keep them."""
     for lock in list(_locks):
         lock.close()
 

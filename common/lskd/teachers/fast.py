@@ -50,7 +50,7 @@ class Deviation(NamedTuple):
 
     @classmethod
     def between(cls, exact: Tensor, fast: Tensor) -> "Deviation":
-        """Compare logits ``(N, K)``, in :func:`lskd.accumulator_dtype`.
+        """Compare logits ``(N, K)``, in :func:`~lskd.base.tensors.accumulator_dtype`.
 
         >>> Deviation.between(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]])).mean_kl
         0.0
@@ -61,7 +61,7 @@ class Deviation(NamedTuple):
         return cls(float(kl.mean()), float(kl.max()), float(agreement), len(exact))
 
     def __str__(self) -> str:
-        """Say it."""
+        """Return it in one line."""
         return (
             f"KL(exact || fast) {self.mean_kl:.2g} nats on the mean of {self.samples} images, "
             f"{self.max_kl:.2g} at most, same class for {100 * self.agreement:.1f} %"
@@ -125,7 +125,7 @@ class TeacherForm:
         }
 
     def __str__(self) -> str:
-        """Say whose the words are."""
+        """Return whose answers these are."""
         if self.deviation is None:
             return "of the exact teacher"
         return f"of a fast teacher ({self.name}): {self.deviation}"
@@ -189,7 +189,7 @@ class Folding(NamedTuple):
     reason: str = ""
 
     def __str__(self) -> str:
-        """Say it."""
+        """Return what was done, in a few words."""
         if self.total == 0:
             return "no batch norm to fold"
         if self.reason:
@@ -277,10 +277,10 @@ def _foldable(layer: Any, norm: Any) -> bool:
 
 
 def has_eight_bit() -> bool:
-    """Tell whether processor and torch have fast 8-bit convolutions.
+    """Return whether CPU and torch have fast 8-bit convolutions.
 
     torch has announced the end of this module without a successor of its own; a torch without it counts as a
-    processor without it.
+    CPU without it.
     """
     if not torch.cpu._is_vnni_supported() or "onednn" not in torch.backends.quantized.supported_engines:
         return False
@@ -352,8 +352,8 @@ def make_fast(
         model: frozen, in eval mode; it is not changed.
         mode: "float32", "bfloat16" or "int8".
         images: ``(N, C, H, W)`` as the model gets them; "int8" takes its ranges from them.
-        convolutions: see :func:`lskd.fold_batch_norm`.
-        norms: see :func:`lskd.fold_batch_norm`.
+        convolutions: see :func:`fold_batch_norm`.
+        norms: see :func:`fold_batch_norm`.
 
     Raises:
         LskdError: "int8" for a model that has nothing for it.
@@ -401,8 +401,8 @@ def choose_fast(
         mode: any but "none".
         bound: largest mean KL(exact || fast) in nats.
         exact: what the exact teacher answers with; None: the model.
-        convolutions: see :func:`lskd.fold_batch_norm`.
-        norms: see :func:`lskd.fold_batch_norm`.
+        convolutions: see :func:`fold_batch_norm`.
+        norms: see :func:`fold_batch_norm`.
         compiled: compile the fast teacher, which needs a C++ compiler on the CPU.
         batch_size: of training, which is what is compiled for.
 

@@ -1,18 +1,21 @@
-"""What a network says: the logits in its output, and its answers to chosen images."""
+"""What teachers say: logits of an output, answers to chosen images, an ensemble, and how much it counts."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from lskd.errors import LskdError
+from lskd.terms import centred
 
 Keys = TypeVar("Keys")
 # Numbers of the samples, logits, labels, features where they were asked for.
 AnswerBatch = tuple[Tensor, Tensor, Tensor, Tensor | None]
+AlphaSchedule = Literal["fixed", "threshold", "adaptive"]
 Autocast = Callable[[], AbstractContextManager[Any]]
 """Makes the context of a forward pass in training, such as ``torch.autocast``."""
 
@@ -91,3 +94,57 @@ def answers_to(
         with autocast():
             logits = teacher(whole_batch(images, batch_size))
         yield keys, logits[: len(images)]
+
+
+def ensemble_logits(members: Sequence[Tensor]) -> Tensor:
+    """Return logits of an ensemble: one teacher's as they are, several teachers' mean probabilities as logs.
+
+    Args:
+        members: one or more tensors ``(..., K)`` of logits.
+
+    Raises:
+        ValueError: for no member.
+
+    >>> ensemble_logits([torch.tensor([0.0, 0.0]), torch.tensor([0.0, -torch.inf])]).exp().tolist()
+    [0.75, 0.25]
+    """
+    if not members:
+        raise ValueError("an ensemble needs at least one member")
+    if len(members) == 1:
+        return members[0]
+    logs = [centred(member).log_softmax(-1) for member in members]
+    return torch.stack(logs).logsumexp(0) - math.log(len(logs))
+
+
+def selective_weight(
+    weight: float, schedule: AlphaSchedule, student_bleu: float | None, teacher_bleu: float | None
+) -> float:
+    """Return the weight of the teacher after a validation (selective distillation, Tan et al., ICLR 2019).
+
+    ``"fixed"``: always ``weight``. ``"threshold"``: ``weight`` while the student's BLEU is below the
+    teacher's plus 1, then 0. ``"adaptive"``: ``weight`` while it is below the teacher's minus 2, from there
+    on halved with every point of BLEU: ``weight * 0.5 ** (student - teacher + 2)``.
+
+    Args:
+        weight: 0 to 1, the weight to begin with.
+        schedule: which of the three.
+        student_bleu: validation BLEU in points, 0 to 100; None before the first validation.
+        teacher_bleu: the teacher's on the same sentences.
+
+    Raises:
+        ValueError: for an unknown schedule, or no BLEU of the teacher where one is needed.
+
+    >>> selective_weight(0.8, "adaptive", 31.0, 32.0), selective_weight(0.8, "threshold", 33.0, 32.0)
+    (0.4, 0.0)
+    """
+    if schedule not in ("fixed", "threshold", "adaptive"):
+        raise ValueError(f"schedule is {schedule!r}; it must be fixed, threshold or adaptive")
+    if schedule == "fixed":
+        return weight
+    if teacher_bleu is None:
+        raise ValueError(f"the schedule {schedule} needs the teacher's BLEU")
+    if student_bleu is None:
+        return weight
+    if schedule == "threshold":
+        return weight if student_bleu < teacher_bleu + 1 else 0.0
+    return weight * math.pow(0.5, max(student_bleu - teacher_bleu + 2, 0.0))

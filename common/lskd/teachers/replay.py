@@ -119,8 +119,8 @@ class MixingPolicy:
 
     timm and mmcls draw one weight and one kind for a batch and mix it with its own reverse. Here every image
     draws its own, by the same laws (``Beta(alpha, alpha)``, the same probabilities), and its partner is any
-    other sample of the data: so a teacher's words about the mixed image hold for a student with another order
-    of samples, batch size or number of processes. The partner has to be loaded, which doubles the loading.
+    other sample of the data: so a teacher's answer to the mixed image is right for a student with another
+    order of samples, batch size or number of processes. The partner has to be loaded, too: twice the loading.
 
     Attributes:
         mixup_alpha: alpha of mixup (Zhang et al., 2018), 0: none.

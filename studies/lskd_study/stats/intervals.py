@@ -198,23 +198,17 @@ def target_std_pseudo_values(probabilities: ArrayLike, labels: ArrayLike) -> Arr
     Raises:
         LskdError: for a class of fewer than three samples, whose standard deviation has no jackknife.
     """
+    from lskd.analysis.measures import deviation_pseudo_values
+
     p = np.asarray(probabilities, dtype=np.float64)
     classes, index = np.unique(np.asarray(labels), return_inverse=True)
-    n = np.bincount(index).astype(np.float64)
+    n = np.bincount(index)
     if n.min() < 3:
         raise LskdError(
             f"class {classes[n.argmin()]} has fewer than 3 validation samples; 1-S needs 3 per class"
         )
-    mean = np.bincount(index, p) / n
-    deviation = p - mean[index]
-    squares = np.bincount(index, deviation**2)
-    std = np.sqrt(squares / (n - 1))
-    m = n[index]
-    # Leaving x out of n values lowers the sum of squares about the mean by n / (n - 1) * (x - mean)^2.
-    left = np.maximum(squares[index] - m / (m - 1) * deviation**2, 0.0)
-    pseudo = m * std[index] - (m - 1) * np.sqrt(left / (m - 2))
-    pseudo -= (np.bincount(index, pseudo) / n)[index]
-    return np.asarray(std.mean() + pseudo * len(p) / (len(classes) * m))
+    std, pseudo = deviation_pseudo_values(p, index, len(classes))
+    return np.asarray(std.mean() + pseudo * len(p) / (len(classes) * n[index]))
 
 
 def holm(
