@@ -12,7 +12,7 @@ from lskd import DivergedError, LskdError
 from lskd.errors import one_line
 from mmcls_bnn.binary.packed import deployable
 
-Settings = TypeVar("Settings")
+Dataclass = TypeVar("Dataclass")
 
 # Variables that recipes once had beside the settings.
 _SETTINGS = {
@@ -54,7 +54,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     return deployable(recipe.model.to_dict(), preprocessor and preprocessor.to_dict())
 
 
-def settings_of(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+def settings_of(kind: type[Dataclass], values: Mapping[str, Any], where: str) -> Dataclass:
     """Build a dataclass of settings from a recipe's dictionary, which stands there as `where`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a run does at the moments that mmengine gives: checkpoints, seeds, the teacher, stored soft labels."""
+"""What a run does when mmengine asks: checkpoints, seeds, learning rate, the teacher, stored soft labels."""
 
 import json
 import random
