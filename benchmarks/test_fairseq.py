@@ -12,9 +12,8 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.data import Dictionary, LanguagePairDataset
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 
-from fairseq_kd.criterion import LsKdCriterion
-from fairseq_kd.dataset import SoftLabelledPairs
-from fairseq_kd.settings import LsKdConfig
+from fairseq_kd.criterion import LsKdConfig, LsKdCriterion
+from fairseq_kd.task import SoftLabelledPairs
 from lskd import SoftLabels, SoftLabelsWriter
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.terms import top_k_log_probabilities

@@ -1,4 +1,4 @@
-"""What a user can mend is one line and exit status 2, in fairseq's own commands too; 3 if a run diverged."""
+"""What a user can fix is one line and exit status 2, in fairseq's own commands too; 3 if a run diverged."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from lskd import DivergedError, LskdError
 PREFIX = "fairseq_kd: error: "
 _REFUSED = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")  # in torch's message
 # The end of the traceback that a process hands to the one that spawned it.
-_SPAWNED = re.compile(r"^lskd\._errors\.(\w+): (.*)\Z", re.MULTILINE)
+_SPAWNED = re.compile(rf"^{re.escape(LskdError.__module__)}\.(\w+): (.*)\Z", re.MULTILINE)
 
 
 def install() -> None:
@@ -43,17 +43,14 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     """Return the line, None for an error that is none of ours, and the exit status."""
     text = str(error)
     if isinstance(error, LskdError):
-        status = DivergedError.STATUS if isinstance(error, DivergedError) else 2
-        return PREFIX + " ".join(text.split()), status
+        return PREFIX + " ".join(text.split()), DivergedError.STATUS if isinstance(
+            error, DivergedError
+        ) else 2
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in text.lower().replace(" ", "_"):
-        what = (
-            refused[1] if (refused := _REFUSED.search(text)) else "something other than weights and settings"
-        )
-        line = (
-            f"{PREFIX}the checkpoint is refused: it holds {what}, and loading that would run code that is in "
-            "the file; use one that fairseq itself wrote"
-        )
-        return line, 2
+        refused = _REFUSED.search(text)
+        what = refused[1] if refused else "something other than weights and settings"
+        line = f"the checkpoint is refused: it contains {what}, and loading that would run code that is in "
+        return f"{PREFIX}{line}the file; use one that fairseq itself wrote", 2
     if raised := _SPAWNED.search(text.strip()):
         return PREFIX + raised[2], DivergedError.STATUS if raised[1] == DivergedError.__name__ else 2
     return None, 1

@@ -11,6 +11,7 @@ import functools
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,16 +82,10 @@ def install() -> None:
     Only processes that import this plugin benefit, so `--user-dir` belongs to fairseq-generate and
     fairseq-validate too. Names from other modules stay refused.
     """
-    harmless: list[Any] = [
-        argparse.Namespace,
-        np.ndarray,
-        np.dtype,
-        multiarray._reconstruct,
-        multiarray.scalar,
-    ]
-    harmless += [(multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]  # as numpy 1 wrote them
-    harmless += [(multiarray.scalar, "numpy.core.multiarray.scalar")]
-    harmless += [type(np.dtype(kind)) for kind in _KINDS]
+    arrays: list[Any] = [multiarray._reconstruct, multiarray.scalar]
+    of_numpy_1 = [(made, f"numpy.core.multiarray.{made.__name__}") for made in arrays]
+    kinds = [type(np.dtype(kind)) for kind in _KINDS]
+    harmless = [argparse.Namespace, np.ndarray, np.dtype, *arrays, *of_numpy_1, *kinds]
     torch.serialization.add_safe_globals(harmless)
     wrap(checkpoint_utils, "load_checkpoint_to_cpu", _read)
     wrap(checkpoint_utils, "load_model_ensemble_and_task", _build_all)
@@ -98,7 +93,7 @@ def install() -> None:
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Let ``around(original, *args, **kwargs)`` stand for a function of fairseq; twice is once."""
+    """Put ``around(original, *args, **kwargs)`` in the place of a function of fairseq; twice is once."""
     original = getattr(owner, name)
     if getattr(original, "of_fairseq_kd", False):
         return
@@ -151,7 +146,7 @@ def check_model(settings: Any, file: str) -> None:
     Raises:
         CheckpointError: an architecture beyond those known to be safe, or a setting that is not.
     """
-    name = _get(settings, "_name") or _get(settings, "arch")
+    name = setting(settings, "_name") or setting(settings, "arch")
     kind = models.ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
     if kind not in _MODELS:
         known = ", ".join(sorted(each for each, of in models.MODEL_REGISTRY.items() if of in _MODELS))
@@ -159,28 +154,25 @@ def check_model(settings: Any, file: str) -> None:
     for owner, key, value in _settings(settings):
         if key.endswith(_EVALUATED) and not _is_inert(value):
             raise _refused(file, f"its setting {key} would be run as code")
-        if (
-            key.endswith("layers")
-            and isinstance(value, int | float | np.number)
-            and float(value) > _MOST_LAYERS
-        ):
+        number = isinstance(value, int | float | np.number)
+        if key.endswith("layers") and number and float(value) > _MOST_LAYERS:
             raise _refused(file, f"its setting {key} is {float(value):g}, more than {_MOST_LAYERS} layers")
         if key.endswith("embed_path") and value:
             _forget(owner, key)
 
 
 def _check_task(settings: Any, file: str) -> None:
-    name = _get(settings, "_name") or _get(settings, "task")
+    name = setting(settings, "_name") or setting(settings, "task")
     if name not in TASKS:
         raise _refused(file, f"its task is {name!r:.60}, and the plugin knows {' and '.join(TASKS)}")
     for key in ("source_lang", "target_lang"):
-        if not _LANGUAGE.fullmatch(str(_get(settings, key) or "")):
+        if not _LANGUAGE.fullmatch(str(setting(settings, key) or "")):
             raise _refused(file, f"its setting {key} is no language")
-    if _get(settings, "eval_bleu_detok") not in _DETOKENISERS:
+    if setting(settings, "eval_bleu_detok") not in _DETOKENISERS:
         raise _refused(file, "its setting eval_bleu_detok is none of fairseq's")
     for key in ("eval_bleu_args", "eval_bleu_detok_args"):
         try:
-            content = parse_json(str(_get(settings, key) or "{}"))
+            content = parse_json(str(setting(settings, key) or "{}"))
         except ValueError:
             content = None
         if not isinstance(content, dict):
@@ -199,7 +191,7 @@ def _settings(settings: Any) -> Iterator[tuple[Any, str, Any]]:
             continue
         seen.add(id(owner))
         for key in list(vars(owner)) if isinstance(owner, argparse.Namespace) else list(owner):
-            value = _get(owner, key)
+            value = setting(owner, key)
             yield owner, str(key), value
             if isinstance(value, argparse.Namespace | Mapping | DictConfig):
                 left.append(value)
@@ -218,11 +210,9 @@ def _is_inert(value: Any) -> bool:
 def _forget(owner: Any, key: str) -> None:
     if isinstance(owner, argparse.Namespace):
         setattr(owner, key, None)
-    elif isinstance(owner, DictConfig):
-        with open_dict(owner):
-            owner[key] = None
     else:
-        owner[key] = None
+        with open_dict(owner) if isinstance(owner, DictConfig) else nullcontext():
+            owner[key] = None
 
 
 def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -230,8 +220,8 @@ def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any
     try:
         state = load(path, *args, **kwargs)
         whole = isinstance(state["model"], Mapping) and bool(state["cfg"])
-    except Exception:  # of torch's unpickler, or of fairseq's upgrades of what a forged file holds
-        _say_cut(Path(path))
+    except Exception:  # of torch's unpickler, or of fairseq's upgrades of what a forged file contains
+        _refuse_cut(Path(path))
         load_teacher_weights(path)  # says in one line what is wrong with the file
         whole = False
     if not whole:
@@ -244,8 +234,8 @@ def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any
     return state
 
 
-def _say_cut(path: Path) -> None:
-    """Say what to do about a file that ends too early: its run was ended, or the disk was full."""
+def _refuse_cut(path: Path) -> None:
+    """Refuse a file that ends too early, and name one to go on from: its run was ended, or the disk full."""
     if not path.is_file() or zipfile.is_zipfile(path):
         return
     with open(path, "rb") as file:
@@ -259,10 +249,8 @@ def _say_cut(path: Path) -> None:
 
 def _build_all(load: Callable[..., Any], filenames: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand for `load_model_ensemble_and_task`."""
-    given = dict(
-        zip(("arg_overrides", "task", "strict", "suffix", "num_shards", "state"), args, strict=False)
-    )
-    given |= kwargs
+    names = ("arg_overrides", "task", "strict", "suffix", "num_shards", "state")
+    given = dict(zip(names, args, strict=False)) | kwargs
     building = _Building(task=given.get("task") is None)
     token = _building.set(building)
     try:
@@ -280,12 +268,9 @@ def _build_all(load: Callable[..., Any], filenames: Any, *args: Any, **kwargs: A
         build_criterion = task.build_criterion
 
         def checked(settings: Any, *args: Any, **kwargs: Any) -> Any:
-            if (name := _get(settings, "_name")) not in _CRITERIA:
-                known = ", ".join(_CRITERIA)
-                raise _refused(
-                    f"checkpoint {building.path}",
-                    f"its criterion is {name!r:.60}, and only {known} are known",
-                )
+            if (name := setting(settings, "_name")) not in _CRITERIA:
+                reason = f"its criterion is {name!r:.60}, and only {', '.join(_CRITERIA)} are known"
+                raise _refused(f"checkpoint {building.path}", reason)
             return build_criterion(settings, *args, **kwargs)
 
         task.build_criterion = checked  # fairseq-validate builds the criterion that the file names
@@ -310,10 +295,8 @@ def _build(build: Callable[..., Any], cfg: Any, task: Any, *args: Any, **kwargs:
             shapes: nn.Module = build(copy.deepcopy(cfg), task, *args, **kwargs)
         needed = sum(tensor.numel() for tensor in (*shapes.parameters(), *shapes.buffers()))
         if needed > building.numbers + _UNSTORED:
-            raise _refused(
-                f"checkpoint {building.path}",
-                f"its settings ask for {needed:,} numbers, the file has {building.numbers:,}",
-            )
+            reason = f"its settings ask for {needed:,} numbers, the file has {building.numbers:,}"
+            raise _refused(f"checkpoint {building.path}", reason)
     return build(cfg, task, *args, **kwargs)
 
 
@@ -321,7 +304,8 @@ def _refused(file: str, reason: str) -> CheckpointError:
     return CheckpointError(f"{file} is refused: {reason}; use one of `fairseq-train --task translation`")
 
 
-def _get(settings: Any, name: str) -> Any:
+def setting(settings: Any, name: str) -> Any:
+    """Return a setting of a namespace or a configuration; None: it has none of the name."""
     if isinstance(settings, Mapping | DictConfig):
         return settings.get(name)
     return getattr(settings, name, None)

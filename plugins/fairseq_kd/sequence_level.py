@@ -4,39 +4,37 @@ Sequence-level distillation (Kim and Rush, EMNLP 2016): the student trains on wh
 training set to, with any criterion.
 """
 
-import argparse
 import json
 import os
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from fairseq.data import indexed_dataset
-from tqdm import tqdm
 
 from fairseq_kd import passes
-from fairseq_kd.dataset import data_identity
 from fairseq_kd.errors import run
+from fairseq_kd.task import data_identity, language_pair
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError
 from lskd.base.files import to_disk, write_text
+
+_SEARCH = ("beam", "lenpen", "max_len_a", "max_len_b")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write a data-bin with the teacher's translations as training targets.
 
     Raises:
-        LskdError: for what the user can mend.
+        LskdError: for what the user can fix.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m fairseq_kd.sequence_level",
-        description="Decode the training set with the teacher into a data-bin; valid and test stay as they "
-        "are. The same command goes on after an end.",
+    parser = passes.parser_of(
+        "sequence_level",
+        "Decode the training set with the teacher into a data-bin; valid and test stay as they are. "
+        "The same command goes on after an end.",
     )
-    passes.add_pass_arguments(parser)
     parser.add_argument("--beam", type=int, default=5, help="default: 5")
     parser.add_argument("--lenpen", type=float, default=1.0, help="length penalty (default: 1)")
     parser.add_argument(
@@ -49,15 +47,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output.exists():
         raise LskdError(f"{args.output} exists; choose another --output or remove it")
     teacher = passes.load_teacher(args)
-    pairs = passes.load_pairs(teacher, "train", args)
+    asked = passes.Pass(teacher, "train", args.max_tokens, cpu=args.cpu, fp16=args.fp16)
     scratch = args.output.with_name(f".{args.output.name}-unfinished")
     _begin(scratch, teacher, args)
-    _decode(scratch / "translations.txt", teacher, pairs, args)
-    tokens = _binarise(scratch, teacher, args)
+    _decode(scratch / "translations.txt", asked, args)
+    tokens = _binarise(scratch, teacher, args.data)
     (scratch / "translations.txt").unlink()
     to_disk(scratch)
     os.replace(scratch, args.output)
-    print(f"{args.output}: the teacher's translations of {len(pairs)} sentences, {tokens} target tokens")
+    print(
+        f"{args.output}: the teacher's translations of {len(asked.pairs)} sentences, {tokens} target tokens"
+    )
 
 
 def _begin(scratch: Path, teacher: Teacher, args: Namespace) -> None:
@@ -65,12 +65,12 @@ def _begin(scratch: Path, teacher: Teacher, args: Namespace) -> None:
     if scratch.is_symlink() or (scratch.exists() and not file.is_file()):
         raise LskdError(f"{scratch} was not made by this command; move it away or choose another --output")
     cfg = teacher.task.cfg
-    settings = {name: getattr(args, name) for name in ("beam", "lenpen", "max_len_a", "max_len_b")}
     content = {
         "teacher": teacher.checksum,
         "data": data_identity(cfg.data, "train", cfg.source_lang, cfg.target_lang),
+        **{name: getattr(args, name) for name in _SEARCH},
     }
-    manifest = json.dumps(content | settings, indent=2) + "\n"
+    manifest = json.dumps(content, indent=2) + "\n"
     if file.is_file() and file.read_text(encoding="utf-8") != manifest:
         raise LskdError(
             f"{scratch} was begun with another teacher, data-bin or search; "
@@ -79,7 +79,7 @@ def _begin(scratch: Path, teacher: Teacher, args: Namespace) -> None:
     write_text(file, manifest)
 
 
-def _decode(file: Path, teacher: Teacher, pairs: Any, args: Namespace) -> None:
+def _decode(file: Path, asked: passes.Pass, args: Namespace) -> None:
     """Append a line of token numbers for each sentence; what an ended run left half-written is cut off."""
     done = 0
     if file.is_file():
@@ -87,47 +87,36 @@ def _decode(file: Path, teacher: Teacher, pairs: Any, args: Namespace) -> None:
         whole = whole[: whole.rfind(b"\n") + 1]
         os.truncate(file, len(whole))
         done = whole.count(b"\n")
-    search = Namespace(
-        beam=args.beam, lenpen=args.lenpen, max_len_a=args.max_len_a, max_len_b=args.max_len_b, sampling=False
-    )
-    generator = teacher.task.build_generator(teacher.models, search)
-    longest = passes.longest_of(teacher)
-    with (
-        open(file, "a", encoding="ascii") as lines,
-        tqdm(total=len(pairs), initial=done, unit=" sentences", mininterval=1) as bar,
-    ):
-        for window in passes.windows(pairs, done):
-            said: dict[int, list[int]] = {}
-            for batch in passes.batches(pairs, window, args.max_tokens, longest):
-                moved = passes.to_device(teacher, batch)
-                hypotheses = teacher.task.inference_step(generator, teacher.models, moved)
-                for index, best in zip(batch["id"].tolist(), hypotheses, strict=True):
-                    said[index] = best[0]["tokens"].tolist()
-            eos = teacher.task.target_dictionary.eos()
-            # A sentence that the teacher cannot read keeps an empty translation, and fairseq drops it.
-            lines.writelines(" ".join(map(str, said.get(index, [eos]))) + "\n" for index in window)
+    task = asked.teacher.task
+    search = Namespace(**{name: getattr(args, name) for name in _SEARCH}, sampling=False)
+    generator = task.build_generator(asked.teacher.models, search)
+    # A sentence that the teacher cannot read keeps an empty translation, and fairseq drops it.
+    nothing = torch.tensor([task.target_dictionary.eos()])
+    with open(file, "a", encoding="ascii") as lines:
+        for window in asked.windows(done):
+            said = asked.translated(window, generator)
+            tokens = [said.get(index, nothing).tolist() for index in window]
+            lines.writelines(" ".join(map(str, numbers)) + "\n" for numbers in tokens)
             lines.flush()
             os.fsync(lines.fileno())
-            bar.update(len(window))
 
 
-def _binarise(scratch: Path, teacher: Teacher, args: Namespace) -> int:
-    cfg, data = teacher.task.cfg, Path(args.data)
-    source, target = cfg.source_lang, cfg.target_lang
-    pair = f"{source}-{target}" if list(data.glob(f"train.{source}-{target}.*")) else f"{target}-{source}"
-    for file in sorted(data.iterdir()):
-        if file.is_file() and not file.name.startswith(f"train.{pair}.{target}."):
+def _binarise(scratch: Path, teacher: Teacher, data: str) -> int:
+    cfg = teacher.task.cfg
+    pair = language_pair(data, "train", cfg.source_lang, cfg.target_lang)
+    target = f"train.{pair}.{cfg.target_lang}"
+    for file in sorted(Path(data).iterdir()):
+        if file.is_file() and not file.name.startswith(f"{target}."):
             shutil.copyfile(file, scratch / file.name)
-    prefix = scratch / f"train.{pair}.{target}"
     vocabulary = len(teacher.task.target_dictionary)
-    builder = indexed_dataset.make_builder(f"{prefix}.bin", impl="mmap", vocab_size=vocabulary)
+    builder = indexed_dataset.make_builder(str(scratch / f"{target}.bin"), impl="mmap", vocab_size=vocabulary)
     tokens = 0
     with open(scratch / "translations.txt", encoding="ascii") as lines:
         for line in lines:
             numbers = torch.IntTensor([int(word) for word in line.split()])
             tokens += len(numbers)
             builder.add_item(numbers)
-    builder.finalize(f"{prefix}.idx")
+    builder.finalize(str(scratch / f"{target}.idx"))
     return tokens
 
 

@@ -1,6 +1,5 @@
 """`python -m fairseq_kd.soft_labels DATA-BIN --path teacher.pt --output DIR`: ask the teacher once."""
 
-import argparse
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -9,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from fairseq_kd import passes
-from fairseq_kd.dataset import data_identity
 from fairseq_kd.errors import run
+from fairseq_kd.task import data_identity
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels.format import SoftLabelsLayout
@@ -26,13 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the soft labels, or go on writing them.
 
     Raises:
-        LskdError: for what the user can mend.
+        LskdError: for what the user can fix.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m fairseq_kd.soft_labels",
-        description="Store a teacher's top-K of each target token. The same command goes on after an end.",
+    parser = passes.parser_of(
+        "soft_labels", "Store a teacher's top-K of each target token. The same command goes on after an end."
     )
-    passes.add_pass_arguments(parser)
     parser.add_argument("--subset", default="train", help="which sentences (default: train)")
     parser.add_argument(
         "--top-k", type=int, default=8, metavar="K", help="words kept of each token (default: 8)"
@@ -45,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = len(teacher.task.target_dictionary)
     if not 1 <= args.top_k <= classes:
         raise LskdError(f"--top-k is {args.top_k}; it must be 1 to {classes}, the vocabulary's size")
-    pairs = passes.load_pairs(teacher, args.subset, args)
-    layout = SoftLabelsLayout(classes, args.top_k, len(pairs), values=args.values)
+    asked = passes.Pass(teacher, args.subset, args.max_tokens, cpu=args.cpu, fp16=args.fp16)
+    layout = SoftLabelsLayout(classes, args.top_k, len(asked.pairs), values=args.values)
     with SoftLabelsWriter(args.output, layout, identity(teacher, args.subset, args.output)) as writer:
         if not writer.complete:
-            _write(writer, teacher, pairs, args.max_tokens)
+            _write(writer, asked)
     labels = SoftLabels(args.output)
     size = labels.info()["bytes"] / 2**20
     print(
@@ -73,32 +69,27 @@ def identity(teacher: Teacher, subset: str, output: Path) -> dict[str, Any]:
     }
 
 
-def _write(writer: SoftLabelsWriter, teacher: Teacher, pairs: Any, max_tokens: int) -> None:
-    longest, k = passes.longest_of(teacher), writer.layout.k
-    with tqdm(total=len(pairs), initial=writer.keys, unit=" sentences", mininterval=1) as bar:
-        for window in passes.windows(pairs, writer.keys, k * _HELD.itemsize):
-            fitting = [passes.fits(pairs, index, longest) for index in window]
-            lengths = np.where(fitting, pairs.tgt_sizes[window.start : window.stop], 0)
-            ends = np.cumsum(lengths)
-            rows = np.empty((ends[-1], k), _HELD)
-            for batch in passes.batches(pairs, window, max_tokens, longest):
-                moved = passes.to_device(teacher, batch)
-                logits = teacher.logits(moved["net_input"])
-                values, ids = (part.cpu().numpy() for part in top_k_log_probabilities(logits, k))
-                for row, index in enumerate(batch["id"].tolist()):
-                    place = index - window.start
-                    own = rows[ends[place] - lengths[place] : ends[place]]
-                    own["values"], own["ids"] = values[row, : len(own)], ids[row, : len(own)]
-            writer.append(rows["values"], rows["ids"], lengths)
-            bar.update(len(window))
+def _write(writer: SoftLabelsWriter, asked: passes.Pass) -> None:
+    k = writer.layout.k
+    for window in asked.windows(writer.keys, k * _HELD.itemsize):
+        fitting = [asked.fits(index) for index in window]
+        lengths = np.where(fitting, asked.pairs.tgt_sizes[window.start : window.stop], 0)
+        ends = np.cumsum(lengths)
+        rows = np.empty((ends[-1], k), _HELD)
+        for batch in asked.batches(window):
+            logits = asked.teacher.logits(batch["net_input"])
+            values, ids = (part.cpu().numpy() for part in top_k_log_probabilities(logits, k))
+            for row, index in enumerate(batch["id"].tolist()):
+                place = index - window.start
+                own = rows[ends[place] - lengths[place] : ends[place]]
+                own["values"], own["ids"] = values[row, : len(own)], ids[row, : len(own)]
+        writer.append(rows["values"], rows["ids"], lengths)
 
 
 def _fairseq_version() -> str:
     for name in ("ve-fairseq", "fairseq-fixed", "fairseq"):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return "unknown"
 
 

@@ -1,18 +1,128 @@
 """The task `translation_ls_kd`: translation that reads soft labels and keeps the teacher's weight."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Optional, Self
 
+import numpy as np
+import torch
+from fairseq.data import BaseWrapperDataset, LanguagePairDataset, data_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
 from omegaconf import II
+from torch import Tensor
 
-from fairseq_kd.dataset import SoftLabelledPairs, SteadyPairs, data_identity
-from lskd import LskdError, SoftLabels
+from lskd import LskdError, SoftLabels, SoftLabelsError
+from lskd.checkpoints import file_checksum
 
 _COUNTS = tuple(f"_bleu_{what}_{n}" for what in ("counts", "totals") for n in range(EVAL_BLEU_ORDER))
 _BLEU_SUMS = (*_COUNTS, "_bleu_sys_len", "_bleu_ref_len")
+
+
+class SteadyPairs(BaseWrapperDataset):
+    """Sentence pairs whose batches are the same ones in every epoch, also in a run that goes on.
+
+    fairseq composes the batches of a new run once, and those of a continued run anew from its epoch's number:
+    its curve is another one then.
+
+    Attributes:
+        order_seed: set by the task when batches are asked for.
+    """
+
+    order_seed = 1
+
+    def ordered_indices(self) -> Any:
+        """Return the sentences in the order of which batches are cut."""
+        with data_utils.numpy_seed(self.order_seed):
+            return self.dataset.ordered_indices()
+
+    def num_tokens_vec(self, indices: Any) -> Any:
+        """Return the number of tokens of each, as the pairs do."""
+        return self.dataset.num_tokens_vec(indices)
+
+
+class SoftLabelledPairs(SteadyPairs):
+    """A :class:`LanguagePairDataset` whose batches have ``soft_labels``, padded to the target's shape.
+
+    Args:
+        dataset: the sentence pairs.
+        labels: their soft labels; the key is the sentence's place in the data-bin.
+
+    Raises:
+        SoftLabelsError: unfinished, or of sentences of other lengths.
+    """
+
+    def __init__(self, dataset: LanguagePairDataset, labels: SoftLabels) -> None:
+        super().__init__(dataset)
+        self.labels = labels
+        about = f"the soft labels in {labels.path} are"
+        if not labels.complete:
+            raise SoftLabelsError(
+                f"{about} unfinished: {len(labels)} of {labels.layout.samples} sentences; run "
+                "python -m fairseq_kd.soft_labels again, it goes on from there"
+            )
+        if len(labels) != len(dataset):
+            other = f"of {len(labels)} sentences, this data-bin has {len(dataset)}"
+            raise SoftLabelsError(f"{about} {other}; write them for this one")
+        lengths = labels.lengths()
+        if ((lengths != dataset.tgt_sizes) & (lengths != 0)).any():
+            raise SoftLabelsError(f"{about} of other sentences; write them for these")
+
+    def collater(self, samples: Sequence[dict[str, Any]], pad_to_length: Any = None) -> dict[str, Any]:
+        """Collate as fairseq does, and add ``soft_labels``: values and ids ``(batch, target length, k)``.
+
+        The values are float32, seen as int32: fairseq casts a batch's float32 to the student's precision.
+        """
+        batch: dict[str, Any] = self.dataset.collater(samples, pad_to_length=pad_to_length)
+        if batch.get("target") is not None:
+            batch["soft_labels"] = self._rows_of(batch["id"].tolist(), batch["target"])
+        return batch
+
+    def _rows_of(self, keys: list[int], target: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (*target.shape, self.labels.layout.k)
+        values, ids = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+        for row, key in enumerate(keys):
+            stored = self.labels[key]
+            length = len(stored.ids)
+            if length == 0:
+                raise SoftLabelsError(
+                    f"sentence {key} was too long for the teacher of {self.labels.path}; train with its "
+                    "--max-source-positions and --max-target-positions"
+                )
+            place = slice(-length, None) if self.dataset.left_pad_target else slice(0, length)
+            values[row, place], ids[row, place] = stored.values, stored.ids
+        return torch.from_numpy(values).view(torch.int32), torch.from_numpy(ids)
+
+
+def language_pair(data: str, subset: str, source: str, target: str) -> str:
+    """Return the languages as a data-bin's files of a subset name them: "de-en", or the other way round.
+
+    Raises:
+        SoftLabelsError: for several data-bins, or files that are not there.
+    """
+    if ":" in data:
+        raise SoftLabelsError(f"soft labels are of one data-bin; '{data}' names several")
+    for pair in (f"{source}-{target}", f"{target}-{source}"):
+        if Path(data, f"{subset}.{pair}.{source}.bin").is_file():
+            return pair
+    raise SoftLabelsError(
+        f"{Path(data)} has no {subset}.{source}-{target}.{source}.bin; check data-bin and subset"
+    )
+
+
+def data_identity(data: str, subset: str, source: str, target: str) -> dict[str, Any]:
+    """Return what soft labels must agree in with a data-bin: languages, dictionaries, sentences.
+
+    Raises:
+        SoftLabelsError: for several data-bins, or files that are not there.
+    """
+    pair = language_pair(data, subset, source, target)
+    identity: dict[str, Any] = {"subset": subset, "source": source, "target": target}
+    for what, name in (("dictionary", "dict.{}.txt"), ("sentences", f"{subset}.{pair}.{{}}.bin")):
+        for side, language in (("source", source), ("target", target)):
+            identity[f"{side}_{what}"] = file_checksum(Path(data, name.format(language)))
+    return identity
 
 
 @dataclass
@@ -36,7 +146,6 @@ class TranslationLsKdTask(TranslationTask):
     """
 
     def __init__(self, cfg: TranslationLsKdConfig, src_dict: Any, tgt_dict: Any) -> None:
-        """Make a task without soft labels and schedule; they come with training."""
         super().__init__(cfg, src_dict, tgt_dict)
         self.soft_labels: SoftLabels | None = None
         self._schedule: Callable[[float | None], float] | None = None
@@ -75,7 +184,7 @@ class TranslationLsKdTask(TranslationTask):
         return super().get_batch_iterator(dataset, *args, seed=seed, **kwargs)
 
     def begin_schedule(self, interval: int, schedule: Callable[[float | None], float]) -> None:
-        """Let ``schedule`` decide every ``interval`` epochs.
+        """Decide by ``schedule`` every ``interval`` epochs.
 
         Args:
             interval: 1 or more.

@@ -14,7 +14,7 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.utils import overwrite_args_by_name
 from torch import Tensor, nn
 
-from fairseq_kd.safe_loading import UNFIT, check_settings, read_checkpoint
+from fairseq_kd.safe_loading import UNFIT, check_settings, read_checkpoint, setting
 from fairseq_kd.watched_trainer import STATE, dictionary_checksums
 from lskd import CheckpointError, LskdError, ensemble_logits
 from lskd.checkpoints import file_checksum
@@ -65,7 +65,7 @@ class Teacher:
                     ) from None
                 self.checked.append(checked)
                 self.recorded.append(recorded)
-                names.append(str(_get(state["cfg"].model, "_name") or _get(state["cfg"].model, "arch")))
+                names.append(str(setting(state["cfg"].model, "_name") or setting(state["cfg"].model, "arch")))
                 if self.task is None:
                     self.task, self.settings, self.bleu = task, state["cfg"], bleu
                 self.models.append(model)
@@ -167,7 +167,7 @@ def _load(
     overrides |= {"eval_bleu": False, "kd_soft_labels": None, "load_alignments": False}
     state = read_checkpoint(path)
     check_settings(state["cfg"], path)
-    own_data = _get(_get(state["cfg"], "task"), "data")
+    own_data = setting(setting(state["cfg"], "task"), "data")
     own_data = own_data if isinstance(own_data, str) else None
     overwrite_args_by_name(state["cfg"], overrides)
     checked = _check_dictionaries(path, state, data, own_data)
@@ -196,9 +196,9 @@ def _check_dictionaries(path: Path, state: dict[str, Any], data: str, own_data: 
     Otherwise it would be a page about shapes in `load_state_dict`, or nothing at all.
     """
     compared = 0
-    task = _get(state["cfg"], "task")
+    task = setting(state["cfg"], "task")
     inferred = data_utils.infer_language_pair(data.split(":")[0])
-    given = _get(task, "source_lang"), _get(task, "target_lang")
+    given = setting(task, "source_lang"), setting(task, "target_lang")
     languages = [one or other for one, other in zip(given, inferred, strict=True)]
     for part, language in zip(("encoder", "decoder"), languages, strict=True):
         if language is None:
@@ -237,7 +237,7 @@ def _recorded_nll(state: dict[str, Any]) -> float | None:
         return own
     extra = state.get("extra_state") or {}
     bits = None
-    if _get(_get(state["cfg"], "checkpoint"), "best_checkpoint_metric") in ("loss", "nll_loss"):
+    if setting(setting(state["cfg"], "checkpoint"), "best_checkpoint_metric") in ("loss", "nll_loss"):
         bits = extra.get("val_loss")
     if bits is None:  # a mean over the validations of the run
         meters = (extra.get("metrics") or {}).get("valid") or ()
@@ -247,14 +247,10 @@ def _recorded_nll(state: dict[str, Any]) -> float | None:
 
 
 def _bleu_of(state: dict[str, Any]) -> float | None:
-    if _get(_get(state["cfg"], "checkpoint"), "best_checkpoint_metric") != "bleu":
+    if setting(setting(state["cfg"], "checkpoint"), "best_checkpoint_metric") != "bleu":
         return None
     value = state.get("extra_state", {}).get("val_loss")
     return None if value is None else float(value)
-
-
-def _get(settings: Any, name: str) -> Any:
-    return getattr(settings, name, None)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from fairseq.data import encoders
 
-from fairseq_kd import passes
+from fairseq_kd.passes import Pass
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError
 from lskd.base.files import parse_json
@@ -52,18 +52,9 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
     teacher = Teacher([checkpoint], str(data), None, None)
     settings, task = teacher.settings, teacher.task
     max_tokens = settings.dataset.max_tokens_valid or settings.dataset.max_tokens or 4096
-    arguments = Namespace(max_tokens=max_tokens, cpu=settings.common.cpu, fp16=False)
-    pairs = passes.load_pairs(teacher, subset, arguments, teaches=False)
+    asked = Pass(teacher, subset, max_tokens, cpu=settings.common.cpu, teaches=False)
     search = _json(task.cfg.eval_bleu_args, "eval_bleu_args")
     generator = task.build_generator(teacher.models, Namespace(**search))
-    said = {}
-    for window in passes.windows(pairs, 0):
-        for batch in passes.batches(pairs, window, max_tokens, passes.longest_of(teacher)):
-            moved = passes.to_device(teacher, batch)
-            with torch.inference_mode():
-                hypotheses = task.inference_step(generator, teacher.models, moved)
-            for index, best in zip(batch["id"].tolist(), hypotheses, strict=True):
-                said[index] = best[0]["tokens"].cpu()
     own = _detokeniser(task.cfg, None)
     of_source = _detokeniser(task.cfg, task.cfg.source_lang)
     nothing = torch.tensor([task.target_dictionary.eos()])
@@ -73,12 +64,14 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
         return str(dictionary.string(tokens.int(), task.cfg.eval_bleu_remove_bpe, unk_string=unknown))
 
     found = []
-    for index in range(len(pairs)):
-        source = words(pairs.src[index], task.source_dictionary, "source")
-        reference = words(pairs.tgt[index], task.target_dictionary, "reference")
-        hypothesis = words(said.get(index, nothing), task.target_dictionary, "hypothesis")
-        texts = of_source(source), own(reference), own(hypothesis)
-        found.append(Translation(index, *texts, reference, hypothesis))
+    for window in asked.windows(bar=False):
+        said = asked.translated(window, generator)
+        for index in window:
+            source = words(asked.pairs.src[index], task.source_dictionary, "source")
+            reference = words(asked.pairs.tgt[index], task.target_dictionary, "reference")
+            hypothesis = words(said.get(index, nothing), task.target_dictionary, "hypothesis")
+            texts = of_source(source), own(reference), own(hypothesis)
+            found.append(Translation(index, *texts, reference, hypothesis))
     return found
 
 

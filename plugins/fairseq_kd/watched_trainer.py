@@ -68,8 +68,8 @@ class _Watch:
     def mean(self) -> float | None:
         return self.nll / self.tokens if self.tokens else None
 
-    def say_whether_it_guesses(self) -> None:
-        """Say at the end of a run that it learnt nothing."""
+    def warn_if_guessing(self) -> None:
+        """Print, at the end of a run, that it learnt nothing."""
         nll, chance = self.mean(), math.log(self.words or 1)
         if nll is not None and self.words and nll >= chance:
             print(
@@ -94,7 +94,7 @@ def _init(
     says = isinstance(task, TranslationTask) and self.data_parallel_rank == 0
     self.kd_watch = _Watch(len(task.target_dictionary) if says else 0)
     if Path(sys.argv[0]).name.startswith("fairseq-"):  # a command, whose end is the run's
-        atexit.register(self.kd_watch.say_whether_it_guesses)
+        atexit.register(self.kd_watch.warn_if_guessing)
 
 
 def _begin_epoch(begin: Callable[..., None], self: Any, epoch: int) -> None:

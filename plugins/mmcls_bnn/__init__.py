@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmcls_bnn.binary.layers import BinaryConv2d, RPReLU, RSign
-    from mmcls_bnn.binary.reactnet import ReActNet
-    from mmcls_bnn.binary.reactnet_a import ReActNetA
+    from mmcls_bnn.binary.reactnet import ReActNet, ReActNetA
     from mmcls_bnn.distil.classifier import LsKdClassifier
-    from mmcls_bnn.distil.teacher import Teacher
 
-__all__ = ["BinaryConv2d", "LsKdClassifier", "RPReLU", "RSign", "ReActNet", "ReActNetA", "Teacher"]
+__all__ = ["BinaryConv2d", "LsKdClassifier", "RPReLU", "RSign", "ReActNet", "ReActNetA"]
 
 _HOMES = {
     "BinaryConv2d": "binary.layers",
@@ -21,8 +19,7 @@ _HOMES = {
     "RPReLU": "binary.layers",
     "RSign": "binary.layers",
     "ReActNet": "binary.reactnet",
-    "ReActNetA": "binary.reactnet_a",
-    "Teacher": "distil.teacher",
+    "ReActNetA": "binary.reactnet",
 }
 
 

@@ -8,7 +8,6 @@ in its registry, so the recipes run there with `--cfg-options default_scope=mmpr
 import os
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -39,12 +38,14 @@ warnings.filterwarnings("ignore", message="Fail to import ``MultiScale")
 
 if FRAMEWORK == "mmcls":
     from mmcls.datasets import BaseDataset, CustomDataset
+    from mmcls.datasets.categories import FASHIONMNIST_CATEGORITES
     from mmcls.models import ImageClassifier
     from mmcls.models.backbones.base_backbone import BaseBackbone
     from mmcls.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
     from mmcls.utils import register_all_modules
 else:
     from mmpretrain.datasets import BaseDataset, CustomDataset
+    from mmpretrain.datasets.categories import FASHIONMNIST_CATEGORITES
     from mmpretrain.datasets.transforms import PackInputs
     from mmpretrain.models import ImageClassifier
     from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -57,6 +58,7 @@ else:
 
 __all__ = [
     "DATASETS",
+    "FASHIONMNIST_CATEGORITES",
     "FRAMEWORK",
     "HOOKS",
     "METRICS",
@@ -68,28 +70,14 @@ __all__ = [
     "ImageClassifier",
     "labels_of",
     "predictions_of",
-    "register_own",
     "scores_of",
     "use_registry",
 ]
 
 
-_REGISTERED = (
-    *("binary.reactnet", "binary.reactnet_a", "data", "distil.classifier", "distil.curves", "distil.hooks"),
-    *("distil.losses", "distil.metrics", "distil.schedule", "distil.soft_label_hook"),
-)
-
-
-def register_own() -> None:
-    """Register what this package has, by importing it."""
-    for name in _REGISTERED:
-        import_module(f"mmcls_bnn.{name}")
-
-
 def use_registry() -> None:
-    """Register all modules and make the framework's scope the default, where no runner has done so."""
+    """Register the framework's modules and make its scope the default, where no runner has done so."""
     register_all_modules(init_default_scope=DefaultScope.get_current_instance() is None)
-    register_own()
 
 
 def labels_of(data_samples: Sequence[Any]) -> Tensor:

@@ -2,7 +2,7 @@
 
 Counted are convolutions and fully connected layers, a multiplication and its addition as one operation, as
 the papers on binary networks count: BOPs where weights and activations are binary, FLOPs elsewhere, and
-OPs = BOPs / 64 + FLOPs, because a machine word of 64 bits holds 64 binary products.
+OPs = BOPs / 64 + FLOPs, because a machine word of 64 bits contains 64 binary products.
 """
 
 import argparse
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lskd import LskdError
-from mmcls_bnn.binary.layers import BinaryConv2d, RSign
+from mmcls_bnn.binary.layers import BinaryConv2d, RSign, binary_layers
 from mmcls_bnn.binary.packed import build_student
-from mmcls_bnn.command import run
-from mmcls_bnn.recipe import read_recipe
+from mmcls_bnn.recipe import read_recipe, run
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,12 @@ def count(model: nn.Module, channels: int, size: int) -> Complexity:
         LskdError: for an image that the network cannot process.
     """
     operations = {True: 0, False: 0}
-    binary_activations = any(isinstance(module, RSign) for module in model.modules())
+    binary = set(binary_layers(model).values())
+    signs = any(isinstance(module, RSign) for module in model.modules())
 
-    def add(module: nn.Module, _: Any, output: Tensor) -> None:
+    def add(module: Any, _: Any, output: Tensor) -> None:
         positions = output[0].numel() // output.shape[1]
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        binary = isinstance(module, BinaryConv2d) and module.binarize and binary_activations
-        operations[binary] += positions * weight.numel()
+        operations[signs and module in binary] += positions * module.weight.numel()
 
     layers = [m for m in model.modules() if isinstance(m, BinaryConv2d | nn.Conv2d | nn.Linear)]
     handles = [layer.register_forward_hook(add) for layer in layers]
@@ -70,9 +67,9 @@ def count(model: nn.Module, channels: int, size: int) -> Complexity:
     finally:
         for handle in handles:
             handle.remove()
-    binary = sum(m.weight.numel() for m in layers if isinstance(m, BinaryConv2d) and m.binarize)
+    bits = sum(layer.weight.numel() for layer in binary)
     total = sum(parameter.numel() for parameter in model.parameters())
-    return Complexity(binary, total - binary, operations[True], operations[False])
+    return Complexity(bits, total - bits, operations[True], operations[False])
 
 
 def describe(config: str, size: int) -> str:

@@ -1,11 +1,13 @@
 """Image data that is checked before a run: folders, and Fashion-MNIST's files."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.registry import FUNCTIONS
 from numpy.typing import NDArray
 from PIL import Image
@@ -13,20 +15,8 @@ from PIL import Image
 from lskd import LskdError
 from lskd.base.files import read_bytes
 from lskd.base.images import EXTENSIONS, check_image, check_images, class_folders, class_images
-from mmcls_bnn.compat import DATASETS, TRANSFORMS, BaseDataset, CustomDataset
+from mmcls_bnn.compat import DATASETS, FASHIONMNIST_CATEGORITES, TRANSFORMS, BaseDataset, CustomDataset
 
-FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 # Of ImageNet's pixels in red, green and blue from 0 to 255 (Krizhevsky et al., 2012, Sec. 4.1).
 _EIGENVALUES = np.array([55.4625, 4.7940, 1.1475])
 _EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
@@ -48,14 +38,13 @@ class CheckedImageFolder(CustomDataset):
     The images are those that timm's reader takes: hidden files and the like are passed over.
 
     Raises:
-        LskdError: for a folder that does not exist, holds a class without images or images that cannot be
+        LskdError: for a folder that does not exist, has a class without images or images that cannot be
             read, or has another number of classes.
     """
 
     def __init__(
         self, data_root: str, data_prefix: str, num_classes: int, hint: str = "", **kwargs: Any
     ) -> None:
-        """Check the folder and list its images."""
         folder = Path(data_root, data_prefix).expanduser()
         if not folder.is_dir():
             raise LskdError(f"data folder {folder} does not exist; {hint or 'set data_root in the recipe'}")
@@ -109,10 +98,9 @@ class FashionMnist(BaseDataset):
         LskdError: for files that are missing or damaged.
     """
 
-    METAINFO = {"classes": FASHION_CLASSES}  # noqa: RUF012 - mmengine's name and type
+    METAINFO = {"classes": FASHIONMNIST_CATEGORITES}  # noqa: RUF012 - mmengine's name and type
 
     def __init__(self, data_root: str = "data/FashionMNIST/raw", train: bool = True, **kwargs: Any) -> None:
-        """Read the files."""
         self.train = train
         super().__init__(
             ann_file="", data_root=data_root, test_mode=kwargs.pop("test_mode", not train), **kwargs
@@ -153,6 +141,19 @@ def _read_idx(folders: Sequence[Path], name: str, dimensions: int) -> NDArray[np
         raise LskdError(f"{path} cannot be read ({error}); copy the file again.") from None
 
 
+def name_of(data_root: str | None, info: Mapping[str, Any]) -> str | None:
+    """Return an image's file relative to the data's root; None: it lies in no file of its own.
+
+    Args:
+        data_root: of the data set.
+        info: what the data set knows of the image, `get_data_info`.
+    """
+    if info.get("img_path") is None:
+        return None
+    path, root = Path(info["img_path"]), Path(data_root or "")
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
 @TRANSFORMS.register_module()
 class PcaLighting:
     """Add to all pixels of an image one random colour along ImageNet's principal components, within 0 to 255.
@@ -169,7 +170,6 @@ class PcaLighting:
     """
 
     def __init__(self, std: float = 0.1) -> None:
-        """Keep the deviation."""
         self.std = std
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -189,10 +189,6 @@ class PcaLighting:
 @FUNCTIONS.register_module()
 def seed_worker(worker_id: int) -> None:
     """Seed a loading process from torch's seed of this epoch, for augmentation that a resumed run repeats."""
-    import random
-
-    import torch
-
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)

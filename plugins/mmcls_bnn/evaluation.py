@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,17 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+import mmcls_bnn.distil.classifier  # noqa: F401 - importing it registers students
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.images import check_images
 from lskd.errors import one_line
-from lskd.teachers.outputs import logits_of
-from mmcls_bnn.data import CheckedImageFolder
-from mmcls_bnn.distil.teacher_models import LogitsOf
+from lskd.teachers.outputs import AnswerBatch, Answers, logits_of
+from mmcls_bnn.compat import DATASETS, FRAMEWORK, MODELS, use_registry
+from mmcls_bnn.data import CheckedImageFolder, name_of
+from mmcls_bnn.distil.teacher import LogitsOf
 
-# Numbers of the samples, logits, labels, features where they were asked for.
-Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
 _UNREGISTERED = re.compile(r"(\S+) is not in the (\S+) registry")
 _VALIDATION = ("val", "valid", "validation", "eval", "evaluation")
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A model's answers to the images of a data set, computed while they are taken.
-
-    Attributes:
-        batches: of this process's share; `(B,)` positions in the data set, `(B, K)` logits, `(B,)` labels and
-            `(B, D)` features, the input of the classifier, or None.
-        samples: N, of the whole data set.
-        num_classes: K.
-        keys: names of the N images, relative to the data's root (or `val/index` where there are no files).
-        class_names: names of the K classes, where the data set has them.
-        templates: `(K, D)`, the classifier's weight, with features only.
-    """
-
-    batches: Iterable[Batch]
-    samples: int
-    num_classes: int
-    keys: list[str]
-    class_names: list[str] | None
-    templates: Tensor | None
 
 
 def evaluate_config(
@@ -99,8 +76,8 @@ def evaluate_config(
     if data_dir is not None:
         data |= _moved(data, Path(data_dir), split)
     dataset = _build(config, "data set", {**data, "test_mode": True})
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     if not isinstance(dataset, CheckedImageFolder):
-        infos = (dataset.get_data_info(index) for index in range(len(dataset)))
         check_images([Path(info["img_path"]) for info in infos if "img_path" in info])
     classes = _num_classes(model, config)
     class_names = _class_names(dataset, config, classes)
@@ -115,15 +92,13 @@ def evaluate_config(
         _batches(model, config, loader, share, classifier, where, amp),
         len(dataset),
         classes,
-        _keys(dataset),
+        [name_of(dataset.data_root, info) or f"val/{index}" for index, info in enumerate(infos)],
         class_names,
         None if classifier is None else classifier.weight.detach().float().cpu(),
     )
 
 
 def _read(config: Path) -> Config:
-    from mmcls_bnn.compat import use_registry
-
     use_registry()
     if not Path(config).is_file():
         raise LskdError(f"config {config} does not exist or is not a file; check the path")
@@ -136,13 +111,11 @@ def _read(config: Path) -> Config:
     loader = settings.get("val_dataloader")
     if not isinstance(loader, Mapping) or not isinstance(loader.get("dataset"), Mapping):
         raise LskdError(f"config {config} has no val_dataloader with a dataset; add one")
-    init_default_scope(settings.get("default_scope") or "mmcls")
+    init_default_scope(settings.get("default_scope") or FRAMEWORK)
     return settings
 
 
 def _build(config: Path, part: str, settings: Mapping[str, Any]) -> Any:
-    from mmcls.registry import DATASETS, MODELS
-
     try:
         if part == "model":
             return MODELS.build(_offline(settings))
@@ -167,14 +140,10 @@ def _build(config: Path, part: str, settings: Mapping[str, Any]) -> Any:
 
 def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings that download nothing; all weights come from the checkpoint."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key in ("pretrained", "checkpoint_path") and value:
-            found[key] = False if isinstance(value, bool) else ""
-        elif isinstance(value, Mapping):
-            found[key] = _offline(value)
-        else:
-            found[key] = value
+    found = {key: _offline(value) if isinstance(value, Mapping) else value for key, value in settings.items()}
+    for key in ("pretrained", "checkpoint_path"):
+        if found.get(key):
+            found[key] = False if isinstance(found[key], bool) else ""
     return found
 
 
@@ -200,24 +169,19 @@ def _moved(data: Mapping[str, Any], root: Path, split: str) -> dict[str, Any]:
     if (root / inner).is_dir() and (inner or annotations) and not Path(inner).is_absolute():
         listed = (root / annotations).is_file() and not Path(annotations).is_absolute()
         return {"data_root": str(root), **({} if listed else {"ann_file": ""})}
-    names = [split, *(_VALIDATION if split in _VALIDATION else ())]
+    names = list(dict.fromkeys([split, *(_VALIDATION if split in _VALIDATION else ())]))
     for name in names:
         if (root / name).is_dir():
             return {"data_root": str(root), "data_prefix": name, "ann_file": ""}
-    others = ", ".join(dict.fromkeys(names))
     raise LskdError(
-        f"data folder {root} has no folder {inner or names[0]!r} (looked for {others} too); "
-        "name the folder that holds it"
+        f"data folder {root} has no folder {inner or split!r} (looked for {', '.join(names)} too); "
+        "name the folder that contains it"
     )
 
 
 def _num_classes(model: Any, config: Path) -> int:
-    for part in (
-        getattr(model, "head", None),
-        getattr(model, "model", None),
-        getattr(model, "backbone", None),
-    ):
-        count = getattr(part, "num_classes", None)
+    for part in ("head", "model", "backbone"):
+        count = getattr(getattr(model, part, None), "num_classes", None)
         if isinstance(count, int) and count > 0:
             return count
     raise LskdError(f"the model of {config} does not say its num_classes; give its head that")
@@ -233,19 +197,6 @@ def _class_names(dataset: Any, config: Path, classes: int) -> list[str] | None:
             "give the model and the data that belong together"
         )
     return [str(name) for name in names]
-
-
-def _keys(dataset: Any) -> list[str]:
-    root = Path(dataset.data_root or "")
-    keys = []
-    for index in range(len(dataset)):
-        path = dataset.get_data_info(index).get("img_path")
-        if path is None:
-            keys.append(f"val/{index}")
-        else:
-            inside = Path(path).is_relative_to(root)
-            keys.append((Path(path).relative_to(root) if inside else Path(path)).as_posix())
-    return keys
 
 
 def _linear_classifier(model: nn.Module, config: Path, classes: int) -> nn.Linear:
@@ -265,7 +216,7 @@ def _batches(
     classifier: nn.Linear | None,
     device: torch.device,
     amp: bool,
-) -> Iterator[Batch]:
+) -> Iterator[AnswerBatch]:
     entered: list[Tensor] = []
     hook = classifier and classifier.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     indices = iter(share)
@@ -273,7 +224,7 @@ def _batches(
     try:
         for batch in _one_line_errors(loader, config):
             entered.clear()
-            # Within the loop: a generator's context would hold for whoever takes the batches.
+            # Within the loop: a generator's context would apply to whoever takes the batches.
             with torch.inference_mode(), torch.autocast(device.type, enabled=amp):
                 data, logits = _forward(model, ask, config, batch)
             labels = [sample.gt_label.label.flatten() for sample in data["data_samples"]]

@@ -1,6 +1,7 @@
 """`python -m mmcls_bnn.export CHECKPOINT out.safetensors`: the 1-bit weights of a trained student."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,8 @@ from torch import nn
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.files import parse_json, whole_file
 from mmcls_bnn.binary.packed import PackedConv2d, build_student, load_packed, pack, save_packed
-from mmcls_bnn.command import run
-from mmcls_bnn.distil.step1 import read_note
-from mmcls_bnn.recipe import read_recipe
+from mmcls_bnn.distil.classifier import differing_key, read_note
+from mmcls_bnn.recipe import read_recipe, run
 
 
 def export(checkpoint: str, output: Path, config: str | None = None) -> str:
@@ -41,8 +41,10 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
             raise CheckpointError(f"{checkpoint} is damaged, its model is no JSON ({error}).") from None
     else:
         raise CheckpointError(f"{checkpoint} does not say which model it is; add --config RECIPE.")
-    student = build_student(description)
-    _load(student, checkpoint)
+    student, weights = build_student(description), load_teacher_weights(checkpoint)
+    if key := differing_key(student, weights):
+        raise CheckpointError(f"{checkpoint} is of another network than its config: '{key}' differs.")
+    student.load_state_dict(weights)
     packed = pack(student)
     with whole_file(output) as trial:
         save_packed(packed, description, trial)
@@ -51,27 +53,15 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
 
 
 def describe(student: nn.Module, packed: nn.Module, output: Path) -> str:
-    """Say how large the file is, against the same weights in float32."""
+    """Return a line about how large the file is, against the same weights in float32."""
     full = sum(value.numel() * value.element_size() for value in student.state_dict().values())
-    bits = sum(_weights(module) for module in packed.modules())
+    bits = sum(math.prod(module.shape) for module in packed.modules() if isinstance(module, PackedConv2d))
     real = sum(parameter.numel() for parameter in packed.parameters())
     size = output.stat().st_size
     return (
         f"{output}: {size:,} bytes, in float32 {full:,} ({full / size:.1f} times as much); "
         f"{bits:,} weights of 1 bit, {real:,} real parameters; logits equal to the bit"
     )
-
-
-def _weights(module: Any) -> int:
-    return int(torch.Size(module.shape).numel()) if isinstance(module, PackedConv2d) else 0
-
-
-def _load(student: nn.Module, checkpoint: str) -> None:
-    weights, wanted = load_teacher_weights(checkpoint), student.state_dict()
-    for key in sorted(weights.keys() | wanted.keys()):
-        if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
-            raise CheckpointError(f"{checkpoint} is of another network than its config: '{key}' differs.")
-    student.load_state_dict(weights)
 
 
 def _compare(student: Any, loaded: Any) -> None:

@@ -1,13 +1,18 @@
-"""Reading a recipe: its model, and whether its variables are what is used."""
+"""Recipes: how one is read, whether its variables are what is used, and how a command about one ends."""
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mmengine.config import Config
 
-from lskd import LskdError
+from lskd import DivergedError, LskdError
+from lskd.errors import one_line
 from mmcls_bnn.binary.packed import deployable
+
+Dataclass = TypeVar("Dataclass")
 
 # Variables that recipes once had beside the settings.
 _SETTINGS = {
@@ -18,24 +23,48 @@ _SETTINGS = {
 }
 
 
+def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Return a recipe with the options of a command line, `--cfg-options`.
+
+    Raises:
+        LskdError: for a file that is missing or is no config.
+    """
+    if not Path(path).is_file():
+        raise LskdError(f"config {path} does not exist; give the path of a recipe.")
+    try:
+        recipe = Config.fromfile(path)
+        recipe.merge_from_dict(dict(options or {}))
+    except LskdError:
+        raise
+    except Exception as error:  # a config is a program
+        raise LskdError(f"config {path} cannot be read: {one_line(error, 200)}.") from None
+    return recipe
+
+
 def read_recipe(path: str) -> dict[str, Any]:
     """Return the student's config in a recipe, without what training needs.
 
     Raises:
         LskdError: for a file that is missing or is no config of a model.
     """
-    if not Path(path).is_file():
-        raise LskdError(f"config {path} does not exist; give the path of a recipe.")
-    try:
-        recipe = Config.fromfile(path)
-    except LskdError:
-        raise
-    except Exception as error:  # a config is a program
-        raise LskdError(f"config {path} cannot be read: {' '.join(str(error).split())[:200]}.") from None
+    recipe = read_config(path)
     if "model" not in recipe:
         raise LskdError(f"config {path} has no model; give a recipe.")
     preprocessor = recipe.get("data_preprocessor")
     return deployable(recipe.model.to_dict(), preprocessor and preprocessor.to_dict())
+
+
+def settings_of(kind: type[Dataclass], values: Mapping[str, Any], where: str) -> Dataclass:
+    """Build a dataclass of settings from a recipe's dictionary, which stands there as `where`.
+
+    Raises:
+        LskdError: for a key that is unknown.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise LskdError(f"{where} has an unknown key {key!r}; there are {', '.join(known)}.")
+    return kind(**values)
 
 
 def check_variables(recipe: Config) -> None:
@@ -75,3 +104,18 @@ def _called(part: Any, name: str, path: str = "") -> Iterator[tuple[str, Any]]:
         if key == name:
             yield path + key, value
         yield from _called(value, name, f"{path}{key}.")
+
+
+def run(work: Callable[[], str]) -> int:
+    """Print what `work` returns, or its error; return the exit status."""
+    try:
+        print(work())
+    except LskdError as error:
+        return report(error)
+    return 0
+
+
+def report(error: LskdError, prefix: str = "") -> int:
+    """Print an error as one line on stderr; return the exit status, 2, or 3 of a run that diverged."""
+    print(f"mmcls_bnn: error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return DivergedError.STATUS if isinstance(error, DivergedError) else 2

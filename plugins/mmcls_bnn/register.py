@@ -12,21 +12,23 @@ import torch
 from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
 
-from lskd import DivergedError, LskdError
-from mmcls_bnn.compat import register_own
+from lskd import LskdError
+from mmcls_bnn import data, losses  # noqa: F401 - importing them is what registers them
+from mmcls_bnn.binary import reactnet  # noqa: F401
+from mmcls_bnn.distil import classifier, curves, hooks  # noqa: F401
+from mmcls_bnn.recipe import report
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error that the user can mend as one line; leave every other to Python."""
+    """Print an error that the user can fix as one line; leave every other to Python."""
     if not isinstance(error, LskdError):
         sys.__excepthook__(kind, error, trace)
         return
     rank = os.environ.get("RANK", "0")
-    prefix = f"[rank {rank}] " if rank != "0" else ""
     sys.stdout.flush()
-    print(f"mmcls_bnn: error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    status = report(error, f"[rank {rank}] " if rank != "0" else "")
     _stop_mim()
-    raise SystemExit(DivergedError.STATUS if isinstance(error, DivergedError) else 2)
+    raise SystemExit(status)
 
 
 def _stop_mim() -> None:
@@ -46,14 +48,14 @@ def _stop_mim() -> None:
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """Be `getattr` in a checkpoint, for mmengine's log and the methods that it stores with it."""
+    """Stand for `getattr` in a checkpoint, for mmengine's log and the methods that it stores with it."""
     if owner is HistoryBuffer and name in ("min", "max", "current", "mean"):
         return getattr(owner, name)
     raise TypeError(f"a checkpoint asks for {name} of {owner}, which is not allowed")
 
 
 def _allow_log() -> None:
-    """Let torch's safe loading read the log that mmengine stores where there is no SafeCheckpointHook."""
+    """Allow torch's safe loading to read mmengine's log, stored where there is no SafeCheckpointHook."""
     arrays: list[Any] = [np.ndarray, np.dtype, multiarray._reconstruct, multiarray.scalar]
     arrays += [type(np.dtype(name)) for name in ("f8", "i8")]
     torch.serialization.add_safe_globals([HistoryBuffer, *arrays, (_statistic, "builtins.getattr")])
@@ -70,7 +72,6 @@ def _join_processes() -> None:
         torch.distributed.init_process_group("gloo")
 
 
-register_own()
 _allow_log()
 sys.excepthook = _report
 _join_processes()

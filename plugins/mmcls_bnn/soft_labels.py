@@ -4,21 +4,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from tqdm import tqdm
 
 from lskd import LskdError, SoftLabels
-from mmcls_bnn.command import run
 from mmcls_bnn.compat import FRAMEWORK, MODELS, use_registry
-from mmcls_bnn.distil.fast_teacher import speed_up
-from mmcls_bnn.distil.preflight import try_teacher
-from mmcls_bnn.recipe import check_variables
+from mmcls_bnn.distil import classifier  # noqa: F401 - importing it registers students
+from mmcls_bnn.distil.store import StoredTeacher
+from mmcls_bnn.distil.teacher import speed_up, try_teacher
+from mmcls_bnn.recipe import check_variables, read_config, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,16 +53,14 @@ def _write(args: argparse.Namespace) -> str:
     epochs = int(cfg.train_cfg.max_epochs) if args.epochs is None else args.epochs
     if epochs < 1:
         raise LskdError(f"--epochs is {epochs}; it must be 1 or more.")
-    from mmcls_bnn.distil.soft_label_hook import stored_teacher
-
-    loader = Runner.build_dataloader(
-        dict(cfg.train_dataloader, num_workers=0, persistent_workers=False), seed=0
-    )
+    alone = {"num_workers": 0, "persistent_workers": False}
+    loader = Runner.build_dataloader({**cfg.train_dataloader, **alone}, seed=0)
     amp = cfg.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper"
-    model.stored = stored = stored_teacher(model, cfg, loader, epochs, amp)
+    model.stored = stored = StoredTeacher(model, cfg, loader, epochs, amp)
     if not stored.covers(epochs):
         if cfg.get("val_dataloader") is not None:  # before anything is written
-            print(try_teacher(model, Runner.build_dataloader(_plain(cfg.val_dataloader)).dataset, 512))
+            validation = Runner.build_dataloader({**cfg.val_dataloader, **alone})
+            print(try_teacher(model, validation.dataset, 512))
         if model.teacher_mode != "none":
             print(speed_up(model, loader.dataset, amp))
         stored.speaks(model.load_teacher().form)
@@ -76,24 +73,13 @@ def _write(args: argparse.Namespace) -> str:
                 stored.write_ahead(stop, ask, bar.update)
         finally:
             stored.close()
-    labels = SoftLabels(stored.path)
-    size = labels.info()["bytes"] / 2**20
+    size = SoftLabels(stored.path).info()["bytes"] / 2**20
     return f"{stored.describe()}; {size:.1f} MiB"
 
 
 def _student(args: argparse.Namespace) -> tuple[Any, Any]:
     """Return the recipe and its student, neither trained nor initialised."""
-    if not Path(args.config).is_file():
-        raise LskdError(f"config {args.config} does not exist; give the path of a recipe.")
-    try:
-        cfg = Config.fromfile(args.config)
-        cfg.merge_from_dict(args.cfg_options or {})
-    except LskdError:
-        raise
-    except Exception as error:  # a config is a program
-        raise LskdError(
-            f"config {args.config} cannot be read: {' '.join(str(error).split())[:200]}."
-        ) from None
+    cfg = read_config(args.config, args.cfg_options)
     check_variables(cfg)
     use_registry()
     init_default_scope(cfg.get("default_scope") or FRAMEWORK)
@@ -105,10 +91,6 @@ def _student(args: argparse.Namespace) -> tuple[Any, Any]:
         )
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     return cfg, model.to(device).eval()
-
-
-def _plain(loader: Any) -> dict[str, Any]:
-    return dict(loader, num_workers=0, persistent_workers=False)
 
 
 if __name__ == "__main__":

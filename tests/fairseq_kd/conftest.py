@@ -67,10 +67,7 @@ class Result(SimpleNamespace):
 
 def environment():
     paths = [str(PLUGIN.parents[1] / part) for part in ("common", "plugins", "studies")]
-    return os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def run(*command, cwd=None, check=True):
@@ -99,18 +96,8 @@ def call(name, *words):
 
 
 def training(data, save, *arguments):
-    return [
-        "fairseq-train",
-        data,
-        "--user-dir",
-        PLUGIN,
-        "--cpu",
-        "--save-dir",
-        save,
-        *SHAPE,
-        *TRAINING,
-        *arguments,
-    ]
+    where = (data, "--user-dir", PLUGIN, "--cpu", "--save-dir", save)
+    return ["fairseq-train", *where, *SHAPE, *TRAINING, *arguments]
 
 
 def train(data, save, *arguments):
@@ -170,7 +157,7 @@ def preprocess(text, destination, *arguments):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """Return folders: text, its data-bin, and a teacher's file; one for all processes of pytest-xdist."""
+    """Return text, data-bin, a teacher's file and what loads one; for all processes of pytest-xdist."""
     root = tmp_path_factory.getbasetemp()
     root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "numbers"
     with open(f"{root}.lock", "w") as lock:
@@ -178,8 +165,14 @@ def corpus(tmp_path_factory):
         if not (root / "store" / "manifest.json").exists():
             shutil.rmtree(root, ignore_errors=True)  # of a process that failed
             make_corpus(root)
-    teacher = root / "teacher" / "checkpoint_best.pt"
-    return SimpleNamespace(root=root, text=root / "text", data=root / "bin", teacher=teacher)
+    teacher, data = root / "teacher" / "checkpoint_best.pt", root / "bin"
+
+    def teach(path):
+        from fairseq_kd.teacher import Teacher
+
+        return Teacher([path], str(data), "de", "en")
+
+    return SimpleNamespace(root=root, text=root / "text", data=data, teacher=teacher, teach=teach)
 
 
 def make_corpus(root):
@@ -188,15 +181,8 @@ def make_corpus(root):
     write_numbers(root / "text", {"train": numbers[:400], "valid": numbers[400:430], "test": numbers[430:]})
     data = preprocess(root / "text", root / "bin")
     teacher = root / "teacher"
-    arguments = (
-        "--criterion",
-        "label_smoothed_cross_entropy",
-        "--label-smoothing",
-        "0.1",
-        "--max-epoch",
-        "12",
-    )
-    result = train(data, teacher, *arguments, *BLEU)
+    smoothed = ("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1")
+    result = train(data, teacher, *smoothed, "--max-epoch", 12, *BLEU)
     assert result.numbers("valid")[-1]["valid_bleu"] > 20
     best = teacher / "checkpoint_best.pt"
     run("fairseq_kd.soft_labels", data, "--path", best, "--output", root / "store", "--cpu")

@@ -63,8 +63,6 @@ def test_teachers(corpus, commands, others, tmp_path):
 
 
 def test_a_teacher_that_does_not_translate(corpus, commands, tmp_path):
-    import fairseq_kd  # noqa: F401 - allows fairseq's settings in torch's safe loader
-
     state = torch.load(corpus.teacher, weights_only=True)
     state["cfg"]["model"].encoder_layers = 2
     other = tmp_path / "other.pt"
@@ -75,8 +73,6 @@ def test_a_teacher_that_does_not_translate(corpus, commands, tmp_path):
 
 def another(corpus, folder):
     """Return a teacher that differs in one weight."""
-    import fairseq_kd  # noqa: F401 - allows fairseq's settings in torch's safe loader
-
     state = torch.load(corpus.teacher, weights_only=True)
     next(iter(state["model"].values())).view(-1)[0] += 1e-3
     torch.save(state, folder / "another.pt")
@@ -129,8 +125,6 @@ def taught_otherwise(corpus, path, order, record, temperature=1.0):
 
     With a temperature it is never far from chance, as a smoothed teacher.
     """
-    import fairseq_kd  # noqa: F401 - allows fairseq's settings in torch's safe loader
-
     state = torch.load(corpus.teacher, weights_only=True)
     state["cfg"]["task"]["data"] = "/nowhere"
     state["extra_state"] = {"train_iterator": {"epoch": 1}, **record}
@@ -143,9 +137,7 @@ def taught_otherwise(corpus, path, order, record, temperature=1.0):
 
 def nll(corpus, path):
     """Return nats a token of a teacher on the first sentences."""
-    from fairseq_kd.teacher import Teacher
-
-    teacher = Teacher([path], str(corpus.data), "de", "en")
+    teacher = corpus.teach(path)
     teacher.task.load_dataset("train", task_cfg=teacher.task.cfg)
     pairs = teacher.task.dataset("train")
     batch = pairs.collater([pairs[index] for index in range(16)])
@@ -202,16 +194,14 @@ def test_a_dictionary_of_the_same_size_by_what_the_checkpoint_records(corpus, tm
 
 
 def test_a_dictionary_of_the_same_size_by_its_checksum(corpus, tmp_path):
-    from fairseq_kd.teacher import Teacher
-
     words = len((corpus.data / "dict.en.txt").read_text().splitlines()) + 4
     own = torch.load(corpus.teacher, weights_only=True)["extra_state"]["fairseq_kd"]["dictionaries"]
     for checksums in (own, own | {"target": own["source"]}):
         record = {"fairseq_kd": {"dictionaries": checksums}}
         path = taught_otherwise(corpus, tmp_path / "t.pt", torch.arange(words), record)
         if checksums is own:
-            (said,) = Teacher([path], str(corpus.data), "de", "en").checked
+            (said,) = corpus.teach(path).checked
             assert said == "its dictionaries have the checksums of these"
             continue
         with pytest.raises(LskdError, match="has another dictionary, by the checksum of target"):
-            Teacher([path], str(corpus.data), "de", "en")
+            corpus.teach(path)

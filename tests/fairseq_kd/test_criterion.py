@@ -14,9 +14,9 @@ pytestmark = pytest.mark.unit
 @pytest.fixture(scope="module")
 def plugin():
     import fairseq_kd
-    from fairseq_kd import criterion, settings, task
+    from fairseq_kd import criterion, task
 
-    return SimpleNamespace(package=fairseq_kd, criterion=criterion, settings=settings, task=task)
+    return SimpleNamespace(package=fairseq_kd, criterion=criterion, task=task)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +40,13 @@ def plugin():
 )
 def test_values_out_of_range_are_one_line(plugin, flags, message):
     with pytest.raises(LskdError, match=message) as caught:
-        plugin.settings.resolve(plugin.settings.LsKdConfig(**flags), 40)
+        plugin.criterion.resolve(plugin.criterion.LsKdConfig(**flags), 40)
     assert "\n" not in str(caught.value)
 
 
 def test_presets_and_what_overrides_them(plugin):
     def resolve(**flags):
-        return plugin.settings.resolve(plugin.settings.LsKdConfig(**flags), 40)
+        return plugin.criterion.resolve(plugin.criterion.LsKdConfig(**flags), 40)
 
     tan = resolve(kd_preset="tan2019")
     assert (tan.weight, tan.temperature, tan.temperature_squared, tan.top_k) == (0.9, 0.6, True, 8)
@@ -74,21 +74,17 @@ def make(plugin, corpus, **flags):
         )
     )
     task.load_dataset("train")
-    cfg = plugin.settings.LsKdConfig(sentence_avg=False, **flags)
+    cfg = plugin.criterion.LsKdConfig(sentence_avg=False, **flags)
     return task, plugin.criterion.LsKdCriterion.build_criterion(cfg, task)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_student_and_teacher(plugin, corpus, dtype):
     """What --bf16 and --fp16 do: weights in half precision, a loss scale before backward."""
-    from fairseq_kd.teacher import Teacher
-
     results = []
     for kind in (torch.float32, dtype):
         task, criterion = make(plugin, corpus, kd_teacher=str(corpus.teacher), kd_weight=0.7)
-        model = Teacher(
-            [corpus.teacher.with_name("checkpoint_last.pt")], str(corpus.data), "de", "en"
-        ).models[0]
+        model = corpus.teach(corpus.teacher.with_name("checkpoint_last.pt")).models[0]
         torch.manual_seed(0)
         for parameter in model.parameters():
             parameter.data += 0.02 * torch.randn_like(parameter)
@@ -238,7 +234,7 @@ def test_stored_values_stay_float32_for_a_student_in_half_precision(plugin, corp
     """fairseq's trainer casts what is float32 in a batch."""
     from fairseq import utils
 
-    from fairseq_kd.dataset import SoftLabelledPairs
+    from fairseq_kd.task import SoftLabelledPairs
     from lskd import SoftLabels
 
     task, criterion = make(plugin, corpus, kd_teacher=str(corpus.teacher))

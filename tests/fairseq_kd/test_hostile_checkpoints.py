@@ -24,8 +24,6 @@ def trap(tmp_path):
 
 def forge(corpus, path, change, legacy=False):
     """Write the teacher with changed settings; as old fairseq did, in one flat namespace."""
-    import fairseq_kd  # noqa: F401 - allows fairseq's settings in torch's safe loader
-
     state = torch.load(corpus.teacher, weights_only=True)
     change(state["cfg"])
     if legacy:
@@ -91,8 +89,6 @@ def attacks(code):
 
 
 def test_no_setting_of_a_checkpoint_is_run(corpus, tmp_path, trap):
-    from fairseq_kd.teacher import Teacher
-
     ran, code = trap
     for name, change in attacks(code):
         for legacy in (False, True) if name not in ("nested", "reference") else (False,):
@@ -100,7 +96,7 @@ def test_no_setting_of_a_checkpoint_is_run(corpus, tmp_path, trap):
             if legacy and name in ("task", "language", "detokeniser"):
                 continue  # changes of sections that one flat namespace does not have
             with pytest.raises(LskdError, match=f"is refused: its |{UNREADABLE}") as caught:
-                Teacher([teacher], str(corpus.data), "de", "en")
+                corpus.teach(teacher)
             assert "\n" not in str(caught.value), name
             assert not ran.exists(), name
 
@@ -161,13 +157,11 @@ def test_a_run_that_goes_on_from_such_a_file_runs_nothing(corpus, commands, tmp_
 
 
 def test_a_users_directory_of_the_file_is_not_imported(corpus, tmp_path, trap):
-    from fairseq_kd.teacher import Teacher
-
     folder = tmp_path / "their_plugin"
     folder.mkdir()
     (folder / "__init__.py").write_text(trap[1])
     teacher = forge(corpus, tmp_path / "t.pt", lambda cfg: cfg["common"].update(user_dir=str(folder)))
-    Teacher([teacher], str(corpus.data), "de", "en")
+    corpus.teach(teacher)
     assert not trap[0].exists()
 
 
@@ -183,23 +177,17 @@ def test_a_users_directory_of_the_file_is_not_imported(corpus, tmp_path, trap):
     ],
 )
 def test_settings_that_would_fill_the_memory(corpus, tmp_path, settings, reason):
-    from fairseq_kd.teacher import Teacher
-
     def change(cfg):
         vars(cfg["model"]).update(settings)
 
     with pytest.raises(LskdError, match=reason) as caught:
-        Teacher([forge(corpus, tmp_path / "t.pt", change)], str(corpus.data), "de", "en")
+        corpus.teach(forge(corpus, tmp_path / "t.pt", change))
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_old_fairseq_still_teaches(corpus, tmp_path):
-    from fairseq_kd.teacher import Teacher
-
-    teacher = Teacher(
-        [forge(corpus, tmp_path / "t.pt", lambda cfg: None, legacy=True)], str(corpus.data), "de", "en"
-    )
-    own = Teacher([corpus.teacher], str(corpus.data), "de", "en")
+    teacher = corpus.teach(forge(corpus, tmp_path / "t.pt", lambda cfg: None, legacy=True))
+    own = corpus.teach(corpus.teacher)
     for one, other in zip(teacher.models[0].parameters(), own.models[0].parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -209,24 +197,20 @@ def test_a_file_of_old_fairseq_still_teaches(corpus, tmp_path):
     [{"val_loss": "high"}, {"metrics": {"valid": [3]}}, {"val_loss": None, "metrics": {"valid": {"a": 1}}}],
 )
 def test_a_training_state_that_fairseq_does_not_write(corpus, tmp_path, extra):
-    import fairseq_kd  # noqa: F401 - allows fairseq's settings in torch's safe loader
-    from fairseq_kd.teacher import Teacher
-
     state = torch.load(corpus.teacher, weights_only=True)
     state["extra_state"] = extra | {"train_iterator": {"epoch": 1}}
     torch.save(state, tmp_path / "t.pt")
     with pytest.raises(LskdError, match="has a training state that fairseq does not write"):
-        Teacher([tmp_path / "t.pt"], str(corpus.data), "de", "en")
+        corpus.teach(tmp_path / "t.pt")
 
 
 def test_embeddings_that_lay_elsewhere_are_not_read(corpus, tmp_path):
     """All weights are in the checkpoint; `/dev/zero` would never end."""
-    from fairseq_kd.teacher import Teacher
 
     def change(cfg):
         cfg["model"].encoder_embed_path = "/dev/zero"
 
-    assert Teacher([forge(corpus, tmp_path / "t.pt", change)], str(corpus.data), "de", "en").models
+    assert corpus.teach(forge(corpus, tmp_path / "t.pt", change)).models
 
 
 def test_the_guard_is_in_place_before_fairseq_generate_loads(corpus, commands, tmp_path, trap):

@@ -18,11 +18,9 @@ pytestmark = pytest.mark.integration
 
 def test_soft_labels_are_what_the_teacher_says_sentence_by_sentence(corpus, store):
     """One by one, without padding: batches and windows must not matter."""
-    from fairseq_kd.teacher import Teacher
-
     labels = SoftLabels(store)
     labels.verify()
-    teacher = Teacher([corpus.teacher], str(corpus.data), "de", "en")
+    teacher = corpus.teach(corpus.teacher)
     teacher.task.load_dataset("train", task_cfg=teacher.task.cfg)
     pairs = teacher.task.dataset("train")
     assert len(labels) == len(pairs) == 400
@@ -111,13 +109,12 @@ def test_sequence_level_trains_any_criterion_and_matches_generate(corpus, comman
 def test_translations_have_the_bleu_that_the_checkpoint_was_chosen_by(corpus):
     import sacrebleu
 
-    from fairseq_kd.teacher import Teacher
     from fairseq_kd.translations import translate
 
     found = translate(corpus.teacher, corpus.data, "valid")
     assert [line.id for line in found] == list(range(30))
     assert [line.source for line in found] == (corpus.text / "valid.de").read_text().splitlines()
-    teacher = Teacher([corpus.teacher], str(corpus.data), None, None)
+    teacher = corpus.teach(corpus.teacher)
     # Of 30 sentences fairseq validates on 24: it leaves out a last batch that is no multiple of 8.
     teacher.task.load_dataset("valid", task_cfg=teacher.task.cfg)
     batches = teacher.task.get_batch_iterator(

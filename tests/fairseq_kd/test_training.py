@@ -21,8 +21,6 @@ def checksum(path):
 
 
 def load(path):
-    import fairseq_kd  # noqa: F401 - allows fairseq's settings in torch's safe loader
-
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -95,8 +95,9 @@ def test_a_run_that_diverges_ends_with_3_and_one_line(corpus, commands, tmp_path
 def test_checkpoints_know_dictionaries_and_validation(corpus, watched):
     from fairseq.data import Dictionary
 
-    import fairseq_kd  # noqa: F401 - allows fairseq's settings in torch's safe loader
-
+    # No class of the plugin is pickled, so that old checkpoints do not depend on where a class lies.
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(corpus.teacher)
+    assert not [name for name in unsafe if name.startswith("fairseq_kd")]
     state = torch.load(corpus.teacher, weights_only=True)
     record = state["extra_state"]["fairseq_kd"]
     assert watched.dictionary_checksums(object()) == {}  # of a task that is not about words
@@ -112,7 +113,7 @@ def test_checkpoints_know_dictionaries_and_validation(corpus, watched):
 @pytest.mark.unit
 def test_a_run_that_learnt_nothing_is_named(watched, capsys):
     def run(nll, words=40):
-        watched._Watch(words, nll=nll * 10, tokens=10).say_whether_it_guesses()
+        watched._Watch(words, nll=nll * 10, tokens=10).warn_if_guessing()
         return capsys.readouterr().out
 
     assert "no better than guessing: its last validation has 3.80 nats a token" in run(3.8)
@@ -201,14 +202,12 @@ def test_two_processes_that_would_train_alone(corpus, commands, tmp_path, monkey
 
 @pytest.mark.integration
 def test_adaptive_softmax_is_refused_before_the_first_update(corpus, commands, tmp_path):
-    from fairseq_kd.teacher import Teacher
-
     adaptive = ("--adaptive-softmax-cutoff", "10,20", "--max-update", 1, "--ddp-backend", "legacy_ddp")
     words = commands.training(corpus.data, tmp_path / "a", "--criterion", "adaptive_loss", *adaptive)
     with contextlib.redirect_stdout(None):
         commands.call("fairseq-train", *words[1:])
     with pytest.raises(LskdError, match="has an adaptive softmax, which gives no logits"):
-        Teacher([tmp_path / "a" / "checkpoint_last.pt"], str(corpus.data), "de", "en")
+        corpus.teach(tmp_path / "a" / "checkpoint_last.pt")
     student = ("--criterion", "ls_kd", "--kd-teacher", corpus.teacher, *adaptive)
     with pytest.raises(LskdError, match="drop --adaptive-softmax-cutoff"):
         commands.call("fairseq-train", *commands.training(corpus.data, tmp_path / "b", *student)[1:])
@@ -239,6 +238,6 @@ def test_tasks_that_do_not_translate_are_one_line(corpus, commands, tmp_path):
 def test_an_error_of_a_process_that_fairseq_spawned_is_one_line_too(name, status):
     from fairseq_kd import errors
 
-    text = f"\n\n-- Process 1 terminated:\nTraceback ...\nlskd._errors.{name}: epoch 2: no\n"
+    text = f"\n\n-- Process 1 terminated:\nTraceback ...\nlskd.errors.{name}: epoch 2: no\n"
     assert errors._as_line(Exception(text)) == ("fairseq_kd: error: epoch 2: no", status)
     assert errors._as_line(Exception("lskd is not at fault"))[0] is None

@@ -93,6 +93,52 @@ def student(teacher_file):
     )
 
 
+LOADED, PACKED = {"type": "LoadImageFromFile", "color_type": "grayscale"}, {"type": "PackClsInputs"}
+
+
+@pytest.fixture
+def make_config(student, digits, tmp_path):
+    """Return the maker of a run's config: hooks by name, training transforms between loading and packing."""
+
+    def loader(split, *transforms):
+        return {
+            "batch_size": 32,
+            "num_workers": 0,
+            "persistent_workers": False,
+            "sampler": {"type": "DefaultSampler", "shuffle": split == "train"},
+            "collate_fn": {"type": "default_collate"},
+            "dataset": {
+                "type": "CheckedImageFolder",
+                "data_root": str(digits),
+                "data_prefix": split,
+                "num_classes": CLASSES,
+                "pipeline": [LOADED, *transforms, PACKED],
+            },
+        }
+
+    def make(hooks, *transforms, **changes):
+        resized = {"type": "Resize", "scale": 16}
+        config = {
+            "default_scope": "mmcls",
+            "work_dir": str(tmp_path / "run"),
+            "experiment_name": tmp_path.name,
+            "model": student,
+            "train_dataloader": loader("train", *(transforms or [resized])),
+            "val_dataloader": loader("val", resized),
+            "val_evaluator": [{"type": "Accuracy", "topk": (1,)}, {"type": "DistillationMetric"}],
+            "train_cfg": {"by_epoch": True, "max_epochs": 2, "val_interval": 1},
+            "val_cfg": {},
+            "optim_wrapper": {"optimizer": {"type": "Adam", "lr": 2.5e-3}},
+            "custom_hooks": [{"type": f"{name}Hook"} for name in hooks],
+            "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 1}},
+            "randomness": {"seed": 0},
+            "log_level": "WARNING",
+        }
+        return copy.deepcopy(config | changes)
+
+    return make
+
+
 @pytest.fixture
 def build():
     from mmcls_bnn.compat import MODELS

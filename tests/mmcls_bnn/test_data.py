@@ -12,7 +12,7 @@ from lskd import LskdError, smooth_targets
 from mmcls_bnn import data
 from mmcls_bnn.compat import register_all_modules
 from mmcls_bnn.data import CheckedImageFolder, FashionMnist
-from mmcls_bnn.distil.losses import SmoothedCrossEntropy
+from mmcls_bnn.losses import SmoothedCrossEntropy
 
 pytestmark = pytest.mark.unit
 

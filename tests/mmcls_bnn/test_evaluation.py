@@ -7,10 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
@@ -18,7 +16,7 @@ from mmcls_bnn.evaluation import evaluate_config
 
 pytestmark = pytest.mark.integration
 
-CLASSES = 3
+CLASSES = 4
 CONFIG = """
 model = dict(
     type='ImageClassifier',
@@ -49,20 +47,6 @@ default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1))
 default_scope = 'mmcls'
 randomness = dict(seed=0)
 """
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sklearn.datasets import load_digits
-
-    root = tmp_path_factory.mktemp("digits")
-    found = load_digits()
-    for label in range(CLASSES):
-        for i, index in enumerate(np.flatnonzero(found.target == label)[:15]):
-            folder = root / ("val" if i % 3 == 0 else "train") / f"digit{label}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((found.images[index] * 15.9).astype(np.uint8)).save(folder / f"{index:04d}.png")
-    return root
 
 
 @pytest.fixture
@@ -115,11 +99,11 @@ def test_logits_are_those_of_mmcls_own_prediction(trained, digits):
 
     answers = evaluate_config(trained / "config.py", trained / "epoch_2.pth", batch_size=4)
     logits, labels, _ = gather(answers)
-    assert logits.shape == (15, 3)
+    assert logits.shape == (48, 4)
     assert logits.dtype is torch.float32
-    assert answers.class_names == ["digit0", "digit1", "digit2"]
+    assert answers.class_names == ["digit0", "digit1", "digit2", "digit3"]
     # mmcls' own reader of checkpoints fails on what mmengine wrote.
-    meta = {"dataset_meta": {"classes": ("digit0", "digit1", "digit2")}}
+    meta = {"dataset_meta": {"classes": answers.class_names}}
     weights = {"state_dict": load_teacher_weights(trained / "epoch_2.pth"), "meta": meta}
     torch.save(weights, trained / "weights.pth")
     model = init_model(str(trained / "config.py"), str(trained / "weights.pth"), device="cpu")
@@ -140,7 +124,7 @@ def test_features_and_templates_give_the_logits(trained):
     logits, _, features = gather(answers)
     weights = load_teacher_weights(checkpoint)
     assert torch.equal(answers.templates, weights["head.fc.weight"])
-    assert features.shape == (15, 64)
+    assert features.shape == (48, 64)
     expected = functional.linear(features, answers.templates, weights["head.fc.bias"])
     torch.testing.assert_close(logits, expected)
     assert torch.equal(gather(evaluate_config(config, checkpoint))[0], logits)
@@ -152,7 +136,7 @@ def test_shares_of_three_processes_are_the_whole(trained):
     shares = [evaluate_config(config, checkpoint, rank=r, world_size=3, batch_size=2) for r in range(3)]
     numbers, logits, labels, _ = zip(*(batch for share in shares for batch in share.batches), strict=True)
     order = torch.cat(numbers)
-    assert sorted(order.tolist()) == list(range(15))
+    assert sorted(order.tolist()) == list(range(48))
     torch.testing.assert_close(torch.cat(logits), whole[0][order], atol=1e-5, rtol=1e-5)
     assert torch.equal(torch.cat(labels), whole[1][order])
 
@@ -174,15 +158,15 @@ def test_data_in_another_folder(trained, digits, tmp_path):
 def test_annotation_files(trained, write_config, digits, tmp_path):
     moved = Path(shutil.copytree(digits, tmp_path / "moved"))
     config = write_config(
-        ("data_prefix='val'", "data_prefix='val', ann_file='meta.txt', classes=list('abc')")
+        ("data_prefix='val'", "data_prefix='val', ann_file='meta.txt', classes=list('abcd')")
     )
     images = [path.relative_to(moved / "val") for path in sorted((moved / "val").rglob("*.png"))][:7]
     (moved / "meta.txt").write_text("".join(f"{path} {str(path)[5]}\n" for path in images))
     listed = evaluate_config(config, trained / "epoch_2.pth", moved)
     assert listed.samples == 7
-    assert listed.class_names == ["a", "b", "c"]
+    assert listed.class_names == ["a", "b", "c", "d"]
     (moved / "meta.txt").unlink()
-    assert evaluate_config(config, trained / "epoch_2.pth", moved).samples == 15
+    assert evaluate_config(config, trained / "epoch_2.pth", moved).samples == 48
 
 
 def test_a_timm_model_in_mmcls_downloads_nothing(write_config, tmp_path):
@@ -192,11 +176,11 @@ def test_a_timm_model_in_mmcls_downloads_nothing(write_config, tmp_path):
         ("model = dict(", "unused = dict("),
         (
             "pipeline = [",
-            "model = dict(type='TimmClassifier', model_name='test_resnet', pretrained=True, num_classes=3,"
+            "model = dict(type='TimmClassifier', model_name='test_resnet', pretrained=True, num_classes=4,"
             " data_preprocessor=dict(mean=[127.5] * 3, std=[64.0] * 3, to_rgb=True))\npipeline = [",
         ),
     )
-    model = timm.create_model("test_resnet", num_classes=3)
+    model = timm.create_model("test_resnet", num_classes=4)
     torch.save(model.state_dict(), tmp_path / "a.pth")
     answers = evaluate_config(config, tmp_path / "a.pth", features=True)
     logits, _, features = gather(answers)
@@ -220,7 +204,7 @@ def test_a_timm_model_in_mmcls_downloads_nothing(write_config, tmp_path):
             ["no val_dataloader"],
         ),
         ([("data_prefix='val'", "data_prefix='nosuch'")], ["nosuch", "--data-dir"]),
-        ([("num_classes=3", "num_classes=4")], ["does not fit", "head.fc.weight"]),
+        ([("num_classes=4", "num_classes=5")], ["does not fit", "head.fc.weight"]),
         ([("mean=[127.5] * 3, std=[64.0] * 3", "mean=[1] * 2, std=[1] * 2")], ["cannot process", "pipeline"]),
         ([("base_channels=8", "base_channels=16"), ("in_channels=64", "in_channels=128")], ["does not fit"]),
     ],
@@ -247,7 +231,7 @@ def test_other_things_that_are_not_there(trained, write_config, digits, tmp_path
         assert "\n" not in str(error.value)
     moved = Path(shutil.copytree(digits, tmp_path / "moved"))
     shutil.rmtree(moved / "val" / "digit2")
-    with pytest.raises(LskdError, match="2 classes, the model 3"):
+    with pytest.raises(LskdError, match="3 classes, the model 4"):
         evaluate_config(config, checkpoint, moved)
 
 
@@ -284,7 +268,7 @@ def test_what_mmengine_wrote_is_read_without_mmengine(trained):
 
 def test_a_preprocessor_beside_the_model_is_the_models(trained, write_config):
     """mmengine's Runner hands it on; most of mmcls' own configurations have it there."""
-    preprocessor = "dict(num_classes=3, mean=[127.5] * 3, std=[64.0] * 3, to_rgb=True)"
+    preprocessor = "dict(num_classes=4, mean=[127.5] * 3, std=[64.0] * 3, to_rgb=True)"
     beside = write_config(
         (f",\n    data_preprocessor={preprocessor})", f")\ndata_preprocessor = {preprocessor}")
     )

@@ -11,18 +11,13 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from lskd import LskdError, SoftLabels
-from lskd.teachers import fast as fast_teacher_module
+from lskd.teachers import frozen
+from lskd.teachers.fast import supported_modes
 from mmcls_bnn import soft_labels
-from mmcls_bnn.distil import fast_teacher
 
 pytestmark = pytest.mark.unit
-SUPPORTED = fast_teacher_module.supported_modes(torch.device("cpu"))
+SUPPORTED = supported_modes(torch.device("cpu"))
 ROUGHEST = SUPPORTED[-1]  # int8 where the processor has it
-AUGMENTED = [
-    {"type": "LoadImageFromFile", "color_type": "grayscale"},
-    {"type": "RandomResizedCrop", "scale": 16, "crop_ratio_range": (0.5, 1.0)},
-    {"type": "PackClsInputs"},
-]
 count = iter(range(10**6))
 
 
@@ -32,44 +27,16 @@ def teacher_file(taught):
 
 
 @pytest.fixture
-def config(student, digits, tmp_path):
-    del student["data_preprocessor"]
-    dataset = {
-        "type": "CheckedImageFolder",
-        "data_root": str(digits),
-        "data_prefix": "train",
-        "num_classes": 4,
-        "pipeline": AUGMENTED,
-    }
-    return {
-        "default_scope": "mmcls",
-        "work_dir": str(tmp_path / "run"),
-        "model": student,
-        "data_preprocessor": {
-            "type": "ClsDataPreprocessor",
-            "num_classes": 4,
-            "mean": [127.5],
-            "std": [127.5],
-        },
-        "train_dataloader": {
-            "batch_size": 32,
-            "num_workers": 0,
-            "persistent_workers": False,
-            "sampler": {"type": "DefaultSampler", "shuffle": True},
-            "collate_fn": {"type": "default_collate"},
-            "dataset": dataset,
-        },
-        "train_cfg": {"by_epoch": True, "max_epochs": 1},
-        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 1e-3}},
-        "custom_hooks": [
-            {"type": "EpochSeedHook"},
-            {"type": "TeacherHook", "samples": 0},
-            {"type": "CurvesHook"},
-            {"type": "SoftLabelsHook"},
-        ],
-        "randomness": {"seed": 0},
-        "log_level": "INFO",
-    }
+def config(make_config):
+    crop = {"type": "RandomResizedCrop", "scale": 16, "crop_ratio_range": (0.5, 1.0)}
+    made = make_config(["EpochSeed", "Teacher", "Curves", "SoftLabels"], crop, log_level="INFO")
+    made["data_preprocessor"] = made["model"].pop("data_preprocessor")
+    made["custom_hooks"][1]["samples"] = 0
+    made["train_cfg"]["max_epochs"] = 1
+    made["optim_wrapper"] = {"optimizer": {"type": "SGD", "lr": 1e-3}}
+    for name in ("val_dataloader", "val_evaluator", "val_cfg", "default_hooks"):
+        del made[name]
+    return made
 
 
 @pytest.fixture
@@ -100,13 +67,13 @@ def epoch(runner):
 def test_measured_on_training_batches(train, config, mode, monkeypatch):
     config["optim_wrapper"]["optimizer"]["lr"] = 0  # one student: a binary one that learns amplifies rounding
     seen = []
-    choose = fast_teacher.choose_fast
+    choose = frozen.choose_fast
 
     def spy(model, images, *arguments, **named):
         seen.append((images, model, named["exact"](images)))
         return choose(model, images, *arguments, **named)
 
-    monkeypatch.setattr(fast_teacher, "choose_fast", spy)
+    monkeypatch.setattr(frozen, "choose_fast", spy)
     exact, _ = train()
     fast, log = train(teacher_fast={"mode": mode, "bound": 0.05})
     made = "convolutions in int8" if mode == "int8" else mode
@@ -129,9 +96,15 @@ def test_the_students_images_and_weights_do_not_notice(train, monkeypatch):
     """With the exact teacher put back after it was measured, the run is the exact one to the bit."""
     hooks = [{"type": "TeacherHook", "samples": 0}, {"type": "CurvesHook"}]  # none that seeds anew
     exact, _ = train(hooks)
-    monkeypatch.setattr(
-        "mmcls_bnn.distil.teacher.Teacher.use", lambda self, fast: setattr(self, "_noted", fast)
-    )
+    speed_up = frozen.FrozenTeacher.speed_up
+
+    def measured_alone(teacher, *arguments, **named):
+        before = dict(vars(teacher))
+        line = speed_up(teacher, *arguments, **named)
+        vars(teacher).update(before)
+        return line
+
+    monkeypatch.setattr(frozen.FrozenTeacher, "speed_up", measured_alone)
     monkeypatch.setattr(
         "mmcls_bnn.distil.classifier.LsKdClassifier.speaking_teacher", lambda self: self.teacher
     )

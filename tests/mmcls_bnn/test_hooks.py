@@ -12,13 +12,13 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from lskd import CheckpointError, DivergedError, LskdError
-from mmcls_bnn import command
+from mmcls_bnn import recipe
 from mmcls_bnn.binary.layers import BinaryConv2d
 from mmcls_bnn.binary.reactnet import ReActNet
 from mmcls_bnn.data import CheckedImageFolder, seed_worker
+from mmcls_bnn.distil.classifier import load_step1
 from mmcls_bnn.distil.curves import COLUMNS, CurvesHook, at_chance
 from mmcls_bnn.distil.hooks import EpochSeedHook, SafeCheckpointHook, flip_ratio, latent_signs
-from mmcls_bnn.distil.step1 import load_step1
 from mmcls_bnn.register import _report
 
 pytestmark = pytest.mark.unit
@@ -203,7 +203,7 @@ def test_a_diverged_run_has_a_status_of_its_own(error, status, capsys):
     def work():
         raise error
 
-    assert command.run(work) == status
+    assert recipe.run(work) == status
 
 
 def test_the_loss_is_added_up_on_a_device_without_float64(tmp_path, without_float64):

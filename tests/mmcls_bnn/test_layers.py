@@ -37,6 +37,13 @@ def close(found, expected):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
+def agree(ours, theirs, *inputs):
+    """Compare values, and gradients with respect to the inputs."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    weights = torch.randn_like(ours)
+    close(gradients(ours, weights, *inputs), gradients(theirs, weights, *inputs))
+
+
 def test_sign_of_zero_is_plus_one():
     x = EDGES.reshape(1, 1, 3, 4)
     expected = np.where(x.numpy() >= 0, 1.0, -1.0)
@@ -53,10 +60,7 @@ def test_activation_has_the_polynomials_gradient(seed, batch, channels, size):
     torch.manual_seed(seed)
     x = (2 * torch.randn(batch, channels, size, size)).double().requires_grad_()
     bias = torch.randn(1, channels, 1, 1).double().requires_grad_()
-    weights = torch.randn(batch, channels, size, size).double()
-    ours, theirs = binary_activation(x, bias), plain["binary_activation"](x + bias)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    close(gradients(ours, weights, x, bias), gradients(theirs, weights, x, bias))
+    agree(binary_activation(x, bias), plain["binary_activation"](x + bias), x, bias)
 
 
 def test_activation_gradient_at_the_edges():
@@ -74,12 +78,9 @@ def test_activation_gradient_at_the_edges():
 @given(st.integers(0, 2**31 - 1), st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3]))
 def test_weight_is_scaled_sign_with_clamps_gradient(seed, out, channels, size):
     torch.manual_seed(seed)
-    weight = torch.randn(out, channels, size, size).double()
-    weight.requires_grad_()
-    weights = torch.randn_like(weight)
-    ours, theirs = binary_weight(weight), plain["binary_weight"](weight)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    close(gradients(ours, weights, weight), gradients(theirs, weights, weight))
+    weight = torch.randn(out, channels, size, size).double().requires_grad_()
+    ours = binary_weight(weight)
+    agree(ours, plain["binary_weight"](weight), weight)
     array = weight.detach().numpy()
     scale = np.abs(array).mean(axis=(1, 2, 3), keepdims=True)
     np.testing.assert_allclose(ours.detach().numpy(), np.where(array >= 0, scale, -scale), rtol=1e-12)
@@ -93,13 +94,8 @@ def test_rprelu_is_torchs_prelu_between_shifts(seed, batch, channels, size):
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(batch, channels, size, size).double().requires_grad_()
-    weights = torch.randn_like(x)
-    shifted = functional.prelu(x + layer.bias_before, layer.slope.flatten())
-    theirs = shifted + layer.bias_after
-    inputs = (x, layer.bias_before, layer.slope, layer.bias_after)
-    ours = layer(x)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    close(gradients(ours, weights, *inputs), gradients(theirs, weights, *inputs))
+    theirs = functional.prelu(x + layer.bias_before, layer.slope.flatten()) + layer.bias_after
+    agree(layer(x), theirs, x, layer.bias_before, layer.slope, layer.bias_after)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

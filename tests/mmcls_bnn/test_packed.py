@@ -15,11 +15,12 @@ pytestmark = pytest.mark.unit
 
 
 def description(**backbone):
+    channels = 128 if backbone.get("type") == "ReActNetA" else 64
     return {
         "type": "ImageClassifier",
         "backbone": {"type": "ReActNet", "width": 0.125, "stem": "cifar", "in_channels": 1, **backbone},
         "neck": {"type": "GlobalAveragePooling"},
-        "head": {"type": "LinearClsHead", "num_classes": 4, "in_channels": 64},
+        "head": {"type": "LinearClsHead", "num_classes": 4, "in_channels": channels},
         "data_preprocessor": {"type": "ClsDataPreprocessor"},
     }
 
@@ -69,9 +70,7 @@ def test_export_holds_one_bit_a_weight_and_equal_logits(checkpoint, tmp_path, ca
 @pytest.mark.parametrize("kind", ["ReActNet", "ReActNetA"])
 def test_packing_any_network(kind):
     torch.manual_seed(0)
-    values = description(type=kind)
-    values["head"]["in_channels"] = {"ReActNet": 64, "ReActNetA": 128}[kind]
-    model = build_student(values)
+    model = build_student(description(type=kind))
     packed = pack(model)
     images = torch.randn(2, 1, 33, 33)
     with torch.no_grad():
@@ -84,9 +83,7 @@ def test_packing_any_network(kind):
 def test_students_pass_through_torch_export(kind):
     """Packed or not, for any batch, and in torch's core operators, which ONNX and others start from."""
     torch.manual_seed(0)
-    values = description(type=kind)
-    values["head"]["in_channels"] = {"ReActNet": 64, "ReActNetA": 128}[kind]
-    student = build_student(values)
+    student = build_student(description(type=kind))
     student.train()(torch.randn(8, 1, 16, 16))
     images = torch.randn(3, 1, 16, 16)
     for model in (student.eval(), pack(student)):

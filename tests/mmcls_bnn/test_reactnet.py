@@ -9,8 +9,7 @@ from torch import nn
 
 from lskd import LskdError
 from mmcls_bnn.binary.layers import BinaryConv2d
-from mmcls_bnn.binary.reactnet import ReActNet
-from mmcls_bnn.binary.reactnet_a import ReActNetA
+from mmcls_bnn.binary.reactnet import ReActNet, ReActNetA
 
 pytestmark = pytest.mark.unit
 

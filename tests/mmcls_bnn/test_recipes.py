@@ -15,10 +15,12 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from PIL import Image
 
+from lskd import FrozenTeacher
+from lskd.teachers.frozen import Normalisation
 from mmcls_bnn.compat import DATASETS, MODELS
+from mmcls_bnn.distil.classifier import binarized_in
 from mmcls_bnn.distil.replay import KeyedImages, seed_pipeline
-from mmcls_bnn.distil.step1 import binarized_in
-from mmcls_bnn.distil.teacher import InputFormat, Teacher
+from mmcls_bnn.distil.teacher import normalisation_of
 
 pytestmark = pytest.mark.unit
 
@@ -127,9 +129,9 @@ def show_colours(settings, colours):
     recipe = Config(json.loads(settings))
     mean, std = recipe.data_preprocessor.mean, recipe.data_preprocessor.std
     preprocessor = MODELS.build(recipe.data_preprocessor)
-    student = InputFormat.of_preprocessor(preprocessor, len(mean))
-    own = InputFormat((10.0, 20.0, 30.0)[: len(mean)], (2.0, 3.0, 4.0)[: len(mean)], rgb=True)
-    teacher = Teacher(torch.nn.Identity(), own, student)
+    student = normalisation_of(preprocessor, len(mean))
+    own = Normalisation((10.0, 20.0, 30.0)[: len(mean)], (2.0, 3.0, 4.0)[: len(mean)])
+    teacher = FrozenTeacher(torch.nn.Identity(), own, student)
     fashion = recipe.train.type == "FashionMnist"
     expected = COLOURS if len(mean) == 3 else [[colour[1]] for colour in COLOURS]
     if len(mean) == 1 and not fashion:  # luminance

@@ -19,44 +19,8 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
-def config(student, digits, tmp_path):
-    pipeline = [
-        {"type": "LoadImageFromFile", "color_type": "grayscale"},
-        {"type": "Resize", "scale": 16},
-        {"type": "PackClsInputs"},
-    ]
-
-    def loader(split):
-        return {
-            "batch_size": 32,
-            "num_workers": 0,
-            "sampler": {"type": "DefaultSampler", "shuffle": split == "train"},
-            "collate_fn": {"type": "default_collate"},
-            "dataset": {
-                "type": "CheckedImageFolder",
-                "data_root": str(digits),
-                "data_prefix": split,
-                "num_classes": 4,
-                "pipeline": pipeline,
-            },
-        }
-
-    return {
-        "default_scope": "mmcls",
-        "work_dir": str(tmp_path / "run"),
-        "experiment_name": tmp_path.name,
-        "model": student,
-        "train_dataloader": loader("train"),
-        "val_dataloader": loader("val"),
-        "val_evaluator": [{"type": "Accuracy", "topk": (1,)}, {"type": "DistillationMetric"}],
-        "train_cfg": {"by_epoch": True, "max_epochs": 2, "val_interval": 1},
-        "val_cfg": {},
-        "optim_wrapper": {"optimizer": {"type": "Adam", "lr": 2.5e-3}},
-        "custom_hooks": [{"type": "SafeCheckpointHook"}, {"type": "CurvesHook"}],
-        "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 1}},
-        "randomness": {"seed": 0},
-        "log_level": "WARNING",
-    }
+def config(make_config):
+    return make_config(["SafeCheckpoint", "Curves"])
 
 
 def test_teacher_is_the_file_before_and_after_training(config, teacher_file, tmp_path):

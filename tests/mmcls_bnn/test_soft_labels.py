@@ -17,20 +17,17 @@ from lskd import DistillationLoss, LskdError, SoftLabels, SoftLabelsError, SoftL
 from lskd.teachers.replay import MixingPolicy, augmentation_seed
 from mmcls_bnn import soft_labels
 from mmcls_bnn.compat import MODELS
-from mmcls_bnn.distil.mixing import mix_by_image
-from mmcls_bnn.distil.replay import SeededPipeline, seed_pipeline
-from mmcls_bnn.distil.stored_teacher import StoredTeacher
+from mmcls_bnn.distil.replay import SeededPipeline, mix_by_image, seed_pipeline
+from mmcls_bnn.distil.store import StoredTeacher
 
 pytestmark = pytest.mark.unit
 
 EPOCHS = 2
 FORMAT = {"type": "ClsDataPreprocessor", "num_classes": 4, "mean": [127.5], "std": [127.5]}
 AUGMENTED = [
-    {"type": "LoadImageFromFile", "color_type": "grayscale"},
     {"type": "RandomResizedCrop", "scale": 16, "crop_ratio_range": (0.5, 1.0)},
     {"type": "RandomFlip", "prob": 0.5, "direction": "horizontal"},
     {"type": "Rotate", "angle": 30.0, "prob": 0.5, "random_negative_prob": 0.5},
-    {"type": "PackClsInputs"},
 ]
 
 
@@ -40,50 +37,13 @@ def teacher_file(taught):
 
 
 @pytest.fixture
-def config(student, digits, tmp_path):
+def config(make_config, tmp_path):
     """A recipe that trains from a store of all classes in float32."""
-
-    def loader(split, pipeline):
-        dataset = {
-            "type": "CheckedImageFolder",
-            "data_root": str(digits),
-            "data_prefix": split,
-            "num_classes": 4,
-            "pipeline": pipeline,
-        }
-        return {
-            "batch_size": 32,
-            "num_workers": 0,
-            "persistent_workers": False,
-            "sampler": {"type": "DefaultSampler", "shuffle": split == "train"},
-            "collate_fn": {"type": "default_collate"},
-            "dataset": dataset,
-        }
-
-    resized = [AUGMENTED[0], {"type": "Resize", "scale": 16}, {"type": "PackClsInputs"}]
-    del student["data_preprocessor"]
-    student["distillation"] = {"soft_labels": {"path": str(tmp_path / "labels"), "top_k": 0}}
-    return {
-        "default_scope": "mmcls",
-        "work_dir": str(tmp_path / "run"),
-        "model": student,
-        "data_preprocessor": copy.deepcopy(FORMAT),
-        "train_dataloader": loader("train", copy.deepcopy(AUGMENTED)),
-        "val_dataloader": loader("val", resized),
-        "val_evaluator": [{"type": "Accuracy", "topk": (1,)}, {"type": "DistillationMetric"}],
-        "train_cfg": {"by_epoch": True, "max_epochs": EPOCHS, "val_interval": 2},
-        "val_cfg": {},
-        "optim_wrapper": {"optimizer": {"type": "Adam", "lr": 2.5e-3}},
-        "custom_hooks": [
-            {"type": "SafeCheckpointHook"},
-            {"type": "EpochSeedHook"},
-            {"type": "CurvesHook"},
-            {"type": "SoftLabelsHook"},
-        ],
-        "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 1}},
-        "randomness": {"seed": 0},
-        "log_level": "WARNING",
-    }
+    made = make_config(["SafeCheckpoint", "EpochSeed", "Curves", "SoftLabels"], *AUGMENTED)
+    made["data_preprocessor"] = made["model"].pop("data_preprocessor")
+    made["model"]["distillation"] = {"soft_labels": {"path": str(tmp_path / "labels"), "top_k": 0}}
+    made["train_cfg"]["val_interval"] = 2
+    return made
 
 
 count = iter(range(10**6))
@@ -103,9 +63,11 @@ def train(config, **changes):
     return runner
 
 
-def as_text(config):
-    """The config as a file."""
-    return "".join(f"{name} = {value!r}\n" for name, value in config.items())
+def command(config, folder, *words):
+    """Run `python -m mmcls_bnn.soft_labels` on the config as a file; return the exit status."""
+    path = folder / "recipe.py"
+    path.write_text("".join(f"{name} = {value!r}\n" for name, value in config.items()))
+    return soft_labels.main([str(path), "--cpu", *words])
 
 
 def settings(config):
@@ -144,9 +106,7 @@ def test_stored_ahead_and_verified_weight_for_weight(config, tmp_path):
     """As in a study: the teacher is there too, for the validation images."""
     writing = train(config)
     shutil.rmtree(settings(config)["path"])
-    path = tmp_path / "student.py"
-    path.write_text(as_text(config))
-    assert soft_labels.main([str(path), "--cpu"]) == 0
+    assert command(config, tmp_path) == 0
     settings(config)["verify"] = 16
     reading = train(config)
     assert reading.model.teacher is not None
@@ -200,18 +160,16 @@ def test_written_ahead_by_the_command(config, tmp_path, capsys):
     train(config)
     trained = store(config)
     settings(config)["path"] = str(tmp_path / "ahead")
-    path = tmp_path / "recipe.py"
-    path.write_text(as_text(config))
     weights = torch.load(config["model"]["teacher"]["checkpoint"], weights_only=True)["state_dict"]
     weights["fc.weight"].zero_()
     torch.save(weights, tmp_path / "ignorant.pth")
     ignorant = f"model.teacher.checkpoint={tmp_path / 'ignorant.pth'}"
-    assert soft_labels.main([str(path), "--cpu", "--cfg-options", ignorant]) == 2
+    assert command(config, tmp_path, "--cfg-options", ignorant) == 2
     assert "is at chance" in capsys.readouterr().err
     assert not (tmp_path / "ahead").exists()
-    assert soft_labels.main([str(path), "--cpu", "--epochs", "1", "--workers", "0"]) == 0
+    assert command(config, tmp_path, "--epochs", "1", "--workers", "0") == 0
     assert "1 epoch(s) of 96 images are stored" in capsys.readouterr().out
-    assert soft_labels.main([str(path), "--cpu", "--batch-size", "17"]) == 0
+    assert command(config, tmp_path, "--batch-size", "17") == 0
     ahead = store(config)
     assert ahead.complete
     assert ahead.identity == trained.identity
@@ -241,11 +199,7 @@ def test_mixed_images_are_the_same_for_all_students(config, tmp_path):
     with pytest.raises(LskdError, match=re.escape("augmentation.mixup_alpha is 0.8 there and off here")):
         train(plain)
     settings(config).update(path=str(tmp_path / "ahead"), verify=0)
-    path = tmp_path / "recipe.py"
-    path.write_text(as_text(config))
-    assert (
-        soft_labels.main([str(path), "--cpu", "--batch-size", "17", "--epochs", "1", "--workers", "0"]) == 0
-    )
+    assert command(config, tmp_path, "--batch-size", "17", "--epochs", "1", "--workers", "0") == 0
     keys = np.arange(96)
     ahead = store(config).take(keys).values
     np.testing.assert_allclose(ahead, trained.take(keys).values, atol=1e-4)
@@ -359,42 +313,42 @@ def test_verify_asks_the_teacher_again(config, caplog):
         train(config)
 
 
-def changed(config, what, tmp_path):
-    match what:
-        case "teacher":
-            weights = torch.load(config["model"]["teacher"]["checkpoint"], weights_only=True)
-            next(iter(weights["state_dict"].values())).add_(1)
-            torch.save(weights, tmp_path / "other.pth")
-            config["model"]["teacher"]["checkpoint"] = str(tmp_path / "other.pth")
-        case "normalisation":
-            config["data_preprocessor"]["std"] = [100.0]
-        case "crop":
-            config["train_dataloader"]["dataset"]["pipeline"][1]["scale"] = 24
-        case "transform":
-            config["train_dataloader"]["dataset"]["pipeline"].insert(3, {"type": "RandomFlip", "prob": 0.5})
-        case "seed":
-            settings(config)["seed"] = 43
-        case "top_k":
-            settings(config)["top_k"] = 3
-        case "images":
-            config["train_dataloader"]["dataset"]["data_prefix"] = "val"
+def pipeline(config):
+    return config["train_dataloader"]["dataset"]["pipeline"]
+
+
+def another_teacher(config):
+    teacher = config["model"]["teacher"]
+    weights = torch.load(teacher["checkpoint"], weights_only=True)
+    next(iter(weights["state_dict"].values())).add_(1)
+    teacher["checkpoint"] = teacher["checkpoint"].replace(".pth", "-other.pth")
+    torch.save(weights, teacher["checkpoint"])
 
 
 @pytest.mark.parametrize(
-    ("what", "named"),
+    ("change", "named"),
     [
-        ("teacher", "teacher.weights"),
-        ("normalisation", "batches.std"),
-        ("crop", "augmentation.step1 RandomResizedCrop.scale is 16 there and 24 here"),
-        ("transform", "augmentation.steps is 5 there and 6 here"),
-        ("seed", "augmentation.seed is 42 there and 43 here"),
-        ("top_k", "stored.top_k is 4 there and 3 here"),
-        ("images", "data.images is 96 there and 48 here"),
+        (another_teacher, "teacher.weights"),
+        (lambda config: config["data_preprocessor"].update(std=[100.0]), "batches.std"),
+        (
+            lambda config: pipeline(config)[1].update(scale=24),
+            "augmentation.step1 RandomResizedCrop.scale is 16 there and 24 here",
+        ),
+        (
+            lambda config: pipeline(config).insert(3, {"type": "RandomFlip", "prob": 0.5}),
+            "augmentation.steps is 5 there and 6 here",
+        ),
+        (lambda config: settings(config).update(seed=43), "augmentation.seed is 42 there and 43 here"),
+        (lambda config: settings(config).update(top_k=3), "stored.top_k is 4 there and 3 here"),
+        (
+            lambda config: config["train_dataloader"]["dataset"].update(data_prefix="val"),
+            "data.images is 96 there and 48 here",
+        ),
     ],
 )
-def test_a_store_of_another_run_is_refused_by_name(config, what, named, tmp_path, teacher_store):
+def test_a_store_of_another_run_is_refused_by_name(config, change, named, teacher_store):
     settings(config)["path"] = str(teacher_store(config))
-    changed(config, what, tmp_path)
+    change(config)
     with pytest.raises(LskdError, match=re.escape(named)) as caught:
         train(config)
     assert "\n" not in str(caught.value)
@@ -496,9 +450,7 @@ def test_settings_that_cannot_be_used(config, change, message):
 
 def test_a_command_without_settings_is_one_line(config, tmp_path, capsys):
     del config["model"]["distillation"]["soft_labels"]
-    path = tmp_path / "recipe.py"
-    path.write_text(as_text(config))
-    assert soft_labels.main([str(path)]) == 2
+    assert command(config, tmp_path) == 2
     error = capsys.readouterr().err
     assert error.startswith("mmcls_bnn: error: ")
     assert "has no model.distillation.soft_labels" in error

@@ -8,19 +8,26 @@ import torch
 import torchvision
 from mmengine.config import Config
 
-from lskd import LskdError
+from lskd import FrozenTeacher, LskdError
+from lskd.teachers.frozen import Normalisation
 from mmcls_bnn.compat import MODELS
-from mmcls_bnn.distil.teacher import InputFormat, Teacher, TeacherSettings, describe_teacher
-from mmcls_bnn.distil.teacher_models import LogitsOf, load_teacher
+from mmcls_bnn.distil.teacher import LogitsOf, TeacherSettings, describe_teacher, load_teacher
 
 pytestmark = pytest.mark.unit
 
-IMAGENET = InputFormat((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), True)
-GREY = InputFormat((127.5,), (127.5,), False)
+IMAGENET = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+GREY = Normalisation((127.5,), (127.5,), rgb=False)
 
 
 def settings(path, **values):
     return TeacherSettings.of({"model": "test_resnet", "checkpoint": str(path), **values})
+
+
+def saved(path, **settings):
+    """Return a timm model whose weights lie in a file."""
+    model = timm.create_model("test_resnet", num_classes=4, **settings).eval()
+    torch.save({"state_dict": model.state_dict()}, path)
+    return model
 
 
 def pixels(channels, size=32):
@@ -51,8 +58,7 @@ def test_one_resnet_file_for_timm_and_torchvision(tmp_path):
 
 
 def test_normalisation_beside_a_checkpoint_of_timms_trainers(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=4, in_chans=1).eval()
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "last.pth.tar")
+    model = saved(tmp_path / "last.pth.tar", in_chans=1)
     Path(tmp_path, "args.yaml").write_text(
         "model: test_resnet\nin_chans: 1\nmean: [0.2]\nstd: [0.3]\nimg_size: 32\nsmoothing: 0.1\n"
     )
@@ -62,24 +68,22 @@ def test_normalisation_beside_a_checkpoint_of_timms_trainers(tmp_path):
         expected = model(normalised(images / 255, [0.2], [0.3]))
     found = teacher(normalised(images, GREY.mean, GREY.std))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert (teacher.image_size, teacher.converts) == (32, True)
+    assert (teacher.image_size, teacher.converts) == ((32, 32), True)
     small = teacher(normalised(pixels(1, 16), GREY.mean, GREY.std))  # resized to 32
     assert small.shape == (3, 4)
 
 
 def test_settings_beat_args_yaml(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
-    torch.save(model.state_dict(), tmp_path / "t.pth")
+    saved(tmp_path / "t.pth", in_chans=1)
     Path(tmp_path, "args.yaml").write_text("model: test_resnet\nin_chans: 1\nmean: [0.2]\nstd: [0.3]\n")
     given = settings(tmp_path / "t.pth", mean=[127.5], std=[127.5])
     assert not load_teacher(given, 4, GREY).converts
 
 
 def test_blue_first_batches_are_turned_round(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=4).eval()
-    torch.save(model.state_dict(), tmp_path / "t.pth")
+    model = saved(tmp_path / "t.pth")
     given = settings(tmp_path / "t.pth", mean=[10, 20, 30], std=[50, 60, 70])
-    student = InputFormat((3.0, 2.0, 1.0), (7.0, 8.0, 9.0), rgb=False)
+    student = Normalisation((3.0, 2.0, 1.0), (7.0, 8.0, 9.0), rgb=False)
     images = pixels(3)
     with torch.no_grad():
         expected = model(normalised(images, [10.0, 20.0, 30.0], [50.0, 60.0, 70.0]))
@@ -206,7 +210,7 @@ def test_logits_are_what_the_head_itself_evaluates(name):
     images = torch.randn(3, 3, 4, 4)
     with torch.no_grad():
         expected = torch.stack([sample.pred_label.score for sample in model.predict(images)])
-    teacher = Teacher(LogitsOf(model), IMAGENET, IMAGENET)
+    teacher = FrozenTeacher(LogitsOf(model), IMAGENET, IMAGENET)
     torch.testing.assert_close(teacher(images).softmax(-1), expected)
 
 

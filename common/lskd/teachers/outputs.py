@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -12,9 +13,33 @@ from lskd.errors import LskdError
 from lskd.terms import centred
 
 Keys = TypeVar("Keys")
+# Numbers of the samples, logits, labels, features where they were asked for.
+AnswerBatch = tuple[Tensor, Tensor, Tensor, Tensor | None]
 AlphaSchedule = Literal["fixed", "threshold", "adaptive"]
 Autocast = Callable[[], AbstractContextManager[Any]]
 """Makes the context of a forward pass in training, such as ``torch.autocast``."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers to the images of a data set, computed while they are taken.
+
+    Attributes:
+        batches: of this process's share; ``(B,)`` positions in the data set, ``(B, K)`` logits, ``(B,)``
+            labels and ``(B, D)`` features, the input of the classifier, or None.
+        samples: N, of the whole data set.
+        num_classes: K.
+        keys: names of the N images, relative to the data's root (``split/index`` where there are no files).
+        class_names: names of the K classes, where the data set has them.
+        templates: ``(K, D)``, the classifier's weight, with features only.
+    """
+
+    batches: Iterable[AnswerBatch]
+    samples: int
+    num_classes: int
+    keys: list[str]
+    class_names: list[str] | None
+    templates: Tensor | None
 
 
 def logits_of(output: Any) -> Tensor:

@@ -20,6 +20,12 @@ Initialisation = Literal["kaiming", "positive"]
 _PER_CHANNEL = (0, 2, 3)
 
 
+def binary_layers(model: nn.Module) -> "dict[str, BinaryConv2d]":
+    """Return a model's convolutions with binary weights by name."""
+    found = ((name, module) for name, module in model.named_modules() if isinstance(module, BinaryConv2d))
+    return {name: module for name, module in found if module.binarize}
+
+
 def check_binarize(binarize: Sequence[str]) -> tuple[Binarised, ...]:
     """Return what is to be binarised, in a fixed order.
 
@@ -108,11 +114,6 @@ class _ScaledSign(torch.autograd.Function):
         return passed
 
 
-def binary_signs(values: Tensor) -> Tensor:
-    """Return +1 where a value is at least 0, else -1 (the paper's Sign, Sec. 5), in the same dtype."""
-    return values.ge(0).to(values.dtype).mul_(2).sub_(1)
-
-
 def weight_scales(weight: Tensor) -> Tensor:
     """Return mean|W| of each output channel, `(out, 1, 1, 1)` for a weight `(out, in, k, k)` (Sec. 5)."""
     return weight.abs().mean(dim=(1, 2, 3), keepdim=True)
@@ -140,10 +141,9 @@ def binary_weight(weight: Tensor) -> Tensor:
 
 
 class RSign(nn.Module):
-    """Sign with a learnable threshold for each channel (ReActNet, Liu et al., ECCV 2020)."""
+    """Sign with a learnable threshold for each channel, 0 at first (ReActNet, Liu et al., ECCV 2020)."""
 
     def __init__(self, channels: int) -> None:
-        """Start with threshold 0."""
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
@@ -153,10 +153,12 @@ class RSign(nn.Module):
 
 
 class RPReLU(nn.Module):
-    """PReLU with a learnable shift before and after it, each by channel (ReActNet, Liu et al., ECCV 2020)."""
+    """PReLU with a learnable shift before and after it, each by channel (ReActNet, Liu et al., ECCV 2020).
+
+    Shifts start at 0 and slopes at 0.25, as torch's PReLU.
+    """
 
     def __init__(self, channels: int) -> None:
-        """Start with shifts 0 and slope 0.25, torch's for a PReLU."""
         super().__init__()
         self.bias_before = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.slope = nn.Parameter(torch.full((1, channels, 1, 1), 0.25))
@@ -191,7 +193,6 @@ class BinaryConv2d(nn.Module):
         binarize: bool = True,
         initialisation: Initialisation = "kaiming",
     ) -> None:
-        """Draw the latent weights."""
         super().__init__()
         self.stride = stride
         self.padding = kernel_size // 2

@@ -16,7 +16,9 @@ from torch.nn import functional
 
 from lskd import CheckpointError, LskdError
 from lskd.base.files import parse_json, whole_file
-from mmcls_bnn.binary.layers import BinaryConv2d, binary_signs, weight_scales
+from mmcls_bnn import losses  # noqa: F401 - what a student is made of is registered by importing it
+from mmcls_bnn.binary import reactnet  # noqa: F401
+from mmcls_bnn.binary.layers import BinaryConv2d, binary_layers, weight_scales
 from mmcls_bnn.compat import MODELS, use_registry
 
 FORMAT = "mmcls_bnn packed 1"
@@ -24,7 +26,12 @@ _TRAINING_ONLY = ("teacher", "distillation", "step1_checkpoint", "train_cfg", "p
 
 
 class PackedConv2d(nn.Module):
-    """A :class:`BinaryConv2d` for inference, whose weights are held in one bit each.
+    """A :class:`BinaryConv2d` for inference, with one bit for each weight.
+
+    Args:
+        shape: of the weights, `(out, in, k, k)`.
+        stride: of the kernel.
+        padding: with 0, on each side.
 
     Buffers: `signs`, uint8, eight weights in a byte (numpy.packbits of weight >= 0, in the weight's order,
     filled up with 0); `scale`, float32 `(out, 1, 1, 1)`. They are unpacked for each forward pass: this saves
@@ -35,7 +42,6 @@ class PackedConv2d(nn.Module):
     scale: Tensor
 
     def __init__(self, shape: tuple[int, int, int, int], stride: int, padding: int) -> None:
-        """Make room for weights of `shape` `(out, in, k, k)`."""
         super().__init__()
         self.shape, self.stride, self.padding = shape, stride, padding
         self.register_buffer("signs", torch.zeros(-(-math.prod(shape) // 8), dtype=torch.uint8))
@@ -47,7 +53,7 @@ class PackedConv2d(nn.Module):
         out, channels, size, _ = layer.weight.shape
         packed = cls((out, channels, size, size), layer.stride, layer.padding)
         weight = layer.weight.detach()
-        bits = np.packbits((binary_signs(weight) > 0).flatten().cpu().numpy())
+        bits = np.packbits((weight >= 0).flatten().cpu().numpy())  # sign(0) is +1 (the paper's Sec. 5)
         packed.signs.copy_(torch.from_numpy(bits))
         packed.scale.copy_(weight_scales(weight))
         return packed
@@ -101,14 +107,10 @@ def pack(model: nn.Module) -> nn.Module:
         LskdError: for a model without binary weights (step 1, say).
     """
     packed = copy.deepcopy(model)
-    found = [
-        (name, module)
-        for name, module in packed.named_modules()
-        if isinstance(module, BinaryConv2d) and module.binarize
-    ]
+    found = binary_layers(packed)
     if not found:
         raise LskdError("the model has no binary weights to pack: it is of step 1, or of another network.")
-    for name, module in found:
+    for name, module in found.items():
         packed.set_submodule(name, PackedConv2d.of(module))
     return packed.eval()
 

@@ -1,13 +1,15 @@
-"""ReActNet with ResNet's layout: ReActNet-18, the paper's binary student (Sec. 5), and ReActNet-34.
+"""ReActNet with ResNet's layout - ReActNet-18 is the paper's binary student (Sec. 5) - and with MobileNet's.
 
 Written from Liu et al., "ReActNet: Towards Precise Binary Neural Network with Generalized Activation
 Functions", ECCV 2020.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,6 +27,8 @@ from mmcls_bnn.compat import MODELS, BaseBackbone
 
 DEPTHS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6)}
 """One-convolution blocks in each stage: twice ResNet's blocks of two convolutions."""
+CHANNELS_A = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+"""Of ReActNet-A's stem and of its 13 blocks."""
 
 
 class ReActBlock(nn.Module):
@@ -41,25 +45,17 @@ class ReActBlock(nn.Module):
         binarize: Sequence[Binarised],
         initialisation: Initialisation,
     ) -> None:
-        """Build the block."""
         super().__init__()
-        self.sign = sign(in_channels, binarize)
-        self.conv = BinaryConv2d(
-            in_channels, out_channels, 3, stride, "weights" in binarize, initialisation=initialisation
-        )
+        self.sign = _sign(in_channels, binarize)
+        self.conv = BinaryConv2d(in_channels, out_channels, 3, stride, "weights" in binarize, initialisation)
         self.norm = nn.BatchNorm2d(out_channels)
-        self.shortcut = (
-            nn.Identity()
-            if stride == 1 and in_channels == out_channels
-            else nn.Sequential(
-                OrderedDict(
-                    # ceil_mode for odd sizes, of which the convolution keeps the larger half too.
-                    pool=nn.AvgPool2d(stride, ceil_mode=True),
-                    conv=nn.Conv2d(in_channels, out_channels, 1, bias=False),
-                    norm=nn.BatchNorm2d(out_channels),
-                )
-            )
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            # ceil_mode for odd sizes, of which the convolution keeps the larger half too.
+            pool = nn.AvgPool2d(stride, ceil_mode=True)
+            conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            norm = nn.BatchNorm2d(out_channels)
+            self.shortcut = nn.Sequential(OrderedDict(pool=pool, conv=conv, norm=norm))
         self.activation = RPReLU(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,23 +65,74 @@ class ReActBlock(nn.Module):
         return result
 
 
-class BinaryBackbone(BaseBackbone):
-    """What the binary backbones have in common: checked settings, and BatchNorm that can be held still."""
+class ReActNetABlock(nn.Module):
+    """A 3 x 3 and a 1 x 1 binary convolution, each with sign, BatchNorm, shortcut and RPReLU.
+
+    Where the block halves the image, average pooling is the first shortcut; where it doubles the channels,
+    two 1 x 1 convolutions stand side by side and both get the shortcut.
+    """
 
     def __init__(
         self,
-        binarize: Sequence[str],
-        stem: str,
         in_channels: int,
-        initialisation: str,
-        norm_eval: bool,
-        init_cfg: Any,
+        out_channels: int,
+        stride: int,
+        binarize: Sequence[Binarised],
+        initialisation: Initialisation,
     ) -> None:
-        """Check the settings.
+        super().__init__()
+        weights = "weights" in binarize
+        self.sign1 = _sign(in_channels, binarize)
+        self.conv1 = BinaryConv2d(in_channels, in_channels, 3, stride, weights, initialisation)
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.shortcut = nn.Identity() if stride == 1 else nn.AvgPool2d(stride, ceil_mode=True)
+        self.activation1 = RPReLU(in_channels)
+        self.sign2 = _sign(in_channels, binarize)
+        copies = out_channels // in_channels
+        self.conv2 = nn.ModuleList(
+            BinaryConv2d(in_channels, in_channels, 1, 1, weights, initialisation) for _ in range(copies)
+        )
+        self.norm2 = nn.ModuleList(nn.BatchNorm2d(in_channels) for _ in range(copies))
+        self.activation2 = RPReLU(out_channels)
 
-        Raises:
-            LskdError: for a setting that is unknown.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `(B, out, H', W')` of a batch `(B, in, H, W)`."""
+        x = self.activation1(self.norm1(self.conv1(self.sign1(x))) + self.shortcut(x))
+        signs = self.sign2(x)
+        parts = [norm(conv(signs)) + x for conv, norm in zip(self.conv2, self.norm2, strict=True)]
+        result: Tensor = self.activation2(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        return result
+
+
+class BinaryBackbone(BaseBackbone):
+    """What the backbones have in common: checked settings, and BatchNorm that can be frozen.
+
+    Step 1 of two-step training, step 2 and single-step training are one class with the same parameters under
+    the same names; `binarize` alone tells them apart.
+
+    Args:
+        width: factor of all channel counts.
+        stem: "imagenet" for large images, "cifar" for about 32 x 32.
+        binarize: ("activations",) or ("activations", "weights").
+        in_channels: channels of the images.
+        initialisation: see :class:`mmcls_bnn.binary.layers.BinaryConv2d`.
+        norm_eval: keep BatchNorm to its running statistics while training.
+        init_cfg: mmengine's.
+
+    Raises:
+        LskdError: for a setting that is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        width: float = 1.0,
+        stem: str = "imagenet",
+        binarize: Sequence[str] = ("activations", "weights"),
+        in_channels: int = 3,
+        initialisation: str = "kaiming",
+        norm_eval: bool = False,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.binarize = check_binarize(binarize)
         self.initialisation = check_initialisation(initialisation)
@@ -93,8 +140,55 @@ class BinaryBackbone(BaseBackbone):
             raise LskdError(
                 f"stem is {stem!r}; it must be 'imagenet' (large images) or 'cifar' (about 32 x 32)."
             )
-        self.in_channels = in_channels
-        self.norm_eval = norm_eval
+        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
+            raise LskdError(f"width is {width!r}; it must be a factor above 0, such as 0.25 or 1.")
+        self.in_channels, self.width, self.large, self.norm_eval = (
+            in_channels,
+            width,
+            stem == "imagenet",
+            norm_eval,
+        )
+
+    def build(
+        self,
+        block: type[nn.Module],
+        channels: int,
+        stem: dict[str, nn.Module],
+        plan: Iterable[tuple[int, int]],
+    ) -> None:
+        """Put the network together.
+
+        Args:
+            block: the class of all blocks.
+            channels: of the stem's output.
+            stem: its layers by name.
+            plan: output channels and stride of each block.
+        """
+        self.stem = nn.Sequential(OrderedDict(stem))
+        blocks: list[nn.Module] = []
+        for out, stride in plan:
+            blocks.append(block(channels, out, stride, self.binarize, self.initialisation))
+            channels = out
+        self.blocks = nn.Sequential(*blocks)
+        self.out_channels = channels
+
+    def scaled(self, channels: Sequence[int]) -> list[int]:
+        """Return channel counts times the width.
+
+        Raises:
+            LskdError: unless all are whole numbers.
+        """
+        found = [count * self.width for count in channels]
+        if any(value != int(value) for value in found):
+            raise LskdError(
+                f"width {self.width:g} gives {found[0]:g} channels in the first stage; "
+                f"take a multiple of 1/{channels[0]}."
+            )
+        return [int(value) for value in found]
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Return the last feature map `(B, out_channels, H', W')`, as mmcls wants it, in a tuple."""
+        return (self.blocks(self.stem(x)),)
 
     def train(self, mode: bool = True) -> "BinaryBackbone":
         """Set the training mode; BatchNorm keeps to its running statistics under `norm_eval`."""
@@ -108,89 +202,64 @@ class BinaryBackbone(BaseBackbone):
 
 @MODELS.register_module()
 class ReActNet(BinaryBackbone):
-    """ReActNet-18 and ReActNet-34.
+    """ReActNet-18 and ReActNet-34; 64, 128, 256 and 512 channels at width 1.
 
-    Step 1 of two-step training, step 2 and single-step training are this one class with the same parameters
-    under the same names; `binarize` alone tells them apart.
+    The stem for large images is a 7 x 7 convolution of stride 2 and max pooling, for small ones a 3 x 3
+    convolution.
 
     Args:
         depth: 18 or 34.
-        width: factor of all channel counts; 1 is 64, 128, 256 and 512 channels.
-        stem: "imagenet" is a 7 x 7 convolution of stride 2 and max pooling, "cifar" a 3 x 3 convolution.
-        binarize: ("activations",) or ("activations", "weights").
-        in_channels: channels of the images.
-        initialisation: see :class:`mmcls_bnn.binary.layers.BinaryConv2d`.
-        norm_eval: hold BatchNorm at its running statistics while training.
-        init_cfg: mmengine's.
+        settings: of :class:`BinaryBackbone`.
 
     Raises:
         LskdError: for a setting that is unknown or out of range.
     """
 
-    def __init__(
-        self,
-        depth: int = 18,
-        width: float = 1.0,
-        stem: str = "imagenet",
-        binarize: Sequence[str] = ("activations", "weights"),
-        in_channels: int = 3,
-        initialisation: str = "kaiming",
-        norm_eval: bool = False,
-        init_cfg: Any = None,
-    ) -> None:
-        """Build the network."""
-        super().__init__(binarize, stem, in_channels, initialisation, norm_eval, init_cfg)
+    def __init__(self, depth: int = 18, **settings: Any) -> None:
+        super().__init__(**settings)
         if depth not in DEPTHS:
             raise LskdError(
                 f"depth is {depth!r}; ReActNet has 18 and 34 layers, ReActNetA is the MobileNet one."
             )
-        channels = scaled_channels((64, 128, 256, 512), width)
-        self.stem = _stem(in_channels, channels[0], stem)
-        blocks: list[nn.Module] = []
-        current = channels[0]
-        for stage, (out, count) in enumerate(zip(channels, DEPTHS[depth], strict=True)):
-            for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(ReActBlock(current, out, stride, self.binarize, self.initialisation))
-                current = out
-        self.blocks = nn.Sequential(*blocks)
-        self.out_channels = current
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        """Return the last feature map `(B, 512 width, H', W')`, as mmcls wants it, in a tuple."""
-        return (self.blocks(self.stem(x)),)
+        channels = self.scaled((64, 128, 256, 512))
+        kernel, stride = (7, 2) if self.large else (3, 1)
+        conv = nn.Conv2d(self.in_channels, channels[0], kernel, stride, kernel // 2, bias=False)
+        stem: dict[str, nn.Module] = {"conv": conv, "norm": nn.BatchNorm2d(channels[0])}
+        if self.large:
+            stem["pool"] = nn.MaxPool2d(3, stride=2, padding=1)
+        plan = [
+            (out, 2 if stage > 0 and index == 0 else 1)
+            for stage, (out, count) in enumerate(zip(channels, DEPTHS[depth], strict=True))
+            for index in range(count)
+        ]
+        self.build(ReActBlock, channels[0], stem, plan)
 
 
-def sign(channels: int, binarize: Sequence[Binarised]) -> nn.Module:
-    """Return RSign, or nothing where activations stay real."""
-    return RSign(channels) if "activations" in binarize else nn.Identity()
+@MODELS.register_module()
+class ReActNetA(BinaryBackbone):
+    """ReActNet-A; 32 channels in the stem and 1024 in the end at width 1.
 
+    The stem is a 3 x 3 convolution, of stride 2 for large images.
 
-def scaled_channels(channels: Sequence[int], width: float) -> list[int]:
-    """Return channel counts times `width`.
+    Args:
+        settings: of :class:`BinaryBackbone`.
 
     Raises:
-        LskdError: unless all are whole numbers above 0.
+        LskdError: for a setting that is unknown or out of range.
     """
-    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
-        raise LskdError(f"width is {width!r}; it must be a factor above 0, such as 0.25 or 1.")
-    scaled = [count * width for count in channels]
-    if any(value != int(value) for value in scaled):
-        raise LskdError(
-            f"width {width:g} gives {scaled[0]:g} channels in the first stage; "
-            f"take a multiple of 1/{channels[0]}."
-        )
-    return [int(value) for value in scaled]
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        channels = self.scaled(CHANNELS_A)
+        conv = nn.Conv2d(self.in_channels, channels[0], 3, 2 if self.large else 1, padding=1, bias=False)
+        # The image is halved wherever the channels double, but for the first block.
+        plan = [
+            (out, 2 if index > 0 and out != before else 1)
+            for index, (before, out) in enumerate(pairwise(channels))
+        ]
+        self.build(ReActNetABlock, channels[0], {"conv": conv, "norm": nn.BatchNorm2d(channels[0])}, plan)
 
 
-def _stem(in_channels: int, out_channels: int, kind: str) -> nn.Sequential:
-    if kind == "cifar":
-        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels)))
-    return nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3, bias=False),
-            norm=nn.BatchNorm2d(out_channels),
-            pool=nn.MaxPool2d(3, stride=2, padding=1),
-        )
-    )
+def _sign(channels: int, binarize: Sequence[Binarised]) -> nn.Module:
+    """Return RSign, or nothing where activations stay real."""
+    return RSign(channels) if "activations" in binarize else nn.Identity()

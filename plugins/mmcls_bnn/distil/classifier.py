@@ -1,26 +1,41 @@
-"""The student: an image classifier of mmcls that learns from a frozen teacher."""
+"""The student: an image classifier of mmcls that learns from a frozen teacher, and what is measured of it."""
 
 import math
+import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from lskd import DistillationLoss, LskdError, distillation_terms
-from lskd.base.tensors import accumulator_dtype
+from lskd import (
+    CheckpointError,
+    DistillationLoss,
+    FrozenTeacher,
+    LskdError,
+    TopK,
+    distillation_terms,
+    load_teacher_weights,
+)
+from lskd.base.tensors import SampleMeans
+from lskd.checkpoints import is_safetensors
 from lskd.teachers.fast import FastMode
 from lskd.teachers.replay import replayed
-from mmcls_bnn.compat import MODELS, ImageClassifier, labels_of, predictions_of
-from mmcls_bnn.distil.fast_teacher import FastTeacherSettings
-from mmcls_bnn.distil.remembered import RememberedAnswers
-from mmcls_bnn.distil.step1 import load_step1
-from mmcls_bnn.distil.store import SoftLabelSettings
-from mmcls_bnn.distil.stored_teacher import StoredTeacher
-from mmcls_bnn.distil.teacher import InputFormat, Teacher, TeacherSettings, describe_teacher
-from mmcls_bnn.distil.teacher_models import load_teacher
+from mmcls_bnn.compat import METRICS, MODELS, ImageClassifier, labels_of, predictions_of
+from mmcls_bnn.distil.store import SoftLabelSettings, StoredTeacher
+from mmcls_bnn.distil.teacher import (
+    FastTeacherSettings,
+    TeacherSettings,
+    describe_teacher,
+    load_teacher,
+    normalisation_of,
+)
+
+NOTE = "mmcls_bnn"
+"""Key in a checkpoint's `meta` under which it says what was binarised."""
 
 LOGGED = {
     "loss_ce": "cross_entropy",
@@ -30,6 +45,13 @@ LOGGED = {
     "agreement": "agreement",
 }
 """Name in the log, and in :class:`lskd.LossComponents`."""
+
+# No "loss" in a name: mmengine would show such a number averaged over the last ten validations.
+VALIDATED = ("cross_entropy", "kl", "teacher_entropy", "agreement")
+"""What :class:`DistillationMetric` reports, in the order in which a prediction carries it."""
+
+REMEMBERED_BYTES = 256 << 20  # ImageNet's 50,000 images and 1,000 classes take 200 million
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @MODELS.register_module()
@@ -46,7 +68,7 @@ class LsKdClassifier(ImageClassifier):
         teacher: see :class:`mmcls_bnn.distil.teacher.TeacherSettings`.
         distillation: arguments of :class:`lskd.DistillationLoss`; beside them `soft_labels` and
             `teacher_fast`, see :class:`mmcls_bnn.distil.store.SoftLabelSettings` and
-            :class:`mmcls_bnn.distil.fast_teacher.FastTeacherSettings`.
+            :class:`mmcls_bnn.distil.teacher.FastTeacherSettings`.
         step1_checkpoint: start from this checkpoint of step 1 of two-step training.
         kwargs: further arguments of mmcls' ImageClassifier.
 
@@ -64,27 +86,23 @@ class LsKdClassifier(ImageClassifier):
         step1_checkpoint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Build the student."""
         super().__init__(backbone, neck, head, **kwargs)
         if teacher is None:
             raise LskdError("LsKdClassifier needs a teacher; give model.teacher, or use ImageClassifier.")
         self.teacher_settings = TeacherSettings.of(teacher)
         self.step1_checkpoint = step1_checkpoint
         distillation = dict(distillation or {})
-        soft_labels = distillation.pop("soft_labels", None)
+        soft_labels, fast = distillation.pop("soft_labels", None), distillation.pop("teacher_fast", None)
         self.soft_label_settings = None if soft_labels is None else SoftLabelSettings.of(soft_labels)
-        teacher_fast = distillation.pop("teacher_fast", None)
-        self.fast_settings = FastTeacherSettings.of(
-            {"mode": "none"} if teacher_fast is None else teacher_fast
-        )
-        self.stored: StoredTeacher | None = None
+        self.fast_settings = FastTeacherSettings.of({"mode": "none"} if fast is None else fast)
         try:
             self.distillation = DistillationLoss(**distillation)
         except (TypeError, ValueError) as error:
             raise LskdError(f"model.distillation: {error}.") from None
-        self.teacher: Teacher | None = None
+        self.stored: StoredTeacher | None = None
+        self.teacher: FrozenTeacher | None = None
         self._answers = RememberedAnswers()
-        self._sums: Tensor | None = None
+        self._means = SampleMeans()
 
     def init_weights(self) -> None:
         """Initialise the student, or start it from step 1, and load the teacher unless all it says is stored.
@@ -98,7 +116,7 @@ class LsKdClassifier(ImageClassifier):
         if self.step1_checkpoint is not None:
             load_step1(self, self.step1_checkpoint)
 
-    def load_teacher(self) -> Teacher:
+    def load_teacher(self) -> FrozenTeacher:
         """Return the teacher, loaded on the student's device.
 
         Raises:
@@ -107,7 +125,7 @@ class LsKdClassifier(ImageClassifier):
         if self.teacher is None:
             classes = int(self.head.num_classes)
             channels = getattr(self.backbone, "in_channels", 3)
-            student = InputFormat.of_preprocessor(self.data_preprocessor, channels)
+            student = normalisation_of(self.data_preprocessor, channels)
             with replayed(0):  # a student starts from the same weights whether or not a teacher is built
                 teacher = load_teacher(self.teacher_settings, classes, student)
             self.teacher = teacher.to(next(self.parameters()).device)
@@ -119,7 +137,7 @@ class LsKdClassifier(ImageClassifier):
         """The form in which the teacher is to answer: that of what is stored, else what was asked for."""
         return self.fast_settings.mode if self.stored is None else self.stored.teacher_mode
 
-    def speaking_teacher(self) -> Teacher:
+    def speaking_teacher(self) -> FrozenTeacher:
         """Return the teacher in the form in which it is to answer.
 
         Raises:
@@ -140,16 +158,21 @@ class LsKdClassifier(ImageClassifier):
             inputs: images `(B, C, H, W)`, normalised.
             data_samples: B samples with their labels.
         """
-        if self.soft_label_settings is not None:
-            teacher = self._stored().answer(inputs, data_samples)
-        else:
+        teacher: Tensor | TopK
+        if self.soft_label_settings is None:
             teacher = self.speaking_teacher()(inputs)
+        elif self.stored is None:
+            raise LskdError(
+                "soft labels need dict(type='SoftLabelsHook') in custom_hooks; add it to the recipe."
+            )
+        else:
+            teacher = self.stored.answer(inputs, data_samples)
         logits = self.head(self.extract_feat(inputs))
         # Autocast off: the loss is computed in float32 whatever the networks ran in.
         with torch.autocast(logits.device.type, enabled=False):
             parts = self.distillation.components(logits, teacher, labels_of(data_samples))
         named = {name: getattr(parts, field) for name, field in LOGGED.items()}
-        self._accumulate(torch.stack(list(named.values())), logits.shape[0])
+        self._means.add(torch.stack(list(named.values())), logits.shape[0])
         return {"loss": parts.loss, **named}
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, OrderedDict[str, Tensor]]:
@@ -171,16 +194,17 @@ class LsKdClassifier(ImageClassifier):
         """
         logits = self.head(self.extract_feat(inputs))
         predictions = predictions_of(self.head, logits, data_samples)
-        if self.teacher is None and self.stored is not None:
-            for sample in predictions:
-                sample.set_field(logits.new_full((4,), math.nan), "distillation", dtype=Tensor)
-        if self.teacher is not None:
+        if self.teacher is None and self.stored is None:
+            return predictions
+        if self.teacher is None:
+            rows = logits.new_full((len(logits), len(VALIDATED)), math.nan)
+        else:
             teacher_logits = self._answers(self.teacher, inputs)
             terms = distillation_terms(logits, teacher_logits, self.distillation.temperature)
             agreement = (logits.argmax(-1) == teacher_logits.argmax(-1)).to(terms.kl.dtype)
             rows = torch.stack([*terms, agreement], dim=-1)
-            for sample, row in zip(predictions, rows, strict=True):
-                sample.set_field(row, "distillation", dtype=Tensor)
+        for sample, row in zip(predictions, rows, strict=True):
+            sample.set_field(row, "distillation", dtype=Tensor)
         return predictions
 
     def epoch_means(self) -> dict[str, float]:
@@ -188,32 +212,137 @@ class LsKdClassifier(ImageClassifier):
 
         Every process of a distributed run must call it.
         """
-        sums, self._sums = self._sums, None
-        if sums is None:
-            device = next(self.parameters()).device
-            sums = torch.zeros(len(LOGGED) + 1, dtype=accumulator_dtype(device), device=device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        *totals, samples = sums.tolist()
-        return {
-            name: total / samples if samples else math.nan for name, total in zip(LOGGED, totals, strict=True)
-        }
-
-    def _stored(self) -> StoredTeacher:
-        if self.stored is None:
-            raise LskdError(
-                "soft labels need dict(type='SoftLabelsHook') in custom_hooks; add it to the recipe."
-            )
-        return self.stored
-
-    def _accumulate(self, means: Tensor, samples: int) -> None:
-        # Kept on the device: reading a number at every step would wait for the device at every step.
-        means = means.to(accumulator_dtype(means.device))
-        row = torch.cat([means * samples, means.new_full((1,), samples)])
-        self._sums = row if self._sums is None else self._sums + row
+        means = self._means.read(len(LOGGED), next(self.parameters()).device)
+        return dict(zip(LOGGED, means, strict=True))
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
         result: nn.Module = super()._apply(fn, *args, **kwargs)
         if self.teacher is not None:
             self.teacher.to(next(self.parameters()).device)
         return result
+
+
+class RememberedAnswers:
+    """Asks a teacher about a batch of validation images, unless all have been asked about before.
+
+    They are the same images in every epoch. An image is known by all of its pixels: where validation is
+    augmented, the teacher is asked again.
+
+    Args:
+        limit: bytes of logits that are kept; beyond them the teacher is asked.
+    """
+
+    def __init__(self, limit: int = REMEMBERED_BYTES) -> None:
+        self._room = limit
+        self._rows: dict[int, Tensor] = {}
+        self._factors = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, teacher: Any, inputs: Tensor) -> Tensor:
+        """Return the teacher's logits `(B, K)` for a batch `(B, C, H, W)`."""
+        keys = self._keys(inputs)
+        if all(key in self._rows for key in keys):
+            return torch.stack([self._rows[key] for key in keys]).to(inputs.device)
+        logits: Tensor = teacher(inputs)
+        size = logits.numel() * logits.element_size()
+        if size <= self._room:
+            self._room -= size
+            self._rows.update(zip(keys, logits.cpu(), strict=True))
+        return logits
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RememberedAnswers":
+        """Return itself: a student's copy (an averaged model, say) has the same teacher."""
+        return self
+
+    def _keys(self, inputs: Tensor) -> list[int]:
+        # Sums of the pixels, as bits, times fixed random numbers, modulo 2 ** 64: exact on any device.
+        images = [image.flatten().view(_INTEGERS[image.element_size()]) for image in inputs.contiguous()]
+        if len(self._factors) != len(images[0]) or self._factors.device != inputs.device:
+            factors = torch.empty(len(images[0]), dtype=torch.int64)
+            factors.random_(generator=torch.Generator().manual_seed(0))
+            self._factors = (2 * factors + 1).to(inputs.device)
+        keys: list[int] = torch.stack([(image * self._factors).sum() for image in images]).tolist()
+        return keys
+
+
+@METRICS.register_module()
+class DistillationMetric(BaseMetric):
+    """Means over the validation samples of cross-entropy, KL and teacher entropy (nats), and of agreement.
+
+    This is Fig. 6's curve of the test loss. Reported as `distillation/cross_entropy` and so on, at the
+    temperature of the training loss.
+    """
+
+    default_prefix = "distillation"
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keep the terms that `LsKdClassifier.predict` put into each sample.
+
+        Raises:
+            LskdError: where there are none: the model is no LsKdClassifier, or it is tested without training.
+        """
+        for sample in data_samples:
+            if "distillation" not in sample:
+                raise LskdError(
+                    "DistillationMetric found no teacher: it works in val_evaluator of a run that trains an "
+                    "LsKdClassifier; take it out of test_evaluator."
+                )
+            self.results.append(sample["distillation"].cpu())
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Return the means; nothing in a run whose teacher's words are read from a store."""
+        means = torch.stack(results).double().mean(0).tolist()
+        return {} if all(map(math.isnan, means)) else dict(zip(VALIDATED, means, strict=True))
+
+
+def binarized_in(model: nn.Module) -> list[str] | None:
+    """Return what a classifier's backbone binarises; None where it is none of this package's."""
+    binarize = getattr(getattr(model, "backbone", None), "binarize", None)
+    return None if binarize is None else list(binarize)
+
+
+def read_note(path: str) -> dict[str, Any]:
+    """Return what a checkpoint says about itself; {} where it says nothing.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged or unsafe.
+    """
+    load_teacher_weights(path)  # whose errors are the clear ones
+    if is_safetensors(path):
+        return {}
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    meta = content.get("meta") if isinstance(content, dict) else None
+    note = meta.get(NOTE) if isinstance(meta, dict) else None
+    return note if isinstance(note, dict) else {}
+
+
+def load_step1(model: nn.Module, path: str) -> None:
+    """Load a step-1 checkpoint into a step-2 model, every weight of it.
+
+    Raises:
+        CheckpointError: for a file that is missing or unsafe, that is not of step 1, or that does not fit.
+    """
+    binarize = read_note(path).get("binarize")
+    if binarize != ["activations"]:
+        what = "does not say that it is" if binarize is None else f"has {binarize} binarised, so it is not"
+        raise CheckpointError(
+            f"step1_checkpoint {path} {what} step 1; give one that a step-1 recipe "
+            "(binarize=('activations',)) has written."
+        )
+    weights = load_teacher_weights(path, use_ema=False)
+    if key := differing_key(model, weights):
+        raise CheckpointError(
+            f"step1_checkpoint {path} is of another network: '{key}' differs; "
+            "give the same depth, width, stem and classes as in step 1."
+        )
+    model.load_state_dict(weights)
+
+
+def differing_key(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
+    """Return the first name that a model or weights alone have, or of different shapes; None: they fit."""
+    wanted = model.state_dict()
+    for key in sorted(wanted.keys() | weights.keys()):
+        if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
+            return key
+    return None

@@ -5,33 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from lskd.base.files import read_csv, whole_file
-from lskd.base.tensors import accumulator_dtype, require_finite, require_finite_weights
+from lskd.base.tensors import SampleMeans, require_finite, require_finite_weights
 from lskd.teachers.preflight import compare_with_chance
 from mmcls_bnn.compat import HOOKS, scores_of
 from mmcls_bnn.distil.hooks import unwrapped
 
-COLUMNS = (
-    "epoch",
-    "lr",
-    "train_ce",
-    "train_kl",
-    "train_teacher_entropy",
-    "train_hard_ce",
-    "train_agreement",
-    "flip_ratio",
-    "val_ce",
-    "val_kl",
-    "val_teacher_entropy",
-    "val_agreement",
-    "val_top1",
-    "val_top5",
-)
 _TRAIN = {
     "train_ce": "loss_ce",
     "train_kl": "loss_kl",
@@ -47,6 +30,7 @@ _VALIDATION = {
     "val_top1": "accuracy/top1",
     "val_top5": "accuracy/top5",
 }
+COLUMNS = ("epoch", "lr", *_TRAIN, "flip_ratio", *_VALIDATION)
 FILE = "epochs.csv"
 
 
@@ -58,11 +42,13 @@ class CurvesHook(Hook):
     validation that is missing is made up for when the run is resumed. The loss of a model that is not
     distilled is its cross-entropy with the (smoothed) labels and goes into `train_hard_ce`. Training by
     iterations has a row for each validation, and `iteration` in place of `epoch`.
+
+    Raises:
+        DivergedError: losses, weights or validation outputs that are not finite, from where they are seen.
     """
 
     def __init__(self) -> None:
-        """Start without sums."""
-        self._loss = torch.zeros(2, dtype=torch.float64)
+        self._loss = SampleMeans()
         self._training = False
         self._trained = False  # since the last row
         self._top1: float | None = None
@@ -86,46 +72,27 @@ class CurvesHook(Hook):
         self._trained = True
         if not outputs or "loss" not in outputs or hasattr(unwrapped(runner.model), "epoch_means"):
             return
-        samples, loss = len(data_batch["inputs"]), outputs["loss"].detach()
-        # On the device: reading a number at every step would wait for the device at every step.
-        loss = loss.to(accumulator_dtype(loss.device))
-        self._loss = self._loss.to(loss) + torch.stack([loss * samples, loss.new_tensor(samples)])
+        self._loss.add(outputs["loss"].reshape(1), len(data_batch["inputs"]))
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Write what training has shown.
-
-        Raises:
-            DivergedError: losses or weights that are not finite.
-        """
+        """Write what training has shown."""
         if self._trained:  # by iterations, the last validation may have written it
             self._write_training(runner, _done(runner) + (_unit(runner) == "epoch"))
 
     def before_val_epoch(self, runner: Any) -> None:
-        """Write what training by iterations has shown since the last validation.
-
-        Raises:
-            DivergedError: losses or weights that are not finite.
-        """
+        """Write what training by iterations has shown since the last validation."""
         if self._trained and _unit(runner) == "iteration":
             self._write_training(runner, _done(runner))
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Look at the student's answers.
-
-        Raises:
-            DivergedError: they are not finite.
-        """
+        """Check that the student's answers are finite."""
         if self._training and outputs:
             self._check(runner, "validation outputs", scores_of(outputs), _done(runner))
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Add what validation has shown.
-
-        Raises:
-            DivergedError: a loss that is not finite.
-        """
+        """Add what validation has shown."""
         if metrics and self._training:
             row = {column: metrics[name] for column, name in _VALIDATION.items() if name in metrics}
             for column, value in row.items():
@@ -134,14 +101,18 @@ class CurvesHook(Hook):
             self._update(runner, _done(runner), row)
 
     def after_train(self, runner: Any) -> None:
-        """Say so where the last validation is no better than guessing."""
+        """Log a warning where the last validation is no better than guessing."""
         if self._top1 is not None and (line := at_chance(runner.val_dataloader.dataset, self._top1)):
             runner.logger.warning(line)
 
     def _write_training(self, runner: Any, number: int) -> None:
         self._trained = False
         model = unwrapped(runner.model)
-        means = model.epoch_means() if hasattr(model, "epoch_means") else self._mean_loss()
+        means = {}
+        if hasattr(model, "epoch_means"):
+            means = model.epoch_means()
+        elif self._loss:
+            (means["loss_hard"],) = self._loss.read(1, next(model.parameters()).device)
         for name, mean in means.items():
             self._check(runner, f"training {name}", mean, number)
         epoch = number if _unit(runner) == "epoch" else None
@@ -157,13 +128,6 @@ class CurvesHook(Hook):
     def _check(runner: Any, name: str, value: Any, number: int) -> None:
         epoch = number if _unit(runner) == "epoch" else None
         require_finite(f"the {name}" if epoch else f"iteration {number}: the {name}", value, epoch)
-
-    def _mean_loss(self) -> dict[str, float]:
-        sums, self._loss = self._loss, torch.zeros(2, dtype=torch.float64)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        total, samples = sums.tolist()
-        return {"loss_hard": total / samples} if samples else {}
 
     @staticmethod
     def _update(runner: Any, number: int, values: dict[str, Any]) -> None:

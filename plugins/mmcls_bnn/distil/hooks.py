@@ -1,4 +1,4 @@
-"""Hooks of a run: checkpoints that load safely, a curve that survives a kill, and the health of the signs."""
+"""What a run does when mmengine asks: checkpoints, seeds, learning rate, the teacher, stored soft labels."""
 
 import json
 import random
@@ -10,14 +10,18 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop
+from mmengine.optim import LinearLR
+from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import Tensor, nn
 
 from lskd import LskdError
-from mmcls_bnn.binary.layers import BinaryConv2d
+from mmcls_bnn.binary.layers import binary_layers
 from mmcls_bnn.binary.packed import deployable
 from mmcls_bnn.compat import HOOKS
-from mmcls_bnn.distil.step1 import NOTE, binarized_in
+from mmcls_bnn.distil.classifier import NOTE, binarized_in
+from mmcls_bnn.distil.store import StoredTeacher
+from mmcls_bnn.distil.teacher import speed_up, try_teacher
 from mmcls_bnn.recipe import check_variables
 
 _PLAIN = (str, int, float, bool, type(None))
@@ -29,29 +33,28 @@ def unwrapped(model: nn.Module) -> Any:
 
 
 def is_training(runner: Any) -> bool:
-    """Tell whether a run trains, before it begins: testing leaves the training loop unbuilt."""
+    """Return whether a run trains, before it begins: testing leaves the training loop unbuilt."""
     return isinstance(runner._train_loop, BaseLoop)
 
 
 def mixed_precision(runner: Any) -> bool:
-    """Tell whether a run's forward passes are under autocast."""
+    """Return whether a run's forward passes are under autocast."""
     return type(runner.optim_wrapper).__name__ == "AmpOptimWrapper"
 
 
 @HOOKS.register_module()
 class SafeCheckpointHook(Hook):
-    """Keep mmengine's log out of checkpoints, and say in them which student they hold.
+    """Keep mmengine's log out of checkpoints, and note in them which student they contain.
 
     It is the history of every logged number, as objects that torch's safe loading refuses wherever this
     package is not imported. The log's files keep it.
+
+    Raises:
+        LskdError: before the run, for a variable of the recipe that changes nothing.
     """
 
     def before_run(self, runner: Any) -> None:
-        """Check what the recipe says.
-
-        Raises:
-            LskdError: for a variable that changes nothing.
-        """
+        """Check what the recipe says."""
         if is_training(runner):
             check_variables(runner.cfg)
 
@@ -82,7 +85,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _student(cfg: Any) -> dict[str, str]:
-    """Return the student's config for the note, as text: a config may hold what safe loading refuses."""
+    """Return the student's config for the note, as text: a config may contain what safe loading refuses."""
     model, preprocessor = cfg.get("model"), cfg.get("data_preprocessor")
     if not isinstance(model, ConfigDict):  # a model built in Python
         return {}
@@ -118,7 +121,6 @@ class FlipRatioHook(Hook):
     priority = "HIGH"  # before the curves are written
 
     def __init__(self) -> None:
-        """Start without signs."""
         self._signs: list[Tensor] = []
 
     def before_train(self, runner: Any) -> None:
@@ -139,11 +141,7 @@ class FlipRatioHook(Hook):
 
 def latent_signs(model: nn.Module) -> list[Tensor]:
     """Return for each layer with binary weights which of them count as +1."""
-    return [
-        module.weight.detach() >= 0
-        for module in model.modules()
-        if isinstance(module, BinaryConv2d) and module.binarize
-    ]
+    return [layer.weight.detach() >= 0 for layer in binary_layers(model).values()]
 
 
 def flip_ratio(before: list[Tensor], after: list[Tensor]) -> float | None:
@@ -159,20 +157,20 @@ class TeacherHook(Hook):
 
     Args:
         samples: validation images on which the teacher must beat chance; 0: it is not tried.
+
+    Raises:
+        LskdError: before the run, for a model without a teacher, or a variable of the recipe that changes
+            nothing; before training, for a teacher at chance level, one that cannot process the images, or a
+            fast one that is too far from it.
     """
 
     priority = "ABOVE_NORMAL"  # before what a resumed run makes up for is validated
 
     def __init__(self, samples: int = 512) -> None:
-        """Keep the number."""
         self.samples = samples
 
     def before_run(self, runner: Any) -> None:
-        """Check what the recipe says; the runner loads the teacher after this, if it trains.
-
-        Raises:
-            LskdError: for a model without a teacher, or a variable that changes nothing.
-        """
+        """Check what the recipe says; the runner loads the teacher after this, if it trains."""
         if not is_training(runner):
             return
         check_variables(runner.cfg)
@@ -180,15 +178,7 @@ class TeacherHook(Hook):
             raise LskdError("TeacherHook is for a model of type LsKdClassifier; take it out of custom_hooks.")
 
     def before_train(self, runner: Any) -> None:
-        """Try the teacher on validation images, and make it fast on training images where that is asked for.
-
-        Raises:
-            LskdError: for a teacher at chance level, one that cannot process the images, or a fast one that
-                is too far from it.
-        """
-        from mmcls_bnn.distil.fast_teacher import speed_up
-        from mmcls_bnn.distil.preflight import try_teacher
-
+        """Try the teacher on validation images, and where asked for make it fast on training images."""
         model = unwrapped(runner.model)
         if model.stored is not None and model.stored.needs_no_teacher:
             runner.logger.info(
@@ -202,3 +192,78 @@ class TeacherHook(Hook):
             runner.logger.info(try_teacher(model, runner.val_dataloader.dataset, self.samples))
         if model.teacher_mode != "none":
             runner.logger.info(speed_up(model, runner.train_dataloader.dataset, mixed_precision(runner)))
+
+
+@HOOKS.register_module()
+class SoftLabelsHook(Hook):
+    """Train from `model.distillation.soft_labels`: read what is stored there, store what is not.
+
+    Images are then augmented by seeds of the store. An epoch counts before its checkpoint is saved. Without
+    such settings the hook does nothing.
+
+    Raises:
+        LskdError: what the run does cannot be repeated, the store belongs to another run, the teacher says
+            something else than is stored, or the store cannot be written.
+    """
+
+    priority = "BELOW_NORMAL"  # after TeacherHook, before checkpoints are saved
+
+    def before_run(self, runner: Any) -> None:
+        """Look at the store; the runner loads the teacher after this where it is needed."""
+        model = unwrapped(runner.model)
+        if getattr(model, "soft_label_settings", None) is None or not is_training(runner):
+            return
+        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise LskdError("soft labels are stored by epoch; train with train_cfg.by_epoch=True.")
+        epochs, amp = int(runner.max_epochs), mixed_precision(runner)
+        model.stored = StoredTeacher(model, runner.cfg, runner.train_dataloader, epochs, amp)
+        runner.logger.info(model.stored.describe())
+
+    def before_train(self, runner: Any) -> None:
+        """Verify where that is asked for, and become the one who writes where something is missing."""
+        if (stored := _stored(runner)) is None:
+            return
+        if not stored.needs_no_teacher:
+            stored.speaks(unwrapped(runner.model).speaking_teacher().form)
+        if stored.settings.verify:
+            runner.logger.info(stored.verify_stored())
+        if not stored.covers(int(runner.max_epochs)):
+            stored.open_writer()
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Begin the epoch in the store."""
+        if (stored := _stored(runner)) is not None:
+            stored.begin_epoch(int(runner.epoch))
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Commit the epoch."""
+        if (stored := _stored(runner)) is not None:
+            stored.end_epoch()
+
+    def after_run(self, runner: Any) -> None:
+        """Close the store, so that others may write."""
+        if (stored := _stored(runner)) is not None:
+            stored.close()
+
+
+def _stored(runner: Any) -> StoredTeacher | None:
+    stored: StoredTeacher | None = getattr(unwrapped(runner.model), "stored", None)
+    return stored
+
+
+@PARAM_SCHEDULERS.register_module()
+class LinearDecay(LinearLR):
+    """Epoch e of E, counted from 0, runs at lr (1 - e / E): the first at lr, the last at lr / E.
+
+    mmengine's LinearLR from 1 to 0 would leave the last epoch with a learning rate of 0.
+
+    Args:
+        optimizer: whose learning rate decays.
+        end: E; mmengine's Runner gives `train_cfg.max_epochs`, or `max_iters` with `by_epoch=False`.
+        begin: the epoch that counts as 0.
+        kwargs: further arguments of mmengine's LinearLR.
+    """
+
+    def __init__(self, optimizer: Any, *, end: int, begin: int = 0, **kwargs: Any) -> None:
+        last = 1 / (end - begin)
+        super().__init__(optimizer, start_factor=1.0, end_factor=last, begin=begin, end=end, **kwargs)

@@ -1,6 +1,7 @@
-"""Training images whose augmentation follows from a seed, so that a teacher's words about them stay true."""
+"""Training images whose augmentation and mixing follow from a seed, so that a teacher's words stay true."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,56 @@ from mmengine.dataset import Compose
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lskd import LskdError
-from lskd.teachers.replay import augmentation_seed, replayed
+from lskd import Convention, LskdError
+from lskd.teachers.replay import Mixing, MixingPolicy, augmentation_seed, mixed_image, mixed_targets, replayed
 from mmcls_bnn.compat import BaseDataset
-from mmcls_bnn.distil.mixing import ImageMixing
 
 KEY = "soft_label_key"
 _TRIED = 4  # images on which repeating is tried
+
+
+@dataclass(frozen=True)
+class ImageMixing:
+    """How training images are mixed, each by itself, and what becomes of their labels.
+
+    Called as a preprocessor's `batch_augments`, it changes nothing: the images are mixed before.
+
+    Attributes:
+        policy: how they are mixed.
+        num_classes: class count.
+        alpha: smoothing of both labels before mixing.
+        convention: what alpha means.
+    """
+
+    policy: MixingPolicy
+    num_classes: int
+    alpha: float = 0.0
+    convention: Convention = "uniform"
+
+    def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both as they are."""
+        return inputs, scores
+
+    def apply(self, item: dict[str, Any], partner: dict[str, Any] | None, mixing: Mixing | None) -> None:
+        """Mix an image of a pipeline with its partner's, in place; None: keep it as it is.
+
+        Raises:
+            LskdError: images of two sizes.
+        """
+        sample, weight = item["data_samples"], 1.0
+        label = other = _label_of(sample)
+        if partner is not None and mixing is not None:
+            sizes = [tuple(each["inputs"].shape) for each in (item, partner)]
+            if sizes[0] != sizes[1]:
+                raise LskdError(
+                    f"images of {sizes[0]} and {sizes[1]} cannot be mixed; let the pipeline crop or resize "
+                    "all to one size."
+                )
+            item["inputs"], weight = mixed_image(item["inputs"], partner["inputs"], mixing)
+            other = _label_of(partner["data_samples"])
+        weights = torch.tensor([weight], dtype=torch.float32)
+        scores = mixed_targets(label, other, weights, self.num_classes, self.alpha, self.convention)
+        sample.set_gt_score(scores[0])
 
 
 class SeededPipeline(Compose):
@@ -30,7 +74,6 @@ class SeededPipeline(Compose):
     """
 
     def __init__(self, dataset: Any, base_seed: int, mixing: ImageMixing | None = None) -> None:
-        """Take the pipeline's transforms."""
         super().__init__(dataset.pipeline.transforms)
         self.samples, self.base_seed = len(dataset), base_seed
         self._dataset, self._mixing = dataset, mixing
@@ -38,11 +81,11 @@ class SeededPipeline(Compose):
         self._override: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Say, to all loading processes, which epoch comes next."""
+        """Set, for all loading processes, which epoch comes next."""
         self._epoch[0] = epoch
 
     def at(self, epoch: int | None) -> None:
-        """Let this process alone see another epoch; None: the common one again."""
+        """Show this process alone another epoch; None: the common one again."""
         self._override = epoch
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
@@ -54,17 +97,17 @@ class SeededPipeline(Compose):
         sample = int(data["sample_idx"])
         epoch = int(self._epoch) if self._override is None else self._override
         result = self._augmented(data, epoch)
-        if result is not None and self._mixing is not None:
+        if result is None:
+            return None
+        if self._mixing is not None:
             seed = augmentation_seed(self.base_seed, epoch, sample)
-            mixing = self._mixing.policy.draw(seed, sample, self.samples)
-            partner = None
+            mixing, partner = self._mixing.policy.draw(seed, sample, self.samples), None
             if mixing is not None:
                 partner = self._augmented(self._dataset.get_data_info(mixing.partner), epoch)
                 if partner is None:
                     raise _unreadable(self._dataset, mixing.partner)
             self._mixing.apply(result, partner, mixing)
-        if result is not None:
-            result["data_samples"].set_metainfo({KEY: epoch * self.samples + sample})
+        result["data_samples"].set_metainfo({KEY: epoch * self.samples + sample})
         return result
 
     def _augmented(self, data: dict[str, Any], epoch: int) -> dict[str, Any] | None:
@@ -82,7 +125,6 @@ class KeyedImages(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, keys: Any) -> None:
-        """Keep both."""
         self.dataset, self.keys = dataset, keys
 
     def __len__(self) -> int:
@@ -109,7 +151,7 @@ class KeyedImages(Dataset[Any]):
 
 
 def seed_pipeline(loader: Any, base_seed: int, mixing: ImageMixing | None = None) -> SeededPipeline:
-    """Make a training loader's images follow from seeds; where they do already, leave it so.
+    """Make a training loader's images follow from seeds, unless they do already.
 
     Raises:
         LskdError: data, an order or transforms that cannot be repeated, by name; images of different sizes
@@ -136,23 +178,20 @@ def seed_pipeline(loader: Any, base_seed: int, mixing: ImageMixing | None = None
 
 
 def _check_replay(dataset: Any, base_seed: int) -> None:
-    """Run a few images twice."""
+    """Run a few images twice through the first transform, the first two, and so on."""
     transforms = dataset.pipeline.transforms
     for sample in range(min(_TRIED, len(dataset))):
         for count in range(1, len(transforms) + 1):
-            steps = Compose(transforms[:count])
-            once, again = (_run(steps, dataset.get_data_info(sample), base_seed + sample) for _ in range(2))
-            if not _same(once, again):
+            results = []
+            for _ in range(2):
+                with replayed(augmentation_seed(base_seed + sample, 0, 0)):
+                    results.append(Compose(transforms[:count])(dataset.get_data_info(sample)))
+            if not _same(*results):
                 name = type(transforms[count - 1]).__name__
                 raise LskdError(
                     f"soft labels cannot be stored with {name}: it draws from "
                     "a generator of its own, which no seed of Python, NumPy or torch repeats; take it out."
                 )
-
-
-def _run(steps: Compose, data: dict[str, Any], seed: int) -> Any:
-    with replayed(augmentation_seed(seed, 0, 0)):
-        return steps(data)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -171,6 +210,11 @@ def _unreadable(dataset: Any, sample: int) -> LskdError:
     )
 
 
+def _label_of(sample: Any) -> Tensor:
+    label: Tensor = getattr(sample.gt_label, "label", sample.gt_label)  # mmcls; mmpretrain
+    return label
+
+
 def keys_of(data_samples: list[Any]) -> Tensor:
     """Return the keys `(B,)` of a batch.
 
@@ -181,3 +225,44 @@ def keys_of(data_samples: list[Any]) -> Tensor:
     if None in keys:
         raise LskdError("soft labels need dict(type='SoftLabelsHook') in custom_hooks; add it to the recipe.")
     return torch.tensor(keys, dtype=torch.int64)
+
+
+def mix_by_image(model: Any) -> ImageMixing | None:
+    """Take over what the model's preprocessor would mix by batch; None: it mixes nothing.
+
+    mmcls draws one kind and one weight for a batch and mixes it with a permutation of itself. Here each image
+    draws its own by the same laws, see :class:`lskd.MixingPolicy`.
+
+    Args:
+        model: an LsKdClassifier; its preprocessor mixes no more.
+
+    Raises:
+        LskdError: a way of mixing that no seed repeats here, by name.
+    """
+    preprocessor, loss = model.data_preprocessor, model.distillation
+    augments = getattr(preprocessor, "batch_augments", None)
+    if augments is None:
+        return None
+    if isinstance(augments, ImageMixing):
+        return augments
+    alphas, shares = ({"Mixup": 0.0, "CutMix": 0.0} for _ in range(2))
+    probabilities = augments.probs or [1 / len(augments.augments)] * len(augments.augments)
+    for augment, probability in zip(augments.augments, probabilities, strict=True):
+        if augment is None or probability == 0:
+            continue
+        name = type(augment).__name__
+        other_box = getattr(augment, "cutmix_minmax", None) or not getattr(augment, "correct_lam", True)
+        if name not in alphas or other_box or alphas[name]:
+            raise LskdError(
+                f"soft labels cannot be stored with {name} of data_preprocessor.batch_augments as it is set "
+                "up there: images are mixed one by one by one Mixup(alpha) and one CutMix(alpha) at most; "
+                "take it out, or train without soft_labels."
+            )
+        alphas[name], shares[name] = float(augment.alpha), float(probability)
+    mixed = sum(shares.values())
+    policy = MixingPolicy(
+        alphas["Mixup"], alphas["CutMix"], min(mixed, 1.0), shares["CutMix"] / mixed if mixed else 0.0
+    )
+    mixing = ImageMixing(policy, int(model.head.num_classes), loss.alpha, loss.convention)
+    preprocessor.batch_augments = mixing
+    return mixing

@@ -1,29 +1,43 @@
-"""What a recipe says about stored soft labels, and what a store must agree in with a run."""
+"""A store of the teacher's words: what a recipe says of it, what it must agree in with a run, and its use."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmengine.dist import get_dist_info
+from mmengine.logging import MMLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from lskd import LskdError
+from lskd import LskdError, SoftLabelsError, TopK
 from lskd.checkpoints import file_checksum
+from lskd.errors import one_line
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.soft_labels.run import image_layout
+from lskd.soft_labels.forms import teacher_form
+from lskd.soft_labels.run import StoredRun, image_layout
+from lskd.teachers.outputs import answers_to
 from lskd.teachers.replay import MixingPolicy
 from lskd.terms import Rest
 from mmcls_bnn.compat import FRAMEWORK
-from mmcls_bnn.distil.mixing import ImageMixing
+from mmcls_bnn.data import name_of
+from mmcls_bnn.distil.replay import ImageMixing, KeyedImages, keys_of, mix_by_image, seed_pipeline
 from mmcls_bnn.distil.teacher import TeacherSettings
+from mmcls_bnn.recipe import settings_of
 
 OnError = Literal["stop", "continue"]
 # The libraries that make the images; a store ends with their versions.
 _LIBRARIES = (FRAMEWORK, "mmcv-lite", "mmcv", "opencv-python", "opencv-python-headless", "pillow", "numpy")
+# How far two answers to one image may be apart, in nats per nat: other kernels, half precision.
+TOLERANCE = {"float32": 0.01, "float16": 0.02, "autocast": 0.1}
 
 
 @dataclass(frozen=True)
@@ -56,13 +70,9 @@ class SoftLabelSettings:
             LskdError: for a key that is unknown or missing, or a value out of range.
         """
         where = "model.distillation.soft_labels"
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise LskdError(f"{where} has an unknown key {key!r}; there are {', '.join(known)}.")
-        if not values.get("path"):
+        settings = settings_of(cls, {"path": "", **values}, where)
+        if not settings.path:
             raise LskdError(f"{where} names no folder; give path='DIR'.")
-        settings = cls(**values)
         for name in ("top_k", "seed", "verify"):
             number = getattr(settings, name)
             if number is not None and (not isinstance(number, int) or number < 0):
@@ -78,20 +88,132 @@ class SoftLabelSettings:
                 raise LskdError(f"{where}.{name} is {getattr(settings, name)!r}; it must be {names}.")
         return settings
 
-    def layout(self, num_classes: int, samples: int, epochs: int) -> SoftLabelsLayout:
-        """Return the layout that was asked for; what was not asked for is as in the store, if there is one.
+
+class StoredTeacher(StoredRun):
+    """What one process of a run has of the store that its recipe names; see :class:`lskd.StoredRun`.
+
+    The training images follow from the seeds of the store from now on, and are mixed one by one.
+
+    Args:
+        model: the student, an LsKdClassifier with settings of soft labels, which loads the teacher when it is
+            needed; its preprocessor mixes no more.
+        cfg: the whole recipe.
+        loader: of the training images.
+        epochs: that the run wants.
+        amp: whether the teacher runs in mixed precision.
+
+    Attributes:
+        needs_no_teacher: all that this run asks for is stored.
+
+    Raises:
+        LskdError: what the run does cannot be repeated, or the store belongs to another run, or is damaged.
+    """
+
+    def __init__(self, model: Any, cfg: Any, loader: Any, epochs: int, amp: bool = False) -> None:
+        self.settings: SoftLabelSettings = model.soft_label_settings
+        self.dataset, self.epoch = loader.dataset, 0
+        self._model, self._amp = model, amp
+        mixing = mix_by_image(model)
+        self._pipeline = seed_pipeline(loader, self.settings.seed, mixing)
+        classes, images = int(model.head.num_classes), len(self.dataset)
+        settings = self.settings
+        layout = image_layout(settings.path, classes, images, epochs, settings.top_k, settings.values)
+        steps = cfg.train_dataloader.dataset.get("pipeline") or self._pipeline.transforms
+        rank, processes = get_dist_info()
+        super().__init__(
+            settings.path,
+            layout,
+            identity_of(model, layout, self.dataset, list(steps), amp, mixing),
+            seed=settings.seed,
+            on_error=settings.on_error,
+            rank=rank,
+            processes=processes,
+            say=lambda line: MMLogger.get_current_instance().warning(line),
+            teacher=model.fast_settings.mode,
+            bound=model.fast_settings.bound,
+        )
+        self.needs_no_teacher = self.covers(layout.epochs) and not settings.verify
+
+    def covers(self, epochs: int) -> bool:
+        """Return whether that many epochs are stored, so that no teacher is needed for them."""
+        return self.epochs >= epochs
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Begin to train an epoch; what is not stored of the epochs before it is asked for now.
 
         Raises:
-            SoftLabelsError: a top-K beyond the number of classes, or a damaged store.
+            SoftLabelsError: the disk cannot take them, and the run is to stop then.
         """
-        return image_layout(self.path, num_classes, samples, epochs, self.top_k, self.values)
+        self.epoch = epoch
+        self._pipeline.set_epoch(epoch)
+        if self.covers(epoch + 1) or self.failed:
+            return
+        self.open_writer()
+        if not self.covers(epoch):
+            self.complete(epoch * self.layout.samples, self.answers)
+
+    def answer(self, inputs: Tensor, data_samples: list[Any]) -> Tensor | TopK:
+        """Return what the teacher says about a training batch, in the form that every student gets.
+
+        Args:
+            inputs: images `(B, C, H, W)`, normalised.
+            data_samples: B samples of the seeded pipeline.
+
+        Raises:
+            SoftLabelsError: damaged rows, or the disk cannot take more, and the run is to stop then.
+        """
+        keys = keys_of(data_samples)
+        if self.labels is not None and int(keys.max()) < len(self.labels):
+            rows = self.labels.take(keys.numpy())
+            if rows.seeds is None or not np.array_equal(rows.seeds, self.seeds(keys)):
+                raise SoftLabelsError(
+                    f"{self.path} has rows of other augmentation; write the soft labels again"
+                )
+            values = torch.from_numpy(np.ascontiguousarray(rows.values)).to(inputs.device)
+            ids = torch.from_numpy(rows.ids.astype(np.int64)).to(inputs.device)
+        else:
+            values, ids = self.record(keys, self._model.speaking_teacher()(inputs))
+        return teacher_form(values, ids, self.layout.num_classes, self.settings.rest)
+
+    def end_epoch(self) -> None:
+        """Ask about images that the epoch left out, and commit it.
+
+        Raises:
+            SoftLabelsError: the disk cannot take it, and the run is to stop then.
+        """
+        if self.writing and not self.covers(self.epoch + 1):
+            self.complete((self.epoch + 1) * self.layout.samples, self.answers)
+
+    def answers(self, keys: Any, batch_size: int = 64, workers: int = 0) -> Iterator[tuple[Any, Tensor]]:
+        """Ask the teacher about keys: yield some of them `(n,)` and its logits `(n, K)`, until all are."""
+        images = KeyedImages(self.dataset, keys)
+        loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=default_collate)
+        batches = (self._model.data_preprocessor(batch, False) for batch in loader)
+        teacher = self._model.speaking_teacher()
+        return answers_to(
+            ((keys_of(batch["data_samples"]).numpy(), batch["inputs"]) for batch in batches),
+            teacher,
+            batch_size,
+            partial(torch.autocast, teacher.device.type, enabled=self._amp),
+        )
+
+    def verify_stored(self) -> str:
+        """Ask the teacher again about some stored images; return a line about it.
+
+        Raises:
+            SoftLabelsError: an answer is further from the stored one than arithmetic explains.
+        """
+        tolerance = TOLERANCE["autocast" if self._amp else self.layout.values]
+        return self.verify(self.answers, self.settings.verify, tolerance)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StoredTeacher":
+        """Return itself: a student's copy (an averaged model, say) has the same store."""
+        return self
 
 
 def identity_of(
-    settings: SoftLabelSettings,
+    model: Any,
     layout: SoftLabelsLayout,
-    teacher: TeacherSettings,
-    preprocessor: Any,
     dataset: Any,
     pipeline: list[Any],
     amp: bool,
@@ -100,10 +222,8 @@ def identity_of(
     """Return what a store must agree in with a run, as names and texts.
 
     Args:
-        settings: of the store.
+        model: an LsKdClassifier with settings of soft labels.
         layout: of the store.
-        teacher: who speaks.
-        preprocessor: mmcls' data preprocessor, which makes the batches.
         dataset: the training images.
         pipeline: its transforms as the recipe has them.
         amp: whether the teacher runs in mixed precision.
@@ -112,9 +232,15 @@ def identity_of(
     Raises:
         LskdError: the teacher's checkpoint cannot be read.
     """
+    teacher: TeacherSettings = model.teacher_settings
     if not Path(teacher.checkpoint).is_file():
         raise LskdError(f"the teacher's checkpoint {teacher.checkpoint} does not exist; check the path.")
     steps = {f"step{number} {_kind(step)}": _described(step) for number, step in enumerate(pipeline)}
+    policy = MixingPolicy() if mixing is None else mixing.policy
+    mixes = policy.probability > 0 and max(policy.mixup_alpha, policy.cutmix_alpha) > 0
+    mixed = {each.name: _text(getattr(policy, each.name)) if mixes else "off" for each in fields(policy)}
+    batches = model.data_preprocessor
+    normalised = getattr(batches, "_enable_normalize", False)
     return {
         "stored": {"classes": layout.num_classes, "top_k": layout.k, "values": layout.values},
         "teacher": {
@@ -130,8 +256,14 @@ def identity_of(
         },
         "data": {"images": layout.samples, "listing": listing_checksum(dataset)},
         # The number of steps too: what only one side names would not be compared.
-        "augmentation": {"seed": settings.seed, "steps": len(steps), **steps, **_mixed(mixing)},
-        "batches": _batches(preprocessor),
+        "augmentation": {"seed": model.soft_label_settings.seed, "steps": len(steps), **steps, **mixed},
+        "batches": {
+            "mean": _text(batches.mean.flatten().tolist() if normalised else None),
+            "std": _text(batches.std.flatten().tolist() if normalised else None),
+            "to_rgb": _text(getattr(batches, "to_rgb", False)),
+            "pad_size_divisor": _text(getattr(batches, "pad_size_divisor", 1)),
+            "pad_value": _text(getattr(batches, "pad_value", 0)),
+        },
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
 
@@ -139,49 +271,29 @@ def identity_of(
 def listing_checksum(dataset: Any) -> str:
     """Return a checksum of a data set's relative file names (or arrays) and labels."""
     digest = hashlib.sha256()
-    root = Path(dataset.data_root or "")
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
-        path = info.get("img_path")
-        if path is not None:
-            inside = Path(path).is_relative_to(root)
-            name = (Path(path).relative_to(root) if inside else Path(path)).as_posix()
-            digest.update(name.encode(errors="surrogateescape"))
-        else:
+        name = name_of(dataset.data_root, info)
+        if name is None:
             digest.update(np.ascontiguousarray(info["img"]).tobytes())
+        else:
+            digest.update(name.encode(errors="surrogateescape"))
         digest.update(f"\t{np.asarray(info['gt_label']).tolist()}\n".encode())
     return digest.hexdigest()
 
 
 def _beside(teacher: TeacherSettings) -> str:
-    """What else decides how the teacher sees an image: the args.yaml of its run, or its config."""
+    """Return what else decides how the teacher sees an image: the args.yaml of its run, or its config."""
     if teacher.library == "mmcls":
         try:
-            return _checksum(_text(Config.fromfile(str(teacher.config)).to_dict().get("model")))
+            model = Config.fromfile(str(teacher.config)).to_dict().get("model")
         except Exception as error:  # a config is a program
-            reason = " ".join(str(error).split())[:200]
             raise LskdError(
-                f"the teacher's config {teacher.config} cannot be read ({reason}); check it."
+                f"the teacher's config {teacher.config} cannot be read ({one_line(error, 200)}); check it."
             ) from None
+        return hashlib.sha256(_text(model).encode()).hexdigest()
     arguments = Path(teacher.checkpoint).parent / "args.yaml"
     return file_checksum(arguments) if arguments.is_file() else "none"
-
-
-def _batches(preprocessor: Any) -> dict[str, str]:
-    normalised = getattr(preprocessor, "_enable_normalize", False)
-    return {
-        "mean": _text(preprocessor.mean.flatten().tolist() if normalised else None),
-        "std": _text(preprocessor.std.flatten().tolist() if normalised else None),
-        "to_rgb": _text(getattr(preprocessor, "to_rgb", False)),
-        "pad_size_divisor": _text(getattr(preprocessor, "pad_size_divisor", 1)),
-        "pad_value": _text(getattr(preprocessor, "pad_value", 0)),
-    }
-
-
-def _mixed(mixing: ImageMixing | None) -> dict[str, str]:
-    policy = MixingPolicy() if mixing is None else mixing.policy
-    on = policy.probability > 0 and max(policy.mixup_alpha, policy.cutmix_alpha) > 0
-    return {field.name: _text(getattr(policy, field.name)) if on else "off" for field in fields(policy)}
 
 
 def _kind(step: Any) -> str:
@@ -196,10 +308,6 @@ def _described(step: Any) -> Any:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _version(distribution: str) -> str:

@@ -1,16 +1,44 @@
-"""The teacher: a frozen model, outside the student's module tree, that answers to the student's batches."""
+"""The teacher: which one a recipe names, built from timm, torchvision or mmcls, tried and made fast."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmengine.dist import get_dist_info
 from torch import Tensor, nn
-from torch.nn import functional
 
-from lskd import Convention, LskdError, target_entropy, target_values
-from lskd.teachers.fast import FastTeacher, TeacherForm
-from lskd.teachers.outputs import logits_of
+from lskd import (
+    CheckpointError,
+    Convention,
+    FrozenTeacher,
+    LskdError,
+    load_teacher_weights,
+    target_entropy,
+    target_values,
+)
+from lskd.base.files import read_yaml
+from lskd.base.install import how_to_install
+from lskd.errors import one_line
+from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
+from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
+from lskd.teachers.preflight import check_teacher, spread_indices
+from lskd.teachers.replay import replayed
+from mmcls_bnn.binary.packed import deployable
+from mmcls_bnn.compat import MODELS, labels_of
+from mmcls_bnn.recipe import settings_of
+
+_IMAGENET = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+_BATCH = 64
+
+# A network, the images that it was trained with, and their side, where it is known.
+_Built = tuple[nn.Module, Normalisation, int | None]
 
 
 @dataclass(frozen=True)
@@ -50,14 +78,10 @@ class TeacherSettings:
         Raises:
             LskdError: for a key that is unknown or missing, or a value out of range.
         """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise LskdError(f"model.teacher has an unknown key {key!r}; there are {', '.join(known)}.")
-        if not values.get("checkpoint"):
+        settings = settings_of(cls, {"checkpoint": "", **values}, "model.teacher")
+        if not settings.checkpoint:
             raise LskdError("model.teacher names no checkpoint; give checkpoint='FILE' there.")
-        settings = cls(**values)
-        if settings.library not in ("timm", "torchvision", "mmcls"):
+        if settings.library not in _BUILDERS:
             raise LskdError(f"model.teacher has source {settings.source!r}; give timm, torchvision or mmcls.")
         wanted = "config" if settings.library == "mmcls" else "model"
         if not getattr(settings, wanted):
@@ -85,116 +109,299 @@ class TeacherSettings:
 
 
 @dataclass(frozen=True)
-class InputFormat:
-    """What a model's images look like: normalisation in mmcls' units (0 to 255) and order of channels."""
+class FastTeacherSettings:
+    """`model.distillation.teacher_fast` of a recipe.
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    rgb: bool
-
-    @classmethod
-    def of_preprocessor(cls, preprocessor: Any, channels: int) -> "InputFormat":
-        """Read it from mmcls' data preprocessor."""
-        if not getattr(preprocessor, "_enable_normalize", False):
-            return cls((0.0,) * channels, (1.0,) * channels, bool(preprocessor.to_rgb))
-        return cls(
-            tuple(preprocessor.mean.flatten().tolist()),
-            tuple(preprocessor.std.flatten().tolist()),
-            bool(preprocessor.to_rgb),
-        )
-
-
-class Teacher:
-    """A frozen teacher.
-
-    No `nn.Module` on purpose: a classifier that holds one as an attribute does not own its parameters, so
-    they are in no checkpoint, optimiser or DistributedDataParallel bucket, the runner does not initialise
-    them, and `train()` does not reach BatchNorm or dropout.
-
-    Args:
-        model: a classifier that returns logits; it is put in eval mode and frozen.
-        own: the format of the images that the model was trained with.
-        student: the format of the batches it will get.
-        image_size: resize batches to this side; None: leave them as they are.
+    Attributes:
+        mode: "none", "auto", "float32", "bfloat16" or "int8", see :func:`lskd.teachers.fast.choose_fast`.
+        bound: largest mean KL(exact || fast) in nats.
     """
 
-    def __init__(
-        self, model: nn.Module, own: InputFormat, student: InputFormat, image_size: int | None = None
-    ) -> None:
-        """Freeze the model."""
-        self.model = model.eval().requires_grad_(False)
-        self.image_size = image_size
-        self.flip = own.rgb != student.rgb and len(own.mean) == 3
-        self._fast: FastTeacher | None = None
-        self._constants: tuple[Tensor, Tensor] | None = None
-        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (student.mean, student.std))
-        if self.flip:
-            mean, std = mean.flip(0), std.flip(0)
-        own_mean, own_std = (torch.tensor(values, dtype=torch.float64) for values in (own.mean, own.std))
-        if not (torch.equal(mean, own_mean) and torch.equal(std, own_std)):
-            # (x s_s + m_s - m_t) / s_t as one multiplication and one addition.
-            scale, shift = std / own_std, (mean - own_mean) / own_std
-            self._constants = (scale.float().view(1, -1, 1, 1), shift.float().view(1, -1, 1, 1))
+    mode: FastMode = "auto"
+    bound: float = FAST_BOUND
 
-    @property
-    def converts(self) -> bool:
-        """Whether it gets the student's batches in another normalisation or order of channels."""
-        return self._constants is not None or self.flip
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "FastTeacherSettings":
+        """Build them from a recipe.
 
-    def to(self, device: torch.device) -> "Teacher":
-        """Move weights and constants to `device`."""
-        self.model.to(device=device)
-        if self._constants is not None:
-            scale, shift = self._constants
-            self._constants = (scale.to(device), shift.to(device))
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
-        """Be the teacher of a student's copy (an averaged model, say) too: it never changes."""
-        return self
-
-    @property
-    def form(self) -> TeacherForm:
-        """In which form it answers."""
-        return TeacherForm() if self._fast is None else self._fast.form
-
-    def use(self, fast: FastTeacher) -> None:
-        """Answer with a fast teacher from now on, and let go of the exact model."""
-        self._fast, self.model = fast, fast.model
-
-    def prepare(self, batch: Tensor) -> Tensor:
-        """Turn a batch as the student gets it into what the model gets, in float32."""
-        if self.flip:
-            batch = batch.flip(1)
-        if self._constants is not None:
-            scale, shift = self._constants
-            batch = torch.addcmul(shift, batch.float(), scale)
-        if self.image_size is not None and tuple(batch.shape[-2:]) != (self.image_size, self.image_size):
-            batch = functional.interpolate(
-                batch.float(), size=self.image_size, mode="bicubic", antialias=True, align_corners=False
+        Raises:
+            LskdError: for a key that is unknown, or a value out of range.
+        """
+        where = "model.distillation.teacher_fast"
+        if not isinstance(values, Mapping):
+            raise LskdError(f"{where} is {values!r}; give dict(mode='auto').")
+        settings = settings_of(cls, values, where)
+        if settings.mode not in FAST_MODES:
+            raise LskdError(f"{where}.mode is {settings.mode!r}; it must be one of {', '.join(FAST_MODES)}.")
+        bound = settings.bound
+        if not isinstance(bound, int | float) or not 0 < bound < math.inf:
+            raise LskdError(
+                f"{where}.bound is {bound!r}; it must be a KL divergence in nats above 0, "
+                f"{FAST_BOUND:g} by default."
             )
-        return batch.float()
-
-    def answer(self, images: Tensor) -> Any:
-        """Return what the model returns for prepared images."""
-        return self.model(images) if self._fast is None else self._fast(images)
-
-    def __call__(self, batch: Tensor) -> Tensor:
-        """Return logits `(B, K)` for a batch `(B, C, H, W)` as the student gets it."""
-        with torch.inference_mode():
-            logits = logits_of(self.answer(self.prepare(batch)))
-        # Autograd refuses to save an inference tensor for the student's backward pass: return a normal copy.
-        return logits.clone()
+        return settings
 
 
-def describe_teacher(settings: TeacherSettings, teacher: Teacher, num_classes: int) -> str:
-    """Say in one line which teacher was loaded, and what its smoothing makes of the loss."""
+class LogitsOf(nn.Module):
+    """An mmcls classifier that returns the logits that mmcls' own evaluation makes scores of.
+
+    Most heads return them; ConformerHead returns two tensors, and it is their sum that is evaluated.
+
+    Args:
+        classifier: it is changed: its predictions are these logits from now on.
+
+    Raises:
+        LskdError: a classifier without a head, or a head of several tasks.
+    """
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+        head = getattr(classifier, "head", None)
+        last: Any = classifier if head is None else head
+        if not hasattr(last, "_get_predictions"):
+            raise LskdError(
+                f"{type(last).__name__} gives no one score for each class; use a classifier with one head"
+            )
+        last._get_predictions = _as_they_are
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return logits `(B, K)`."""
+        classifier: Any = self.classifier
+        if getattr(classifier, "head", None) is None:  # timm's and Hugging Face's models in mmcls' clothes
+            logits: Tensor = classifier.predict(batch)
+        else:
+            logits = classifier.head.predict(classifier.extract_feat(batch))
+        return logits
+
+
+def _as_they_are(logits: Tensor, *_: Any) -> Tensor:
+    return logits
+
+
+def normalisation_of(preprocessor: Any, channels: int) -> Normalisation:
+    """Return what mmcls' data preprocessor does to images, in mmcls' units (0 to 255)."""
+    rgb = bool(preprocessor.to_rgb)
+    if not getattr(preprocessor, "_enable_normalize", False):
+        return Normalisation((0.0,) * channels, (1.0,) * channels, rgb)
+    mean, std = (tuple(values.flatten().tolist()) for values in (preprocessor.mean, preprocessor.std))
+    return Normalisation(mean, std, rgb)
+
+
+def load_teacher(settings: TeacherSettings, num_classes: int, student: Normalisation) -> FrozenTeacher:
+    """Build the teacher and load its weights, on the CPU.
+
+    Args:
+        settings: which teacher.
+        num_classes: the student's class count.
+        student: of the student's batches.
+
+    Raises:
+        LskdError: unknown model, a checkpoint that is missing, unsafe or of another architecture, another
+            count of classes or channels.
+    """
+    weights = load_teacher_weights(settings.checkpoint)  # first: a missing file is the commonest mistake
+    model, own, size = _BUILDERS[settings.library](settings, num_classes, len(student.mean))
+    if settings.mean is not None and settings.std is not None:
+        own = Normalisation(tuple(map(float, settings.mean)), tuple(map(float, settings.std)), own.rgb)
+    _check_channels(settings, len(own.mean), len(student.mean))
+    _load(model, weights, settings, num_classes)
+    if settings.library == "mmcls":
+        model = LogitsOf(model)
+    size = settings.image_size or size
+    return FrozenTeacher(model, own, student, None if size is None else (size, size), name=settings.name)
+
+
+def describe_teacher(settings: TeacherSettings, teacher: FrozenTeacher, num_classes: int) -> str:
+    """Return a line about which teacher was loaded, and what its smoothing makes of the loss."""
     line = f"teacher '{settings.name}' of {settings.library}: {settings.checkpoint}, "
     line += "images converted to its own normalisation" if teacher.converts else "normalisation the student's"
     if teacher.image_size is not None:
-        line += f", resized to {teacher.image_size}"
+        line += f", resized to {teacher.image_size[0]}"
     if settings.smoothing is not None:
         entropy = target_entropy(num_classes, settings.smoothing, 1.0, settings.convention)
         line += f"; trained with smoothing {settings.smoothing:g} ({settings.convention}): the entropy of an "
         line += f"ideal one is {entropy:.3f} nats, the least that its student's loss can be"
     return line
+
+
+def try_teacher(model: Any, dataset: Any, samples: int) -> str:
+    """Measure the teacher's accuracy over all processes and return a line about it.
+
+    Args:
+        model: an LsKdClassifier.
+        dataset: validation images, with their transforms.
+        samples: how many to take, spread over the set.
+
+    Raises:
+        LskdError: the teacher is not better than chance, or cannot process the images.
+    """
+    rank, processes = get_dist_info()
+    batches = _batches(model, dataset, spread_indices(len(dataset), samples)[rank::processes], False)
+    return check_teacher(
+        model.load_teacher(),
+        ((batch["inputs"], labels_of(batch["data_samples"])) for batch in batches),
+        int(model.head.num_classes),
+        size_option="model.teacher.image_size",
+        skip_option="TeacherHook with samples=0",
+    )
+
+
+def speed_up(model: Any, dataset: Any, amp: bool) -> str:
+    """Make the teacher a fast one, as asked, and return a line about it.
+
+    Args:
+        model: an LsKdClassifier, whose exact teacher is replaced.
+        dataset: the training images, with their transforms; every process takes the same ones.
+        amp: whether the exact teacher runs in mixed precision.
+
+    Raises:
+        LskdError: a model for which the mode cannot be had, or an error above the bound.
+    """
+    teacher = model.load_teacher()
+    layers: dict[str, Any] = {}
+    if model.teacher_settings.library == "timm":  # that may be folded, see lskd.teachers.fast.fold_batch_norm
+        from timm.layers import BatchNormAct2d
+        from timm.layers.conv2d_same import Conv2dSame
+
+        norms = {BatchNormAct2d: lambda norm: nn.Sequential(norm.drop, norm.act)}
+        layers = {"convolutions": (Conv2dSame,), "norms": norms}
+    with replayed(0):  # the run's own generators must not notice
+        batches = _batches(model, dataset, spread_indices(len(dataset), FAST_SAMPLES), True)
+        images = [batch["inputs"] for batch in batches]
+    line: str = teacher.speed_up(
+        images,
+        model.teacher_mode,
+        model.fast_settings.bound,
+        option="model.distillation.teacher_fast",
+        autocast=partial(torch.autocast, teacher.device.type, enabled=amp),
+        **layers,
+    )
+    return line
+
+
+def _batches(model: Any, dataset: Any, indices: Sequence[int], training: bool) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(indices), _BATCH):
+        batch = default_collate([dataset[index] for index in indices[start : start + _BATCH]])
+        yield model.data_preprocessor(batch, training)
+
+
+def _timm(settings: TeacherSettings, num_classes: int, channels: int) -> _Built:
+    try:
+        import timm
+    except ImportError:
+        raise LskdError(
+            f"the teacher is a timm model and timm is not installed here; {how_to_install('timm')}"
+        ) from None
+    name = str(settings.model)
+    architecture = name.partition(".")[0]
+    _check_name(name, architecture, timm.list_models(), "timm")
+    run = _run_settings(Path(settings.checkpoint), architecture)
+    trained = int(run.get("in_chans") or (run.get("input_size") or (channels,))[0])
+    _check_channels(settings, trained, channels)
+    arguments = {**(run.get("model_kwargs") or {}), **(settings.kwargs or {})}
+    try:
+        model: nn.Module = timm.create_model(
+            name, pretrained=False, num_classes=num_classes, in_chans=channels, **arguments
+        )
+        data = timm.data.resolve_data_config(run, model=model)
+    except Exception as error:  # timm and its models raise whatever they like
+        raise LskdError(f"teacher '{name}' cannot be created: {one_line(error, 200)}") from None
+    own = Normalisation.of(data["mean"], data["std"], channels, scale=255)
+    return model, own, int(data["input_size"][-1]) if run.get("img_size") else None
+
+
+def _torchvision(settings: TeacherSettings, num_classes: int, channels: int) -> _Built:
+    from torchvision import models
+
+    name = str(settings.model)
+    _check_name(name, name, models.list_models(module=models), "torchvision")
+    try:
+        model: nn.Module = models.get_model(
+            name, weights=None, num_classes=num_classes, **(settings.kwargs or {})
+        )
+    except (TypeError, ValueError) as error:
+        raise LskdError(f"teacher '{name}' cannot be created: {one_line(error, 200)}") from None
+    return model, _IMAGENET, None
+
+
+def _mmcls(settings: TeacherSettings, num_classes: int, channels: int) -> _Built:
+    path = str(settings.config)
+    if not Path(path).is_file():
+        raise LskdError(f"the teacher's config {path} does not exist; give the path of an mmcls config.")
+    try:
+        config = Config.fromfile(path)
+        # Weights come from the checkpoint alone: nothing is to be fetched or drawn for it.
+        description = deployable(config.model.to_dict(), config.get("data_preprocessor"))
+        description["data_preprocessor"] = {**description["data_preprocessor"], "type": "ClsDataPreprocessor"}
+        model: nn.Module = MODELS.build(description)
+    except LskdError:
+        raise
+    except Exception as error:  # a config is a program, and the registry raises whatever its classes raise
+        raise LskdError(f"the teacher cannot be built from {path}: {one_line(error, 200)}") from None
+    found = getattr(getattr(model, "head", None), "num_classes", num_classes)
+    if found != num_classes:
+        raise LskdError(_other_classes(path, found, num_classes))
+    return model, normalisation_of(model.data_preprocessor, channels), None
+
+
+_BUILDERS = {"timm": _timm, "torchvision": _torchvision, "mmcls": _mmcls}
+
+
+def _load(
+    model: nn.Module, weights: Mapping[str, Tensor], settings: TeacherSettings, num_classes: int
+) -> None:
+    wanted = model.state_dict()
+    missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or unexpected:
+        example = (
+            f"it has no '{missing[0]}'" if missing else f"it has '{unexpected[0]}', which the model has not"
+        )
+        raise CheckpointError(
+            f"{settings.checkpoint} contains weights of another architecture than {settings.name}: {example} "
+            f"({len(missing)} missing, {len(unexpected)} unexpected); name the model it was saved from."
+        )
+    for key, tensor in weights.items():
+        if tensor.shape == wanted[key].shape:
+            continue
+        # The classifier is what has as many rows as there are classes, and for the rest the same shape.
+        if wanted[key].shape[:1] == (num_classes,) and tensor.shape[1:] == wanted[key].shape[1:]:
+            raise CheckpointError(_other_classes(settings.checkpoint, tensor.shape[0], num_classes))
+        raise CheckpointError(
+            f"{settings.checkpoint} does not fit {settings.name}: '{key}' is {list(tensor.shape)}, the "
+            f"model's is {list(wanted[key].shape)}; give model.teacher the kwargs it was trained with."
+        )
+    model.load_state_dict(dict(weights))
+
+
+def _other_classes(where: str, found: int, wanted: int) -> str:
+    return (
+        f"the teacher in {where} has {found} classes, the student {wanted}; "
+        "give a teacher that was trained on the student's classes."
+    )
+
+
+def _check_channels(settings: TeacherSettings, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise LskdError(
+            f"teacher '{settings.name}' takes {found} input channels, the student {wanted}; "
+            "give a teacher that was trained on the student's images."
+        )
+
+
+def _check_name(name: str, architecture: str, known: list[str], library: str) -> None:
+    if architecture in known:
+        return
+    near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"see the models of {library}."
+    raise LskdError(f"unknown teacher '{name}': {library} has no such model; {hint}")
+
+
+def _run_settings(checkpoint: Path, architecture: str) -> dict[str, Any]:
+    """Return the args.yaml that timm's trainers leave beside a checkpoint; {}: it is not this model's."""
+    try:
+        content = read_yaml(checkpoint.parent / "args.yaml")
+    except LskdError:
+        return {}
+    ours = isinstance(content, dict) and str(content.get("model")).partition(".")[0] == architecture
+    return content if ours else {}

@@ -181,7 +181,7 @@ class MmclsChecks:
         import torch
 
         from mmcls_bnn.compat import MODELS
-        from mmcls_bnn.distil.step1 import NOTE
+        from mmcls_bnn.distil.classifier import NOTE
 
         model = cfg.model.to_dict()
         model["backbone"]["binarize"] = ("activations",)

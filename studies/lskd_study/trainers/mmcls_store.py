@@ -51,7 +51,10 @@ def views(plan: Plan, run: Run) -> Views:
 
 def _check_transforms(path: str, part: Any) -> None:
     """Check a pipeline, transforms within transforms too."""
+    from mmcls_bnn import data
     from mmcls_bnn.compat import FRAMEWORK, use_registry
+
+    assert data  # importing it registers its transforms
 
     if isinstance(part, list):
         for inner in part:

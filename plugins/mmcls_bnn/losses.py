@@ -22,11 +22,8 @@ class SmoothedCrossEntropy(nn.Module):
     def __init__(
         self, alpha: float = 0.0, convention: Convention = "paper", loss_weight: float = 1.0
     ) -> None:
-        """Keep the settings."""
         super().__init__()
-        self.alpha = alpha
-        self.convention = convention
-        self.loss_weight = loss_weight
+        self.alpha, self.convention, self.loss_weight = alpha, convention, loss_weight
 
     def forward(self, cls_score: Tensor, target: Tensor, avg_factor: float | None = None, **_: Any) -> Tensor:
         """Return the loss, a scalar in nats.
