@@ -107,6 +107,10 @@ def test_errors_of_the_study_file_come_through(here, capsys):
             {"data": {"path": "x/digits", "num_classes": 10}},
             "make it with `lskd data digits --output x/digits`",
         ),
+        (
+            {"data": {"path": "data", "num_classes": 11, "prepare": "digits"}},
+            "`lskd data digits` makes 10 classes; mend one",
+        ),
         ({"data": {"path": "data", "num_classes": 3}}, "data/train has 2 class folders but num_classes is 3"),
     ],
 )

@@ -142,13 +142,9 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
         runs: those of the kind.
     """
     run = runs[0]
-    words = trainer.command(scratch, run)[2:]
-    if run.teacher:
-        _write_teacher(scratch, plan.run(run.teacher))
-        words += ["--kd-preflight-samples", "0"]  # it has learnt nothing
     with _quiet():
         begun = time.perf_counter()
-        session = _Session(parse_arguments(words))
+        session = open_session(scratch, run)
         opening = time.perf_counter() - begun
         step = _seconds_of_a_batch(session.loader, SECONDS, session.train)
         validation = _seconds_of_a_batch(session.loader_eval, SECONDS / 2, session.validate)
@@ -176,7 +172,21 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
     return rows
 
 
-class _Session:
+def open_session(plan: Plan, run: Run, *more: str) -> "Session":
+    """Return what a run trains with, taught by an untrained teacher; ``more``: arguments after the run's."""
+    words = [*trainer.command(plan, run)[2:], *more]
+    if run.teacher:
+        words += ["--kd-preflight-samples", "0"]  # it has learnt nothing
+        teacher = plan.run(run.teacher)
+        args = parse_arguments([*trainer.command(plan, teacher)[2:], *more])
+        folder = plan.folder(teacher)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": parts.create_student(args).state_dict()}, folder / CHECKPOINT)
+        (folder / "args.yaml").write_text(yaml.safe_dump(vars(args)), encoding="utf-8")
+    return Session(parse_arguments(words))
+
+
+class Session:
     """What a run trains with, built by the trainer's own code."""
 
     def __init__(self, args: Namespace) -> None:
@@ -207,14 +217,17 @@ class _Session:
         self.optimizer = parts.create_optimizer(args, model)
 
     def train(self, loader: Any) -> None:
+        """Train on a loader's batches."""
         train_one_epoch(
             0, self.task, loader, self.optimizer, self.args, autocast=self.autocast, scaler=self.scaler
         )
 
     def validate(self, loader: Any) -> None:
+        """Validate on a loader's batches."""
         validate(self.task.get_eval_model(), loader, self.args, self.autocast)
 
     def ask_teacher(self, loader: Any) -> None:
+        """Ask the teacher about a loader's images."""
         with torch.inference_mode(), self.autocast():
             for images, _ in loader:
                 answer(self.task.teacher, images, self.args.kd_teacher)
@@ -262,16 +275,6 @@ class _Timed:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.laps.append(time.perf_counter())
-
-
-def _write_teacher(plan: Plan, teacher: Run) -> None:
-    """Write an untrained teacher where its student's command looks for it."""
-    folder = plan.folder(teacher)
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        args = parse_arguments(trainer.command(plan, teacher)[2:])
-        torch.save({"state_dict": parts.create_student(args).state_dict()}, folder / CHECKPOINT)
-        (folder / "args.yaml").write_text(yaml.safe_dump(vars(args)), encoding="utf-8")
 
 
 @contextlib.contextmanager
