@@ -15,13 +15,12 @@ from timm.task import ClassificationTask, LogitDistillationTask
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter, TopK
+from lskd import DistillationLoss, FrozenTeacher, SoftLabels, SoftLabelsWriter, TopK
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.teacher_terms import top_k_log_probabilities
-from lskd.teachers.fast import choose_fast
-from timm_ls_kd.normalisation import Normalisation
+from lskd.teachers.fast import FastMode, choose_fast
+from lskd.teachers.frozen import Normalisation
 from timm_ls_kd.task import LsKdTask
-from timm_ls_kd.teacher import Teacher
 
 BATCH, CLASSES, TOP_K = 16, 1000, 10
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -78,26 +77,21 @@ def _timms(student: nn.Module, teacher: nn.Module) -> LogitDistillationTask:
 
 
 def _ours(
-    student: nn.Module, model: nn.Module, mode: str, images: Tensor, compiled: bool = False
+    student: nn.Module, model: nn.Module, mode: FastMode, images: Tensor, compiled: bool = False
 ) -> LsKdTask:
-    teacher = Teacher(copy.deepcopy(model), IMAGENET, IMAGENET)
-    if mode != "exact":
-        choice = choose_fast(
-            teacher.model,
-            images,
-            mode,
-            compiled=compiled,
-            batch_size=len(images),  # type: ignore[arg-type]
+    teacher = FrozenTeacher(copy.deepcopy(model), IMAGENET, IMAGENET)
+    if mode != "none":
+        option = f"--kd-teacher-fast {mode}"
+        print(
+            "\n" + teacher.speed_up([images], mode, option=option, compiled=compiled, batch_size=len(images))
         )
-        print(f"\n{mode}: {choice.line}")
-        teacher.use(choice.teacher)
     return LsKdTask(student, teacher)
 
 
 @pytest.mark.parametrize(
     ("mode", "compiled", "channels_last", "bar"),
     [
-        ("exact", False, False, None),
+        ("none", False, False, None),
         ("float32", False, False, None),
         ("float32", True, False, None),
         ("bfloat16", False, False, None),
@@ -108,7 +102,7 @@ def _ours(
 def test_step_online(
     ratio: Callable[..., None],
     work: SimpleNamespace,
-    mode: str,
+    mode: FastMode,
     compiled: bool,
     channels_last: bool,
     bar: float | None,

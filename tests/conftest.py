@@ -114,7 +114,7 @@ def without_float64(monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    from lskd.base import devices as _devices
+    from lskd.base import tensors as _devices
 
     class WithoutFloat64(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):

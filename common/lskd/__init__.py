@@ -25,7 +25,8 @@ if typing.TYPE_CHECKING:
         target_values,
     )
     from lskd.teacher_terms import AlphaSchedule, ensemble_logits
-    from lskd.terms import Rest, TopK, distillation_terms
+    from lskd.teachers.frozen import FrozenTeacher
+    from lskd.terms import TopK, distillation_terms
 
 __all__ = [
     "AlphaSchedule",
@@ -33,9 +34,9 @@ __all__ = [
     "Convention",
     "DistillationLoss",
     "DivergedError",
+    "FrozenTeacher",
     "LossComponents",
     "LskdError",
-    "Rest",
     "SoftLabels",
     "SoftLabelsError",
     "SoftLabelsWriter",
@@ -66,7 +67,8 @@ _HOMES = {
     "lskd.stability": "Stability",
     "lskd.targets": "Convention convert_alpha smooth_targets target_entropy target_mass target_values",
     "lskd.teacher_terms": "AlphaSchedule ensemble_logits",
-    "lskd.terms": "Rest TopK distillation_terms",
+    "lskd.teachers.frozen": "FrozenTeacher",
+    "lskd.terms": "TopK distillation_terms",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 
-from lskd.base.devices import accumulator_dtype, widened
+from lskd.base.tensors import accumulator_dtype, widened
 from lskd.moments import class_moments, merge_moments, reduce_moments
 from lskd.targets import check_labels
 from lskd.teacher_terms import centred

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lskd.base.devices import widened
+from lskd.base.tensors import widened
 from lskd.targets import check_labels, check_temperature, transformed
 
 Rest = Literal["renormalise", "spread"]

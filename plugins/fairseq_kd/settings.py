@@ -8,7 +8,8 @@ from typing import Any, Optional, cast, get_args
 
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterionConfig
 
-from lskd import AlphaSchedule, Convention, LskdError, Rest
+from lskd import AlphaSchedule, Convention, LskdError
+from lskd.terms import Rest
 
 # What the papers say. What Shen et al. leave open is assumed, see docs/fairseq.md.
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(

@@ -25,7 +25,7 @@ from fairseq.trainer import Trainer
 from fairseq_kd.safe_loading import wrap
 from lskd import LskdError
 from lskd.base.files import whole_file
-from lskd.base.finite import require_finite, require_finite_weights
+from lskd.base.tensors import require_finite, require_finite_weights
 
 STATE = "fairseq_kd"  # in a checkpoint's extra_state
 # fairseq's words for gradients that are not finite, in one process, in several, and under --fp16.

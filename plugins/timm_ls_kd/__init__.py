@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from timm_ls_kd.evaluation import Evaluation, collect_logits
     from timm_ls_kd.task import LsKdTask
-    from timm_ls_kd.teacher import Teacher
 
-__all__ = ["Evaluation", "LsKdTask", "Teacher", "collect_logits"]
+__all__ = ["Evaluation", "LsKdTask", "collect_logits"]
 
 _HOMES = {
     "Evaluation": "evaluation",
     "collect_logits": "evaluation",
     "LsKdTask": "task",
-    "Teacher": "teacher",
 }
 
 

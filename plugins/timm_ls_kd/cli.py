@@ -49,18 +49,14 @@ def _run(script: str, argv: Sequence[str]) -> int:
 
         print(f"timm {timm.__version__}")
         return 0
-    if script == "soft-labels":
-        from timm_ls_kd.trainer import soft_label_command
-
-        return soft_label_command.main(argv)
     if Path(script).is_file():
         from timm_ls_kd import upstream
 
         return upstream.main(Path(script), argv)
-    if script == "train.py":
+    if script in ("train.py", "soft-labels"):
         from timm_ls_kd.trainer import main as trainer
 
-        return trainer.main(argv)
+        return trainer.train(argv) if script == "train.py" else trainer.store(argv)
     if script.endswith(".py"):
         raise LskdError(
             f"script {script} does not exist; give the path of timm's train.py, or plain train.py."

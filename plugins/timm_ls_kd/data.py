@@ -1,51 +1,241 @@
-"""Data loading for the bundled trainer: timm's data sets and transforms, in an order and with randomness that
-depend on nothing but (seed, epoch, sample), so that a resumed or a distributed run sees the same images."""
+"""Checks of an image folder, before anything heavy: what timm would pass over in silence."""
 
-import random
-import re
-import signal
-import sys
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from timm.data import FastCollateMixup, ImageDataset, Mixup, create_transform
-from timm.data.loader import PrefetchLoader, fast_collate
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from timm.data import ImageDataset, create_dataset, resolve_data_config
+from timm.data.readers.img_extensions import get_img_extensions
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+from timm.utils.misc import natural_key
+from torch import nn
 
 from lskd import LskdError
-from lskd.base.images import check_image
+from lskd.base.images import check_image, check_images, is_image, passed_over
 from lskd.errors import one_line
-from lskd.teachers.replay import augmentation_seed, replayed
-from timm_ls_kd.datacheck import leave_out_litter
-from timm_ls_kd.normalisation import Normalisation
+from lskd.teachers.frozen import Normalisation
+from timm_ls_kd.models import first_channels
 
-_COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
+# The names that timm looks for when there is no folder of the split's own name.
+_SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 
 
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Run a block on random generators seeded from `key`, and give the old state back."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed_all(*key)
+def is_image_folder(dataset: str, data_dir: str | None) -> bool:
+    """Tell whether timm reads `data_dir` as a folder of images (no tar file, no named data set)."""
+    return "/" not in dataset and not (data_dir is not None and Path(data_dir).is_file())
+
+
+def check_data(
+    dataset: str,
+    data_dir: str | None,
+    splits: Sequence[str],
+    *,
+    num_classes: int | None = None,
+    class_map: str = "",
+    open_images: bool = True,
+    other_split: str = "name it by --train-split or --val-split",
+) -> None:
+    """Check the data folder of a run; named data sets ('torch/cifar10') are left to timm.
+
+    Args:
+        dataset: timm's data set name, '' for folders.
+        data_dir: root folder.
+        splits: the splits that will be read.
+        num_classes: class count of the model; None: not compared.
+        class_map: file that maps class names to labels; with it not every folder must have images.
+        open_images: look into some of the images too.
+        other_split: what to do where there is no folder of a split, for messages.
+
+    Raises:
+        LskdError: missing or empty folder, no folder for a split, a class without images, splits with
+            different classes, another class count than the model's, a pickled class map, or images that
+            cannot be read.
+    """
+    if class_map.endswith(".pkl"):
+        raise LskdError(f"the class map {class_map} is pickled; write it as text, one class on each line.")
+    if data_dir is None:
+        if dataset.startswith(("hfds/", "hfids/", "tfds/")):
+            return
+        raise LskdError("no data folder is named; give it as --data-dir DIR.")
+    root = Path(data_dir)
+    if not root.exists():
+        if "/" in dataset:
+            return
+        raise LskdError(f"data folder {root} does not exist; check the path.")
+    if not is_image_folder(dataset, data_dir):
+        return
+    classes: dict[str, dict[str, list[Path]]] = {}
+    for split in splits:
+        folder = _split_folder(root, split, other_split)
+        classes[split] = _class_images(folder, strict=not class_map)
+    if not class_map:
+        _compare_classes(classes, root)
+        names = sorted(next(iter(classes.values())), key=natural_key)
+        if num_classes is not None and len(names) != num_classes:
+            raise LskdError(
+                f"data folder {root} has {len(names)} classes, the model {num_classes}; "
+                f"pass --num-classes {len(names)}."
+            )
+    if open_images:
+        check_images([path for images in classes.values() for paths in images.values() for path in paths])
+
+
+def _split_folder(root: Path, split: str, mend: str) -> Path:
+    name = split.partition("[")[0]
+    candidates: list[str] = [name, *next((names for names in _SYNONYMS if name in names), ())]
+    for candidate in candidates:
+        if (root / candidate).is_dir():
+            return root / candidate
+    if not any(root.iterdir()):
+        raise LskdError(
+            f"data folder {root} is empty; give the folder that holds {name}/ with one folder per class."
+        )
+    raise LskdError(
+        f"data folder {root} has no folder for the split '{split}' (looked for {', '.join(candidates)}); "
+        f"{mend}."
+    )
+
+
+def _class_images(folder: Path, strict: bool) -> dict[str, list[Path]]:
+    """Map class names to image files, as timm does: the class is the name of the folder an image lies in."""
+    extensions: set[str] = get_img_extensions(as_set=True)
+    classes: dict[str, list[Path]] = {}
+    holders = set()
+    folders = []
+    for where, subfolders, files in os.walk(folder, followlinks=True):
+        here = Path(where)
+        subfolders[:] = sorted(name for name in subfolders if not passed_over(name))
+        images = [here / name for name in sorted(files) if is_image(name, extensions)]
+        folders.append(here)
+        if not images:
+            continue
+        if here == folder:
+            raise LskdError(
+                f"image {images[0]} lies outside any class folder; move it into the folder of its class."
+            )
+        classes.setdefault(here.name, []).extend(images)
+        holders.update([here, *here.parents])
+    if not classes:
+        raise LskdError(f"{folder} holds no images; give a folder with one folder of images per class.")
+    empty = [path for path in folders if path not in holders]
+    if empty and strict:
+        raise LskdError(
+            f"class folder {empty[0]} has no images, so all later classes would get other labels; "
+            "fill or remove it."
+        )
+    return classes
+
+
+def _compare_classes(classes: dict[str, dict[str, list[Path]]], root: Path) -> None:
+    counts = Counter(name for images in classes.values() for name in images)
+    for name, count in sorted(counts.items()):
+        if count < len(classes):
+            having = next(split for split in classes if name in classes[split])
+            lacking = next(split for split in classes if name not in classes[split])
+            raise LskdError(
+                f"class '{name}' of {root} is in split '{having}' but not in '{lacking}', "
+                "so labels would differ; give both splits the same class folders."
+            )
+
+
+def leave_out_litter(dataset: Any, class_map: str = "") -> None:
+    """Take out of timm's list of a folder's images what `check_data` passes over: hidden files and the like.
+
+    Classes are numbered as if it were not there; with a `class_map` labels stay.
+    """
+    reader = getattr(dataset, "reader", None)
+    if not isinstance(reader, ReaderImageFolder):
+        return
+    parts = (Path(os.path.relpath(path, reader.root)).parts for path, _ in reader.samples)
+    kept = [
+        sample
+        for sample, names in zip(reader.samples, parts, strict=True)
+        if not any(map(passed_over, names))
+    ]
+    if len(kept) == len(reader.samples):
+        return
+    if not class_map:
+        labels = {label for _, label in kept}
+        names = [name for name, label in reader.class_to_idx.items() if label in labels]
+        numbers = {reader.class_to_idx[name]: number for number, name in enumerate(names)}
+        kept = [(path, numbers[label]) for path, label in kept]
+        reader.class_to_idx = {name: number for number, name in enumerate(names)}
+    reader.samples = kept
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How images become a model's input."""
+
+    input_size: tuple[int, int, int]
+    normalisation: Normalisation
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+
+def resolve_data(settings: Mapping[str, Any], model: nn.Module) -> DataConfig:
+    """Resolve a run's data configuration, with as many channels as the model has.
+
+    Raises:
+        LskdError: a mean or deviation for another number of channels.
+    """
+    channels = first_channels(model)
+    if channels not in (1, 3):
+        raise LskdError(f"images have 1 or 3 channels, --in-chans is {channels}.")
+    for name in ("mean", "std"):
+        if settings.get(name) is not None and len(settings[name]) not in (1, channels):
+            raise LskdError(f"--{name} has {len(settings[name])} values for {channels} channels.")
+    # timm looks at in_chans for the length of mean and std.
+    resolved = resolve_data_config({**settings, "in_chans": channels}, model=model)
+    return DataConfig(
+        input_size=(channels, *resolved["input_size"][-2:]),
+        normalisation=Normalisation.of(resolved["mean"], resolved["std"], channels),
+        interpolation=resolved["interpolation"],
+        crop_pct=resolved["crop_pct"],
+        crop_mode=resolved["crop_mode"],
+    )
+
+
+def open_dataset(
+    settings: Mapping[str, Any], split: str, channels: int, num_classes: int | None, training: bool = False
+) -> Any:
+    """Open a split of a run's data set.
+
+    Raises:
+        LskdError: data that timm cannot open or can only stream, or that has more classes than the model.
+    """
     try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-
-
-def seed_all(*key: int) -> None:
-    """Seed Python's, numpy's and torch's CPU generators from a tuple of whole numbers."""
-    words = np.random.SeedSequence(key).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(words[1])
-    torch.default_generator.manual_seed(int(words[2]))
+        dataset = create_dataset(
+            settings.get("dataset") or "",
+            root=settings["data_dir"],
+            split=split,
+            is_training=training,
+            class_map=settings.get("class_map") or "",
+            input_img_mode="RGB" if channels == 3 else "L",
+        )
+    except Exception as error:  # readers of many formats raise whatever they like
+        raise LskdError(
+            f"split '{split}' of {settings['data_dir']} cannot be opened: {one_line(error)}"
+        ) from None
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        raise LskdError(
+            f"data set '{settings['dataset']}' can only be streamed, which is not done here; "
+            "to train, pass upstream's script: timm /path/to/train.py ..."
+        )
+    guard(dataset, settings.get("class_map") or "")
+    labels = getattr(getattr(dataset, "reader", dataset), "class_to_idx", None) or {}
+    if labels and num_classes is not None and max(labels.values()) >= num_classes:
+        raise LskdError(
+            f"split '{split}' of {settings['data_dir']} has labels up to {max(labels.values())}, the model "
+            f"{num_classes} classes; pass --num-classes {max(labels.values()) + 1}."
+        )
+    return dataset
 
 
 class CheckedReader:
@@ -72,7 +262,7 @@ class CheckedReader:
         try:
             check_image(Image.open(file), self.filename(index, absolute=True))
         except Image.DecompressionBombError as error:
-            raise _unreadable(self.filename(index, absolute=True), error) from None
+            raise unreadable(self.filename(index, absolute=True), error) from None
         file.seek(0)
         return sample
 
@@ -96,276 +286,7 @@ def guard(dataset: Any, class_map: str = "") -> None:
         dataset.reader = CheckedReader(dataset.reader)
 
 
-class _ReadOnceReader(CheckedReader):
-    """Lets one sample be read once: timm's data set would quietly take the next for an unreadable one."""
-
-    def __init__(self, reader: Any) -> None:
-        super().__init__(reader)
-        self.open_for: int | None = None
-        self.current = -1
-
-    def allow(self, index: int) -> None:
-        self.open_for = self.current = index
-
-    def __getitem__(self, index: int) -> Any:
-        if index != self.open_for:
-            raise _unreadable(self.filename(self.current, absolute=True))
-        self.open_for = None
-        return super().__getitem__(index)
-
-
-class _Batch(list[Any]):
-    """Samples of one batch, and the seed for mixing them."""
-
-    key: tuple[int, ...] = ()
-
-
-class SeededDataset(Dataset[Any]):
-    """A timm data set whose augmentation depends on (seed, epoch, sample) alone.
-
-    Indices come from `EpochSampler` as `epoch * len + sample`, so that workers that live on know the epoch.
-    """
-
-    def __init__(self, dataset: Any, seed: int) -> None:
-        """Wrap `dataset`; its reader, where it has one, from now on skips no unreadable image."""
-        self.dataset = dataset
-        self.seed = seed
-        self.reader: _ReadOnceReader | None = None
-        reader = getattr(dataset, "reader", None)
-        if reader is not None:
-            self.reader = dataset.reader = (
-                reader if isinstance(reader, _ReadOnceReader) else _ReadOnceReader(reader)
-            )
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        """Return the sample that an index of `EpochSampler` stands for."""
-        epoch, sample = divmod(index, len(self.dataset))
-        # As for stored soft labels, so that a run with them sees the images that it would see without.
-        with replayed(augmentation_seed(self.seed, epoch, sample)):
-            return self.read(sample)
-
-    def read(self, sample: int) -> Any:
-        """Return a sample through the transform, with whatever randomness there is.
-
-        Raises:
-            LskdError: the image cannot be read.
-        """
-        if self.reader is not None:
-            self.reader.allow(sample)
-        try:
-            return self.dataset[sample]
-        except (OSError, SyntaxError, zlib.error) as error:
-            if self.reader is None:
-                raise
-            raise _unreadable(self.reader.filename(sample, absolute=True), error) from None
-
-    def __getitems__(self, indices: Sequence[int]) -> _Batch:
-        """Return a batch, with its seed for mixing."""
-        batch = _Batch(self[index] for index in indices)
-        batch.key = (self.seed, *divmod(indices[0], len(self.dataset)), _COLLATE)
-        return batch
-
-
-def _unreadable(path: str, error: Exception | None = None) -> LskdError:
+def unreadable(path: str, error: Exception | None = None) -> LskdError:
+    """Return the error of an image file."""
     reason = f" ({' '.join(str(error).split())})" if error is not None else ""
     return LskdError(f"image {path} cannot be read{reason}; repair or remove it.")
-
-
-class _SeededCollate:
-    """Collate, and mix until `off_epoch` (0: always), drawing from the batch's own seed."""
-
-    def __init__(self, prefetch: bool, mixing: dict[str, Any] | None, off_epoch: int) -> None:
-        self.mixup = None if mixing is None else (FastCollateMixup if prefetch else Mixup)(**mixing)
-        self.prefetch = prefetch
-        self.off_epoch = off_epoch
-
-    def __call__(self, batch: list[Any]) -> Any:
-        assert isinstance(batch, _Batch)
-        if self.mixup is None:
-            return fast_collate(batch) if self.prefetch else default_collate(list(batch))
-        # The epoch comes with the batch: workers that live on would not see a switch in this process.
-        self.mixup.mixup_enabled = not self.off_epoch or batch.key[1] < self.off_epoch
-        with seeded(*batch.key):
-            return self.mixup(batch) if self.prefetch else self.mixup(*default_collate(list(batch)))
-
-
-def _end_quietly(worker: int) -> None:
-    """Leave Ctrl-C to the training process, which ends its workers: they would end with a traceback each."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # multiprocessing's thread that hands tensors over reports its own end in this way, and nothing else does:
-    # errors of loading travel to the training process.
-    sys.excepthook = lambda *error: None
-
-
-def loading_error(error: LskdError) -> LskdError:
-    """Return the one line of an error that comes from a worker process wrapped in its traceback."""
-    last = str(error).strip().splitlines()[-1]
-    return LskdError(re.sub(r"^(\w+\.)*\w*Error: ", "", last))
-
-
-class EpochSampler(Sampler[int]):
-    """Share of one process of an epoch's samples.
-
-    In training the order is a permutation drawn from (seed, epoch), of which process r of w takes every w-th
-    sample from the r-th on: the processes' n-th batches together are the n-th batch of one process with the
-    whole batch size. In validation the order is the data set's, each sample belongs to exactly one process.
-    """
-
-    def __init__(self, samples: int, seed: int, rank: int, world_size: int, shuffle: bool) -> None:
-        """Share `samples` samples; `shuffle` in training."""
-        self.samples, self.seed, self.rank, self.world_size, self.shuffle = (
-            samples,
-            seed,
-            rank,
-            world_size,
-            shuffle,
-        )
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Return the length of this process's share."""
-        return (
-            self.samples // self.world_size
-            if self.shuffle
-            else len(range(self.rank, self.samples, self.world_size))
-        )
-
-    def __iter__(self) -> Iterator[int]:
-        """Yield this process's indices."""
-        if not self.shuffle:
-            yield from range(self.rank, self.samples, self.world_size)
-            return
-        words = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
-        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(int(words[0]))).tolist()
-        for index in order[self.rank :: self.world_size][: len(self)]:
-            yield self.epoch * self.samples + index
-
-
-class Loader:
-    """Batches `(images, targets)` on the device, normalised."""
-
-    def __init__(self, loader: Any, sampler: EpochSampler, device: torch.device) -> None:
-        """Wrap a loader, whose workers' errors become one line."""
-        self._loader = loader
-        self.sampler = sampler
-        self.device = device
-
-    @property
-    def samples(self) -> int:
-        """Samples of the whole data set."""
-        return self.sampler.samples
-
-    @property
-    def dataset(self) -> Any:
-        """The wrapped data set."""
-        return self._loader.dataset
-
-    @property
-    def collate(self) -> Any:
-        """What makes batches of samples."""
-        return getattr(self._loader, "loader", self._loader).collate_fn
-
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the epoch's batches."""
-        try:
-            for images, targets in self._loader:
-                yield images.to(self.device), targets.to(self.device)
-        except LskdError as error:
-            raise loading_error(error) from None
-
-
-def create_loader(
-    dataset: Any,
-    *,
-    input_size: Sequence[int],
-    batch_size: int,
-    normalisation: Normalisation,
-    device: torch.device,
-    transform: dict[str, Any],
-    training: bool = False,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    pin_memory: bool = False,
-    prefetch: bool = True,
-    mixing: dict[str, Any] | None = None,
-    mixing_off_epoch: int = 0,
-    erasing: dict[str, Any] | None = None,
-    parts: tuple[Dataset[Any], Any] | None = None,
-) -> Loader:
-    """Build a loader from timm's transform, collate and prefetch parts.
-
-    Args:
-        dataset: a map-style timm data set; its `transform` is set here.
-        input_size: channels, height, width.
-        batch_size: of this process.
-        normalisation: mean and deviation of each channel.
-        device: where batches go.
-        transform: arguments for timm's `create_transform`.
-        training: shuffle, and drop the last incomplete batch.
-        seed: of order and augmentation.
-        rank: of this process.
-        world_size: number of processes.
-        workers: loading processes.
-        pin_memory: pin memory for copies to the GPU.
-        prefetch: normalise on the device.
-        mixing: arguments for timm's `Mixup`, None: no mixing.
-        mixing_off_epoch: first epoch without mixing, 0: none.
-        erasing: `re_prob`, `re_mode`, `re_count` of random erasing.
-        parts: samples and what makes batches of them, where soft labels are stored; then `seed` is that of
-            the order alone, and `mixing` does not count.
-
-    Raises:
-        LskdError: timm cannot make the transform.
-    """
-    mean, std = normalisation.mean, normalisation.std
-    erasing = erasing or {}
-    try:
-        dataset.transform = create_transform(
-            tuple(input_size),
-            is_training=training,
-            use_prefetcher=prefetch,
-            mean=mean,
-            std=std,
-            **erasing,
-            **transform,
-        )
-    except Exception as error:  # timm's parsers of policies raise whatever they like
-        policy = transform.get("auto_augment")
-        mend = f"check --aa {policy}" if policy else "check the arguments of cropping and augmentation"
-        kind = "training" if training else "validation"
-        raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {mend}.") from None
-    sampler = EpochSampler(len(dataset), seed, rank, world_size, shuffle=training)
-    samples, collate = parts or (
-        SeededDataset(dataset, seed),
-        _SeededCollate(prefetch, mixing, mixing_off_epoch),
-    )
-    loader: Any = DataLoader(
-        samples,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=training,
-        num_workers=workers,
-        worker_init_fn=_end_quietly,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        # Starting workers draws a number: not from the generator of dropout, which must not depend on when.
-        generator=torch.Generator(),
-    )
-    if prefetch:
-        loader = PrefetchLoader(loader, mean=mean, std=std, channels=input_size[0], device=device, **erasing)
-    return Loader(loader, sampler, device)

@@ -10,22 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from lskd import LskdError
-from lskd.base.finite import require_finite
+from lskd.base.tensors import require_finite
 from lskd.errors import one_line
 from lskd.teachers.outputs import logits_of
-from timm_ls_kd import inputs
-from timm_ls_kd.data import Loader
-from timm_ls_kd.datacheck import check_data
+from timm_ls_kd.data import check_data, open_dataset, resolve_data
+from timm_ls_kd.loader import Loader, eval_loader
 from timm_ls_kd.models import (
+    PREFIX,
     classifier_names,
     create,
+    create_for_run,
+    create_torchvision,
     fit_weights,
     input_arguments,
+    input_channels,
+    linear_classifier,
     load_weights,
     read_weights,
 )
 from timm_ls_kd.run_settings import read_config, settings_beside
-from timm_ls_kd.torchvision_models import PREFIX, create_torchvision, linear_classifier
 
 # Numbers of the samples, logits, labels, features where they were asked for.
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -183,7 +186,7 @@ def collect_logits(
         raise LskdError(f"data folder {settings['data_dir']} does not exist; give data_dir.")
     split = split or settings.get("val_split") or "validation"
     name = settings["model"]
-    model = _create_run(name, settings, settings.get("num_classes"))
+    model = create_for_run(name, "model", settings, settings.get("num_classes"))
     load_weights(model, f"model '{name}'", str(run_dir / checkpoint))
     found = _ask(model, name, settings, split, device=device)
     logits, labels = [], []
@@ -197,7 +200,7 @@ def _overlaid(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str
     """Put given values before a run's; of its two ways to name a size the one that is given counts."""
     result = {**settings, **given}
     if "img_size" in given and result.get("input_size"):
-        result["in_chans"] = inputs.input_channels(settings)
+        result["in_chans"] = input_channels(settings)
         result["input_size"] = None
     return result
 
@@ -216,25 +219,13 @@ def _create(
         )
     weights = read_weights(str(checkpoint))
     classes = num_classes or settings.get("num_classes")
-    model = _create_run(name, settings, classes)
+    model = create_for_run(name, "model", settings, classes)
     if classes is None:
         rows = {len(weights[key]) for c in classifier_names(model) if (key := f"{c}.weight") in weights}
         if len(rows) == 1 and rows != {cast(Any, model).num_classes}:
-            model = _create_run(name, settings, rows.pop())
+            model = create_for_run(name, "model", settings, rows.pop())
     fit_weights(model, f"model '{name}'", str(checkpoint), weights)
     return model
-
-
-def _create_run(name: str, settings: Mapping[str, Any], num_classes: int | None) -> nn.Module:
-    return create(
-        name,
-        "model",
-        pretrained=False,
-        num_classes=num_classes,
-        in_chans=inputs.input_channels(settings),
-        global_pool=settings.get("gp"),
-        extra=input_arguments(name, settings),
-    )
 
 
 def _ask(
@@ -250,8 +241,8 @@ def _ask(
 ) -> Answers:
     classes = int(cast(Any, model).num_classes)
     classifier = _linear_classifier(model, name) if features else None
-    data = inputs.resolve_data(settings, model)
-    dataset = inputs.open_dataset(settings, split, data.input_size[0], None)
+    data = resolve_data(settings, model)
+    dataset = open_dataset(settings, split, data.input_size[0], None)
     class_names = _class_names(dataset, settings, split, name, classes)
     keys = _keys(dataset, settings["data_dir"], split)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -262,7 +253,7 @@ def _ask(
         pin_mem=False,
         no_prefetcher=False,
     )
-    loader = inputs.eval_loader(dataset, data, options, where, rank, world_size)
+    loader = eval_loader(dataset, data, options, where, rank, world_size)
     model.to(where).eval()
     return Answers(
         _batches(model, name, loader, classifier, amp),

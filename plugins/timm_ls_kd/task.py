@@ -1,17 +1,19 @@
-"""timm training task: distil a teacher into a student."""
+"""timm training tasks: distil a teacher into a student, from its answers or from stored ones."""
 
 import inspect
-import math
 from typing import Any
 
 import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from lskd import Convention, DistillationLoss, target_values
-from lskd.base.devices import accumulator_dtype
+from lskd import Convention, DistillationLoss, FrozenTeacher, target_values
+from lskd.base.tensors import SampleMeans
+from lskd.soft_labels.forms import teacher_form
 from lskd.teachers.outputs import logits_of
-from timm_ls_kd.teacher import Teacher
+from timm_ls_kd.arguments import KdConfig
+from timm_ls_kd.store import OnDemandTeacher, ReplayedTargets, SoftLabelsRun
+from timm_ls_kd.teacher import StudentRun, make_teacher
 
 # Columns of summary.csv (with timm's prefix train_), and where the loss's parts come from.
 COLUMNS = {
@@ -31,7 +33,7 @@ class LsKdTask(TrainingTask):
 
     Args:
         student_model: the model to train; logits `(B, K)`, or a tuple that starts with them.
-        teacher: frozen teacher, see `timm_ls_kd.teacher.Teacher`.
+        teacher: frozen teacher.
         temperature: divides both logits.
         temperature_squared: multiply the soft term by its square.
         hard_weight: the paper's lambda, in [0, 1].
@@ -45,7 +47,7 @@ class LsKdTask(TrainingTask):
     def __init__(
         self,
         student_model: nn.Module,
-        teacher: Teacher,
+        teacher: FrozenTeacher,
         temperature: float = 1.0,
         temperature_squared: bool = False,
         hard_weight: float = 0.0,
@@ -55,7 +57,6 @@ class LsKdTask(TrainingTask):
         dtype: torch.dtype | None = None,
         verbose: bool = True,
     ) -> None:
-        """Keep the student as trainable module, the teacher beside it."""
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         self.trainable_module = student_model
         self.teacher = teacher.to(self.device)
@@ -66,7 +67,7 @@ class LsKdTask(TrainingTask):
             alpha=alpha,
             convention=convention,
         )
-        self._sums: Tensor | None = None
+        self._means = SampleMeans()
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
         result: nn.Module = super()._apply(fn, *args, **kwargs)
@@ -103,7 +104,7 @@ class LsKdTask(TrainingTask):
             parts = self.loss.components(logits, teacher_logits, target)
         named = {column: getattr(parts, field) for column, field in COLUMNS.items()}
         if torch.is_grad_enabled():
-            self._accumulate(torch.stack(list(named.values())), logits.shape[0])
+            self._means.add(torch.stack(list(named.values())), len(logits))
         return {"loss": parts.loss, "output": logits, **named}
 
     def ask_teacher(self, input: Tensor, target: Any) -> tuple[Any, Tensor]:
@@ -113,31 +114,74 @@ class LsKdTask(TrainingTask):
     @property
     def stepped(self) -> bool:
         """Whether a training step was taken since `epoch_metrics` was last called."""
-        return self._sums is not None
-
-    def _accumulate(self, means: Tensor, samples: int) -> None:
-        # Kept on the device: reading a number at every step would wait for the device at every step.
-        means = means.detach().to(accumulator_dtype(means.device))
-        row = torch.cat([means * samples, means.new_full((1,), samples)])
-        self._sums = row if self._sums is None else self._sums + row
+        return bool(self._means)
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the sample means of `COLUMNS` since the last call, over all processes, and start anew.
 
         Every process of a distributed run must call it.
         """
-        sums = self._sums
-        self._sums = None
-        if sums is None:
-            dtype = accumulator_dtype(self.device)
-            sums = torch.zeros(len(COLUMNS) + 1, dtype=dtype, device=self.device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        *totals, samples = sums.tolist()
-        return {
-            column: total / samples if samples else math.nan
-            for column, total in zip(COLUMNS, totals, strict=True)
-        }
+        return dict(zip(COLUMNS, self._means.read(len(COLUMNS), self.device), strict=True))
+
+
+class SoftLabelsTask(LsKdTask):
+    """Distil from stored soft labels; from the teacher, and store what it says, where there are none.
+
+    A student trains on the stored form in either case, so that the one that stores and those that read are
+    trained alike.
+
+    Args:
+        student_model: the model to train.
+        teacher: asked only where nothing is stored.
+        run: the store.
+        loss: as for :class:`timm_ls_kd.task.LsKdTask`, with device and dtype.
+    """
+
+    def __init__(
+        self, student_model: nn.Module, teacher: FrozenTeacher, run: SoftLabelsRun, **loss: Any
+    ) -> None:
+        super().__init__(student_model, teacher, **loss)
+        self.run = run
+
+    def ask_teacher(self, input: Tensor, target: ReplayedTargets) -> tuple[Any, Tensor]:
+        """Return the stored answers, or the teacher's, and the labels."""
+        layout = self.run.layout
+        labels = target.hard(layout.num_classes, self.loss.alpha, self.loss.convention)
+        if target.values is not None and target.ids is not None:
+            values, ids = target.values, target.ids
+        else:
+            values, ids = self.run.record(target.keys, self.teacher(input))
+        return teacher_form(values, ids, layout.num_classes, self.run.config.rest), labels
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Note which epoch is trained next; every process must."""
+        self.run.begin_epoch(epoch)
+
+    def end_epoch(self) -> None:
+        """Commit what the epoch brought; every process must."""
+        self.run.end_epoch(self.teacher)
+
+
+def create_kd_task(model: nn.Module, run: StudentRun, dtype: torch.dtype | None = None) -> LsKdTask:
+    """Create the task that a run distils with: its teacher made and tried, or its store opened; and say so.
+
+    Raises:
+        LskdError: whatever is wrong with the teacher or the store.
+    """
+    options: dict[str, Any] = {**run.kd.loss_arguments(), "device": run.device, "dtype": dtype}
+    if run.images is None:
+        run.say(describe_targets(run.kd, run.args.num_classes, run.mixes))
+        return LsKdTask(model, make_teacher(run, run.kd.teacher_fast), **options)
+    store = SoftLabelsRun(run)
+    try:
+        teacher = OnDemandTeacher(store)
+        task = SoftLabelsTask(model, teacher, store, **options)
+        run.say(describe_targets(run.kd, run.args.num_classes, run.mixes))
+        store.prepare(teacher)
+    except BaseException:
+        store.close()
+        raise
+    return task
 
 
 def prepare_distributed(task: TrainingTask, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> None:
@@ -152,13 +196,13 @@ def prepare_distributed(task: TrainingTask, device_ids: list[Any] | None = None,
     task.trainable_module = nn.parallel.DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs)
 
 
-def describe_targets(loss: DistillationLoss, num_classes: int, mixing: bool = False) -> str:
-    """Say in one line what the student is trained on."""
-    factor = " x T^2" if loss.temperature_squared else ""
-    soft = f"soft term: weight {1 - loss.hard_weight:g}{factor}, teacher's labels at T = {loss.temperature:g}"
-    if loss.hard_weight == 0:
+def describe_targets(kd: KdConfig, num_classes: int, mixing: bool = False) -> str:
+    """Return in one line what the student is trained on."""
+    factor = " x T^2" if kd.temperature_squared else ""
+    soft = f"soft term: weight {1 - kd.hard_weight:g}{factor}, teacher's labels at T = {kd.temperature:g}"
+    if kd.hard_weight == 0:
         return f"{soft}; hard term: weight 0, the labels are not trained on"
-    on, off = target_values(num_classes, loss.alpha, loss.convention)
+    on, off = target_values(num_classes, kd.alpha, kd.convention)
     mixed = " before mixing" if mixing else ""
     target = f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}"
-    return f"{soft}; hard term: weight {loss.hard_weight:g}, {target}"
+    return f"{soft}; hard term: weight {kd.hard_weight:g}, {target}"

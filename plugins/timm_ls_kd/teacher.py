@@ -1,123 +1,142 @@
-"""The teacher: a frozen timm model that reads the student's batches in its own normalisation and size."""
+"""The teacher: a timm network with its weights, made for the batches of a student and tried on images."""
 
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.layers import BatchNormAct2d
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils.data import Dataset, IterableDataset, Subset
 
-from lskd import Convention, LskdError, target_mass
-from lskd.soft_labels.teacher_form import TeacherForm
-from lskd.teachers.fast import FastTeacher
-from lskd.teachers.outputs import logits_of
+from lskd import Convention, FrozenTeacher, LskdError, target_mass
+from lskd.teachers.fast import FastMode
+from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
+from lskd.teachers.outputs import Autocast
+from lskd.teachers.preflight import ask, check_teacher, spread_indices
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.inputs import input_channels
-from timm_ls_kd.models import check_model_name, create, first_channels, input_arguments, load_weights
-from timm_ls_kd.normalisation import Normalisation
+from timm_ls_kd.loader import device_batches
+from timm_ls_kd.models import (
+    check_model_name,
+    create,
+    create_for_run,
+    first_channels,
+    input_arguments,
+    input_channels,
+    load_weights,
+)
 from timm_ls_kd.run_settings import settings_beside
 
+# Layers of timm that may be folded, see lskd.teachers.fast.fold_batch_norm.
+CONVOLUTIONS = (Conv2dSame,)
+NORMS: dict[type[nn.Module], Any] = {BatchNormAct2d: lambda norm: nn.Sequential(norm.drop, norm.act)}
+_BATCH = 64  # images of a trial at a time
+_SIZE_OPTION = "--kd-teacher-img-size"
 
-class Teacher:
-    """A frozen teacher that answers to the student's batches.
 
-    No `nn.Module` on purpose: a task that holds one as an attribute does not own its parameters, so they are
-    in no checkpoint, moving average, optimiser or DistributedDataParallel bucket.
+@dataclass(frozen=True)
+class StudentRun:
+    """A student's run as its teacher sees it: one of the bundled trainer, or of timm's own script.
 
-    Args:
-        model: a classifier; it is put in eval mode and frozen.
-        teacher_norm: the normalisation the model was trained with.
-        student_norm: the normalisation of the batches it will get.
-        image_size: resize batches to this height and width, None: leave them as they are.
-        dtype: precision of weights and forward pass; None: float32 weights, and the caller's autocast.
-        channels_last: memory layout of the weights.
-        smoothing: alpha and convention that the model was trained with, where known.
+    Attributes:
+        args: its arguments, `num_classes`, `rank` and `world_size` among them.
+        kd: what it distils.
+        input_size: channels, height and width of the student's images.
+        normalisation: of its batches, as its loader really applies it.
+        device: where they go.
+        autocast: makes the context of a forward pass in training.
+        prefetch: whether they are normalised on the device, not in the transform.
+        validation: images to try the teacher on, by number; None, or a stream: there are none.
+        training: images to measure a fast teacher on, augmented the same way whenever they are asked for.
+        images: with stored soft labels the training images by key, and what makes batches of them.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        teacher_norm: Normalisation,
-        student_norm: Normalisation,
-        image_size: tuple[int, int] | None = None,
-        dtype: torch.dtype | None = None,
-        channels_last: bool = False,
-        smoothing: tuple[float, Convention] | None = None,
-    ) -> None:
-        """Freeze the model."""
-        self.model = model.eval().requires_grad_(False)
-        if dtype is not None:
-            model.to(dtype=dtype)
-        if channels_last:
-            model.to(memory_format=torch.channels_last)
-        self.teacher_norm = teacher_norm
-        self.image_size = image_size
-        self.smoothing = smoothing
-        self.dtype = dtype
-        self._forward: Any = model
-        self._fast: FastTeacher | None = None
-        self._scale: Tensor | None = None
-        self._shift: Tensor | None = None
-        if not teacher_norm.same_as(student_norm):
-            # (x s_s + m_s - m_t) / s_t as one multiplication and one addition.
-            mean, std = (torch.tensor(v, dtype=torch.float64) for v in (student_norm.mean, student_norm.std))
-            own_mean, own_std = (
-                torch.tensor(v, dtype=torch.float64) for v in (teacher_norm.mean, teacher_norm.std)
-            )
-            self._scale = (std / own_std).float().view(1, -1, 1, 1)
-            self._shift = ((mean - own_mean) / own_std).float().view(1, -1, 1, 1)
-
-    def to(self, device: torch.device | None) -> "Teacher":
-        """Move weights and constants to `device`; precision stays the teacher's own."""
-        self.model.to(device=device)
-        if self._scale is not None and self._shift is not None:
-            self._scale, self._shift = self._scale.to(device), self._shift.to(device)
-        return self
-
-    def compile(self, **kwargs: Any) -> None:
-        """Compile the forward pass with `torch.compile(**kwargs)`; a fast teacher is compiled on its own."""
-        if self._fast is None:
-            self._forward = torch.compile(self.model, **kwargs)
-
-    def use(self, fast: FastTeacher) -> None:
-        """Answer with a fast teacher from now on, and let go of the exact model."""
-        self._fast = fast
-        self.model, self._forward = fast.model, None
+    args: Namespace
+    kd: KdConfig
+    input_size: tuple[int, int, int]
+    normalisation: Normalisation
+    device: torch.device
+    autocast: Autocast
+    prefetch: bool
+    validation: Any
+    training: Any
+    images: tuple[Any, Any] | None = None
 
     @property
-    def form(self) -> TeacherForm:
-        """In which form it answers."""
-        return TeacherForm.of_teacher(self._fast)
+    def mixes(self) -> bool:
+        """Whether images are mixed."""
+        args = self.args
+        return args.mixup > 0 or args.cutmix > 0 or getattr(args, "cutmix_minmax", None) is not None
 
-    def prepare(self, batch: Tensor) -> Tensor:
-        """Turn a batch in the student's normalisation into what the model gets, in float32."""
-        if self._scale is not None and self._shift is not None:
-            # In float32: half a batch's precision must not be lost before the teacher sees it.
-            batch = torch.addcmul(self._shift, batch.float(), self._scale)
-        if self.image_size is not None and tuple(batch.shape[-2:]) != self.image_size:
-            batch = functional.interpolate(
-                batch.float(), size=self.image_size, mode="bicubic", antialias=True, align_corners=False
-            )
-        return batch.float()
+    def say(self, line: str) -> None:
+        """Print a line of progress, on the primary process."""
+        if self.args.rank == 0:
+            print(line, flush=True)
 
-    def answer(self, images: Tensor) -> Any:
-        """Return what the model returns for prepared images."""
-        if self._fast is not None:
-            return self._fast(images)
-        if self.dtype is None:
-            return self._forward(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self._forward(images.to(self.dtype))
+    def batches(self, dataset: Dataset[Any], **loader: Any) -> Iterator[tuple[Tensor, Any]]:
+        """Yield images and targets of a data set, whose transform is set already, as in training."""
+        return device_batches(dataset, self.normalisation, self.device, self.prefetch, **loader)
 
-    def __call__(self, batch: Tensor) -> Tensor:
-        """Return logits `(B, K)` for a batch `(B, C, H, W)` in the student's normalisation."""
-        with torch.inference_mode():
-            logits = logits_of(self.answer(self.prepare(batch)))
-        # Autograd refuses to save an inference tensor for the student's backward pass: hand out a normal copy
-        # (B x K numbers), made outside the inference mode.
-        return logits.clone()
+
+def make_teacher(run: StudentRun, mode: FastMode) -> FrozenTeacher:
+    """Create the teacher, try it on validation images, make it fast as asked, and say so.
+
+    Raises:
+        LskdError: as `create_teacher`; it is at chance, or cannot be made fast within the bound.
+    """
+    kd, args = run.kd, run.args
+    run.say(f"teacher '{kd.teacher}': loading {kd.checkpoint or 'the pretrained weights of timm'}")
+    teacher = create_teacher(kd, args.num_classes, run.input_size[0], run.normalisation, args.channels_last)
+    teacher.to(run.device)
+    for line in describe_teacher(kd, teacher, args.num_classes):
+        run.say(line)
+    dataset = run.validation
+    if dataset is None or _streamed(dataset) or kd.preflight_samples == 0:
+        ask(teacher, torch.zeros(2, *run.input_size, device=run.device), _SIZE_OPTION, run.autocast)
+        run.say(f"teacher '{kd.teacher}': accuracy not checked")
+    else:
+        chosen = spread_indices(len(dataset), kd.preflight_samples)[args.rank :: args.world_size]
+        line = check_teacher(
+            teacher,
+            run.batches(Subset(dataset, chosen), batch_size=_BATCH),
+            args.num_classes,
+            size_option=_SIZE_OPTION,
+            skip_option="--kd-preflight-samples 0, in YAML kd_preflight_samples: 0,",
+            autocast=run.autocast,
+        )
+        run.say(line)
+    if mode != "none":
+        run.say(_speed_up(run, teacher, mode))
+    return teacher
+
+
+def _speed_up(run: StudentRun, teacher: FrozenTeacher, mode: FastMode) -> str:
+    kd, dataset = run.kd, run.training
+    if _streamed(dataset):
+        raise LskdError(
+            "--kd-teacher-fast measures its error on training images of its choice, and this data set can "
+            "only be streamed; drop it, or give a folder of images or a tar file."
+        )
+    chosen = spread_indices(len(dataset), min(kd.preflight_samples, FAST_SAMPLES))
+    return teacher.speed_up(
+        (images for images, _ in run.batches(Subset(dataset, chosen), batch_size=_BATCH)),
+        mode,
+        kd.teacher_fast_bound,
+        option=f"--kd-teacher-fast {mode}",
+        autocast=run.autocast,
+        convolutions=CONVOLUTIONS,
+        norms=NORMS,
+        compiled=kd.teacher_compile,
+        batch_size=run.args.batch_size,
+    )
+
+
+def _streamed(dataset: Any) -> bool:
+    return isinstance(getattr(dataset, "dataset", dataset), IterableDataset)
 
 
 def create_teacher(
@@ -126,7 +145,7 @@ def create_teacher(
     in_chans: int,
     student_norm: Normalisation,
     channels_last: bool = False,
-) -> Teacher:
+) -> FrozenTeacher:
     """Create the teacher that `config` names, with its weights loaded, on the CPU.
 
     Args:
@@ -140,10 +159,8 @@ def create_teacher(
         LskdError: unknown model, weights that cannot be had or do not fit, another class or channel count.
     """
     check_model_name(config.teacher, "teacher")
-    if config.checkpoint is None:
-        model, settings, source = _pretrained(config, num_classes, in_chans)
-    else:
-        model, settings, source = _from_checkpoint(config, num_classes, in_chans)
+    make = _pretrained if config.checkpoint is None else _from_checkpoint
+    model, settings, source = make(config, num_classes, in_chans)
     try:
         data_config = timm.data.resolve_data_config(settings, model=model)
     except (AssertionError, TypeError, ValueError):
@@ -151,30 +168,22 @@ def create_teacher(
             f"args.yaml beside {config.checkpoint} names an image size, mean or std that timm cannot use; "
             "repair it or move the checkpoint elsewhere."
         ) from None
-    channels = first_channels(model)
-    return Teacher(
+    return FrozenTeacher(
         model,
-        Normalisation.of(data_config["mean"], data_config["std"], channels, source),
+        Normalisation.of(data_config["mean"], data_config["std"], first_channels(model), source),
         student_norm,
-        image_size=_image_size(config, model, settings, data_config["input_size"]),
+        _image_size(config, model, settings, data_config["input_size"]),
+        name=config.teacher,
         dtype=None if config.teacher_dtype is None else getattr(torch, config.teacher_dtype),
         channels_last=channels_last,
         smoothing=_smoothing(settings),
     )
 
 
-def announce_teacher(kd: KdConfig) -> str:
-    """Say which weights are about to be loaded; a download, or a hub that does not answer, takes its time."""
-    return f"teacher '{kd.teacher}': loading {kd.checkpoint or 'the pretrained weights of timm'}"
-
-
-def describe_teacher(
-    kd: KdConfig, teacher: Teacher, student_norm: Normalisation, num_classes: int
-) -> Iterator[str]:
+def describe_teacher(kd: KdConfig, teacher: FrozenTeacher, num_classes: int) -> Iterator[str]:
     """Say how the teacher's input is made from the student's, and warn of a temperature that spoils it."""
-    own = teacher.teacher_norm
-    line = f"teacher '{kd.teacher}': normalisation {own}, {own.source}; the student's is "
-    line += "the same" if own.same_as(student_norm) else f"{student_norm}, converted"
+    line = f"teacher '{kd.teacher}': normalisation {teacher.own}, {teacher.own.source}; the student's is "
+    line += f"{teacher.student}, converted" if teacher.converts else "the same"
     if teacher.image_size is not None:
         line += f"; images resized to {teacher.image_size[0]} x {teacher.image_size[1]} where they differ"
     yield line
@@ -201,7 +210,7 @@ def _pretrained(config: KdConfig, num_classes: int, in_chans: int) -> tuple[nn.M
         "teacher",
         mend="give the weights with --kd-teacher-checkpoint FILE",
         pretrained=True,
-        extra=_arguments(config, {}),
+        extra={**input_arguments(name, _sized(config, {})), **config.teacher_kwargs},
     )
     # num_classes was not passed: this head is the one that came with the weights.
     _check_counts(
@@ -236,15 +245,8 @@ def _from_checkpoint(
             f"teacher checkpoint {checkpoint} takes {trained_channels} input channels, "
             f"the student {in_chans}; give a teacher that was trained with --in-chans {in_chans}."
         )
-    model = create(
-        config.teacher,
-        "teacher",
-        pretrained=False,
-        num_classes=num_classes,
-        in_chans=in_chans,
-        global_pool=settings.get("gp"),
-        extra=_arguments(config, settings),
-    )
+    run = _sized(config, {**settings, "in_chans": in_chans})
+    model = create_for_run(config.teacher, "teacher", run, num_classes, config.teacher_kwargs)
     load_weights(model, f"teacher '{config.teacher}'", checkpoint)
     if settings:
         return model, settings, "of the run beside its checkpoint (args.yaml)"
@@ -258,10 +260,9 @@ def _smoothing(settings: dict[str, Any]) -> tuple[float, Convention] | None:
     return alpha, "paper" if settings.get("smoothing_convention") == "paper" else "uniform"
 
 
-def _arguments(config: KdConfig, settings: dict[str, Any]) -> dict[str, Any]:
-    if config.teacher_img_size is not None:
-        settings = {**settings, "img_size": config.teacher_img_size}
-    return {**input_arguments(config.teacher, settings), **config.teacher_kwargs}
+def _sized(config: KdConfig, settings: dict[str, Any]) -> dict[str, Any]:
+    size = config.teacher_img_size
+    return settings if size is None else {**settings, "img_size": size}
 
 
 def _image_size(

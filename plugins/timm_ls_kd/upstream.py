@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,9 +18,10 @@ from timm.task import TrainingTask
 from torch import nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
-from lskd.base.finite import require_finite, require_finite_weights
+from lskd.base.tensors import require_finite, require_finite_weights
 from lskd.checkpoints import is_safetensors
 from lskd.errors import one_line
+from lskd.teachers.frozen import Normalisation
 from lskd.teachers.outputs import logits_of
 from timm_ls_kd.arguments import (
     KdConfig,
@@ -30,15 +31,13 @@ from timm_ls_kd.arguments import (
     kd_config,
     require_teacher,
 )
-from timm_ls_kd.data import guard, loading_error
-from timm_ls_kd.datacheck import check_data
-from timm_ls_kd.fast_teacher import Augmented, speed_up
+from timm_ls_kd.data import check_data, guard
+from timm_ls_kd.loader import SeededDataset, loading_error
 from timm_ls_kd.models import check_model_name, first_channels
-from timm_ls_kd.normalisation import Normalisation
-from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices
 from timm_ls_kd.run_settings import converted, read_config
-from timm_ls_kd.task import LsKdTask, describe_targets
-from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
+from timm_ls_kd.store import KeySampler, replayed_images
+from timm_ls_kd.task import LsKdTask, SoftLabelsTask, create_kd_task
+from timm_ls_kd.teacher import StudentRun
 from timm_ls_kd.trainer.run_folder import (
     AtomicCheckpointSaver,
     check_folder,
@@ -46,7 +45,84 @@ from timm_ls_kd.trainer.run_folder import (
     resumed_checkpoint,
 )
 from timm_ls_kd.trainer.session import uniform_smoothing
-from timm_ls_kd.upstream_replay import ReplaySeams
+
+
+class NoMixing:
+    """Stands for timm's `Mixup`, in a run whose images come mixed."""
+
+    mixup_enabled = False
+
+    def __call__(self, images: Any, targets: Any) -> tuple[Any, Any]:
+        """Return both as they are."""
+        return images, targets
+
+
+@dataclass
+class ReplaySeams:
+    """What is seen of a run of the script that uses stored soft labels.
+
+    Attributes:
+        kd: says what the run distils, once the script has parsed its arguments.
+    """
+
+    kd: Callable[[], KdConfig | None]
+    images: tuple[Any, Any] | None = None
+    sampler: KeySampler | None = None
+    task: SoftLabelsTask | None = None
+
+    def watch(self, module: Any) -> None:
+        """Put our images, collate function and epochs into the script's names."""
+        create_loader, train_one_epoch = module.create_loader, module.train_one_epoch
+
+        def replayed_loader(dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            kd = self.kd()
+            if kd is None or kd.soft_labels is None or not kwargs.get("is_training"):
+                return create_loader(dataset, *args, **kwargs)
+            if isinstance(dataset, torch.utils.data.IterableDataset):
+                raise LskdError(
+                    "--kd-soft-labels needs images that can be asked for one by one, this data set can only "
+                    "be streamed; use a folder of images or a tar file."
+                )
+            self.images = replayed_images(dataset, kd.soft_labels, kwargs["use_prefetcher"])
+            assert self.images is not None
+            images, collate = self.images
+            loader = create_loader(images, *args, **(kwargs | {"collate_fn": collate}))
+            inner = getattr(loader, "loader", loader)
+            self.sampler = KeySampler(inner.batch_sampler.sampler, len(images))
+            inner.batch_sampler.sampler = self.sampler
+            return loader
+
+        def train_epoch(epoch: int, *args: Any, **kwargs: Any) -> Any:
+            if self.task is None or self.sampler is None:
+                return train_one_epoch(epoch, *args, **kwargs)
+            self.sampler.epoch = epoch
+            self.task.begin_epoch(epoch)
+            try:
+                result = train_one_epoch(epoch, *args, **kwargs)
+            except LskdError as error:
+                raise loading_error(error) from None
+            self.task.end_epoch()
+            return result
+
+        module.create_loader, module.train_one_epoch = replayed_loader, train_epoch
+        self._without_mixing(module)
+
+    def close(self) -> None:
+        """Let others write."""
+        if self.task is not None:
+            self.task.run.close()
+
+    def _without_mixing(self, module: Any) -> None:
+        def unless_replayed(original: Any, instead: Any) -> Any:
+            def create(*args: Any, **kwargs: Any) -> Any:
+                kd = self.kd()
+                return original(*args, **kwargs) if kd is None or kd.soft_labels is None else instead
+
+            return create
+
+        module.Mixup = unless_replayed(module.Mixup, NoMixing())
+        module.FastCollateMixup = unless_replayed(module.FastCollateMixup, None)
+
 
 # Upstream's arguments that mean something to us too.
 _SHARED = ("kd_temperature", "smoothing")
@@ -361,115 +437,29 @@ def _check_criterion(task: Any) -> None:
 
 def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any]) -> LsKdTask:
     """Build our task where the script builds timm's, its loaders being made already."""
-    if kd.soft_labels is not None:
-        return _create_soft_labels_task(run, kd, model, kwargs)
     args, loader = run.args, run.eval_loader
     device = kwargs.get("device") or torch.device(args.device)
     channels = first_channels(run.student)
-    # What the loader normalises with, which is what the teacher's input has to be made from.
-    student_norm = Normalisation.of(loader["mean"], loader["std"], channels)
-    _say(args, announce_teacher(kd))
-    teacher = create_teacher(kd, args.num_classes, channels, student_norm, channels_last=args.channels_last)
-    task = LsKdTask(
-        model,
-        teacher,
-        **kd.loss_arguments(),
-        device=device,
-        dtype=kwargs.get("dtype"),
-    )
-    mixing = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
-    _say(args, describe_targets(task.loss, args.num_classes, mixing))
-    for line in describe_teacher(kd, teacher, student_norm, args.num_classes):
-        _say(args, line)
-    _say(args, _preflight(run, kd, teacher, student_norm, device))
-    _speed_up(run, kd, teacher, student_norm, device)
-    return task
-
-
-def _create_soft_labels_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any]) -> LsKdTask:
-    """The same with stored soft labels, where the teacher is made only if it will be asked."""
-    args, loader = run.args, run.eval_loader
-    device = kwargs.get("device") or torch.device(args.device)
-    channels = first_channels(run.student)
-    student_norm = Normalisation.of(loader["mean"], loader["std"], channels)
-    replay = run.replay
-    assert replay is not None
-
-    def build() -> Teacher:
-        _say(args, announce_teacher(kd))
-        teacher = create_teacher(
-            kd, args.num_classes, channels, student_norm, channels_last=args.channels_last
-        )
-        teacher.to(device)
-        for line in describe_teacher(kd, teacher, student_norm, args.num_classes):
-            _say(args, line)
-        _say(args, _preflight(run, kd, teacher, student_norm, device))
-        assert replay.run is not None
-        _speed_up(run, replace(kd, teacher_fast=replay.run.teacher_mode), teacher, student_norm, device)
-        replay.run.speaks(teacher.form)
-        return teacher
-
-    task = replay.create_task(
+    training: Any = run.dataset_train
+    if args.aug_splits:  # AugMix takes the training images' transform apart
+        training = run.dataset_eval
+    elif training is not None:
+        training = SeededDataset(training, args.seed, once=False)
+    assert run.replay is not None
+    student = StudentRun(
         args,
         kd,
-        model,
-        student_norm,
-        build,
-        _autocast(args, device),
-        partial(_say, args),
-        device=device,
-        dtype=kwargs.get("dtype"),
+        (channels, *loader["input_size"][-2:]),
+        # What the loader normalises with, which is what the teacher's input has to be made from.
+        Normalisation.of(loader["mean"], loader["std"], channels),
+        device,
+        partial(torch.autocast, device.type, dtype=getattr(torch, args.amp_dtype), enabled=bool(args.amp)),
+        prefetch=loader["use_prefetcher"],
+        validation=run.dataset_eval,
+        training=training,
+        images=run.replay.images,
     )
-    _say(args, describe_targets(task.loss, args.num_classes, args.mixup > 0 or args.cutmix > 0))
+    task = create_kd_task(model, student, kwargs.get("dtype"))
+    if isinstance(task, SoftLabelsTask):
+        run.replay.task = task
     return task
-
-
-def _preflight(
-    run: _Run, kd: KdConfig, teacher: Teacher, student_norm: Normalisation, device: torch.device
-) -> str:
-    args = run.args
-    autocast = _autocast(args, device)
-    dataset = run.dataset_eval
-    if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset) or kd.preflight_samples == 0:
-        size = run.eval_loader["input_size"]
-        with autocast():
-            answer(teacher, torch.zeros(2, len(student_norm.mean), *size[-2:], device=device), kd.teacher)
-        return f"teacher '{kd.teacher}': accuracy not checked"
-    indices = spread_indices(len(dataset), kd.preflight_samples)[args.rank :: args.world_size]
-    return check_teacher_accuracy(
-        teacher,
-        spread_batches(dataset, indices, student_norm, device, prefetch=run.eval_loader["use_prefetcher"]),
-        args.num_classes,
-        name=kd.teacher,
-        device=device,
-        autocast=autocast,
-        channels_last=args.channels_last,
-    )
-
-
-def _speed_up(
-    run: _Run, kd: KdConfig, teacher: Teacher, student_norm: Normalisation, device: torch.device
-) -> None:
-    if kd.teacher_fast != "none":
-        line = speed_up(
-            kd,
-            teacher,
-            # AugMix takes the training images' transform apart.
-            run.dataset_eval if run.args.aug_splits else Augmented(run.dataset_train, run.args.seed),
-            student_norm,
-            device,
-            prefetch=run.eval_loader["use_prefetcher"],
-            batch_size=run.args.batch_size,
-            autocast=_autocast(run.args, device),
-        )
-        _say(run.args, line)
-
-
-def _autocast(args: Namespace, device: torch.device) -> Callable[[], Any]:
-    dtype = getattr(torch, args.amp_dtype)
-    return lambda: torch.autocast(device.type, dtype=dtype, enabled=bool(args.amp))
-
-
-def _say(args: Namespace, line: str) -> None:
-    if args.rank == 0:
-        print(line, flush=True)

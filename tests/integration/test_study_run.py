@@ -64,10 +64,10 @@ STUDY = {
 KILLED_WRITER = """
 import os, signal, sys
 from lskd_study import job
-from timm_ls_kd import soft_label_command
-from timm_ls_kd.teacher import Teacher
+from timm_ls_kd.trainer import main as trainer
+from lskd import FrozenTeacher
 
-soft_label_command._BATCHES, asked, ask = 2, 0, Teacher.__call__
+trainer._BATCHES, asked, ask = 2, 0, FrozenTeacher.__call__
 
 def kill(self, batch):
     global asked
@@ -76,7 +76,7 @@ def kill(self, batch):
         os.kill(os.getpid(), signal.SIGKILL)
     return ask(self, batch)
 
-Teacher.__call__ = kill
+FrozenTeacher.__call__ = kill
 job.main(sys.argv[1:])
 """
 LSKD = [sys.executable, "-m", "lskd_study"]

@@ -522,9 +522,9 @@ def test_upstream_config_with_null_and_wrong_types(digits, tmp_path, kd, refused
 
 @needs_script
 def test_every_upstream_argument_is_known(monkeypatch):
+    from timm_ls_kd.run_settings import UPSTREAM_ONLY
     from timm_ls_kd.trainer.arguments import create_parser
     from timm_ls_kd.upstream import MODULE_NAME, load_script
-    from timm_ls_kd.upstream_only import UPSTREAM_ONLY
 
     # The script puts a module of its name in place, and is to leave none behind.
     monkeypatch.setitem(sys.modules, MODULE_NAME, sys)

@@ -9,8 +9,7 @@ from torch import nn
 
 import lskd.teachers.fast as fast_teacher
 from lskd import LskdError
-from lskd.teachers.fast import Deviation, choose_fast
-from lskd.teachers.folding import fold_batch_norm
+from lskd.teachers.fast import Deviation, choose_fast, fold_batch_norm
 
 pytestmark = pytest.mark.unit
 
@@ -154,7 +153,7 @@ def test_without_the_arithmetic_it_is_float32_and_said(net, images, mode, monkey
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     choice = choose_fast(net, images, mode)
     assert choice.teacher.mode == "float32"
-    assert f"no {mode} on this processor" in choice.line
+    assert f"no {mode} on this CPU" in choice.line
 
 
 def test_images_are_needed(net, images):

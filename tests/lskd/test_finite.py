@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lskd import DivergedError
-from lskd.base.finite import require_finite, require_finite_weights
+from lskd.base.tensors import require_finite, require_finite_weights
 
 pytestmark = pytest.mark.unit
 

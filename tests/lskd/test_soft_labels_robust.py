@@ -24,7 +24,7 @@ from lskd.soft_labels import format as manifest_module
 from lskd.soft_labels import store as _soft_labels
 from lskd.soft_labels.collector import SCRATCH, RowCollector
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.soft_labels.teacher_form import TeacherForm
+from lskd.teachers.fast import TeacherForm
 
 pytestmark = pytest.mark.unit
 

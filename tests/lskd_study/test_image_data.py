@@ -33,8 +33,7 @@ from lskd_study.data.folders.derived import pareto_sizes
 from lskd_study.stores import decide
 from lskd_study.study.checks import check_data_folder
 from lskd_study.study.own_images import look_at
-from timm_ls_kd.datacheck import check_data
-from timm_ls_kd.inputs import open_dataset
+from timm_ls_kd.data import check_data, open_dataset
 
 pytestmark = pytest.mark.unit
 

@@ -18,13 +18,12 @@ from lskd_study.plan.recipe_catalogue import catalogue, find_recipe
 from lskd_study.plan.teacher_list import load_teachers
 from lskd_study.study.checks import check_models, try_out
 from lskd_study.study.engine import make_plan
-from lskd_study.study.own_time import open_session
+from lskd_study.study.own_time import evaluate_on, open_session, train_on
 from lskd_study.trainers import timm as trainer
 from lskd_study.trainers.size import network_size, tensor_size
 from timm_ls_kd.models import check_pretrained
 from timm_ls_kd.trainer.arguments import parse_arguments
-from timm_ls_kd.trainer.main import create_scheduler
-from timm_ls_kd.trainer.session import create_optimizer
+from timm_ls_kd.trainer.session import create_optimizer, create_scheduler
 
 pytestmark = pytest.mark.integration
 
@@ -152,9 +151,9 @@ def flops(model: str, img_size: int | None, channels: int | None) -> float:
 
 def two_steps_and_a_validation(plan: Plan, run: Run) -> None:
     session = open_session(plan, run, *SMALL)
-    session.train(First(session.loader, 2))
+    train_on(session, First(session.loader, 2))
     if session.loader_eval is not None:
-        session.validate(First(session.loader_eval, 1))
+        evaluate_on(session, First(session.loader_eval, 1))
 
 
 class First:

@@ -221,9 +221,9 @@ def test_data_folders(train, tmp_path, own_digits):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_that_breaks_during_training(train, tmp_path, own_digits, monkeypatch, workers):
     """The check before training looks at a sample of large data sets; timm would take the next image."""
-    from timm_ls_kd import datacheck
+    from timm_ls_kd import data
 
-    monkeypatch.setattr(datacheck, "check_images", lambda paths: None)
+    monkeypatch.setattr(data, "check_images", lambda paths: None)
     image = sorted((own_digits / "train" / "digit1").iterdir())[5]
     image.write_bytes(image.read_bytes()[:60])
     train("bad", "--workers", workers, data=own_digits).assert_one_clear_line(str(image), "cannot be read")
@@ -315,12 +315,12 @@ def test_pretrained_weights_within_reach(monkeypatch):
 
 
 def test_schedule_that_cannot_be_had_leaves_no_folder(train, tmp_path, monkeypatch):
-    from timm_ls_kd.trainer import main as trainer
+    from timm_ls_kd.trainer import session
 
     def fail(*args, **kwargs):
         raise AssertionError("no such schedule")
 
-    monkeypatch.setattr(trainer, "create_scheduler_v2", fail)
+    monkeypatch.setattr(session, "create_scheduler_v2", fail)
     train("bad").assert_one_clear_line("--sched cosine", "no such schedule")
     assert not (tmp_path / "runs").exists()
 

@@ -11,11 +11,12 @@ from timm import create_model
 from timm.data import create_dataset
 
 from lskd import LskdError
-from timm_ls_kd.data import EpochSampler, create_loader, guard, seeded
-from timm_ls_kd.datacheck import check_data
+from lskd.teachers.frozen import Normalisation
+from timm_ls_kd.arguments import SoftLabelsConfig
+from timm_ls_kd.data import check_data, guard
 from timm_ls_kd.evaluation import evaluate_model
-from timm_ls_kd.normalisation import Normalisation
-from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
+from timm_ls_kd.loader import EpochSampler, create_loader, seeded
+from timm_ls_kd.store import replayed_images
 
 pytestmark = pytest.mark.unit
 HALF = Normalisation((0.5,) * 3, (0.5,) * 3)
@@ -121,8 +122,10 @@ def test_colours_reach_the_network_as_they_are(tmp_path, kind, prefetch):
         (tmp_path / "train" / f"class{label}").mkdir(parents=True)
         Image.new("RGB", (40, 30), colour).save(tmp_path / "train" / f"class{label}" / "flat.png")
     normalisation = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    dataset = create_dataset("", root=str(tmp_path), split="train")
+    config = SoftLabelsConfig(path=tmp_path / "store", seed=0)
     found = create_loader(
-        create_dataset("", root=str(tmp_path), split="train"),
+        dataset,
         input_size=(3, 24, 24),
         batch_size=2,
         normalisation=normalisation,
@@ -130,7 +133,7 @@ def test_colours_reach_the_network_as_they_are(tmp_path, kind, prefetch):
         transform={"color_jitter": None},
         training=kind != "validation",
         prefetch=prefetch,
-        replay=SoftLabelsConfig(path=tmp_path / "store", seed=0) if kind == "store" else None,
+        replayed_images=replayed_images(dataset, config, prefetch) if kind == "store" else None,
     )
     ((images, targets),) = epoch(found, 0)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalisation.mean, normalisation.std))

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from lskd import DivergedError, LskdError, load_teacher_weights
 from timm_ls_kd.evaluation import collect_logits, evaluate_model
-from timm_ls_kd.torchvision_models import create_torchvision
+from timm_ls_kd.models import create_torchvision
 
 pytestmark = pytest.mark.integration
 
@@ -261,7 +261,7 @@ def published():
 
 def test_torchvisions_own_files_get_torchvisions_own_transform():
     """The pixels of each published preset, by timm's transform."""
-    from timm_ls_kd.torchvision_models import _published
+    from timm_ls_kd.models import _published
 
     image = Image.effect_mandelbrot((300, 260), (-2, -1.5, 1, 1.5), 60).convert("RGB")
     seen = {}

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import SoftLabels, SoftLabelsWriter
+from lskd import FrozenTeacher, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels.run import StoredRun
 from lskd.teachers import fast as fast_teacher_module
-from timm_ls_kd.teacher import Teacher
 
 pytestmark = pytest.mark.unit
 FLAGS = ["--batch-size", "20", "--epochs", "1", "--scale", "0.3", "1", "--kd-soft-labels-top-k", "0"]
@@ -98,7 +97,7 @@ def test_a_store_with_more_liberties_than_asked_for_is_refused(student, stores, 
     ],
 )
 def test_what_is_at_least_as_exact_is_read_and_said(student, stores, monkeypatch, stored, asked, line):
-    monkeypatch.setattr(Teacher, "__init__", lambda *a, **k: pytest.fail("a teacher was built"))
+    monkeypatch.setattr(FrozenTeacher, "__init__", lambda *a, **k: pytest.fail("a teacher was built"))
     out = student("reads", "--kd-teacher-fast", asked, where=stores[stored]).out
     assert line in out
     assert ("instead of" in out) == (stored != asked and asked != "auto")

@@ -10,9 +10,9 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from timm_ls_kd import fast_teacher
+from timm_ls_kd.teacher import CONVOLUTIONS, NORMS
 
-FOLDED = {"convolutions": fast_teacher.CONVOLUTIONS, "norms": fast_teacher.NORMS}
+FOLDED = {"convolutions": CONVOLUTIONS, "norms": NORMS}
 
 
 @pytest.mark.unit
@@ -21,7 +21,7 @@ FOLDED = {"convolutions": fast_teacher.CONVOLUTIONS, "norms": fast_teacher.NORMS
     [("resnet18", 1), ("test_efficientnet", 1), ("tf_mobilenetv3_small_minimal_100", 1), ("test_vit", None)],
 )
 def test_models_of_timm_are_folded(name, share):
-    from lskd.teachers.folding import fold_batch_norm
+    from lskd.teachers.fast import fold_batch_norm
 
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=4)
@@ -111,4 +111,4 @@ def test_without_bfloat16_it_is_float32_and_said(train, kd, monkeypatch):
     result = train("run", *kd, "--kd-teacher-fast", "bfloat16", "--epochs", 1)
     assert result.status == 0, result.err
     assert "fast: float32," in result.out
-    assert "no bfloat16 on this processor" in result.out
+    assert "no bfloat16 on this CPU" in result.out

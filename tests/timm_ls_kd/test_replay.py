@@ -8,11 +8,11 @@ import torch
 from timm.data import create_dataset
 
 from lskd import LskdError
+from lskd.teachers.frozen import Normalisation
 from lskd.teachers.replay import MixingPolicy, augmentation_seed
-from timm_ls_kd.data import create_loader
-from timm_ls_kd.normalisation import Normalisation
-from timm_ls_kd.replay import KeySampler, ReplayedDataset, replayed_parts
-from timm_ls_kd.soft_label_arguments import SoftLabelsConfig
+from timm_ls_kd.arguments import SoftLabelsConfig
+from timm_ls_kd.loader import create_loader
+from timm_ls_kd.store import KeySampler, ReplayedDataset, replayed_images
 
 pytestmark = pytest.mark.unit
 ERASING = {"re_prob": 0.8, "re_count": 2}
@@ -35,7 +35,7 @@ def loader(
         seed=seed,
         workers=workers,
         prefetch=prefetch,
-        parts=replayed_parts(dataset, config, prefetch),
+        replayed_images=replayed_images(dataset, config, prefetch),
         **options,
     )
 

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter
+from lskd import DistillationLoss, FrozenTeacher, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels import blocks as block_file_module
 from lskd.soft_labels import collector as row_collector_module
-from timm_ls_kd.soft_label_task import SoftLabelsTask
 from timm_ls_kd.store import SoftLabelsRun
-from timm_ls_kd.teacher import Teacher
+from timm_ls_kd.task import SoftLabelsTask
 
 pytestmark = pytest.mark.unit
 AUGMENTED = ["--hflip", "0.5", "--scale", "0.3", "1", "--aa", "rand-m5-mstd0.5"]
@@ -84,7 +83,7 @@ def test_stored_and_online_students_are_equal_weight_for_weight(student, same_we
     student("stores", *options)
     with monkeypatch.context() as patch:
         # Nobody builds a teacher any more.
-        patch.setattr(Teacher, "__init__", lambda *a, **k: pytest.fail("a teacher was built"))
+        patch.setattr(FrozenTeacher, "__init__", lambda *a, **k: pytest.fail("a teacher was built"))
         result = student("reads", *options)
     assert "all 2 epochs are read" in result.out
     with monkeypatch.context() as patch:
@@ -104,7 +103,7 @@ def test_stored_and_online_students_are_equal_weight_for_weight(student, same_we
 def test_top_k_and_half_precision_change_the_loss_as_they_must(student, summary, tmp_path, monkeypatch):
     """A learning rate of 0, so that the losses are of one student; against float64 of what it was told."""
     said, seen = [], []
-    ask, components = Teacher.__call__, DistillationLoss.components
+    ask, components = FrozenTeacher.__call__, DistillationLoss.components
 
     def listen(self, batch):
         said.append(ask(self, batch))
@@ -114,7 +113,7 @@ def test_top_k_and_half_precision_change_the_loss_as_they_must(student, summary,
         seen.append((logits.detach().double(), said[-1].log_softmax(1)))
         return components(self, logits, *arguments)
 
-    monkeypatch.setattr(Teacher, "__call__", listen)
+    monkeypatch.setattr(FrozenTeacher, "__call__", listen)
     monkeypatch.setattr(DistillationLoss, "components", watch)
     for name, k, rest in (
         ("all", 0, "spread"),
@@ -197,7 +196,7 @@ def test_a_kill_in_an_epoch_loses_that_epoch_only(
     student, timm_command, kd, digits, store, filled, while_ahead, same_weights, monkeypatch, tmp_path
 ):
     """The process is killed in its 8th question to the teacher, in the second epoch."""
-    monkeypatch.setattr("timm_ls_kd.trainer.soft_label_command._BATCHES", 2)
+    monkeypatch.setattr("timm_ls_kd.trainer.main._BATCHES", 2)
     ahead = [
         *["soft-labels", "--data-dir", digits, "--model", "test_resnet", "--num-classes", 4],
         *["--img-size", 32, "--device", "cpu", "--workers", 0, "--color-jitter", 0, *kd, *AUGMENTED, *SHORT],
@@ -212,7 +211,7 @@ def test_a_kill_in_an_epoch_loses_that_epoch_only(
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        asked, ask = 0, Teacher.__call__
+        asked, ask = 0, FrozenTeacher.__call__
 
         def kill(self, batch):
             nonlocal asked
@@ -221,7 +220,7 @@ def test_a_kill_in_an_epoch_loses_that_epoch_only(
                 os.kill(os.getpid(), signal.SIGKILL)
             return ask(self, batch)
 
-        Teacher.__call__ = kill
+        FrozenTeacher.__call__ = kill
         go()
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -6,8 +6,8 @@ import torch
 import yaml
 
 from lskd import LskdError
+from lskd.teachers.frozen import Normalisation
 from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.normalisation import Normalisation
 from timm_ls_kd.teacher import create_teacher, describe_teacher
 
 pytestmark = pytest.mark.unit
@@ -49,7 +49,7 @@ def seen_sizes(teacher, size):
 def test_size_of_the_teachers_run(make, settings, size, expected):
     teacher = make(settings, size=size)
     assert seen_sizes(teacher, 64) == [(expected, expected)]
-    lines = " ".join(describe_teacher(KdConfig("test_resnet"), teacher, NORM, 4))
+    lines = " ".join(describe_teacher(KdConfig("test_resnet"), teacher, 4))
     assert (f"resized to {expected} x {expected}" in lines) == (expected != 64)
 
 

@@ -14,7 +14,7 @@ import yaml
 from lskd import load_teacher_weights
 from timm_ls_kd.task import LsKdTask
 from timm_ls_kd.trainer import main as trainer
-from timm_ls_kd.trainer.signals import Interrupted, stop_signals
+from timm_ls_kd.trainer.loop import Interrupted, stop_signals
 
 pytestmark = pytest.mark.integration
 COLUMNS = ["train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement"]

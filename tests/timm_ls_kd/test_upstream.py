@@ -30,7 +30,7 @@ for name in ("data", "data-dir", "num-classes", "cutmix-minmax"):
 for name, default in dict(
     dataset="", train_split="train", val_split="val", class_map="", model="", device="cpu", resume="",
     initial_checkpoint="", output="", experiment="", amp_dtype="float16", task="single", loss="", loop="",
-    smoothing=0.1, mixup=0.0, cutmix=0.0, reprob=0.0, lr=0.05, epochs=1, batch_size=16, workers=0, rank=0,
+    smoothing=0.1, mixup=0.0, cutmix=0.0, reprob=0.0, lr=0.05, epochs=1, batch_size=16, workers=0, rank=0, seed=42,
     world_size=1, aug_splits=0, img_size=32, tta=0,
 ).items():
     parser.add_argument("--" + name.replace("_", "-"), default=default, type=type(default))

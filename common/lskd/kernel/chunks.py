@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lskd.base.devices import accumulator_dtype, widened
+from lskd.base.tensors import accumulator_dtype, widened
 from lskd.targets import check_labels
 from lskd.terms import Rest, TopK, completed, distillation_terms
 

@@ -1,5 +1,7 @@
-"""What a store keeps of a teacher's logits, and what a student reads there."""
+"""What a store keeps of a teacher's logits, what a student reads there, and the form of the teacher."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lskd.errors import SoftLabelsError
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.teacher_terms import centred, top_k_log_probabilities
+from lskd.teachers.fast import FastMode, TeacherForm
 from lskd.terms import Rest, TopK
 
+TEACHER_FORM = "teacher_form"
+"""Its name in a manifest's identity."""
+
+# From the exact teacher on: each takes liberties that those before it do not take.
+_LIBERTIES: tuple[FastMode, ...] = ("none", "float32", "bfloat16", "int8")
 _LEAST = -15.0  # log-probabilities below are as good as none
 
 
@@ -86,3 +95,50 @@ def stored_difference(values: NDArray[Any], ids: NDArray[Any], logits: Tensor) -
     stored = stored.clamp(min=_LEAST)
     apart: Tensor = ((said - stored).abs() / (1 + stored.abs())).nan_to_num(nan=torch.inf).amax(-1)
     return apart
+
+
+def form_of_store(path: Path, identity: Mapping[str, Any]) -> TeacherForm:
+    """Return the form in a manifest's identity; soft labels that do not say it are of the exact teacher.
+
+    Raises:
+        SoftLabelsError: a form that this release does not know.
+    """
+    try:
+        return TeacherForm.of_json(identity.get(TEACHER_FORM, {"mode": "exact"}))
+    except (KeyError, TypeError, OverflowError):
+        raise SoftLabelsError(
+            f"the soft labels in {path} are of a teacher in a form that this release does not know; "
+            "write them again or use the release that wrote them"
+        ) from None
+
+
+def check_form(path: Path, stored: TeacherForm, asked: FastMode, bound: float) -> None:
+    """Decide whether a run that asks for a form takes what is stored.
+
+    It takes what comes from the form that it asks for or one with fewer liberties (exact, float32, bfloat16,
+    int8, in this order; "auto" takes any), and was measured within its bound.
+
+    Args:
+        path: of the store, for messages.
+        stored: the form of what is there.
+        asked: by this run.
+        bound: on the mean KL(exact || fast), of this run.
+
+    Raises:
+        SoftLabelsError: it does not.
+    """
+    if stored.mode == "none":
+        return
+    about = f"the soft labels in {path} are {stored}"
+    if asked == "none":
+        raise SoftLabelsError(
+            f"{about}; this run asks for the exact teacher: ask for a fast one ({stored.mode} or auto), or "
+            "write them with the exact one (another folder)"
+        )
+    if asked != "auto" and _LIBERTIES.index(stored.mode) > _LIBERTIES.index(asked):
+        raise SoftLabelsError(
+            f"{about}; this run asks for {asked}, which is closer to the exact one: ask for {stored.mode} or "
+            "auto, or use another folder"
+        )
+    if stored.deviation is not None and not stored.deviation.mean_kl <= bound:
+        raise SoftLabelsError(f"{about}; the bound of this run is {bound:g}: raise it, or use another folder")

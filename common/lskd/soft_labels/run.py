@@ -14,10 +14,9 @@ from torch import Tensor
 from lskd.errors import SoftLabelsError
 from lskd.soft_labels.collector import RowCollector
 from lskd.soft_labels.format import MANIFEST, SoftLabelsLayout
-from lskd.soft_labels.forms import stored_difference, stored_form
+from lskd.soft_labels.forms import TEACHER_FORM, check_form, form_of_store, stored_difference, stored_form
 from lskd.soft_labels.store import SoftLabels, SoftLabelsWriter
-from lskd.soft_labels.teacher_form import TEACHER_FORM, TeacherForm, check_form
-from lskd.teachers.fast import FAST_BOUND, FastMode
+from lskd.teachers.fast import FAST_BOUND, FastMode, TeacherForm
 from lskd.teachers.replay import augmentation_seed
 
 DEFAULT_TOP_K = 10
@@ -128,7 +127,7 @@ class StoredRun:
         if (self.path / MANIFEST).exists():
             self.labels = SoftLabels(self.path, expected=identity)
             self.keys = len(self.labels)
-            self.form = TeacherForm.of_store(self.path, self.labels.identity)
+            self.form = form_of_store(self.path, self.labels.identity)
             check_form(self.path, self.form, teacher, bound)
         self._agree(None)  # nobody writes before all have looked
 

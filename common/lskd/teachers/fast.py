@@ -1,19 +1,22 @@
-"""A faster teacher, and how far its answers are from the exact one's."""
+"""A faster copy of a teacher (batch norm folded, fewer bits), and how far it is from the exact one."""
 
 import copy
+import importlib.util
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lskd.base.devices import widened
+from lskd.base.tensors import summed_over_processes, widened
 from lskd.errors import LskdError, one_line
-from lskd.teachers.eight_bit import has_eight_bit, quantise_convolutions
-from lskd.teachers.folding import Remainder, fold_batch_norm
-from lskd.teachers.outputs import logits_of
+from lskd.teachers.outputs import logits_of, whole_batch
 from lskd.terms import distillation_terms
 
 FastMode = Literal["none", "auto", "float32", "bfloat16", "int8"]
@@ -24,6 +27,10 @@ FAST_BOUND = 0.01
 _TIMED = 16  # images by which candidates are timed
 _GAIN = 0.95  # of the time: an approximation must be worth something
 _BATCH = 32
+_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# How far two answers to one image may be apart, in units of `lskd.soft_labels.forms.stored_difference`.
+_TOLERANCES = {"float32": 0.01, "bfloat16": 0.1, "int8": 0.1}
 
 
 class Deviation(NamedTuple):
@@ -61,6 +68,69 @@ class Deviation(NamedTuple):
         )
 
 
+@dataclass(frozen=True)
+class TeacherForm:
+    """In which form a teacher answers.
+
+    Attributes:
+        mode: "none" for the exact teacher, or "float32", "bfloat16" or "int8".
+        deviation: how far a fast one was from the exact one, as measured when it was made.
+        description: what was done to a fast one.
+    """
+
+    mode: FastMode = "none"
+    deviation: Deviation | None = None
+    description: str = ""
+
+    @classmethod
+    def of_json(cls, content: Any) -> "TeacherForm":
+        """Read what :meth:`as_json` returned.
+
+        Raises:
+            KeyError: a form that this release does not know.
+            TypeError: another structure; OverflowError a number that is none.
+        """
+        if content["mode"] == "exact":
+            return cls()
+        if content["mode"] not in FAST_MODES:
+            raise KeyError(content["mode"])
+        measured = [content[name] for name in ("mean_kl", "max_kl", "agreement", "images")]
+        if not isinstance(content["made"], str) or any(isinstance(number, str) for number in measured):
+            raise TypeError("no text, or no numbers")
+        mean_kl, max_kl, agreement, images = (float(number) for number in measured)
+        return cls(content["mode"], Deviation(mean_kl, max_kl, agreement, int(images)), content["made"])
+
+    @property
+    def name(self) -> str:
+        """The name in messages and manifests."""
+        return "exact" if self.mode == "none" else self.mode
+
+    @property
+    def tolerance(self) -> float | None:
+        """How far two answers may be apart, see :func:`stored_difference`; None: as the caller knows."""
+        return _TOLERANCES.get(self.mode)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as it lies in a manifest."""
+        if self.deviation is None:
+            return {"mode": self.name}
+        mean_kl, max_kl, agreement, images = self.deviation
+        return {
+            "mode": self.name,
+            "made": self.description,
+            "mean_kl": mean_kl,
+            "max_kl": max_kl,
+            "agreement": agreement,
+            "images": images,
+        }
+
+    def __str__(self) -> str:
+        """Say whose the words are."""
+        if self.deviation is None:
+            return "of the exact teacher"
+        return f"of a fast teacher ({self.name}): {self.deviation}"
+
+
 @dataclass
 class FastTeacher:
     """A copy of a frozen model that answers faster.
@@ -90,10 +160,172 @@ class FastTeacher:
         with torch.autocast(images.device.type, enabled=False):
             return self._forward(images.to(dtype=self.dtype, memory_format=torch.channels_last))
 
+    @property
+    def form(self) -> TeacherForm:
+        """In which form it answers."""
+        return TeacherForm(self.mode, self.deviation, self.description)
+
     def compile(self, **kwargs: Any) -> None:
         """Compile the model with `torch.compile(**kwargs)`, where it can be."""
         if self.can_compile:
             self._forward = torch.compile(self.model, **kwargs)
+
+
+Remainder = Callable[[Any], nn.Module]
+"""What is left of a layer of batch norm when its normalisation is folded away, such as its activation."""
+
+
+class Folding(NamedTuple):
+    """What :func:`fold_batch_norm` did.
+
+    Attributes:
+        folded: batch norms that are now part of the convolution before them.
+        total: batch norms that there were.
+        reason: why nothing could be folded; empty where the model could be traced.
+    """
+
+    folded: int
+    total: int
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """Say it."""
+        if self.total == 0:
+            return "no batch norm to fold"
+        if self.reason:
+            return f"batch norm not folded ({self.reason})"
+        return f"{self.folded} of {self.total} batch norms folded"
+
+
+def fold_batch_norm(
+    model: nn.Module,
+    convolutions: tuple[type[nn.Module], ...] = (),
+    norms: Mapping[type[nn.Module], Remainder] | None = None,
+) -> Folding:
+    """Fold every batch norm of ``model`` that follows a convolution, in place.
+
+    The model is traced to see what follows what; its modules are changed and its own `forward` stays in use.
+    A pair is folded where nothing else sees what is between the two and neither is used a second time. A
+    model that cannot be traced is left as it is.
+
+    Args:
+        model: in eval mode.
+        convolutions: types, besides torch's own, that compute a convolution with `weight` and `bias` as they
+            are. Subclasses do not count: one that standardises its weights would come out wrong.
+        norms: types, besides torch's own, that begin with a batch norm, and what is left of one.
+
+    Raises:
+        ValueError: for a model in training mode.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    >>> str(fold_batch_norm(net)), type(net[1]).__name__
+    ('1 of 1 batch norms folded', 'Identity')
+    """
+    if model.training:
+        raise ValueError("batch norm can be folded in eval mode only; call model.eval() first")
+    remainders: dict[type[nn.Module], Remainder] = dict.fromkeys(_NORMS, lambda norm: nn.Identity())
+    remainders.update(norms or {})
+    layers = (*_CONVOLUTIONS, *convolutions)
+    total = sum(type(module) in remainders for module in model.modules())
+    if total == 0:
+        return Folding(0, 0)
+    try:
+        graph = _Tracer((*layers, *remainders)).trace(model)
+    except Exception as error:  # a model's own code runs on stand-ins for tensors: anything may come
+        return Folding(0, total, f"it cannot be traced: {one_line(error, 80)}")
+    modules = dict(model.named_modules())
+    calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
+    # Parameters that are read by name, too: a tied weight must not be changed for its other reader.
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    folded = 0
+    for node in graph.nodes:
+        if node.op != "call_module" or type(modules[str(node.target)]) not in remainders:
+            continue
+        source = node.args[0] if node.args else None
+        if not isinstance(source, torch.fx.Node) or source.op != "call_module" or len(source.users) > 1:
+            continue
+        names = (str(source.target), str(node.target))
+        layer, norm = (modules[name] for name in names)
+        if type(layer) not in layers or calls[id(layer)] > 1 or calls[id(norm)] > 1 or read & set(names):
+            continue
+        if not _foldable(layer, norm):
+            continue
+        fused: nn.Module = fuse_conv_bn_eval(layer, norm)
+        model.set_submodule(names[0], fused.requires_grad_(False))
+        model.set_submodule(names[1], remainders[type(norm)](norm).eval())
+        folded += 1
+    return Folding(folded, total)
+
+
+class _Tracer(torch.fx.Tracer):
+    """Sees the layers that may be folded as one step each, whichever package they are from."""
+
+    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in self._leaves or super().is_leaf_module(m, module_qualified_name)
+
+
+def _foldable(layer: Any, norm: Any) -> bool:
+    if norm.running_mean is None or norm.running_var is None:  # normalises by the batch, even in eval mode
+        return False
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in (layer, norm))
+    parametrised = hasattr(layer, "parametrizations")
+    return not hooked and not parametrised and bool(layer.out_channels == norm.num_features)
+
+
+def has_eight_bit() -> bool:
+    """Tell whether processor and torch have fast 8-bit convolutions.
+
+    torch has announced the end of this module without a successor of its own; a torch without it counts as a
+    processor without it.
+    """
+    if not torch.cpu._is_vnni_supported() or "onednn" not in torch.backends.quantized.supported_engines:
+        return False
+    try:
+        return importlib.util.find_spec("torch.ao.quantization.quantize_fx") is not None
+    except ImportError:
+        return False
+
+
+def quantise_convolutions(model: nn.Module, images: Tensor) -> nn.Module:
+    """Return a model whose convolutions, and the sums between them, work on 8-bit numbers.
+
+    Weights have a scale for each channel, activations one for each layer, from the range that they have on
+    ``images``. Linear layers stay as they are: 8 bits of a logit are too few for a teacher.
+
+    Args:
+        model: in eval mode, batch norm folded; it is not changed.
+        images: ``(N, C, H, W)``, which ranges are taken from.
+
+    Raises:
+        LskdError: the model cannot be traced or has nothing that can be quantised.
+    """
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.backend_config import get_onednn_backend_config
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    mapping: Any = get_default_qconfig_mapping("onednn").set_object_type(nn.Linear, None)
+    backend = get_onednn_backend_config()
+    before = torch.backends.quantized.engine
+    try:
+        torch.backends.quantized.engine = "onednn"
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # that it will go some day, see has_eight_bit
+            observed = prepare_fx(model, mapping, (images[:1],), backend_config=backend)
+            for start in range(0, len(images), 16):
+                observed(images[start : start + 16])
+            quantised: nn.Module = convert_fx(observed, backend_config=backend)
+            quantised(images[:1])
+    except Exception as error:  # a model's own code runs on stand-ins for tensors: anything may come
+        raise LskdError(f"it cannot be traced or computed in 8 bits: {one_line(error, 80)}") from None
+    finally:
+        torch.backends.quantized.engine = before
+    if not any("quantized" in type(module).__module__ for module in quantised.modules()):
+        raise LskdError("it has no convolution that can be computed in 8 bits")
+    return quantised
 
 
 def supported_modes(device: torch.device) -> list[FastMode]:
@@ -156,7 +388,6 @@ def choose_fast(
     norms: Mapping[type[nn.Module], Remainder] | None = None,
     compiled: bool = False,
     batch_size: int | None = None,
-    agree: Callable[[Tensor], Tensor] = lambda values: values,
 ) -> FastChoice:
     """Make a fast teacher and measure its error on real images.
 
@@ -174,7 +405,6 @@ def choose_fast(
         norms: see :func:`lskd.fold_batch_norm`.
         compiled: compile the fast teacher, which needs a C++ compiler on the CPU.
         batch_size: of training, which is what is compiled for.
-        agree: adds up a tensor over all processes, so that they choose the same.
 
     Raises:
         LskdError: an error above the bound, a model that the mode cannot be had for, no images, no compiler.
@@ -187,7 +417,7 @@ def choose_fast(
     if mode == "auto":
         wanted = supported
     elif mode not in supported:
-        notes.append(f"no {mode} on this {'processor' if images.device.type == 'cpu' else 'device'}")
+        notes.append(f"no {mode} on this {'CPU' if images.device.type == 'cpu' else 'device'}")
     calibration, rest = images[::4], images
     if len(images) >= 8:
         rest = images[torch.arange(len(images), device=images.device) % 4 != 0]
@@ -209,7 +439,10 @@ def choose_fast(
             if mode != "auto" or isinstance(error, torch.OutOfMemoryError):
                 raise
             notes.append(f"no {name}: {one_line(error, 80)}")
-    times = agree(torch.tensor([exact_time, *(seconds for *_, seconds in candidates)], dtype=torch.float64))
+    # Over all processes, so that they choose the same.
+    times = summed_over_processes(
+        torch.tensor([exact_time, *(seconds for *_, seconds in candidates)], dtype=torch.float64)
+    )
     ratios = (times[1:] / times[0]).tolist()
     best: int | None = None
     for index, (fast, deviation, _) in enumerate(candidates):
@@ -230,7 +463,7 @@ def choose_fast(
         size = batch_size or len(timed)
         _compile(fast, timed, size)
         deviation = Deviation.between(answers, _logits(fast, rest, size))
-        gain = exact_time / len(timed) * size / _time(fast, _repeated(timed, size))
+        gain = exact_time / len(timed) * size / _time(fast, whole_batch(timed, size))
         if not deviation.mean_kl <= bound:
             raise LskdError(
                 f"the compiled teacher is too far from the exact one: {deviation}; do not compile it."
@@ -246,16 +479,12 @@ def _compile(fast: FastTeacher, images: Tensor, batch_size: int) -> None:
     fast.compile(dynamic=False, options=options)
     try:
         with torch.inference_mode():
-            fast(_repeated(images, batch_size))
+            fast(whole_batch(images, batch_size))
         fast.description += ", compiled"
     except Exception as error:  # of torch's compiler, or of the C++ compiler that it calls
         raise LskdError(
             f"the fast teacher cannot be compiled here ({one_line(error, 120)}); do not compile it."
         ) from None
-
-
-def _repeated(images: Tensor, batch_size: int) -> Tensor:
-    return images[torch.arange(batch_size, device=images.device) % len(images)]
 
 
 def _logits(teacher: Callable[[Tensor], Any], images: Tensor, batch_size: int | None = None) -> Tensor:
@@ -265,7 +494,7 @@ def _logits(teacher: Callable[[Tensor], Any], images: Tensor, batch_size: int | 
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             # A compiled teacher is asked with the size it was compiled for.
-            answer = teacher(batch if batch_size is None else _repeated(batch, batch_size))
+            answer = teacher(batch if batch_size is None else whole_batch(batch, batch_size))
             rows.append(logits_of(answer)[: len(batch)].float())
     return torch.cat(rows)
 

@@ -1,7 +1,20 @@
-"""Whether a classifier does better than guessing."""
+"""The teacher's trial before the first training step: does it do better than guessing?"""
 
 import math
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lskd.base.tensors import accumulator_dtype, summed_over_processes
+from lskd.errors import LskdError, one_line
+from lskd.teachers.frozen import FrozenTeacher
+from lskd.teachers.outputs import Autocast
+
+SIGNIFICANCE = 0.01
+"""Level of the test against chance."""
 
 
 def binomial_tail(right: int, total: int, chance: float) -> float:
@@ -22,9 +35,9 @@ def binomial_tail(right: int, total: int, chance: float) -> float:
 
 
 def compare_with_chance(
-    right: int, total: int, chance: float, significance: float = 0.01
+    right: int, total: int, chance: float, significance: float = SIGNIFICANCE
 ) -> Literal["above", "at", "too few"]:
-    """Say whether ``right`` of ``total`` answers are more than chance gives: a one-sided binomial test.
+    """Return whether ``right`` of ``total`` answers are more than chance gives: a one-sided binomial test.
 
     Args:
         right: right answers.
@@ -41,3 +54,98 @@ def compare_with_chance(
     if total == 0 or binomial_tail(total, total, chance) > significance:
         return "too few"
     return "at" if binomial_tail(right, total, chance) > significance else "above"
+
+
+def spread_indices(total: int, count: int) -> list[int]:
+    """Return ``count`` of ``total`` indices at even distances: a folder is sorted by class.
+
+    >>> spread_indices(10, 3), spread_indices(2, 3)
+    ([1, 5, 8], [0, 1])
+    """
+    count = min(total, count)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def accuracy_text(right: int, total: int, chance: float) -> str:
+    """Return on how many images a model is right, and on how many a guess would be.
+
+    >>> accuracy_text(3, 4, 0.5)
+    '75.0 % of 4 validation images (chance 50.0 %)'
+    """
+    return f"{100 * right / total:.1f} % of {total} validation images (chance {100 * chance:.1f} %)"
+
+
+def ask(teacher: FrozenTeacher, images: Tensor, size_option: str, autocast: Autocast = nullcontext) -> Tensor:
+    """Return the teacher's logits for images that it may not be able to process.
+
+    Args:
+        teacher: the teacher.
+        images: ``(B, C, H, W)`` as the student gets them.
+        size_option: what sets the size of its images, for the message.
+        autocast: makes the context of the forward pass in training.
+
+    Raises:
+        LskdError: it cannot process images of this shape.
+    """
+    try:
+        with autocast():
+            return teacher(images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        shape = " x ".join(str(size) for size in images.shape[1:])
+        raise LskdError(
+            f"teacher '{teacher.name}' cannot process {shape} images ({one_line(error)}); "
+            f"set {size_option} to the size it was trained on."
+        ) from None
+
+
+def check_teacher(
+    teacher: FrozenTeacher,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    *,
+    size_option: str,
+    skip_option: str,
+    autocast: Autocast = nullcontext,
+) -> str:
+    """Measure the teacher's accuracy on validation images, over all processes, and return a line about it.
+
+    Chance is the larger of ``1 / num_classes`` and the share of the most frequent class.
+
+    Args:
+        teacher: the teacher.
+        batches: this process's share of the images, as the student gets them, and their labels: class ids
+            ``(B,)`` or probabilities ``(B, num_classes)``.
+        num_classes: how many classes there are.
+        size_option: what sets the size of the teacher's images, for messages.
+        skip_option: what leaves this check out, for messages.
+        autocast: makes the context of the forward pass in training.
+
+    Raises:
+        LskdError: the teacher is not better than chance (:func:`compare_with_chance`), or cannot process the
+            images.
+    """
+    device = teacher.device
+    counts = torch.zeros(num_classes + 1, dtype=accumulator_dtype(device), device=device)
+    for images, labels in batches:
+        logits = ask(teacher, images, size_option, autocast)
+        labels = (labels.argmax(-1) if labels.ndim == 2 else labels).to(logits.device)
+        counts[0] += (logits.argmax(-1) == labels).sum()
+        counts[1:] += torch.bincount(labels, minlength=num_classes)
+    # Every process then comes to the same verdict.
+    right, *per_class = (int(value) for value in summed_over_processes(counts).tolist())
+    total, who = sum(per_class), f"teacher '{teacher.name}'"
+    if total == 0:
+        return f"{who}: no validation images, its accuracy is not checked"
+    chance = max(1 / num_classes, max(per_class) / total)
+    accuracy = accuracy_text(right, total, chance)
+    match compare_with_chance(right, total, chance):
+        case "at":
+            raise LskdError(
+                f"{who} is at chance: right on {accuracy}; check its checkpoint, normalisation, image size "
+                f"({size_option}) and class order; {skip_option} trains on it nevertheless."
+            )
+        case "too few":
+            return f"{who}: right on {accuracy}; too few images to tell it from chance"
+    return f"{who}: right on {accuracy}"

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from lskd import DistillationLoss, LskdError, distillation_terms
-from lskd.base.devices import accumulator_dtype
+from lskd.base.tensors import accumulator_dtype
 from lskd.teachers.fast import FastMode
 from lskd.teachers.replay import replayed
 from mmcls_bnn.compat import MODELS, ImageClassifier, labels_of, predictions_of

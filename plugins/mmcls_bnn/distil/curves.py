@@ -10,9 +10,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
-from lskd.base.devices import accumulator_dtype
 from lskd.base.files import read_csv, whole_file
-from lskd.base.finite import require_finite, require_finite_weights
+from lskd.base.tensors import accumulator_dtype, require_finite, require_finite_weights
 from lskd.teachers.preflight import compare_with_chance
 from mmcls_bnn.compat import HOOKS, scores_of
 from mmcls_bnn.distil.hooks import unwrapped

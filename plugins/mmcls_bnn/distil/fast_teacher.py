@@ -93,7 +93,6 @@ def speed_up(model: Any, dataset: Any, amp: bool) -> str:
             exact=exact,
             convolutions=convolutions,
             norms=norms,
-            agree=_sum_over_processes,
         )
     except LskdError as error:
         raise LskdError(f"teacher '{name}', model.distillation.teacher_fast: {error}") from None
@@ -107,11 +106,3 @@ def _layers_of_timm() -> tuple[tuple[type[nn.Module], ...], dict[type[nn.Module]
     from timm.layers.conv2d_same import Conv2dSame
 
     return (Conv2dSame,), {BatchNormAct2d: lambda norm: nn.Sequential(norm.drop, norm.act)}
-
-
-def _sum_over_processes(values: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        values = values.to(device)
-        torch.distributed.all_reduce(values)
-    return values.cpu()

@@ -7,7 +7,7 @@ from mmengine.dataset import default_collate
 from mmengine.dist import get_dist_info
 
 from lskd import LskdError
-from lskd.base.devices import accumulator_dtype
+from lskd.base.tensors import accumulator_dtype
 from lskd.teachers.preflight import compare_with_chance
 from mmcls_bnn.compat import labels_of
 

@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from mmengine.config import Config
 
-from lskd import LskdError, Rest
+from lskd import LskdError
 from lskd.checkpoints import file_checksum
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.soft_labels.run import image_layout
 from lskd.teachers.replay import MixingPolicy
+from lskd.terms import Rest
 from mmcls_bnn.compat import FRAMEWORK
 from mmcls_bnn.distil.mixing import ImageMixing
 from mmcls_bnn.distil.teacher import TeacherSettings

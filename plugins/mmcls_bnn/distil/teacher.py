@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lskd import Convention, LskdError, target_entropy, target_values
-from lskd.soft_labels.teacher_form import TeacherForm
-from lskd.teachers.fast import FastTeacher
+from lskd.teachers.fast import FastTeacher, TeacherForm
 from lskd.teachers.outputs import logits_of
 
 
@@ -157,7 +156,7 @@ class Teacher:
     @property
     def form(self) -> TeacherForm:
         """In which form it answers."""
-        return TeacherForm.of_teacher(self._fast)
+        return TeacherForm() if self._fast is None else self._fast.form
 
     def use(self, fast: FastTeacher) -> None:
         """Answer with a fast teacher from now on, and let go of the exact model."""

@@ -1,34 +1,26 @@
 """One epoch of training, and validation."""
 
+import signal
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from timm.utils import accuracy, dispatch_clip_grad
 from torch import nn
 
-from lskd.base.devices import accumulator_dtype
-from lskd.base.finite import require_finite
+from lskd.base.tensors import accumulator_dtype, require_finite, summed_over_processes
 from lskd.teachers.outputs import logits_of
-from lskd.teachers.preflight import compare_with_chance
-from timm_ls_kd.data import Loader
-from timm_ls_kd.preflight import SIGNIFICANCE, accuracy_text
+from lskd.teachers.preflight import accuracy_text, compare_with_chance
+from timm_ls_kd.loader import Loader
 
 
 def say(args: Namespace, line: str) -> None:
     """Print a line of progress, on the primary process."""
     if args.rank == 0:
         print(line, flush=True)
-
-
-def all_reduce(tensor: torch.Tensor, args: Namespace) -> torch.Tensor:
-    """Sum a tensor over all processes, in place."""
-    if args.distributed:
-        torch.distributed.all_reduce(tensor)
-    return tensor
 
 
 def train_one_epoch(
@@ -81,7 +73,7 @@ def train_one_epoch(
                 f"epoch {epoch} [{index + 1:>{len(str(batches))}}/{batches}]  loss {mean:.4f}  "
                 f"lr {optimizer.param_groups[0]['lr']:.3e}  {rate:.0f} images/s",
             )
-    mean_loss = all_reduce(total, args)
+    mean_loss = summed_over_processes(total)
     value = float(mean_loss[0] / mean_loss[1])
     require_finite("the training loss", value, epoch)
     return {"loss": value}
@@ -153,13 +145,44 @@ def validate(
             totals[3] += len(images)
             totals[4] += logits.to(totals.dtype).sum()
             labels = labels + torch.bincount(targets, minlength=logits.shape[1])
-    loss, right1, right5, count, every_logit = all_reduce(totals, args).tolist()
+    loss, right1, right5, count, every_logit = summed_over_processes(totals).tolist()
     # After the sum over processes, which then all come to the same end.
     require_finite("the sum of the validation logits", every_logit, epoch)
     require_finite("the validation loss", loss, epoch)
     metrics = {"loss": loss / count, "top1": 100 * right1 / count, "top5": 100 * right5 / count}
     right, total = round(right1), round(count)
     # As for a teacher: who always names the commonest class only guesses, too.
-    chance = max(1 / len(labels), float(all_reduce(labels, args).max()) / total)
-    at_chance = compare_with_chance(right, total, chance, SIGNIFICANCE) == "at"
+    chance = max(1 / len(labels), float(summed_over_processes(labels).max()) / total)
+    at_chance = compare_with_chance(right, total, chance) == "at"
     return Validation(metrics, accuracy_text(right, total, chance) if at_chance else "")
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop by the signal in `args[0]`; no `except Exception` is to catch it."""
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into `Interrupted`; a second one ends the process as usual.
+
+    A signal that the process was started to ignore, as a shell's background job does Ctrl-C, stays ignored.
+    """
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.getsignal(number) for number in usual}
+    heard = [number for number in usual if before[number] is not signal.SIG_IGN]
+
+    def stop(number: int, frame: Any) -> None:
+        for one in heard:
+            signal.signal(one, usual[one])
+        # Loading processes may have got the signal too; torch would raise an error about their end.
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    for number in heard:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])

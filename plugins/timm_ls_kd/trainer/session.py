@@ -1,28 +1,46 @@
-"""Building the parts of a bundled run: model, criterion, task, the teacher's trial, optimiser."""
+"""What a run trains with, built from its arguments: one set-up for training, storing soft labels and trials
+without images or weights, and for whoever measures a run."""
 
+import difflib
 from argparse import Namespace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
+from timm.utils import NativeScaler, init_distributed_device
+from timm.utils.model import freeze
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lskd import LskdError, convert_alpha, target_values
 from lskd.errors import one_line
-from lskd.teachers.outputs import logits_of
-from timm_ls_kd.arguments import KdConfig
-from timm_ls_kd.data import SeededDataset
-from timm_ls_kd.fast_teacher import speed_up
-from timm_ls_kd.inputs import DataConfig, input_channels
-from timm_ls_kd.models import create, input_arguments, load_weights
-from timm_ls_kd.preflight import answer, check_teacher_accuracy, spread_batches, spread_indices
-from timm_ls_kd.task import LsKdTask, describe_targets, prepare_distributed
-from timm_ls_kd.teacher import Teacher, announce_teacher, create_teacher, describe_teacher
-from timm_ls_kd.trainer.loop import say
-from timm_ls_kd.trainer.partial_training import freeze_rest
+from lskd.teachers.outputs import Autocast, logits_of
+from timm_ls_kd.arguments import KdConfig, kd_config
+from timm_ls_kd.data import DataConfig, check_data, open_dataset, resolve_data
+from timm_ls_kd.loader import Loader, SeededDataset, eval_loader, seed_all, train_loader
+from timm_ls_kd.models import (
+    check_model_name,
+    check_pretrained,
+    create,
+    input_arguments,
+    input_channels,
+    load_weights,
+)
+from timm_ls_kd.store import augmentation_of, planned_epochs, replayed_images
+from timm_ls_kd.task import create_kd_task, prepare_distributed
+from timm_ls_kd.teacher import StudentRun
+
+Datasets = Callable[[Namespace, int], tuple[Any, Any]]
+"""Opens a run's training and validation images (None: it has none) of so many channels."""
 
 
 class PlainTask(ClassificationTask):
@@ -37,6 +55,204 @@ class PlainTask(ClassificationTask):
         """Wrap the model in DistributedDataParallel."""
         prepare_distributed(self, device_ids, **ddp_kwargs)
         return self
+
+
+@dataclass
+class Session:
+    """What a run trains with; `task`, `optimizer` and `schedule` are built when they are first asked for.
+
+        session = Session.open(parse_arguments(["DATA", "--model", "resnet18"]))
+        train_one_epoch(0, session.task, session.loader, session.optimizer, session.args, ...)
+
+    Attributes:
+        args: the run's arguments; what they left open (device, classes, learning rate) is filled in.
+        kd: what it distils; None: it trains on labels.
+        device: where the model is.
+        model: the model to train.
+        data: how images become its input.
+        smoothing: of the labels, in timm's convention.
+        loader: training batches.
+        loader_eval: validation batches, where there are any.
+        autocast: makes the context of a forward pass in training.
+        scaler: of float16 gradients, where they need one.
+    """
+
+    args: Namespace
+    kd: KdConfig | None
+    device: torch.device
+    model: nn.Module
+    data: DataConfig
+    smoothing: float
+    loader: Loader
+    loader_eval: Loader | None
+    autocast: Autocast
+    scaler: Any
+
+    @classmethod
+    def open(
+        cls, args: Namespace, device: torch.device | None = None, datasets: Datasets | None = None
+    ) -> "Session":
+        """Build the model and the loaders, and try the model on an empty image.
+
+        Args:
+            args: of the bundled trainer; they are filled in.
+            device: None: as the arguments say, random generators seeded, together with the run's other
+                processes; the meta device: without memory for weights.
+            datasets: opens the images; None: those of the run, which are checked before.
+
+        Raises:
+            LskdError: whatever the user can fix in them.
+        """
+        kd = kd_config(args)
+        if datasets is None:
+            check_images(args)
+        if device is None:
+            device = start_device(args)
+            seed_all(args.seed)
+        meta = device.type == "meta"
+        with device if meta else nullcontext():
+            model = create_student(args)
+        if args.num_classes is None:
+            args.num_classes = int(cast(Any, model).num_classes)
+            if datasets is None:
+                check_images(args, open_images=False)
+        data = resolve_data(vars(args), model)
+        model.to(device=device)
+        if args.channels_last:
+            model.to(memory_format=torch.channels_last)
+        _try_student(model, data, args, device)
+        smoothing = uniform_smoothing(args, args.num_classes)
+        training, validation = (datasets or open_datasets)(args, data.input_size[0])
+        where = torch.device("cpu") if meta else device
+        replayed = replayed_images(training, kd.soft_labels if kd else None, not args.no_prefetcher)
+        loader = train_loader(training, data, args, where, smoothing, replayed)
+        loader_eval = None
+        if validation is not None:
+            loader_eval = eval_loader(validation, data, args, where, args.rank, args.world_size)
+        autocast: Autocast = nullcontext
+        scaler = None
+        if args.amp:
+            autocast = partial(torch.autocast, device_type=device.type, dtype=getattr(torch, args.amp_dtype))
+            if device.type == "cuda" and args.amp_dtype == "float16":
+                scaler = NativeScaler(device=device.type)
+        return cls(args, kd, device, model, data, smoothing, loader, loader_eval, autocast, scaler)
+
+    def say(self, line: str) -> None:
+        """Print a line of progress, on the primary process."""
+        if self.args.rank == 0:
+            print(line, flush=True)
+
+    @cached_property
+    def student_run(self) -> StudentRun:
+        """The run as its teacher sees it."""
+        assert self.kd is not None
+        return StudentRun(
+            self.args,
+            self.kd,
+            self.data.input_size,
+            self.data.normalisation,
+            self.device,
+            self.autocast,
+            prefetch=not self.args.no_prefetcher,
+            validation=self.loader_eval and self.loader_eval.dataset,
+            training=SeededDataset(self.loader.dataset.dataset, self.args.seed),
+            images=(self.loader.dataset, self.loader.collate) if self.kd.soft_labels else None,
+        )
+
+    @cached_property
+    def task(self) -> Any:
+        """timm's task around the model; a teacher is made and tried, a store opened, as is said line by line.
+
+        Raises:
+            LskdError: whatever is wrong with the teacher or the store.
+        """
+        if self.kd is not None:
+            return create_kd_task(self.model, self.student_run)
+        mixing = self.args.mixup > 0 or self.args.cutmix > 0
+        on, off = target_values(self.args.num_classes, self.smoothing, "uniform")
+        mixed = " before mixing" * mixing
+        self.say(f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}")
+        criterion = _criterion(self.args, mixing, self.smoothing)
+        return PlainTask(self.model, criterion=criterion, device=self.device, verbose=False)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the model's trained weights."""
+        return create_optimizer(self.args, self.model)
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps of an epoch."""
+        return -(-len(self.loader) // int(self.args.grad_accum_steps))
+
+    @cached_property
+    def schedule(self) -> tuple[Any, int]:
+        """The schedule of the optimiser's learning rate, and the number of epochs it lasts."""
+        return create_scheduler(self.args, self.optimizer, self.updates)
+
+
+def check_names(args: Namespace, kd: KdConfig | None) -> None:
+    """Refuse names of models that timm does not know, and files that are not there."""
+    check_model_name(args.model, "model")
+    if kd is not None:
+        check_model_name(kd.teacher, "teacher")
+    files = (
+        ("--resume", args.resume),
+        ("--initial-checkpoint", args.initial_checkpoint),
+        ("--kd-teacher-checkpoint", args.kd_teacher_checkpoint),
+    )
+    for flag, name in files:
+        if name and not Path(name).is_file():
+            raise LskdError(f"{flag} {name}: there is no such file; check the path.")
+    backend = getattr(args, "torchcompile", None)
+    if backend and backend not in torch.compiler.list_backends(exclude_tags=()):
+        raise LskdError(f"--torchcompile {backend}: torch has no such backend; inductor is the usual one.")
+
+
+def splits_of(args: Namespace) -> list[str]:
+    """Return the names of the splits that a run reads."""
+    return [split for split in (args.train_split, args.val_split) if split]
+
+
+def check_images(args: Namespace, open_images: bool = True) -> None:
+    """Check the data folder of a run, before anything heavy; see `timm_ls_kd.data.check_data`."""
+    check_data(
+        args.dataset,
+        args.data_dir,
+        splits_of(args),
+        num_classes=args.num_classes,
+        class_map=args.class_map,
+        open_images=open_images,
+    )
+
+
+def open_datasets(args: Namespace, channels: int) -> tuple[Any, Any]:
+    """Open a run's training images, and its validation images where it has some."""
+    training, validation = (
+        open_dataset(vars(args), split, channels, args.num_classes, training) if split else None
+        for split, training in ((args.train_split, True), (args.val_split, False))
+    )
+    return training, validation
+
+
+def start_device(args: Namespace) -> torch.device:
+    """Choose the device, and join the other processes where there are any.
+
+    Raises:
+        LskdError: torch does not have it here.
+    """
+    name = args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        if torch.device(name).type == "cuda" and not torch.cuda.is_available():
+            raise LskdError(f"--device {name}: there is no CUDA device here; pass --device cpu.")
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise LskdError(f"--device {name} cannot be used ({one_line(error)}); pass --device cpu.") from None
+    if name.startswith("cuda"):
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+    device: torch.device = init_distributed_device(args)
+    return device
 
 
 def create_student(args: Namespace) -> nn.Module:
@@ -66,8 +282,53 @@ def create_student(args: Namespace) -> nn.Module:
         if args.device.startswith("cpu"):
             raise LskdError("--sync-bn needs GPUs; drop it, --dist-bn reduce does without.")
         model = convert_sync_batchnorm(model)
-    freeze_rest(model, args)
+    _freeze_rest(model, args)
     return model
+
+
+def _freeze_rest(model: nn.Module, args: Namespace) -> None:
+    """Freeze all of a model but the modules that --train-only names (FixRes, Touvron et al., 2019).
+
+    Frozen BatchNorm keeps its running statistics, except in the modules that --train-statistics names: there
+    they go on moving, without gradients. Dropout, where a model has some, stays on.
+    """
+    trained, moving = args.train_only or [], args.train_statistics or []
+    if not trained:
+        if moving:
+            raise LskdError("--train-statistics needs --train-only MODULE, what else is trained; add it.")
+        return
+    modules = dict(model.named_modules())
+    for flag, names in (("--train-only", trained), ("--train-statistics", moving)):
+        for name in names:
+            if name not in modules:
+                near = difflib.get_close_matches(name, modules, n=1, cutoff=0.5)
+                fix = f"did you mean {near[0]}?" if near else f"it has {', '.join(list(modules)[1:5])}, ..."
+                raise LskdError(f"{flag} {name}: model '{args.model}' has no such module; {fix}")
+
+    def within(name: str, parents: list[str]) -> bool:
+        return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = within(name, trained)
+    leaves = [name for name, module in modules.items() if name and not any(module.children())]
+    frozen = [name for name in leaves if not within(name, [*trained, *moving])]
+    if frozen:  # an empty list would mean everything to timm
+        freeze(model, frozen)
+
+
+def _try_student(model: nn.Module, data: DataConfig, args: Namespace, device: torch.device) -> None:
+    """Run the model once on an empty image, so that a size it cannot take is one clear line."""
+    model.eval()
+    try:
+        with torch.inference_mode():
+            output = model(torch.zeros(1, *data.input_size, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        shape = " x ".join(str(size) for size in data.input_size)
+        raise LskdError(f"model '{args.model}' cannot process {shape} images: {one_line(error)}") from None
+    if logits_of(output).shape[1] != args.num_classes:
+        raise LskdError(
+            f"model '{args.model}' gives no {args.num_classes} class scores per image; use a classifier."
+        )
 
 
 def uniform_smoothing(args: Namespace, num_classes: int) -> float:
@@ -81,123 +342,15 @@ def uniform_smoothing(args: Namespace, num_classes: int) -> float:
         ) from None
 
 
-def create_task(
-    args: Namespace,
-    kd: KdConfig | None,
-    model: nn.Module,
-    data: DataConfig,
-    smoothing: float,
-    device: torch.device,
-) -> Any:
-    """Create the task, and say what it trains on. The teacher is loaded but not yet tried on images."""
-    mixing = args.mixup > 0 or args.cutmix > 0
-    if kd is not None:
-        say(args, announce_teacher(kd))
-        teacher = create_teacher(
-            kd, args.num_classes, data.input_size[0], data.normalisation, channels_last=args.channels_last
-        )
-        task = LsKdTask(
-            model,
-            teacher,
-            **kd.loss_arguments(),
-            device=device,
-        )
-        say(args, describe_targets(task.loss, args.num_classes, mixing))
-        for line in describe_teacher(kd, teacher, data.normalisation, args.num_classes):
-            say(args, line)
-        return task
-    on, off = target_values(args.num_classes, smoothing, "uniform")
-    say(args, f"target {on:.4f} on the label and {off:.4f} on each other class" + " before mixing" * mixing)
-    return PlainTask(model, criterion=_criterion(args, mixing, smoothing), device=device, verbose=False)
-
-
 def _criterion(args: Namespace, mixing: bool, smoothing: float) -> nn.Module:
-    loss: nn.Module
+    loss: nn.Module = nn.CrossEntropyLoss()
     if args.bce_loss:
         loss = BinaryCrossEntropy(smoothing=0.0 if mixing else smoothing)
     elif mixing:
         loss = SoftTargetCrossEntropy()
     elif smoothing:
         loss = LabelSmoothingCrossEntropy(smoothing=smoothing)
-    else:
-        loss = nn.CrossEntropyLoss()
     return loss
-
-
-def run_preflight(
-    kd: KdConfig,
-    teacher: Teacher,
-    dataset: Any,
-    train: Any,
-    data: DataConfig,
-    args: Namespace,
-    device: torch.device,
-    autocast: Any,
-) -> None:
-    """Try the teacher on validation images, or an empty image without; make it fast on training images."""
-    if dataset is None or kd.preflight_samples == 0:
-        with autocast():
-            answer(teacher, torch.zeros(2, *data.input_size, device=device), kd.teacher)
-        say(args, f"teacher '{kd.teacher}': accuracy not checked")
-        _speed_up(kd, teacher, train, data, args, device, autocast)
-        return
-    indices = spread_indices(len(dataset), kd.preflight_samples)[args.rank :: args.world_size]
-    batches = spread_batches(
-        SeededDataset(dataset, args.seed),
-        indices,
-        data.normalisation,
-        device,
-        prefetch=not args.no_prefetcher,
-    )
-    line = check_teacher_accuracy(
-        teacher,
-        batches,
-        args.num_classes,
-        name=kd.teacher,
-        device=device,
-        autocast=autocast,
-        channels_last=args.channels_last,
-    )
-    say(args, line)
-    _speed_up(kd, teacher, train, data, args, device, autocast)
-
-
-def _speed_up(
-    kd: KdConfig,
-    teacher: Teacher,
-    train: Any,
-    data: DataConfig,
-    args: Namespace,
-    device: torch.device,
-    autocast: Any,
-) -> None:
-    if kd.teacher_fast != "none":
-        line = speed_up(
-            kd,
-            teacher,
-            SeededDataset(train, args.seed),
-            data.normalisation,
-            device,
-            prefetch=not args.no_prefetcher,
-            batch_size=args.batch_size,
-            autocast=autocast,
-        )
-        say(args, line)
-
-
-def try_student(model: nn.Module, data: DataConfig, args: Namespace, device: torch.device) -> None:
-    """Run the model once on an empty image, so that a size it cannot take is one clear line."""
-    model.eval()
-    try:
-        with torch.inference_mode():
-            output = model(torch.zeros(1, *data.input_size, device=device))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        shape = " x ".join(str(size) for size in data.input_size)
-        raise LskdError(f"model '{args.model}' cannot process {shape} images: {one_line(error)}") from None
-    if logits_of(output).shape[1] != args.num_classes:
-        raise LskdError(
-            f"model '{args.model}' gives no {args.num_classes} class scores per image; use a classifier."
-        )
 
 
 def create_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
@@ -218,3 +371,140 @@ def create_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer
             "timm.optim.list_optimizers() gives the names."
         ) from None
     return optimizer
+
+
+def create_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates: int) -> tuple[Any, int]:
+    """Create the schedule of the learning rate; return it and the number of epochs it lasts.
+
+    Raises:
+        LskdError: timm cannot make it.
+    """
+    try:
+        scheduler, epochs = create_scheduler_v2(
+            optimizer,
+            **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
+            updates_per_epoch=updates,
+        )
+    except Exception as error:  # assertions of many kinds
+        raise LskdError(
+            f"--sched {args.sched} cannot be created ({one_line(error)}); check the epochs and rates given."
+        ) from None
+    return scheduler, epochs
+
+
+class _NoImages:
+    """Stands in for images that are not there yet."""
+
+    transform: Any = None
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+
+def _no_images(args: Namespace, channels: int) -> tuple[Any, Any]:
+    return _NoImages(), _NoImages() if args.val_split else None
+
+
+def _without_weights(
+    args: Namespace, datasets: Datasets, devices: tuple[str, ...] = ("meta", "cpu")
+) -> Session:
+    """Open a session in this process, on the CPU where the first device cannot do it; nothing is trained."""
+    own = Namespace(**vars(args))
+    own.rank, own.world_size, own.distributed, own.device, own.workers = 0, 1, False, "cpu", 0
+    own.pretrained, own.initial_checkpoint, own.resume = False, "", ""
+    for device in devices[:-1]:
+        try:
+            session = Session.open(own, torch.device(device), datasets)
+            _ = session.schedule
+        except LskdError:  # a mistake, or what cannot be done without memory
+            continue
+        return session
+    session = Session.open(own, torch.device(devices[-1]), datasets)
+    _ = session.schedule
+    return session
+
+
+@dataclass
+class Rehearsal:
+    """Builds runs one after the other; data sets that several read are opened once.
+
+    Attributes:
+        data_there: whether the data are; if not, what does not need them is built.
+    """
+
+    data_there: bool = True
+    _opened: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def try_out(self, args: Namespace) -> Session:
+        """Build a run without memory for its weights, and load its first training image.
+
+        Args:
+            args: of the bundled trainer; the model is created without pretrained weights, which need only be
+                within reach.
+
+        Raises:
+            LskdError: as the run would.
+        """
+        if args.pretrained:
+            check_pretrained(args.model)
+        session = _without_weights(args, self._datasets if self.data_there else _no_images)
+        if self.data_there:
+            session.loader.dataset[0]
+        return session
+
+    def _datasets(self, args: Namespace, channels: int) -> tuple[Any, Any]:
+        read = (args.dataset, args.data_dir, args.train_split, args.val_split, args.class_map)
+        key = (*read, args.num_classes, channels)
+        if key not in self._opened:
+            check_images(args, open_images=False)
+            self._opened[key] = open_datasets(args, channels)
+        opened: tuple[Any, Any] = self._opened[key]
+        return opened
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a run's training images and the teacher's answers to them follow from, beside teacher and data.
+
+    Attributes:
+        settings: equal ones mean equal images, and so one store.
+        epochs: how many the run trains.
+        mixed: whether images are mixed; stored, each image is by itself, otherwise by batches.
+    """
+
+    settings: dict[str, Any]
+    epochs: int
+    mixed: bool
+
+
+def views_of(args: Namespace) -> Views:
+    """Return what the training images of a run with stored soft labels follow from, before there are any.
+
+    Args:
+        args: the run's arguments; the model is built, without pretrained weights, and its teacher is not.
+
+    Raises:
+        LskdError: a model, transform or schedule that cannot be made, or a schedule beyond the run's epochs.
+    """
+    session = _without_weights(args, _no_images)
+    run, epochs, (_, scheduled) = session.student_run, planned_epochs(args), session.schedule
+    if scheduled != epochs:
+        raise LskdError(f"the schedule of the learning rate lasts {scheduled} epochs, not {epochs}.")
+    augmentation = augmentation_of(run)
+    augmentation.pop("seed")
+    asked = {name: str(value) for name, value in vars(run.kd).items() if name.startswith("teacher_")}
+    precision = run.kd.teacher_dtype or (str(args.amp_dtype) if args.amp else "float32")
+    settings = {"augmentation": augmentation, "teacher": asked, "precision": precision}
+    return Views(settings, epochs, run.mixes)
+
+
+def forward_flops(args: Namespace) -> int:
+    """Return the floating-point operations in which the model of a run answers one image.
+
+    Raises:
+        LskdError: a model that cannot be made.
+    """
+    session = _without_weights(args, _no_images, devices=("cpu",))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        session.model.eval()(torch.zeros(1, *session.data.input_size))
+    return int(counter.get_total_flops())

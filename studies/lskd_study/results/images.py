@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lskd.base.finite import require_finite
+from lskd.base.tensors import require_finite
 from lskd.stability import stability
 from lskd.teachers.preflight import compare_with_chance
 from lskd_study.plan.plan import CURVES, JOB, LOGITS, Run

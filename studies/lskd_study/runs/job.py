@@ -22,7 +22,7 @@ from typing import Any
 
 from lskd import DivergedError, LskdError
 from lskd.base.files import cannot_write, write_text
-from lskd.base.finite import require_finite
+from lskd.base.tensors import require_finite
 from lskd.checkpoints import file_checksum
 from lskd.teacher_terms import centred
 from lskd_study.base import provenance

@@ -5,9 +5,9 @@ import io
 import tempfile
 import time
 import warnings
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,11 @@ with needs_study_extra():
     import torch
     import yaml
 
-    from timm_ls_kd import inputs
-    from timm_ls_kd.arguments import kd_config
-    from timm_ls_kd.data import Loader, seed_all
-    from timm_ls_kd.datacheck import check_data
-    from timm_ls_kd.preflight import answer
-    from timm_ls_kd.trainer import session as parts
+    from lskd.teachers.preflight import ask
+    from timm_ls_kd.loader import Loader
     from timm_ls_kd.trainer.arguments import parse_arguments
     from timm_ls_kd.trainer.loop import train_one_epoch, validate
-    from timm_ls_kd.trainer.main import precision, start_device
+    from timm_ls_kd.trainer.session import Session, create_student
 
 SECONDS = 2.0  # of training steps that are timed for each kind of run
 _PROCESS = 6.0  # what a run's process takes to start, and the scheduler to start it
@@ -145,9 +141,11 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
     with _quiet():
         begun = time.perf_counter()
         session = open_session(scratch, run)
+        assert session.loader_eval is not None
+        _ = session.task, session.optimizer  # made when first asked for
         opening = time.perf_counter() - begun
-        step = _seconds_of_a_batch(session.loader, SECONDS, session.train)
-        validation = _seconds_of_a_batch(session.loader_eval, SECONDS / 2, session.validate)
+        step = _seconds_of_a_batch(session.loader, SECONDS, partial(train_on, session))
+        evaluation = _seconds_of_a_batch(session.loader_eval, SECONDS / 2, partial(evaluate_on, session))
     teacher = plan.run(run.teacher).model if run.teacher else ""
     found = RunTime(
         name=f"student {run.model} of {teacher}" if teacher else f"teacher {run.model}",
@@ -155,14 +153,14 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
         start=_PROCESS + opening,
         step=step,
         steps=len(session.loader),
-        evaluation=len(session.loader_eval) * validation,
+        evaluation=len(session.loader_eval) * evaluation,
         epochs=session.args.epochs + session.args.cooldown_epochs,
     )
     store = plan.store_of(run)
     if store is None:
         return [found]
     loading = _seconds_of_a_batch(session.loader, SECONDS / 4, _exhaust)
-    asking = _seconds_of_a_batch(session.loader, SECONDS / 2, session.ask_teacher)
+    asking = _seconds_of_a_batch(session.loader, SECONDS / 2, partial(_ask_teacher, session))
     rows = [replace(found, step=max(loading, step - max(0.0, asking - loading)))]
     # A store serves students of several networks; it is counted with the one whose settings write it.
     own = [one for one in plan.stores if one.writer in {run.id for run in runs}]
@@ -172,7 +170,7 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
     return rows
 
 
-def open_session(plan: Plan, run: Run, *more: str) -> "Session":
+def open_session(plan: Plan, run: Run, *more: str) -> Session:
     """Return what a run trains with, taught by an untrained teacher; ``more``: arguments after the run's."""
     words = [*trainer.command(plan, run)[2:], *more]
     if run.teacher:
@@ -181,56 +179,33 @@ def open_session(plan: Plan, run: Run, *more: str) -> "Session":
         args = parse_arguments([*trainer.command(plan, teacher)[2:], *more])
         folder = plan.folder(teacher)
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": parts.create_student(args).state_dict()}, folder / CHECKPOINT)
+        torch.save({"state_dict": create_student(args).state_dict()}, folder / CHECKPOINT)
         (folder / "args.yaml").write_text(yaml.safe_dump(vars(args)), encoding="utf-8")
-    return Session(parse_arguments(words))
+    return Session.open(parse_arguments(words))
 
 
-class Session:
-    """What a run trains with, built by the trainer's own code."""
+def train_on(session: Session, batches: Any) -> None:
+    """Train on a loader's batches."""
+    train_one_epoch(
+        0,
+        session.task,
+        batches,
+        session.optimizer,
+        session.args,
+        autocast=session.autocast,
+        scaler=session.scaler,
+    )
 
-    def __init__(self, args: Namespace) -> None:
-        self.args, self.kd = args, kd_config(args)
-        device = start_device(args)
-        check_data(
-            args.dataset, args.data_dir, [args.train_split, args.val_split], num_classes=args.num_classes
-        )
-        seed_all(args.seed)
-        model = parts.create_student(args)
-        data = inputs.resolve_data(vars(args), model)
-        model.to(device=device)
-        if args.channels_last:
-            model.to(memory_format=torch.channels_last)
-        parts.try_student(model, data, args, device)
-        smoothing = parts.uniform_smoothing(args, args.num_classes)
-        shape = (data.input_size[0], args.num_classes)
-        training = inputs.open_dataset(vars(args), args.train_split, *shape, training=True)
-        self.loader = inputs.train_loader(training, data, args, device, smoothing)
-        validation = inputs.open_dataset(vars(args), args.val_split, *shape)
-        self.loader_eval = inputs.eval_loader(validation, data, args, device)
-        self.autocast, self.scaler = precision(args, device)
-        self.task = parts.create_task(args, self.kd, model, data, smoothing, device)
-        if self.kd is not None:
-            parts.run_preflight(
-                self.kd, self.task.teacher, validation, training, data, args, device, self.autocast
-            )
-        self.optimizer = parts.create_optimizer(args, model)
 
-    def train(self, loader: Any) -> None:
-        """Train on a loader's batches."""
-        train_one_epoch(
-            0, self.task, loader, self.optimizer, self.args, autocast=self.autocast, scaler=self.scaler
-        )
+def evaluate_on(session: Session, batches: Any) -> None:
+    """Validate on a loader's batches."""
+    validate(session.task.get_eval_model(), batches, session.args, session.autocast)
 
-    def validate(self, loader: Any) -> None:
-        """Validate on a loader's batches."""
-        validate(self.task.get_eval_model(), loader, self.args, self.autocast)
 
-    def ask_teacher(self, loader: Any) -> None:
-        """Ask the teacher about a loader's images."""
-        with torch.inference_mode(), self.autocast():
-            for images, _ in loader:
-                answer(self.task.teacher, images, self.args.kd_teacher)
+def _ask_teacher(session: Session, batches: Any) -> None:
+    with torch.inference_mode():
+        for images, _ in batches:
+            ask(session.task.teacher, images, "--kd-teacher-img-size", session.autocast)
 
 
 def _exhaust(loader: Any) -> None:

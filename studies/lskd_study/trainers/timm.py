@@ -95,7 +95,7 @@ class Rehearsal:
 
     def __init__(self, plan: Plan) -> None:
         """Keep what several runs read."""
-        from timm_ls_kd.trainer.rehearsal import Rehearsal
+        from timm_ls_kd.trainer.session import Rehearsal
 
         self.plan = plan
         self._parts = Rehearsal(data_there=plan.data_dir.exists())
@@ -106,7 +106,7 @@ class Rehearsal:
         Raises:
             LskdError: as the run would.
         """
-        from timm_ls_kd.inputs import input_channels
+        from timm_ls_kd.models import input_channels
 
         args = self._arguments(run)
         if run.teacher:

@@ -14,18 +14,15 @@ def views(plan: Plan, run: Run) -> Views:
     Raises:
         CannotStoreError: its file stores by itself, or asks for what no seed repeats.
     """
-    from timm_ls_kd.arguments import kd_config
     from timm_ls_kd.trainer.arguments import parse_arguments
-    from timm_ls_kd.trainer.soft_label_views import views_of
+    from timm_ls_kd.trainer.session import views_of
 
     if any(key.replace("-", "_").startswith("kd_soft_labels") for key in plan.configs[run.config]):
         raise CannotStoreError(f"{run.config} has a store of its own")
     words = timm.command(plan, run)[2:]
     try:
         args = parse_arguments([*words, "--kd-soft-labels", "labels", "--kd-soft-labels-top-k", "0"])
-        kd = kd_config(args)
-        assert kd is not None
-        found = views_of(args, kd)
+        found = views_of(args)
     except LskdError as error:
         raise CannotStoreError(str(error).rstrip(".")) from error
     caution = MIXED if found.mixed else ""
@@ -35,7 +32,7 @@ def views(plan: Plan, run: Run) -> Views:
 def work(plan: Plan, teacher: Run) -> int:
     """Return the floating-point operations in which a teacher answers one image."""
     from timm_ls_kd.trainer.arguments import parse_arguments
-    from timm_ls_kd.trainer.soft_label_views import forward_flops
+    from timm_ls_kd.trainer.session import forward_flops
 
     return forward_flops(parse_arguments(timm.command(plan, teacher)[2:]))
 

@@ -1,0 +1,109 @@
+"""What every trainer does with numbers: in which dtype they are added up, over which processes, and whether
+they are still finite."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lskd.errors import DivergedError
+
+_WITHOUT_FLOAT64 = {"mps"}  # device types that refuse such tensors
+_ADVICE = "the run diverged: lower the learning rate, or clip the gradients"
+
+
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """Return in what to add up many numbers on a device: float64, float32 where it has none (Apple's MPS).
+
+    >>> accumulator_dtype(torch.device("cpu")), accumulator_dtype(torch.device("mps"))
+    (torch.float64, torch.float32)
+    """
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor in :func:`accumulator_dtype`."""
+    return tensor.to(accumulator_dtype(tensor.device))
+
+
+def summed_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes of torch.distributed; without these the tensor itself.
+
+    Every process must call it. A tensor on the CPU goes over the GPU where the processes speak NCCL alone.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else values.device
+    total = values.to(device)
+    torch.distributed.all_reduce(total)
+    return total.to(values.device)
+
+
+class SampleMeans:
+    """Means over samples of what each batch has a mean of, kept on the device.
+
+    Reading a number at every step would wait for the device at every step.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        """Return whether there was a batch since the last :meth:`read`."""
+        return self._sums is not None
+
+    def add(self, means: Tensor, samples: int) -> None:
+        """Add a batch of so many samples by its means ``(n,)``."""
+        means = widened(means.detach())
+        row = torch.cat([means * samples, means.new_full((1,), samples)])
+        self._sums = row if self._sums is None else self._sums + row
+
+    def read(self, count: int, device: torch.device) -> list[float]:
+        """Return the means over all processes since the last call, NaN without a sample, and start anew.
+
+        Every process must call it.
+
+        Args:
+            count: how many means there are.
+            device: where they are added up in a process that has seen no batch.
+        """
+        sums, self._sums = self._sums, None
+        if sums is None:
+            sums = torch.zeros(count + 1, dtype=accumulator_dtype(device), device=device)
+        *totals, samples = summed_over_processes(sums).tolist()
+        return [total / samples if samples else math.nan for total in totals]
+
+
+def require_finite(name: str, value: Tensor | float, epoch: int | None = None) -> None:
+    """Refuse a value that has a NaN or an infinity.
+
+    Args:
+        name: what it is, for the message.
+        value: a number, or a tensor of any shape.
+        epoch: the epoch in which it came about, where there is one.
+
+    Raises:
+        DivergedError: it is not finite.
+    """
+    if bool(torch.isfinite(value).all()) if isinstance(value, Tensor) else math.isfinite(value):
+        return
+    one = not isinstance(value, Tensor) or value.numel() == 1
+    what = f"{name} is {float(value)}" if one else f"{name} are not all finite numbers"
+    when = "" if epoch is None else f"epoch {epoch}: "
+    raise DivergedError(f"{when}{what}; {_ADVICE}")
+
+
+def require_finite_weights(tensors: Iterable[tuple[str, Tensor]], epoch: int | None = None) -> None:
+    """Refuse a network with a weight, or a buffer, that is not finite, and name the first.
+
+    Args:
+        tensors: names and tensors, as ``model.state_dict().items()`` gives them.
+        epoch: the epoch after which they were looked at.
+
+    Raises:
+        DivergedError: one is not finite.
+    """
+    for name, tensor in tensors:
+        if tensor.is_floating_point():
+            require_finite(f"the weights {name}", tensor.detach(), epoch)
