@@ -249,16 +249,6 @@ def test_doctor_says_how_to_get_what_is_missing():
     assert (finding.state, finding.mend) == ("missing", how_to_install("nothing"))
 
 
-def test_doctor_does_not_promise_an_adapter_that_is_not_there(tmp_path, monkeypatch):
-    package = tmp_path / "empty_adapter"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    finding = doctor.check_adapter(doctor.Adapter("torch", ("torch",), "empty_adapter"))
-    assert finding.state == "planned"
-    assert "not in this release yet" in finding.mend
-
-
 def test_ctrl_c_says_how_to_go_on(here, capsys, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt

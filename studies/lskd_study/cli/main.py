@@ -89,16 +89,16 @@ app.command()(index)
 def doctor(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say which adapters are usable here, which versions there are, and how to get what is missing."""
-    from lskd_study.cli.doctor import diagnose, render
+    """Print which adapters are usable here, which versions there are, and how to get what is missing."""
+    from lskd_study.cli.doctor import diagnose, is_healthy, render
 
-    report = diagnose()
-    print(render(report, as_json=json_output))
-    raise typer.Exit(0 if report.healthy else 1)
+    findings = diagnose()
+    print(render(findings, as_json=json_output))
+    raise typer.Exit(0 if is_healthy(findings) else 1)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; what the user can mend is one line on stderr and exit status 2."""
+    """Run the command; what the user can fix is one line on stderr and exit status 2."""
     try:
         status = app(args=arguments, prog_name="lskd", standalone_mode=False)
     except LskdError as error:
