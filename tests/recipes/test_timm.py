@@ -16,12 +16,12 @@ import yaml
 from lskd_study.plan.plan import Plan, Run
 from lskd_study.plan.recipe_catalogue import catalogue, find_recipe
 from lskd_study.plan.teacher_list import load_teachers
-from lskd_study.study.checks import check_models, try_out
+from lskd_study.study.checks import try_out
 from lskd_study.study.engine import make_plan
 from lskd_study.study.own_time import evaluate_on, open_session, train_on
-from lskd_study.trainers import timm as trainer
+from lskd_study.trainers import trainer_of
 from lskd_study.trainers.size import network_size, tensor_size
-from timm_ls_kd.models import check_pretrained
+from timm_ls_kd.models import check_model_name, check_pretrained
 from timm_ls_kd.trainer.arguments import parse_arguments
 from timm_ls_kd.trainer.session import create_optimizer, create_scheduler
 
@@ -52,12 +52,12 @@ def test_study(recipe, miniature, stepped, costs, tmp_path):
     data = costs.data_sets[Path(whole.data).name]
     assert whole.num_classes == data.classes
     runs = [run for run in whole.runs if recipe.ecosystem == "timm" or run.role == "teacher"]
-    check_models(run.model for run in runs)
     small = shrunk(replace(whole, runs=runs), miniature(CLASSES), tmp_path)
     try_out(small)  # at the real image size
 
     hours = 0.0
     for run, count in kinds(whole, runs):
+        check_model_name(run.model, "model")
         args = arguments(whole, run)
         if args.pretrained:
             check_pretrained(run.model, reach=False)
@@ -103,7 +103,7 @@ def kinds(plan: Plan, runs: list[Run]) -> list[tuple[Run, int]]:
 
 def arguments(plan: Plan, run: Run) -> Namespace:
     """Return what the trainer makes of a run's command line."""
-    args = parse_arguments(trainer.command(plan, run)[2:])
+    args = parse_arguments(trainer_of("timm", run.role).command(plan, run)[2:])
     args.world_size = 1
     return args
 
@@ -181,4 +181,4 @@ def test_teachers_to_measure_are_there():
         if library:
             assert name in torchvision.models.list_models()
         else:
-            check_models([name])
+            check_model_name(name, "model")

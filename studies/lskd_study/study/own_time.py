@@ -15,7 +15,7 @@ from lskd_study.base import gpus
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.plan.plan import CHECKPOINT, JOB, Plan, Run
 from lskd_study.stores.decide import with_stores
-from lskd_study.trainers import timm as trainer
+from lskd_study.trainers import trainer_of
 
 with needs_study_extra():
     import torch
@@ -172,6 +172,7 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
 
 def open_session(plan: Plan, run: Run, *more: str) -> Session:
     """Return what a run trains with, taught by an untrained teacher; ``more``: arguments after the run's."""
+    trainer = trainer_of(plan.ecosystem, run.role)
     words = [*trainer.command(plan, run)[2:], *more]
     if run.teacher:
         words += ["--kd-preflight-samples", "0"]  # it has learnt nothing
