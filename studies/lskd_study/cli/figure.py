@@ -66,8 +66,18 @@ def _teachers(
     """Return what the command line says about teachers."""
     from lskd_study.drawing.inputs import TeacherOptions
 
-    lists = (outputs or [], [], model or [], checkpoint or [], name or [])
-    return TeacherOptions(*lists, data_dir, batch_size, workers, device, img_size)
+    return TeacherOptions(
+        outputs or [],
+        train_outputs=[],
+        models=model or [],
+        checkpoints=checkpoint or [],
+        names=name or [],
+        data_dir=data_dir,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        img_size=img_size,
+    )
 
 
 def figure(draw: Callable[..., "Drawing | None"]) -> Callable[..., "Drawing | None"]:
