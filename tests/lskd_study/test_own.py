@@ -15,7 +15,7 @@ from lskd_study.study import own as command
 from lskd_study.study import own_time as timing
 from lskd_study.study.engine import make_plan
 from lskd_study.study.own_choice import candidates, shorter
-from lskd_study.study.own_files import contents
+from lskd_study.study.own_files import study_files
 from lskd_study.study.own_images import OwnImages, look_at
 
 pytestmark = pytest.mark.unit
@@ -72,7 +72,7 @@ def no_classes(pets: Path) -> None:
 BROKEN = {
     "missing": (
         lambda pets: pets.rename(pets.parent / "cats"),
-        r"pets is not there; it must hold train/<class>/",
+        r"pets is not there; it must contain train/<class>/",
     ),
     "no split": (
         lambda pets: (pets / "val").rename(pets / "rest"),
@@ -166,7 +166,7 @@ def test_settings_follow_the_images():
 def test_the_files_are_a_study_in_order(tmp_path, monkeypatch, gpu, grey):
     monkeypatch.chdir(tmp_path)
     for choice in candidates(images(train=100_000, grey=grey), gpu=gpu, cores=2):
-        for name, text in contents(images(grey=grey), choice, "runs/x", "It takes long.").items():
+        for name, text in study_files(images(grey=grey), choice, "runs/x", "It takes long.").items():
             (tmp_path / name).write_text(text)
             assert max(map(len, text.splitlines())) <= 120
         jsonschema.validate(yaml.safe_load((tmp_path / "study.yaml").read_text()), study_schema())
@@ -319,7 +319,7 @@ def test_settings_that_fit_the_time(here, monkeypatch):
     )
     assert choice.cut == f"{said}instead of resnet18."
     assert choice.describe()[-1] == choice.cut
-    study = yaml.safe_load(contents(many, choice, "out", "")["study.yaml"])
+    study = yaml.safe_load(study_files(many, choice, "out", "")["study.yaml"])
     assert study["note"] == choice.cut
     jsonschema.validate(study, study_schema())
     assert expected.total == 360

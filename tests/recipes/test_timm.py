@@ -12,6 +12,7 @@ import timm
 import torch
 import torchvision
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from lskd_study.plan.plan import Plan, Run
 from lskd_study.plan.recipe_catalogue import catalogue, find_recipe
@@ -20,7 +21,6 @@ from lskd_study.study.checks import try_out
 from lskd_study.study.engine import make_plan
 from lskd_study.study.own_time import evaluate_on, open_session, train_on
 from lskd_study.trainers import trainer_of
-from lskd_study.trainers.size import network_size, tensor_size
 from timm_ls_kd.models import check_model_name, check_pretrained
 from timm_ls_kd.trainer.arguments import parse_arguments
 from timm_ls_kd.trainer.session import create_optimizer, create_scheduler
@@ -144,9 +144,9 @@ def operations(args: Namespace) -> float:
 @cache
 def flops(model: str, img_size: int | None, channels: int | None) -> float:
     size = img_size or timm.get_pretrained_cfg(model).input_size[-1]
-    return network_size(
-        lambda: timm.create_model(model, in_chans=channels or 3), tensor_size(channels or 3, size, size)
-    ).flops
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        timm.create_model(model, in_chans=channels or 3).eval()(torch.zeros(1, channels or 3, size, size))
+    return counter.get_total_flops()
 
 
 def two_steps_and_a_validation(plan: Plan, run: Run) -> None:

@@ -19,9 +19,9 @@ from lskd_study.runs.scheduler import make_schedule
 from lskd_study.study.checks import check_names, check_output
 from lskd_study.study.engine import make_plan, run_study
 from lskd_study.study.own_choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shorter, with_what_was_cut
-from lskd_study.study.own_files import STUDY, contents, data_path
+from lskd_study.study.own_files import STUDY, data_path, study_files
 from lskd_study.study.own_images import OwnImages, look_at
-from lskd_study.study.own_time import TimeEstimate, duration, estimate_time
+from lskd_study.study.own_time import TimeEstimate, duration, estimate_time, operations
 from lskd_study.trainers.same import tidy
 
 HOURS_ON_CPU, HOURS_ON_GPU = 1.0, 12.0
@@ -84,7 +84,7 @@ def run_own(
         for line in choice.describe():
             say(line)
         about = f"Expected on the machine where it was written: {expected.lines()[-1]}."
-        files = contents(images, choice, output, about)
+        files = study_files(images, choice, output, about)
     say("\n".join(expected.lines()) if expected.rows else "all runs are finished")
     if dry_run:
         if files:
@@ -179,29 +179,14 @@ def _plan_of(images: OwnImages, choice: Choice) -> Iterator[Plan]:
     with tempfile.TemporaryDirectory(prefix="lskd-own-") as folder:
         if not images.usual_names:
             _link(images, Path(data_path(images, folder)))
-        for name, text in contents(images, choice, folder, "").items():
+        for name, text in study_files(images, choice, folder, "").items():
             write_text(Path(folder, name), text)
         yield make_plan(str(Path(folder, STUDY)), None)
 
 
 def _work(images: OwnImages, choice: Choice) -> float:
-    """Return the operations of one epoch of a teacher and its students, up to a factor."""
-    import timm
-
-    from lskd_study.trainers.size import network_size, tensor_size
-
-    channels = 1 if choice.grey else 3
-
-    def operations(model: str) -> float:
-        return network_size(
-            lambda: timm.create_model(model, num_classes=len(images.classes), in_chans=channels),
-            tensor_size(channels, choice.img_size, choice.img_size),
-        ).flops
-
-    teacher = operations(choice.networks.teacher)
-    return choice.epochs * (
-        3 * teacher + sum(3 * operations(model) + teacher for model in choice.networks.students)
-    )
+    with _plan_of(images, choice) as plan:
+        return operations(plan)
 
 
 def _link(images: OwnImages, folder: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import tempfile
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,7 @@ with needs_study_extra():
     from timm_ls_kd.loader import Loader
     from timm_ls_kd.trainer.arguments import parse_arguments
     from timm_ls_kd.trainer.loop import train_one_epoch, validate
-    from timm_ls_kd.trainer.session import Session, create_student
+    from timm_ls_kd.trainer.session import Session, create_student, forward_flops
 
 SECONDS = 2.0  # of training steps that are timed for each kind of run
 _PROCESS = 6.0  # what a run's process takes to start, and the scheduler to start it
@@ -170,19 +171,36 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
     return rows
 
 
+def operations(plan: Plan) -> float:
+    """Return the floating-point operations of all runs for each of their training images."""
+    sizes: dict[str, int] = {}
+
+    def flops(run: Run) -> int:
+        if run.model not in sizes:
+            sizes[run.model] = forward_flops(_arguments(plan, run))
+        return sizes[run.model]
+
+    # A backward pass costs about two forward passes.
+    each = {run: 3 * flops(run) + (flops(plan.run(run.teacher)) if run.teacher else 0) for run in plan.runs}
+    return float(sum(plan.configs[run.config]["epochs"] * work for run, work in each.items()))
+
+
+def _arguments(plan: Plan, run: Run, *more: str) -> Namespace:
+    words = trainer_of(plan.ecosystem, run.role).command(plan, run)[2:]
+    return parse_arguments([*words, *more])
+
+
 def open_session(plan: Plan, run: Run, *more: str) -> Session:
     """Return what a run trains with, taught by an untrained teacher; ``more``: arguments after the run's."""
-    trainer = trainer_of(plan.ecosystem, run.role)
-    words = [*trainer.command(plan, run)[2:], *more]
-    if run.teacher:
-        words += ["--kd-preflight-samples", "0"]  # it has learnt nothing
-        teacher = plan.run(run.teacher)
-        args = parse_arguments([*trainer.command(plan, teacher)[2:], *more])
-        folder = plan.folder(teacher)
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": create_student(args).state_dict()}, folder / CHECKPOINT)
-        (folder / "args.yaml").write_text(yaml.safe_dump(vars(args)), encoding="utf-8")
-    return Session.open(parse_arguments(words))
+    if not run.teacher:
+        return Session.open(_arguments(plan, run, *more))
+    teacher = plan.run(run.teacher)
+    args = _arguments(plan, teacher, *more)
+    folder = plan.folder(teacher)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": create_student(args).state_dict()}, folder / CHECKPOINT)
+    (folder / "args.yaml").write_text(yaml.safe_dump(vars(args)), encoding="utf-8")
+    return Session.open(_arguments(plan, run, "--kd-preflight-samples", "0", *more))  # it has learnt nothing
 
 
 def train_on(session: Session, batches: Any) -> None:
