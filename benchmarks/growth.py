@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter, TopK
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.teacher_terms import top_k_log_probabilities
+from lskd.terms import top_k_log_probabilities
 
 HERE = Path(__file__).parent
 TOP_K = 10

@@ -17,7 +17,7 @@ from fairseq_kd.dataset import SoftLabelledPairs
 from fairseq_kd.settings import LsKdConfig
 from lskd import SoftLabels, SoftLabelsWriter
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.teacher_terms import top_k_log_probabilities
+from lskd.terms import top_k_log_probabilities
 
 VOCABULARY, SENTENCES, LENGTH, TOP_K = 10_000, 48, 24, 8
 

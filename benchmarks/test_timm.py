@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lskd import DistillationLoss, FrozenTeacher, SoftLabels, SoftLabelsWriter, TopK
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.teacher_terms import top_k_log_probabilities
 from lskd.teachers.fast import FastMode, choose_fast
 from lskd.teachers.frozen import Normalisation
+from lskd.terms import top_k_log_probabilities
 from timm_ls_kd.task import LsKdTask
 
 BATCH, CLASSES, TOP_K = 16, 1000, 10

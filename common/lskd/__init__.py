@@ -12,8 +12,8 @@ if typing.TYPE_CHECKING:
     from lskd.analysis.measures import TeacherMeasures, measure_teacher
     from lskd.checkpoints import load_teacher_weights
     from lskd.errors import CheckpointError, DivergedError, LskdError, SoftLabelsError
-    from lskd.kernel.fused import fused_distillation
-    from lskd.loss import DistillationLoss, LossComponents
+    from lskd.kernel.fused import LossComponents, fused_distillation
+    from lskd.loss import DistillationLoss
     from lskd.soft_labels.store import SoftLabels, SoftLabelsWriter
     from lskd.stability import Stability
     from lskd.targets import (
@@ -24,9 +24,8 @@ if typing.TYPE_CHECKING:
         target_mass,
         target_values,
     )
-    from lskd.teacher_terms import AlphaSchedule, ensemble_logits
     from lskd.teachers.frozen import FrozenTeacher
-    from lskd.terms import TopK, distillation_terms
+    from lskd.terms import AlphaSchedule, TopK, distillation_terms, ensemble_logits
 
 __all__ = [
     "AlphaSchedule",
@@ -61,14 +60,13 @@ _HOMES = {
     "lskd.analysis.measures": "TeacherMeasures measure_teacher",
     "lskd.checkpoints": "load_teacher_weights",
     "lskd.errors": "CheckpointError DivergedError LskdError SoftLabelsError",
-    "lskd.kernel.fused": "fused_distillation",
-    "lskd.loss": "DistillationLoss LossComponents",
+    "lskd.kernel.fused": "LossComponents fused_distillation",
+    "lskd.loss": "DistillationLoss",
     "lskd.soft_labels.store": "SoftLabels SoftLabelsWriter",
     "lskd.stability": "Stability",
     "lskd.targets": "Convention convert_alpha smooth_targets target_entropy target_mass target_values",
-    "lskd.teacher_terms": "AlphaSchedule ensemble_logits",
     "lskd.teachers.frozen": "FrozenTeacher",
-    "lskd.terms": "TopK distillation_terms",
+    "lskd.terms": "AlphaSchedule TopK distillation_terms ensemble_logits",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -1,23 +1,10 @@
 """The distillation loss of Shen et al. (ICLR 2021), Eq. 4, as a module."""
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 
-from lskd.kernel.fused import fused_distillation
+from lskd.kernel.fused import Implementation, LossComponents, fused_distillation
 from lskd.targets import Convention, check_smoothing, check_temperature
 from lskd.terms import TopK
-
-
-class LossComponents(NamedTuple):
-    """What :meth:`DistillationLoss.components` returns: scalars, of which ``loss`` alone carries a graph."""
-
-    loss: Tensor
-    cross_entropy: Tensor
-    kl: Tensor
-    teacher_entropy: Tensor
-    hard_cross_entropy: Tensor
-    agreement: Tensor
 
 
 class DistillationLoss(nn.Module):
@@ -34,6 +21,7 @@ class DistillationLoss(nn.Module):
         hard_weight: the paper's lambda, 0 to 1: the weight of the hard labels.
         alpha: smoothing of integer hard labels. It is 0 unless asked for.
         convention: how ``alpha`` is meant, see :data:`lskd.Convention`.
+        impl: what computes it, see :data:`lskd.kernel.fused.Implementation`.
 
     It runs on :func:`lskd.fused_distillation`, whose gradient is ready when forward ends. For terms by sample
     and second derivatives there is :func:`lskd.distillation_terms`.
@@ -55,6 +43,7 @@ class DistillationLoss(nn.Module):
         hard_weight: float = 0.0,
         alpha: float = 0.0,
         convention: Convention = "paper",
+        impl: Implementation = "auto",
     ) -> None:
         super().__init__()
         check_temperature(temperature)
@@ -66,6 +55,7 @@ class DistillationLoss(nn.Module):
         self.hard_weight = hard_weight
         self.alpha = alpha
         self.convention = convention
+        self.impl: Implementation = impl
 
     def forward(
         self,
@@ -107,7 +97,7 @@ class DistillationLoss(nn.Module):
         >>> round(float(parts.cross_entropy), 4), float(parts.kl), round(float(parts.teacher_entropy), 4)
         (0.6931, 0.0, 0.6931)
         """
-        terms = fused_distillation(
+        return fused_distillation(
             student_logits,
             teacher,
             labels,
@@ -117,14 +107,7 @@ class DistillationLoss(nn.Module):
             hard_weight=self.hard_weight,
             alpha=self.alpha,
             convention=self.convention,
-        )
-        return LossComponents(
-            loss=terms.loss,
-            cross_entropy=terms.cross_entropy,
-            kl=terms.kl,
-            teacher_entropy=terms.teacher_entropy,
-            hard_cross_entropy=terms.hard_cross_entropy,
-            agreement=terms.agreement,
+            impl=self.impl,
         )
 
     def extra_repr(self) -> str:

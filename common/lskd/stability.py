@@ -14,9 +14,8 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lskd.base.tensors import accumulator_dtype, widened
-from lskd.moments import class_moments, merge_moments, reduce_moments
 from lskd.targets import check_labels
-from lskd.teacher_terms import centred
+from lskd.terms import centred
 
 Definition = Literal["target_std", "vector_l2", "between_vector_l2", "between_target_std"]
 
@@ -246,6 +245,42 @@ class _BetweenVectorL2(Stability):
         overall = self.sums.sum(0) / self.samples.sum()
         distances = (self.sums / self.samples.unsqueeze(1) - overall).norm(dim=1)
         return torch.where(self.samples >= 1, distances, torch.nan)
+
+
+def class_moments(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Return the moments of one batch.
+
+    Args:
+        values: ``(N,)`` floating point.
+        labels: ``(N,)`` int64.
+        num_classes: number of classes ``K``.
+
+    Returns:
+        ``(3, K)``: count, mean, and sum of squared deviations from that mean; zeros for an absent class.
+    """
+    count = torch.bincount(labels, minlength=num_classes).to(values.dtype)
+    sums = torch.zeros_like(count).index_add_(0, labels, values)
+    mean = sums / count.clamp(min=1)
+    squares = torch.zeros_like(count).index_add_(0, labels, (values - mean[labels]) ** 2)
+    return torch.stack([count, mean, squares])
+
+
+def merge_moments(first: Tensor, second: Tensor) -> Tensor:
+    """Return the moments ``(3, K)`` of two disjoint sets of samples taken together."""
+    count = first[0] + second[0]
+    share = second[0] / count.clamp(min=1)
+    difference = second[1] - first[1]
+    mean = first[1] + difference * share
+    squares = first[2] + second[2] + difference**2 * first[0] * share
+    return torch.stack([count, mean, squares])
+
+
+def reduce_moments(moments: Tensor) -> Tensor:
+    """Merge moments stacked over ranks, ``(ranks, 3, K)``, as torchmetrics hands them over."""
+    merged = moments[0]
+    for other in moments[1:]:
+        merged = merge_moments(merged, other)
+    return merged
 
 
 def class_deviations(moments: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from fairseq_kd.settings import LsKdConfig, resolve
 from fairseq_kd.teacher import Teacher, best_checkpoint, split_paths
 from lskd import LskdError, TopK, convert_alpha, fused_distillation
 from lskd.checkpoints import file_checksum
-from lskd.kernel.fused import FusedTerms
-from lskd.teacher_terms import selective_weight, top_k_log_probabilities
+from lskd.kernel.fused import LossComponents
+from lskd.terms import selective_weight, top_k_log_probabilities
 
 # Sums over the tokens of a batch, in nats; logged as means, in bits where fairseq's own losses are.
 _TERMS = ("kd_ce", "kd_kl", "kd_teacher_entropy", "kd_hard_ce", "kd_agreement")
@@ -148,7 +148,9 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         skip = self.ignore_prefix_size
         return sample["target"][:, skip:].ne(self.padding_idx).sum() if skip > 0 else sample["ntokens"]
 
-    def _distil(self, logits: Tensor, target: Tensor, sample: dict[str, Any], weight: float) -> FusedTerms:
+    def _distil(
+        self, logits: Tensor, target: Tensor, sample: dict[str, Any], weight: float
+    ) -> LossComponents:
         skip = self.ignore_prefix_size
         teacher = self._teacher_of(sample, logits)
         if skip > 0:
@@ -158,7 +160,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
                 if isinstance(teacher, TopK)
                 else teacher[:, skip:]
             )
-        terms: FusedTerms = fused_distillation(
+        terms: LossComponents = fused_distillation(
             logits,
             teacher,
             target,

@@ -17,7 +17,7 @@ from fairseq_kd.errors import run
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.teacher_terms import top_k_log_probabilities
+from lskd.terms import top_k_log_probabilities
 
 _HELD = np.dtype([("values", np.float32), ("ids", np.int32)])  # of one word of one token
 

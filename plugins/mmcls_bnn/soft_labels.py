@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def _write(args: argparse.Namespace) -> str:
         stop = epochs * stored.layout.samples
         try:
             with tqdm(total=stop, initial=stored.keys, unit=" images", mininterval=1) as bar:
-                stored.write_ahead(stop, batch_size, workers, bar.update)
+                ask = partial(stored.answers, batch_size=batch_size, workers=workers)
+                stored.write_ahead(stop, ask, bar.update)
         finally:
             stored.close()
     labels = SoftLabels(stored.path)

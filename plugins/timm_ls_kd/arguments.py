@@ -2,10 +2,11 @@
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from lskd import Convention, LskdError
 from lskd.soft_labels.run import DEFAULT_TOP_K
@@ -15,9 +16,11 @@ from lskd.terms import Rest
 
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_PREFLIGHT_SAMPLES = 512
-TEACHER_DTYPES = ("float32", "bfloat16")
+DEFAULT_SEED = 42
+OnError = Literal["stop", "continue"]
 # Their defaults say something too, so only typing them tells that a teacher is meant.
 ABOUT_A_TEACHER = ("kd_temperature", "kd_preflight_samples", "kd_teacher_fast_bound")
+
 
 # What a distilling run cannot be combined with: (attribute, value when off, what to say).
 _CONFLICTS: tuple[tuple[str, Any, str], ...] = (
@@ -34,32 +37,20 @@ _CONFLICTS: tuple[tuple[str, Any, str], ...] = (
     ("naflex_loader", False, "--naflex-loader gives patches, the teacher wants images; drop it"),
     ("multi_label", False, "--multi-label has no meaning with --kd-teacher; drop it"),
 )
-
-
-class KeyValues(argparse.Action):
-    """Collect `key=value` words into a dict of plain numbers, booleans and strings."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        """Store the dict on the namespace."""
-        from timm.utils import ParseKwargs
-
-        words = [values] if isinstance(values, str) else list(values or ())
-        for word in words:
-            if "=" not in word:
-                parser.error(f"argument {option_string}: expected key=value, got '{word}'")
-        ParseKwargs(self.option_strings, self.dest)(parser, namespace, words, option_string)
-
-
-DEFAULT_SEED = 42
-
-
-OnError = Literal["stop", "continue"]
+# What cannot be made again from a sample's seed: (attribute, values when off, what to say).
+_NOT_REPLAYED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("aug_splits", (0,), "--aug-splits makes several images of one"),
+    ("aug_repeats", (0,), "--aug-repeats gives an image several times in an epoch"),
+    ("resplit", (False,), "--resplit erases by place in the batch"),
+    ("cutmix_minmax", (None,), "--cutmix-minmax draws other boxes"),
+    ("mixup_mode", ("batch", "elem"), "--mixup-mode {value} mixes the images of a batch with one another"),
+    ("use_multi_epochs_loader", (False,), "--use-multi-epochs-loader loads across the ends of epochs"),
+    ("epoch_repeats", (0, 0.0), "--epoch-repeats is for data that is streamed"),
+    ("train_img_sizes", (None,), "--train-img-sizes changes the image size from batch to batch"),
+    ("train_batches_per_epoch", (None,), "--train-batches-per-epoch leaves images out"),
+    ("train_steps_per_epoch", (None,), "--train-steps-per-epoch leaves images out"),
+    ("model_dtype", (None,), "--model-dtype rounds the images; use --amp"),
+)
 
 
 @dataclass(frozen=True)
@@ -118,113 +109,240 @@ class KdConfig:
         return {name: getattr(self, name) for name in names}
 
 
-def add_kd_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the distillation group to `parser`; `--kd-temperature` is left alone where it exists already."""
-    group = parser.add_argument_group("Label smoothing and distillation (lskd)")
-    group.add_argument(
+class KeyValues(argparse.Action):
+    """Collect `key=value` arguments into a dict of plain numbers, booleans and strings."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the dict on the namespace."""
+        from timm.utils import ParseKwargs
+
+        given = [values] if isinstance(values, str) else list(values or ())
+        for text in given:
+            if "=" not in text:
+                parser.error(f"argument {option_string}: expected key=value, got '{text}'")
+        ParseKwargs(self.option_strings, self.dest)(parser, namespace, given, option_string)
+
+
+def number(
+    kind: type[int] | type[float],
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    hint: str = "",
+) -> Callable[[str], Any]:
+    """Return an argparse type: a finite number of a kind, from `low` to `high` and greater than `above`."""
+    wanted = "be a whole number" if kind is int else "be a number"
+    within = f"lie in [{low:g}, {high:g}]" if math.isfinite(high) else f"be at least {low:g}"
+    if low == 0 and not math.isfinite(high):
+        within = "not be negative"
+    if math.isfinite(above):
+        within = f"be greater than {above:g}"
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must {wanted}, got {text!r}") from None
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"must be finite, got {text}{hint}")
+        if not (low <= value <= high and value > above):
+            raise argparse.ArgumentTypeError(f"must {within}, got {text}{hint}")
+        return value
+
+    return read
+
+
+def parser_error(message: str, command: str) -> LskdError:
+    """Return argparse's error as one clear line."""
+    found = re.match(r"argument (?:-\w+/)?(--[\w-]+)[^:]*: (must .*)", message)
+    return LskdError(f"{found[1]} {found[2]}." if found else f"{message.rstrip('.')}; see {command} --help.")
+
+
+class Flag(NamedTuple):
+    """An argument of a command line.
+
+    Attributes:
+        flags: its names, the first one counts.
+        default: False: it is a switch.
+        options: for argparse.
+        help: says what it does; a default that it does not name is added.
+    """
+
+    flags: str
+    default: Any
+    options: Mapping[str, Any]
+    help: str
+
+
+WHOLE, REAL = number(int), number(float)
+COUNT: dict[str, Any] = {"type": number(int, low=1), "metavar": "N"}
+NUMBER: dict[str, Any] = {"type": number(int, low=0), "metavar": "N"}
+KEY_VALUES: dict[str, Any] = {"nargs": "*", "action": KeyValues, "metavar": "KEY=VALUE"}
+FILE, DIR = {"metavar": "FILE"}, {"metavar": "DIR"}
+
+
+def add_flags(parser: argparse.ArgumentParser, title: str, flags: Iterable[Flag]) -> None:
+    """Add a group of arguments to `parser`; one that it has already is left alone."""
+    group = parser.add_argument_group(title)
+    for names, default, options, text in flags:
+        if names.split()[0] in parser._option_string_actions:
+            continue
+        switch: dict[str, Any] = {"action": "store_true"} if default is False else {}
+        shown = "" if default in (None, "", False, {}) or "default" in text else f" (default: {default})"
+        group.add_argument(*names.split(), default=default, help=text + shown, **switch, **options)
+
+
+_TEACHER = (
+    Flag(
         "--smoothing-convention",
-        choices=get_args(Convention),
-        default="uniform",
-        help="what --smoothing A means: 'uniform' (timm) gives A/K to every class, "
+        "uniform",
+        {"choices": get_args(Convention)},
+        "what --smoothing A means: 'uniform' (timm) gives A/K to every class, "
         "'paper' A/(K-1) to every class but the label's (default: uniform)",
-    )
-    group.add_argument("--kd-teacher", metavar="MODEL", default=None, help="distil from this timm model")
-    group.add_argument(
+    ),
+    Flag("--kd-teacher", None, {"metavar": "MODEL"}, "distil from this timm model"),
+    Flag(
         "--kd-teacher-checkpoint",
-        metavar="FILE",
-        default=None,
-        help="the teacher's weights (timm checkpoint, state dict or safetensors); "
+        None,
+        FILE,
+        "the teacher's weights (timm checkpoint, state dict or safetensors); "
         "without it timm's pretrained weights of that model",
-    )
-    if "--kd-temperature" not in parser._option_string_actions:
-        group.add_argument(
-            "--kd-temperature",
-            type=float,
-            default=DEFAULT_TEMPERATURE,
-            metavar="T",
-            help="divides both logits before the softmax (default: 1.0)",
-        )
-    group.add_argument(
-        "--kd-temperature-squared",
-        action="store_true",
-        default=False,
-        help="multiply the soft term by T^2, as Hinton et al. do",
-    )
-    group.add_argument(
+    ),
+    Flag(
+        "--kd-temperature",
+        DEFAULT_TEMPERATURE,
+        {"type": REAL, "metavar": "T"},
+        "divides both logits before the softmax (default: 1.0)",
+    ),
+    Flag("--kd-temperature-squared", False, {}, "multiply the soft term by T^2, as Hinton et al. do"),
+    Flag(
         "--kd-hard-weight",
-        type=float,
-        default=0.0,
-        metavar="L",
-        help="lambda: weight L of the hard labels' loss, 1-L of the teacher's (default: 0, soft labels only)",
-    )
-    group.add_argument(
+        0.0,
+        {"type": number(float, 0, 1, hint="; it is the hard labels' share of the loss"), "metavar": "L"},
+        "lambda: weight L of the hard labels' loss, 1-L of the teacher's (default: 0, soft labels only)",
+    ),
+    Flag(
         "--kd-teacher-dtype",
-        choices=TEACHER_DTYPES,
-        default=None,
-        help="precision of the teacher's weights and forward pass "
+        None,
+        {"choices": ("float32", "bfloat16")},
+        "precision of the teacher's weights and forward pass "
         "(default: float32 weights, and under --amp the same mixed precision as the student)",
-    )
-    group.add_argument(
+    ),
+    Flag(
         "--kd-teacher-img-size",
-        type=int,
-        default=None,
-        metavar="N",
-        help="resize the student's batch to N x N for the teacher (default: the size that the run beside its "
+        None,
+        COUNT,
+        "resize the student's batch to N x N for the teacher (default: the size that the run beside its "
         "checkpoint, its pretrained weights or its fixed input size name; the student's where none does)",
-    )
-    group.add_argument(
+    ),
+    Flag(
         "--kd-teacher-kwargs",
-        nargs="*",
-        default={},
-        action=KeyValues,
-        metavar="KEY=VALUE",
-        help="more arguments for the teacher's create_model, such as img_size=32",
-    )
-    group.add_argument(
+        {},
+        KEY_VALUES,
+        "more arguments for the teacher's create_model, such as img_size=32",
+    ),
+    Flag(
         "--kd-preflight-samples",
-        type=int,
-        default=DEFAULT_PREFLIGHT_SAMPLES,
-        metavar="N",
-        help="validation images on which the teacher must beat chance before training starts "
+        DEFAULT_PREFLIGHT_SAMPLES,
+        {"type": number(int, low=0, hint="; 0 is no check"), "metavar": "N"},
+        "validation images on which the teacher must beat chance before training starts "
         "(default: 512, 0: no check)",
-    )
-    group.add_argument(
+    ),
+    Flag(
         "--kd-teacher-fast",
-        choices=FAST_MODES,
-        default="none",
-        help="a faster teacher: batch norm folded, channels-last, and in this precision; auto: the fastest "
+        "none",
+        {"choices": FAST_MODES},
+        "a faster teacher: batch norm folded, channels-last, and in this precision; auto: the fastest "
         "within the bound, as timed before training (default: none, the exact teacher); with a store "
         "a run takes what is stored in its form or a closer one",
-    )
-    group.add_argument(
+    ),
+    Flag(
         "--kd-teacher-fast-bound",
-        type=float,
-        default=FAST_BOUND,
-        metavar="NATS",
-        help="refuse a fast teacher whose mean KL(exact || fast) on training images is above this "
+        FAST_BOUND,
+        {"type": number(float, above=0, hint="; it is a KL divergence in nats"), "metavar": "NATS"},
+        "refuse a fast teacher whose mean KL(exact || fast) on training images is above this "
         f"(default: {FAST_BOUND:g})",
-    )
-    group.add_argument(
+    ),
+    Flag(
         "--kd-teacher-compile",
-        action="store_true",
-        default=False,
-        help="compile the fast teacher too; takes about a minute, on the CPU with a C++ compiler",
-    )
-    add_soft_label_arguments(parser)
+        False,
+        {},
+        "compile the fast teacher too; takes about a minute, on the CPU with a C++ compiler",
+    ),
+)
+_STORE = (
+    Flag(
+        "--kd-soft-labels",
+        None,
+        DIR,
+        "store what the teacher says in DIR, and read what is stored there instead of asking it again; "
+        "augmentation and mixing then follow from --kd-soft-labels-seed",
+    ),
+    Flag(
+        "--kd-soft-labels-top-k",
+        None,
+        {**NUMBER, "metavar": "K"},
+        f"classes kept of each image, 0: all (default: as stored, {DEFAULT_TOP_K} in a new store)",
+    ),
+    Flag(
+        "--kd-soft-labels-values",
+        None,
+        {"choices": ("float16", "float32")},
+        "how they are stored (default: as stored; in a new store float16, for all classes float32)",
+    ),
+    Flag(
+        "--kd-soft-labels-seed",
+        DEFAULT_SEED,
+        NUMBER,
+        "seed of the augmentation that the students share; --seed is each student's own (default: 42)",
+    ),
+    Flag(
+        "--kd-soft-labels-verify",
+        0,
+        NUMBER,
+        "ask the teacher again about N stored images and stop where it says something else (default: 0)",
+    ),
+    Flag(
+        "--kd-soft-labels-on-error",
+        "stop",
+        {"choices": get_args(OnError)},
+        "when the disk fails in training: stop, or continue with the teacher and store nothing "
+        "(default: stop)",
+    ),
+    Flag(
+        "--kd-rest",
+        "spread",
+        {"choices": get_args(Rest)},
+        "what becomes of the probability of classes that are not stored: spread evenly over them, or "
+        "renormalise the stored ones (default: spread)",
+    ),
+)
+
+
+def add_kd_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of distillation to `parser`; `--kd-temperature` may be there already."""
+    add_flags(parser, "Label smoothing and distillation (lskd)", _TEACHER)
+    add_flags(parser, "Stored soft labels (lskd)", _STORE)
 
 
 def given_arguments(
-    parser: argparse.ArgumentParser, argv: Sequence[str], config: Mapping[str, Any], names: Sequence[str]
-) -> set[str]:
-    """Tell which of the destinations `names` the user set, in `argv` or in the YAML `config`."""
+    parser: argparse.ArgumentParser, argv: Sequence[str], names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the destinations of `names` that a command line sets, with their values."""
     unset = object()
     # argparse fills a default in only where the namespace has no such attribute yet.
     probe = argparse.Namespace(**dict.fromkeys(names, unset))
     parser.parse_known_args(list(argv), namespace=probe)
-    return {name for name in names if getattr(probe, name) is not unset or config.get(name) is not None}
+    return {name: value for name in names if (value := getattr(probe, name)) is not unset}
 
 
-def apply_kd_defaults(args: argparse.Namespace, given: set[str]) -> None:
+def apply_kd_defaults(args: argparse.Namespace, given: Iterable[str]) -> None:
     """With a teacher: temperature 1 and no smoothing, unless the user asked for something else."""
     if args.kd_teacher is None:
         return
@@ -232,10 +350,12 @@ def apply_kd_defaults(args: argparse.Namespace, given: set[str]) -> None:
         args.kd_temperature = DEFAULT_TEMPERATURE
     if "smoothing" not in given:
         args.smoothing = 0.0
-    apply_soft_label_defaults(args)
+    if args.kd_soft_labels is not None and args.reprob > 0 and not args.no_aug:
+        # Normalise and erase in the transform: on the device erasing draws from what no seed gives back.
+        args.no_prefetcher = True
 
 
-def require_teacher(args: argparse.Namespace, typed: set[str]) -> None:
+def require_teacher(args: argparse.Namespace, typed: Iterable[str]) -> None:
     """Refuse flags that are about a teacher and were typed without one; a file of another run may name them.
 
     Raises:
@@ -247,19 +367,15 @@ def require_teacher(args: argparse.Namespace, typed: set[str]) -> None:
                 raise LskdError(f"{_flag(name)} needs --kd-teacher MODEL; add it.")
 
 
-def check_smoothing(args: argparse.Namespace) -> None:
-    """Refuse a smoothing outside [0, 1)."""
-    if not (isinstance(args.smoothing, int | float) and 0.0 <= args.smoothing < 1.0):
-        raise LskdError(f"--smoothing must lie in [0, 1), got {args.smoothing}; 0.1 is the usual value.")
-
-
 def kd_config(args: argparse.Namespace) -> KdConfig | None:
-    """Check the distillation arguments; None when the run does not distil.
+    """Check the distillation arguments together; None when the run does not distil.
 
     Raises:
-        LskdError: a value out of range, or two options that exclude each other.
+        LskdError: a value that only the run's other arguments put out of range, or options that exclude
+            each other.
     """
-    check_smoothing(args)
+    if not (isinstance(args.smoothing, int | float) and 0.0 <= args.smoothing < 1.0):
+        raise LskdError(f"--smoothing must lie in [0, 1), got {args.smoothing}; 0.1 is the usual value.")
     soft_labels = soft_labels_config(args)
     if args.kd_teacher is None:
         for name in ("kd_teacher_checkpoint", "kd_teacher_dtype", "kd_teacher_img_size"):
@@ -279,148 +395,39 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
         raise LskdError(
             f"--kd-temperature must be greater than 0, got {args.kd_temperature}; 1 is the paper's value."
         )
-    if not 0.0 <= args.kd_hard_weight <= 1.0:
-        raise LskdError(
-            f"--kd-hard-weight must lie in [0, 1], got {args.kd_hard_weight}; "
-            "it is the hard labels' share of the loss."
-        )
-    if args.kd_teacher_img_size is not None and args.kd_teacher_img_size < 1:
-        raise LskdError(f"--kd-teacher-img-size must be at least 1, got {args.kd_teacher_img_size}.")
-    if args.kd_preflight_samples < 0:
-        raise LskdError(
-            f"--kd-preflight-samples must be 0 (no check) or more, got {args.kd_preflight_samples}."
-        )
-    _check_fast(args)
-    return KdConfig(
-        teacher=args.kd_teacher,
-        checkpoint=args.kd_teacher_checkpoint,
-        temperature=float(args.kd_temperature),
-        temperature_squared=bool(args.kd_temperature_squared),
-        hard_weight=float(args.kd_hard_weight),
-        alpha=float(args.smoothing),
-        convention=args.smoothing_convention,
-        teacher_dtype=args.kd_teacher_dtype,
-        teacher_img_size=args.kd_teacher_img_size,
-        teacher_kwargs=dict(args.kd_teacher_kwargs or {}),
-        preflight_samples=args.kd_preflight_samples,
-        teacher_fast=args.kd_teacher_fast,
-        teacher_fast_bound=float(args.kd_teacher_fast_bound),
-        teacher_compile=bool(args.kd_teacher_compile),
-        soft_labels=soft_labels,
-    )
-
-
-def _check_fast(args: argparse.Namespace) -> None:
-    if not (math.isfinite(args.kd_teacher_fast_bound) and args.kd_teacher_fast_bound > 0):
-        raise LskdError(
-            f"--kd-teacher-fast-bound must be greater than 0, got {args.kd_teacher_fast_bound}; "
-            f"it is a KL divergence in nats, {FAST_BOUND:g} by default."
-        )
     if args.kd_teacher_fast == "none":
         if args.kd_teacher_compile:
             raise LskdError("--kd-teacher-compile compiles a fast teacher; add --kd-teacher-fast float32.")
-        return
-    if args.kd_teacher_dtype is not None:
+    elif args.kd_teacher_dtype is not None:
         raise LskdError("--kd-teacher-fast has its own precision; drop --kd-teacher-dtype.")
-    if args.kd_preflight_samples == 0:
+    elif args.kd_preflight_samples == 0:
         raise LskdError(
             "--kd-teacher-fast measures its error on at most --kd-preflight-samples training images; "
             "give more than 0."
         )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-# What cannot be made again from a sample's seed: (attribute, values when off, what to say).
-_NOT_REPLAYED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("aug_splits", (0,), "--aug-splits makes several images of one"),
-    ("aug_repeats", (0,), "--aug-repeats gives an image several times in an epoch"),
-    ("resplit", (False,), "--resplit erases by place in the batch"),
-    ("cutmix_minmax", (None,), "--cutmix-minmax draws other boxes"),
-    ("mixup_mode", ("batch", "elem"), "--mixup-mode {value} mixes the images of a batch with one another"),
-    ("use_multi_epochs_loader", (False,), "--use-multi-epochs-loader loads across the ends of epochs"),
-    ("epoch_repeats", (0, 0.0), "--epoch-repeats is for data that is streamed"),
-    ("train_img_sizes", (None,), "--train-img-sizes changes the image size from batch to batch"),
-    ("train_batches_per_epoch", (None,), "--train-batches-per-epoch leaves images out"),
-    ("train_steps_per_epoch", (None,), "--train-steps-per-epoch leaves images out"),
-    ("model_dtype", (None,), "--model-dtype rounds the images; use --amp"),
-)
-
-
-def add_soft_label_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the group of stored soft labels to `parser`."""
-    group = parser.add_argument_group("Stored soft labels (lskd)")
-    group.add_argument(
-        "--kd-soft-labels",
-        metavar="DIR",
-        default=None,
-        help="store what the teacher says in DIR, and read what is stored there instead of asking it again; "
-        "augmentation and mixing then follow from --kd-soft-labels-seed",
+    other = ("teacher", "checkpoint", "alpha", "convention", "soft_labels")
+    named = [each.name for each in fields(KdConfig) if each.name not in other]
+    return KdConfig(
+        args.kd_teacher,
+        args.kd_teacher_checkpoint,
+        alpha=float(args.smoothing),
+        convention=args.smoothing_convention,
+        soft_labels=soft_labels,
+        **{name: getattr(args, f"kd_{name}") for name in named},
     )
-    group.add_argument(
-        "--kd-soft-labels-top-k",
-        type=int,
-        default=None,
-        metavar="K",
-        help=f"classes kept of each image, 0: all (default: as stored, {DEFAULT_TOP_K} in a new store)",
-    )
-    group.add_argument(
-        "--kd-soft-labels-values",
-        choices=("float16", "float32"),
-        default=None,
-        help="how they are stored (default: as stored; in a new store float16, for all classes float32)",
-    )
-    group.add_argument(
-        "--kd-soft-labels-seed",
-        type=int,
-        default=DEFAULT_SEED,
-        metavar="N",
-        help="seed of the augmentation that the students share; --seed is each student's own (default: 42)",
-    )
-    group.add_argument(
-        "--kd-soft-labels-verify",
-        type=int,
-        default=0,
-        metavar="N",
-        help="ask the teacher again about N stored images and stop where it says something else (default: 0)",
-    )
-    group.add_argument(
-        "--kd-soft-labels-on-error",
-        choices=get_args(OnError),
-        default="stop",
-        help="when the disk fails in training: stop, or continue with the teacher and store nothing "
-        "(default: stop)",
-    )
-    group.add_argument(
-        "--kd-rest",
-        choices=get_args(Rest),
-        default="spread",
-        help="what becomes of the probability of classes that are not stored: spread evenly over them, or "
-        "renormalise the stored ones (default: spread)",
-    )
-
-
-def apply_soft_label_defaults(args: argparse.Namespace) -> None:
-    """Normalise and erase in the transform: on the device erasing draws from what no seed gives back."""
-    if args.kd_soft_labels is not None and args.reprob > 0 and not args.no_aug:
-        args.no_prefetcher = True
 
 
 def soft_labels_config(args: argparse.Namespace) -> SoftLabelsConfig | None:
     """Check the arguments of stored soft labels; None when nothing is stored.
 
     Raises:
-        LskdError: a value out of range, or augmentation that no seed gives back.
+        LskdError: without a teacher, or with augmentation that no seed gives back.
     """
+    defaults = {"top_k": None, "values": None, "seed": DEFAULT_SEED, "verify": 0, "on_error": "stop"}
     if args.kd_soft_labels is None:
-        defaults = {"top_k": None, "values": None, "seed": DEFAULT_SEED, "verify": 0, "on_error": "stop"}
         for name, default in defaults.items():
             if getattr(args, f"kd_soft_labels_{name}") != default:
-                raise LskdError(
-                    f"--kd-soft-labels-{name.replace('_', '-')} needs --kd-soft-labels DIR; add it."
-                )
+                raise LskdError(f"{_flag(f'kd_soft_labels_{name}')} needs --kd-soft-labels DIR; add it.")
         if args.kd_rest != "spread":
             raise LskdError("--kd-rest needs --kd-soft-labels DIR; add it.")
         return None
@@ -432,18 +439,14 @@ def soft_labels_config(args: argparse.Namespace) -> SoftLabelsConfig | None:
             raise LskdError(
                 f"{text.format(value=value)}, which --kd-soft-labels cannot repeat; drop one of them."
             )
-    for name in ("top_k", "seed", "verify"):
-        value = getattr(args, f"kd_soft_labels_{name}")
-        if value is not None and value < 0:
-            raise LskdError(f"--kd-soft-labels-{name.replace('_', '-')} must not be negative, got {value}.")
     return SoftLabelsConfig(
-        path=Path(args.kd_soft_labels),
-        top_k=args.kd_soft_labels_top_k,
-        values=args.kd_soft_labels_values,
-        seed=args.kd_soft_labels_seed,
-        verify=args.kd_soft_labels_verify,
-        on_error=args.kd_soft_labels_on_error,
+        Path(args.kd_soft_labels),
         rest=args.kd_rest,
         mixing=MixingPolicy(args.mixup, args.cutmix, args.mixup_prob, args.mixup_switch_prob),
         mixing_off_epoch=args.mixup_off_epoch,
+        **{name: getattr(args, f"kd_soft_labels_{name}") for name in defaults},
     )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -26,7 +26,7 @@ _SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "eval
 
 
 def is_image_folder(dataset: str, data_dir: str | None) -> bool:
-    """Tell whether timm reads `data_dir` as a folder of images (no tar file, no named data set)."""
+    """Return whether timm reads `data_dir` as a folder of images (no tar file, no named data set)."""
     return "/" not in dataset and not (data_dir is not None and Path(data_dir).is_file())
 
 
@@ -85,7 +85,7 @@ def check_data(
         check_images([path for images in classes.values() for paths in images.values() for path in paths])
 
 
-def _split_folder(root: Path, split: str, mend: str) -> Path:
+def _split_folder(root: Path, split: str, fix: str) -> Path:
     name = split.partition("[")[0]
     candidates: list[str] = [name, *next((names for names in _SYNONYMS if name in names), ())]
     for candidate in candidates:
@@ -93,11 +93,11 @@ def _split_folder(root: Path, split: str, mend: str) -> Path:
             return root / candidate
     if not any(root.iterdir()):
         raise LskdError(
-            f"data folder {root} is empty; give the folder that holds {name}/ with one folder per class."
+            f"data folder {root} is empty; give the folder that contains {name}/ with one folder per class."
         )
     raise LskdError(
         f"data folder {root} has no folder for the split '{split}' (looked for {', '.join(candidates)}); "
-        f"{mend}."
+        f"{fix}."
     )
 
 
@@ -121,7 +121,7 @@ def _class_images(folder: Path, strict: bool) -> dict[str, list[Path]]:
         classes.setdefault(here.name, []).extend(images)
         holders.update([here, *here.parents])
     if not classes:
-        raise LskdError(f"{folder} holds no images; give a folder with one folder of images per class.")
+        raise LskdError(f"{folder} contains no images; give a folder with one folder of images per class.")
     empty = [path for path in folders if path not in holders]
     if empty and strict:
         raise LskdError(
@@ -242,7 +242,6 @@ class CheckedReader:
     """A reader of timm's whose images are fit for 8 bits."""
 
     def __init__(self, reader: Any) -> None:
-        """Wrap `reader`."""
         self.reader: Any = reader.reader if isinstance(reader, CheckedReader) else reader
 
     def __getattr__(self, name: str) -> Any:

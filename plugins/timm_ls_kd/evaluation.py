@@ -213,7 +213,7 @@ def _create(
             name,
             "model",
             extra=input_arguments(name, settings),
-            mend="give weights with --checkpoint FILE",
+            fix="give weights with --checkpoint FILE",
             pretrained=True,
             num_classes=num_classes,
         )
@@ -274,7 +274,7 @@ def _batches(
     try:
         for images, labels in loader:
             entered.clear()
-            # Within the loop: a generator's context would hold for whoever takes the batches.
+            # Within the loop: a generator's context would apply to whoever takes the batches.
             with torch.inference_mode(), torch.autocast(images.device.type, enabled=amp):
                 logits = _forward(model, name, images)
             require_finite(f"model '{name}': the logits", logits)

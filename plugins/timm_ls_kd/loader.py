@@ -29,14 +29,9 @@ _COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Run a block on random generators seeded from `key`, and give the old state back."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed_all(*key)
-    try:
+    with replayed(0):  # which gives it back
+        seed_all(*key)
         yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
 
 
 def seed_all(*key: int) -> None:
@@ -163,15 +158,8 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, samples: int, seed: int, rank: int, world_size: int, shuffle: bool) -> None:
-        """Share `samples` samples; `shuffle` in training."""
-        self.samples, self.seed, self.rank, self.world_size, self.shuffle = (
-            samples,
-            seed,
-            rank,
-            world_size,
-            shuffle,
-        )
-        self.epoch = 0
+        self.samples, self.seed, self.epoch = samples, seed, 0
+        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
@@ -179,11 +167,8 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Return the length of this process's share."""
-        return (
-            self.samples // self.world_size
-            if self.shuffle
-            else len(range(self.rank, self.samples, self.world_size))
-        )
+        shared = self.samples // self.world_size
+        return shared if self.shuffle else len(range(self.rank, self.samples, self.world_size))
 
     def __iter__(self) -> Iterator[int]:
         """Yield this process's indices."""
@@ -197,13 +182,10 @@ class EpochSampler(Sampler[int]):
 
 
 class Loader:
-    """Batches `(images, targets)` on the device, normalised."""
+    """Batches `(images, targets)` on the device, normalised; errors of loading processes are one line."""
 
     def __init__(self, loader: Any, sampler: EpochSampler, device: torch.device) -> None:
-        """Wrap a loader, whose workers' errors become one line."""
-        self._loader = loader
-        self.sampler = sampler
-        self.device = device
+        self._loader, self.sampler, self.device = loader, sampler, device
 
     @property
     def samples(self) -> int:
@@ -312,9 +294,9 @@ def create_loader(
         )
     except Exception as error:  # timm's parsers of policies raise whatever they like
         policy = transform.get("auto_augment")
-        mend = f"check --aa {policy}" if policy else "check the arguments of cropping and augmentation"
+        fix = f"check --aa {policy}" if policy else "check the arguments of cropping and augmentation"
         kind = "training" if training else "validation"
-        raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {mend}.") from None
+        raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {fix}.") from None
     sampler = EpochSampler(len(dataset), seed, rank, world_size, shuffle=training)
     samples, collate = replayed_images or (
         SeededDataset(dataset, seed),
@@ -344,20 +326,11 @@ def eval_loader(
     """Load a split in its order through the validation transform."""
     return create_loader(
         dataset,
-        input_size=data.input_size,
+        transform=_named(data, "interpolation", "crop_pct", "crop_mode"),
         batch_size=getattr(args, "validation_batch_size", None) or args.batch_size,
-        normalisation=data.normalisation,
-        device=device,
-        transform={
-            "interpolation": data.interpolation,
-            "crop_pct": data.crop_pct,
-            "crop_mode": data.crop_mode,
-        },
         rank=rank,
         world_size=world_size,
-        workers=args.workers,
-        pin_memory=args.pin_mem,
-        prefetch=not args.no_prefetcher,
+        **_of_run(data, args, device),
     )
 
 
@@ -381,31 +354,13 @@ def train_loader(
             "label_smoothing": smoothing,
             "num_classes": args.num_classes,
         }
+    named = _named(args, "no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter")
     interpolation = data.interpolation if args.no_aug else (args.train_interpolation or data.interpolation)
     loader = create_loader(
         dataset,
-        input_size=data.input_size,
+        transform={**named, "auto_augment": args.aa, "interpolation": interpolation},
         batch_size=args.batch_size,
-        normalisation=data.normalisation,
-        device=device,
-        transform={
-            "no_aug": args.no_aug,
-            "train_crop_mode": args.train_crop_mode,
-            "scale": args.scale,
-            "ratio": args.ratio,
-            "hflip": args.hflip,
-            "vflip": args.vflip,
-            "color_jitter": args.color_jitter,
-            "auto_augment": args.aa,
-            "interpolation": interpolation,
-        },
         training=True,
-        seed=args.seed,
-        rank=args.rank,
-        world_size=args.world_size,
-        workers=args.workers,
-        pin_memory=args.pin_mem,
-        prefetch=not args.no_prefetcher,
         mixing=mixing,
         mixing_off_epoch=args.mixup_off_epoch,
         erasing={
@@ -414,6 +369,8 @@ def train_loader(
             "re_count": args.recount,
         },
         replayed_images=replayed_images,
+        **_named(args, "seed", "rank", "world_size"),
+        **_of_run(data, args, device),
     )
     if len(loader) == 0:
         raise LskdError(
@@ -421,3 +378,17 @@ def train_loader(
             f"in each of {args.world_size} process(es); lower --batch-size."
         )
     return loader
+
+
+def _of_run(data: DataConfig, args: Namespace, device: torch.device) -> dict[str, Any]:
+    return {
+        **_named(data, "input_size", "normalisation"),
+        "device": device,
+        "workers": args.workers,
+        "pin_memory": args.pin_mem,
+        "prefetch": not args.no_prefetcher,
+    }
+
+
+def _named(source: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}

@@ -97,7 +97,7 @@ def create(
     name: str,
     role: str,
     extra: Mapping[str, Any] | None = None,
-    mend: str = "drop --pretrained, or give weights with --initial-checkpoint FILE",
+    fix: str = "drop --pretrained, or give weights with --initial-checkpoint FILE",
     **kwargs: Any,
 ) -> nn.Module:
     """Call timm's `create_model`; arguments that are None are left to the model.
@@ -106,7 +106,7 @@ def create(
         name: timm's.
         role: 'model' or 'teacher', for messages.
         extra: the user's own arguments.
-        mend: what to do when the pretrained weights cannot be had.
+        fix: what to do when the pretrained weights cannot be had.
         **kwargs: for `create_model`.
 
     Raises:
@@ -126,7 +126,7 @@ def create(
     except Exception as error:  # timm, the hub client and the models raise whatever they like
         if kwargs.get("pretrained"):
             raise LskdError(
-                f"the pretrained weights of {role} '{name}' cannot be had ({one_line(error)}); {mend}."
+                f"the pretrained weights of {role} '{name}' cannot be had ({one_line(error)}); {fix}."
             ) from None
         raise LskdError(f"{role} '{name}' cannot be created: {one_line(error)}") from None
     finally:
@@ -218,7 +218,7 @@ def fit_weights(model: nn.Module, name: str, path: str, weights: Mapping[str, Te
             f"it has no '{missing[0]}'" if missing else f"it has '{unexpected[0]}', which {name} has not"
         )
         raise CheckpointError(
-            f"{path} holds weights of another architecture than {name}: {example} "
+            f"{path} contains weights of another architecture than {name}: {example} "
             f"({len(missing)} missing, {len(unexpected)} unexpected); name the model it was saved from."
         )
     for key, tensor in weights.items():

@@ -75,7 +75,6 @@ class ReplayedDataset(SeededDataset):
     """
 
     def __init__(self, dataset: Any, seed: int, mixing: MixingPolicy, mixing_off_epoch: int) -> None:
-        """Wrap `dataset`; its reader from now on skips no unreadable image."""
         super().__init__(dataset, seed)
         self.mixing, self.mixing_off_epoch = mixing, mixing_off_epoch
 
@@ -170,7 +169,6 @@ class ReplayCollate:
     """
 
     def __init__(self, prefetch: bool, seed: int, mixing: bool) -> None:
-        """Collate without a store."""
         self.prefetch, self.seed, self.mixing = prefetch, seed, mixing
         self.labels: SoftLabels | None = None
         self.stored = 0
@@ -215,7 +213,6 @@ class KeySampler(Sampler[int]):
     """
 
     def __init__(self, sampler: Any, samples: int) -> None:
-        """Wrap `sampler` of a data set of `samples` samples."""
         self.sampler, self.samples, self.epoch = sampler, samples, 0
 
     def __len__(self) -> int:
@@ -432,7 +429,7 @@ class SoftLabelsRun(StoredRun):
         Raises:
             SoftLabelsError: the disk cannot take it, and the run is to stop then.
         """
-        if self._collector is not None and self._epoch >= self.epochs:
+        if self.writing and self._epoch >= self.epochs:
             self.complete_by(teacher, (self._epoch + 1) * self.layout.samples)
 
     def complete_by(

@@ -181,7 +181,7 @@ def create_teacher(
 
 
 def describe_teacher(kd: KdConfig, teacher: FrozenTeacher, num_classes: int) -> Iterator[str]:
-    """Say how the teacher's input is made from the student's, and warn of a temperature that spoils it."""
+    """Yield lines: how the teacher's input is made of the student's, a warning of too high a temperature."""
     line = f"teacher '{kd.teacher}': normalisation {teacher.own}, {teacher.own.source}; the student's is "
     line += f"{teacher.student}, converted" if teacher.converts else "the same"
     if teacher.image_size is not None:
@@ -200,37 +200,37 @@ def describe_teacher(kd: KdConfig, teacher: FrozenTeacher, num_classes: int) -> 
 def _pretrained(config: KdConfig, num_classes: int, in_chans: int) -> tuple[nn.Module, dict[str, Any], str]:
     name = config.teacher
     known = timm.models.get_pretrained_cfg(name) if ":" not in name else None
-    mend = "give your own with --kd-teacher-checkpoint FILE"
+    fix = "give your own with --kd-teacher-checkpoint FILE"
     if ":" not in name and (known is None or not known.has_weights):
-        raise LskdError(f"timm has no pretrained weights for teacher '{name}'; {mend}.")
+        raise LskdError(f"timm has no pretrained weights for teacher '{name}'; {fix}.")
     if known is not None:
-        _check_counts(name, known.num_classes, num_classes, known.input_size[0], in_chans, mend)
+        _check_counts(name, known.num_classes, num_classes, known.input_size[0], in_chans, fix)
     model = create(
         name,
         "teacher",
-        mend="give the weights with --kd-teacher-checkpoint FILE",
+        fix="give the weights with --kd-teacher-checkpoint FILE",
         pretrained=True,
         extra={**input_arguments(name, _sized(config, {})), **config.teacher_kwargs},
     )
     # num_classes was not passed: this head is the one that came with the weights.
     _check_counts(
-        name, int(getattr(model, "num_classes", 0)), num_classes, first_channels(model), in_chans, mend
+        name, int(getattr(model, "num_classes", 0)), num_classes, first_channels(model), in_chans, fix
     )
     return model, {}, "of its pretrained weights"
 
 
 def _check_counts(
-    name: str, classes: int, wanted_classes: int, channels: int, wanted_channels: int, mend: str
+    name: str, classes: int, wanted_classes: int, channels: int, wanted_channels: int, fix: str
 ) -> None:
     if classes != wanted_classes:
         raise LskdError(
             f"teacher '{name}' has {classes} classes in its pretrained weights, "
-            f"the student {wanted_classes}; {mend}, trained on the student's classes."
+            f"the student {wanted_classes}; {fix}, trained on the student's classes."
         )
     if channels != wanted_channels:
         raise LskdError(
             f"teacher '{name}' takes {channels} input channels, the student {wanted_channels}; "
-            f"{mend}, trained with --in-chans {wanted_channels}."
+            f"{fix}, trained with --in-chans {wanted_channels}."
         )
 
 

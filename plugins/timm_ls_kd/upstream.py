@@ -29,12 +29,13 @@ from timm_ls_kd.arguments import (
     apply_kd_defaults,
     given_arguments,
     kd_config,
+    parser_error,
     require_teacher,
 )
-from timm_ls_kd.data import check_data, guard
+from timm_ls_kd.data import guard
 from timm_ls_kd.loader import SeededDataset, loading_error
-from timm_ls_kd.models import check_model_name, first_channels
-from timm_ls_kd.run_settings import converted, read_config
+from timm_ls_kd.models import first_channels
+from timm_ls_kd.run_settings import read_config, values_of
 from timm_ls_kd.store import KeySampler, replayed_images
 from timm_ls_kd.task import LsKdTask, SoftLabelsTask, create_kd_task
 from timm_ls_kd.teacher import StudentRun
@@ -44,7 +45,7 @@ from timm_ls_kd.trainer.run_folder import (
     check_writable,
     resumed_checkpoint,
 )
-from timm_ls_kd.trainer.session import uniform_smoothing
+from timm_ls_kd.trainer.session import check_images, check_names, uniform_smoothing
 
 
 class NoMixing:
@@ -55,73 +56,6 @@ class NoMixing:
     def __call__(self, images: Any, targets: Any) -> tuple[Any, Any]:
         """Return both as they are."""
         return images, targets
-
-
-@dataclass
-class ReplaySeams:
-    """What is seen of a run of the script that uses stored soft labels.
-
-    Attributes:
-        kd: says what the run distils, once the script has parsed its arguments.
-    """
-
-    kd: Callable[[], KdConfig | None]
-    images: tuple[Any, Any] | None = None
-    sampler: KeySampler | None = None
-    task: SoftLabelsTask | None = None
-
-    def watch(self, module: Any) -> None:
-        """Put our images, collate function and epochs into the script's names."""
-        create_loader, train_one_epoch = module.create_loader, module.train_one_epoch
-
-        def replayed_loader(dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            kd = self.kd()
-            if kd is None or kd.soft_labels is None or not kwargs.get("is_training"):
-                return create_loader(dataset, *args, **kwargs)
-            if isinstance(dataset, torch.utils.data.IterableDataset):
-                raise LskdError(
-                    "--kd-soft-labels needs images that can be asked for one by one, this data set can only "
-                    "be streamed; use a folder of images or a tar file."
-                )
-            self.images = replayed_images(dataset, kd.soft_labels, kwargs["use_prefetcher"])
-            assert self.images is not None
-            images, collate = self.images
-            loader = create_loader(images, *args, **(kwargs | {"collate_fn": collate}))
-            inner = getattr(loader, "loader", loader)
-            self.sampler = KeySampler(inner.batch_sampler.sampler, len(images))
-            inner.batch_sampler.sampler = self.sampler
-            return loader
-
-        def train_epoch(epoch: int, *args: Any, **kwargs: Any) -> Any:
-            if self.task is None or self.sampler is None:
-                return train_one_epoch(epoch, *args, **kwargs)
-            self.sampler.epoch = epoch
-            self.task.begin_epoch(epoch)
-            try:
-                result = train_one_epoch(epoch, *args, **kwargs)
-            except LskdError as error:
-                raise loading_error(error) from None
-            self.task.end_epoch()
-            return result
-
-        module.create_loader, module.train_one_epoch = replayed_loader, train_epoch
-        self._without_mixing(module)
-
-    def close(self) -> None:
-        """Let others write."""
-        if self.task is not None:
-            self.task.run.close()
-
-    def _without_mixing(self, module: Any) -> None:
-        def unless_replayed(original: Any, instead: Any) -> Any:
-            def create(*args: Any, **kwargs: Any) -> Any:
-                kd = self.kd()
-                return original(*args, **kwargs) if kd is None or kd.soft_labels is None else instead
-
-            return create
-
-        module.Mixup = unless_replayed(module.Mixup, NoMixing())
-        module.FastCollateMixup = unless_replayed(module.FastCollateMixup, None)
 
 
 # Upstream's arguments that mean something to us too.
@@ -160,7 +94,8 @@ class _Run:
     dataset_eval: Any = None
     eval_loader: dict[str, Any] = field(default_factory=dict)
     task: LsKdTask | None = None
-    replay: ReplaySeams | None = None
+    images: tuple[Any, Any] | None = None  # of stored soft labels: by key, and what makes batches of them
+    sampler: KeySampler | None = None
     epoch: int | None = None
     distilled: bool = False  # whether our task took a step
 
@@ -188,8 +123,8 @@ def main(script: Path, argv: Sequence[str]) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
         sys.argv = before
-        if run.replay is not None:
-            run.replay.close()
+        if isinstance(run.task, SoftLabelsTask):
+            run.task.run.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
@@ -245,12 +180,11 @@ def _extend_parser(module: Any, run: _Run) -> None:
     parser = module.parser
     upstreams = {action.dest for action in parser._actions}
     add_kd_arguments(parser)
-    own = {action.dest: action for action in parser._actions if action.dest not in upstreams}
-    own |= {action.dest: action for action in parser._actions if action.dest in _SHARED}
-    defaults = {name: action.default for name, action in own.items()}
+    own = [each for each in parser._actions if each.dest not in upstreams or each.dest in _SHARED]
+    defaults = {action.dest: action.default for action in own}
 
     def error(message: str) -> NoReturn:
-        raise LskdError(f"{message}; see timm {sys.argv[0]} --help.")
+        raise parser_error(message, f"timm {sys.argv[0]}")
 
     parser.error = error
     parse = module._parse_args
@@ -258,17 +192,13 @@ def _extend_parser(module: Any, run: _Run) -> None:
     def parse_args() -> tuple[Namespace, str]:
         path = module.config_parser.parse_known_args()[0].config
         config = read_config(path) if path else {}
-        typed = given_arguments(parser, sys.argv[1:], {}, tuple(own))
-        given = given_arguments(parser, sys.argv[1:], config, _SHARED)
-        values = {
-            name: defaults[name] if config[name] is None else converted(action, config[name], path)
-            for name, action in own.items()
-            if name in config and name not in typed
-        }
+        typed = given_arguments(parser, sys.argv[1:], tuple(defaults))
+        named = {name: config[name] for name in defaults if name in config and name not in typed}
+        values = values_of(parser, named, path)
         args, _ = parse()
-        vars(args).update(values)
+        vars(args).update({name: defaults[name] for name in named} | values)
         require_teacher(args, typed)
-        apply_kd_defaults(args, given)
+        apply_kd_defaults(args, typed.keys() | values.keys())
         run.args, run.kd = args, kd_config(args)
         _check(args, run.kd)
         # Written anew: the defaults above depend on whether there is a teacher.
@@ -279,13 +209,7 @@ def _extend_parser(module: Any, run: _Run) -> None:
 
 def _check(args: Namespace, kd: KdConfig | None) -> None:
     """Check what would otherwise end in a traceback, or in nothing at all, inside the script."""
-    check_model_name(args.model, "model")
-    if kd is not None:
-        check_model_name(kd.teacher, "teacher")
-        if kd.checkpoint is not None and not Path(kd.checkpoint).is_file():
-            raise LskdError(
-                f"--kd-teacher-checkpoint {kd.checkpoint}: there is no such file; check the path."
-            )
+    check_names(args, kd)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise LskdError(f"--device {args.device}: there is no CUDA device here; pass --device cpu.")
     _check_checkpoints(args)
@@ -295,24 +219,13 @@ def _check(args: Namespace, kd: KdConfig | None) -> None:
     else:
         check_writable(output)
     if not getattr(args, "input_key", None):
-        splits = [split for split in (args.train_split, args.val_split) if split]
-        check_data(
-            args.dataset,
-            args.data_dir or args.data,
-            splits,
-            num_classes=args.num_classes,
-            class_map=args.class_map,
-        )
+        check_images(args)
 
 
 def _check_checkpoints(args: Namespace) -> None:
-    """Refuse files of weights that are missing, damaged or would run code, before the script opens them."""
+    """Refuse files of weights that are damaged or would run code, before the script opens them."""
     for flag, name in (("--resume", args.resume), ("--initial-checkpoint", args.initial_checkpoint)):
-        if not name:
-            continue
-        if not Path(name).is_file():
-            raise LskdError(f"{flag} {name}: there is no such file; check the path.")
-        if Path(name).suffix in (".npz", ".npy"):  # arrays, which timm reads without unpickling
+        if not name or Path(name).suffix in (".npz", ".npy"):  # arrays, which timm reads without unpickling
             continue
         if flag == "--resume":
             args.resume, note = resumed_checkpoint(name)
@@ -331,8 +244,7 @@ def _check_checkpoints(args: Namespace) -> None:
 
 def _watch(module: Any, run: _Run) -> None:
     """Put our task into the script's names, and note what its own functions are called with."""
-    run.replay = ReplaySeams(lambda: run.kd)
-    run.replay.watch(module)
+    _watch_images(module, run)
     if hasattr(module, "utils"):
         module.utils = SimpleNamespace(**{**vars(module.utils), "CheckpointSaver": AtomicCheckpointSaver})
 
@@ -416,6 +328,51 @@ def _watch(module: Any, run: _Run) -> None:
     module.ClassificationTask = create_task
 
 
+def _watch_images(module: Any, run: _Run) -> None:
+    """Put our images, collate function and epochs into the script's names, where soft labels are stored."""
+    create_loader, train_one_epoch = module.create_loader, module.train_one_epoch
+
+    def stores() -> bool:
+        return run.kd is not None and run.kd.soft_labels is not None
+
+    def replayed_loader(dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        if not stores() or not kwargs.get("is_training"):
+            return create_loader(dataset, *args, **kwargs)
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            raise LskdError(
+                "--kd-soft-labels needs images that can be asked for one by one, this data set can only "
+                "be streamed; use a folder of images or a tar file."
+            )
+        assert run.kd is not None
+        run.images = replayed_images(dataset, run.kd.soft_labels, kwargs["use_prefetcher"])
+        assert run.images is not None
+        images, collate = run.images
+        loader = create_loader(images, *args, **(kwargs | {"collate_fn": collate}))
+        batches = getattr(loader, "loader", loader).batch_sampler
+        run.sampler = batches.sampler = KeySampler(batches.sampler, len(images))
+        return loader
+
+    def train_epoch(epoch: int, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(run.task, SoftLabelsTask) or run.sampler is None:
+            return train_one_epoch(epoch, *args, **kwargs)
+        run.sampler.epoch = epoch
+        run.task.begin_epoch(epoch)
+        try:
+            result = train_one_epoch(epoch, *args, **kwargs)
+        except LskdError as error:
+            raise loading_error(error) from None
+        run.task.end_epoch()
+        return result
+
+    def unless_stored(original: Any, instead: Any) -> Any:
+        return lambda *args, **kwargs: instead if stores() else original(*args, **kwargs)
+
+    module.create_loader, module.train_one_epoch = replayed_loader, train_epoch
+    # The images come mixed.
+    module.Mixup = unless_stored(module.Mixup, NoMixing())
+    module.FastCollateMixup = unless_stored(module.FastCollateMixup, None)
+
+
 def _require_distilled(run: _Run, distilled: bool) -> None:
     if run.kd is not None and not distilled:
         raise LskdError(
@@ -445,7 +402,6 @@ def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any])
         training = run.dataset_eval
     elif training is not None:
         training = SeededDataset(training, args.seed, once=False)
-    assert run.replay is not None
     student = StudentRun(
         args,
         kd,
@@ -457,9 +413,6 @@ def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any])
         prefetch=loader["use_prefetcher"],
         validation=run.dataset_eval,
         training=training,
-        images=run.replay.images,
+        images=run.images,
     )
-    task = create_kd_task(model, student, kwargs.get("dtype"))
-    if isinstance(task, SoftLabelsTask):
-        run.replay.task = task
-    return task
+    return create_kd_task(model, student, kwargs.get("dtype"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lskd import LskdError, SoftLabels
-from lskd.teacher_terms import top_k_log_probabilities
+from lskd.terms import top_k_log_probabilities
 
 pytestmark = pytest.mark.integration
 

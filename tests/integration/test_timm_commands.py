@@ -501,9 +501,9 @@ def test_upstream_config_with_null_and_wrong_types(digits, tmp_path, kd, refused
     options = [digits, *kd, "--config", config]
     for text, word in {
         "kd_preflight_samples: some": "kd_preflight_samples",
-        "kd_temperature: [1]": "kd_temperature must be a number",
+        "kd_temperature: [1]": "kd_temperature must be one value",
         "kd_temperature_squared: 3": "kd_temperature_squared must be true or false",
-        "smoothing_convention: mine": "smoothing_convention must be one of",
+        "smoothing_convention: mine": "--smoothing-convention: invalid choice: 'mine'",
     }.items():
         config.write_text(text)
         assert word in refused_upstream(*options)

@@ -116,7 +116,7 @@ def compile_loss(tmp_path_factory):
         library = tmp_path_factory.mktemp("compiled") / _compiled.LIBRARY
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CC", " ".join(["cc", *flags]))
-            assert hook.compile_loss(ROOT / "common" / "lskd" / "_rows.c", library)
+            assert hook.compile_loss(ROOT / "common" / "lskd" / "kernel" / "rows.c", library)
         return _compiled.load(library)
 
     return compiled

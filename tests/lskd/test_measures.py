@@ -14,11 +14,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lskd import Stability, measure_teacher, smooth_targets
 from lskd.analysis import calibration as _calibration
-from lskd.analysis import looks as _looks
 from lskd.analysis import measures as _measures
-from lskd.analysis.classes import class_mean_probabilities
-from lskd.analysis.measures import equivalent_smoothing, target_probability
-from lskd.analysis.separation import class_separation
+from lskd.analysis.calibration import equivalent_smoothing, target_probability
+from lskd.analysis.classes import class_mean_probabilities, class_separation
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning")]
 
@@ -297,9 +295,8 @@ def test_small_blocks_change_nothing(monkeypatch, reference, in_order, chunk, ke
     if in_order:
         labels = labels.sort().values
     whole = measure_teacher(logits, labels, influence=True)
-    monkeypatch.setattr(_looks, "_CHUNK", chunk)
     monkeypatch.setattr(_measures, "_CHUNK", chunk)
-    monkeypatch.setattr(_looks, "_KEPT", kept)
+    monkeypatch.setattr(_measures, "_KEPT", kept)
     monkeypatch.setattr(_calibration, "_CHUNK", chunk)
     blocks = measure_teacher(logits, labels, influence=True)
     same(blocks, whole)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lskd import LskdError
-from lskd.analysis.separation import class_separation, nearest_classes
+from lskd.analysis.classes import class_separation, nearest_classes
 
 pytestmark = pytest.mark.unit
 

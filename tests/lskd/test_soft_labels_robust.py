@@ -22,9 +22,9 @@ from lskd.base import files
 from lskd.soft_labels import blocks as _block_file
 from lskd.soft_labels import format as manifest_module
 from lskd.soft_labels import store as _soft_labels
-from lskd.soft_labels.collector import SCRATCH, RowCollector
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.teachers.fast import TeacherForm
+from lskd.soft_labels.forms import form_of_store
+from lskd.soft_labels.run import SCRATCH, StoredRun
 
 pytestmark = pytest.mark.unit
 
@@ -444,7 +444,7 @@ def outcome(path, layout):
         labels = SoftLabels(path, {"teacher": "a"})
         labels.verify()
         labels.info()
-        TeacherForm.of_store(path, labels.identity)
+        form_of_store(path, labels.identity)
         assert_a_right_beginning(labels, layout)
         with SoftLabelsWriter(path, layout, {"teacher": "a"}) as writer:
             assert writer.keys == layout.keys
@@ -563,14 +563,17 @@ def test_a_link_to_a_foreign_file_is_not_written_through(tmp_path, name):
     assert foreign.read_text() == "years of work"
 
 
-def test_the_file_of_a_collector_is_no_link_either(tmp_path):
+def test_the_file_of_rows_that_wait_is_no_link_either(tmp_path):
     foreign = tmp_path / "foreign"
     foreign.write_text("years of work")
-    layout = SoftLabelsLayout(20, 3, SAMPLES, rows_per_sample=1)
-    (tmp_path / "s" / SCRATCH).mkdir(parents=True)
+    layout = SoftLabelsLayout(20, 3, SAMPLES, rows_per_sample=1, seeds=True)
+    run = StoredRun(tmp_path / "s", layout, {}, seed=0)
+    run.open_writer()
+    (tmp_path / "s" / SCRATCH).mkdir()
     (tmp_path / "s" / SCRATCH / "rows-0.bin").symlink_to(foreign)
     with pytest.raises(SoftLabelsError, match="cannot be written"):
-        RowCollector(tmp_path / "s", layout).add([0], np.zeros((1, 3)), np.zeros((1, 3)))
+        run.record([0], torch.zeros(1, 20))
+    run.close()
     assert foreign.read_text() == "years of work"
 
 

@@ -8,7 +8,7 @@ from scipy import special
 from lskd import DistillationLoss, TopK, distillation_terms, ensemble_logits
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.soft_labels.forms import stored_form
-from lskd.teacher_terms import centred, selective_weight, top_k_log_probabilities
+from lskd.terms import centred, selective_weight, top_k_log_probabilities
 
 pytestmark = pytest.mark.unit
 

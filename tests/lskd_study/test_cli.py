@@ -126,8 +126,8 @@ def test_what_the_study_file_names_is_checked(here, capsys, changes, message):
         ("img-size: 32", "t.yaml: unknown key 'img-size'; did you mean 'img_size'?"),
         ("zzzzz: 1", "t.yaml: unknown key 'zzzzz'; timm train.py --help lists them"),
         ("epochs: many", "t.yaml: epochs must be a whole number, got 'many'"),
-        ("sched: zigzag", "t.yaml: sched must be one of"),
-        ("batch_size: 0", "t.yaml, as a teacher's file: --batch-size must be at least 1"),
+        ("sched: zigzag", "t.yaml: argument --sched: invalid choice: 'zigzag'"),
+        ("batch_size: 0", "t.yaml: batch_size must be at least 1, got 0"),
         ("bce_loss: true", "t.yaml, as a student's file: --bce-loss has no meaning with --kd-teacher"),
     ],
 )

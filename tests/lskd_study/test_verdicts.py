@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lskd.analysis.classes import class_confusion, class_mean_probabilities
-from lskd.analysis.separation import class_separation, nearest_classes
+from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
 from lskd_study.claims import judge, judge_several
 from lskd_study.claims.several import combine
 from lskd_study.results.images import ImageResult

@@ -1,6 +1,8 @@
 """A tiny image folder of real digits, a teacher trained on it, and the command line in this process."""
 
+import argparse
 import csv
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,32 +15,10 @@ from PIL import Image
 
 CLASSES = 4
 # Small, quick, and the same for all: 96 training and 48 validation images of 32 x 32.
-COMMON = [
-    "train.py",
-    "--model",
-    "test_resnet",
-    "--num-classes",
-    "4",
-    "--img-size",
-    "32",
-    "--batch-size",
-    "16",
-    "--workers",
-    "0",
-    "--device",
-    "cpu",
-    "--lr",
-    "0.05",
-    "--warmup-epochs",
-    "0",
-    "--hflip",
-    "0",
-    "--scale",
-    "0.7",
-    "1",
-    "--color-jitter",
-    "0",
-]
+COMMON = shlex.split(
+    "train.py --model test_resnet --num-classes 4 --img-size 32 --batch-size 16 --workers 0 --device cpu "
+    "--lr 0.05 --warmup-epochs 0 --hflip 0 --scale 0.7 1 --color-jitter 0"
+)
 
 
 def write_digits(root: Path, per_class: int = 36) -> Path:
@@ -94,16 +74,8 @@ def train(timm_command: Timm, digits: Path, tmp_path: Path) -> Timm:
     """Run the bundled trainer on the digits into tmp_path/runs/NAME."""
 
     def run(name: str, *arguments: object, data: Path | None = None) -> Result:
-        return timm_command(
-            *COMMON,
-            "--data-dir",
-            data or digits,
-            "--output",
-            tmp_path / "runs",
-            "--experiment",
-            name,
-            *arguments,
-        )
+        where = ["--data-dir", data or digits, "--output", tmp_path / "runs", "--experiment", name]
+        return timm_command(*COMMON, *where, *arguments)
 
     return run
 
@@ -125,21 +97,8 @@ def teacher_run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from timm_ls_kd import cli
 
     output = tmp_path_factory.mktemp("teacher")
-    status = cli.main(
-        [
-            *COMMON,
-            str(digits),
-            "--output",
-            str(output),
-            "--experiment",
-            "run",
-            "--epochs",
-            "10",
-            "--seed",
-            "1",
-        ]
-    )
-    assert status == 0
+    where = [str(digits), "--output", str(output), "--experiment", "run"]
+    assert cli.main([*COMMON, *where, "--epochs", "10", "--seed", "1"]) == 0
     return output / "run"
 
 
@@ -162,24 +121,25 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def read_summary(folder: Path) -> list[dict[str, float]]:
-    with (folder / "summary.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def read_weights(folder: Path, name: str = "last.pth.tar") -> dict[str, torch.Tensor]:
-    import argparse
-
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(folder / name, weights_only=True)
-    return dict(content["state_dict"])
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
 
 
 @pytest.fixture
 def summary() -> Callable[[Path], list[dict[str, float]]]:
-    return read_summary
+    def read(folder: Path) -> list[dict[str, float]]:
+        with (folder / "summary.csv").open(newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+    return read
 
 
 @pytest.fixture
 def weights() -> Callable[..., dict[str, torch.Tensor]]:
-    return read_weights
+    def read(folder: Path, name: str = "last.pth.tar") -> dict[str, torch.Tensor]:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(folder / name, weights_only=True)
+        return dict(content["state_dict"])
+
+    return read

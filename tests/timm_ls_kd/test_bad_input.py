@@ -57,7 +57,7 @@ pytestmark = pytest.mark.integration
         ("--train-interpolation foo", ["--train-interpolation", "foo", "random"]),
         ("--train-crop-mode foo", ["--train-crop-mode", "foo", "rrc"]),
         ("--torchcompile eager --torchcompile-mode foo", ["--torchcompile-mode", "foo", "max-autotune"]),
-        ("--scale -1 0.5", ["--scale", "greater than 0", "-1.0 0.5"]),
+        ("--scale -1 0.5", ["--scale", "greater than 0", "got -1"]),
         ("--scale 0.5 0.2", ["--scale", "lower and an upper"]),
         ("--ratio 0 0", ["--ratio", "greater than 0"]),
         ("--ratio 1", ["--ratio", "lower and an upper"]),
@@ -239,26 +239,28 @@ def test_output_folders(train, timm_command, tmp_path, digits):
     train("n" * 256).assert_one_clear_line("name too long", "--experiment")
     assert train("run", "--epochs", 1).status == 0
     before = (tmp_path / "runs" / "run" / "summary.csv").read_bytes()
-    train("run", "--epochs", 1).assert_one_clear_line("holds a run already", "--resume")
+    train("run", "--epochs", 1).assert_one_clear_line("contains a run already", "--resume")
     assert (tmp_path / "runs" / "run" / "summary.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("lr: fast", ["lr must be a number"]),
+        ("lr: fast", ["c.yaml: lr must be a number, got 'fast'"]),
+        ("lr: [0.1]", ["lr must be one value"]),
+        ("lr: true", ["lr must be one value"]),
         ("epochs: 1.5", ["epochs must be a whole number"]),
         ("amp: 1", ["amp must be true or false"]),
         ("scale: 0.5", ["scale must be a list"]),
-        ("sched: plateau", ["sched must be one of"]),
-        ("kd_hard_weight: 3", ["--kd-hard-weight"]),
+        ("sched: plateau", ["c.yaml", "--sched: invalid choice: 'plateau'"]),
+        ("kd_hard_weight: 3", ["c.yaml: kd_hard_weight must lie in [0, 1], got 3"]),
         ("jsd_loss: true", ["jsd_loss", "upstream train.py only"]),
         ("- a list", ["must map"]),
         ("lr: [0.1", ["not valid YAML"]),
         ("amp: 0", ["amp must be true or false"]),
         ("scale: [null, 1]", ["scale must be a number", "None"]),
         ("workers: .inf", ["workers must be a whole number"]),
-        ("interpolation: foo", ["interpolation must be one of"]),
+        ("interpolation: foo", ["--interpolation: invalid choice: 'foo'"]),
         ("model_kwargs: " + "[" * 5000, ["nested too deeply"]),
     ],
 )

@@ -26,11 +26,6 @@ def fine_tuned(train, teacher, runs):
     return run
 
 
-@pytest.fixture
-def runs(tmp_path):
-    return tmp_path / "runs"
-
-
 @pytest.mark.parametrize("distil", [False, True])
 def test_only_the_classifier_and_one_layers_statistics_move(
     fine_tuned, weights, teacher_run, digits, kd, distil

@@ -128,7 +128,7 @@ def test_a_folder_with_checkpoints_is_not_taken_over(tmp_path, name):
     folder.mkdir()
     (folder / name).write_text("x")
     for resume in ("", str(tmp_path / "other" / "last.pth.tar")):
-        with pytest.raises(LskdError, match=f"holds a run already .{name}"):
+        with pytest.raises(LskdError, match=f"contains a run already .{name}"):
             check_folder(folder, resume)
     check_folder(folder, str(folder / name))
     (tmp_path / "link").symlink_to(folder)

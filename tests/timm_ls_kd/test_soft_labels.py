@@ -14,7 +14,7 @@ import torch
 
 from lskd import DistillationLoss, FrozenTeacher, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels import blocks as block_file_module
-from lskd.soft_labels import collector as row_collector_module
+from lskd.soft_labels import run as stored_run_module
 from timm_ls_kd.store import SoftLabelsRun
 from timm_ls_kd.task import SoftLabelsTask
 
@@ -162,51 +162,43 @@ def test_more_epochs_than_stored_are_added(student, same_weights, filled_copy):
     result.assert_one_clear_line("has 3 epoch(s)", "epoch 4", "timm soft-labels")
 
 
-def test_ahead_of_time(student, timm_command, train, kd, store, same_weights, filled, tmp_path, digits):
-    arguments = [
-        *[
-            "--data-dir",
-            digits,
-            "--model",
-            "test_resnet",
-            "--num-classes",
-            4,
-            "--img-size",
-            32,
-            "--device",
-            "cpu",
-        ],
-        *["--workers", 0, "--color-jitter", 0, "--kd-soft-labels-top-k", 2, *kd, *AUGMENTED, *SHORT],
-    ]
-    result = timm_command("soft-labels", *arguments, "--kd-soft-labels", store)
+@pytest.fixture
+def ahead(timm_command, kd, digits):
+    """Store ahead of training."""
+
+    def run(*arguments):
+        data = ["--data-dir", digits, "--model", "test_resnet", "--num-classes", 4, "--img-size", 32]
+        options = ["--device", "cpu", "--workers", 0, "--color-jitter", 0, "--kd-soft-labels-top-k", 2]
+        return timm_command("soft-labels", *data, *options, *kd, *AUGMENTED, *SHORT, *arguments)
+
+    return run
+
+
+def test_ahead_of_time(student, ahead, store, filled):
+    result = ahead("--kd-soft-labels", store)
     assert result.status == 0, result.err
     assert SoftLabels(store).complete
     student("reads")
     student("reads of the other", where=filled)
-    there, ahead = SoftLabels(filled), SoftLabels(store)
+    there, stored = SoftLabels(filled), SoftLabels(store)
     for key in range(192):  # other batches: the same to rounding
-        assert (there[key].seeds == ahead[key].seeds).all()
-        np.testing.assert_allclose(there[key].values, ahead[key].values, atol=0.01)
-    result = timm_command("soft-labels", *arguments)
-    result.assert_one_clear_line("--kd-soft-labels DIR")
+        assert (there[key].seeds == stored[key].seeds).all()
+        np.testing.assert_allclose(there[key].values, stored[key].values, atol=0.01)
+    ahead().assert_one_clear_line("--kd-soft-labels DIR")
 
 
 @pytest.mark.parametrize("while_ahead", [True, False])
 def test_a_kill_in_an_epoch_loses_that_epoch_only(
-    student, timm_command, kd, digits, store, filled, while_ahead, same_weights, monkeypatch, tmp_path
+    student, ahead, store, filled, while_ahead, same_weights, monkeypatch, tmp_path
 ):
     """The process is killed in its 8th question to the teacher, in the second epoch."""
     monkeypatch.setattr("timm_ls_kd.trainer.main._BATCHES", 2)
-    ahead = [
-        *["soft-labels", "--data-dir", digits, "--model", "test_resnet", "--num-classes", 4],
-        *["--img-size", 32, "--device", "cpu", "--workers", 0, "--color-jitter", 0, *kd, *AUGMENTED, *SHORT],
-        *["--kd-preflight-samples", 0, "--kd-soft-labels", store, "--kd-soft-labels-top-k", 2],
-    ]
+    unchecked = ["--kd-preflight-samples", 0]
 
     def go(*more):
         if while_ahead:
-            return timm_command(*ahead).status
-        return student("killed", "--kd-soft-labels-top-k", 2, "--kd-preflight-samples", 0, *more).status
+            return ahead("--kd-soft-labels", store, *unchecked).status
+        return student("killed", "--kd-soft-labels-top-k", 2, *unchecked, *more).status
 
     sys.stdout.flush()
     child = os.fork()
@@ -346,7 +338,7 @@ def full_scratch(patch):
     def full(*arguments, **options):
         return builtins.open("/dev/full", "wb")
 
-    patch.setattr(row_collector_module, "open", full, raising=False)
+    patch.setattr(stored_run_module, "open", full, raising=False)
 
 
 def full_store(patch):

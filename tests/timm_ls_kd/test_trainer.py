@@ -5,7 +5,6 @@ import copy
 import csv
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +17,6 @@ from timm_ls_kd.trainer.loop import Interrupted, stop_signals
 
 pytestmark = pytest.mark.integration
 COLUMNS = ["train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement"]
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
 
 
 def header(folder):

@@ -30,8 +30,8 @@ for name in ("data", "data-dir", "num-classes", "cutmix-minmax"):
 for name, default in dict(
     dataset="", train_split="train", val_split="val", class_map="", model="", device="cpu", resume="",
     initial_checkpoint="", output="", experiment="", amp_dtype="float16", task="single", loss="", loop="",
-    smoothing=0.1, mixup=0.0, cutmix=0.0, reprob=0.0, lr=0.05, epochs=1, batch_size=16, workers=0, rank=0, seed=42,
-    world_size=1, aug_splits=0, img_size=32, tta=0,
+    smoothing=0.1, mixup=0.0, cutmix=0.0, reprob=0.0, lr=0.05, epochs=1, batch_size=16, workers=0, rank=0,
+    seed=42, world_size=1, aug_splits=0, img_size=32, tta=0,
 ).items():
     parser.add_argument("--" + name.replace("_", "-"), default=default, type=type(default))
 for name in ("amp", "channels-last", "no-aug", "no-prefetcher"):
@@ -160,7 +160,7 @@ def test_a_loss_that_is_changed_in_place(script):
 def test_a_folder_with_checkpoints_is_not_taken_over(script, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint-3.pth.tar").write_text("x")
-    script().assert_one_clear_line("holds a run already", "--resume")
+    script().assert_one_clear_line("contains a run already", "--resume")
 
 
 def test_a_full_disk_is_one_line(script, tmp_path):

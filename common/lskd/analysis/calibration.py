@@ -1,4 +1,4 @@
-"""Calibration: the expected calibration error, and the temperature that fits a teacher's confidence."""
+"""Calibration: its expected error, the temperature that fits, and the smoothing it looks trained with."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,14 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lskd.targets import check_labels
-from lskd.teacher_terms import centred
+from lskd.targets import check_labels, check_temperature
+from lskd.terms import centred
 
 BINS = 15
 """Bins of equal width, as Guo et al. (ICML 2017) and Mueller et al. (NeurIPS 2019) use."""
 
 LIMITS = (0.01, 100.0)
 """Temperatures among which the best is looked for."""
+
+Progress = Callable[[int], object]
+"""Is told how many samples were just looked at."""
 
 _CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a processor's cache
 _SUBSAMPLES = (512, 4096)  # samples on which the search begins
@@ -39,9 +42,7 @@ class TemperatureFit:
     confidence: Tensor
 
 
-def fit_temperature(
-    logits: Tensor, labels: Tensor, progress: Callable[[int], object] | None = None
-) -> TemperatureFit:
+def fit_temperature(logits: Tensor, labels: Tensor, progress: Progress | None = None) -> TemperatureFit:
     """Fit the temperature of a classifier on labelled samples (temperature scaling, Guo et al., ICML 2017).
 
     Minimises the mean cross-entropy over ``1 / T``, in which it is convex: Newton's method on every n-th
@@ -107,7 +108,7 @@ def _search(
     labels: Tensor,
     inverse: float,
     bend: float | None,
-    progress: Callable[[int], object] | None,
+    progress: Progress | None,
 ) -> tuple[float, "_Expansion"]:
     """Return the best ``1 / T`` and an expansion that holds there."""
     low, high = 1 / LIMITS[1], 1 / LIMITS[0]
@@ -147,7 +148,7 @@ class _Expansion:
         labels: Tensor,
         inverse: float,
         bend: float | None,
-        progress: Callable[[int], object] | None,
+        progress: Progress | None,
     ) -> None:
         self.inverse = inverse
         # Rows: logarithm of the sum of exponentials over the largest, and its derivatives; the label's logit.
@@ -203,3 +204,61 @@ def _blocks(samples: int, classes: int) -> Iterator[slice]:
     step = max(_CHUNK // classes, 1)
     for start in range(0, samples, step):
         yield slice(start, min(start + step, samples))
+
+
+def equivalent_smoothing(target_probability: Tensor, num_classes: int, convention: str = "uniform") -> float:
+    """Return the label smoothing that puts as much on the other classes as a teacher does on average.
+
+    It is the ``gamma`` of Mueller et al. (NeurIPS 2019, Sec. 4), ``K / (K - 1)`` times the mean probability
+    that is not the label's; there over the training data. What a teacher gets wrong counts as smoothing too,
+    so on other data it is an upper bound.
+
+    Args:
+        target_probability: probabilities of the label, any shape.
+        num_classes: number of classes ``K``, at least 2.
+        convention: of the smoothing that is returned, ``"uniform"`` (as Mueller et al.) or ``"paper"``.
+
+    Raises:
+        ValueError: for a convention that does not exist or fewer than two classes.
+
+    >>> round(equivalent_smoothing(torch.tensor([0.91]), 10), 4)
+    0.1
+    """
+    if convention not in ("paper", "uniform"):
+        raise ValueError(f"convention is {convention!r}; it must be 'paper' or 'uniform'")
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; smoothing needs at least 2")
+    others = 1 - float(target_probability.double().mean())
+    return others * num_classes / (num_classes - 1) if convention == "uniform" else others
+
+
+def target_probability(
+    logits: Tensor, labels: Tensor, temperature: float = 1.0, progress: Progress | None = None
+) -> Tensor:
+    """Return what a teacher gives the label of each sample at a temperature.
+
+    Args:
+        logits: ``(N, K)`` before softmax, finite, on the CPU; may be mapped from a file.
+        labels: integer class ids ``(N,)``.
+        temperature: divides the logits.
+        progress: called with the number of samples just looked at.
+
+    Returns:
+        ``(N,)`` float64.
+
+    Raises:
+        ValueError: for a temperature that is not positive, or labels out of range.
+
+    >>> target_probability(torch.tensor([[0.0, 2.0]]), torch.tensor([1]), temperature=4).round(decimals=4)
+    tensor([0.6225], dtype=torch.float64)
+    """
+    check_temperature(temperature)
+    check_labels(labels, logits.shape[1])
+    found = torch.empty(len(labels), dtype=torch.float64)
+    for rows in _blocks(len(labels), logits.shape[1]):
+        z = centred(logits[rows]).div_(temperature)
+        own = z.gather(1, labels[rows].long().unsqueeze(1)).squeeze(1)
+        found[rows] = (own - z.exp_().sum(1).log()).double().exp()
+        if progress:
+            progress(len(z))
+    return found

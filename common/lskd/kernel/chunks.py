@@ -11,7 +11,7 @@ from lskd.base.tensors import accumulator_dtype, widened
 from lskd.targets import check_labels
 from lskd.terms import Rest, TopK, completed, distillation_terms
 
-# Of one chunk in float32: on a processor what stays in its second-level cache, on a GPU what keeps it busy.
+# Of one chunk in float32: on a CPU what stays in its second-level cache, on a GPU what keeps it busy.
 _CHUNK_ELEMENTS = {"cpu": 1 << 17}
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 24
 
@@ -30,7 +30,7 @@ class Samples(NamedTuple):
     """Which samples count, in one of two ways.
 
     Attributes:
-        rows: on a processor, the indices of those that count; None for all.
+        rows: on the CPU, the indices of those that count; None for all.
         mask: elsewhere, ``(N, 1)``, because to find the indices the device would have to be waited for.
         weight: of each sample in the loss: a number, or ``(N, 1)`` with 0 for what does not count.
     """
@@ -44,7 +44,7 @@ def counting(mask: Tensor | None, samples: int, mean: bool) -> Samples:
     """Return which of the samples count, for a mean over them or a sum."""
     if mask is None:
         return Samples(None, None, 1 / max(samples, 1) if mean else 1.0)
-    if on_processor(mask):
+    if on_cpu(mask):
         rows: Tensor | None = mask.reshape(-1).nonzero().squeeze(-1)
         count = len(rows) if rows is not None else 0
         return Samples(None if count == samples else rows, None, 1 / max(count, 1) if mean else 1.0)
@@ -53,8 +53,8 @@ def counting(mask: Tensor | None, samples: int, mean: bool) -> Samples:
     return Samples(None, column, weight / weight.sum().clamp(min=1) if mean else weight)
 
 
-def on_processor(tensor: Tensor) -> bool:
-    """Say whether numbers can be looked at without waiting for a device."""
+def on_cpu(tensor: Tensor) -> bool:
+    """Return whether numbers can be looked at without waiting for a device."""
     return tensor.device.type == "cpu"
 
 
@@ -103,7 +103,7 @@ class KnownTeacher:
 _TOP, _TEACHER_TOP, _SUM, _TEACHER_SUM, _DIFFERENCE, _TEACHER_R = range(6)
 # With labels, and with a teacher that is spread:
 _SUM_HARD, _SUM_Q, _LABEL_Q, _LABEL_SUM, _OTHER_Q = range(6, 11)
-# On a processor, logits of a size below this go unshifted into the sums: they lose no more than 2e-6 there.
+# On the CPU, logits of a size below this go unshifted into the sums: they lose no more than 2e-6 there.
 _ORDINARY = 32.0
 
 
@@ -122,7 +122,7 @@ class Place:
         self.student_factor, self.teacher_factor = self.factors.unbind(0)
 
     def far(self) -> bool:
-        """Say, on a processor, whether largest logits are so far from 0 that sums would lose digits."""
+        """Return, on the CPU, whether largest logits are so far from 0 that sums would lose digits."""
         return not np.abs(self.left[: _TEACHER_TOP + 1].numpy()).max() <= _ORDINARY
 
 
@@ -145,12 +145,12 @@ class Work:
         self.labels, self.samples, self.settings = labels, samples, settings
         self.probabilities = labels is not None and labels.is_floating_point()
         self.count = len(self.student) if samples.rows is None else len(samples.rows)
-        self.on_processor = on_processor(logits)
+        self.on_cpu = on_cpu(logits)
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
         self.gradient = gradient_like(self.student, zeros=samples.rows is not None) if wanted else None
         self.columns = 6 if labels is None and self.known is None else 11
-        # The common case on a processor, whose numbers torch's softmax and three more passes can give.
-        self.brief = self.on_processor and self.teacher is not None
+        # The common case on the CPU, whose numbers torch's softmax and three more passes can give.
+        self.brief = self.on_cpu and self.teacher is not None
         self.shifted: list[slice] = []
         self.brief = self.brief and (labels is None or (settings.temperature == 1 and not self.probabilities))
         self.left = torch.empty(self.columns, self.count, 1, dtype=self.dtype, device=logits.device)
@@ -190,7 +190,7 @@ class Work:
         return Place(rows, self.classes, self.columns, self.student, self.dtype)
 
     def _step(self) -> int:
-        limit = _CHUNK_ELEMENTS["cpu"] if self.on_processor else _CHUNK_ELEMENTS_ELSEWHERE
+        limit = _CHUNK_ELEMENTS["cpu"] if self.on_cpu else _CHUNK_ELEMENTS_ELSEWHERE
         return max(1, limit // max(self.classes, 1))
 
     def _chunk(self, place: Place, part: slice, at: slice | Tensor, out: Tensor) -> None:
@@ -214,7 +214,7 @@ class Work:
             torch.sum(torch.exp(r, out=p), -1, keepdim=True, out=columns[_TEACHER_SUM])
             # The difference first: the difference of two large sums would not be 0 for p = q.
             torch.sub(r, q, out=q)
-            if not self.on_processor:
+            if not self.on_cpu:
                 nothing = p == 0
                 q.masked_fill_(nothing, 0.0)
                 r.masked_fill_(nothing, 0.0)
@@ -343,7 +343,7 @@ class Work:
             terms = torch.stack([kl, entropy])
             best = self.known.best
         soft = self._reduced(terms)
-        if self.teacher is not None and self.on_processor and not math.isfinite(soft[0] + soft[1]):
+        if self.teacher is not None and self.on_cpu and not math.isfinite(soft[0] + soft[1]):
             # Masked classes (logits of -inf) make 0 * inf above; the plain formulas know 0 * log 0 = 0.
             self._redo(kl, entropy)
             soft = self._reduced(terms)
@@ -354,11 +354,11 @@ class Work:
         return self._loss_and_terms([soft[0] + soft[1], *soft, *hard, *agreement])
 
     def _reduced(self, terms: Tensor) -> list[float] | list[Tensor]:
-        """Return the sum of each row of terms, weighted: numbers on a processor, elsewhere scalars."""
+        """Return the sum of each row of terms, weighted: numbers on the CPU, elsewhere scalars."""
         weight = self.samples.weight
         if isinstance(weight, Tensor):
             return list((terms * weight.squeeze(-1)).sum(-1).unbind(0))
-        if self.on_processor:
+        if self.on_cpu:
             return [weight * float(total) for total in terms.sum(-1).tolist()]
         return list((terms.sum(-1) * weight).unbind(0))
 
@@ -370,7 +370,7 @@ class Work:
             loss = settings.soft_weight * terms[0]
         if settings.hard_weight > 0:
             loss = loss + settings.hard_weight * terms[3]
-        if self.on_processor:
+        if self.on_cpu:
             return torch.tensor([loss, *terms], dtype=self.dtype)
         # Filled on the device: to copy a number to it would wait.
         dtype = accumulator_dtype(self.left.device)
@@ -425,7 +425,7 @@ class Work:
 
 def _largest(x: Tensor, values: Tensor, ids: Tensor) -> None:
     """Write the largest of each row, and which it is."""
-    if on_processor(x) and x.is_contiguous():
+    if on_cpu(x) and x.is_contiguous():
         # numpy's argmax is vectorised, torch's is not and takes five times as long.
         x.numpy().argmax(1, out=ids.numpy()[:, 0])
         torch.gather(x, -1, ids, out=values)
@@ -435,7 +435,7 @@ def _largest(x: Tensor, values: Tensor, ids: Tensor) -> None:
 
 def _dot(x: Tensor, y: Tensor, out: Tensor) -> None:
     """Write the dot product of each row of ``x`` with that of ``y``; ``x`` is used up."""
-    if on_processor(x):
+    if on_cpu(x):
         np.vecdot(x.numpy(), y.numpy(), out=out.numpy()[:, 0])
     else:
         torch.sum(x.mul_(y), -1, keepdim=True, out=out)
@@ -446,7 +446,7 @@ def gradient_like(logits: Tensor, *, zeros: bool) -> Tensor:
     if logits.dtype == torch.float16:
         make_half = torch.zeros_like if zeros else torch.empty_like
         return make_half(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
-    if on_processor(logits) and logits.dtype == torch.float32:
+    if on_cpu(logits) and logits.dtype == torch.float32:
         # numpy asks the system for large pages. Touching new memory in small ones takes a third of the time.
         make = np.zeros if zeros else np.empty
         return torch.from_numpy(make(tuple(logits.shape), np.float32))

@@ -1,29 +1,37 @@
 """The distillation loss and its gradient in one pass over chunks, without tensors of the logits' size."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from lskd.kernel import native as _compiled
+from lskd.kernel import native as _native
 from lskd.kernel.chunks import KnownTeacher, Settings, Work, counting, flatten, gradient_like
 from lskd.targets import (
     Convention,
     check_labels,
     check_smoothing,
     check_temperature,
+    smooth_targets,
     target_values,
     transformed,
 )
-from lskd.teacher_terms import centred
-from lskd.terms import Rest, TopK, check_one_per_sample
+from lskd.terms import Rest, TopK, centred, check_one_per_sample, distillation_terms
 
 Reduction = Literal["mean", "sum"]
+Implementation = Literal["auto", "reference", "chunks", "native"]
+"""What computes the loss; all give the same numbers to rounding.
+
+``"reference"`` are the plain formulas of :func:`lskd.distillation_terms`, by autograd's own means, with
+tensors of the logits' size and with second derivatives. ``"chunks"`` do the same in a loop over blocks of
+rows, on any device. ``"native"`` is compiled code for one row after the other, on the CPU. ``"auto"`` takes
+the native code where it can run, and the chunks elsewhere.
+"""
 
 
-class FusedTerms(NamedTuple):
-    """What :func:`fused_distillation` returns: scalars, of which ``loss`` alone carries a graph.
+class LossComponents(NamedTuple):
+    """The distillation loss and what it is made of: scalars, of which ``loss`` alone carries a graph.
 
     Attributes:
         loss: what is minimised.
@@ -32,7 +40,7 @@ class FusedTerms(NamedTuple):
         teacher_entropy: the part of the cross-entropy that no student can remove.
         hard_cross_entropy: of the smoothed labels and the student at temperature 1; NaN without labels.
         nll: of the labels as they are, unsmoothed; NaN without integer labels.
-        agreement: samples whose largest class is the teacher's.
+        agreement: share of the samples whose largest class is the teacher's; their number for a sum.
     """
 
     loss: Tensor
@@ -54,6 +62,7 @@ class Request(NamedTuple):
     alpha: float
     convention: Convention
     mean: bool
+    impl: Implementation
 
     def settings(self, classes: int) -> Settings:
         """Return the numbers that the passes work with."""
@@ -79,7 +88,8 @@ def fused_distillation(
     alpha: float = 0.0,
     convention: Convention = "paper",
     reduction: Reduction = "mean",
-) -> FusedTerms:
+    impl: Implementation = "auto",
+) -> LossComponents:
     """Return the distillation loss and its parts, with a gradient that is computed in the same pass.
 
     Chunk by chunk of the samples, terms and gradient are computed together in float32 (float64 for float64),
@@ -102,11 +112,12 @@ def fused_distillation(
         alpha: smoothing of integer labels, under ``convention``.
         convention: see :data:`lskd.Convention`.
         reduction: ``"mean"`` over the samples that count, or their ``"sum"``.
+        impl: what computes it, see :data:`Implementation`.
 
     Raises:
         ValueError: for shapes, dtypes or numbers that do not fit.
-        RuntimeError: in backward with ``create_graph=True``, and under ``torch.func``;
-            :func:`lskd.distillation_terms` has second derivatives and can be transformed.
+        RuntimeError: for ``impl="native"`` where it cannot run; in backward with ``create_graph=True``, and
+            under ``torch.func``, where ``impl="reference"`` and :func:`lskd.distillation_terms` serve.
 
     >>> student = torch.zeros(1, 2, requires_grad=True)
     >>> terms = fused_distillation(student, torch.tensor([[0.0, 0.0]]))
@@ -114,7 +125,9 @@ def fused_distillation(
     >>> round(float(terms.loss), 4), student.grad.tolist()
     (0.6931, [[0.0, 0.0]])
     """
-    if transformed():
+    if impl not in get_args(Implementation):
+        raise ValueError(f"impl is {impl!r}; it must be one of {', '.join(get_args(Implementation))}")
+    if impl != "reference" and transformed():
         raise RuntimeError(
             "the fused distillation loss does not go through torch.func (grad, vmap, jacrev, jvp); "
             "build the loss from lskd.distillation_terms"
@@ -136,7 +149,10 @@ def fused_distillation(
         alpha=float(alpha),
         convention=convention,
         mean=reduction == "mean",
+        impl=impl,
     )
+    if impl == "reference":
+        return _reference(student_logits, teacher, labels, mask, request)
     values = (teacher.values if isinstance(teacher, TopK) else teacher).detach()
     if values.dtype == torch.float64 != student_logits.dtype and not isinstance(teacher, TopK):
         values = centred(values).float()
@@ -148,7 +164,45 @@ def fused_distillation(
         loss, others = terms[0].clone(), terms[1:].detach()
     else:
         loss, others = _FusedLoss.apply(student_logits, values, ids, labels, mask, request)
-    return FusedTerms(loss, *others.unbind())
+    return LossComponents(loss, *others.unbind())
+
+
+def _reference(
+    logits: Tensor,
+    teacher: Tensor | TopK,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    request: Request,
+) -> LossComponents:
+    """Return the loss by the plain formulas, sample by sample, of which those that count are added up."""
+    classes = logits.shape[-1]
+    if mask is None:
+        mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
+    student = logits[mask].to(torch.promote_types(logits.dtype, torch.float32))
+    if isinstance(teacher, TopK):
+        teacher = TopK(teacher.values[mask], teacher.ids[mask], teacher.rest)
+        best = teacher.ids.gather(-1, teacher.values.argmax(-1, keepdim=True)).squeeze(-1)
+    else:
+        teacher = teacher[mask]
+        best = teacher.argmax(-1)
+    soft = distillation_terms(student, teacher, request.temperature)
+    hard = nll = torch.full_like(soft.kl, float("nan"))
+    if labels is not None:
+        targets, logs = labels[mask].detach(), student.log_softmax(-1)
+        if not targets.is_floating_point():
+            check_labels(targets, classes)
+            nll = -logs.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
+            targets = smooth_targets(targets, classes, request.alpha, request.convention, logs.dtype)
+        hard = -torch.where(targets == 0, 0.0, targets * logs).sum(-1)
+    settings, loss = request.settings(classes), torch.zeros_like(soft.kl)
+    # A part of weight 0 must not reach the loss: where it is infinite, 0 times it would be NaN.
+    if settings.soft_weight > 0:
+        loss = loss + settings.soft_weight * soft.cross_entropy
+    if settings.hard_weight > 0:
+        loss = loss + settings.hard_weight * hard
+    terms = [loss, *soft, hard, nll, (student.argmax(-1) == best).to(loss.dtype)]
+    totals = torch.stack(terms).sum(-1) / (max(len(student), 1) if request.mean else 1)
+    return LossComponents(totals[0], *totals[1:].detach().unbind())
 
 
 def _compute(
@@ -169,9 +223,15 @@ def _compute(
         if not own:
             check_labels(labels, classes)
             labels = labels.long()
-    if ids is None and _compiled.takes(logits, values, labels):
+    takes = ids is None and _native.takes(logits, values, labels)
+    if request.impl == "native" and not takes:
+        raise RuntimeError(
+            "impl='native' takes contiguous float32 logits of a dense teacher and integer labels, on the CPU"
+            + ("" if _native.has_compiled_loss() else "; and this installation has no compiled code")
+        )
+    if takes and request.impl != "chunks":
         gradient = gradient_like(logits, zeros=samples.rows is not None) if wanted else None
-        terms = _compiled.compute(logits, values, labels, samples, request.settings(classes), gradient)
+        terms = _native.compute(logits, values, labels, samples, request.settings(classes), gradient)
         return terms, gradient
     teacher: Tensor | KnownTeacher = values.detach()
     if ids is not None:
@@ -259,10 +319,20 @@ def _operator(
     alpha: float,
     convention: str,
     mean: bool,
+    impl: str,
     wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     # What a compiled graph calls: dynamo would unroll the chunks. Without a graph it would cost 0.1 ms.
-    request = Request(rest, temperature, temperature_squared, hard_weight, alpha, convention, mean)  # type: ignore[arg-type]
+    request = Request(
+        rest,
+        temperature,
+        temperature_squared,
+        hard_weight,
+        alpha,
+        convention,
+        mean,
+        impl,  # type: ignore[arg-type]
+    )
     terms, gradient = _compute(logits, values, ids, labels, mask, request, wanted)
     return terms, terms.new_empty(0) if gradient is None else gradient
 
@@ -285,7 +355,7 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward_of_operator(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     _refuse_second_derivative()
     (gradient,) = ctx.saved_tensors
-    return ((gradient * outer[0]).to(ctx.dtype), *[None] * 12)
+    return ((gradient * outer[0]).to(ctx.dtype), *[None] * 13)
 
 
 _operator.register_autograd(_backward_of_operator, setup_context=_keep_gradient)

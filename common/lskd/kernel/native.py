@@ -1,7 +1,7 @@
-"""The fused loss of a dense teacher on a processor, by compiled code where the installation could make it.
+"""The fused loss of a dense teacher on the CPU, by compiled code where the installation could make it.
 
 `hatch_build.py` compiles `rows.c` when the package is built. Without it (there was no C compiler, or this is
-another kind of machine) the passes of `_fused_chunks` do the same in about three times the time.
+another kind of machine) the passes of `chunks` do the same in about three times the time.
 """
 
 import ctypes
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lskd.kernel import chunks as _fused_chunks
 from lskd.kernel.chunks import Samples, Settings
 
 LIBRARY = "rows.so"
@@ -44,17 +43,16 @@ def load(path: Path) -> Any:
 
 
 def has_compiled_loss() -> bool:
-    """Say whether this installation computes the loss of float32 logits on a processor by compiled code."""
+    """Return whether this installation computes the loss of float32 logits on the CPU by compiled code."""
     return function() is not None
 
 
 def takes(logits: Tensor, teacher: Tensor, labels: Tensor | None) -> bool:
-    """Say whether compiled code computes this loss: float32 on a processor, one row after the other."""
+    """Return whether compiled code computes this loss: float32 on the CPU, one row after the other."""
     return (
         function() is not None
         and logits.dtype == teacher.dtype == torch.float32
-        and _fused_chunks.on_processor(logits)
-        and _fused_chunks.on_processor(teacher)
+        and logits.device.type == teacher.device.type == "cpu"
         and logits.is_contiguous()
         and teacher.is_contiguous()
         and 0 < logits.shape[-1] < 2**31
@@ -83,7 +81,7 @@ def compute(
     classes, rows = logits.shape[-1], samples.rows
     count = logits.numel() // classes if rows is None else len(rows)
     weight = samples.weight
-    assert not isinstance(weight, Tensor)  # on a processor
+    assert not isinstance(weight, Tensor)  # on the CPU
     threads = max(1, min(torch.get_num_threads(), count * classes // _SMALLEST_SHARE))
     totals, scratch = np.empty((threads, _TERMS)), np.empty((threads, 3 * classes), np.float32)
     labels = None if labels is None else labels.contiguous()

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from lskd.errors import SoftLabelsError
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.teacher_terms import centred, top_k_log_probabilities
 from lskd.teachers.fast import FastMode, TeacherForm
-from lskd.terms import Rest, TopK
+from lskd.terms import Rest, TopK, centred, top_k_log_probabilities
 
 TEACHER_FORM = "teacher_form"
 """Its name in a manifest's identity."""

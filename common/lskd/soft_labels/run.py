@@ -11,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from lskd.base.files import no_link
 from lskd.errors import SoftLabelsError
-from lskd.soft_labels.collector import RowCollector
 from lskd.soft_labels.format import MANIFEST, SoftLabelsLayout
 from lskd.soft_labels.forms import TEACHER_FORM, check_form, form_of_store, stored_difference, stored_form
 from lskd.soft_labels.store import SoftLabels, SoftLabelsWriter
@@ -20,6 +20,8 @@ from lskd.teachers.fast import FAST_BOUND, FastMode, TeacherForm
 from lskd.teachers.replay import augmentation_seed
 
 DEFAULT_TOP_K = 10
+SCRATCH = "scratch"
+_CHUNK = 1 << 14  # keys that are put into order at a time
 
 Answers = Callable[[NDArray[np.int64]], Iterable[tuple[Any, Tensor]]]
 """Asks a teacher about keys: yields some of them ``(n,)`` and its logits ``(n, num_classes)``."""
@@ -72,6 +74,11 @@ class StoredRun:
     torch.distributed. The order: ``open_writer`` where something is to be stored; for each epoch ``record``
     by batch, then ``complete``; ``close``. A trainer's plugin adds how it makes its images.
 
+    Rows come in the order of training and go to the store in that of their keys, a whole epoch at a time.
+    Until then every process writes its own to a file below the store's folder. It is written, not mapped: a
+    full disk is an error of writing then, where a map would end the process. What an ended process left there
+    counts for nothing.
+
     Args:
         path: the store's folder, one that all processes see.
         layout: of the store.
@@ -89,10 +96,12 @@ class StoredRun:
         labels: what was stored when the run began, None: nothing.
         keys: how many keys are stored by now.
         failed: the disk failed, and the run goes on without storing.
+        writing: this run stores what is not there, from ``open_writer`` on.
         form: of the teacher who says what is stored; None: a fast teacher is yet to be made.
 
     Raises:
         SoftLabelsError: the folder holds something else, or is damaged.
+        ValueError: a layout of several rows for each sample.
     """
 
     LOCK_SECONDS: ClassVar[float] = 0.0
@@ -118,12 +127,16 @@ class StoredRun:
         self.path, self.layout, self.identity = Path(path), layout, identity
         self.seed, self.rank, self.processes = seed, rank, processes
         self._stops, self._say = on_error == "stop", say
-        self.keys, self.failed = 0, False
+        if layout.rows_per_sample != 1:
+            raise ValueError("rows are stored by sample; the layout must have one row for each")
+        self.keys, self.failed, self.writing = 0, False, False
         self.labels: SoftLabels | None = None
         self._asked = teacher
         self.form = TeacherForm() if teacher == "none" else None
         self._writer: SoftLabelsWriter | None = None
-        self._collector: RowCollector | None = None
+        self._record = np.dtype([("key", "<u8"), ("row", layout.row)])
+        self._scratch = self.path / SCRATCH
+        self._file: Any = None
         if (self.path / MANIFEST).exists():
             self.labels = SoftLabels(self.path, expected=identity)
             self.keys = len(self.labels)
@@ -184,14 +197,13 @@ class StoredRun:
         Raises:
             SoftLabelsError: another run writes, or the folder cannot be written.
         """
-        if self._collector is not None:
+        if self.writing:
             return
         error = None
-        collector = RowCollector(self.path, self.layout, self.rank)
         if self.rank == 0:
             try:
                 self._writer = self._locked_writer()
-                collector.clear()
+                self._clear()
                 if self._writer.keys != self.keys:
                     error = f"{self.path} was written by another run meanwhile; start again"
             except SoftLabelsError as caught:
@@ -199,7 +211,7 @@ class StoredRun:
         if error := self._agree(error):
             self.close()
             raise SoftLabelsError(error)
-        self._collector = collector
+        self.writing = True
 
     def record(self, keys: ArrayLike, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Store what the teacher said about a batch; return it in the form in which it is stored.
@@ -212,9 +224,9 @@ class StoredRun:
             SoftLabelsError: the disk cannot take it, and the run is to stop then.
         """
         values, ids = stored_form(logits, self.layout)
-        if self._collector is not None and not self.failed:
+        if self.writing and not self.failed:
             try:
-                self._add(self._collector, keys, values, ids)
+                self._add(keys, values, ids)
             except SoftLabelsError as error:
                 self._fail(str(error))
         return values, ids
@@ -230,16 +242,15 @@ class StoredRun:
         Raises:
             SoftLabelsError: the disk cannot take it, and the run is to stop then.
         """
-        collector = self._collector
-        if collector is None:
+        if not self.writing:
             raise RuntimeError("open_writer comes before complete")
         if self._any_failed():
             return
-        missing = collector.missing(self.keys, stop)[self.rank :: self.processes]
+        missing = self._missing(stop)[self.rank :: self.processes]
         self._agree(None)  # nobody adds what is missing before all have looked
         try:
             for keys, logits in answers(missing) if len(missing) else ():
-                self._add(collector, keys, *stored_form(logits, self.layout))
+                self._add(keys, *stored_form(logits, self.layout))
                 progress(len(keys))
         except SoftLabelsError as caught:
             self._fail(str(caught))
@@ -248,14 +259,38 @@ class StoredRun:
         error = None
         if self._writer is not None:
             try:
-                collector.append_to(self._writer, stop)
+                self._append_in_order(self._writer, stop)
             except SoftLabelsError as caught:
                 error = str(caught)
         if error := self._agree(error):
             self._fail(error)
             return
-        collector.restart()
+        self._close_file()
+        self._own_file.unlink(missing_ok=True)
         self.keys = stop
+
+    def write_ahead(
+        self, stop: int, answers: Answers, progress: Callable[[int], Any] = lambda n: None
+    ) -> None:
+        """Store all keys before ``stop`` in their order, without training; in a single process.
+
+        Args:
+            stop: a key.
+            answers: asks the teacher, and yields the keys in the order in which they were asked for.
+            progress: is told how many keys were asked about.
+
+        Raises:
+            SoftLabelsError: the disk cannot take it; what was committed stays.
+        """
+        self.open_writer()
+        writer = self._writer
+        assert writer is not None
+        for keys, logits in answers(np.arange(writer.keys, stop)):
+            values, ids = stored_form(logits, self.layout)
+            writer.append(values.cpu().numpy(), ids.cpu().numpy(), seeds=self.seeds(keys))
+            progress(len(keys))
+        writer.commit()
+        self.keys = writer.keys
 
     def verify(self, answers: Answers, count: int, tolerance: float) -> str:
         """Ask the teacher again about some stored images; return a line about it.
@@ -298,14 +333,13 @@ class StoredRun:
 
     def close(self) -> None:
         """Let others write; what is not committed does not count."""
-        if self._collector is not None:
-            self._collector.close()
+        self._close_file()
         if self._writer is not None:
-            if self._collector is not None:
+            if self.writing:
                 with suppress(SoftLabelsError):  # what is left there counts for nothing
-                    self._collector.clear()
+                    self._clear()
             self._writer.close()
-        self._writer = self._collector = None
+        self._writer, self.writing = None, False
 
     def _locked_writer(self) -> SoftLabelsWriter:
         if self.form is None:
@@ -323,8 +357,87 @@ class StoredRun:
                     raise
             time.sleep(0.5)
 
-    def _add(self, collector: RowCollector, keys: ArrayLike, values: Tensor, ids: Tensor) -> None:
-        collector.add(keys, values.cpu().numpy(), ids.cpu().numpy(), self.seeds(keys))
+    @property
+    def _own_file(self) -> Path:
+        return self._scratch / f"rows-{self.rank}.bin"
+
+    def _clear(self) -> None:
+        """Remove what ended processes left; by one process, before any other adds."""
+        self._close_file()
+        try:
+            for file in self._scratch.glob("rows-*.bin"):
+                file.unlink(missing_ok=True)
+            if self._scratch.exists():
+                self._scratch.rmdir()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _add(self, keys: ArrayLike, values: Tensor, ids: Tensor) -> None:
+        """Keep rows in any order; where a key comes twice, one of its rows counts."""
+        if not bool(torch.isfinite(values).all()):
+            raise SoftLabelsError(
+                "the teacher gave NaN or infinity, which cannot be stored; check its weights"
+            )
+        records = np.zeros(len(values), self._record)
+        records["key"] = keys
+        records["row"]["values"], records["row"]["ids"] = values.cpu().numpy(), ids.cpu().numpy()
+        if self.layout.seeds:
+            records["row"]["seed"] = self.seeds(keys)
+        try:
+            if self._file is None:
+                self._scratch.mkdir(exist_ok=True)
+                self._file = open(self._own_file, "wb", opener=no_link)  # noqa: SIM115 - see _close_file
+            self._file.write(records.tobytes())
+            self._file.flush()  # for the others to see, and so that no forked worker process writes it again
+        except OSError as error:
+            self._close_file()
+            raise self._unwritable(error) from None
+
+    def _added(self) -> list[NDArray[Any]]:
+        """Return the records that each process has added."""
+        found: list[NDArray[Any]] = []
+        for file in sorted(self._scratch.glob("rows-*.bin")):
+            whole = file.stat().st_size // self._record.itemsize
+            if whole:
+                found.append(np.memmap(file, self._record, mode="r", shape=(whole,)))
+        return found
+
+    def _places(self, files: list[NDArray[Any]], start: int, stop: int) -> NDArray[np.int64]:
+        """Return of each key from ``start`` to ``stop`` its file and its place in there, -1 for none."""
+        places = np.full((stop - start, 2), -1, np.int64)
+        for number, records in enumerate(files):
+            keys = records["key"].astype(np.int64)
+            inside = np.flatnonzero((keys >= start) & (keys < stop))
+            places[keys[inside] - start] = np.stack([np.full(len(inside), number), inside], 1)
+        return places
+
+    def _missing(self, stop: int) -> NDArray[np.int64]:
+        """Return the keys before ``stop`` that are not stored and that no process has added."""
+        return np.flatnonzero(self._places(self._added(), self.keys, stop)[:, 0] < 0) + self.keys
+
+    def _append_in_order(self, writer: SoftLabelsWriter, stop: int) -> None:
+        """Append all keys before ``stop`` that ``writer`` does not have yet, and commit."""
+        files = self._added()
+        places = self._places(files, writer.keys, stop)
+        if (places < 0).any():
+            raise ValueError(f"{(places[:, 0] < 0).sum()} keys of {writer.keys} to {stop - 1} are missing")
+        for first in range(0, len(places), _CHUNK):
+            part = places[first : first + _CHUNK]
+            rows = np.empty(len(part), self.layout.row)
+            for number, records in enumerate(files):
+                mine = part[:, 0] == number
+                rows[mine] = records[part[mine, 1]]["row"]
+            writer.append(rows["values"], rows["ids"], seeds=rows["seed"] if self.layout.seeds else None)
+        writer.commit()
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # what is still buffered finds no room: it counts for nothing
+                file.close()
+
+    def _unwritable(self, error: OSError) -> SoftLabelsError:
+        return SoftLabelsError(f"{self._scratch} cannot be written ({error.strerror})")
 
     def _fail(self, error: str) -> None:
         """Stop, or note that nothing is stored from now on; the epochs that were committed stay."""

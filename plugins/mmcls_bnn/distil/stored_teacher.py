@@ -1,7 +1,6 @@
 """The teacher's words from a store: read where they are there, asked for and stored where not."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lskd import SoftLabelsError, TopK
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.soft_labels.forms import stored_form, teacher_form
+from lskd.soft_labels.forms import teacher_form
 from lskd.soft_labels.run import StoredRun
 from mmcls_bnn.distil.replay import KeyedImages, SeededPipeline, keys_of
 from mmcls_bnn.distil.store import SoftLabelSettings
@@ -116,27 +115,8 @@ class StoredTeacher(StoredRun):
         Raises:
             SoftLabelsError: the disk cannot take it, and the run is to stop then.
         """
-        if self._collector is not None and not self.covers(self.epoch + 1):
+        if self.writing and not self.covers(self.epoch + 1):
             self.complete((self.epoch + 1) * self.layout.samples, self.answers)
-
-    def write_ahead(
-        self, stop: int, batch_size: int, workers: int, progress: Callable[[int], Any] = lambda n: None
-    ) -> None:
-        """Store all keys before `stop` in their order, without training; one process.
-
-        Raises:
-            SoftLabelsError: the disk cannot take it; what was committed stays.
-        """
-        self.open_writer()
-        writer = self._writer
-        assert writer is not None
-        ask = partial(self.answers, batch_size=batch_size, workers=workers)
-        for keys, logits in ask(np.arange(writer.keys, stop)):
-            values, ids = stored_form(logits, self.layout)
-            writer.append(values.cpu().numpy(), ids.cpu().numpy(), seeds=self.seeds(keys))
-            progress(len(keys))
-        writer.commit()
-        self.keys = writer.keys
 
     def answers(self, keys: Any, batch_size: int = 64, workers: int = 0) -> Iterator[tuple[Any, Tensor]]:
         """Ask the teacher about keys: yields some of them `(n,)` and its logits `(n, K)`, until all are."""

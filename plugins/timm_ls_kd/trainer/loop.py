@@ -108,7 +108,7 @@ def _backward(
 
 
 class Validation(NamedTuple):
-    """What a validation found: loss, top1 and top5 (in percent), and '' or the words that it is at chance."""
+    """What a validation found: loss, top1 and top5 (in percent), and '' or a text that it is at chance."""
 
     metrics: dict[str, float]
     at_chance: str

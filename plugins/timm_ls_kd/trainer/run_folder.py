@@ -117,7 +117,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_folder(folder: Path, resume: str) -> None:
-    """Refuse a run folder that cannot be written, or that holds another run's results.
+    """Refuse a run folder that cannot be written, or that contains another run's results.
 
     Raises:
         LskdError: as `check_writable`; a link; or checkpoints of a run that is not the one resumed.
@@ -130,8 +130,8 @@ def check_folder(folder: Path, resume: str) -> None:
         for path in folder.iterdir():
             if re.fullmatch(_CHECKPOINT, path.name):
                 raise LskdError(
-                    f"{folder} holds a run already ({path.name}); go on with it by --resume {folder / LAST}, "
-                    "or choose another --experiment."
+                    f"{folder} contains a run already ({path.name}); go on with it by --resume "
+                    f"{folder / LAST}, or choose another --experiment."
                 )
 
 
@@ -163,7 +163,6 @@ class RunFolder:
         eval_metric: str,
         **saver: Any,
     ) -> None:
-        """Make or take over the folder."""
         self.folder = folder
         self.summary = folder / "summary.csv"
         self._column = "eval_" + eval_metric if args.val_split else "train_loss"
@@ -210,7 +209,7 @@ class RunFolder:
         return best
 
     def has_checkpoint(self) -> bool:
-        """Tell whether the run can be resumed."""
+        """Return whether the run can be resumed."""
         return (self.folder / LAST).exists()
 
     def _trim(self, start_epoch: int, distils: bool) -> dict[int, float]:
@@ -240,7 +239,7 @@ class RunFolder:
         return {int(row[0]): float(row[column]) for row in kept}
 
     def _restore(self, metrics: Mapping[int, float], start_epoch: int) -> None:
-        """Give the saver back its ranking, and write again what a kill may have left unwritten."""
+        """Restore the saver's ranking, and write again what a kill may have left unwritten."""
         files = [
             (str(path), metrics[epoch])
             for epoch in metrics
@@ -259,7 +258,7 @@ class RunFolder:
 
 
 def _set_aside(path: Path, text: str = "") -> None:
-    """Give a file another name, unless it is empty or says what will be written there."""
+    """Rename a file, unless it is empty or says what will be written there."""
     if not os.path.lexists(path) or (not path.is_symlink() and path.read_bytes() in (b"", text.encode())):
         return
     names = (path.with_name(f"{path.name}.aside-{number}") for number in count(1))

@@ -38,6 +38,7 @@ from timm_ls_kd.models import (
 from timm_ls_kd.store import augmentation_of, planned_epochs, replayed_images
 from timm_ls_kd.task import create_kd_task, prepare_distributed
 from timm_ls_kd.teacher import StudentRun
+from timm_ls_kd.trainer.loop import say
 
 Datasets = Callable[[Namespace, int], tuple[Any, Any]]
 """Opens a run's training and validation images (None: it has none) of so many channels."""
@@ -139,8 +140,7 @@ class Session:
 
     def say(self, line: str) -> None:
         """Print a line of progress, on the primary process."""
-        if self.args.rank == 0:
-            print(line, flush=True)
+        say(self.args, line)
 
     @cached_property
     def student_run(self) -> StudentRun:
@@ -209,17 +209,12 @@ def check_names(args: Namespace, kd: KdConfig | None) -> None:
         raise LskdError(f"--torchcompile {backend}: torch has no such backend; inductor is the usual one.")
 
 
-def splits_of(args: Namespace) -> list[str]:
-    """Return the names of the splits that a run reads."""
-    return [split for split in (args.train_split, args.val_split) if split]
-
-
 def check_images(args: Namespace, open_images: bool = True) -> None:
     """Check the data folder of a run, before anything heavy; see `timm_ls_kd.data.check_data`."""
     check_data(
         args.dataset,
-        args.data_dir,
-        splits_of(args),
+        args.data_dir or getattr(args, "data", None),  # a positional argument in timm's script
+        [split for split in (args.train_split, args.val_split) if split],
         num_classes=args.num_classes,
         class_map=args.class_map,
         open_images=open_images,
@@ -412,15 +407,14 @@ def _without_weights(
     own = Namespace(**vars(args))
     own.rank, own.world_size, own.distributed, own.device, own.workers = 0, 1, False, "cpu", 0
     own.pretrained, own.initial_checkpoint, own.resume = False, "", ""
-    for device in devices[:-1]:
+    for device in devices:
         try:
             session = Session.open(own, torch.device(device), datasets)
             _ = session.schedule
+            break
         except LskdError:  # a mistake, or what cannot be done without memory
-            continue
-        return session
-    session = Session.open(own, torch.device(devices[-1]), datasets)
-    _ = session.schedule
+            if device == devices[-1]:
+                raise
     return session
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from lskd import LskdError
-from lskd.analysis.classes import class_confusion, class_mean_probabilities
-from lskd.analysis.separation import class_separation, nearest_classes
+from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
 from lskd_study.claims.contrasts import Measure
 from lskd_study.plan.plan import Plan
 from lskd_study.results.images import read_logits

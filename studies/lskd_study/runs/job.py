@@ -24,7 +24,7 @@ from lskd import DivergedError, LskdError
 from lskd.base.files import cannot_write, write_text
 from lskd.base.tensors import require_finite
 from lskd.checkpoints import file_checksum
-from lskd.teacher_terms import centred
+from lskd.terms import centred
 from lskd_study.base import provenance
 from lskd_study.base.gpus import chosen_gpus
 from lskd_study.base.progress import open_log, say

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from lskd import LskdError, TeacherMeasures, measure_teacher, target_mass
-from lskd.analysis.measures import target_probability
+from lskd.analysis.calibration import target_probability
 from lskd.targets import chance_like_mass
 from lskd_study.plan.plan import exact
 from lskd_study.stats.bootstrap import Estimate, paired_differences

@@ -41,7 +41,7 @@ def check_config(config: dict[str, Any], path: str, role: Literal["teacher", "st
     """
     from timm_ls_kd.arguments import kd_config
     from timm_ls_kd.run_settings import apply_config
-    from timm_ls_kd.trainer.arguments import check_ranges, create_parser
+    from timm_ls_kd.trainer.arguments import check_together, create_parser
 
     parser = create_parser()
     valid = vars(parser.parse_args([])).keys() - RESERVED - {"config", "data"}
@@ -55,7 +55,7 @@ def check_config(config: dict[str, Any], path: str, role: Literal["teacher", "st
     args.smoothing = 0.0
     args.kd_teacher = "teacher" if role == "student" else None
     try:
-        check_ranges(args)
+        check_together(args)
         kd_config(args)
     except LskdError as error:
         raise LskdError(f"{path}, as a {role}'s file: {error}") from error
