@@ -477,7 +477,7 @@ def test_a_killed_command_goes_on(own, tmp_path):
     output = tmp_path / "out" / "noise"
     script = (
         "import os, signal, sys\n"
-        "from lskd_study import cli\n"
+        "from lskd_study.cli import main as cli\n"
         "from lskd_study.data.folders.layout import Tree\n"
         "count = Tree._count\n"
         "def die(self, *words):\n"

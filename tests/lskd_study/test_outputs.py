@@ -437,7 +437,7 @@ def test_what_cannot_be_written(tmp_path):
 MEMORY = """
 import sys
 import numpy, torch, pyarrow.parquet
-from lskd_study.teachers import _mapped, _npz
+from lskd_study.teachers import mapped, npz
 from lskd_study.teachers.outputs import read_outputs
 def anonymous():
     lines = open("/proc/self/status").read().splitlines()
