@@ -214,7 +214,7 @@ def test_help_and_a_clear_line_with_the_base_dependencies_only(tmp_path):
         "from lskd_study.cli.main import main\n"
         "for words in ([], ['--help'], ['study', '--help'], ['data', 'digits', '--help']):\n"
         "    main(words)\n"
-        "slow = ('torch', 'numpy', 'pandas', 'scipy', 'yaml')\n"
+        "slow = ('torch', 'numpy', 'pandas', 'scipy')\n"
         "assert not set(slow) & set(sys.modules), 'printing help takes long'\n"
         "assert main(['data', 'digits']) == 2\n"
         "assert main(['study', 'recipes/digits/study.yaml']) == 2\n"

@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,9 +22,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-TEACHERS, DATA = "Teachers", "What models are asked about"
+_teacher_option = partial(typer.Option, rich_help_panel="Teachers")
+_data_option = partial(typer.Option, rich_help_panel="What models are asked about")
 _FILES = "npz, safetensors or parquet; repeat for several teachers"
-OfSplit = Annotated[Literal["train", "val"], typer.Option(help="Of the data.", rich_help_panel=DATA)]
+OfSplit = Annotated[Literal["train", "val"], _data_option(help="Of the data.")]
 Classes = Annotated[str | None, typer.Option(help="Names or ids with commas.")]
 First = Annotated[int, typer.Option(min=1, help="Else as many classes from the first on.")]
 Folder = typer.Option("--study", help="Output folder of `lskd study`; repeat for several.")
@@ -33,35 +35,23 @@ Table = Annotated[Path | None, typer.Option("--table", help="CSV table of result
 
 def _teachers(
     outputs: Annotated[
-        list[Path] | None,
-        typer.Option(help=f"A teacher's saved outputs: {_FILES}.", rich_help_panel=TEACHERS),
+        list[Path] | None, _teacher_option(help=f"A teacher's saved outputs: {_FILES}.")
     ] = None,
     model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Model of timm, or torchvision:NAME, with --data-dir. Repeat.", rich_help_panel=TEACHERS
-        ),
+        list[str] | None, _teacher_option(help="Model of timm, or torchvision:NAME, with --data-dir. Repeat.")
     ] = None,
     checkpoint: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Weights, one for each --model; without any, timm's pretrained weights.",
-            rich_help_panel=TEACHERS,
-        ),
+        _teacher_option(help="Weights, one for each --model; without any, timm's pretrained weights."),
     ] = None,
     name: Annotated[
-        list[str] | None,
-        typer.Option(help="What the figure calls them, one for each teacher.", rich_help_panel=TEACHERS),
+        list[str] | None, _teacher_option(help="What the figure calls them, one for each teacher.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of images by class.", rich_help_panel=DATA)
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=DATA)] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="Loading processes.", rich_help_panel=DATA)] = 2,
-    device: Annotated[str | None, typer.Option(help="e.g. cuda or cpu.", rich_help_panel=DATA)] = None,
-    img_size: Annotated[
-        int | None, typer.Option(min=1, help="Instead of the run's or model's own.", rich_help_panel=DATA)
-    ] = None,
+    data_dir: Annotated[Path | None, _data_option(help="Folder of images by class.")] = None,
+    batch_size: Annotated[int, _data_option(min=1)] = 64,
+    workers: Annotated[int, _data_option(min=0, help="Loading processes.")] = 2,
+    device: Annotated[str | None, _data_option(help="e.g. cuda or cpu.")] = None,
+    img_size: Annotated[int | None, _data_option(min=1, help="Instead of the run's or model's own.")] = None,
 ) -> "TeacherOptions":
     """Return what the command line says about teachers."""
     from lskd_study.drawing.inputs import TeacherOptions
@@ -118,10 +108,7 @@ def figure(draw: Callable[..., "Drawing | None"]) -> Callable[..., "Drawing | No
 def projection(
     teachers: "TeacherOptions",
     train_outputs: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="The same teachers on the training data, in their order.", rich_help_panel=TEACHERS
-        ),
+        list[Path] | None, _teacher_option(help="The same teachers on the training data, in their order.")
     ] = None,
     classes: Annotated[
         str | None,

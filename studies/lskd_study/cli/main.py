@@ -6,12 +6,10 @@ from typing import Annotated
 import typer
 
 from lskd import LskdError
-from lskd_study.cli import figure as figure_command
-from lskd_study.cli import recipe as recipe_command
-from lskd_study.cli import soft_labels as soft_labels_command
+from lskd_study.cli import figure, recipe, soft_labels
 from lskd_study.cli.index import index
 from lskd_study.cli.stability import stability
-from lskd_study.data import commands as data_command
+from lskd_study.data import commands as data
 
 app = typer.Typer(
     help="Does a label-smoothed teacher distil a better student? On your data, with error bars.",
@@ -19,10 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(data_command.app, name="data")
-app.add_typer(figure_command.app, name="figure")
-app.add_typer(soft_labels_command.app, name="soft-labels")
-app.add_typer(recipe_command.app, name="recipe")
+for name, group in {"data": data, "figure": figure, "soft-labels": soft_labels, "recipe": recipe}.items():
+    app.add_typer(group.app, name=name)
 
 
 @app.callback()

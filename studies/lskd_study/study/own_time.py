@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 from argparse import Namespace
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -160,7 +161,7 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
     store = plan.store_of(run)
     if store is None:
         return [found]
-    loading = _seconds_of_a_batch(session.loader, SECONDS / 4, _exhaust)
+    loading = _seconds_of_a_batch(session.loader, SECONDS / 4, partial(deque, maxlen=0))
     asking = _seconds_of_a_batch(session.loader, SECONDS / 2, partial(_ask_teacher, session))
     rows = [replace(found, step=max(loading, step - max(0.0, asking - loading)))]
     # A store serves students of several networks; it is counted with the one whose settings write it.
@@ -225,11 +226,6 @@ def _ask_teacher(session: Session, batches: Any) -> None:
     with torch.inference_mode():
         for images, _ in batches:
             ask(session.task.teacher, images, "--kd-teacher-img-size", session.autocast)
-
-
-def _exhaust(loader: Any) -> None:
-    for _ in loader:
-        pass
 
 
 def _seconds_of_a_batch(loader: Loader, limit: float, use: Callable[[Any], None]) -> float:
