@@ -161,7 +161,7 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
     store = plan.store_of(run)
     if store is None:
         return [found]
-    loading = _seconds_of_a_batch(session.loader, SECONDS / 4, partial(deque, maxlen=0))
+    loading = _seconds_of_a_batch(session.loader, SECONDS / 4, partial(deque[Any], maxlen=0))
     asking = _seconds_of_a_batch(session.loader, SECONDS / 2, partial(_ask_teacher, session))
     rows = [replace(found, step=max(loading, step - max(0.0, asking - loading)))]
     # A store serves students of several networks; it is counted with the one whose settings write it.
@@ -228,7 +228,7 @@ def _ask_teacher(session: Session, batches: Any) -> None:
             ask(session.task.teacher, images, "--kd-teacher-img-size", session.autocast)
 
 
-def _seconds_of_a_batch(loader: Loader, limit: float, use: Callable[[Any], None]) -> float:
+def _seconds_of_a_batch(loader: Loader, limit: float, use: Callable[[Any], object]) -> float:
     """Return what a batch takes, its loading included, where ``use`` goes through the loader."""
     timed = _Timed(loader, limit)
     use(timed)
