@@ -1,6 +1,5 @@
 """`lskd study --own` up to the first run: what is looked at, chosen, refused, asked and written."""
 
-import json
 from pathlib import Path
 
 import jsonschema
@@ -13,11 +12,10 @@ from lskd_study.cli import main as cli
 from lskd_study.plan.json_schema import study_schema
 from lskd_study.stats.intervals import crossed_interval
 from lskd_study.study import own as command
-from lskd_study.study import own_measure as measure
 from lskd_study.study import own_time as timing
 from lskd_study.study.engine import make_plan
 from lskd_study.study.own_choice import candidates, shorter
-from lskd_study.study.own_files import contents
+from lskd_study.study.own_files import study_files
 from lskd_study.study.own_images import OwnImages, look_at
 
 pytestmark = pytest.mark.unit
@@ -74,7 +72,7 @@ def no_classes(pets: Path) -> None:
 BROKEN = {
     "missing": (
         lambda pets: pets.rename(pets.parent / "cats"),
-        r"pets is not there; it must hold train/<class>/",
+        r"pets is not there; it must contain train/<class>/",
     ),
     "no split": (
         lambda pets: (pets / "val").rename(pets / "rest"),
@@ -168,7 +166,7 @@ def test_settings_follow_the_images():
 def test_the_files_are_a_study_in_order(tmp_path, monkeypatch, gpu, grey):
     monkeypatch.chdir(tmp_path)
     for choice in candidates(images(train=100_000, grey=grey), gpu=gpu, cores=2):
-        for name, text in contents(images(grey=grey), choice, "runs/x", "It takes long.").items():
+        for name, text in study_files(images(grey=grey), choice, "runs/x", "It takes long.").items():
             (tmp_path / name).write_text(text)
             assert max(map(len, text.splitlines())) <= 120
         jsonschema.validate(yaml.safe_load((tmp_path / "study.yaml").read_text()), study_schema())
@@ -196,36 +194,19 @@ def test_the_width_of_the_interval_is_that_of_the_studys_own_statistics():
     assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(command.half_width(600, 3), rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("names", "places", "expected"),
-    [
-        (("a", "b"), 1, 20.0),
-        (("a", "b"), 2, 10.0),
-        (("a", "a.1", "a.2"), 2, 14.0),  # students wait for their teacher
-        (("a", "b", "a.1", "b.1", "a.2"), 2, 18.0),
-        (("a.1", "a.2", "a.3"), 2, 8.0),  # of a teacher that is there
-    ],
-)
-def test_runs_at_a_time(names, places, expected):
-    tasks = [
-        timing.Task(name, name.split(".")[0] if "." in name else "", 4.0 if "." in name else 10.0)
-        for name in names
-    ]
-    assert timing.makespan(tasks, places) == expected
+def run_time(name: str, count: int, **changes: float) -> timing.RunTime:
+    times = {"start": 5.0, "step": 0.1, "steps": 10, "evaluation": 0.5, "epochs": 30}
+    return timing.RunTime(name, count, **(times | changes))
 
 
-TIMES = measure.Times(
-    start=5.0, step=0.1, plain=0.06, loading=0.01, steps=10, evaluation=0.5, checkpoint=0.01, epochs=30
-)
+ROWS = [run_time("teacher test_resnet", 6), run_time("student test_byobnet of test_resnet", 12)]
 
 
 @pytest.fixture
 def untrained(monkeypatch) -> list[tuple[str, int]]:
-    """Nothing is measured and nothing trained; returns what would have been."""
+    """Nothing is timed and nothing trained; returns what would have been."""
     started: list[tuple[str, int]] = []
-    monkeypatch.setattr(
-        timing, "_measure", lambda plan, copies, seconds, devices: [TIMES for _ in measure.kinds(plan)]
-    )
+    monkeypatch.setattr(command, "estimate_time", lambda plan, cores: timing.TimeEstimate(ROWS, 18, cores))
     monkeypatch.setattr(
         command, "run_study", lambda file, output, cores, dry_run, options: started.append((file, cores)) or 0
     )
@@ -239,7 +220,7 @@ def test_fewer_epochs_where_the_smallest_do_not_fit(here, untrained):
     assert (choice.networks.teacher, choice.img_size) == ("test_resnet", 32)
     assert 5 < choice.epochs < 30
     assert 400 < expected.total <= 540
-    assert [one.epochs for one in expected.measured] == 3 * [choice.epochs]
+    assert {row.epochs for row in expected.rows} == {choice.epochs}
     assert command._choose(found, 1, 0.01)[0].epochs == 5
 
 
@@ -248,25 +229,33 @@ def test_a_dry_run_shows_the_time_and_leaves_nothing(here, untrained, capsys):
     assert cli.main(["study", "--own", "pets", "--dry-run", "--cores", "2"]) == 0
     out = capsys.readouterr().out
     assert (
-        "6 x teacher test_resnet, 30 epochs of 10 steps (100 ms) and an evaluation (0.5 s): 51 s each" in out
+        "6 x teacher test_resnet, 30 epochs of 10 steps (100 ms) and an evaluation (0.5 s): 50 s each" in out
     )
-    assert "6 x student test_byobnet of test_resnet, 30 epochs of 10 steps (100 ms)" in out
+    assert "12 x student test_byobnet of test_resnet, 30 epochs of 10 steps (100 ms)" in out
     assert "18 runs, 2 at a time, and the page" in out
     assert "would write runs/own-pets/study.yaml" in out
     assert listing(here) == before
     assert untrained == []
 
 
-def test_a_teacher_that_is_asked_once_is_counted_once(here, untrained, capsys):
+def test_a_teacher_that_is_asked_once_is_counted_once(here, untrained, monkeypatch):
+    """With real steps, few of them."""
     assert cli.main(["study", "--own", "pets", "--yes", "--output", "out"]) == 0
+    for name in ("student.yaml", "teacher.yaml"):
+        path = here / "out" / name
+        path.write_text(path.read_text().replace("epochs: 30", "epochs: 7"))
     with (here / "out" / "study.yaml").open("a") as file:
         file.write("soft_labels: {mode: always}\n")
-    capsys.readouterr()
-    assert cli.main(["study", "--own", "pets", "--dry-run", "--output", "out"]) == 0
-    out = capsys.readouterr().out
-    assert "6 x soft labels of test_resnet for 30 epochs: 20 s each" in out
-    # Students then have steps without it.
-    assert "6 x student test_byobnet of test_resnet, 30 epochs of 10 steps (60 ms)" in out
+    monkeypatch.setattr(timing, "SECONDS", 0.01)
+    expected = timing.estimate_time(make_plan("out/study.yaml", None), cores=2)
+    assert [(row.name, row.count, row.epochs) for row in expected.rows] == [
+        ("teacher test_resnet", 6, 7),
+        ("soft labels of test_resnet", 6, 7),
+        ("student test_byobnet of test_resnet", 6, 7),
+        ("student test_resnet of test_resnet", 6, 7),
+    ]
+    assert [row.evaluation > 0 for row in expected.rows] == [True, False, True, True]
+    assert all(row.step > 0 and row.steps == 1 for row in expected.rows)
 
 
 def test_without_a_terminal_nothing_starts_unasked(here, untrained, capsys, monkeypatch):
@@ -311,11 +300,13 @@ def test_settings_that_fit_the_time(here, monkeypatch):
     """Costs by model and epochs; the largest that fits is taken, else the smallest with fewer epochs."""
     costs = {"resnet18": 400.0, "resnet10t": 200.0, "test_resnet": 20.0}
 
-    def pretend(images, choice, cores, before=None):
-        total = costs[choice.networks.teacher] * choice.epochs
-        return timing.Estimate([], 18, 1, total)
+    def pretend(images, choice, cores):
+        step = costs[choice.networks.teacher]
+        row = run_time("x", 1, start=0, step=step, steps=1, evaluation=0, epochs=choice.epochs)
+        return timing.TimeEstimate([row], 18, 1)
 
     monkeypatch.setattr(command, "_try", pretend)
+    monkeypatch.setattr(timing, "_AROUND_RUNS", 0.0)
     many = images(train=10_000)
     first = command._choose(many, 1, 4)[0]
     assert (first.networks.teacher, first.cut) == ("resnet18", "")
@@ -328,15 +319,15 @@ def test_settings_that_fit_the_time(here, monkeypatch):
     )
     assert choice.cut == f"{said}instead of resnet18."
     assert choice.describe()[-1] == choice.cut
-    study = yaml.safe_load(contents(many, choice, "out", "")["study.yaml"])
+    study = yaml.safe_load(study_files(many, choice, "out", "")["study.yaml"])
     assert study["note"] == choice.cut
     jsonschema.validate(study, study_schema())
     assert expected.total == 360
 
 
 def test_what_does_not_fit_in_memory_is_not_chosen(here, monkeypatch):
-    def pretend(images, choice, cores, before=None):
-        return timing.Estimate([], 18, 1, 1.0) if choice.networks.teacher == "test_resnet" else None
+    def pretend(images, choice, cores):
+        return timing.TimeEstimate([], 18, 1) if choice.networks.teacher == "test_resnet" else None
 
     monkeypatch.setattr(command, "_try", pretend)
     assert command._choose(images(), 1, 1)[0].networks.teacher == "test_resnet"
@@ -368,12 +359,13 @@ def test_what_is_odd_but_possible_is_said(here, untrained, capsys):
     assert "the smallest class has 2 training images" in err
 
 
-def test_the_times_of_a_run_add_up():
-    assert TIMES.epoch == pytest.approx(1.51)
-    assert TIMES.run == pytest.approx(5 + 30 * 1.51 + 0.5)
-    assert TIMES.without_teacher().run == pytest.approx(5 + 30 * 1.11 + 0.5)
-    assert TIMES.storing == pytest.approx(5 + 30 * 10 * (0.04 + 0.01))
-    assert json.loads(json.dumps(TIMES.__dict__)) == TIMES.__dict__
+def test_the_times_of_runs_add_up():
+    row = run_time("x", 6)
+    assert row.each == pytest.approx(5 + 30 * 1.5 + 0.5)
+    around = timing.TimeEstimate([], 0, 1).total
+    expected = timing.TimeEstimate([row, run_time("y", 2, epochs=10)], 8, 2)
+    assert expected.total == pytest.approx(around + (6 * 50.5 + 2 * 20.5) / 2)
+    assert expected.shorter(10).total == pytest.approx(around + 8 * 20.5 / 2)
 
 
 @pytest.mark.parametrize("spelling", ["./{}/", "{}//", "{here}/{}"])

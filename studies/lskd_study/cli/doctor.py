@@ -1,22 +1,19 @@
 """``lskd doctor``: what is usable here, which versions, and how to get what is missing."""
 
 import importlib
-import importlib.util
 import json
-import pkgutil
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import metadata
-from typing import Any, Literal
+from typing import Literal
 
 from lskd.base.install import how_to_install
 from lskd_study.base import provenance
 from lskd_study.base.extras import missing_study_modules
 
-State = Literal["usable", "missing", "planned", "broken"]
+State = Literal["usable", "missing", "broken"]
 
 
 @dataclass(frozen=True)
@@ -27,18 +24,6 @@ class Finding:
     state: State
     found: str
     mend: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All findings."""
-
-    findings: list[Finding]
-
-    @property
-    def healthy(self) -> bool:
-        """Whether nothing is broken; a part that is not installed is no defect."""
-        return all(finding.state != "broken" for finding in self.findings)
 
 
 @dataclass(frozen=True)
@@ -57,55 +42,46 @@ ADAPTERS = (
 )
 
 
-def diagnose() -> Report:
-    """Look at this environment; imports the frameworks whose adapters are here, which takes some seconds."""
-    checks: list[Callable[[], Finding]] = [_python, _core]
-    checks += [partial(check_adapter, adapter) for adapter in ADAPTERS]
-    checks += [_study, _chromium, _machine]
-    return Report([check() for check in checks])
+def diagnose() -> list[Finding]:
+    """Return what is here of each part; imports the frameworks that are here, which takes some seconds."""
+    adapters = [check_adapter(adapter) for adapter in ADAPTERS]
+    return [_python(), _core(), *adapters, _study(), _chromium(), _machine()]
 
 
-def render(report: Report, *, as_json: bool) -> str:
-    """Return the report as a table, or as JSON."""
+def is_healthy(findings: Sequence[Finding]) -> bool:
+    """Whether nothing is broken; a part that is not installed is no defect."""
+    return all(finding.state != "broken" for finding in findings)
+
+
+def render(findings: Sequence[Finding], *, as_json: bool) -> str:
+    """Return the findings as a table, or as JSON."""
     if as_json:
-        content: dict[str, Any] = {"healthy": report.healthy}
-        content["parts"] = [asdict(finding) for finding in report.findings]
+        content = {"healthy": is_healthy(findings), "parts": [asdict(finding) for finding in findings]}
         return json.dumps(content, indent=2)
-    width = max(len(finding.part) for finding in report.findings)
+    width = max(len(finding.part) for finding in findings)
     lines = []
-    for finding in report.findings:
+    for finding in findings:
         mend = f"; {finding.mend}" if finding.mend else ""
         lines.append(f"{finding.part:{width}}  {finding.state:8}  {finding.found}{mend}")
     return "\n".join(lines)
 
 
 def check_adapter(adapter: Adapter) -> Finding:
-    """Say whether an adapter and its framework are here, and whether they load."""
+    """Return whether an adapter's framework is here, and whether both load."""
     part = f"{adapter.framework} adapter"
     version = next(filter(None, map(_version, adapter.distributions)), None)
-    if not _has_modules(adapter.package):
-        return Finding(part, "planned", _here(adapter, version), "the adapter is not in this release yet")
     if version is None:
-        return Finding(part, "missing", _here(adapter, version), how_to_install(adapter.framework))
+        found = f"{adapter.framework} is not installed"
+        return Finding(part, "missing", found, how_to_install(adapter.framework))
     try:
         importlib.import_module(adapter.framework)
         package = importlib.import_module(adapter.package)
-        for name in getattr(package, "__all__", ()):  # a package imports its parts when they are asked for
+        for name in getattr(package, "__all__", ()):  # a package imports its modules when they are asked for
             getattr(package, name)
     except Exception as error:  # whatever a framework raises at import is the finding
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return Finding(part, "broken", reason, how_to_install(adapter.framework, "--force-reinstall"))
-    return Finding(part, "usable", _here(adapter, version))
-
-
-def _here(adapter: Adapter, version: str | None) -> str:
-    return f"{adapter.framework} {version}" if version else f"{adapter.framework} is not installed"
-
-
-def _has_modules(package: str) -> bool:
-    spec = importlib.util.find_spec(package)
-    locations = spec.submodule_search_locations if spec else None
-    return bool(locations) and any(pkgutil.iter_modules(locations))
+    return Finding(part, "usable", f"{adapter.framework} {version}")
 
 
 def _version(distribution: str) -> str | None:

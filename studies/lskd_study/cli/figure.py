@@ -1,85 +1,115 @@
 """``lskd figure``: the paper's figures from any teachers or table of results."""
 
+import inspect
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lskd import LskdError
 
 if TYPE_CHECKING:
+    from lskd_study.drawing.class_means import ClassMeans
     from lskd_study.drawing.drawing import Drawing
     from lskd_study.drawing.inputs import Split, TeacherOptions
-    from lskd_study.teachers.outputs import Outputs
 
 app = typer.Typer(
     help="Draw the paper's figures from teachers or tables: PNG, SVG, and the numbers as CSV.",
     no_args_is_help=True,
 )
 
-TEACHERS, DATA = "Teachers", "What models are asked about"
+_teacher_option = partial(typer.Option, rich_help_panel="Teachers")
+_data_option = partial(typer.Option, rich_help_panel="What models are asked about")
 _FILES = "npz, safetensors or parquet; repeat for several teachers"
-OutputsFiles = Annotated[
-    list[Path] | None,
-    typer.Option("--outputs", help=f"A teacher's saved outputs: {_FILES}.", rich_help_panel=TEACHERS),
-]
-Models = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--model",
-        help="Model of timm, or torchvision:NAME, with --data-dir. Repeat.",
-        rich_help_panel=TEACHERS,
-    ),
-]
-Checkpoints = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--checkpoint",
-        help="Weights, one for each --model; without any, timm's pretrained weights.",
-        rich_help_panel=TEACHERS,
-    ),
-]
-Names = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--name", help="What the figure calls them, one for each teacher.", rich_help_panel=TEACHERS
-    ),
-]
-DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", help="Folder of images by class.", rich_help_panel=DATA)
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, rich_help_panel=DATA)]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Loading processes.", rich_help_panel=DATA)]
-Device = Annotated[str | None, typer.Option("--device", help="e.g. cuda or cpu.", rich_help_panel=DATA)]
-ImageSize = Annotated[
-    int | None,
-    typer.Option("--img-size", min=1, help="Instead of the run's or model's own.", rich_help_panel=DATA),
-]
-Output = Annotated[Path, typer.Option("--output", help="Beginning of the files' names.")]
-Folders = Annotated[
-    list[Path] | None, typer.Option("--study", help="Output folder of `lskd study`; repeat for several.")
-]
+OfSplit = Annotated[Literal["train", "val"], _data_option(help="Of the data.")]
+Classes = Annotated[str | None, typer.Option(help="Names or ids with commas.")]
+First = Annotated[int, typer.Option(min=1, help="Else as many classes from the first on.")]
+Folder = typer.Option("--study", help="Output folder of `lskd study`; repeat for several.")
+Folders = Annotated[list[Path] | None, Folder]
 Table = Annotated[Path | None, typer.Option("--table", help="CSV table of results.")]
 
 
-@app.command()
-def projection(
-    outputs: OutputsFiles = None,
-    train_outputs: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="The same teachers on the training data, in their order.", rich_help_panel=TEACHERS
-        ),
+def _teachers(
+    outputs: Annotated[
+        list[Path] | None, _teacher_option(help=f"A teacher's saved outputs: {_FILES}.")
     ] = None,
-    model: Models = None,
-    checkpoint: Checkpoints = None,
-    name: Names = None,
-    data_dir: DataDir = None,
-    batch_size: BatchSize = 64,
-    workers: Workers = 2,
-    device: Device = None,
-    img_size: ImageSize = None,
+    model: Annotated[
+        list[str] | None, _teacher_option(help="Model of timm, or torchvision:NAME, with --data-dir. Repeat.")
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        _teacher_option(help="Weights, one for each --model; without any, timm's pretrained weights."),
+    ] = None,
+    name: Annotated[
+        list[str] | None, _teacher_option(help="What the figure calls them, one for each teacher.")
+    ] = None,
+    data_dir: Annotated[Path | None, _data_option(help="Folder of images by class.")] = None,
+    batch_size: Annotated[int, _data_option(min=1)] = 64,
+    workers: Annotated[int, _data_option(min=0, help="Loading processes.")] = 2,
+    device: Annotated[str | None, _data_option(help="e.g. cuda or cpu.")] = None,
+    img_size: Annotated[int | None, _data_option(min=1, help="Instead of the run's or model's own.")] = None,
+) -> "TeacherOptions":
+    """Return what the command line says about teachers."""
+    from lskd_study.drawing.inputs import TeacherOptions
+
+    return TeacherOptions(
+        outputs or [],
+        train_outputs=[],
+        models=model or [],
+        checkpoints=checkpoint or [],
+        names=name or [],
+        data_dir=data_dir,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        img_size=img_size,
+    )
+
+
+def figure(draw: Callable[..., "Drawing | None"]) -> Callable[..., "Drawing | None"]:
+    """Make a sub-command of a function that returns a drawing, or None where another process draws.
+
+    The command has the function's parameters and ``--output``; in place of ``teachers`` it has those of
+    `_teachers`.
+    """
+    own = dict(inspect.signature(draw).parameters)
+    asked = inspect.signature(_teachers).parameters if own.pop("teachers", None) else {}
+    name = draw.__name__.replace("_", "-")
+
+    def command(*, output: Path, **values: Any) -> None:
+        from lskd_study.drawing.drawing import check_writable, figure_stem, write_drawing
+
+        stem = figure_stem(output)
+        check_writable(stem)
+        if asked:
+            values["teachers"] = _teachers(**{option: values.pop(option) for option in asked})
+        drawing = draw(**values)
+        if drawing is not None:
+            for path in write_drawing(drawing, stem):
+                print(path)
+
+    place = inspect.Parameter(
+        "output",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=Path("figures", name),
+        annotation=Annotated[Path, typer.Option(help="Beginning of the files' names.")],
+    )
+    command.__annotations__ = {}  # typer goes by the signature
+    command.__signature__ = inspect.Signature([*asked.values(), *own.values(), place])  # type: ignore[attr-defined]
+    app.command(name, help=inspect.getdoc(draw))(command)
+    return draw
+
+
+@figure
+def projection(
+    teachers: "TeacherOptions",
+    train_outputs: Annotated[
+        list[Path] | None, _teacher_option(help="The same teachers on the training data, in their order.")
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(help="Three names or ids with commas: the similar pair first. Proposed if left out."),
@@ -89,158 +119,84 @@ def projection(
     ] = False,
     replicates: Annotated[int, typer.Option(min=100, help="Bootstrap draws for the intervals.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
-    output: Output = Path("figures/projection"),
-) -> None:
+) -> "Drawing | None":
     """Fig. 1: activations of three classes in the plane of their templates; D1, D2 and Dc measured."""
-    from lskd_study.drawing import projection as figure
-    from lskd_study.drawing.inputs import TeacherOptions, check_class_list, read_splits
-    from lskd_study.drawing.teachers import class_names, resolve_classes
-    from lskd_study.drawing.teachers import propose as propose_classes
+    from lskd_study.drawing import projection as drawn
+    from lskd_study.drawing import teachers as of_teachers
+    from lskd_study.drawing.inputs import check_class_list, read_splits
 
     if propose and classes is not None:
         raise LskdError("--propose and --classes both choose the classes; leave out one")
     if classes is not None:
         check_class_list(classes, 3)
-    options = TeacherOptions(
-        outputs=outputs or [],
-        train_outputs=train_outputs or [],
-        models=model or [],
-        checkpoints=checkpoint or [],
-        names=name or [],
-        data_dir=data_dir,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        img_size=img_size,
-    )
-    stem = _stem(output)
+    options = replace(teachers, train_outputs=train_outputs or [])
     splits = read_splits(options, ["train", "val"], features=True, classes=classes)
     if splits is None:
-        return
+        return None
     for split in splits:
         for teacher in split.teachers:
-            figure.check_features(teacher, split.name)
+            drawn.check_features(teacher, split.name)
     for others in splits[1:]:
         for first, second in zip(splits[0].teachers, others.teachers, strict=True):
-            figure.check_splits(first, second, (splits[0].name, others.name))
-    teachers = splits[-1].teachers
+            drawn.check_splits(first, second, (splits[0].name, others.name))
+    last = splits[-1].teachers
     if classes is not None:
-        chosen = resolve_classes(classes, class_names(teachers[0]))
+        chosen = of_teachers.resolve_classes(classes, of_teachers.class_names(last[0]))
     else:
-        proposal = propose_classes(teachers)
+        proposal = of_teachers.propose(last)
         print(f"classes: {proposal.reason}")
         chosen = list(proposal.classes)
     panels = [
-        figure.measure_projection(teacher, split.name, chosen, replicates, seed)
+        drawn.measure_projection(teacher, split.name, chosen, replicates, seed)
         for split in splits
         for teacher in split.teachers
     ]
-    _write(figure.projection_figure(panels), stem)
+    return drawn.projection_figure(panels)
 
 
-@app.command()
+@figure
 def smoothing_loss(
     alphas: Annotated[str, typer.Option(help="Smoothing values with commas.")] = "0,0.05,0.1,0.2,0.3",
     convention: Annotated[
         Literal["paper", "uniform"], typer.Option(help="paper: 1 - alpha and alpha; uniform: alpha / 2.")
     ] = "paper",
     margin: Annotated[float, typer.Option(help="Largest margin drawn.")] = 8.0,
-    output: Output = Path("figures/smoothing-loss"),
-) -> None:
+) -> "Drawing":
     """Fig. 3: what smoothing does to the binary logistic loss."""
     from lskd_study.drawing.smoothing_loss import smoothing_loss as draw
 
     if not 0 < margin <= 1e4:
         raise LskdError(f"--margin is {margin:g}; it must be a number above 0 and at most 10,000")
-    values = _alphas(alphas)
-    stem = _stem(output)
-    _write(draw(values, convention, margin), stem)
+    return draw(_alphas(alphas), convention, margin)
 
 
-@app.command()
+@figure
 def class_probabilities(
-    outputs: OutputsFiles = None,
-    model: Models = None,
-    checkpoint: Checkpoints = None,
-    name: Names = None,
-    data_dir: DataDir = None,
-    batch_size: BatchSize = 64,
-    workers: Workers = 2,
-    device: Device = None,
-    img_size: ImageSize = None,
-    split: Annotated[
-        Literal["train", "val"], typer.Option(help="Of the data.", rich_help_panel=DATA)
-    ] = "val",
-    classes: Annotated[str | None, typer.Option(help="Names or ids with commas.")] = None,
-    first: Annotated[int, typer.Option(min=1, help="Else as many classes from the first on.")] = 100,
-    output: Output = Path("figures/class-probabilities"),
-) -> None:
+    teachers: "TeacherOptions", split: OfSplit = "val", classes: Classes = None, first: First = 100
+) -> "Drawing | None":
     """Fig. 4 (1): mean probability that each class's samples give to their own class."""
-    from lskd_study.drawing.class_means import major_figure, measure_class_means
-    from lskd_study.drawing.inputs import TeacherOptions
+    from lskd_study.drawing.class_means import major_figure
 
-    options = TeacherOptions(
-        outputs=outputs or [],
-        train_outputs=[],
-        models=model or [],
-        checkpoints=checkpoint or [],
-        names=name or [],
-        data_dir=data_dir,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        img_size=img_size,
-    )
-    stem = _stem(output)
-    found = _class_inputs(options, split, classes, first)
-    if found is not None:
-        teachers, chosen = found
-        _write(major_figure([measure_class_means(teacher, chosen) for teacher in teachers]), stem)
+    means = _class_means(teachers, split, classes, first)
+    return major_figure(means) if means else None
 
 
-@app.command()
+@figure
 def minor_probabilities(
-    outputs: OutputsFiles = None,
-    model: Models = None,
-    checkpoint: Checkpoints = None,
-    name: Names = None,
-    data_dir: DataDir = None,
-    batch_size: BatchSize = 64,
-    workers: Workers = 2,
-    device: Device = None,
-    img_size: ImageSize = None,
-    split: Annotated[
-        Literal["train", "val"], typer.Option(help="Of the data.", rich_help_panel=DATA)
-    ] = "val",
-    classes: Annotated[str | None, typer.Option(help="Names or ids with commas.")] = None,
-    first: Annotated[int, typer.Option(min=1, help="Else as many classes from the first on.")] = 100,
+    teachers: "TeacherOptions",
+    split: OfSplit = "val",
+    classes: Classes = None,
+    first: First = 100,
     log: Annotated[bool, typer.Option("--log", help="Logarithmic axis of probabilities.")] = False,
-    output: Output = Path("figures/minor-probabilities"),
-) -> None:
+) -> "Drawing | None":
     """Fig. 4 (2): the mean probabilities of the other classes, enlarged."""
-    from lskd_study.drawing.class_means import measure_class_means, minor_figure
-    from lskd_study.drawing.inputs import TeacherOptions
+    from lskd_study.drawing.class_means import minor_figure
 
-    options = TeacherOptions(
-        outputs=outputs or [],
-        train_outputs=[],
-        models=model or [],
-        checkpoints=checkpoint or [],
-        names=name or [],
-        data_dir=data_dir,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        img_size=img_size,
-    )
-    stem = _stem(output)
-    found = _class_inputs(options, split, classes, first)
-    if found is not None:
-        teachers, chosen = found
-        _write(minor_figure([measure_class_means(teacher, chosen) for teacher in teachers], log), stem)
+    means = _class_means(teachers, split, classes, first)
+    return minor_figure(means, log) if means else None
 
 
-@app.command()
+@figure
 def teacher_student(
     table: Table = None,
     paper: Annotated[bool, typer.Option("--paper", help="Draw the paper's own Table 8.")] = False,
@@ -252,34 +208,24 @@ def teacher_student(
         str, typer.Option(help="Teacher's smoothing, or true and false.")
     ] = "smoothing",
     study: Folders = None,
-    output: Output = Path("figures/teacher-student"),
-) -> None:
+) -> "Drawing":
     """Fig. 8 (left): students' accuracy against their teachers', from studies, their table.csv or any CSV."""
-    from lskd_study.drawing import teacher_student as figure
+    from lskd_study.drawing import teacher_student as drawn
 
+    _check_source(table, paper, study)
     if study:
-        _no_other(table, paper)
-        _write_studies(study, "figure8", "no teacher with a student, or too few teachers", output)
-        return
-    source = _source(table, paper)
-    stem = _stem(output)
+        return _of_studies(study, "figure8", "no teacher with a student, or too few teachers")
     columns = (teacher_column, student_column, name_column, group_column, smoothing_column)
-    pairs = figure.paper_pairs() if source is None else figure.table_pairs(source, *columns)
-    _write(figure.teacher_student_figure(pairs), stem)
+    return drawn.teacher_student_figure(drawn.table_pairs(table, *columns) if table else drawn.paper_pairs())
 
 
-@app.command()
-def accuracy_stability(
-    study: Annotated[
-        list[Path], typer.Option("--study", help="Output folder of `lskd study`; repeat for several.")
-    ],
-    output: Output = Path("figures/accuracy-stability"),
-) -> None:
+@figure
+def accuracy_stability(study: Annotated[list[Path], Folder]) -> "Drawing":
     """Teachers' 1-S against their accuracy (Table 1, Sec. 5), from studies."""
-    _write_studies(study, "accuracy_stability", "too few teachers", output)
+    return _of_studies(study, "accuracy_stability", "too few teachers")
 
 
-@app.command()
+@figure
 def class_count(
     table: Table = None,
     paper: Annotated[bool, typer.Option("--paper", help="Draw the paper's own Table 4.")] = False,
@@ -288,46 +234,42 @@ def class_count(
     smoothing_column: Annotated[str, typer.Option(help="Smoothing, or true and false.")] = "smoothing",
     accuracy_column: Annotated[str, typer.Option(help="Accuracy.")] = "teacher_top1_mean",
     study: Folders = None,
-    output: Output = Path("figures/class-count"),
-) -> None:
+) -> "Drawing":
     """Fig. 9: what smoothing gains by the number of classes, from studies or any CSV table."""
-    from lskd_study.drawing import class_count as figure
+    from lskd_study.drawing import class_count as drawn
 
+    _check_source(table, paper, study)
     if study:
-        _no_other(table, paper)
-        _write_studies(study, "figure9", "no teacher with and without smoothing", output)
-        return
-    source = _source(table, paper)
-    stem = _stem(output)
+        return _of_studies(study, "figure9", "no teacher with and without smoothing")
     columns = (classes_column, network_column, smoothing_column, accuracy_column)
-    found = figure.paper_accuracies() if source is None else figure.table_accuracies(source, *columns)
-    _write(figure.class_count_figure(found), stem)
+    return drawn.class_count_figure(
+        drawn.table_accuracies(table, *columns) if table else drawn.paper_accuracies()
+    )
 
 
-def _no_other(table: Path | None, paper: bool) -> None:
-    if table is not None or paper:
+def _check_source(table: Path | None, paper: bool, study: Sequence[Path] | None) -> None:
+    if study and (table is not None or paper):
         raise LskdError("--study is another source than --table and --paper; give one")
+    if not study and (table is None) != paper:
+        raise LskdError("name a table of results with --table, or ask for the paper's own with --paper")
 
 
-def _write_studies(
-    folders: list[Path],
-    name: Literal["figure8", "accuracy_stability", "figure9"],
-    nothing: str,
-    output: Path,
-) -> None:
-    from lskd_study.pages import paper_figures as page_figures
+def _of_studies(
+    folders: list[Path], name: Literal["figure8", "accuracy_stability", "figure9"], nothing: str
+) -> "Drawing":
+    from lskd_study.pages import paper_figures
     from lskd_study.pages.paper_across import read_studies
 
-    stem = _stem(output)
-    drawn: page_figures.PageFigure | None = getattr(page_figures, name)(read_studies(folders))
+    drawn: paper_figures.PageFigure | None = getattr(paper_figures, name)(read_studies(folders))
     if drawn is None:
         raise LskdError(f"nothing to draw: {nothing}; name other studies, or wait for their runs")
-    _write(drawn.drawing, stem)
+    return drawn.drawing
 
 
-def _class_inputs(
+def _class_means(
     options: "TeacherOptions", split: "Split", classes: str | None, first: int
-) -> "tuple[list[Outputs], list[int]] | None":
+) -> "list[ClassMeans] | None":
+    from lskd_study.drawing.class_means import measure_class_means
     from lskd_study.drawing.inputs import check_class_list, read_splits
     from lskd_study.drawing.teachers import class_names, resolve_classes
 
@@ -339,13 +281,7 @@ def _class_inputs(
     teachers = splits[0].teachers
     names = class_names(teachers[0])
     chosen = resolve_classes(classes, names) if classes is not None else list(range(min(first, len(names))))
-    return teachers, chosen
-
-
-def _source(table: Path | None, paper: bool) -> Path | None:
-    if (table is None) != paper:
-        raise LskdError("name a table of results with --table, or ask for the paper's own with --paper")
-    return table
+    return [measure_class_means(teacher, chosen) for teacher in teachers]
 
 
 def _alphas(text: str) -> list[float]:
@@ -361,18 +297,3 @@ def _alphas(text: str) -> list[float]:
             raise LskdError(f"--alphas names {value!r} twice; name each once")
         values.append(value)
     return values
-
-
-def _stem(output: Path) -> Path:
-    from lskd_study.drawing.drawing import check_writable, figure_stem
-
-    stem = figure_stem(output)
-    check_writable(stem)
-    return stem
-
-
-def _write(drawing: "Drawing", stem: Path) -> None:
-    from lskd_study.drawing.drawing import write_drawing
-
-    for path in write_drawing(drawing, stem):
-        print(path)

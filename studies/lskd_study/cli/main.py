@@ -6,12 +6,10 @@ from typing import Annotated
 import typer
 
 from lskd import LskdError
-from lskd_study.cli import figure as figure_command
-from lskd_study.cli import recipe as recipe_command
-from lskd_study.cli import soft_labels as soft_labels_command
+from lskd_study.cli import figure, recipe, soft_labels
 from lskd_study.cli.index import index
 from lskd_study.cli.stability import stability
-from lskd_study.data import commands as data_command
+from lskd_study.data import commands as data
 
 app = typer.Typer(
     help="Does a label-smoothed teacher distil a better student? On your data, with error bars.",
@@ -19,10 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(data_command.app, name="data")
-app.add_typer(figure_command.app, name="figure")
-app.add_typer(soft_labels_command.app, name="soft-labels")
-app.add_typer(recipe_command.app, name="recipe")
+for name, group in {"data": data, "figure": figure, "soft-labels": soft_labels, "recipe": recipe}.items():
+    app.add_typer(group.app, name=name)
 
 
 @app.callback()
@@ -89,16 +85,16 @@ app.command()(index)
 def doctor(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say which adapters are usable here, which versions there are, and how to get what is missing."""
-    from lskd_study.cli.doctor import diagnose, render
+    """Print which adapters are usable here, which versions there are, and how to get what is missing."""
+    from lskd_study.cli.doctor import diagnose, is_healthy, render
 
-    report = diagnose()
-    print(render(report, as_json=json_output))
-    raise typer.Exit(0 if report.healthy else 1)
+    findings = diagnose()
+    print(render(findings, as_json=json_output))
+    raise typer.Exit(0 if is_healthy(findings) else 1)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; what the user can mend is one line on stderr and exit status 2."""
+    """Run the command; what the user can fix is one line on stderr and exit status 2."""
     try:
         status = app(args=arguments, prog_name="lskd", standalone_mode=False)
     except LskdError as error:

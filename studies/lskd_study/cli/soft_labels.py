@@ -6,19 +6,22 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lskd import LskdError, SoftLabels
+from lskd import LskdError
 from lskd.base.install import how_to_install
 
+if TYPE_CHECKING:
+    from lskd import SoftLabels
+
+# For each ecosystem: packages of which one must be there, and the module that writes.
 WRITERS = {
     "timm": (("timm",), ("timm_ls_kd", "soft-labels")),
     "fairseq": (("fairseq",), ("fairseq_kd.soft_labels",)),
     "mmcls": (("mmcls", "mmpretrain"), ("mmcls_bnn.soft_labels",)),
 }
-"""For each ecosystem: packages of which one must be there, and the module that writes."""
 
 _SHOWN = 20  # damaged blocks that are named one by one
 
@@ -35,14 +38,14 @@ def info(
     folder: _Folder, json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
     """Print what the soft labels in DIR are of, how far they got, and what they take."""
-    content = describe(SoftLabels(folder))
+    content = describe(_open(folder))
     print(json.dumps(content, indent=2) if json_output else _for_people(folder, content))
 
 
 @app.command()
 def verify(folder: _Folder) -> None:
     """Check every block of every file in DIR against its checksum; exit status 2 where one is damaged."""
-    labels = SoftLabels(folder)  # the manifest, the lengths of the files and the checksums themselves
+    labels = _open(folder)  # the manifest, the lengths of the files and the checksums themselves
     with typer.progressbar(labels.damages(), length=labels.blocks, label="blocks", file=sys.stderr) as bar:
         damages = [str(damage) for damage in bar if damage is not None]
     for line in damages[:_SHOWN]:
@@ -80,7 +83,13 @@ def write(
     raise typer.Exit(done.returncode)
 
 
-def describe(labels: SoftLabels) -> dict[str, Any]:
+def _open(folder: Path) -> "SoftLabels":
+    from lskd import SoftLabels  # numpy takes a while
+
+    return SoftLabels(folder)
+
+
+def describe(labels: "SoftLabels") -> dict[str, Any]:
     """Return the manifest's content with the sizes: ``bytes`` in all and ``bytes_per_row``."""
     return labels.info() | {"bytes_per_row": labels.layout.row.itemsize}
 

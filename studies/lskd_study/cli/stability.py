@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,110 +14,73 @@ from lskd import LskdError
 if TYPE_CHECKING:
     from lskd_study.teachers.evaluate import TeacherSpec
 
-TEACHER = "Teachers"
-DATA = "What models are asked about"
-RESULT = "Results"
+_teacher_option = partial(typer.Option, rich_help_panel="Teachers")
+_data_option = partial(typer.Option, rich_help_panel="What models are asked about")
+_result_option = partial(typer.Option, rich_help_panel="Results")
 
 
 def stability(
     logits: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="File of logits and labels: .npz, .safetensors or .parquet. Repeat for several teachers.",
-            rich_help_panel=TEACHER,
+        _teacher_option(
+            help="File of logits and labels: .npz, .safetensors or .parquet. Repeat for several teachers."
         ),
     ] = None,
     model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Model of timm, or torchvision:NAME, with --data-dir. Repeat.", rich_help_panel=TEACHER
-        ),
+        list[str] | None, _teacher_option(help="Model of timm, or torchvision:NAME, with --data-dir. Repeat.")
     ] = None,
     config: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Configuration file of mmcls. It is Python and is run. Repeat.", rich_help_panel=TEACHER
-        ),
+        _teacher_option(help="Configuration file of mmcls. It is Python and is run. Repeat."),
     ] = None,
     checkpoint: Annotated[
         list[Path] | None,
-        typer.Option(
+        _teacher_option(
             help="Weights, one for each --model and then each --config, in their order; without any, timm's "
-            "pretrained weights.",
-            rich_help_panel=TEACHER,
+            "pretrained weights."
         ),
     ] = None,
-    teachers: Annotated[
+    teacher_list: Annotated[
         Path | None,
-        typer.Option(
-            help="YAML file with a list of teachers, e.g. recipes/stability/study.yaml.",
-            rich_help_panel=TEACHER,
+        _teacher_option(
+            "--list", help="YAML file with a list of teachers, e.g. recipes/stability/study.yaml."
         ),
     ] = None,
     name: Annotated[
-        list[str] | None,
-        typer.Option(help="What reports call them, one for each teacher.", rich_help_panel=TEACHER),
+        list[str] | None, _teacher_option(help="What reports call them, one for each teacher.")
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of images, one folder a class.", rich_help_panel=DATA)
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Its sub-folder, as timm finds it; validation.", rich_help_panel=DATA),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, rich_help_panel=DATA)] = 64,
-    workers: Annotated[int, typer.Option(min=0, help="Loading processes.", rich_help_panel=DATA)] = 2,
-    device: Annotated[
-        str | None, typer.Option(help="e.g. cuda or cpu; the GPU where there is one.", rich_help_panel=DATA)
-    ] = None,
-    amp: Annotated[bool, typer.Option("--amp", help="Mixed precision.", rich_help_panel=DATA)] = False,
-    img_size: Annotated[
-        int | None, typer.Option(min=1, help="Instead of the model's own.", rich_help_panel=DATA)
-    ] = None,
-    crop_pct: Annotated[
-        float | None, typer.Option(min=0.01, help="Instead of the model's own.", rich_help_panel=DATA)
-    ] = None,
+    data_dir: Annotated[Path | None, _data_option(help="Folder of images, one folder a class.")] = None,
+    split: Annotated[str | None, _data_option(help="Its sub-folder, as timm finds it; validation.")] = None,
+    batch_size: Annotated[int, _data_option(min=1)] = 64,
+    workers: Annotated[int, _data_option(min=0, help="Loading processes.")] = 2,
+    device: Annotated[str | None, _data_option(help="e.g. cuda or cpu; the GPU where there is one.")] = None,
+    amp: Annotated[bool, _data_option("--amp", help="Mixed precision.")] = False,
+    img_size: Annotated[int | None, _data_option(min=1, help="Instead of the model's own.")] = None,
+    crop_pct: Annotated[float | None, _data_option(min=0.01, help="Instead of the model's own.")] = None,
     temperature: Annotated[
         list[float] | None,
-        typer.Option(
-            help="Temperature at which you would distil: what is left for the own class? Repeat.",
-            rich_help_panel=RESULT,
-        ),
+        _result_option(help="Temperature at which you would distil: what is left for the own class? Repeat."),
     ] = None,
     small_class_correction: Annotated[
         bool,
-        typer.Option(
-            "--small-class-correction",
-            help="Correct the stabilities for the bias of small classes.",
-            rich_help_panel=RESULT,
+        _result_option(
+            "--small-class-correction", help="Correct the stabilities for the bias of small classes."
         ),
     ] = False,
-    replicates: Annotated[
-        int, typer.Option(min=100, help="Bootstrap draws for the differences.", rich_help_panel=RESULT)
-    ] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.", rich_help_panel=RESULT)] = 0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="One object for each teacher.", rich_help_panel=RESULT)
-    ] = None,
-    csv_file: Annotated[
-        Path | None, typer.Option("--csv", help="One line for each value.", rich_help_panel=RESULT)
-    ] = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="The tables.", rich_help_panel=RESULT)
-    ] = None,
+    replicates: Annotated[int, _result_option(min=100, help="Bootstrap draws for the differences.")] = 2000,
+    seed: Annotated[int, _result_option(min=0, help="Of the draws.")] = 0,
+    json_file: Annotated[Path | None, _result_option("--json", help="One object for each teacher.")] = None,
+    csv_file: Annotated[Path | None, _result_option("--csv", help="One line for each value.")] = None,
+    output: Annotated[Path | None, _result_option(help="Folder of results instead of the list's.")] = None,
     save_outputs: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to keep what each model says in, for --logits and for figures.",
-            rich_help_panel=RESULT,
-        ),
+        _result_option(help="Folder to keep what each model says in, for --logits and for figures."),
     ] = None,
     features: Annotated[
         bool,
-        typer.Option(
+        _result_option(
             "--features",
             help="Keep the classifier's input and weights there too, for `lskd figure projection`.",
-            rich_help_panel=RESULT,
         ),
     ] = False,
 ) -> None:
@@ -126,14 +90,16 @@ def stability(
     on several processes too.
     """
     from lskd_study.pages.teachers_study import run_teacher_list
+    from lskd_study.plan.plan import PLAN
+    from lskd_study.plan.recipes import find_study_file
     from lskd_study.plan.teacher_list import load_teachers
     from lskd_study.teachers.evaluate import TeacherSpec
-    from lskd_study.teachers.run import Settings, run_teachers
+    from lskd_study.teachers.run import ComparisonSettings, run_teachers
 
     if features and save_outputs is None:
         raise LskdError("--features is about what is kept; name a folder with --save-outputs")
     temperatures = list(dict.fromkeys(temperature or [1.0]))
-    settings = Settings(
+    settings = ComparisonSettings(
         temperatures=temperatures,
         replicates=replicates,
         seed=seed,
@@ -151,15 +117,23 @@ def stability(
             "features": features,
         },
     )
-    files = {".json": json_file, ".csv": csv_file, ".md": markdown_file}
-    if teachers is not None:
+    files = {".json": json_file, ".csv": csv_file}
+    if teacher_list is not None:
         if logits or model or config or checkpoint or name:
-            raise LskdError("--teachers names the teachers in a file; leave out the other teacher options")
-        study = load_teachers(teachers)
+            raise LskdError("--list names the teachers in a file; leave out the other teacher options")
+        study = load_teachers(find_study_file(str(teacher_list)))
         if temperature is not None:
             study = study.model_copy(update={"temperatures": temperatures})
+        if output is not None:
+            study = study.model_copy(update={"output": str(output)})
+        if Path(study.output, PLAN).exists():
+            raise LskdError(
+                f"{study.output} holds the results of a study that trains; choose another --output"
+            )
         run_teacher_list(study, settings, files)
         return
+    if output is not None:
+        raise LskdError("--output is for a list of teachers (--list); name files with --json and --csv")
     specs = [TeacherSpec(logits=path) for path in logits or []]
     specs += _model_specs(model or [], config or [], checkpoint or [])
     if not specs:
@@ -176,7 +150,7 @@ def _model_specs(
     if len(checkpoints) not in (0, wanted):
         raise LskdError(
             f"{len(checkpoints)} --checkpoint for {wanted} models; give one for each, in the order of "
-            "--model and then --config, or list the teachers in a file (--teachers)"
+            "--model and then --config, or list the teachers in a file (--list)"
         )
     weights: list[Path | None] = list(checkpoints) or [None] * wanted
     specs = [TeacherSpec(model=m, checkpoint=w) for m, w in zip(models, weights, strict=False)]

@@ -191,7 +191,7 @@ def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
     """Write ``val_logits.safetensors``; return how good the run is."""
     import torch
 
-    from lskd_study.teachers.safetensors_file import write_safetensors
+    from lskd_study.teachers.files import write_safetensors
 
     trainer = trainer_of(plan.ecosystem, run.role)
     result = trainer.collect_logits(folder, trainer.CHECKPOINT, Path(plan.data))

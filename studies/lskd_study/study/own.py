@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -18,16 +19,16 @@ from lskd_study.runs.scheduler import make_schedule
 from lskd_study.study.checks import check_names, check_output
 from lskd_study.study.engine import make_plan, run_study
 from lskd_study.study.own_choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shorter, with_what_was_cut
-from lskd_study.study.own_files import STUDY, contents, data_path
+from lskd_study.study.own_files import STUDY, data_path, study_files
 from lskd_study.study.own_images import OwnImages, look_at
-from lskd_study.study.own_time import Estimate, duration, estimate
+from lskd_study.study.own_time import TimeEstimate, duration, estimate_time, operations
 from lskd_study.trainers.same import tidy
 
 HOURS_ON_CPU, HOURS_ON_GPU = 1.0, 12.0
 # Of the validation images, on how many two students of a pair typically differ, in being right or wrong.
 _DIFFERING = 0.1
 _WIDE = 0.01
-# Many small operations keep a processor less busy than few large ones do, by no more than this.
+# Many small operations keep a CPU or GPU less busy than few large ones do, by no more than this.
 _BETTER_USED = 5.0
 
 
@@ -52,7 +53,7 @@ def run_own(
         options: for Snakemake.
 
     Raises:
-        LskdError: for what the user can mend, before anything is written.
+        LskdError: for what the user can fix, before anything is written.
     """
     require_study_extra()
     if not yes and not dry_run and not sys.stdin.isatty():
@@ -65,10 +66,11 @@ def run_own(
     _check_options(images, cores, options)
     output = tidy(output or str(Path("runs", f"own-{Path(folder).resolve().name}")))
     file = Path(output, STUDY)
-    say = _to_stdout if dry_run else _to_stderr
+    say = partial(print, flush=True) if dry_run else _to_stderr
     say(images.describe())
     for line in _warnings(images):
         print(f"lskd: warning: {line}", file=sys.stderr)
+    files: dict[str, str] = {}
     if file.exists():
         say(f"{file} is there; this goes on with it as it is")
         plan = make_plan(str(file), output)
@@ -76,16 +78,13 @@ def run_own(
             say(plan.note)
         if plan.data != data_path(images, output):
             raise LskdError(f"{file} is a study of {plan.data}; choose another --output or remove it")
-        expected = estimate(plan, cores)
-        if expected is None:
-            raise _too_little_memory()
-        files = {}
+        expected = _in_memory(estimate_time(plan, cores))
     else:
         choice, expected = _choose(images, cores, hours)
         for line in choice.describe():
             say(line)
         about = f"Expected on the machine where it was written: {expected.lines()[-1]}."
-        files = contents(images, choice, output, about)
+        files = study_files(images, choice, output, about)
     say("\n".join(expected.lines()) if expected.rows else "all runs are finished")
     if dry_run:
         if files:
@@ -139,7 +138,7 @@ def half_width(validation: int, seeds: int) -> float:
     return float(of_parts(_DIFFERING / (seeds * validation), 0.0, seeds - 1, max(1, validation - 1)))
 
 
-def _choose(images: OwnImages, cores: int, hours: float | None) -> tuple[Choice, Estimate]:
+def _choose(images: OwnImages, cores: int, hours: float | None) -> tuple[Choice, TimeEstimate]:
     """Return the most wanted settings that fit the time, as measured, or the cheapest with fewer epochs."""
     import torch
 
@@ -149,9 +148,7 @@ def _choose(images: OwnImages, cores: int, hours: float | None) -> tuple[Choice,
     wanted = candidates(images, gpu, usable_cores() // max(1, torch.cuda.device_count()))
     cheapest = wanted[-1]
     _to_stderr(f"measuring a few steps, for a study of at most {duration(limit)} (--hours)")
-    least = _try(images, cheapest, cores)
-    if least is None:
-        raise _too_little_memory()
+    least = _in_memory(_try(images, cheapest, cores))
     unit = least.total / _work(images, cheapest)
     for choice in wanted[:-1]:
         if unit * _work(images, choice) / _BETTER_USED > limit:
@@ -161,13 +158,19 @@ def _choose(images: OwnImages, cores: int, hours: float | None) -> tuple[Choice,
             return with_what_was_cut(choice, wanted[0], hours), found
     while least.total > limit and cheapest.epochs > FEWEST_EPOCHS:
         cheapest = shorter(cheapest, limit / least.total)
-        least = _try(images, cheapest, cores, least) or least
+        least = least.shorter(cheapest.epochs)
     return with_what_was_cut(cheapest, wanted[0], hours), least
 
 
-def _try(images: OwnImages, choice: Choice, cores: int, before: Estimate | None = None) -> Estimate | None:
+def _try(images: OwnImages, choice: Choice, cores: int) -> TimeEstimate | None:
     with _plan_of(images, choice) as plan:
-        return estimate(plan, cores, measured=before.measured if before else ())
+        return estimate_time(plan, cores)
+
+
+def _in_memory(expected: TimeEstimate | None) -> TimeEstimate:
+    if expected is None:
+        raise LskdError("even the smallest settings need more memory than the GPU has; free some, or hide it")
+    return expected
 
 
 @contextmanager
@@ -176,29 +179,14 @@ def _plan_of(images: OwnImages, choice: Choice) -> Iterator[Plan]:
     with tempfile.TemporaryDirectory(prefix="lskd-own-") as folder:
         if not images.usual_names:
             _link(images, Path(data_path(images, folder)))
-        for name, text in contents(images, choice, folder, "").items():
+        for name, text in study_files(images, choice, folder, "").items():
             write_text(Path(folder, name), text)
         yield make_plan(str(Path(folder, STUDY)), None)
 
 
 def _work(images: OwnImages, choice: Choice) -> float:
-    """Return the operations of one epoch of a teacher and its students, up to a factor."""
-    import timm
-
-    from lskd_study.trainers.size import network_size, tensor_size
-
-    channels = 1 if choice.grey else 3
-
-    def operations(model: str) -> float:
-        return network_size(
-            lambda: timm.create_model(model, num_classes=len(images.classes), in_chans=channels),
-            tensor_size(channels, choice.img_size, choice.img_size),
-        ).flops
-
-    teacher = operations(choice.networks.teacher)
-    return choice.epochs * (
-        3 * teacher + sum(3 * operations(model) + teacher for model in choice.networks.students)
-    )
+    with _plan_of(images, choice) as plan:
+        return operations(plan)
 
 
 def _link(images: OwnImages, folder: Path) -> None:
@@ -215,14 +203,6 @@ def _link(images: OwnImages, folder: Path) -> None:
         raise LskdError(
             f"cannot make links in {folder} ({error.strerror}); rename the folders to train and val"
         ) from None
-
-
-def _too_little_memory() -> LskdError:
-    return LskdError("even the smallest settings need more memory than the GPU has; free some, or hide it")
-
-
-def _to_stdout(line: str) -> None:
-    print(line, flush=True)
 
 
 def _to_stderr(line: str) -> None:

@@ -28,7 +28,7 @@ def data_path(images: OwnImages, output: str) -> str:
     return images.folder if images.usual_names else str(Path(output, LINKS))
 
 
-def contents(images: OwnImages, choice: Choice, output: str, about: str) -> dict[str, str]:
+def study_files(images: OwnImages, choice: Choice, output: str, about: str) -> dict[str, str]:
     """Return the text of each file by its name."""
     options = choice.trainer_options()
     channels = 1 if choice.grey else 3
@@ -73,7 +73,7 @@ def _study(images: OwnImages, choice: Choice, output: str, about: str) -> str:
 
 
 def _yaml(content: dict[str, Any]) -> str:
-    """Return a mapping as a person would write it: what holds plain values alone in one line."""
+    """Return a mapping as a person would write it: what contains plain values alone in one line."""
     return str(
         yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
     )

@@ -16,7 +16,7 @@ SPLITS = {
     "val": ("val", "valid", "validation", "eval", "evaluation", "test"),
 }
 _LOOKED_AT = 200
-_HOLDS = "it must hold train/<class>/ and val/<class>/ with images"
+_NEEDS = "it must contain train/<class>/ and val/<class>/ with images"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def look_at(folder: str) -> OwnImages:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise LskdError(f"{folder} is {'no folder' if root.exists() else 'not there'}; {_HOLDS}")
+        raise LskdError(f"{folder} is {'no folder' if root.exists() else 'not there'}; {_NEEDS}")
     splits = {split: _split(root, split, names) for split, names in SPLITS.items()}
     found: dict[str, dict[str, list[Path]]] = {}
     strangers: list[Path] = []
@@ -116,7 +116,7 @@ def _split(root: Path, split: str, names: Sequence[str]) -> Path:
     if not there:
         here = class_folders(root)
         seen = f"it has {', '.join(here[:3])}{', ...' * (len(here) > 3)}" if here else "it has no folders"
-        raise LskdError(f"{root} has no {split} folder ({seen}; looked for {', '.join(names)}); {_HOLDS}")
+        raise LskdError(f"{root} has no {split} folder ({seen}; looked for {', '.join(names)}); {_NEEDS}")
     return there[0]
 
 
@@ -128,14 +128,14 @@ def _classes(folder: Path, strangers: list[Path]) -> dict[str, list[Path]]:
     if not labels:
         outside = len(loose)
         seen = f"{outside} images outside of any class" if outside else "no class folders"
-        raise LskdError(f"{folder} has {seen}; {_HOLDS}")
+        raise LskdError(f"{folder} has {seen}; {_NEEDS}")
     classes = {}
     for label in labels:
         images, others = class_images(folder / label, extensions)
         if not images:
             seen = f"{len(others)} files, none with a name of an image" if others else "no images"
             kinds = f"; images end in {', '.join(sorted(extensions))}" if others else ""
-            raise LskdError(f"class folder {folder / label} has {seen}{kinds}; mend or remove it")
+            raise LskdError(f"class folder {folder / label} has {seen}{kinds}; fix or remove it")
         classes[label] = [folder / label / name for name in images]
         strangers += [folder / label / name for name in others]
     if loose:

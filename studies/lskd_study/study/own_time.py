@@ -1,218 +1,278 @@
-"""How long a study will take on this machine, measured before anything is trained."""
+"""How long a study will take here, by a few real steps of each kind of run, before anything is trained."""
 
-import heapq
-import os
-import subprocess
-import sys
+import contextlib
+import io
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import warnings
+from argparse import Namespace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import Any
 
-from lskd import LskdError
-from lskd.base.files import parse_json
 from lskd_study.base import gpus
-from lskd_study.plan.plan import JOB, Plan
+from lskd_study.base.extras import needs_study_extra
+from lskd_study.plan.plan import CHECKPOINT, JOB, Plan, Run
+from lskd_study.stores.decide import with_stores
+from lskd_study.trainers import trainer_of
 
-if TYPE_CHECKING:
-    from lskd_study.study.own_measure import Times
+with needs_study_extra():
+    import torch
+    import yaml
 
-SECONDS = 2.0  # of steps that are measured for each kind of run
-_BETWEEN_RUNS = 1.0  # what the scheduler takes from a run's end to the next one's start
-_AROUND_RUNS = 25.0  # the scheduler's start, and the page with its figures
-_MOST_AT_ONCE = 8
+    from lskd.teachers.preflight import ask
+    from timm_ls_kd.loader import Loader
+    from timm_ls_kd.trainer.arguments import parse_arguments
+    from timm_ls_kd.trainer.loop import train_one_epoch, validate
+    from timm_ls_kd.trainer.session import Session, create_student, forward_flops
+
+SECONDS = 2.0  # of training steps that are timed for each kind of run
+_PROCESS = 6.0  # what a run's process takes to start, and the scheduler to start it
+_AROUND_RUNS = 25.0  # the scheduler's own start, and the page with its figures
 
 
 @dataclass(frozen=True)
-class Task:
-    """Something that the scheduler starts.
+class RunTime:
+    """Seconds that runs of one kind take, or stores of soft labels.
 
     Attributes:
-        name: of a run or a store of soft labels.
-        needs: the task before it, where there is one.
-        seconds: that it takes.
+        name: what they are, with their networks.
+        count: how many there are to do.
+        start: before the first step.
+        step: a training step, with the loading of its batch.
+        steps: how many there are in an epoch.
+        evaluation: the whole validation set once; 0 where there is none.
+        epochs: how many there are.
     """
 
     name: str
-    needs: str
-    seconds: float
+    count: int
+    start: float
+    step: float
+    steps: int
+    evaluation: float
+    epochs: int
+
+    @property
+    def each(self) -> float:
+        """Seconds of one of them; the last weights are evaluated once more, for the page."""
+        return self.start + self.epochs * (self.steps * self.step + self.evaluation) + self.evaluation
+
+    def line(self) -> str:
+        """Return it in one line."""
+        evaluation = f" and an evaluation ({self.evaluation:.2g} s)" * (self.evaluation > 0)
+        return (
+            f"{self.count:4d} x {self.name}, {self.epochs} epochs of {self.steps} steps "
+            f"({1000 * self.step:.3g} ms){evaluation}: {duration(self.each)} each"
+        )
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TimeEstimate:
     """Times of a plan's unfinished runs.
 
     Attributes:
-        rows: for each kind of task: what it is, in words, and how many seconds each takes.
+        rows: of each kind of run, and of the stores of soft labels.
         runs: how many runs there are to do.
         at_once: how many run at a time.
-        total: seconds until the page is there.
-        measured: the times of each kind of run.
     """
 
-    rows: list[tuple[str, float]]
+    rows: Sequence[RunTime]
     runs: int
     at_once: int
-    total: float
-    measured: "list[Times]" = field(default_factory=list)
+
+    @property
+    def total(self) -> float:
+        """Seconds until the page is there, with no place ever empty."""
+        return sum(row.count * row.each for row in self.rows) / self.at_once + _AROUND_RUNS
+
+    def shorter(self, epochs: int) -> "TimeEstimate":
+        """Return the estimate for another number of epochs."""
+        return replace(self, rows=[replace(row, epochs=epochs) for row in self.rows])
 
     def lines(self) -> list[str]:
-        """Return it in lines, one for each kind of task and one for all."""
+        """Return it in lines, one for each kind of run and one for all."""
         together = f"{self.at_once} at a time" if self.at_once > 1 else "one after the other"
-        found = [f"{name}: {duration(seconds)} each" for name, seconds in self.rows]
+        found = [row.line() for row in self.rows]
         return [*found, f"in all {duration(self.total)}: {self.runs} runs, {together}, and the page"]
 
 
-def estimate(
-    plan: Plan, cores: int, seconds: float = SECONDS, measured: "Sequence[Times]" = ()
-) -> Estimate | None:
-    """Measure a few steps of each kind of a plan's unfinished runs; None where they need too much memory.
+def estimate_time(plan: Plan, cores: int) -> TimeEstimate | None:
+    """Time a few steps of each kind of a plan's unfinished runs, here; None where they need too much memory.
 
-    As many processes measure at once as will train at once: they stand in each other's way as the runs will.
-    ``measured``: times of the same plan with other numbers of epochs, to be used instead.
+    Runs that differ in seed and smoothing take as long.
 
     Raises:
         LskdError: for what the trainer refuses.
     """
-    from lskd_study.stores.decide import with_stores
-    from lskd_study.study.own_measure import kind_of, kinds
-
     plan = with_stores(plan)
     todo = plan.unfinished()
-    if not todo:
-        return Estimate([], 0, 1, 0.0)
     devices = gpus.visible_gpus() if gpus.gpus_of_a_run(plan.resources) else []
     at_once = max(1, min(cores // plan.threads, len(todo), len(devices) or len(todo)))
-    # Teachers of students still to do are needed by their model alone.
-    needed = {run.teacher for run in todo} | {run.id for run in todo}
-    part = replace(plan, runs=[run for run in plan.runs if run.id in needed], stores=[])
-    found: list[Times] | None
-    if measured:
-        epochs = [plan.configs[run.config]["epochs"] for run in kinds(part).values()]
-        found = [replace(one, epochs=count) for one, count in zip(measured, epochs, strict=True)]
-    else:
-        found = _measure(part, min(at_once, _MOST_AT_ONCE), seconds, devices)
-    if found is None:
-        return None
-    by_kind = dict(zip(kinds(part), found, strict=True))
-
-    # What is alike is one row; the tasks are in the order in which they are started.
-    tasks: list[Task] = []
-    rows: dict[str, tuple[int, float]] = {}
-
-    def add(task: Task, text: str) -> None:
-        tasks.append(task)
-        rows[text] = (rows.get(text, (0, 0.0))[0] + 1, task.seconds)
-
+    kinds: dict[tuple[str, str, str], list[Run]] = {}
     for run in todo:
-        times = by_kind[kind_of(plan, run)]
-        store = plan.store_of(run)
-        if store is not None and not any(task.name == store.id for task in tasks):
-            stored = replace(times, epochs=store.epochs)
-            if not Path(plan.root, store.folder, JOB).exists():
-                text = f"soft labels of {plan.run(run.teacher).model} for {store.epochs} epochs"
-                add(Task(store.id, store.teacher, stored.storing), text)
-        role = (
-            f"student {run.model} of {plan.run(run.teacher).model}" if run.teacher else f"teacher {run.model}"
-        )
-        own = times.without_teacher() if store is not None else times
-        add(Task(run.id, store.id if store else run.teacher, own.run), f"{role}, {own.describe()}")
-    wall = makespan([replace(task, seconds=task.seconds + _BETWEEN_RUNS) for task in tasks], at_once)
-    shown = [(f"{count:4d} x {text}", each) for text, (count, each) in rows.items()]
-    return Estimate(shown, len(todo), at_once, wall + _AROUND_RUNS, found)
+        teacher = plan.run(run.teacher).model if run.teacher else ""
+        kinds.setdefault((run.model, run.config, teacher), []).append(run)
+    rows: list[RunTime] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(plan.threads)
+    try:
+        with tempfile.TemporaryDirectory(prefix="lskd-time-") as folder:
+            for runs in kinds.values():
+                rows += _times(plan, replace(plan, output=folder, stores=[]), runs)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        torch.set_num_threads(threads)
+        torch.cuda.empty_cache()
+    return TimeEstimate(rows, len(todo), at_once)
 
 
-def makespan(tasks: Sequence[Task], at_once: int) -> float:
-    """Return when the last task ends, if each starts as soon as what it needs is there and a place is free.
+def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
+    """Return the times of runs of one kind, after those of the stores that they are to read.
 
     Args:
-        tasks: in the order in which they are started.
-        at_once: number of places.
-
-    >>> makespan([Task("t", "", 10.0), Task("a", "t", 5.0), Task("b", "t", 5.0)], 2)
-    15.0
+        plan: the study.
+        scratch: the same without stores, in a folder of its own.
+        runs: those of the kind.
     """
-    ends: dict[str, float] = {}
-    places = [0.0] * at_once
-    waiting = list(tasks)
-    listed = {task.name for task in tasks}
-    while waiting:
-        free = heapq.heappop(places)
-        ready = [
-            task for task in waiting if task.needs not in listed or ends.get(task.needs, free + 1) <= free
-        ]
-        if not ready:  # until the next task ends
-            heapq.heappush(places, min(end for end in ends.values() if end > free))
-            continue
-        task = ready[0]
-        waiting.remove(task)
-        ends[task.name] = free + task.seconds
-        heapq.heappush(places, ends[task.name])
-    return max(ends.values(), default=0.0)
-
-
-def _measure(plan: Plan, copies: int, seconds: float, devices: Sequence[str]) -> "list[Times] | None":
-    """Return the times of each kind of run, the mean of as many processes as ``copies``."""
-    from lskd_study.study.own_measure import OUT_OF_MEMORY, Times
-
-    with tempfile.TemporaryDirectory(prefix="lskd-time-") as folder:
-        processes = []
-        for number in range(copies):
-            place = Path(folder, str(number))
-            replace(plan, output=str(place)).write()
-            command = [
-                sys.executable,
-                "-m",
-                "lskd_study.study.own_measure",
-                str(place / "plan.json"),
-                str(seconds),
-            ]
-            environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
-            if devices:
-                environment[gpus.VISIBLE] = devices[number]
-            processes.append(
-                subprocess.Popen(
-                    [*command, repr(time.time())],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    env=environment,
-                )
-            )
-        try:
-            answers = [(process, *process.communicate()) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-    found: list[list[Times]] = []
-    for process, out, problem in answers:
-        if process.returncode:
-            last = (problem.strip().splitlines() or ["no message"])[-1]
-            raise LskdError(
-                f"the time cannot be measured ({last}); run the study without an estimate, by its file"
-            )
-        answer = parse_json(out)
-        if answer.get("error") == OUT_OF_MEMORY:
-            return None
-        if "error" in answer:
-            raise LskdError(answer["error"])
-        found.append([Times(**one) for one in answer["times"]])
-    return [_mean(copies) for copies in zip(*found, strict=True)]
-
-
-def _mean(copies: "Sequence[Times]") -> "Times":
-    return replace(
-        copies[0],
-        start=fmean(one.start for one in copies),
-        step=fmean(one.step for one in copies),
-        plain=fmean(one.plain for one in copies),
-        loading=fmean(one.loading for one in copies),
-        evaluation=fmean(one.evaluation for one in copies),
-        checkpoint=fmean(one.checkpoint for one in copies),
+    run = runs[0]
+    with _quiet():
+        begun = time.perf_counter()
+        session = open_session(scratch, run)
+        assert session.loader_eval is not None
+        _ = session.task, session.optimizer  # made when first asked for
+        opening = time.perf_counter() - begun
+        step = _seconds_of_a_batch(session.loader, SECONDS, partial(train_on, session))
+        evaluation = _seconds_of_a_batch(session.loader_eval, SECONDS / 2, partial(evaluate_on, session))
+    teacher = plan.run(run.teacher).model if run.teacher else ""
+    found = RunTime(
+        name=f"student {run.model} of {teacher}" if teacher else f"teacher {run.model}",
+        count=len(runs),
+        start=_PROCESS + opening,
+        step=step,
+        steps=len(session.loader),
+        evaluation=len(session.loader_eval) * evaluation,
+        epochs=session.args.epochs + session.args.cooldown_epochs,
     )
+    store = plan.store_of(run)
+    if store is None:
+        return [found]
+    loading = _seconds_of_a_batch(session.loader, SECONDS / 4, partial(deque[Any], maxlen=0))
+    asking = _seconds_of_a_batch(session.loader, SECONDS / 2, partial(_ask_teacher, session))
+    rows = [replace(found, step=max(loading, step - max(0.0, asking - loading)))]
+    # A store serves students of several networks; it is counted with the one whose settings write it.
+    own = [one for one in plan.stores if one.writer in {run.id for run in runs}]
+    if count := sum(not Path(plan.root, one.folder, JOB).exists() for one in own):
+        name = f"soft labels of {teacher}"
+        rows.insert(0, RunTime(name, count, found.start, asking, found.steps, 0.0, store.epochs))
+    return rows
+
+
+def operations(plan: Plan) -> float:
+    """Return the floating-point operations of all runs for each of their training images."""
+    sizes: dict[str, int] = {}
+
+    def flops(run: Run) -> int:
+        if run.model not in sizes:
+            sizes[run.model] = forward_flops(_arguments(plan, run))
+        return sizes[run.model]
+
+    # A backward pass costs about two forward passes.
+    each = {run: 3 * flops(run) + (flops(plan.run(run.teacher)) if run.teacher else 0) for run in plan.runs}
+    return float(sum(plan.configs[run.config]["epochs"] * work for run, work in each.items()))
+
+
+def _arguments(plan: Plan, run: Run, *more: str) -> Namespace:
+    words = trainer_of(plan.ecosystem, run.role).command(plan, run)[2:]
+    return parse_arguments([*words, *more])
+
+
+def open_session(plan: Plan, run: Run, *more: str) -> Session:
+    """Return what a run trains with, taught by an untrained teacher; ``more``: arguments after the run's."""
+    if not run.teacher:
+        return Session.open(_arguments(plan, run, *more))
+    teacher = plan.run(run.teacher)
+    args = _arguments(plan, teacher, *more)
+    folder = plan.folder(teacher)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": create_student(args).state_dict()}, folder / CHECKPOINT)
+    (folder / "args.yaml").write_text(yaml.safe_dump(vars(args)), encoding="utf-8")
+    return Session.open(_arguments(plan, run, "--kd-preflight-samples", "0", *more))  # it has learnt nothing
+
+
+def train_on(session: Session, batches: Any) -> None:
+    """Train on a loader's batches."""
+    train_one_epoch(
+        0,
+        session.task,
+        batches,
+        session.optimizer,
+        session.args,
+        autocast=session.autocast,
+        scaler=session.scaler,
+    )
+
+
+def evaluate_on(session: Session, batches: Any) -> None:
+    """Validate on a loader's batches."""
+    validate(session.task.get_eval_model(), batches, session.args, session.autocast)
+
+
+def _ask_teacher(session: Session, batches: Any) -> None:
+    with torch.inference_mode():
+        for images, _ in batches:
+            ask(session.task.teacher, images, "--kd-teacher-img-size", session.autocast)
+
+
+def _seconds_of_a_batch(loader: Loader, limit: float, use: Callable[[Any], object]) -> float:
+    """Return what a batch takes, its loading included, where ``use`` goes through the loader."""
+    timed = _Timed(loader, limit)
+    use(timed)
+    first = 1 if len(timed.laps) > 2 else 0  # warms up
+    return (timed.laps[-1] - timed.laps[first]) / (len(timed.laps) - 1 - first)
+
+
+class _Timed:
+    """Batches of a loader, again and again until the time is over.
+
+    Attributes:
+        device: of the batches.
+        laps: the time before the first request for a batch, and at each that followed.
+    """
+
+    def __init__(self, loader: Loader, limit: float) -> None:
+        self.device = loader.device
+        self.laps: list[float] = []
+        self._loader, self._limit = loader, limit
+
+    def __len__(self) -> int:
+        return 10**9  # of an epoch that is broken off
+
+    def __iter__(self) -> Iterator[Any]:
+        self._lap()
+        while True:
+            for batch in self._loader:
+                yield batch
+                self._lap()
+                if self.laps[-1] - self.laps[0] >= self._limit:
+                    return
+
+    def _lap(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.laps.append(time.perf_counter())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the trainer's own progress to itself."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from lskd import LskdError
-from lskd_study.teachers.mapped import scratch
 
 # Positions in the data set (B,), logits (B, K), labels (B,), features (B, D) or None.
 Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -120,7 +120,7 @@ def collect(
     if process.rank:
         _send(batches, process.device)
         return None
-    logits = torch.from_numpy(scratch((samples, num_classes), np.dtype(np.float32)))
+    logits = _scratch(samples, num_classes)
     labels = torch.empty(samples, dtype=torch.int64)
     features: Tensor | None = None
     seen = torch.zeros(samples, dtype=torch.bool)
@@ -135,8 +135,7 @@ def collect(
             labels[numbers] = some_labels.cpu()
             if some_features is not None:
                 if features is None:
-                    shape = (samples, some_features.shape[1])
-                    features = torch.from_numpy(scratch(shape, np.dtype(np.float32)))
+                    features = _scratch(samples, some_features.shape[1])
                 features[numbers] = some_features.float().cpu()
             seen[numbers] = True
             bar.update(len(numbers))
@@ -144,6 +143,26 @@ def collect(
         missing = int((~seen).nonzero()[0])
         raise LskdError(f"{name}: sample {missing} of {samples} never came; check how the data are read")
     return Collected(logits, labels, features)
+
+
+def _scratch(rows: int, columns: int) -> Tensor:
+    """Return ``(rows, columns)`` float32 in an unnamed temporary file, which goes with the tensor.
+
+    Raises:
+        LskdError: no room for it.
+    """
+    size = 4 * rows * columns
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):
+                # A disk that fills up while a mapping is written kills the process; this says it at once.
+                os.posix_fallocate(file.fileno(), 0, size)
+            return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(rows, columns)))
+    except OSError as error:
+        raise LskdError(
+            f"no room for {size / 1e9:.1f} GB of temporary files in {tempfile.gettempdir()} "
+            f"({error.strerror}); name a folder on a larger disk in the environment variable TMPDIR"
+        ) from None
 
 
 def _all(batches: Iterable[Batch], process: Process) -> Iterator[Batch]:

@@ -4,14 +4,13 @@ import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from lskd import LskdError
 from lskd.base.install import how_to_install
-from lskd_study.teachers.checks import check_consistent
-from lskd_study.teachers.collect import Batch, Process, collect, join_processes
+from lskd_study.teachers.collect import Batch, collect, join_processes
 from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
 
 
@@ -43,7 +42,7 @@ class TeacherSpec:
             which = " and ".join(given) or "none of them"
             raise LskdError(f"a teacher is a model, a config or a file of logits, not {which}; name one")
         if self.logits is not None and self.checkpoint is not None:
-            raise LskdError(f"{self.logits} holds logits and needs no checkpoint; name one of them")
+            raise LskdError(f"{self.logits} contains logits and needs no checkpoint; name one of them")
 
     @property
     def default_name(self) -> str:
@@ -54,7 +53,7 @@ class TeacherSpec:
 
     @property
     def source(self) -> str:
-        """Where its answers come from, in words."""
+        """Where its answers come from, for reports."""
         if self.logits is not None:
             return str(self.logits)
         weights = f"weights {self.checkpoint}" if self.checkpoint else "timm's pretrained weights"
@@ -95,13 +94,8 @@ def evaluate(
     data_dir: Path | None = None,
     split: str | None = None,
     features: bool = False,
-    num_classes: int | None = None,
     img_size: int | None = None,
     crop_pct: float | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-    interpolation: str | None = None,
-    dataset: str = "",
     batch_size: int = 64,
     workers: int = 0,
     device: str | None = None,
@@ -117,13 +111,8 @@ def evaluate(
         data_dir: the data; a configuration's own where None.
         split: of the data folder, None: validation; a configuration's own comes before it.
         features: the input of the classifier, and its weight as templates, too.
-        num_classes: instead of what the checkpoint's classifier has.
         img_size: instead of the model's own.
         crop_pct: instead of the model's own.
-        mean: instead of the model's own.
-        std: instead of the model's own.
-        interpolation: instead of the model's own.
-        dataset: timm's data set name, ``""`` for folders.
         batch_size: of each process.
         workers: loading processes of each process.
         device: where to compute; None: a GPU where there is one.
@@ -134,25 +123,25 @@ def evaluate(
         than the first.
 
     Raises:
-        LskdError: one line for whatever the user can mend.
+        LskdError: one line for whatever the user can fix.
     """
-    name, split = spec.name or spec.default_name, split or "validation"
+    name = spec.name or spec.default_name
     process = join_processes(device)
     if spec.logits is not None:
         return read_outputs(spec.logits, name) if process.rank == 0 else None
-    loading = {"batch_size": batch_size, "workers": workers, "amp": amp, "features": features}
-    own_input = {
-        "num_classes": num_classes,
-        "img_size": img_size,
-        "crop_pct": crop_pct,
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-    }
-    if spec.config is not None:
-        answers = _mmcls(spec, data_dir, split, process, loading, {**own_input, "dataset": dataset or None})
-    else:
-        answers = _timm(spec, data_dir, split, process, {**loading, **own_input, "dataset": dataset})
+    answers = _ask(
+        spec,
+        {"img_size": img_size, "crop_pct": crop_pct},
+        data_dir=data_dir,
+        split=split or "validation",
+        features=features,
+        batch_size=batch_size,
+        workers=workers,
+        device=process.device,
+        amp=amp,
+        rank=process.rank,
+        world_size=process.world_size,
+    )
     found = collect(answers.batches, answers.samples, answers.num_classes, process, name)
     if found is None:
         return None
@@ -165,63 +154,24 @@ def evaluate(
         found.features,
         answers.templates,
     )
-    check_consistent(
-        name,
-        outputs.labels,
-        outputs.logits,
-        outputs.features,
-        outputs.templates,
-        outputs.keys,
-        outputs.class_names,
-    )
-    return outputs
+    return outputs.checked(name)
 
 
-def _timm(
-    spec: TeacherSpec, data_dir: Path | None, split: str, process: Process, options: Mapping[str, object]
-) -> Answers:
-    _require("timm", "timm")
-    from timm_ls_kd.evaluation import evaluate_model
+def _ask(spec: TeacherSpec, own_input: Mapping[str, Any], **options: Any) -> Answers:
+    """Hand the question to the plugin that knows the model; ``own_input``: what a configuration fixes."""
+    if spec.config is None:
+        _require("timm")
+        from timm_ls_kd.evaluation import evaluate_model
 
-    return evaluate_model(
-        str(spec.model),
-        spec.checkpoint,
-        data_dir,
-        split,
-        device=process.device,
-        rank=process.rank,
-        world_size=process.world_size,
-        **options,  # type: ignore[arg-type]
-    )
-
-
-def _mmcls(
-    spec: TeacherSpec,
-    data_dir: Path | None,
-    split: str,
-    process: Process,
-    options: Mapping[str, object],
-    fixed: Mapping[str, object],
-) -> Answers:
-    _require("mmcls", "mmcls")
-    given = [key for key, value in fixed.items() if value is not None]
-    if given:
+        return evaluate_model(str(spec.model), spec.checkpoint, **options, **own_input)
+    _require("mmcls")
+    if given := [key for key, value in own_input.items() if value is not None]:
         raise LskdError(f"{spec.config} says itself what images become; change {given[0]} there")
-    assert spec.config is not None
     from mmcls_bnn.evaluation import evaluate_config
 
-    return evaluate_config(
-        spec.config,
-        spec.checkpoint,
-        data_dir,
-        split,
-        device=process.device,
-        rank=process.rank,
-        world_size=process.world_size,
-        **options,  # type: ignore[arg-type]
-    )
+    return evaluate_config(spec.config, spec.checkpoint, **options)
 
 
-def _require(module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise LskdError(f"this needs {module}, not installed here; {how_to_install(extra)}")
+def _require(extra: str) -> None:
+    if importlib.util.find_spec(extra) is None:
+        raise LskdError(f"this needs {extra}, not installed here; {how_to_install(extra)}")

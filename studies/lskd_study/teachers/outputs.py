@@ -1,24 +1,15 @@
-"""What a teacher said about each sample of a data set."""
+"""What a teacher said about each sample of a data set, in memory and as a file."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from lskd import LskdError
 from lskd_study.plan.plan import LOGITS
-from lskd_study.teachers.checks import check_consistent
-from lskd_study.teachers.npz import read_npz
-from lskd_study.teachers.parquet import read_parquet
-from lskd_study.teachers.safetensors_file import read_safetensors, write_safetensors
-
-READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    ".npz": read_npz,
-    ".safetensors": read_safetensors,
-    ".parquet": read_parquet,
-}
+from lskd_study.teachers.files import read_file, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -44,6 +35,57 @@ class Outputs:
     features: Tensor | None = None
     templates: Tensor | None = None
 
+    def checked(self, where: Path | str) -> "Outputs":
+        """Return itself if all belongs together; ``where`` it comes from, for the message.
+
+        Whether numbers are finite is left to who reads them.
+
+        Raises:
+            LskdError: lengths or widths that differ, labels that are no class, fewer than two classes, or a
+                name that occurs twice.
+        """
+        for name, rows in (("logits", self.logits), ("features", self.features), ("keys", self.keys)):
+            if rows is not None and len(rows) != len(self.labels):
+                raise LskdError(
+                    f"{where}: {name} have {len(rows):,} rows, labels {len(self.labels):,}; "
+                    "store one of each a sample"
+                )
+        features, weight = self.features, self.templates
+        if features is not None and weight is not None and features.shape[1] != weight.shape[1]:
+            raise LskdError(
+                f"{where}: features have {features.shape[1]} columns, weight {weight.shape[1]}; "
+                "store the features that go into this classifier"
+            )
+        by_class = {
+            "logits": None if self.logits is None else self.logits.T,
+            "weight": weight,
+            "class_names": self.class_names,
+        }
+        counts = [(name, len(rows)) for name, rows in by_class.items() if rows is not None]
+        (first, classes), *others = counts or [("labels", int(self.labels.max()) + 1)]
+        for name, count in others:
+            if count != classes:
+                raise LskdError(
+                    f"{where}: {first} have {classes:,} classes, {name} {count:,}; store all of them"
+                )
+        if classes < 2:
+            raise LskdError(f"{where}: {first} have {classes} class; at least two are needed")
+        outside = ((self.labels < 0) | (self.labels >= classes)).nonzero()
+        if len(outside):
+            index = int(outside[0])
+            raise LskdError(
+                f"{where}: the label of sample {index} is {int(self.labels[index])}; "
+                f"with {classes:,} classes labels are 0 to {classes - 1}"
+            )
+        for name, texts in (("keys", self.keys), ("class_names", self.class_names)):
+            if texts is not None and len(set(texts)) < len(texts):
+                raise LskdError(f"{where}: {name} has {_twice(texts)!r} twice; each needs a name of its own")
+        return self
+
+
+def _twice(names: Sequence[str]) -> str:
+    return Counter(names).most_common(1)[0][0]
+
 
 def default_name(path: Path) -> str:
     """Return what a file's teacher is called: the file's stem, or the run's folder for a run's own file."""
@@ -51,11 +93,7 @@ def default_name(path: Path) -> str:
 
 
 def read_outputs(path: Path | str, name: str | None = None) -> Outputs:
-    """Read a file of logits and labels.
-
-    Large arrays are not read but mapped, from the file itself (safetensors, NumPy's ``savez``) or from an
-    unnamed temporary file (NumPy's ``savez_compressed``, Parquet, byte orders and layouts that torch does not
-    have). Whether numbers are finite is left to who reads them.
+    """Read a file of logits and labels; of a safetensors file only what is looked at gets into memory.
 
     Args:
         path: ``.npz``, ``.safetensors`` or ``.parquet`` with ``labels`` ``(N,)``, whole numbers from 0, and
@@ -69,22 +107,8 @@ def read_outputs(path: Path | str, name: str | None = None) -> Outputs:
         LskdError: one line that says what is wrong with the file.
     """
     path = Path(path)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise LskdError(f"{path} is of no known kind; logits are read from {', '.join(READERS)} files")
-    try:
-        there = path.is_file()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise LskdError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    if not there:
-        raise LskdError(f"{path} does not exist or is not a file; check the path")
-    found = reader(path)
-    check_consistent(
-        path,
-        found["labels"],
-        *(found.get(part) for part in ("logits", "features", "weight", "keys", "class_names")),
-    )
-    return Outputs(
+    found = read_file(path)
+    outputs = Outputs(
         name or default_name(path),
         found.get("logits"),
         found["labels"],
@@ -93,6 +117,7 @@ def read_outputs(path: Path | str, name: str | None = None) -> Outputs:
         found.get("features"),
         found.get("weight"),
     )
+    return outputs.checked(path)
 
 
 def write_outputs(outputs: Outputs, path: Path | str) -> None:
@@ -114,5 +139,5 @@ def write_outputs(outputs: Outputs, path: Path | str) -> None:
     write_safetensors(
         path,
         {name: tensor for name, tensor in tensors.items() if tensor is not None},
-        {name: words for name, words in texts.items() if words is not None},
+        {name: lines for name, lines in texts.items() if lines is not None},
     )

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lskd import LskdError
 from lskd.base.files import lock, read_json, write_text
 from lskd.base.images import passed_over
-from lskd_study.data.manifest import MANIFEST, read_manifest
+from lskd_study.data.folders.archives import Member
+from lskd_study.data.manifest import MANIFEST, Made, read_manifest
 
 SPLITS = ("train", "val")
 _SETTINGS = ".settings.json"
@@ -33,6 +34,15 @@ _NO_LINK = frozenset(
 
 Fill = Callable[["Tree"], dict[str, Any]]
 """Puts the images into a tree and returns what else belongs into the manifest."""
+
+
+class Image(NamedTuple):
+    """An image and where it goes: ``source`` is a file, a member of an archive, or what is to be written."""
+
+    split: str
+    label: str
+    name: str
+    source: Path | Member | bytes
 
 
 class Tree:
@@ -52,41 +62,17 @@ class Tree:
         self.counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
         self.links: Counter[str] = Counter()
 
-    def holds(self, split: str, label: str, name: str, size: int) -> bool:
-        """Whether an earlier run left this image whole; it is counted if so."""
-        try:
-            whole = (self._folder / split / label / name).stat().st_size == size
-        except FileNotFoundError:
-            return False
-        if whole:
-            self._count(split, label, "written")
-        return whole
-
-    def add_bytes(self, split: str, label: str, name: str, content: bytes) -> None:
-        """Write an image that an earlier run did not leave there."""
-        if not self.holds(split, label, name, len(content)):
-            self.write(f"{split}/{label}/{name}", content)
-            self._count(split, label, "written")
-
-    def add_file(self, split: str, label: str, name: str, source: Path) -> None:
-        """Link to an image, or copy it: hard link, symbolic link, copy, the first that is possible."""
-        target = self._place(f"{split}/{label}/{name}")
-        source = Path(os.path.realpath(source))
-        while True:
-            way = self._ways[0]
-            try:
-                self._put(way, source, target)
-            except OSError as error:
-                if error.errno not in _NO_LINK or len(self._ways) == 1:
-                    raise
-                if error.errno == errno.EMLINK:  # of this one file
-                    self._put("copied", source, target)
-                    way = "copied"
-                else:
-                    self._ways = self._ways[1:]
-                    continue
-            self._count(split, label, way)
-            return
+    def add(self, image: Image) -> None:
+        """Put an image there unless an earlier run left it whole: a file is linked to, or copied."""
+        name, source = f"{image.split}/{image.label}/{image.name}", image.source
+        if isinstance(source, Path):
+            way = self._link(self._place(name), Path(os.path.realpath(source)))
+        else:
+            way, size = "written", len(source) if isinstance(source, bytes) else source.size
+            if not _has_size(self._folder / name, size):
+                self.write(name, source if isinstance(source, bytes) else source.read())
+        self.counts[image.split][image.label] += 1
+        self.links[way] += 1
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file in one piece."""
@@ -109,14 +95,28 @@ class Tree:
                     f"{_gigabytes(size - there)}; free some, or choose another --output"
                 )
 
-    def checked(self, key: str) -> bool:
-        """Whether a run that was killed had already verified what ``key`` names."""
-        return key in _note(self._folder / _CHECKED)
+    def once(self, key: str, check: Callable[[], None]) -> None:
+        """Run a check unless a run that was killed had passed it; ``key`` names what it is about."""
+        passed = _note(self._folder / _CHECKED)
+        if key not in passed:
+            check()
+            self.write(_CHECKED, json.dumps(passed | {key: True}).encode())
 
-    def remember(self, key: str) -> None:
-        """Note that what ``key`` names is verified."""
-        done = _note(self._folder / _CHECKED) | {key: True}
-        self.write(_CHECKED, json.dumps(done).encode())
+    def _link(self, target: Path, source: Path) -> str:
+        """Make a hard link, a symbolic link or a copy, the first that is possible; return which."""
+        while True:
+            way = self._ways[0]
+            try:
+                self._put(way, source, target)
+            except OSError as error:
+                if error.errno not in _NO_LINK or len(self._ways) == 1:
+                    raise
+                if error.errno == errno.EMLINK:  # of this one file
+                    self._put("copied", source, target)
+                    return "copied"
+                self._ways = self._ways[1:]
+            else:
+                return way
 
     def _put(self, way: str, source: Path, target: Path) -> None:
         try:
@@ -124,7 +124,7 @@ class Tree:
                 os.link(source, target)
             elif way == "symbolic":
                 os.symlink(source, target)
-            elif not (target.is_file() and target.stat().st_size == source.stat().st_size):
+            elif not _has_size(target, source.stat().st_size):
                 incoming = self._folder / _INCOMING
                 shutil.copyfile(source, incoming)
                 os.replace(incoming, target)
@@ -140,9 +140,9 @@ class Tree:
             self._made.add(target.parent)
         return target
 
-    def _count(self, split: str, label: str, way: str) -> None:
-        self.counts[split][label] += 1
-        self.links[way] += 1
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def build(
@@ -152,8 +152,8 @@ def build(
     plan: Callable[[], Fill],
     copy: bool = False,
     sources: Mapping[str, str] | None = None,
-) -> tuple[dict[str, Any], bool]:
-    """Make an image folder unless it is there; return the manifest and whether it was made.
+) -> Made:
+    """Make an image folder unless it is there.
 
     Args:
         output: folder to write.
@@ -164,12 +164,12 @@ def build(
         sources: fingerprints of the files that the images or their labels come from.
 
     Raises:
-        LskdError: for an output that cannot be written or holds something else, and what ``plan`` raises.
+        LskdError: for an output that cannot be written or contains something else, and what ``plan`` raises.
     """
     asked = {"name": name, **settings, **({"source_files": sources} if sources else {}), "copies": copy}
     finished = _finished(output, asked)
     if finished is not None:
-        return finished, False
+        return Made(output, finished, False)
     _check_place(output)
     fill = plan()
     try:
@@ -185,8 +185,8 @@ def build(
             os.replace(folder, output)
             (output / _LOCK).unlink()
     except OSError as error:
-        raise LskdError(f"cannot write {output} ({error.strerror}); {_mend(error)}") from error
-    return manifest, True
+        raise LskdError(f"cannot write {output} ({error.strerror}); {_fix(error)}") from error
+    return Made(output, manifest, True)
 
 
 def listing_checksum(folder: Path) -> str:
@@ -230,7 +230,7 @@ def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     if manifest.get("name") != asked["name"]:
         return None
     for key, value in asked.items():
-        # Older manifests do not say that they hold copies, nor of which files they were made.
+        # Older manifests do not say that they contain copies, nor of which files they were made.
         unknown = key == "copies" or (key in _OF_SOURCES and manifest.get(key) is None)
         if key in _OF_SOURCES and not unknown and manifest[key] != value:
             raise LskdError(
@@ -238,25 +238,23 @@ def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
             )
         if not unknown and manifest.get(key) != value:
             raise LskdError(
-                f"{output} holds {asked['name']} with {key} {manifest.get(key)}, not {value}; "
+                f"{output} contains {asked['name']} with {key} {manifest.get(key)}, not {value}; "
                 "choose another --output or remove it"
             )
     whole = manifest.get("listing_sha256") == listing_checksum(output) and _consistent(manifest)
     if whole and asked["copies"] and set(manifest.get("files", {})) & {"hard", "symbolic"}:
-        raise LskdError(f"{output} holds links; for copies choose another --output or remove it")
+        raise LskdError(f"{output} contains links; for copies choose another --output or remove it")
     return manifest if whole else None
 
 
 def _consistent(manifest: Mapping[str, Any]) -> bool:
-    """Return whether the numbers in a manifest are numbers, and fit one another."""
+    """Return whether the numbers in a manifest, whose kinds are known, fit one another."""
     try:
-        counts = {split: manifest["images_per_class"][split] for split in SPLITS}
+        counts, classes = manifest["images_per_class"], len(manifest["classes"])
         return (
-            all(type(count) is int for split in SPLITS for count in counts[split])
-            and manifest["images"] == {split: sum(counts[split]) for split in SPLITS}
-            and {len(counts[split]) for split in SPLITS} == {len(manifest["classes"])}
-            and manifest["num_classes"] == len(manifest["classes"]) > 0
-            and isinstance(manifest.get("files", {}), dict)
+            manifest["images"] == {split: sum(counts[split]) for split in SPLITS}
+            and all(len(counts[split]) == classes for split in SPLITS)
+            and manifest["num_classes"] == classes
         )
     except (KeyError, TypeError):
         return False
@@ -275,7 +273,7 @@ def _check_place(output: Path) -> None:
 
 @contextmanager
 def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
-    """Give the hidden folder, that of a killed run of the same settings if there is one.
+    """Yield the hidden folder, that of a killed run of the same settings if there is one.
 
     Only what such a run has left is removed: a folder without its settings is somebody else's.
     """
@@ -303,7 +301,7 @@ def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
             raise
 
 
-def _mend(error: OSError) -> str:
+def _fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space, or choose another --output"
     return "choose another --output"

@@ -1,4 +1,4 @@
-"""The commands in the headers of all recipes, by the real parsers: what a reader pastes has to run."""
+"""What recipes say: commands by the real parsers, the paper's figures; `lskd recipe list` and `show`."""
 
 import re
 import shlex
@@ -10,6 +10,7 @@ import yaml
 from typer.main import get_command
 
 from lskd_study.cli import main as cli
+from lskd_study.paper.printed import load_tables
 from lskd_study.plan.recipe_catalogue import catalogue, find_recipe, header_of
 from lskd_study.plan.recipes import recipes_folder
 from lskd_study.runs.scheduler import check_snakemake_options
@@ -68,9 +69,6 @@ def lskd(words: list[str], path: Path) -> None:
     if name == "study":
         assert (ROOT.parent / context.params["file"]).is_file() or find_recipe(context.params["file"])
         check_snakemake_options(context.args)
-    elif name.startswith("recipe "):
-        for asked in context.params["names"]:
-            find_recipe(asked)
     elif name.startswith("data ") and context is not None:
         output = context.params["output"]
         if output is None:  # beside the source
@@ -122,3 +120,50 @@ def test_a_wrong_command_is_noticed(words):
             [*words.split(), "--seed", "x"] if words == "data noise" else words.split(),
             ROOT / "digits" / "study.yaml",
         )
+
+
+VISION = (
+    "imagenet",
+    "cub200",
+    "imaterialist",
+    "inat2019",
+    "places_lt",
+    "imagenet_lt",
+    "imagenet_100_500",
+    "fixres",
+)
+
+
+def test_expected_figures_are_the_papers():
+    printed = {
+        f"{value:.3f}"
+        for table in load_tables().tables.values()
+        for row in table.rows
+        for value in row.values.values()
+        if isinstance(value, float)
+    }
+    for path in (path for folder in VISION for path in (ROOT / folder).glob("*.yaml")):
+        if path.stem != "temperature":  # Chandrasegaran et al.'s
+            assert set(re.findall(r"\b\d\d\.\d{3}\b", header_of(path))) <= printed, path
+
+
+def test_list_names_every_recipe_with_its_table(capsys, costs):
+    assert cli.main(["recipe", "list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() - {"NAME"} == {recipe.name for recipe in catalogue()} == costs.documented.keys()
+    assert lines["imagenet/table9"].split()[1:] == ["Table", "9", "timm", "8", "data/imagenet"]
+
+
+def test_show_prints_a_recipes_files(capsys):
+    assert cli.main(["recipe", "show", "cub200/table2"]) == 0
+    out = capsys.readouterr().out
+    for name in ("table2.yaml", "teacher.yaml", "student.yaml"):
+        assert (ROOT / "cub200" / name).read_text() in out
+
+
+def test_an_unknown_name_is_one_line_with_the_nearest(capsys):
+    assert cli.main(["recipe", "show", "imagenet/tabel2"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "unknown recipe 'imagenet/tabel2'; did you mean imagenet/table2?" in err
+    assert err.count("\n") == 1

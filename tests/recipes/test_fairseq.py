@@ -1,0 +1,96 @@
+"""fairseq's recipes: its own training on a few sentences, two updates and one validation."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lskd_study.plan.recipe_catalogue import catalogue
+from lskd_study.plan.recipes import recipes_folder
+from lskd_study.trainers.fairseq import compose_file, quiet, quietly
+
+with quietly():
+    from fairseq import options, tasks
+    from fairseq_cli import preprocess
+    from fairseq_cli.hydra_train import _hydra_main
+
+    import fairseq_kd
+
+pytestmark = pytest.mark.integration
+
+# Entries of the real dictionaries (German, English), fairseq's own four included, and pairs of the training
+# set; of what is written to order, as the recipes' headers order it.
+DATA = {
+    "iwslt14_de_en": ((8848, 6632), 160_239),
+    "ding_de_en": ((10_000, 10_000), 200_000),
+    "number_words_de_en": ((200, 200), 1_000),
+}
+WORDS = 25  # subwords of a pair, source or target
+FLOAT32 = 10e12  # operations in a second, a guess: small models in float32 keep no GPU busy
+SENTENCES = 8
+
+
+def test_all_are_here():
+    assert {recipe.name for recipe in catalogue() if recipe.ecosystem == "fairseq"} == DATA.keys()
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_teacher_and_student(name, costs, tmp_path):
+    sizes, pairs = DATA[name]
+    hours, teacher = 0.0, 0.0
+    with quiet():
+        data = data_bin(tmp_path, sizes)
+        for role in ("teacher", "student"):
+            path = recipes_folder() / name / f"{role}.yaml"
+            overrides = [f"++criterion.kd_teacher={tmp_path}/teacher/checkpoint_last.pt"] * (
+                role == "student"
+            )
+            cfg = compose_file(path, [*overrides, *smaller(data, tmp_path / role)])
+            _hydra_main(cfg)
+            student = operations(cfg)
+            epochs = cfg.optimization.max_epoch
+            hours += costs.hours(epochs, pairs, 0, student, teacher, sustained=FLOAT32)
+            teacher = student
+    costs.check(name, hours)
+
+
+def data_bin(folder: Path, sizes: tuple[int, int]) -> Path:
+    """Write a data-bin with the real number of words and a few sentences."""
+    rng = random.Random(0)
+    for language, size in zip(("de", "en"), sizes, strict=True):
+        words = [f"{language}{number}" for number in range(size - 4)]
+        (folder / f"dict.{language}.txt").write_text("".join(f"{word} 1\n" for word in words))
+        for split in ("train", "valid"):
+            lines = (" ".join(rng.choices(words, k=5)) + "\n" for _ in range(SENTENCES))
+            (folder / f"{split}.{language}").write_text("".join(lines))
+    words = ["-s", "de", "-t", "en", "--workers", "1", "--destdir", str(folder / "bin")]
+    words += ["--trainpref", str(folder / "train"), "--validpref", str(folder / "valid")]
+    words += ["--srcdict", str(folder / "dict.de.txt"), "--tgtdict", str(folder / "dict.en.txt")]
+    preprocess.main(options.get_preprocessing_parser().parse_args(words))
+    return folder / "bin"
+
+
+def smaller(data: Path, save: Path) -> list[str]:
+    """Return what makes two updates of eight sentences of a recipe's file."""
+    return [
+        f"++task.data={data}",
+        f"++checkpoint.save_dir={save}",
+        f"++common.user_dir={Path(fairseq_kd.__file__).parent}",
+        "++common.cpu=true",
+        "++dataset.num_workers=0",
+        f"++dataset.batch_size={SENTENCES // 2}",
+        "++optimization.max_update=2",
+        # An untrained model talks on to the limit.
+        '++task.eval_bleu_args=\'{"beam": 1, "max_len_a": 0, "max_len_b": 5}\'',
+    ]
+
+
+def operations(cfg) -> float:
+    """Return the operations of one sentence's forward pass."""
+    task = tasks.setup_task(cfg.task)
+    tokens = torch.full((1, WORDS), task.source_dictionary.eos())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        task.build_model(cfg.model).eval()(tokens, torch.tensor([WORDS]), tokens)
+    return counter.get_total_flops()
