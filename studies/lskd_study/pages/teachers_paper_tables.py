@@ -8,9 +8,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import stats
 
-from lskd_study.base.text import csv_text, escaped
+from lskd_study.base.text import csv_text
 from lskd_study.paper.printed import Row, load_tables
-from lskd_study.plan.plan import exact
 from lskd_study.plan.teacher_list import TeacherEntry
 from lskd_study.stats.bootstrap import Estimate
 from lskd_study.teachers.compare import Comparison
@@ -128,41 +127,6 @@ def _printed(row: Row | None, column: str) -> float:
     return math.nan if value is None else value
 
 
-def table_markdown(table: StabilityTable) -> str:
-    """Return the table with the paper's figures in columns of their own."""
-    lines = [
-        f"**{table.name}**, {table.title}; 1−S is `{table.definition}`",
-        "",
-        "| teacher | paper's row | α | top-1/5, % | paper | 1−S | paper | reproduced |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
-    ]
-    for line in table.lines:
-        alpha = "–" if line.smoothing is None else f"{exact(line.smoothing)}"
-        instability = f"{_four(line.measured.instability)} | {_four(line.paper.instability)}"
-        verdict = {None: "–", True: "yes", False: "no"}[line.reproduced]
-        lines.append(
-            f"| {escaped(line.name)} | {line.network or '–'} | {alpha} | {line.measured.accuracy()} "
-            f"| {line.paper.accuracy()} | {instability} | {verdict} |"
-        )
-    if table.correlation:
-        c = table.correlation
-        both = f"Pearson {c.pearson:+.2f}, Spearman {c.spearman:+.2f}"
-        lines += ["", f"Accuracy and 1−S over {c.teachers} teachers: {both}"]
-    if table.changes:
-        lines += [
-            "",
-            "| smoothing's change of 1−S | measured | 95 % interval | paper |",
-            "|---|---:|---:|---:|",
-        ]
-        for change in table.changes:
-            e = change.measured
-            lines.append(
-                f"| {change.network} | {e.value:+.4f} | {e.low:+.4f} to {e.high:+.4f} "
-                f"| {_four(change.paper, '+')} |"
-            )
-    return "\n".join(lines).replace("+nan", "–") + "\n"
-
-
 def table_csv(table: StabilityTable) -> str:
     """Return the lines in full precision."""
     header = ["teacher", "network", "smoothing", "top1", "top5", "one_minus_s"]
@@ -174,7 +138,3 @@ def table_csv(table: StabilityTable) -> str:
         alpha = "" if line.smoothing is None else line.smoothing
         lines.append([line.name, line.network or "", alpha, *cells, reproduced])
     return csv_text(header, lines)
-
-
-def _four(number: float, sign: str = "") -> str:
-    return "–" if math.isnan(number) else f"{number:{sign}.4f}"

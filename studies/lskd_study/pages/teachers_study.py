@@ -1,46 +1,20 @@
 """A list of teachers from a file, with the paper's Tables 1 and 10 beside what is measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.files import write_text
 from lskd_study.pages.teachers import ALONE, OfStudy, answer_of, render_teachers
-from lskd_study.pages.teachers_paper_tables import TableName, paper_table, table_csv, table_markdown
+from lskd_study.pages.teachers_paper_tables import TableName, paper_table, table_csv
 from lskd_study.pages.verdicts import VERDICTS_FILE, DataRecord, teachers_record
-from lskd_study.plan.plan import PLAN
-from lskd_study.plan.recipes import find_study_file
-from lskd_study.plan.teacher_list import TeacherEntry, TeacherList, load_teachers
+from lskd_study.plan.teacher_list import TeacherEntry, TeacherList
 from lskd_study.teachers.evaluate import TeacherSpec
-from lskd_study.teachers.run import WRITERS, Settings, check_specs, run_teachers
+from lskd_study.teachers.run import WRITERS, Settings, run_teachers
 
 FILES: dict[TableName, str] = {"Table 1": "table1", "Table 10": "table10"}
 PAGE = "index.html"
-
-
-def run_teachers_file(file: str, output: str | None, dry_run: bool, options: Sequence[str]) -> int:
-    """Do what ``lskd study`` does with a list of teachers; returns the exit status.
-
-    Raises:
-        LskdError: for whatever the user can mend.
-    """
-    if options:
-        raise LskdError(f"{options[0]} is for studies that train; a list of teachers takes --output only")
-    path = find_study_file(file)
-    study = load_teachers(path)
-    if output is not None:
-        study = study.model_copy(update={"output": output})
-    if Path(study.output, PLAN).exists():
-        raise LskdError(f"{study.output} holds the results of a study that trains; choose another --output")
-    if dry_run:
-        check_specs([_spec(entry) for entry in study.teachers], _with_data(study, Settings()))
-        print(study.title)
-        print("\n".join(f"  {entry.name}" for entry in study.teachers))
-        print(f"  {len(study.teachers)} teachers to measure, into {study.output}")
-        return 0
-    run_teacher_list(study, Settings())
-    return 0
 
 
 def run_teacher_list(
@@ -51,9 +25,9 @@ def run_teacher_list(
 ) -> Path | None:
     """Measure the teachers of a list and write its output folder.
 
-    It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
-    Markdown in the paper's layout, with its own figures beside the measured ones, a page, ``index.html``, and
-    ``verdicts.json`` for `lskd index`.
+    It gets ``stability.json`` and ``.csv`` with everything, ``table1.csv`` and ``table10.csv`` in the paper's
+    layout, with its own figures beside the measured ones, a page, ``index.html``, and ``verdicts.json`` for
+    `lskd index`.
     ``beside``: what the page shows of the study that they belong to.
 
     Returns:
@@ -73,9 +47,7 @@ def run_teacher_list(
         return None
     tables = [paper_table(name, comparison, study.teachers) for name in FILES]
     for table in tables:
-        stem = FILES[table.name]
-        write_text(output / f"{stem}.csv", table_csv(table))
-        write_text(output / f"{stem}.md", table_markdown(table))
+        write_text(output / f"{FILES[table.name]}.csv", table_csv(table))
     names = [teacher.name for teacher in comparison.teachers]
     data = study.data.path if study.data else ""
     measures = comparison.teachers[0].measures
