@@ -17,7 +17,7 @@ from PIL import Image
 from lskd import LskdError
 from lskd.base.install import how_to_install
 from lskd_study.cli import main as cli
-from lskd_study.data.published.digits import listing_checksum
+from lskd_study.data.folders.layout import listing_checksum
 from lskd_study.plan.recipes import recipes_folder
 from lskd_study.study import checks, engine
 

@@ -8,8 +8,9 @@ from sklearn.datasets import load_digits
 
 from lskd import LskdError
 from lskd_study.cli.main import main
+from lskd_study.data.folders.layout import listing_checksum
 from lskd_study.data.manifest import MANIFEST, read_manifest
-from lskd_study.data.published.digits import listing_checksum, prepare_digits
+from lskd_study.data.published.small import prepare_digits
 
 pytestmark = pytest.mark.unit
 
@@ -17,8 +18,7 @@ pytestmark = pytest.mark.unit
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     target = tmp_path_factory.mktemp("data") / "deep" / "digits"
-    _, written = prepare_digits(target)
-    assert written
+    assert prepare_digits(target).written
     return target
 
 
@@ -48,8 +48,7 @@ def test_the_split_is_fixed_and_the_manifest_true(folder):
 
 def test_a_second_time_writes_nothing(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    _, written = prepare_digits(folder)
-    assert not written
+    assert not prepare_digits(folder).written
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert [path.name for path in folder.parent.iterdir()] == ["digits"]
 
@@ -99,7 +98,7 @@ def test_a_manifest_of_something_else_is_none(tmp_path, text):
 
 def test_a_manifest_that_lacks_its_counts_is_none(tmp_path, capsys):
     folder = tmp_path / "digits"
-    manifest, _ = prepare_digits(folder)
+    manifest = prepare_digits(folder).manifest
     assert read_manifest(folder) == manifest
     manifest["images_per_class"] = {"train": [], "val": "many"}
     (folder / MANIFEST).write_text(json.dumps(manifest))

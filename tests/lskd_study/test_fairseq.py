@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lskd import LskdError
-from lskd_study.data.text import data_bin, parallel
+from lskd_study.data.text import parallel
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.schema import load_study
 from lskd_study.study import checks, engine
@@ -354,7 +354,7 @@ def preprocess(monkeypatch):
         status = 1 if state["fails"] else 0
         return subprocess.CompletedProcess(words, status, "", "Traceback\nValueError: no words\n")
 
-    monkeypatch.setattr(data_bin.subprocess, "run", run)
+    monkeypatch.setattr(parallel.subprocess, "run", run)
     return state
 
 
@@ -363,20 +363,20 @@ def test_a_data_bin_appears_whole_or_not_at_all(tmp_path, preprocess):
     text = {"name": "n", "pairs": {"train": 1}, "listing_sha256": "abc"}
     preprocess["fails"] = True
     with pytest.raises(LskdError, match=r"fairseq-preprocess failed on .*: ValueError: no words"):
-        data_bin.write_data_bin(output, tmp_path / "text", text, {"train": 1})
+        parallel.write_data_bin(output, tmp_path / "text", text, {"train": 1})
     assert list(output.parent.iterdir()) == []
     preprocess["fails"] = False
-    assert data_bin.write_data_bin(output, tmp_path / "text", text, {"train": 1})
-    assert not data_bin.write_data_bin(output, tmp_path / "text", text, {"train": 1})
+    assert parallel.write_data_bin(output, tmp_path / "text", text, {"train": 1}).written
+    assert not parallel.write_data_bin(output, tmp_path / "text", text, {"train": 1}).written
     assert preprocess["calls"] == 2
-    manifest = data_bin.read_manifest(output)
+    manifest = parallel.read_manifest(output)
     assert manifest["listing_sha256"] == parallel.listing_checksum(output)
     assert not (output / "preprocess.log").exists()
     checks.check_data_bin(output, "d-bin", {"train": 1, "seed": 5})
     with pytest.raises(LskdError, match="d-bin was made with train 1, the study asks for 2; choose another"):
         checks.check_data_bin(output, "d-bin", {"train": 2})
     with pytest.raises(LskdError, match="exists and is not this data-bin"):
-        data_bin.write_data_bin(output, tmp_path / "text", text | {"listing_sha256": "other"}, {})
+        parallel.write_data_bin(output, tmp_path / "text", text | {"listing_sha256": "other"}, {})
 
 
 def test_a_run_that_diverged_is_told_from_a_mistake(monkeypatch):

@@ -26,12 +26,12 @@ def joined(line):
 
 
 def test_number_words_are_disjoint_whole_and_repeatable(tmp_path):
-    manifest, written = prepare_number_words(tmp_path / "a", 300, 30, 20, bpe_tokens=50)
+    _, manifest, written = prepare_number_words(tmp_path / "a", 300, 30, 20, bpe_tokens=50)
     assert written
     assert manifest["pairs"] == {"train": 300, "valid": 30, "test": 20}
-    assert prepare_number_words(tmp_path / "a", 300, 30, 20, bpe_tokens=50) == (manifest, False)
-    again, _ = prepare_number_words(tmp_path / "b", 300, 30, 20, bpe_tokens=50)
-    other, _ = prepare_number_words(tmp_path / "c", 300, 30, 20, bpe_tokens=50, seed=2)
+    assert prepare_number_words(tmp_path / "a", 300, 30, 20, bpe_tokens=50)[1:] == (manifest, False)
+    again = prepare_number_words(tmp_path / "b", 300, 30, 20, bpe_tokens=50).manifest
+    other = prepare_number_words(tmp_path / "c", 300, 30, 20, bpe_tokens=50, seed=2).manifest
     assert again["listing_sha256"] == manifest["listing_sha256"] != other["listing_sha256"]
     everything = [line for split in SPLITS for line in lines(tmp_path / "a", split, "en")]
     assert len(set(everything)) == 350
@@ -59,7 +59,7 @@ def test_subwords_are_learned_on_training_text_alone(tmp_path):
         f"Xylophonquartett {i} spielt laut. :: A xylophone quartet plays {i} times." for i in range(40)
     ]
     (tmp_path / "d").write_text("\n".join(dictionary), encoding="utf-8")
-    prepare_ding(tmp_path / "out", tmp_path / "d", bpe_tokens=60, held_out=5)
+    prepare_ding(tmp_path / "d", tmp_path / "out", bpe_tokens=60, held_out=5)
     code = (tmp_path / "out" / "code").read_text()
     train = " ".join(
         lines(tmp_path / "out" / "words", "train", "de") + lines(tmp_path / "out" / "words", "train", "en")
@@ -83,7 +83,7 @@ def test_ding_has_no_test_sentence_in_train(tmp_path):
         + "es kostet 4 Euro heute. :: a phrase\n"
     )
     (tmp_path / "de-en").write_text(text, encoding="utf-8")
-    manifest, _ = prepare_ding(tmp_path / "out", tmp_path / "de-en", bpe_tokens=30, held_out=9)
+    manifest = prepare_ding(tmp_path / "de-en", tmp_path / "out", bpe_tokens=30, held_out=9).manifest
     words = tmp_path / "out" / "words"
     held = {
         line
@@ -97,10 +97,10 @@ def test_ding_has_no_test_sentence_in_train(tmp_path):
     assert manifest["pairs"]["valid"] == manifest["pairs"]["test"] == 9
     assert ("aal", "eel") in zip(lines(words, "train", "de"), lines(words, "train", "en"), strict=True)
     assert not any(mark in line for line in held for mark in "{}<>")
-    sentences, _ = prepare_ding(
-        tmp_path / "s", tmp_path / "de-en", sentences_only=True, bpe_tokens=30, held_out=9
+    sentences = prepare_ding(
+        tmp_path / "de-en", tmp_path / "s", sentences_only=True, bpe_tokens=30, held_out=9
     )
-    assert sentences["pairs"]["train"] < manifest["pairs"]["train"]
+    assert sentences.manifest["pairs"]["train"] < manifest["pairs"]["train"]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def archive(path, missing=""):
 
 
 def test_iwslt14_is_what_fairseqs_script_makes(tmp_path):
-    manifest, _ = prepare_iwslt14(tmp_path / "out", archive(tmp_path / "de-en.tgz"))
+    manifest = prepare_iwslt14(archive(tmp_path / "de-en.tgz"), tmp_path / "out").manifest
     words = tmp_path / "out" / "words"
     # 100 sentences and a title; the uneven pair is longer than 1.5 times the other; every 23rd is valid.
     assert manifest["training_lines"] == 102
@@ -218,7 +218,7 @@ def test_iwslt14_with_unequal_evaluation_sets_is_one_line(tmp_path):
             info.size = len(text)
             tar.addfile(info, io.BytesIO(text))
     with pytest.raises(LskdError, match=r"TED.tst2010 has 3 German and 2 English sentences"):
-        prepare_iwslt14(tmp_path / "out", file)
+        prepare_iwslt14(file, tmp_path / "out")
 
 
 def test_text_is_already_there_only_from_the_same_source(tmp_path, capsys):

@@ -5,12 +5,13 @@ the two long-tailed validation lists), else the publishers'.
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from lskd import LskdError
 
-Numbers = Mapping[str, int]
+Numbers = dict[str, int]
 """Images by split (``train``, ``val``) and ``classes``."""
 
 
@@ -31,7 +32,7 @@ class Published:
     md5: Mapping[str, str] = field(default_factory=dict)
 
 
-def numbers(train: int, val: int, classes: int) -> Numbers:
+def numbers(train: int, val: int, classes: int) -> dict[str, int]:
     """Return the numbers of one version."""
     return {"train": train, "val": val, "classes": classes}
 
@@ -109,14 +110,25 @@ def parse_expected(text: str) -> Numbers:
     return {key: int(value) for key, value in parts.items()}
 
 
-def check_numbers(name: str, found: Numbers, expected: Numbers | None) -> None:
+def count(rows: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Return the numbers of images, given the split and the class of each.
+
+    >>> count([("train", "a"), ("val", "a"), ("train", "b")])
+    {'train': 2, 'val': 1, 'classes': 2}
+    """
+    rows = list(rows)
+    splits = Counter(split for split, _ in rows)
+    return numbers(splits["train"], splits["val"], len({label for _, label in rows}))
+
+
+def check_numbers(name: str, found: Numbers, expect: str | None) -> None:
     """Compare what there is with what is published, or with what the user expects.
 
     Raises:
         LskdError: naming both, where they differ.
     """
-    versions = PUBLISHED[name].numbers if expected is None else (expected,)
-    if dict(found) in [dict(version) for version in versions]:
+    versions = PUBLISHED[name].numbers if expect is None else (parse_expected(expect),)
+    if found in versions:
         return
     nearest = max(versions, key=lambda version: sum(version[key] == found[key] for key in version))
     raise LskdError(
@@ -131,9 +143,13 @@ def _in_words(images: Numbers) -> str:
     return f"{split} in {images['classes']:,} classes"
 
 
-def origin(name: str, expected: Numbers | None) -> dict[str, object]:
-    """Return what a manifest says of the source: whose numbers it was compared with."""
+def origin(name: str, expect: str | None) -> dict[str, object]:
+    """Return what a manifest says of the source: whose numbers it was compared with.
+
+    Raises:
+        LskdError: for numbers that are none.
+    """
     return {
         "title": PUBLISHED[name].title,
-        "numbers": "published" if expected is None else dict(expected),
+        "numbers": "published" if expect is None else parse_expected(expect),
     }

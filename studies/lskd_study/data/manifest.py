@@ -2,12 +2,25 @@
 
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lskd import LskdError
 from lskd.base.files import read_json
 
 MANIFEST = "manifest.json"
+
+
+class Made(NamedTuple):
+    """A folder of data, its manifest, and whether it was written now or was there."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    written: bool
+
+    @property
+    def state(self) -> str:
+        """The last of these in words."""
+        return "written" if self.written else "already there"
 
 
 def _counts(value: Any) -> bool:

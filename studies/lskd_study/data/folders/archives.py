@@ -1,35 +1,25 @@
-"""Publishers' archives: found, verified, read member by member; no name in them decides where to write."""
+"""Publishers' files: found, verified, read member by member; no name in an archive decides where to write."""
 
 import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from lskd import LskdError
+from lskd.base.files import parse_json, read_bytes
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.expected import PUBLISHED
 from lskd_study.data.folders.layout import Tree
 
 MEMBER_LIMIT = 128 << 20  # bytes; the largest text of a publisher has 20 MB, the largest image 16
+JSON_LIMIT = 512 << 20  # bytes; the list of the million images of iMaterialist has about 200 MB
 _HEADER_LIMIT = 1 << 20  # bytes of a long name and the like, which tarfile reads whole
 _PADDING_LIMIT = 64 << 20  # bytes after an archive's end: tar fills up its last block
 _SAMPLED = 64 << 20  # bytes up to which a fingerprint is of the whole file
-_DAMAGES = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
-
-
-class Member(NamedTuple):
-    """A file in an archive: its name, its size in bytes, and how to read it, up to a number of bytes.
-
-    ``open`` gives a file that can seek, for archives in the archive; only until the next member is asked for.
-    """
-
-    name: str
-    size: int
-    read: Callable[..., bytes]
-    open: Callable[[], IO[bytes]]
 
 
 def find_source(source: Path, names: tuple[str, ...], dataset: str) -> Path:
@@ -48,6 +38,41 @@ def find_source(source: Path, names: tuple[str, ...], dataset: str) -> Path:
     )
 
 
+class Member:
+    """A file in an archive, to be read until the next one is asked for.
+
+    Attributes:
+        name: its path there.
+        size: bytes.
+    """
+
+    def __init__(self, archive: Path, tar: tarfile.TarFile, header: tarfile.TarInfo) -> None:
+        self.name, self.size = header.name.removeprefix("./"), header.size
+        self._archive, self._tar, self._header = archive, tar, header
+
+    def open(self) -> IO[bytes]:
+        """Return a file that can seek, for archives in the archive."""
+        content = self._tar.extractfile(self._header)
+        assert content is not None  # it is a regular file
+        return content
+
+    def read(self, limit: int = MEMBER_LIMIT) -> bytes:
+        """Return its content, of at most ``limit`` bytes.
+
+        Raises:
+            LskdError: it has more, or is cut short.
+        """
+        if self.size > limit:
+            raise LskdError(
+                f"{self._archive}: {self.name} has {self.size:,} bytes, far too many; get it again"
+            )
+        with _one_line_errors(self._archive):
+            content = self.open().read()
+            if len(content) != self.size:
+                raise EOFError(f"{self.name} has {len(content)} of {self.size} bytes")
+        return content
+
+
 def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "") -> Iterator[Member]:
     """Yield the regular files of a tar archive, compressed or not, in its order.
 
@@ -62,111 +87,42 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
     with needs_study_extra():
         from tqdm import tqdm
 
-    def damaged(error: BaseException) -> LskdError:
-        return LskdError(f"{archive} is damaged or cut short ({error}); get it again")
-
-    try:
-        raw = content if content is not None else archive.open("rb")
-    except OSError as error:
-        raise LskdError(f"{archive} cannot be read ({error.strerror})") from None
-    hidden = None if title else True
-    size = 0 if content is not None else archive.stat().st_size
-    with tqdm(total=size, desc=title, unit="B", unit_scale=True, leave=False, disable=hidden) as bar:
+    with ExitStack() as stack:
         try:
-            tar = tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header)  # noqa: SIM115
-        except _DAMAGES as error:
-            if isinstance(error, tarfile.ReadError) and "could not be opened" in str(error):
-                raise LskdError(f"{archive} is no tar archive, or is cut short; get it again") from None
-            raise damaged(error) from None
-        try:
-            end = 0
-            while True:
-                try:
-                    member = tar.next()
-                    if member is None:
-                        _check_end(tar)
-                    elif member.size < 0 or tar.offset <= end:
-                        raise tarfile.ReadError(f"{member.name} has a negative size")
-                    else:
-                        _refuse_to_leave(archive, member)
-                except _DAMAGES as error:
-                    raise damaged(error) from None
-                if member is None:
-                    return
-                end = tar.offset
-                vars(tar)[
-                    "members"
-                ] = []  # tarfile keeps all that it has seen: gigabytes for a million images
-                if member.isfile():
-                    yield _member(archive, tar, member, damaged)
-                if not hidden:
-                    bar.update(raw.tell() - bar.n)
-        finally:
-            tar.close()
-            if content is None:
-                raw.close()
-
-
-def fingerprint(file: Path, mend: str = "check the path") -> str:
-    """Return the sha256 of a file's size and content; above 64 MiB of 1,024 of its blocks, evenly spread.
-
-    By it a second command knows whether a data set was made of this file, without an hour of reading.
-
-    Raises:
-        LskdError: the file cannot be read.
-    """
-    try:
-        with file.open("rb") as content:
-            size = os.fstat(content.fileno()).st_size
-            digest = hashlib.sha256(f"{size}\n".encode())
-            blocks = 1024 if size > _SAMPLED else 1
-            for number in range(blocks):
-                content.seek(number * size // blocks)
-                digest.update(content.read(1 << 16 if blocks > 1 else _SAMPLED))
-    except OSError as error:
-        raise LskdError(f"{file} cannot be read ({error.strerror}); {mend}") from None
-    return digest.hexdigest()
-
-
-def fingerprints(files: Iterable[Path]) -> dict[str, str]:
-    """Return the fingerprints of those of the files that are there and no folders, by their names."""
-    return {file.name: fingerprint(file) for file in files if file.is_file()}
-
-
-def check_md5(tree: Tree | None, file: Path, md5: str) -> None:
-    """Compare a file's MD5 with its publisher's, once: a command that goes on with a tree trusts it.
-
-    Raises:
-        LskdError: naming both, where they differ.
-    """
-    with needs_study_extra():
-        from tqdm import tqdm
-    about = file.stat()
-    key = f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {md5}"
-    if tree is not None and tree.checked(key):
-        return
-    digest = hashlib.md5(usedforsecurity=False)
-    with (
-        file.open("rb") as content,
-        tqdm(
-            total=about.st_size,
-            desc=f"md5 of {file.name}",
-            unit="B",
-            unit_scale=True,
-            leave=False,
-            disable=None,
-        ) as bar,
-    ):
-        while block := content.read(1 << 22):
-            digest.update(block)
-            bar.update(len(block))
-    if digest.hexdigest() != md5:
-        raise LskdError(
-            f"{file}: expected md5 {md5}, found {digest.hexdigest()}; it is another or a damaged file, "
-            "get it again (or --no-checksum)"
+            raw = content or stack.enter_context(archive.open("rb"))
+        except OSError as error:
+            raise LskdError(f"{archive} cannot be read ({error.strerror})") from None
+        size = 0 if content is not None else archive.stat().st_size
+        bar = stack.enter_context(
+            tqdm(total=size, desc=title, unit="B", unit_scale=True, leave=False, disable=not title or None)
         )
-    if tree is not None:
-        tree.remember(key)
+        with _one_line_errors(archive):
+            tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header))
+        end = 0
+        while True:
+            with _one_line_errors(archive):
+                header = tar.next()
+                if header is None:
+                    _check_end(tar)
+                    return
+                if header.size < 0 or tar.offset <= end:
+                    raise tarfile.ReadError(f"{header.name} has a negative size")
+            _refuse_to_leave(archive, header)
+            end = tar.offset
+            vars(tar)["members"] = []  # tarfile keeps all that it has seen: gigabytes for a million images
+            if header.isfile():
+                yield Member(archive, tar, header)
+            bar.update(raw.tell() - bar.n)
+
+
+@contextmanager
+def _one_line_errors(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        if isinstance(error, tarfile.ReadError) and "could not be opened" in str(error):
+            raise LskdError(f"{archive} is no tar archive, or is cut short; get it again") from None
+        raise LskdError(f"{archive} is damaged or cut short ({error}); get it again") from None
 
 
 class _Header(tarfile.TarInfo):
@@ -191,33 +147,99 @@ def _check_end(tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError("something else after its end")
 
 
-def _refuse_to_leave(archive: Path, member: tarfile.TarInfo) -> None:
+def _refuse_to_leave(archive: Path, header: tarfile.TarInfo) -> None:
     try:
-        tarfile.data_filter(member, "/nowhere")
+        tarfile.data_filter(header, "/nowhere")
     except tarfile.FilterError:
-        if member.isfile():
+        if header.isfile():
             raise LskdError(
-                f"{archive} has a member that leads out of it, {member.name!r}; do not trust this file"
+                f"{archive} has a member that leads out of it, {header.name!r}; do not trust this file"
             ) from None
 
 
-def _member(
-    archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo, damaged: Callable[[Any], LskdError]
-) -> Member:
-    def open_it() -> IO[bytes]:
-        content = tar.extractfile(member)
-        assert content is not None  # it is a regular file
-        return content
+def fingerprint(file: Path, fix: str = "check the path") -> str:
+    """Return the sha256 of a file's size and content; above 64 MiB of 1,024 of its blocks, evenly spread.
 
-    def read(limit: int = MEMBER_LIMIT) -> bytes:
-        if member.size > limit:
-            raise LskdError(f"{archive}: {member.name} has {member.size:,} bytes, far too many; get it again")
-        try:
-            content = open_it().read()
-        except _DAMAGES as error:
-            raise damaged(error) from None
-        if len(content) != member.size:
-            raise damaged(f"{member.name} has {len(content)} of {member.size} bytes")
-        return content
+    By it a second command knows whether a data set was made of this file, without an hour of reading.
 
-    return Member(member.name.removeprefix("./"), member.size, read, open_it)
+    Raises:
+        LskdError: the file cannot be read; ``fix`` says what to do.
+    """
+    try:
+        with file.open("rb") as content:
+            size = os.fstat(content.fileno()).st_size
+            digest = hashlib.sha256(f"{size}\n".encode())
+            blocks = 1024 if size > _SAMPLED else 1
+            for number in range(blocks):
+                content.seek(number * size // blocks)
+                digest.update(content.read(1 << 16 if blocks > 1 else _SAMPLED))
+    except OSError as error:
+        raise LskdError(f"{file} cannot be read ({error.strerror}); {fix}") from None
+    return digest.hexdigest()
+
+
+def fingerprints(files: Iterable[Path]) -> dict[str, str]:
+    """Return the fingerprints of those of the files that are there and no folders, by their names."""
+    return {file.name: fingerprint(file) for file in files if file.is_file()}
+
+
+def check_md5(file: Path, md5: str, tree: Tree | None = None) -> None:
+    """Compare a file's MD5 with its publisher's, once: a command that goes on with a tree trusts it.
+
+    Raises:
+        LskdError: naming both, where they differ.
+    """
+    with needs_study_extra():
+        from tqdm import tqdm
+    about = file.stat()
+    key = f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {md5}"
+    if tree is not None and tree.checked(key):
+        return
+    digest = hashlib.md5(usedforsecurity=False)
+    options = {"total": about.st_size, "desc": f"md5 of {file.name}", "leave": False, "disable": None}
+    with file.open("rb") as raw, tqdm.wrapattr(raw, "read", **options) as content:
+        while block := content.read(1 << 22):
+            digest.update(block)
+    if digest.hexdigest() != md5:
+        raise LskdError(
+            f"{file}: expected md5 {md5}, found {digest.hexdigest()}; it is another or a damaged file, "
+            "get it again (or --no-checksum)"
+        )
+    if tree is not None:
+        tree.remember(key)
+
+
+def read_annotations(source: Path, name: str, dataset: str, checksum: bool = True) -> dict[str, Any]:
+    """Return what the JSON file ``name`` contains; it may lie in ``name.tar.gz``, whose MD5 comes first.
+
+    Raises:
+        LskdError: for a file that is missing, too large, another than the publisher's or no JSON object.
+    """
+    file = find_source(source, (name, f"{name}.tar.gz"), dataset)
+    if file.name == name:
+        text = read_bytes(file, JSON_LIMIT, "a list of annotations", "get it again")
+    else:
+        if checksum and file.name in PUBLISHED[dataset].md5:
+            check_md5(file, PUBLISHED[dataset].md5[file.name])
+        found = (m.read(JSON_LIMIT) for m in read_members(file) if m.name.rpartition("/")[2] == name)
+        text = next(found, b"")
+        if not text:
+            raise LskdError(f"{file} has no {name}; get it again")
+    try:
+        content = parse_json(text.decode())
+    except ValueError as error:
+        raise LskdError(f"{file} is no JSON, or is cut short ({error}); get it again") from None
+    if not isinstance(content, dict):
+        raise LskdError(f"{file} is not a list of annotations; get it again")
+    return content
+
+
+def only_name(text: Any, where: Path | str) -> str:
+    """Return a file name that is nothing else: no folder, nothing that leads elsewhere.
+
+    Raises:
+        LskdError: for anything else.
+    """
+    if not isinstance(text, str) or not text or "/" in text or "\0" in text or text[0] == ".":
+        raise LskdError(f"{where} names an image {text!r}; that is no file name")
+    return text

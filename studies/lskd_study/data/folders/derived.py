@@ -3,101 +3,104 @@
 import csv
 import io
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
-from lskd_study.data.expected import Numbers, check_numbers
+from lskd_study.data.arguments import Copy, Expect, OfFolder, OutputBeside, Seed
+from lskd_study.data.expected import check_numbers, count
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
-from lskd_study.data.folders.folders import Folder, Image, images_of, numbers_of, place, read_image_folder
-from lskd_study.data.folders.layout import SPLITS, Fill, Tree, build, listing_checksum
-from lskd_study.data.manifest import read_manifest
+from lskd_study.data.folders.folders import Image, ImageFolder, Rows
+from lskd_study.data.folders.layout import build, listing_checksum
+from lskd_study.data.manifest import Made, read_manifest
 
 CLASS_LIST = "classes.txt"
 NOISE_LIST = "noise.csv"
 _ONE_EACH = "give one class name on each line"
 
 
-def prepare_subset(
-    source: Path,
-    output: Path,
-    *,
-    classes: int | None = None,
-    class_list: Path | None = None,
-    seed: int = 0,
-    copy: bool = False,
-    published: str = "",
-    expected: Numbers | None = None,
-) -> tuple[dict[str, Any], bool]:
-    """Keep some classes with all their images; ``classes.txt`` says which.
+def prepare_imagenet_subset(
+    source: OfFolder,
+    classes: Annotated[int, typer.Option(help="How many: 100 and 500 in the paper's Table 4.")] = 100,
+    seed: Seed = 0,
+    output: OutputBeside = None,
+    copy: Copy = False,
+    expect: Expect = None,
+) -> Made:
+    """Write ImageNet-100, -500 ...: classes of a whole ImageNet folder, drawn at random.
 
-    Args:
-        source: image folder.
-        output: folder to write.
-        classes: how many, drawn at random.
-        class_list: or a file that names them, one on each line.
-        seed: of the draw.
-        copy: copy files where links would do.
-        published: data set that the source must be, whole.
-        expected: its numbers instead of the published ones.
+    Raises:
+        LskdError: as :func:`prepare_subset`, and for a source that is not whole.
+    """
+
+    def plan() -> Rows:
+        folder = ImageFolder.read(source)
+        check_numbers("imagenet", count(image[:2] for image in folder.images()), expect)
+        return _keep(folder, _drawn(folder, classes, seed))
+
+    choice = {"classes_asked": classes, "seed": seed}
+    return build(output or _beside(source, f"{classes}"), "subset", _origin(source) | choice, plan, copy, {})
+
+
+def prepare_subset(
+    source: OfFolder,
+    classes: Annotated[int | None, typer.Option(help="How many classes, drawn at random.")] = None,
+    list: Annotated[Path | None, typer.Option(help="Or a file that names them, one a line.")] = None,
+    seed: Seed = 0,
+    output: OutputBeside = None,
+    copy: Copy = False,
+) -> Made:
+    """Keep some classes of any image folder; classes.txt says which.
 
     Raises:
         LskdError: for a source or a choice that does not fit, or an output that cannot be written.
     """
-    if (classes is None) == (class_list is None):
+    if (classes is None) == (list is None):
         raise LskdError("give either --classes N or --list FILE")
-    choice = {"classes_asked": classes, "seed": seed} if class_list is None else {"list": str(class_list)}
 
-    def plan() -> Fill:
-        folder = read_image_folder(source)
-        if published:
-            check_numbers(published, numbers_of(folder), expected)
-        if class_list is not None:
-            chosen = _read_classes(class_list, folder["train"], source)
-        else:
-            assert classes is not None
-            if not 2 <= classes <= len(folder["train"]):
-                raise LskdError(
-                    f"{source} has {len(folder['train'])} classes; --classes must be 2 to that number"
-                )
-            chosen = sorted(random.Random(seed).sample(sorted(folder["train"]), classes))
-        kept = {split: {label: folder[split][label] for label in chosen} for split in SPLITS}
+    def plan() -> Rows:
+        folder = ImageFolder.read(source)
+        if list is not None:
+            return _keep(folder, _read_classes(list, folder.splits["train"], source))
+        assert classes is not None
+        return _keep(folder, _drawn(folder, classes, seed))
 
-        def fill(tree: Tree) -> dict[str, Any]:
-            place(tree, [image for split in SPLITS for image in images_of(kept, source, split)])
-            tree.write(CLASS_LIST, "".join(f"{label}\n" for label in chosen).encode())
-            return {}
+    choice = {"classes_asked": classes, "seed": seed} if list is None else {"list": str(list)}
+    lists = {} if list is None else {list.name: fingerprint(list, _ONE_EACH)}
+    return build(output or _beside(source, "subset"), "subset", _origin(source) | choice, plan, copy, lists)
 
-        return fill
 
-    lists = {} if class_list is None else {class_list.name: fingerprint(class_list, _ONE_EACH)}
-    return build(output, "subset", _origin(source) | choice, plan, copy, lists)
+def _drawn(folder: ImageFolder, classes: int, seed: int) -> Sequence[str]:
+    if not 2 <= classes <= len(folder.classes):
+        raise LskdError(
+            f"{folder.path} has {len(folder.classes)} classes; --classes must be 2 to that number"
+        )
+    return sorted(random.Random(seed).sample(folder.classes, classes))
+
+
+def _keep(folder: ImageFolder, chosen: Sequence[str]) -> Rows:
+    kept = {split: {label: names[label] for label in chosen} for split, names in folder.splits.items()}
+    listed = "".join(f"{label}\n" for label in chosen)
+    return Rows(ImageFolder(folder.path, kept).images(), files={CLASS_LIST: listed.encode()})
 
 
 def prepare_long_tail(
-    source: Path,
-    output: Path,
-    *,
-    alpha: float = 6.0,
-    head: int,
-    tail: int,
-    seed: int = 0,
-    copy: bool = False,
-) -> tuple[dict[str, Any], bool]:
-    """Give the training classes the sizes of a Pareto distribution; validation stays as it is.
+    source: OfFolder,
+    head: Annotated[int, typer.Option(help="Images in the largest class; 1280 in ImageNet-LT.")],
+    tail: Annotated[int, typer.Option(help="Images in the smallest class.")] = 5,
+    alpha: Annotated[float, typer.Option(help="Power value of the Pareto distribution.")] = 6.0,
+    seed: Seed = 0,
+    output: OutputBeside = None,
+    copy: Copy = False,
+) -> Made:
+    """Give the training classes of any image folder the sizes of a Pareto distribution.
 
-    Which class gets which size, and which of its images stay, is drawn at random.
-
-    Args:
-        source: image folder.
-        output: folder to write.
-        alpha: power value of the distribution; 6 in the paper's Appendix A.
-        head: images in the largest class.
-        tail: images in the smallest class.
-        seed: of the draws.
-        copy: copy files where links would do.
+    Which class gets which size, and which of its images stay, is drawn at random; validation stays as it is.
+    ``alpha`` is 6 in the paper's Appendix A.
 
     Raises:
         LskdError: for sizes that the source's classes do not have, or an output that cannot be written.
@@ -107,25 +110,17 @@ def prepare_long_tail(
             f"--alpha must be above 0 and --tail from 1 to --head, got {alpha:g}, {tail} and {head}"
         )
 
-    def plan() -> Fill:
-        folder = read_image_folder(source)
+    def plan() -> Rows:
+        folder = ImageFolder.read(source)
         generator = random.Random(seed)
-        sizes = pareto_sizes(len(folder["train"]), alpha, head, tail)
-        assigned = _assign(sizes, folder["train"], generator, source)
-        kept = {
-            label: sorted(generator.sample(folder["train"][label], assigned[label]))
-            for label in sorted(assigned)
-        }
+        images = folder.splits["train"]
+        sizes = pareto_sizes(len(images), alpha, head, tail)
+        assigned = _assign(sizes, images, generator, source)
+        kept = {k: sorted(generator.sample(images[k], assigned[k])) for k in sorted(assigned)}
+        return Rows(ImageFolder(source, {"train": kept, "val": folder.splits["val"]}).images())
 
-        def fill(tree: Tree) -> dict[str, Any]:
-            whole = {"train": kept, "val": folder["val"]}
-            place(tree, [image for split in SPLITS for image in images_of(whole, source, split)])
-            return {}
-
-        return fill
-
-    settings = {"alpha": alpha, "head": head, "tail": tail, "seed": seed}
-    return build(output, "long-tail", _origin(source) | settings, plan, copy)
+    settings = _origin(source) | {"alpha": alpha, "head": head, "tail": tail, "seed": seed}
+    return build(output or _beside(source, "long_tail"), "long-tail", settings, plan, copy)
 
 
 def pareto_sizes(classes: int, alpha: float, head: int, tail: int) -> list[int]:
@@ -144,69 +139,6 @@ def pareto_sizes(classes: int, alpha: float, head: int, tail: int) -> list[int]:
     quantiles = [((i + 0.5) / classes) ** (-1 / alpha) for i in range(classes)]
     scale = (head - tail) / (quantiles[0] - quantiles[-1])
     return [round(tail + scale * (quantile - quantiles[-1])) for quantile in quantiles]
-
-
-def prepare_noise(
-    source: Path, output: Path, *, rate: float, seed: int = 0, copy: bool = False
-) -> tuple[dict[str, Any], bool]:
-    """Give a share of the training images a wrong label, each other class equally likely (symmetric noise).
-
-    Exactly ``round(rate * images)`` labels are changed, so ``rate`` counts wrong labels: a definition that
-    draws from all classes, the right one among them, leaves 1/K of its rate right. ``noise.csv`` lists them.
-    Validation stays as it is.
-
-    Args:
-        source: image folder.
-        output: folder to write.
-        rate: share of wrong labels, above 0 and below 1.
-        seed: of the draws.
-        copy: copy files where links would do.
-
-    Raises:
-        LskdError: for a rate out of range, a class that would be left without images, or an output that
-            cannot be written.
-    """
-    if not 0 < rate < 1:
-        raise LskdError(f"--rate must be above 0 and below 1, got {rate:g}")
-
-    def plan() -> Fill:
-        folder = read_image_folder(source)
-        images = images_of(folder, source, "train")
-        wrong = _wrong_labels(images, sorted(folder["train"]), rate, random.Random(seed))
-        noisy = [
-            image._replace(label=wrong[i], name=f"from-{image.label}-{image.name}") if i in wrong else image
-            for i, image in enumerate(images)
-        ]
-        if empty := set(folder["train"]) - {image.label for image in noisy}:
-            raise LskdError(f"class {min(empty)} of {source} would have no images; choose another --seed")
-        rows = [(noisy[i].label, noisy[i].name, images[i].label, images[i].name) for i in sorted(wrong)]
-
-        def fill(tree: Tree) -> dict[str, Any]:
-            place(tree, [*noisy, *images_of(folder, source, "val")])
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(("label", "file", "true_label", "source_file"))
-            writer.writerows(rows)
-            tree.write(NOISE_LIST, text.getvalue().encode())
-            return {"wrong_labels": len(rows)}
-
-        return fill
-
-    return build(output, "noise", _origin(source) | {"rate": rate, "seed": seed}, plan, copy)
-
-
-def _wrong_labels(
-    images: Sequence[Image], labels: Sequence[str], rate: float, generator: random.Random
-) -> dict[int, str]:
-    """Return the new label of each image that gets one, by its place in ``images``."""
-    if len(labels) < 2:
-        raise LskdError("label noise needs two classes or more")
-    place_of = {label: place for place, label in enumerate(labels)}
-    chosen = generator.sample(range(len(images)), round(rate * len(images)))
-    return {
-        i: labels[(place_of[images[i].label] + generator.randrange(1, len(labels))) % len(labels)]
-        for i in chosen
-    }
 
 
 def _assign(
@@ -229,15 +161,80 @@ def _assign(
     return assigned
 
 
+def prepare_noise(
+    source: OfFolder,
+    rate: Annotated[float, typer.Option(help="Share of training images that get a wrong label.")] = 0.3,
+    seed: Seed = 0,
+    output: OutputBeside = None,
+    copy: Copy = False,
+) -> Made:
+    """Give training images of any image folder wrong labels; noise.csv says which.
+
+    Each other class is equally likely (symmetric noise). Exactly ``round(rate * images)`` labels are
+    changed, so ``rate`` counts wrong labels: a definition that draws from all classes, the right one among
+    them, leaves 1/K of its rate right. Validation stays as it is.
+
+    Raises:
+        LskdError: for a rate out of range, a class that would be left without images, or an output that
+            cannot be written.
+    """
+    if not 0 < rate < 1:
+        raise LskdError(f"--rate must be above 0 and below 1, got {rate:g}")
+
+    def plan() -> Rows:
+        folder = ImageFolder.read(source)
+        images = folder.images("train")
+        wrong = _wrong_labels(images, folder.classes, rate, random.Random(seed))
+        noisy = [
+            image._replace(label=wrong[i], name=f"from-{image.label}-{image.name}") if i in wrong else image
+            for i, image in enumerate(images)
+        ]
+        if empty := set(folder.classes) - {image.label for image in noisy}:
+            raise LskdError(f"class {min(empty)} of {source} would have no images; choose another --seed")
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("label", "file", "true_label", "source_file"))
+        writer.writerows(
+            (noisy[i].label, noisy[i].name, images[i].label, images[i].name) for i in sorted(wrong)
+        )
+        return Rows(
+            [*noisy, *folder.images("val")],
+            files={NOISE_LIST: text.getvalue().encode()},
+            more={"wrong_labels": len(wrong)},
+        )
+
+    settings = _origin(source) | {"rate": rate, "seed": seed}
+    return build(output or _beside(source, "noise"), "noise", settings, plan, copy)
+
+
+def _wrong_labels(
+    images: Sequence[Image], labels: Sequence[str], rate: float, generator: random.Random
+) -> dict[int, str]:
+    """Return the new label of each image that gets one, by its place in ``images``."""
+    if len(labels) < 2:
+        raise LskdError("label noise needs two classes or more")
+    place_of = {label: place for place, label in enumerate(labels)}
+    chosen = generator.sample(range(len(images)), round(rate * len(images)))
+    return {
+        i: labels[(place_of[images[i].label] + generator.randrange(1, len(labels))) % len(labels)]
+        for i in chosen
+    }
+
+
 def _origin(source: Path) -> dict[str, Any]:
-    """Name the source, and what it holds."""
+    """Return the source's name, and the checksum of what it contains."""
     if not source.is_dir():
         raise LskdError(f"{source} is no folder; the source must hold train/<class>/ and val/<class>/")
     listing = read_manifest(source).get("listing_sha256") or listing_checksum(source)
     return {"source": str(source), "source_listing_sha256": listing}
 
 
-def _read_classes(file: Path, known: Folder | Mapping[str, Any], source: Path) -> list[str]:
+def _beside(source: Path, name: str) -> Path:
+    source = source.absolute()
+    return source.parent / f"{source.name}_{name}"
+
+
+def _read_classes(file: Path, known: Container[str], source: Path) -> Sequence[str]:
     try:
         text = read_bytes(file, MEMBER_LIMIT, "a list of classes", _ONE_EACH).decode()
     except UnicodeDecodeError:

@@ -1,45 +1,160 @@
-"""Image folders as a source: what is in them, and linking it into a tree."""
+"""What becomes of a source: rows of (split, class, file), put into a tree; image folders as a source."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lskd import LskdError
 from lskd.base.images import class_folders, class_images
 from lskd_study.base.extras import needs_study_extra
-from lskd_study.data.expected import Numbers
+from lskd_study.data.expected import PUBLISHED
+from lskd_study.data.folders.archives import Member, check_md5, read_members
 from lskd_study.data.folders.layout import SPLITS, Tree
+
+_HOLDS = "the source must hold train/<class>/ and val/<class>/"
 
 
 class Image(NamedTuple):
-    """An image of the source and where it goes."""
+    """An image and where it goes: ``source`` is a file, a member of an archive, or what is to be written."""
 
     split: str
     label: str
     name: str
-    source: Path
+    source: Path | Member | bytes
 
 
-Folder = Mapping[str, Mapping[str, list[str]]]
-"""Sorted image names by split and class."""
+def _none() -> Iterable[Image]:
+    return ()
 
 
-def read_image_folder(source: Path) -> dict[str, dict[str, list[str]]]:
-    """Return the names of the images of an image folder, sorted, by split and class.
+@dataclass(frozen=True)
+class Rows:
+    """The images of a data set; called with a tree, it puts them there.
+
+    Attributes:
+        linked: those that are files, which are linked or copied.
+        unpacked: yields those that are not, in the order of their archives.
+        size: bytes of the latter.
+        archives: the MD5 of archives to be checked first.
+        files: what else belongs into the folder, by name.
+        more: what else belongs into the manifest.
+    """
+
+    linked: Sequence[Image] = ()
+    unpacked: Callable[[], Iterable[Image]] = _none
+    size: int = 0
+    archives: Mapping[Path, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, tree: Tree) -> dict[str, Any]:
+        """Fill a tree and return what else belongs into the manifest."""
+        with needs_study_extra():
+            from tqdm import tqdm
+        copied = sum(
+            path.stat().st_size for *_, path in self.linked if isinstance(path, Path) and tree.copies
+        )
+        tree.require_space(self.size + copied)
+        for archive, md5 in self.archives.items():
+            check_md5(archive, md5, tree)
+        for image in tqdm(self.linked, desc="images", unit=" images", leave=False, disable=None):
+            assert isinstance(image.source, Path)
+            tree.add_file(*image[:3], image.source)
+        for *place, source in self.unpacked():
+            if isinstance(source, bytes):
+                tree.add_bytes(*place, source)
+            elif isinstance(source, Member) and not tree.holds(*place, source.size):
+                tree.add_bytes(*place, source.read())
+        for name, content in self.files.items():
+            tree.write(name, content)
+        return dict(self.more)
+
+
+def extracted(
+    found: Path,
+    dataset: str,
+    wanted: Mapping[str, tuple[str, str, str]],
+    folder: str,
+    size: int,
+    md5: str,
+    what: str,
+) -> Rows:
+    """Return the rows of images that lie in a publisher's folder, or in the archive of that folder.
+
+    Args:
+        found: the folder or the archive.
+        dataset: as `lskd data` calls it.
+        wanted: split, class and file of each image, by its path within the folder.
+        folder: that folder within the archive.
+        size: bytes of the images in the archive.
+        md5: of the archive; empty to leave it unchecked.
+        what: names the images, for the message where one is missing.
+    """
+    if found.is_dir():
+        return Rows([Image(*row, found / name) for name, row in wanted.items()], more={"checksums": False})
+
+    def unpacked() -> Iterable[Image]:
+        left = dict(wanted)
+        for member in read_members(found, title="images"):
+            if (row := left.pop(member.name.removeprefix(f"{folder}/"), None)) is not None:
+                yield Image(*row, member)
+        refuse_missing(found, dataset, what, sorted(left), len(wanted))
+
+    archives = {found: md5} if md5 else {}
+    return Rows(unpacked=unpacked, size=size, archives=archives, more={"checksums": bool(md5)})
+
+
+def refuse_missing(found: Path, dataset: str, what: str, missing: Sequence[str], total: int) -> None:
+    """Refuse a source that lacks images, which ``what`` names.
 
     Raises:
-        LskdError: without ``train/<class>/`` and ``val/<class>/`` of the same classes, for a class without
-            images or with folders of its own (timm would take those for classes).
+        LskdError: naming the first.
     """
-    found = {split: read_classes(source / split) for split in SPLITS}
-    odd = sorted(set(found["train"]) ^ set(found["val"]))
-    if odd:
-        raise LskdError(f"train and val of {source} have different classes, e.g. {odd[0]}")
-    return found
+    if missing:
+        raise LskdError(
+            f"{found}: {what} {total:,} images, {len(missing):,} of them are missing, e.g. {missing[0]}; "
+            f"get it again from {PUBLISHED[dataset].get}"
+        )
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """An image folder: ``splits`` has the sorted names of its images by split and class."""
+
+    path: Path
+    splits: Mapping[str, Mapping[str, list[str]]]
+
+    @classmethod
+    def read(cls, path: Path) -> "ImageFolder":
+        """Read the names of all images.
+
+        Raises:
+            LskdError: without ``train/<class>/`` and ``val/<class>/`` of the same classes, for a class
+                without images or with folders of its own (timm would take those for classes).
+        """
+        splits = {split: read_classes(path / split) for split in SPLITS}
+        if odd := sorted(set(splits["train"]) ^ set(splits["val"])):
+            raise LskdError(f"train and val of {path} have different classes, e.g. {odd[0]}")
+        return cls(path, splits)
+
+    @property
+    def classes(self) -> list[str]:
+        """The sorted names of the classes."""
+        return list(self.splits["train"])
+
+    def images(self, *splits: str) -> list[Image]:
+        """Return the images of some splits, or of both, to stay in their classes."""
+        return [
+            Image(split, label, name, self.path / split / label / name)
+            for split in splits or SPLITS
+            for label, names in self.splits[split].items()
+            for name in names
+        ]
 
 
 def read_classes(folder: Path) -> dict[str, list[str]]:
-    """Return the sorted names of the images in each class folder.
+    """Return the sorted names of the images in each class folder, sorted by class.
 
     Raises:
         LskdError: for a folder that does not hold class folders of images alone.
@@ -47,40 +162,10 @@ def read_classes(folder: Path) -> dict[str, list[str]]:
     try:
         labels = class_folders(folder)
     except OSError as error:
-        raise LskdError(
-            f"{folder} cannot be read ({error.strerror}); "
-            "the source must hold train/<class>/ and val/<class>/"
-        ) from None
+        raise LskdError(f"{folder} cannot be read ({error.strerror}); {_HOLDS}") from None
     if not labels:
-        raise LskdError(
-            f"{folder} has no class folders; the source must hold train/<class>/ and val/<class>/"
-        )
+        raise LskdError(f"{folder} has no class folders; {_HOLDS}")
     found = {label: class_images(folder / label)[0] for label in labels}
     if empty := [label for label in labels if not found[label]]:
         raise LskdError(f"class folder {folder / empty[0]} has no images; remove it, or put them there")
     return found
-
-
-def numbers_of(folder: Folder) -> Numbers:
-    """Count images and classes."""
-    counts = {split: sum(len(names) for names in folder[split].values()) for split in SPLITS}
-    return counts | {"classes": len(folder["train"])}
-
-
-def images_of(folder: Folder, source: Path, split: str) -> list[Image]:
-    """Return the images of one split, to stay in their classes."""
-    return [
-        Image(split, label, name, source / split / label / name)
-        for label, names in folder[split].items()
-        for name in names
-    ]
-
-
-def place(tree: Tree, images: Sequence[Image]) -> None:
-    """Link images into a tree, or copy them."""
-    with needs_study_extra():
-        from tqdm import tqdm
-    if tree.copies:
-        tree.require_space(sum(image.source.stat().st_size for image in images))
-    for image in tqdm(images, desc="images", unit=" images", leave=False, disable=None):
-        tree.add_file(image.split, image.label, image.name, image.source)

@@ -18,7 +18,7 @@ from typing import Any
 from lskd import LskdError
 from lskd.base.files import lock, read_json, write_text
 from lskd.base.images import passed_over
-from lskd_study.data.manifest import MANIFEST, read_manifest
+from lskd_study.data.manifest import MANIFEST, Made, read_manifest
 
 SPLITS = ("train", "val")
 _SETTINGS = ".settings.json"
@@ -152,8 +152,8 @@ def build(
     plan: Callable[[], Fill],
     copy: bool = False,
     sources: Mapping[str, str] | None = None,
-) -> tuple[dict[str, Any], bool]:
-    """Make an image folder unless it is there; return the manifest and whether it was made.
+) -> Made:
+    """Make an image folder unless it is there.
 
     Args:
         output: folder to write.
@@ -169,7 +169,7 @@ def build(
     asked = {"name": name, **settings, **({"source_files": sources} if sources else {}), "copies": copy}
     finished = _finished(output, asked)
     if finished is not None:
-        return finished, False
+        return Made(output, finished, False)
     _check_place(output)
     fill = plan()
     try:
@@ -185,8 +185,8 @@ def build(
             os.replace(folder, output)
             (output / _LOCK).unlink()
     except OSError as error:
-        raise LskdError(f"cannot write {output} ({error.strerror}); {_mend(error)}") from error
-    return manifest, True
+        raise LskdError(f"cannot write {output} ({error.strerror}); {_fix(error)}") from error
+    return Made(output, manifest, True)
 
 
 def listing_checksum(folder: Path) -> str:
@@ -248,15 +248,13 @@ def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _consistent(manifest: Mapping[str, Any]) -> bool:
-    """Return whether the numbers in a manifest are numbers, and fit one another."""
+    """Return whether the numbers in a manifest, whose kinds are known, fit one another."""
     try:
-        counts = {split: manifest["images_per_class"][split] for split in SPLITS}
+        counts, classes = manifest["images_per_class"], len(manifest["classes"])
         return (
-            all(type(count) is int for split in SPLITS for count in counts[split])
-            and manifest["images"] == {split: sum(counts[split]) for split in SPLITS}
-            and {len(counts[split]) for split in SPLITS} == {len(manifest["classes"])}
-            and manifest["num_classes"] == len(manifest["classes"]) > 0
-            and isinstance(manifest.get("files", {}), dict)
+            manifest["images"] == {split: sum(counts[split]) for split in SPLITS}
+            and all(len(counts[split]) == classes for split in SPLITS)
+            and manifest["num_classes"] == classes
         )
     except (KeyError, TypeError):
         return False
@@ -303,7 +301,7 @@ def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
             raise
 
 
-def _mend(error: OSError) -> str:
+def _fix(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space, or choose another --output"
     return "choose another --output"

@@ -1,93 +1,74 @@
 """CUB-200-2011 with its official split."""
 
 from pathlib import Path
-from typing import Any
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
-from lskd_study.data.expected import PUBLISHED, Numbers, check_numbers, origin
-from lskd_study.data.folders.archives import MEMBER_LIMIT, check_md5, find_source, fingerprints, read_members
-from lskd_study.data.folders.folders import Image, place
-from lskd_study.data.folders.layout import Fill, Tree, build
+from lskd_study.data.arguments import Copy, Expect, NoChecksum, Output, Source
+from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
+from lskd_study.data.folders.archives import MEMBER_LIMIT, find_source, fingerprints, read_members
+from lskd_study.data.folders.folders import Rows, extracted, refuse_missing
+from lskd_study.data.folders.layout import build
+from lskd_study.data.manifest import Made
 
 FOLDER = "CUB_200_2011"
 ARCHIVE = f"{FOLDER}.tgz"
 _TEXTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
+_NAMED = "images.txt names"
 
 
 def prepare_cub200(
-    source: Path, output: Path, *, copy: bool = False, checksum: bool = True, expected: Numbers | None = None
-) -> tuple[dict[str, Any], bool]:
-    """Write CUB-200-2011: official training images to ``train``, test images to ``val``.
+    source: Source,
+    output: Output = Path("data/cub200"),
+    copy: Copy = False,
+    no_checksum: NoChecksum = False,
+    expect: Expect = None,
+) -> Made:
+    """Write CUB-200-2011 with its official split, from CUB_200_2011.tgz or what is in it.
 
-    Classes keep the publisher's folders, ``001.Black_footed_Albatross`` and so on. Eight images are grey.
-
-    Args:
-        source: ``CUB_200_2011.tgz``, what is in it, or a folder that holds either.
-        output: folder to write.
-        copy: copy files where links would do.
-        checksum: check the MD5 of the archive.
-        expected: numbers of images instead of the published ones.
+    Official training images go to ``train``, test images to ``val``. Classes keep the publisher's folders,
+    ``001.Black_footed_Albatross`` and so on. Eight images are grey.
 
     Raises:
         LskdError: for a source that is missing, damaged or not whole, or an output that cannot be written.
     """
-
     found = find_source(source, (FOLDER, ARCHIVE), "cub200")
 
-    def plan() -> Fill:
-        size = 0
-        if found.is_dir():
-            texts = {name: _read(found / name) for name in _TEXTS}
-            present = {path.relative_to(found / "images").as_posix() for path in found.glob("images/*/*")}
-        else:
-            texts, present = {}, set()
-            for member in read_members(found, title=f"reading {found.name}"):
-                inner = member.name.removeprefix(f"{FOLDER}/")
-                if inner in _TEXTS:
-                    texts[inner] = member.read().decode("utf-8", "replace")
-                elif inner.startswith("images/"):
-                    present.add(inner.removeprefix("images/"))
-                    size += member.size
-            if missing := [name for name in _TEXTS if name not in texts]:
-                raise LskdError(
-                    f"{found} has no {FOLDER}/{missing[0]}; get it from {PUBLISHED['cub200'].get}"
-                )
-        split_of = _join(found, texts)
-        if missing := sorted(set(split_of) - present):
-            raise LskdError(
-                f"{found}: images.txt names {len(split_of):,} images, {len(missing):,} of them are missing, "
-                f"e.g. {missing[0]}; get it again from {PUBLISHED['cub200'].get}"
-            )
-        numbers = {
-            split: sum(1 for value in split_of.values() if value == split) for split in ("train", "val")
-        } | {"classes": len({name.partition("/")[0] for name in split_of})}
-        check_numbers("cub200", numbers, expected)
-
-        def fill(tree: Tree) -> dict[str, Any]:
-            if found.is_dir():
-                names = [(split, *name.partition("/")[::2], name) for name, split in split_of.items()]
-                place(tree, [Image(a, b, c, found / "images" / name) for a, b, c, name in names])
-            else:
-                tree.require_space(size)
-                if checksum:
-                    check_md5(tree, found, PUBLISHED["cub200"].md5[ARCHIVE])
-                for member in read_members(found, title="images"):
-                    name = member.name.removeprefix(f"{FOLDER}/images/")
-                    if name in split_of:
-                        label, _, file = name.partition("/")
-                        tree.add_bytes(split_of[name], label, file, member.read())
-            return {"checksums": checksum and not found.is_dir()}
-
-        return fill
+    def plan() -> Rows:
+        texts, present, size = _look_into(found)
+        wanted = {f"images/{name}": (split, *name.split("/")) for name, split in _join(found, texts).items()}
+        missing = sorted(wanted.keys() - present)
+        refuse_missing(
+            found, "cub200", _NAMED, [name.removeprefix("images/") for name in missing], len(wanted)
+        )
+        check_numbers("cub200", count((split, label) for split, label, _ in wanted.values()), expect)
+        md5 = "" if no_checksum else PUBLISHED["cub200"].md5[ARCHIVE]
+        return extracted(found, "cub200", wanted, FOLDER, size, md5, _NAMED)
 
     files = [found, *(found / name for name in _TEXTS)]
-    return build(output, "cub200", origin("cub200", expected), plan, copy, fingerprints(files))
+    return build(output, "cub200", origin("cub200", expect), plan, copy, fingerprints(files))
 
 
-def _read(path: Path) -> str:
-    mend = f"get it from {PUBLISHED['cub200'].get}"
-    return read_bytes(path, MEMBER_LIMIT, mend=mend).decode("utf-8", "replace")
+def _look_into(found: Path) -> tuple[dict[str, str], set[str], int]:
+    """Return the publisher's texts by name, which images there are, and how large they are in an archive."""
+    fix = f"get it from {PUBLISHED['cub200'].get}"
+    if found.is_dir():
+        texts = {
+            name: read_bytes(found / name, MEMBER_LIMIT, mend=fix).decode("utf-8", "replace")
+            for name in _TEXTS
+        }
+        return texts, {path.relative_to(found).as_posix() for path in found.glob("images/*/*")}, 0
+    texts, present, size = {}, set(), 0
+    for member in read_members(found, title=f"reading {found.name}"):
+        name = member.name.removeprefix(f"{FOLDER}/")
+        if name in _TEXTS:
+            texts[name] = member.read().decode("utf-8", "replace")
+        elif name.startswith("images/"):
+            present.add(name)
+            size += member.size
+    if missing := [name for name in _TEXTS if name not in texts]:
+        raise LskdError(f"{found} has no {FOLDER}/{missing[0]}; {fix}")
+    return texts, present, size
 
 
 def _join(found: Path, texts: dict[str, str]) -> dict[str, str]:

@@ -2,17 +2,19 @@
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lskd import LskdError
 from lskd.base.images import class_folders
 from lskd_study.base.extras import needs_study_extra
-from lskd_study.data.expected import PUBLISHED, Numbers, check_numbers, origin
-from lskd_study.data.folders.archives import check_md5, find_source, fingerprints, read_members
-from lskd_study.data.folders.folders import Image, place, read_classes
-from lskd_study.data.folders.layout import Fill, Tree, build
+from lskd_study.data.arguments import Copy, Expect, NoChecksum, Output, Source
+from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
+from lskd_study.data.folders.archives import Member, find_source, fingerprints, read_members
+from lskd_study.data.folders.folders import Image, Rows, read_classes
+from lskd_study.data.folders.layout import SPLITS, build
+from lskd_study.data.manifest import Made
 
 META = "meta.bin"
 _CLASS_ARCHIVE = re.compile(r"(?:.*/)?(n\d{8})\.tar")
@@ -24,17 +26,22 @@ class _Devkit(NamedTuple):
     meta: bytes
     val_wnids: Sequence[str]
 
-    def label(self, name: str, number: str, where: Path) -> str:
-        """Return the class of a validation image by the number in its name, from 1."""
-        if not 1 <= int(number) <= len(self.val_wnids):
+    def image(self, match: re.Match[str], source: Path | Member, where: Path) -> Image:
+        """Return a validation image in its class, which goes by the number in its name, from 1."""
+        name, number = match[1], int(match[2])
+        if not 1 <= number <= len(self.val_wnids):
             raise LskdError(f"{where} has {name}, but the devkit labels {len(self.val_wnids):,} images")
-        return self.val_wnids[int(number) - 1]
+        return Image("val", self.val_wnids[number - 1], name, source)
 
 
 def prepare_imagenet(
-    source: Path, output: Path, *, copy: bool = False, checksum: bool = True, expected: Numbers | None = None
-) -> tuple[dict[str, Any], bool]:
-    """Write ImageNet-1K as ``train/<wnid>/`` and ``val/<wnid>/``.
+    source: Source,
+    output: Output = Path("data/imagenet"),
+    copy: Copy = False,
+    no_checksum: NoChecksum = False,
+    expect: Expect = None,
+) -> Made:
+    """Write ImageNet-1K from the ILSVRC2012 archives, or from train/ and val/ folders.
 
     Each split comes from a folder if there is one (``train/<wnid>/``; ``val/<wnid>/``, or the images flat in
     ``val/`` and the devkit), else from its archive. The class archives within the training archive are read
@@ -42,72 +49,58 @@ def prepare_imagenet(
     in the devkit archive, whose MD5 is always checked. Where there is a devkit,
     `torchvision.datasets.ImageNet` reads the result too.
 
-    Args:
-        source: folder with the archives, or with ``train`` and ``val``.
-        output: folder to write.
-        copy: copy files where links would do.
-        checksum: check the MD5 of the two archives of images.
-        expected: numbers of images instead of the published ones.
-
     Raises:
         LskdError: for sources that are missing, damaged or not whole, or an output that cannot be written.
     """
-
     archives = _archive_names()
 
-    def plan() -> Fill:
-        folders = {split: source / split for split in ("train", "val") if (source / split).is_dir()}
+    def plan() -> Rows:
+        folders = {split: source / split for split in SPLITS if (source / split).is_dir()}
         nested = "val" in folders and bool(class_folders(folders["val"]))
         devkit = None
         if not nested or (source / archives["devkit"][0]).exists():
             devkit = _read_devkit(find_source(source, archives["devkit"][:1], "imagenet"))
         files = {
             split: find_source(source, archives[split][:1], "imagenet")
-            for split in ("train", "val")
+            for split in SPLITS
             if split not in folders
         }
-        images: list[Image] = []
-        counts: dict[str, dict[str, int]] = {"train": {}, "val": {}}
+        linked: list[Image] = []
         for split, folder in folders.items():
             if split == "train" or nested:
                 labels = read_classes(folder)
-                found = [Image(split, k, name, folder / k / name) for k in labels for name in labels[k]]
+                linked += [Image(split, k, name, folder / k / name) for k in labels for name in labels[k]]
             else:
                 assert devkit is not None
-                found = _flat_validation(folder, devkit)
-            images += found
-            for image in found:
-                counts[split][image.label] = counts[split].get(image.label, 0) + 1
-        size = 0
-        if "train" in files:
-            size += _scan_training(files["train"], counts["train"])
-        if "val" in files:
-            assert devkit is not None
-            size += _scan_validation(files["val"], devkit, counts["val"])
-        _check(counts, source, expected)
+                linked += _flat_validation(folder, devkit)
 
-        def fill(tree: Tree) -> dict[str, Any]:
-            tree.require_space(size)
-            for split, file in files.items():
-                if checksum:
-                    check_md5(tree, file, archives[split][1])
-            if images:
-                place(tree, images)
+        def unpacked() -> Iterator[Image]:
             if "train" in files:
-                _write_training(tree, files["train"])
+                yield from _training(files["train"])
             if "val" in files:
                 assert devkit is not None
-                _write_validation(tree, files["val"], devkit)
-            if devkit is not None:
-                tree.write(META, devkit.meta)
-            return {"checksums": checksum and bool(files)}
+                yield from _validation(files["val"], devkit)
 
-        return fill
+        places = [image[:2] for image in linked]
+        size = 0
+        for *place, member in unpacked():
+            assert isinstance(member, Member)
+            places.append((place[0], place[1]))
+            size += member.size
+        _check(places, source, expect)
+        return Rows(
+            linked,
+            unpacked,
+            size,
+            {} if no_checksum else {file: archives[split][1] for split, file in files.items()},
+            {} if devkit is None else {META: devkit.meta},
+            {"checksums": bool(files) and not no_checksum},
+        )
 
     if not source.is_dir():
         raise LskdError(f"{source} is no folder; name that with the archives, or with train and val")
     sources = fingerprints(source / name for name, _ in archives.values())
-    return build(output, "imagenet", origin("imagenet", expected), plan, copy, sources)
+    return build(output, "imagenet", origin("imagenet", expect), plan, copy, sources)
 
 
 def _archive_names() -> Mapping[str, tuple[str, str]]:
@@ -133,67 +126,35 @@ def _read_devkit(file: Path) -> _Devkit:
 
 
 def _flat_validation(folder: Path, devkit: _Devkit) -> list[Image]:
-    images = []
-    for path in sorted(folder.iterdir()):
-        if match := _VALIDATION.fullmatch(path.name):
-            images.append(Image("val", devkit.label(path.name, match[2], folder), path.name, path))
-    return images
+    matches = {path: _VALIDATION.fullmatch(path.name) for path in sorted(folder.iterdir())}
+    return [devkit.image(match, path, folder) for path, match in matches.items() if match]
 
 
-def _scan_training(file: Path, counts: dict[str, int]) -> int:
-    size = 0
+def _training(file: Path) -> Iterator[Image]:
     for member in read_members(file, title=f"reading {file.name}"):
         if not (label := _CLASS_ARCHIVE.fullmatch(member.name)):
             raise LskdError(
                 f"{file} has {member.name}, which is no class archive; get the training archive again"
             )
         for image in read_members(file, member.open()):
-            _training_name(file, image.name)
-            counts[label[1]] = counts.get(label[1], 0) + 1
-            size += image.size
-    return size
+            if not (match := _TRAINING.fullmatch(image.name)):
+                raise LskdError(
+                    f"{file} has {image.name}, which is no image of ImageNet; get the training archive again"
+                )
+            yield Image("train", label[1], match[1], image)
 
 
-def _scan_validation(file: Path, devkit: _Devkit, counts: dict[str, int]) -> int:
-    size = 0
+def _validation(file: Path, devkit: _Devkit) -> Iterator[Image]:
     for member in read_members(file, title=f"reading {file.name}"):
-        _, label = _validation_name(file, member.name, devkit)
-        counts[label] = counts.get(label, 0) + 1
-        size += member.size
-    return size
+        if not (match := _VALIDATION.fullmatch(member.name)):
+            raise LskdError(
+                f"{file} has {member.name}, which is no validation image; get the validation archive again"
+            )
+        yield devkit.image(match, member, file)
 
 
-def _write_training(tree: Tree, file: Path) -> None:
-    for member in read_members(file, title="training images"):
-        label = member.name.rpartition("/")[2].removesuffix(".tar")
-        for image in read_members(file, member.open()):
-            name = _training_name(file, image.name)
-            if not tree.holds("train", label, name, image.size):
-                tree.add_bytes("train", label, name, image.read())
-
-
-def _write_validation(tree: Tree, file: Path, devkit: _Devkit) -> None:
-    for member in read_members(file, title="validation images"):
-        name, label = _validation_name(file, member.name, devkit)
-        if not tree.holds("val", label, name, member.size):
-            tree.add_bytes("val", label, name, member.read())
-
-
-def _training_name(file: Path, name: str) -> str:
-    if not (match := _TRAINING.fullmatch(name)):
-        raise LskdError(f"{file} has {name}, which is no image of ImageNet; get the training archive again")
-    return match[1]
-
-
-def _validation_name(file: Path, name: str, devkit: _Devkit) -> tuple[str, str]:
-    if not (match := _VALIDATION.fullmatch(name)):
-        raise LskdError(f"{file} has {name}, which is no validation image; get the validation archive again")
-    return match[1], devkit.label(match[1], match[2], file)
-
-
-def _check(counts: Mapping[str, Mapping[str, int]], source: Path, expected: Numbers | None) -> None:
-    odd = sorted(set(counts["train"]) ^ set(counts["val"]))
-    totals = {split: sum(counts[split].values()) for split in counts}
-    check_numbers("imagenet", totals | {"classes": len(counts["train"])}, expected)
-    if odd:
-        raise LskdError(f"training and validation images of {source} have different classes, e.g. {odd[0]}")
+def _check(places: Sequence[tuple[str, str]], source: Path, expect: str | None) -> None:
+    classes = {split: {label for one, label in places if one == split} for split in SPLITS}
+    check_numbers("imagenet", count(places) | {"classes": len(classes["train"])}, expect)
+    if odd := classes["train"] ^ classes["val"]:
+        raise LskdError(f"training and validation images of {source} have different classes, e.g. {min(odd)}")

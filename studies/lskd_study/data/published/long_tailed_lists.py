@@ -3,14 +3,18 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import typer
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
-from lskd_study.data.expected import PUBLISHED, Numbers, check_numbers, origin
+from lskd_study.data.arguments import Copy, EvaluateOn, Expect, Lists, Output, Source
+from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
-from lskd_study.data.folders.folders import Image, place
-from lskd_study.data.folders.layout import Fill, Tree, build
+from lskd_study.data.folders.folders import Image, Rows
+from lskd_study.data.folders.layout import build
+from lskd_study.data.manifest import Made
 
 LISTS = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT"}
 # The folders of Places365 by what the lists call them: easy layout, small images, large images.
@@ -25,50 +29,74 @@ class _Entry(NamedTuple):
     label: int
 
 
-def prepare_long_tailed(
+def prepare_imagenet_lt(
+    source: Source,
+    output: Output = Path("data/imagenet_lt"),
+    lists: Lists = None,
+    evaluate_on: EvaluateOn = "val",
+    copy: Copy = False,
+    expect: Expect = None,
+) -> Made:
+    """Write ImageNet-LT: the published lists over an ImageNet folder.
+
+    Raises:
+        LskdError: as :func:`_prepare`.
+    """
+    return _prepare("imagenet-lt", source, output, lists, evaluate_on, copy, expect)
+
+
+def prepare_places_lt(
+    source: Source,
+    output: Output = Path("data/places_lt"),
+    lists: Lists = None,
+    evaluate_on: EvaluateOn = "val",
+    copy: Copy = False,
+    expect: Expect = None,
+) -> Made:
+    """Write Places-LT: the published lists over a folder of Places365.
+
+    Five of its classes are not numbered as the official ones of Places365. Nested classes
+    (``bus_station/indoor``) become one folder. There are two published training sets, 62,500 images in the
+    list of today and 184,500 in the papers; either is taken.
+
+    Raises:
+        LskdError: as :func:`_prepare`.
+    """
+    return _prepare("places-lt", source, output, lists, evaluate_on, copy, expect)
+
+
+def _prepare(
     name: str,
     source: Path,
     output: Path,
-    *,
-    lists: Path | None = None,
-    evaluate_on: str = "val",
-    copy: bool = False,
-    expected: Numbers | None = None,
-) -> tuple[dict[str, Any], bool]:
+    lists: Path | None,
+    evaluate_on: str,
+    copy: bool,
+    expect: str | None,
+) -> Made:
     """Write ``train`` from the training list, ``val`` from the list of validation or test.
 
     The paper's "testing sets" of 20,000 and 7,300 images are the validation lists, which come from the
-    training images. Classes go by the numbers in the lists (five of Places-LT are not the official ones of
-    Places365). Nested classes (``bus_station/indoor``) become one folder. Places-LT has two published
-    training sets, 62,500 images in the list of today and 184,500 in the papers; either is taken.
-
-    Args:
-        name: ``imagenet-lt`` or ``places-lt``.
-        source: folder of ImageNet (``train/<wnid>/``) or Places365 (``train/`` or ``data_256/`` ...).
-        output: folder to write.
-        lists: folder with the lists under their published names; ``source`` by default.
-        evaluate_on: ``val`` or ``test``, the list that becomes ``val``.
-        copy: copy files where links would do.
-        expected: numbers of images instead of the published ones.
+    training images. Classes go by the numbers in the lists.
 
     Raises:
         LskdError: for lists that are missing, damaged, contradict each other or name images that are not
             there, or an output that cannot be written.
     """
+    if evaluate_on not in ("val", "test"):
+        raise typer.BadParameter(f"--evaluate-on must be val or test, got {evaluate_on!r}")
     files = {
         split: (lists or source) / f"{LISTS[name]}_{part}.txt"
         for split, part in (("train", "train"), ("val", evaluate_on))
     }
 
-    def plan() -> Fill:
+    def plan() -> Rows:
         entries = {split: _read(file, name) for split, file in files.items()}
         labels = _labels(entries, files)
         folders = _folder_names(labels)
-        check_numbers(
-            name, {split: len(part) for split, part in entries.items()} | {"classes": len(labels)}, expected
-        )
-        images = []
-        missing: list[str] = []
+        numbers = count((split, folders[entry.label]) for split in entries for entry in entries[split])
+        check_numbers(name, numbers, expect)
+        images, missing = [], []
         for split, part in entries.items():
             where = _Finder(source, name)
             for entry in part:
@@ -78,39 +106,31 @@ def prepare_long_tailed(
                 else:
                     images.append(Image(split, folders[entry.label], entry.path.name, path))
         if missing:
-            total = sum(len(part) for part in entries.values())
             raise LskdError(
-                f"{source}: {len(missing):,} of the {total:,} images that the lists name are missing, "
-                f"e.g. {missing[0]}"
+                f"{source}: {len(missing):,} of the {len(missing) + len(images):,} images that the lists "
+                f"name are missing, e.g. {missing[0]}"
             )
+        known = PUBLISHED[name].md5
+        digests = {
+            file.name: hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+            for file in files.values()
+        }
+        same = [file for file, digest in digests.items() if known.get(file) == digest]
+        return Rows(images, more={"lists_md5": digests, "lists_known": same})
 
-        def fill(tree: Tree) -> dict[str, Any]:
-            place(tree, images)
-            known = PUBLISHED[name].md5
-            digests = {
-                file.name: hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
-                for file in files.values()
-            }
-            return {
-                "lists_md5": digests,
-                "lists_known": [file for file, digest in digests.items() if known.get(file) == digest],
-            }
-
-        return fill
-
-    sources = {file.name: fingerprint(file, _mend(name)) for file in files.values()}
-    return build(output, name, origin(name, expected) | {"evaluate_on": evaluate_on}, plan, copy, sources)
+    sources = {file.name: fingerprint(file, _how_to_get(name)) for file in files.values()}
+    return build(output, name, origin(name, expect) | {"evaluate_on": evaluate_on}, plan, copy, sources)
 
 
-def _mend(name: str) -> str:
+def _how_to_get(name: str) -> str:
     return f"get it from {PUBLISHED[name].get} and name its folder with --lists"
 
 
 def _read(file: Path, name: str) -> list[_Entry]:
     try:
-        lines = read_bytes(file, MEMBER_LIMIT, "one of the lists", _mend(name)).decode().splitlines()
+        lines = read_bytes(file, MEMBER_LIMIT, "one of the lists", _how_to_get(name)).decode().splitlines()
     except UnicodeDecodeError:
-        raise LskdError(f"{file} is no text; {_mend(name)}") from None
+        raise LskdError(f"{file} is no text; {_how_to_get(name)}") from None
     entries = []
     for number, line in enumerate(lines, 1):
         text, _, label = line.strip().rpartition(" ")

@@ -4,48 +4,46 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
+from lskd_study.data.arguments import Output, Subwords
 from lskd_study.data.folders.archives import fingerprint
+from lskd_study.data.manifest import Made
 from lskd_study.data.text.parallel import Pair, tokenizer, write_parallel
 
-INSTALLED = Path("/usr/share/trans/de-en")
 _MARKERS = re.compile(r"\{[^}]*\}|\[[^\]]*\]|<[^>]*>")
 _SEED = 1
 _LIMIT = 256 << 20  # bytes; the dictionary has 20 MB
 
 
 def prepare_ding(
-    output: Path,
-    file: Path = INSTALLED,
-    sentences_only: bool = False,
-    bpe_tokens: int = 10_000,
-    held_out: int = 1000,
-) -> tuple[dict[str, Any], bool]:
-    """Write the dictionary's pairs, with a fixed split.
+    file: Annotated[
+        Path, typer.Option(help="The dictionary; Debian's package trans-de-en installs it there.")
+    ] = Path("/usr/share/trans/de-en"),
+    output: Output = Path("data/ding_de_en"),
+    sentences_only: Annotated[bool, typer.Option(help="Train on whole sentences alone.")] = False,
+    held_out: Annotated[int, typer.Option(help="Sentences in each of valid and test.")] = 1000,
+    bpe_tokens: Subwords = 10_000,
+) -> Made:
+    """Write the German-English text of the Ding dictionary: sentences and phrases, with a fixed split.
 
     Valid and test are ``held_out`` whole sentences each (three words or more, ending in . ! or ?). No
     sentence of theirs, German or English, is in train: what shares one with them is left out.
-
-    Args:
-        output: folder to write.
-        file: the dictionary.
-        sentences_only: train on whole sentences, without phrases and words.
-        bpe_tokens: subwords to learn on the joint training text.
-        held_out: sentences in each of valid and test.
 
     Raises:
         LskdError: a file that is missing or is no such dictionary, or an output that cannot be written.
     """
     if held_out < 1:
         raise LskdError(f"held-out sentences must be 1 or more, got {held_out}")
-    mend = "apt install trans-de-en, or name the file with --file"
+    fix = "apt install trans-de-en, or name the file with --file"
 
     def make() -> tuple[dict[str, Sequence[Pair]], dict[str, Any]]:
         try:
-            lines = read_bytes(file, _LIMIT, "the de-en file of the package trans-de-en", mend).decode()
+            lines = read_bytes(file, _LIMIT, "the de-en file of the package trans-de-en", fix).decode()
         except UnicodeDecodeError:
             raise LskdError(
                 f"{file} is not UTF-8 text; give the de-en file of the package trans-de-en"
@@ -71,7 +69,7 @@ def prepare_ding(
         return {"train": train, "valid": text["valid"], "test": text["test"]}, more
 
     kind = "sentences" if sentences_only else "all"
-    return write_parallel(output, f"ding-{kind}-{held_out}", make, bpe_tokens, fingerprint(file, mend))
+    return write_parallel(output, f"ding-{kind}-{held_out}", make, bpe_tokens, fingerprint(file, fix))
 
 
 def read_pairs(lines: Sequence[str]) -> Iterator[Pair]:
@@ -94,7 +92,7 @@ def read_pairs(lines: Sequence[str]) -> Iterator[Pair]:
 
 
 def is_sentence(pair: Pair) -> bool:
-    """Tell whether both sides are whole sentences of three words or more.
+    """Return whether both sides are whole sentences of three words or more.
 
     >>> is_sentence(("Das ist gut.", "That is good.")), is_sentence(("gut", "good"))
     (True, False)

@@ -3,10 +3,14 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lskd import LskdError
+from lskd_study.data.arguments import Output
 from lskd_study.data.folders.archives import fingerprint, read_members
+from lskd_study.data.manifest import Made
 from lskd_study.data.text.parallel import Pair, clean_pairs, tokenizer, write_parallel
 
 EXPECTED = {"train": 160_239, "valid": 7_283, "test": 6_750}
@@ -19,8 +23,11 @@ _SEGMENT_END = re.compile(r"\s*</seg>\s*")
 _VALID_EVERY = 23
 
 
-def prepare_iwslt14(output: Path, archive: Path) -> tuple[dict[str, Any], bool]:
-    """Write IWSLT'14 from the publisher's `de-en.tgz`.
+def prepare_iwslt14(
+    archive: Annotated[Path, typer.Option(help="The publisher's de-en.tgz.")],
+    output: Output = Path("data/iwslt14_de_en"),
+) -> Made:
+    """Write IWSLT'14 German-English as fairseq's prepare script does, with joint subwords.
 
     Every 23rd training line is valid, test is dev2010, TEDX.dev2012 and tst2010 to tst2012, the subwords are
     learned on the training text of both languages: nothing is chosen by test. The manifest says whether the
@@ -68,8 +75,8 @@ def prepare_iwslt14(output: Path, archive: Path) -> tuple[dict[str, Any], bool]:
         more = {"source": "IWSLT 2014, de-en.tgz", "training_lines": len(sides["de"]), "expected": EXPECTED}
         return splits, more | {"sizes_as_expected": found == EXPECTED}
 
-    mend = "give the publisher's de-en.tgz of IWSLT 2014"
-    return write_parallel(output, "iwslt14", make, BPE_TOKENS, fingerprint(archive, mend))
+    fix = "give the publisher's de-en.tgz of IWSLT 2014"
+    return write_parallel(output, "iwslt14", make, BPE_TOKENS, fingerprint(archive, fix))
 
 
 def train_lines(text: str) -> list[str]:

@@ -3,21 +3,30 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from lskd import LskdError
+from lskd_study.data.arguments import Output, Subwords
+from lskd_study.data.manifest import Made
 from lskd_study.data.text.parallel import Pair, needs_fairseq_extra, write_parallel
 
 LARGEST = 1_000_000
 
 
 def prepare_number_words(
-    output: Path, train: int = 20_000, valid: int = 500, test: int = 500, bpe_tokens: int = 200, seed: int = 1
-) -> tuple[dict[str, Any], bool]:
-    """Write distinct numbers below a million as words; no number is in two splits.
+    output: Output = Path("data/number_words_de_en"),
+    train: Annotated[int, typer.Option(help="Training pairs.")] = 20_000,
+    valid: Annotated[int, typer.Option(help="Validation pairs.")] = 500,
+    test: Annotated[int, typer.Option(help="Test pairs.")] = 500,
+    bpe_tokens: Subwords = 200,
+    seed: Annotated[int, typer.Option(help="Which numbers.")] = 1,
+) -> Made:
+    """Write numbers below a million in German and English words; needs no data at all.
 
     ``siebenhundertneun`` -> ``seven hundred and nine``: German writes one long word with units before tens,
-    so that subwords and word order both matter.
+    so that subwords and word order both matter. The numbers are distinct, none is in two splits.
 
     Raises:
         LskdError: for sizes that do not fit, or an output that cannot be written.

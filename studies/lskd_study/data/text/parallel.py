@@ -1,4 +1,4 @@
-"""Parallel text for fairseq-preprocess, split into subwords that are learned on the training text."""
+"""Parallel text, split into subwords learned on the training text, and fairseq's data-bin of it."""
 
 import hashlib
 import io
@@ -6,8 +6,11 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from lskd import LskdError
 from lskd.base.files import to_disk
 from lskd.base.images import passed_over
 from lskd.base.install import how_to_install
-from lskd_study.data.manifest import MANIFEST, read_manifest
+from lskd_study.data.manifest import MANIFEST, Made, read_manifest
 
 SPLITS = ("train", "valid", "test")
 
@@ -28,8 +31,8 @@ def write_parallel(
     make: Callable[[], tuple[Mapping[str, Sequence[Pair]], dict[str, Any]]],
     bpe_tokens: int,
     source: str = "",
-) -> tuple[dict[str, Any], bool]:
-    """Write German-English text unless it is there; return the manifest and whether it was written.
+) -> Made:
+    """Write German-English text unless it is there.
 
     ``train``, ``valid`` and ``test`` in ``.de`` and ``.en``, subwords joined by ``@@``, are what
     fairseq-preprocess takes; ``words/`` has the same before subwords, ``code`` is the subword model. The
@@ -48,21 +51,74 @@ def write_parallel(
     settings = {"name": name, "bpe_tokens": bpe_tokens} | ({"source_sha256": source} if source else {})
     finished = _finished(output, settings)
     if finished is not None:
-        return finished, False
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise LskdError(f"{output} exists and is not this data set; choose another --output or remove it")
+        return Made(output, finished, False)
+    _refuse_other(output, "data set; choose another --output")
     splits, more = make()
     for split in SPLITS:
         if not splits[split]:
             raise LskdError(f"the {split} split of {name} would be empty; the source has too few sentences")
-    with whole_folder(output) as scratch:
+    with _whole_folder(output) as scratch:
         manifest = settings | more | _write(scratch, splits, bpe_tokens)
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    return manifest, True
+        _write_manifest(scratch, manifest)
+    return Made(output, manifest, True)
+
+
+def write_data_bin(
+    output: Path, text: Path, manifest: Mapping[str, Any], options: Mapping[str, bool | int | str]
+) -> Made:
+    """Binarise German-English text by fairseq-preprocess unless it is done.
+
+    The folder appears whole or not at all, with a manifest of its own.
+
+    Args:
+        output: folder to write.
+        text: folder that :func:`write_parallel` wrote.
+        manifest: its manifest.
+        options: of the command that made the text, by name.
+
+    Raises:
+        LskdError: for an output that cannot be written or holds something else, or without fairseq.
+    """
+    made = read_manifest(output)
+    if made.get("text_sha256") == manifest["listing_sha256"] and made.get(
+        "listing_sha256"
+    ) == listing_checksum(output):
+        return Made(output, made, False)
+    _refuse_other(output, "data-bin; choose another one")
+    if find_spec("fairseq_cli") is None:
+        raise LskdError(f"this needs fairseq, not installed here; {how_to_install('fairseq')}")
+    with _whole_folder(output) as scratch:
+        words = [sys.executable, "-m", "fairseq_cli.preprocess", "-s", "de", "-t", "en"]
+        words += ["--destdir", str(scratch)]
+        for split in SPLITS:
+            words += [f"--{split}pref", str(text / split)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines()
+            raise LskdError(f"fairseq-preprocess failed on {text}: {lines[-1] if lines else done.returncode}")
+        (scratch / "preprocess.log").unlink(missing_ok=True)  # names the scratch folder
+        made = {
+            "name": manifest["name"],
+            "options": dict(options),
+            "pairs": manifest["pairs"],
+            "text_sha256": manifest["listing_sha256"],
+            "listing_sha256": listing_checksum(scratch),
+        }
+        _write_manifest(scratch, made)
+    return Made(output, made, True)
+
+
+def _refuse_other(output: Path, what: str) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise LskdError(f"{output} exists and is not this {what} or remove it")
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
+def _whole_folder(output: Path) -> Iterator[Path]:
     """Give a scratch folder, which becomes ``output`` (absent, or empty) when all is written, or is removed.
 
     Raises:
