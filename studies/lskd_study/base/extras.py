@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from lskd import LskdError
@@ -38,7 +39,7 @@ def require_ecosystem(name: str, file: Path) -> None:
 
 
 @contextmanager
-def needs_study_extra() -> Iterator[None]:
+def _needs(extra: str) -> Iterator[None]:
     """Turn a missing third-party module within the block into an error that says what to install."""
     try:
         yield
@@ -46,4 +47,8 @@ def needs_study_extra() -> Iterator[None]:
         missing = (error.name or "").partition(".")[0]
         if missing.startswith("lskd"):
             raise
-        raise LskdError(f"this needs {missing}, not installed here; {how_to_install('study')}") from error
+        raise LskdError(f"this needs {missing}, not installed here; {how_to_install(extra)}") from error
+
+
+needs_study_extra = partial(_needs, "study")
+needs_fairseq_extra = partial(_needs, "fairseq")

@@ -81,7 +81,7 @@ def _text(prepare: Callable[..., Made]) -> Callable[..., None]:
 
 for _make, _wrapped in [*((one, _images) for one in IMAGES), *((one, _text) for one in TEXT)]:
     _name = _make.__name__.removeprefix("prepare_").replace("_", "-")
-    app.command(_name, help=inspect.getdoc(_make).partition("\n\n")[0])(_wrapped(_make))
+    app.command(_name, help=(inspect.getdoc(_make) or "").partition("\n\n")[0])(_wrapped(_make))
 
 
 def _print_images(made: Made) -> None:

@@ -157,7 +157,7 @@ def evaluate(
     return outputs.checked(name)
 
 
-def _ask(spec: TeacherSpec, own_input: Mapping[str, object], **options: Any) -> Answers:
+def _ask(spec: TeacherSpec, own_input: Mapping[str, Any], **options: Any) -> Answers:
     """Hand the question to the plugin that knows the model; ``own_input``: what a configuration fixes."""
     if spec.config is None:
         _require("timm")

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from lskd import LskdError
 from lskd.base.files import parse_json
 from lskd.errors import one_line
-from lskd_study.data.text.parallel import needs_fairseq_extra
+from lskd_study.base.extras import needs_fairseq_extra
 from lskd_study.plan.plan import Plan, Run, exact, rest_of
 
 # The best by validation BLEU, never by test: the teacher, and what translates the test set.

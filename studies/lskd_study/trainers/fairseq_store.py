@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lskd_study.data.text.parallel import needs_fairseq_extra
+from lskd_study.base.extras import needs_fairseq_extra
 from lskd_study.plan.plan import Plan, Run, Store
 from lskd_study.trainers.fairseq import CHECKPOINT
 from lskd_study.trainers.views import CannotStoreError, Views

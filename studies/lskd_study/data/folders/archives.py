@@ -13,7 +13,6 @@ from lskd import LskdError
 from lskd.base.files import parse_json, read_bytes
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.expected import PUBLISHED
-from lskd_study.data.folders.layout import Tree
 
 MEMBER_LIMIT = 128 << 20  # bytes; the largest text of a publisher has 20 MB, the largest image 16
 JSON_LIMIT = 512 << 20  # bytes; the list of the million images of iMaterialist has about 200 MB
@@ -183,21 +182,19 @@ def fingerprints(files: Iterable[Path]) -> dict[str, str]:
     return {file.name: fingerprint(file) for file in files if file.is_file()}
 
 
-def check_md5(file: Path, md5: str, tree: Tree | None = None) -> None:
-    """Compare a file's MD5 with its publisher's, once: a command that goes on with a tree trusts it.
+def check_md5(file: Path, md5: str) -> None:
+    """Compare a file's MD5 with its publisher's.
 
     Raises:
         LskdError: naming both, where they differ.
     """
     with needs_study_extra():
         from tqdm import tqdm
-    about = file.stat()
-    key = f"{file.resolve()} {about.st_size} {about.st_mtime_ns} {md5}"
-    if tree is not None and tree.checked(key):
-        return
-    digest = hashlib.md5(usedforsecurity=False)
-    options = {"total": about.st_size, "desc": f"md5 of {file.name}", "leave": False, "disable": None}
-    with file.open("rb") as raw, tqdm.wrapattr(raw, "read", **options) as content:
+    digest, size = hashlib.md5(usedforsecurity=False), file.stat().st_size
+    with (
+        file.open("rb") as raw,
+        tqdm.wrapattr(raw, "read", size, desc=f"md5 of {file.name}", leave=False, disable=None) as content,
+    ):
         while block := content.read(1 << 22):
             digest.update(block)
     if digest.hexdigest() != md5:
@@ -205,8 +202,6 @@ def check_md5(file: Path, md5: str, tree: Tree | None = None) -> None:
             f"{file}: expected md5 {md5}, found {digest.hexdigest()}; it is another or a damaged file, "
             "get it again (or --no-checksum)"
         )
-    if tree is not None:
-        tree.remember(key)
 
 
 def read_annotations(source: Path, name: str, dataset: str, checksum: bool = True) -> dict[str, Any]:

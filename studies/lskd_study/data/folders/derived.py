@@ -14,8 +14,8 @@ from lskd.base.files import read_bytes
 from lskd_study.data.arguments import Copy, Expect, OfFolder, OutputBeside, Seed
 from lskd_study.data.expected import check_numbers, count
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
-from lskd_study.data.folders.folders import Image, ImageFolder, Rows
-from lskd_study.data.folders.layout import build, listing_checksum
+from lskd_study.data.folders.folders import ImageFolder, Rows
+from lskd_study.data.folders.layout import Image, build, listing_checksum
 from lskd_study.data.manifest import Made, read_manifest
 
 CLASS_LIST = "classes.txt"

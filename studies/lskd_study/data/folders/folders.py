@@ -2,26 +2,18 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lskd import LskdError
 from lskd.base.images import class_folders, class_images
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.expected import PUBLISHED
-from lskd_study.data.folders.archives import Member, check_md5, read_members
-from lskd_study.data.folders.layout import SPLITS, Tree
+from lskd_study.data.folders.archives import check_md5, read_members
+from lskd_study.data.folders.layout import SPLITS, Image, Tree
 
 _HOLDS = "the source must hold train/<class>/ and val/<class>/"
-
-
-class Image(NamedTuple):
-    """An image and where it goes: ``source`` is a file, a member of an archive, or what is to be written."""
-
-    split: str
-    label: str
-    name: str
-    source: Path | Member | bytes
 
 
 def _none() -> Iterable[Image]:
@@ -52,20 +44,16 @@ class Rows:
         """Fill a tree and return what else belongs into the manifest."""
         with needs_study_extra():
             from tqdm import tqdm
-        copied = sum(
-            path.stat().st_size for *_, path in self.linked if isinstance(path, Path) and tree.copies
-        )
-        tree.require_space(self.size + copied)
+        copied = [image.source for image in self.linked if isinstance(image.source, Path) and tree.copies]
+        tree.require_space(self.size + sum(path.stat().st_size for path in copied))
         for archive, md5 in self.archives.items():
-            check_md5(archive, md5, tree)
+            about = archive.stat()
+            key = f"{archive.resolve()} {about.st_size} {about.st_mtime_ns} {md5}"
+            tree.once(key, partial(check_md5, archive, md5))
         for image in tqdm(self.linked, desc="images", unit=" images", leave=False, disable=None):
-            assert isinstance(image.source, Path)
-            tree.add_file(*image[:3], image.source)
-        for *place, source in self.unpacked():
-            if isinstance(source, bytes):
-                tree.add_bytes(*place, source)
-            elif isinstance(source, Member) and not tree.holds(*place, source.size):
-                tree.add_bytes(*place, source.read())
+            tree.add(image)
+        for image in self.unpacked():
+            tree.add(image)
         for name, content in self.files.items():
             tree.write(name, content)
         return dict(self.more)

@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lskd import LskdError
 from lskd.base.files import lock, read_json, write_text
 from lskd.base.images import passed_over
+from lskd_study.data.folders.archives import Member
 from lskd_study.data.manifest import MANIFEST, Made, read_manifest
 
 SPLITS = ("train", "val")
@@ -33,6 +34,15 @@ _NO_LINK = frozenset(
 
 Fill = Callable[["Tree"], dict[str, Any]]
 """Puts the images into a tree and returns what else belongs into the manifest."""
+
+
+class Image(NamedTuple):
+    """An image and where it goes: ``source`` is a file, a member of an archive, or what is to be written."""
+
+    split: str
+    label: str
+    name: str
+    source: Path | Member | bytes
 
 
 class Tree:
@@ -52,41 +62,17 @@ class Tree:
         self.counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
         self.links: Counter[str] = Counter()
 
-    def holds(self, split: str, label: str, name: str, size: int) -> bool:
-        """Whether an earlier run left this image whole; it is counted if so."""
-        try:
-            whole = (self._folder / split / label / name).stat().st_size == size
-        except FileNotFoundError:
-            return False
-        if whole:
-            self._count(split, label, "written")
-        return whole
-
-    def add_bytes(self, split: str, label: str, name: str, content: bytes) -> None:
-        """Write an image that an earlier run did not leave there."""
-        if not self.holds(split, label, name, len(content)):
-            self.write(f"{split}/{label}/{name}", content)
-            self._count(split, label, "written")
-
-    def add_file(self, split: str, label: str, name: str, source: Path) -> None:
-        """Link to an image, or copy it: hard link, symbolic link, copy, the first that is possible."""
-        target = self._place(f"{split}/{label}/{name}")
-        source = Path(os.path.realpath(source))
-        while True:
-            way = self._ways[0]
-            try:
-                self._put(way, source, target)
-            except OSError as error:
-                if error.errno not in _NO_LINK or len(self._ways) == 1:
-                    raise
-                if error.errno == errno.EMLINK:  # of this one file
-                    self._put("copied", source, target)
-                    way = "copied"
-                else:
-                    self._ways = self._ways[1:]
-                    continue
-            self._count(split, label, way)
-            return
+    def add(self, image: Image) -> None:
+        """Put an image there unless an earlier run left it whole: a file is linked to, or copied."""
+        name, source = f"{image.split}/{image.label}/{image.name}", image.source
+        if isinstance(source, Path):
+            way = self._link(self._place(name), Path(os.path.realpath(source)))
+        else:
+            way, size = "written", len(source) if isinstance(source, bytes) else source.size
+            if not _has_size(self._folder / name, size):
+                self.write(name, source if isinstance(source, bytes) else source.read())
+        self.counts[image.split][image.label] += 1
+        self.links[way] += 1
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file in one piece."""
@@ -109,14 +95,28 @@ class Tree:
                     f"{_gigabytes(size - there)}; free some, or choose another --output"
                 )
 
-    def checked(self, key: str) -> bool:
-        """Whether a run that was killed had already verified what ``key`` names."""
-        return key in _note(self._folder / _CHECKED)
+    def once(self, key: str, check: Callable[[], None]) -> None:
+        """Run a check unless a run that was killed had passed it; ``key`` names what it is about."""
+        passed = _note(self._folder / _CHECKED)
+        if key not in passed:
+            check()
+            self.write(_CHECKED, json.dumps(passed | {key: True}).encode())
 
-    def remember(self, key: str) -> None:
-        """Note that what ``key`` names is verified."""
-        done = _note(self._folder / _CHECKED) | {key: True}
-        self.write(_CHECKED, json.dumps(done).encode())
+    def _link(self, target: Path, source: Path) -> str:
+        """Make a hard link, a symbolic link or a copy, the first that is possible; return which."""
+        while True:
+            way = self._ways[0]
+            try:
+                self._put(way, source, target)
+            except OSError as error:
+                if error.errno not in _NO_LINK or len(self._ways) == 1:
+                    raise
+                if error.errno == errno.EMLINK:  # of this one file
+                    self._put("copied", source, target)
+                    return "copied"
+                self._ways = self._ways[1:]
+            else:
+                return way
 
     def _put(self, way: str, source: Path, target: Path) -> None:
         try:
@@ -124,7 +124,7 @@ class Tree:
                 os.link(source, target)
             elif way == "symbolic":
                 os.symlink(source, target)
-            elif not (target.is_file() and target.stat().st_size == source.stat().st_size):
+            elif not _has_size(target, source.stat().st_size):
                 incoming = self._folder / _INCOMING
                 shutil.copyfile(source, incoming)
                 os.replace(incoming, target)
@@ -140,9 +140,9 @@ class Tree:
             self._made.add(target.parent)
         return target
 
-    def _count(self, split: str, label: str, way: str) -> None:
-        self.counts[split][label] += 1
-        self.links[way] += 1
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def build(

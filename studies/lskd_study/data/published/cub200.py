@@ -36,7 +36,10 @@ def prepare_cub200(
 
     def plan() -> Rows:
         texts, present, size = _look_into(found)
-        wanted = {f"images/{name}": (split, *name.split("/")) for name, split in _join(found, texts).items()}
+        wanted = {}
+        for name, split in _join(found, texts).items():
+            label, _, image = name.partition("/")
+            wanted[f"images/{name}"] = (split, label, image)
         missing = sorted(wanted.keys() - present)
         refuse_missing(
             found, "cub200", _NAMED, [name.removeprefix("images/") for name in missing], len(wanted)

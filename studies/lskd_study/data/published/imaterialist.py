@@ -9,8 +9,8 @@ from lskd import LskdError
 from lskd_study.data.arguments import Copy, Expect, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints, only_name, read_annotations
-from lskd_study.data.folders.folders import Image, Rows
-from lskd_study.data.folders.layout import SPLITS, build
+from lskd_study.data.folders.folders import Rows
+from lskd_study.data.folders.layout import SPLITS, Image, build
 from lskd_study.data.manifest import Made
 
 
@@ -44,7 +44,8 @@ def prepare_imaterialist(
         check_numbers("imaterialist", numbers, expect)
         listed = {split: len(entries[split]) for split in SPLITS}
         distinct = {split: dict.fromkeys(entries[split]) for split in SPLITS}
-        found, lost = [], []
+        found: list[Image] = []
+        lost: list[Image] = []
         flat = _files(where)
         for split in SPLITS:
             there = _files(where / split)

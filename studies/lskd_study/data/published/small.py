@@ -15,8 +15,8 @@ from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.arguments import Expect, Output
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints
-from lskd_study.data.folders.folders import Image, Rows
-from lskd_study.data.folders.layout import build
+from lskd_study.data.folders.folders import Rows
+from lskd_study.data.folders.layout import Image, build
 from lskd_study.data.manifest import Made
 
 _LIMIT = 256 << 20  # bytes; the largest of Fashion-MNIST's four files has 47 MB

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from lskd import LskdError
+from lskd_study.base.extras import needs_fairseq_extra
 from lskd_study.data.arguments import Output, Subwords
 from lskd_study.data.manifest import Made
-from lskd_study.data.text.parallel import Pair, needs_fairseq_extra, write_parallel
+from lskd_study.data.text.parallel import Pair, write_parallel
 
 LARGEST = 1_000_000
 

@@ -18,6 +18,7 @@ from lskd import LskdError
 from lskd.base.files import to_disk
 from lskd.base.images import passed_over
 from lskd.base.install import how_to_install
+from lskd_study.base.extras import needs_fairseq_extra
 from lskd_study.data.manifest import MANIFEST, Made, read_manifest
 
 SPLITS = ("train", "valid", "test")
@@ -161,16 +162,6 @@ def tokenizer(language: str) -> Callable[[str], str]:
         from sacremoses import MosesTokenizer
     moses = MosesTokenizer(lang=language)
     return lambda line: str(moses.tokenize(line, return_str=True)).lower()
-
-
-@contextmanager
-def needs_fairseq_extra() -> Any:
-    """Turn a missing third-party module into an error that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        raise LskdError(f"this needs {missing}, not installed here; {how_to_install('fairseq')}") from error
 
 
 def _write(folder: Path, splits: Mapping[str, Sequence[Pair]], bpe_tokens: int) -> dict[str, Any]:
