@@ -13,7 +13,7 @@ from typer.main import get_command
 from lskd import LskdError
 from lskd_study.cli import main as cli
 from lskd_study.data import commands as command
-from lskd_study.data.options import TEXT, known_classes, problem, valid_options, words_of
+from lskd_study.data.options import TEXT, arguments_of, known_classes, problem, valid_options
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.schema import Prepare
 from lskd_study.study.checks import check_preparation
@@ -64,7 +64,7 @@ def test_every_command_of_lskd_data_can_stand_in_a_study():
     ],
 )
 def test_options_become_the_commands_words(prepare, options, words):
-    assert words_of(prepare, options) == [prepare, *words]
+    assert arguments_of(prepare, options) == [prepare, *words]
     assert problem(prepare, options) is None
     get_command(command.app).commands[prepare].make_context(prepare, [*words, "--output", "x"])
 

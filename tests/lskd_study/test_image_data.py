@@ -427,7 +427,7 @@ def test_a_subset_and_its_list(own, tmp_path, capsys):
     capsys.readouterr()
     assert "expected 1,281,167" in refused(capsys, tmp_path / "two" / "x", "imagenet-subset", own)
     assert "has 6 classes" in refused(capsys, tmp_path / "two" / "x", "subset", own, "--classes", 7)
-    assert "holds subset with classes_asked 3, not 2" in refused(
+    assert "contains subset with classes_asked 3, not 2" in refused(
         capsys, output, "subset", own, "--classes", 2
     )
     (own / "val" / "a" / "deeper").mkdir()

@@ -218,8 +218,8 @@ def refused(path):
 
 
 WRONG = {
-    "no labels": ({"labels": None}, "no 'labels' (it holds features, logits, weight)"),
-    "no logits": ({"logits": None, "features": None}, "no 'logits' (it holds labels, weight)"),
+    "no labels": ({"labels": None}, "no 'labels' (it contains features, logits, weight)"),
+    "no logits": ({"logits": None, "features": None}, "no 'logits' (it contains labels, weight)"),
     "labels short": ({"labels": LABELS[:-1]}, "logits have 13 rows, labels 12"),
     "features short": ({"features": FEATURES[:-1]}, "features have 12 rows, labels 13"),
     "labels high": ({"labels": np.where(LABELS == 3, 4, LABELS)}, "label of sample 3 is 4; with 4 classes"),

@@ -16,7 +16,7 @@ from lskd_study.pages.verdicts import VERDICTS_FILE, read_record, study_record
 from lskd_study.plan.plan import JOB
 from lskd_study.plan.teacher_list import TeacherList
 from lskd_study.results.read import read_results
-from lskd_study.teachers.run import Settings
+from lskd_study.teachers.run import ComparisonSettings
 
 pytestmark = pytest.mark.unit
 
@@ -125,7 +125,7 @@ def test_a_list_of_teachers_says_what_it_was_measured_with(tmp_path):
     np.savez(tmp_path / "one.npz", logits=generator.normal(size=(40, 4)), labels=np.arange(40) % 4)
     teachers = [{"name": "one", "logits": str(tmp_path / "one.npz")}]
     study = {"kind": "stability", "title": "Mine", "output": str(tmp_path / "out"), "teachers": teachers}
-    run_teacher_list(TeacherList.model_validate(study), Settings(seed=7))
+    run_teacher_list(TeacherList.model_validate(study), ComparisonSettings(seed=7))
     record = read_record(tmp_path / "out")
     assert (record.kind, record.teachers, record.data.samples) == ("teachers", ["one"], 40)
     assert record.versions["torch"] == [metadata.version("torch")]

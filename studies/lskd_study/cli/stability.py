@@ -131,12 +131,12 @@ def stability(
     from lskd_study.plan.recipes import find_study_file
     from lskd_study.plan.teacher_list import load_teachers
     from lskd_study.teachers.evaluate import TeacherSpec
-    from lskd_study.teachers.run import Settings, run_teachers
+    from lskd_study.teachers.run import ComparisonSettings, run_teachers
 
     if features and save_outputs is None:
         raise LskdError("--features is about what is kept; name a folder with --save-outputs")
     temperatures = list(dict.fromkeys(temperature or [1.0]))
-    settings = Settings(
+    settings = ComparisonSettings(
         temperatures=temperatures,
         replicates=replicates,
         seed=seed,

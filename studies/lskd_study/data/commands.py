@@ -28,7 +28,7 @@ from lskd_study.data.text.iwslt14 import prepare_iwslt14
 from lskd_study.data.text.number_words import prepare_number_words
 from lskd_study.data.text.parallel import write_data_bin
 
-IMAGES: tuple[Callable[..., Made], ...] = (
+_IMAGE_FOLDERS: tuple[Callable[..., Made], ...] = (
     prepare_imagenet,
     prepare_cub200,
     prepare_imaterialist,
@@ -42,7 +42,7 @@ IMAGES: tuple[Callable[..., Made], ...] = (
     prepare_noise,
     prepare_digits,
 )
-TEXT: tuple[Callable[..., Made], ...] = (prepare_iwslt14, prepare_ding, prepare_number_words)
+_PARALLEL_TEXT: tuple[Callable[..., Made], ...] = (prepare_iwslt14, prepare_ding, prepare_number_words)
 _DATA_BIN = Annotated[
     Path | None, typer.Option(help="Folder for fairseq-preprocess' output too, made in the same step.")
 ]
@@ -79,9 +79,15 @@ def _text(prepare: Callable[..., Made]) -> Callable[..., None]:
     return command
 
 
-for _make, _wrapped in [*((one, _images) for one in IMAGES), *((one, _text) for one in TEXT)]:
-    _name = _make.__name__.removeprefix("prepare_").replace("_", "-")
-    app.command(_name, help=(inspect.getdoc(_make) or "").partition("\n\n")[0])(_wrapped(_make))
+def _add(prepare: Callable[..., Made], command: Callable[..., None]) -> None:
+    name = prepare.__name__.removeprefix("prepare_").replace("_", "-")
+    app.command(name, help=(inspect.getdoc(prepare) or "").partition("\n\n")[0])(command)
+
+
+for _prepare in _IMAGE_FOLDERS:
+    _add(_prepare, _images(_prepare))
+for _prepare in _PARALLEL_TEXT:
+    _add(_prepare, _text(_prepare))
 
 
 def _print_images(made: Made) -> None:

@@ -19,7 +19,7 @@ class Made(NamedTuple):
 
     @property
     def state(self) -> str:
-        """The last of these in words."""
+        """The last of these, to be printed."""
         return "written" if self.written else "already there"
 
 

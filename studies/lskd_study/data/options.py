@@ -19,23 +19,25 @@ KEPT = {name: name for name in ("alpha", "head", "tail", "seed", "rate", "list",
 }
 
 
-def words_of(prepare: str, options: Options) -> list[str]:
-    """Return a command of `lskd data` and its options as words.
+def arguments_of(prepare: str, options: Options) -> list[str]:
+    """Return the arguments of `lskd data` that make a data set with some options.
 
-    >>> words_of("noise", {"source": "data/digits", "rate": 0.3, "copy": True})
+    >>> arguments_of("noise", {"source": "data/digits", "rate": 0.3, "copy": True})
     ['noise', 'data/digits', '--rate', '0.3', '--copy']
     """
-    words = [prepare]
+    arguments = [prepare]
     for name, value in options.items():
         if name == SOURCE:
-            words.append(str(value))
+            arguments.append(str(value))
         elif value is True:
-            words.append(f"--{name}")
+            arguments.append(f"--{name}")
         elif value is False:
-            words += [f"--no-{name}"] * (f"--no-{name}" in _flags(prepare))  # else off is how it is unasked
+            arguments += [f"--no-{name}"] * (
+                f"--no-{name}" in _flags(prepare)
+            )  # else off is how it is unasked
         else:
-            words += [f"--{name}", str(value)]
-    return words
+            arguments += [f"--{name}", str(value)]
+    return arguments
 
 
 def problem(prepare: str, options: Options) -> tuple[tuple[str, ...], str] | None:
@@ -46,11 +48,11 @@ def problem(prepare: str, options: Options) -> tuple[tuple[str, ...], str] | Non
             return (name,), "the study sets the folders itself; remove it"
         if name not in valid:
             near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-            mend = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid) or 'none'}"
-            return (name,), f"unknown option of `lskd data {prepare}`; {mend}"
+            fix = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid) or 'none'}"
+            return (name,), f"unknown option of `lskd data {prepare}`; {fix}"
     try:
-        _, *words = words_of(prepare, options)
-        command_of(prepare).make_context(prepare, words)
+        _, *arguments = arguments_of(prepare, options)
+        command_of(prepare).make_context(prepare, arguments)
     except Exception as error:
         # Errors of a command line; their class is click's or typer's, depending on typer's version.
         if not hasattr(error, "format_message"):

@@ -18,7 +18,7 @@ from lskd_study.plan.plan import LOGITS, Plan, Run
 from lskd_study.plan.teacher_list import TeacherEntry, TeacherList
 from lskd_study.results.read import read_results
 from lskd_study.results.results import failure_words
-from lskd_study.teachers.run import Settings
+from lskd_study.teachers.run import ComparisonSettings
 
 # The networks of Tables 1 and 10 have seen ImageNet-1K.
 _PAPERS_DATA = "imagenet"
@@ -60,7 +60,7 @@ def write_teachers_report(plan: Plan) -> None:
     notices = say_notices(results)
     made = provenance_rows(results), commands_of(results)
     run_teacher_list(
-        study, Settings(), beside=OfStudy(layouts, drawn, findings, results.missing, notices, *made)
+        study, ComparisonSettings(), beside=OfStudy(layouts, drawn, findings, results.missing, notices, *made)
     )
     record = of_study(read_record(plan.root), results, findings)
     write_text(plan.root / VERDICTS_FILE, record.text())

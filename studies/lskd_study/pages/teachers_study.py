@@ -11,7 +11,7 @@ from lskd_study.pages.teachers_paper_tables import TableName, paper_table, table
 from lskd_study.pages.verdicts import VERDICTS_FILE, DataRecord, teachers_record
 from lskd_study.plan.teacher_list import TeacherEntry, TeacherList
 from lskd_study.teachers.evaluate import TeacherSpec
-from lskd_study.teachers.run import WRITERS, Settings, run_teachers
+from lskd_study.teachers.run import WRITERS, ComparisonSettings, run_teachers
 
 FILES: dict[TableName, str] = {"Table 1": "table1", "Table 10": "table10"}
 PAGE = "index.html"
@@ -19,7 +19,7 @@ PAGE = "index.html"
 
 def run_teacher_list(
     study: TeacherList,
-    settings: Settings,
+    settings: ComparisonSettings,
     files: Mapping[str, Path | None] | None = None,
     beside: OfStudy = ALONE,
 ) -> Path | None:
@@ -61,7 +61,7 @@ def run_teacher_list(
     return output
 
 
-def _with_data(study: TeacherList, settings: Settings) -> Settings:
+def _with_data(study: TeacherList, settings: ComparisonSettings) -> ComparisonSettings:
     settings = replace(settings, temperatures=study.temperatures)
     if study.data is None:
         return settings

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from lskd import LskdError
 from lskd.base.files import read_json, write_text
-from lskd_study.data.options import Value, words_of
+from lskd_study.data.options import Value, arguments_of
 
 PLAN = "plan.json"
 JOB = "job.json"
@@ -171,7 +171,7 @@ class Plan:
         """The arguments of ``lskd`` that make the data, paths relative to ``cwd``; empty for none."""
         if not self.prepare:
             return []
-        words = ["data", *words_of(self.prepare, self.prepare_options)]
+        words = ["data", *arguments_of(self.prepare, self.prepare_options)]
         if self.ecosystem != "fairseq":
             return [*words, "--output", self.data]
         text = self.data.removesuffix("-bin") if self.data.endswith("-bin") else f"{self.data}-text"

@@ -1,6 +1,6 @@
 """Measure teachers side by side: each teacher's numbers, and the intervals of their differences."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -92,6 +92,12 @@ class Comparison:
     replicates: int
     seed: int
     warnings: list[str] = field(default_factory=list)
+
+    def rows(self) -> Iterator[tuple[int, int, str, Estimate]]:
+        """Yield all differences: positions of both teachers, quantity, estimate."""
+        for (i, j), estimates in self.differences.items():
+            for name, estimate in estimates.items():
+                yield i, j, name, estimate
 
 
 def measure(

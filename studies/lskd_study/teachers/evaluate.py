@@ -42,7 +42,7 @@ class TeacherSpec:
             which = " and ".join(given) or "none of them"
             raise LskdError(f"a teacher is a model, a config or a file of logits, not {which}; name one")
         if self.logits is not None and self.checkpoint is not None:
-            raise LskdError(f"{self.logits} holds logits and needs no checkpoint; name one of them")
+            raise LskdError(f"{self.logits} contains logits and needs no checkpoint; name one of them")
 
     @property
     def default_name(self) -> str:
@@ -53,7 +53,7 @@ class TeacherSpec:
 
     @property
     def source(self) -> str:
-        """Where its answers come from, in words."""
+        """Where its answers come from, for reports."""
         if self.logits is not None:
             return str(self.logits)
         weights = f"weights {self.checkpoint}" if self.checkpoint else "timm's pretrained weights"

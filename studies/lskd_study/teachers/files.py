@@ -82,15 +82,15 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[
         LskdError: a folder that cannot be written, or a name that is no UTF-8 text in one line.
     """
     stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    for name, words in texts.items():
-        broken = [word for word in words if not storable(word)]
+    for name, lines in texts.items():
+        broken = [line for line in lines if not storable(line)]
         if broken:
             raise LskdError(f"cannot store {broken[0]!r} in {path}: a line break, or no UTF-8; rename it")
-        stored[name] = torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
+        stored[name] = torch.frombuffer(bytearray("\n".join(lines).encode()), dtype=torch.uint8)
     try:
         with whole_file(path) as scratch:
             save_file(stored, scratch)
-    except SafetensorError as error:  # an OSError of the disk, in its own words
+    except SafetensorError as error:  # an OSError of the disk, as safetensors puts it
         raise LskdError(f"cannot write {path} ({one_line(error)}); choose another folder") from None
 
 
@@ -99,7 +99,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[
 
 def _check_present(path: Path, present: Iterable[str]) -> None:
     names = sorted(present)
-    there = f"it holds {', '.join(names)}" if names else "it holds nothing"
+    there = f"it contains {', '.join(names) or 'nothing'}"
     if "labels" not in names:
         raise LskdError(f"{path} has no 'labels' ({there}); store the samples' class ids under that name")
     if "logits" not in names and "features" not in names:
@@ -182,8 +182,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
                     if "allow_pickle" not in str(error):
                         raise
                     raise LskdError(
-                        f"{path}: '{name}' holds Python objects, and loading those would run code that is in "
-                        "the file; store numbers, and names as text (dtype str)"
+                        f"{path}: '{name}' contains Python objects, and loading those would run code that "
+                        "is in the file; store numbers, and names as text (dtype str)"
                     ) from None
                 if content.read(1):  # at its end the checksum is compared
                     raise ValueError(f"'{name}' is longer than its header says")

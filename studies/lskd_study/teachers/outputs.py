@@ -139,5 +139,5 @@ def write_outputs(outputs: Outputs, path: Path | str) -> None:
     write_safetensors(
         path,
         {name: tensor for name, tensor in tensors.items() if tensor is not None},
-        {name: words for name, words in texts.items() if words is not None},
+        {name: lines for name, lines in texts.items() if lines is not None},
     )

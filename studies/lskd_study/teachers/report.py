@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from lskd_study.base.text import csv_text
 from lskd_study.plan.plan import exact
-from lskd_study.stats.bootstrap import METHOD, Estimate
+from lskd_study.stats.bootstrap import METHOD
 from lskd_study.teachers.compare import DEFINITIONS, PERCENT, QUANTITIES, Comparison, Teacher
 
 LABELS = {**QUANTITIES, **DEFINITIONS}
@@ -45,36 +46,25 @@ def _teacher_object(comparison: Comparison, position: int) -> dict[str, Any]:
         "one_minus_stability": {name: value[name] for name in DEFINITIONS},
         "small_class_correction": m.small_class_correction,
         "equivalent_smoothing": {name: m.equivalent_smoothing(name) for name in ("uniform", "paper")},
-        "target_mass": [
-            {
-                "temperature": mass.temperature,
-                "measured": mass.measured,
-                "ideal": mass.ideal,
-                "chance_like": mass.chance_like,
-            }
-            for mass in teacher.masses
-        ],
+        "target_mass": [asdict(mass) for mass in teacher.masses],
         "class_counts": m.counts.tolist(),
         "classes_without_samples": (m.counts == 0).nonzero().flatten().tolist(),
         "classes_of_one_sample": (m.counts == 1).nonzero().flatten().tolist(),
         "differences": [
-            {"from": comparison.teachers[i].name, "quantity": name, **_interval(estimate)}
-            for (i, j), estimates in comparison.differences.items()
+            {
+                "from": comparison.teachers[i].name,
+                "quantity": name,
+                "estimate": _plain(e.value),
+                "low": _plain(e.low),
+                "high": _plain(e.high),
+                "p_value": _plain(e.p_value),
+                **({"note": e.note} if e.note else {}),
+            }
+            for i, j, name, e in comparison.rows()
             if j == position
-            for name, estimate in estimates.items()
         ],
         "interval_method": f"{METHOD}; {comparison.replicates} draws, seed {comparison.seed}",
         "warnings": [*teacher.warnings, *comparison.warnings],
-    }
-
-
-def _interval(estimate: Estimate) -> dict[str, Any]:
-    return {
-        "estimate": _plain(estimate.value),
-        "low": _plain(estimate.low),
-        "high": _plain(estimate.high),
-        "p_value": _plain(estimate.p_value),
-        **({"note": estimate.note} if estimate.note else {}),
     }
 
 
@@ -88,7 +78,7 @@ def as_csv(comparison: Comparison) -> str:
     for teacher in comparison.teachers:
         for name, value, meaning in _values(teacher):
             lines.append([teacher.name, "", name, _cell(value), "", "", "", meaning, ""])
-    for i, j, name, e in _differences(comparison):
+    for i, j, name, e in comparison.rows():
         numbers = (_cell(number) for number in (e.value, e.low, e.high, e.p_value))
         names = (comparison.teachers[j].name, comparison.teachers[i].name)
         lines.append([*names, name, *numbers, LABELS[name], e.note])
@@ -127,7 +117,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def reading(comparison: Comparison) -> list[str]:
-    """Say which teacher is the most accurate and whether that could be chance; one line for each data set.
+    """Return which teacher is the most accurate and whether that could be chance; one line for each data set.
 
     Of a teacher's measures, accuracy is what its students' accuracy follows best in the paper's own Table 8
     (errata E12), so it is the one that is put into words.
@@ -140,45 +130,37 @@ def reading(comparison: Comparison) -> list[str]:
     groups = [group for i, group in paired.items() if not any(i in paired[k] for k in paired if k < i)]
     for group in groups:
         best, second = sorted(group, key=lambda p: -teachers[p].value("top1"))[:2]
-        i, j = min(best, second), max(best, second)
-        e = comparison.differences[i, j]["top1"]
-        low, high = (e.low, e.high) if j == best else (-e.high, -e.low)
-        lead = abs(e.value)
-        of = f" of {len(group)}" if len(group) > 2 else ""
+        e = comparison.differences[min(best, second), max(best, second)]["top1"]
+        low, high = (e.low, e.high) if best > second else (-e.high, -e.low)
         interval = f"95 % interval {low:+.2f} to {high:+.2f}".replace("-", "−")
-        name = f"{teachers[best].name} ({teachers[best].value('top1'):.2f} %)"
+        name, other = f"{teachers[best].name} ({teachers[best].value('top1'):.2f} %)", teachers[second].name
+        lead = f"{abs(e.value):.2f}"
         if low > 0:
+            of = f" of {len(group)}" if len(group) > 2 else ""
+            lines.append(f"most accurate{of}: {name}, {lead} points above {other} ({interval})")
+        elif float(lead) == 0:
             lines.append(
-                f"most accurate{of}: {name}, {lead:.2f} points above {teachers[second].name} ({interval})"
-            )
-        elif float(f"{lead:.2f}") == 0:
-            second_name = teachers[second].name
-            lines.append(
-                f"no teacher is the most accurate: {name} and {second_name} show no difference ({interval})"
+                f"no teacher is the most accurate: {name} and {other} show no difference ({interval})"
             )
         else:
             lines.append(
-                f"no teacher is clearly the most accurate: {name} is {lead:.2f} points above "
-                f"{teachers[second].name}, which may be chance ({interval})"
+                f"no teacher is clearly the most accurate: {name} is {lead} points above {other}, which may "
+                f"be chance ({interval})"
             )
     return lines
 
 
 def method_line(comparison: Comparison) -> str:
-    """Say how the intervals were made, and why some are missing."""
+    """Return how the intervals were made, and why some are missing."""
     text = f"95 % intervals: {METHOD}, {comparison.replicates} draws; each one alone, not all at once."
     if not all(teacher.measures.small_class_correction for teacher in comparison.teachers):
         text += " Those of 1-S are for large classes; the values beside them have small classes' bias."
-    for line in dict.fromkeys(_notes(comparison)):
-        text += f" {line}."
-    return text
-
-
-def _notes(comparison: Comparison) -> Iterator[str]:
-    for i, j, name, e in _differences(comparison):
+    notes = []
+    for i, j, name, e in comparison.rows():
         if e.note:
             pair = f" ({comparison.teachers[j].name}, {comparison.teachers[i].name})"
-            yield f"{LABELS[name]}{pair if len(comparison.teachers) > 2 else ''}: {e.note}"
+            notes.append(f"{LABELS[name]}{pair if len(comparison.teachers) > 2 else ''}: {e.note}")
+    return text + "".join(f" {note}." for note in dict.fromkeys(notes))
 
 
 def warning_lines(comparison: Comparison) -> Iterator[str]:
@@ -228,10 +210,6 @@ def _text(name: str, value: float) -> str:
     return f"{value:.3f}" if name in PERCENT or name == "fitted_temperature" else f"{value:.4f}"
 
 
-def _p_value(e: Estimate) -> str:
-    return f"{e.p_value:.2g}" if math.isfinite(e.p_value) else "–"
-
-
 def _signed(name: str, value: float) -> str:
     if not math.isfinite(value):
         return "–"
@@ -239,18 +217,10 @@ def _signed(name: str, value: float) -> str:
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
-def _range(name: str, e: Estimate) -> str:
-    return f"{_signed(name, e.low)} to {_signed(name, e.high)}" if math.isfinite(e.low) else "–"
-
-
 def difference_rows(comparison: Comparison) -> Iterator[list[str]]:
     """Yield each difference as texts: quantity, of which teacher, from which, value, interval, p-value."""
-    for i, j, name, e in _differences(comparison):
+    for i, j, name, e in comparison.rows():
         of, origin = comparison.teachers[j].name, comparison.teachers[i].name
-        yield [LABELS[name], of, origin, _signed(name, e.value), _range(name, e), _p_value(e)]
-
-
-def _differences(comparison: Comparison) -> Iterator[tuple[int, int, str, Estimate]]:
-    for (i, j), estimates in comparison.differences.items():
-        for name, estimate in estimates.items():
-            yield i, j, name, estimate
+        ends = f"{_signed(name, e.low)} to {_signed(name, e.high)}" if math.isfinite(e.low) else "–"
+        p_value = f"{e.p_value:.2g}" if math.isfinite(e.p_value) else "–"
+        yield [LABELS[name], of, origin, _signed(name, e.value), ends, p_value]

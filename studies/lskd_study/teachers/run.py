@@ -23,7 +23,7 @@ WRITERS = {".json": render.as_json, ".csv": render.as_csv}
 
 
 @dataclass(frozen=True)
-class Settings:
+class ComparisonSettings:
     """What holds for all teachers of one call; ``evaluation`` is passed on to ``evaluate``."""
 
     temperatures: Sequence[float] = (1.0,)
@@ -35,7 +35,7 @@ class Settings:
 
 
 def run_teachers(
-    specs: Sequence[TeacherSpec], settings: Settings, files: Mapping[str, Path | None]
+    specs: Sequence[TeacherSpec], settings: ComparisonSettings, files: Mapping[str, Path | None]
 ) -> Comparison | None:
     """Measure and compare teachers, print the tables and write the files asked for.
 
@@ -48,7 +48,7 @@ def run_teachers(
         The comparison; None on the processes of torchrun other than the first.
 
     Raises:
-        LskdError: for whatever the user can mend.
+        LskdError: for whatever the user can fix.
     """
     for t in settings.temperatures:
         if not (t > 0 and math.isfinite(t)):
@@ -81,7 +81,7 @@ def run_teachers(
     return comparison
 
 
-def check_specs(specs: Sequence[TeacherSpec], settings: Settings) -> None:
+def check_specs(specs: Sequence[TeacherSpec], settings: ComparisonSettings) -> None:
     """Check what can be known of all teachers before the first is asked.
 
     Raises:
@@ -100,7 +100,7 @@ def check_specs(specs: Sequence[TeacherSpec], settings: Settings) -> None:
 
 
 def _measure(
-    spec: TeacherSpec, settings: Settings, influence: bool
+    spec: TeacherSpec, settings: ComparisonSettings, influence: bool
 ) -> tuple[Teacher, Sequence[str] | None] | None:
     outputs = evaluate(spec, **settings.evaluation)
     if outputs is None:
@@ -132,7 +132,9 @@ def _bar(name: str, total: int, unit: str = "draws", hidden: bool = False) -> "t
     )
 
 
-def check_files(specs: Sequence[TeacherSpec], settings: Settings, files: Mapping[str, Path | None]) -> None:
+def check_files(
+    specs: Sequence[TeacherSpec], settings: ComparisonSettings, files: Mapping[str, Path | None]
+) -> None:
     """Check before any work that what is to be written after it can be.
 
     Raises:

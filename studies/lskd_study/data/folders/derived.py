@@ -14,8 +14,9 @@ from lskd.base.files import read_bytes
 from lskd_study.data.arguments import Copy, Expect, OfFolder, OutputBeside, Seed
 from lskd_study.data.expected import check_numbers, count
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
-from lskd_study.data.folders.folders import ImageFolder, Rows
+from lskd_study.data.folders.image_folder import ImageFolder
 from lskd_study.data.folders.layout import Image, build, listing_checksum
+from lskd_study.data.folders.rows import Rows
 from lskd_study.data.manifest import Made, read_manifest
 
 CLASS_LIST = "classes.txt"
@@ -224,7 +225,7 @@ def _wrong_labels(
 def _origin(source: Path) -> dict[str, Any]:
     """Return the source's name, and the checksum of what it contains."""
     if not source.is_dir():
-        raise LskdError(f"{source} is no folder; the source must hold train/<class>/ and val/<class>/")
+        raise LskdError(f"{source} is no folder; the source must contain train/<class>/ and val/<class>/")
     listing = read_manifest(source).get("listing_sha256") or listing_checksum(source)
     return {"source": str(source), "source_listing_sha256": listing}
 

@@ -164,7 +164,7 @@ def build(
         sources: fingerprints of the files that the images or their labels come from.
 
     Raises:
-        LskdError: for an output that cannot be written or holds something else, and what ``plan`` raises.
+        LskdError: for an output that cannot be written or contains something else, and what ``plan`` raises.
     """
     asked = {"name": name, **settings, **({"source_files": sources} if sources else {}), "copies": copy}
     finished = _finished(output, asked)
@@ -230,7 +230,7 @@ def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     if manifest.get("name") != asked["name"]:
         return None
     for key, value in asked.items():
-        # Older manifests do not say that they hold copies, nor of which files they were made.
+        # Older manifests do not say that they contain copies, nor of which files they were made.
         unknown = key == "copies" or (key in _OF_SOURCES and manifest.get(key) is None)
         if key in _OF_SOURCES and not unknown and manifest[key] != value:
             raise LskdError(
@@ -238,12 +238,12 @@ def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
             )
         if not unknown and manifest.get(key) != value:
             raise LskdError(
-                f"{output} holds {asked['name']} with {key} {manifest.get(key)}, not {value}; "
+                f"{output} contains {asked['name']} with {key} {manifest.get(key)}, not {value}; "
                 "choose another --output or remove it"
             )
     whole = manifest.get("listing_sha256") == listing_checksum(output) and _consistent(manifest)
     if whole and asked["copies"] and set(manifest.get("files", {})) & {"hard", "symbolic"}:
-        raise LskdError(f"{output} holds links; for copies choose another --output or remove it")
+        raise LskdError(f"{output} contains links; for copies choose another --output or remove it")
     return manifest if whole else None
 
 
@@ -273,7 +273,7 @@ def _check_place(output: Path) -> None:
 
 @contextmanager
 def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
-    """Give the hidden folder, that of a killed run of the same settings if there is one.
+    """Yield the hidden folder, that of a killed run of the same settings if there is one.
 
     Only what such a run has left is removed: a folder without its settings is somebody else's.
     """

@@ -7,8 +7,8 @@ from lskd.base.files import read_bytes
 from lskd_study.data.arguments import Copy, Expect, NoChecksum, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import MEMBER_LIMIT, find_source, fingerprints, read_members
-from lskd_study.data.folders.folders import Rows, extracted, refuse_missing
 from lskd_study.data.folders.layout import build
+from lskd_study.data.folders.rows import Rows, extracted, refuse_missing
 from lskd_study.data.manifest import Made
 
 FOLDER = "CUB_200_2011"

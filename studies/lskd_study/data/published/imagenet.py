@@ -12,8 +12,9 @@ from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.arguments import Copy, Expect, NoChecksum, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import Member, find_source, fingerprints, read_members
-from lskd_study.data.folders.folders import Rows, read_classes
+from lskd_study.data.folders.image_folder import read_classes
 from lskd_study.data.folders.layout import SPLITS, Image, build
+from lskd_study.data.folders.rows import Rows
 from lskd_study.data.manifest import Made
 
 META = "meta.bin"

@@ -9,8 +9,8 @@ from lskd import LskdError
 from lskd_study.data.arguments import Copy, Expect, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints, only_name, read_annotations
-from lskd_study.data.folders.folders import Rows
 from lskd_study.data.folders.layout import SPLITS, Image, build
+from lskd_study.data.folders.rows import Rows
 from lskd_study.data.manifest import Made
 
 

@@ -6,8 +6,8 @@ from lskd import LskdError
 from lskd_study.data.arguments import Copy, Expect, NoChecksum, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints, only_name, read_annotations
-from lskd_study.data.folders.folders import Rows, extracted, refuse_missing
 from lskd_study.data.folders.layout import SPLITS, build
+from lskd_study.data.folders.rows import Rows, extracted, refuse_missing
 from lskd_study.data.manifest import Made
 
 FOLDER = "train_val2019"

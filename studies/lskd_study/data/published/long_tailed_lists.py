@@ -12,8 +12,8 @@ from lskd.base.files import read_bytes
 from lskd_study.data.arguments import Copy, EvaluateOn, Expect, Lists, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
-from lskd_study.data.folders.folders import Rows
 from lskd_study.data.folders.layout import Image, build
+from lskd_study.data.folders.rows import Rows
 from lskd_study.data.manifest import Made
 
 LISTS = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT"}

@@ -15,8 +15,8 @@ from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.arguments import Expect, Output
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints
-from lskd_study.data.folders.folders import Rows
 from lskd_study.data.folders.layout import Image, build
+from lskd_study.data.folders.rows import Rows
 from lskd_study.data.manifest import Made
 
 _LIMIT = 256 << 20  # bytes; the largest of Fashion-MNIST's four files has 47 MB
@@ -32,7 +32,7 @@ def prepare_digits(output: Output = Path("data/digits")) -> Made:
     validation images, 8-bit grey at their own 8 x 8 size, named by their index in the data set.
 
     Raises:
-        LskdError: for an output that cannot be written or that holds something else.
+        LskdError: for an output that cannot be written or contains something else.
     """
 
     def plan() -> Rows:
@@ -112,7 +112,7 @@ def _read_fashion(source: Path, files: Sequence[Path]) -> tuple[dict[str, Any], 
             }
         except (RuntimeError, ValueError, AssertionError, IndexError, TypeError, KeyError) as error:
             raise LskdError(
-                f"{source} does not hold the four files of Fashion-MNIST as published "
+                f"{source} does not contain the four files of Fashion-MNIST as published "
                 f"({str(error) or type(error).__name__}); get them from {PUBLISHED['fashion-mnist'].get}"
             ) from None
     for split, part in splits.items():

@@ -47,7 +47,7 @@ def write_parallel(
         source: fingerprint of the file that the text comes from, if there is one.
 
     Raises:
-        LskdError: for an output that cannot be written or holds something else.
+        LskdError: for an output that cannot be written or contains something else.
     """
     settings = {"name": name, "bpe_tokens": bpe_tokens} | ({"source_sha256": source} if source else {})
     finished = _finished(output, settings)
@@ -78,7 +78,7 @@ def write_data_bin(
         options: of the command that made the text, by name.
 
     Raises:
-        LskdError: for an output that cannot be written or holds something else, or without fairseq.
+        LskdError: for an output that cannot be written or contains something else, or without fairseq.
     """
     made = read_manifest(output)
     if made.get("text_sha256") == manifest["listing_sha256"] and made.get(
@@ -89,11 +89,11 @@ def write_data_bin(
     if find_spec("fairseq_cli") is None:
         raise LskdError(f"this needs fairseq, not installed here; {how_to_install('fairseq')}")
     with _whole_folder(output) as scratch:
-        words = [sys.executable, "-m", "fairseq_cli.preprocess", "-s", "de", "-t", "en"]
-        words += ["--destdir", str(scratch)]
+        command = [sys.executable, "-m", "fairseq_cli.preprocess", "-s", "de", "-t", "en"]
+        command += ["--destdir", str(scratch)]
         for split in SPLITS:
-            words += [f"--{split}pref", str(text / split)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+            command += [f"--{split}pref", str(text / split)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             raise LskdError(f"fairseq-preprocess failed on {text}: {lines[-1] if lines else done.returncode}")

@@ -1,4 +1,4 @@
-"""What becomes of a source: rows of (split, class, file), put into a tree; image folders as a source."""
+"""What becomes of a publisher's files: rows of (split, class, file), linked, unpacked or written."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.base.images import class_folders, class_images
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.expected import PUBLISHED
 from lskd_study.data.folders.archives import check_md5, read_members
-from lskd_study.data.folders.layout import SPLITS, Image, Tree
-
-_HOLDS = "the source must hold train/<class>/ and val/<class>/"
+from lskd_study.data.folders.layout import Image, Tree
 
 
 def _none() -> Iterable[Image]:
@@ -104,56 +101,3 @@ def refuse_missing(found: Path, dataset: str, what: str, missing: Sequence[str],
             f"{found}: {what} {total:,} images, {len(missing):,} of them are missing, e.g. {missing[0]}; "
             f"get it again from {PUBLISHED[dataset].get}"
         )
-
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """An image folder: ``splits`` has the sorted names of its images by split and class."""
-
-    path: Path
-    splits: Mapping[str, Mapping[str, list[str]]]
-
-    @classmethod
-    def read(cls, path: Path) -> "ImageFolder":
-        """Read the names of all images.
-
-        Raises:
-            LskdError: without ``train/<class>/`` and ``val/<class>/`` of the same classes, for a class
-                without images or with folders of its own (timm would take those for classes).
-        """
-        splits = {split: read_classes(path / split) for split in SPLITS}
-        if odd := sorted(set(splits["train"]) ^ set(splits["val"])):
-            raise LskdError(f"train and val of {path} have different classes, e.g. {odd[0]}")
-        return cls(path, splits)
-
-    @property
-    def classes(self) -> list[str]:
-        """The sorted names of the classes."""
-        return list(self.splits["train"])
-
-    def images(self, *splits: str) -> list[Image]:
-        """Return the images of some splits, or of both, to stay in their classes."""
-        return [
-            Image(split, label, name, self.path / split / label / name)
-            for split in splits or SPLITS
-            for label, names in self.splits[split].items()
-            for name in names
-        ]
-
-
-def read_classes(folder: Path) -> dict[str, list[str]]:
-    """Return the sorted names of the images in each class folder, sorted by class.
-
-    Raises:
-        LskdError: for a folder that does not hold class folders of images alone.
-    """
-    try:
-        labels = class_folders(folder)
-    except OSError as error:
-        raise LskdError(f"{folder} cannot be read ({error.strerror}); {_HOLDS}") from None
-    if not labels:
-        raise LskdError(f"{folder} has no class folders; {_HOLDS}")
-    found = {label: class_images(folder / label)[0] for label in labels}
-    if empty := [label for label in labels if not found[label]]:
-        raise LskdError(f"class folder {folder / empty[0]} has no images; remove it, or put them there")
-    return found
