@@ -106,12 +106,11 @@ def test_differences_are_later_less_earlier_and_in_points():
 
 
 def test_samples_in_another_order_are_matched_by_their_keys():
-    one, two = outputs("one"), outputs("two", seed=1, strength=2.5)
-    keys = [f"val/{i}.png" for i in range(len(one.labels))]
+    keys = [f"val/{i}.png" for i in range(CLASSES * IMAGES)]
+    one, two = outputs("one", keys=keys), outputs("two", seed=1, strength=2.5, keys=keys)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(keys)))
-    shuffled = Outputs("two", two.logits[order], two.labels[order])
-    straight = compare(measured(one, two), 300, keys=[keys, keys])
-    matched = compare(measured(one, shuffled), 300, keys=[keys, [keys[i] for i in order]])
+    shuffled = Outputs("two", two.logits[order], two.labels[order], [keys[i] for i in order])
+    straight, matched = (compare(measured(one, other), 300) for other in (two, shuffled))
     for name, e in straight.differences[0, 1].items():
         other = matched.differences[0, 1][name]
         assert (other.value, other.low, other.high) == pytest.approx(
@@ -121,15 +120,14 @@ def test_samples_in_another_order_are_matched_by_their_keys():
 
 @pytest.mark.parametrize("kind", ["labels", "samples", "keys"])
 def test_no_differences_between_other_samples(kind):
-    one, two = outputs("one"), outputs("two", seed=1)
-    keys = [[f"a{i}" for i in range(len(one.labels))] for _ in range(2)]
-    if kind == "labels":
-        two = outputs("two", labels=np.roll(one.labels.numpy(), 1))
-    elif kind == "samples":
-        two = outputs("two", labels=one.labels.numpy()[:-1])
-    else:
-        keys[1][0] = "another"
-    comparison = compare(measured(one, two), 100, keys=keys if kind == "keys" else None)
+    keys = [f"a{i}" for i in range(CLASSES * IMAGES)]
+    one = outputs("one", keys=keys)
+    other = {
+        "labels": {"labels": np.roll(one.labels.numpy(), 1)},
+        "samples": {"labels": one.labels.numpy()[:-1]},
+        "keys": {"keys": ["another", *keys[1:]]},
+    }[kind]
+    comparison = compare(measured(one, outputs("two", seed=1, **other)), 100)
     assert not comparison.differences
     assert "not measured on the same samples" in comparison.warnings[0]
     assert json.loads(as_json(comparison))[1]["differences"] == []

@@ -53,13 +53,14 @@ class Mass:
 
 @dataclass(frozen=True)
 class Teacher:
-    """One teacher's measures, and where its logits come from."""
+    """One teacher's measures, where its logits come from, and the names of classes and samples."""
 
     name: str
     source: str
     measures: TeacherMeasures
     masses: list[Mass]
     class_names: Sequence[str] | None = None
+    keys: Sequence[str] | None = None
     warnings: list[str] = field(default_factory=list)
 
     def value(self, quantity: str) -> float:
@@ -146,7 +147,7 @@ def measure(
         ideal = target_mass(measures.num_classes, min(max(alpha, 0.0), 1 - 1e-9), t)
         measured = float(own.mean())
         masses.append(Mass(t, measured, ideal, measured < chance_like_mass(measures.num_classes)))
-    teacher = Teacher(outputs.name, source, measures, masses, outputs.class_names)
+    teacher = Teacher(outputs.name, source, measures, masses, outputs.class_names, outputs.keys)
     if _looks_like_probabilities(outputs.logits):
         teacher.warnings.append("its logits look like probabilities; store what comes before the softmax")
     teacher.warnings.extend(_warnings(teacher))
@@ -162,24 +163,23 @@ def compare(
     teachers: Sequence[Teacher],
     replicates: int = 2000,
     seed: int = 0,
-    keys: Sequence[Sequence[str] | None] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare teachers that were measured with ``influence``, in pairs that saw the same samples.
+
+    Samples are matched by their keys where both teachers have them, and by position elsewhere.
 
     Args:
         teachers: in the order of the report.
         replicates: bootstrap draws.
         seed: of the draws.
-        keys: the samples' names, for each teacher; samples are matched by them where both have them,
-            and by position elsewhere.
         progress: gets the number of draws just made.
     """
     groups: list[list[int]] = []
     orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
     for position, teacher in enumerate(teachers):
         for group in groups:
-            order = _same_samples(teachers[group[0]], teacher, keys, group[0], position)
+            order = _same_samples(teachers[group[0]], teacher)
             if order is not None:
                 group.append(position)
                 orders[position] = order
@@ -239,24 +239,17 @@ def _looks_like_probabilities(logits: Tensor) -> bool:
     return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
 
 
-def _same_samples(
-    first: Teacher,
-    second: Teacher,
-    keys: Sequence[Sequence[str] | None] | None,
-    i: int,
-    j: int,
-) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+def _same_samples(first: Teacher, second: Teacher) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
     """Return the positions of the first's samples in the second's; None where they are not the same."""
     one, two = first.measures, second.measures
     if one.samples != two.samples or one.num_classes != two.num_classes:
         return None
     order = np.arange(one.samples)
-    keys_one, keys_two = (keys[i], keys[j]) if keys else (None, None)
-    if keys_one is not None and keys_two is not None:
-        places = {key: place for place, key in enumerate(keys_two)}
-        if len(places) != len(keys_two) or places.keys() != set(keys_one):
+    if first.keys is not None and second.keys is not None:
+        places = {key: place for place, key in enumerate(second.keys)}
+        if len(places) != len(second.keys) or places.keys() != set(first.keys):
             return None
-        order = np.array([places[key] for key in keys_one])
+        order = np.array([places[key] for key in first.keys])
     labels = two.labels.numpy()[order]
     return order if np.array_equal(one.labels.numpy(), labels) else None
 

@@ -54,24 +54,19 @@ def run_teachers(
         if not (t > 0 and math.isfinite(t)):
             raise LskdError(f"--temperature is {t:g}; it must be greater than 0")
     try:
-        check_specs(specs, settings)
-        check_files(specs, settings, files)
+        _check_specs(specs, settings)
+        _check_files(specs, settings, files)
     except LskdError:
         # Every process finds the same here; one line is enough.
         if int(os.environ.get("RANK", "0")):
             raise SystemExit(2) from None
         raise
-    found: list[Teacher] = []
-    keys: list[Sequence[str] | None] = []
-    for spec in specs:
-        measured = _measure(spec, settings, influence=len(specs) > 1)
-        if measured is not None:
-            found.append(measured[0])
-            keys.append(measured[1])
+    measured = [_measure(spec, settings, influence=len(specs) > 1) for spec in specs]
+    found = [teacher for teacher in measured if teacher is not None]
     if not found:
         return None
     with _bar("comparing", settings.replicates, hidden=len(found) < 2) as bar:
-        comparison = compare(found, settings.replicates, settings.seed, keys, bar.update)
+        comparison = compare(found, settings.replicates, settings.seed, bar.update)
     for suffix, path in files.items():
         if path is not None:
             write_text(path, WRITERS[suffix](comparison))
@@ -81,12 +76,8 @@ def run_teachers(
     return comparison
 
 
-def check_specs(specs: Sequence[TeacherSpec], settings: ComparisonSettings) -> None:
-    """Check what can be known of all teachers before the first is asked.
-
-    Raises:
-        LskdError: a file or data folder that is missing.
-    """
+def _check_specs(specs: Sequence[TeacherSpec], settings: ComparisonSettings) -> None:
+    """Refuse, before the first teacher is asked, files and data folders that are missing."""
     for spec in specs:
         for path in (spec.logits, spec.checkpoint, spec.config):
             if path is not None and not path.exists():
@@ -99,9 +90,7 @@ def check_specs(specs: Sequence[TeacherSpec], settings: ComparisonSettings) -> N
                 raise LskdError(f"data folder {folder} does not exist; check the path")
 
 
-def _measure(
-    spec: TeacherSpec, settings: ComparisonSettings, influence: bool
-) -> tuple[Teacher, Sequence[str] | None] | None:
+def _measure(spec: TeacherSpec, settings: ComparisonSettings, influence: bool) -> Teacher | None:
     outputs = evaluate(spec, **settings.evaluation)
     if outputs is None:
         return None
@@ -109,7 +98,7 @@ def _measure(
         write_outputs(outputs, _place(spec, settings.save_outputs))
     total = looks(len(outputs.labels), settings.temperatures, influence)
     with _bar(outputs.name, total, unit="samples") as bar:
-        teacher = measure(
+        return measure(
             outputs,
             spec.source,
             settings.temperatures,
@@ -117,7 +106,6 @@ def _measure(
             settings.small_class_correction,
             bar.update,
         )
-    return teacher, outputs.keys
 
 
 def _bar(name: str, total: int, unit: str = "draws", hidden: bool = False) -> "tqdm[Any]":
@@ -132,21 +120,21 @@ def _bar(name: str, total: int, unit: str = "draws", hidden: bool = False) -> "t
     )
 
 
-def check_files(
+def _check_files(
     specs: Sequence[TeacherSpec], settings: ComparisonSettings, files: Mapping[str, Path | None]
 ) -> None:
-    """Check before any work that what is to be written after it can be.
-
-    Raises:
-        LskdError: a place that cannot be written or is written twice, or that a teacher is read from.
-    """
+    """Refuse, before any work, a place that cannot be written, is written twice or is read from."""
     wanted = [path for path in files.values() if path is not None]
     if settings.save_outputs is not None:
         wanted += [_place(spec, settings.save_outputs) for spec in specs if spec.logits is None]
     read = {path.resolve() for spec in specs for path in (spec.logits, spec.checkpoint, spec.config) if path}
     seen: set[Path] = set()
     for path in wanted:
-        _check_writable(path)
+        folder = next(parent for parent in (path.parent, *path.parent.parents) if parent.exists())
+        if path.exists() and not path.is_file():
+            raise LskdError(f"cannot write {path}, which is no file; name a file")
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise LskdError(f"cannot write {path}; name a file in a folder that can be written")
         where = path.resolve()
         if where in read:
             raise LskdError(f"{path} is read from; name another file to write")
@@ -158,11 +146,3 @@ def check_files(
 def _place(spec: TeacherSpec, folder: Path) -> Path:
     name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", spec.name or spec.default_name)
     return folder / f"{name}.safetensors"
-
-
-def _check_writable(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise LskdError(f"cannot write {path}, which is no file; name a file")
-    folder = next(parent for parent in (path.parent, *path.parent.parents) if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise LskdError(f"cannot write {path}; name a file in a folder that can be written")
