@@ -1,5 +1,4 @@
 import json
-import os
 
 import numpy as np
 import pytest
@@ -7,7 +6,6 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from lskd import LskdError
-from lskd_study.cli.main import main
 from lskd_study.data.folders.layout import listing_checksum
 from lskd_study.data.manifest import MANIFEST, read_manifest
 from lskd_study.data.published.small import prepare_digits
@@ -61,46 +59,7 @@ def test_a_folder_that_lost_an_image_is_not_taken_for_whole(tmp_path):
         prepare_digits(target)
 
 
-def test_something_else_in_the_way_is_left_alone(tmp_path):
-    (tmp_path / "digits").mkdir()
-    (tmp_path / "digits" / "mine.txt").write_text("keep")
-    with pytest.raises(LskdError, match="choose another --output"):
-        prepare_digits(tmp_path / "digits")
-    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["mine.txt"]
-
-
-def test_an_output_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(LskdError, match="cannot write"):
-        prepare_digits(tmp_path / "file" / "digits")
-
-
-def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
-    calls = []
-
-    def fail(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) > 20:
-            raise OSError(28, os.strerror(28))
-        (tmp_path / "probe").touch()
-
-    monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(LskdError, match="No space left"):
-        prepare_digits(tmp_path / "out" / "digits")
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"listing_sha256": 1}', '{"images": []}', "\xff"])
 def test_a_manifest_of_something_else_is_none(tmp_path, text):
     (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
     assert read_manifest(tmp_path) == {}
-
-
-def test_a_manifest_that_lacks_its_counts_is_none(tmp_path, capsys):
-    folder = tmp_path / "digits"
-    manifest = prepare_digits(folder).manifest
-    assert read_manifest(folder) == manifest
-    manifest["images_per_class"] = {"train": [], "val": "many"}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    assert main(["data", "digits", "--output", str(folder)]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

@@ -1,5 +1,6 @@
 """What becomes of a publisher's files: rows of (split, class, file), linked, unpacked or written."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +13,7 @@ from lskd_study.data.expected import PUBLISHED
 from lskd_study.data.folders.archives import check_md5, read_members
 from lskd_study.data.folders.layout import Image, Tree
 
-
-def _none() -> Iterable[Image]:
-    return ()
+Place = tuple[str, str, str]  # split, class, file
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Rows:
     """
 
     linked: Sequence[Image] = ()
-    unpacked: Callable[[], Iterable[Image]] = _none
+    unpacked: Callable[[], Iterable[Image]] = tuple
     size: int = 0
     archives: Mapping[Path, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -60,9 +59,8 @@ def extracted(
     found: Path,
     dataset: str,
     wanted: Mapping[str, tuple[str, str, str]],
-    folder: str,
+    checksum: bool,
     size: int,
-    md5: str,
     what: str,
 ) -> Rows:
     """Return the rows of images that lie in a publisher's folder, or in the archive of that folder.
@@ -71,13 +69,13 @@ def extracted(
         found: the folder or the archive.
         dataset: as `lskd data` calls it.
         wanted: split, class and file of each image, by its path within the folder.
-        folder: that folder within the archive.
+        checksum: whether to check the archive's MD5.
         size: bytes of the images in the archive.
-        md5: of the archive; empty to leave it unchecked.
         what: names the images, for the message where one is missing.
     """
     if found.is_dir():
         return Rows([Image(*row, found / name) for name, row in wanted.items()], more={"checksums": False})
+    folder = found.name.partition(".")[0]
 
     def unpacked() -> Iterable[Image]:
         left = dict(wanted)
@@ -86,8 +84,8 @@ def extracted(
                 yield Image(*row, member)
         refuse_missing(found, dataset, what, sorted(left), len(wanted))
 
-    archives = {found: md5} if md5 else {}
-    return Rows(unpacked=unpacked, size=size, archives=archives, more={"checksums": bool(md5)})
+    archives = {found: PUBLISHED[dataset].md5[found.name]} if checksum else {}
+    return Rows(unpacked=unpacked, size=size, archives=archives, more={"checksums": checksum})
 
 
 def refuse_missing(found: Path, dataset: str, what: str, missing: Sequence[str], total: int) -> None:
@@ -101,3 +99,12 @@ def refuse_missing(found: Path, dataset: str, what: str, missing: Sequence[str],
             f"{found}: {what} {total:,} images, {len(missing):,} of them are missing, e.g. {missing[0]}; "
             f"get it again from {PUBLISHED[dataset].get}"
         )
+
+
+def file_names(folder: Path) -> frozenset[str]:
+    """Return the names of the files in a folder; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except OSError:
+        return frozenset()

@@ -10,7 +10,7 @@ from lskd_study.data.arguments import Copy, Expect, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints, only_name, read_annotations
 from lskd_study.data.folders.layout import SPLITS, Image, build
-from lskd_study.data.folders.rows import Rows
+from lskd_study.data.folders.rows import Rows, file_names
 from lskd_study.data.manifest import Made
 
 
@@ -46,9 +46,9 @@ def prepare_imaterialist(
         distinct = {split: dict.fromkeys(entries[split]) for split in SPLITS}
         found: list[Image] = []
         lost: list[Image] = []
-        flat = _files(where)
+        flat = file_names(where)
         for split in SPLITS:
-            there = _files(where / split)
+            there = file_names(where / split)
             for name, label in distinct[split]:
                 folder = where / split if name in there else where
                 image = Image(split, f"{label:04d}", name, folder / name)
@@ -84,10 +84,3 @@ def _read(source: Path, split: str) -> list[tuple[str, int]]:
             f"get it from {PUBLISHED['imaterialist'].get}"
         ) from None
     return [(only_name(name, f"{source}/{split}.json"), label) for name, label in entries]
-
-
-def _files(folder: Path) -> frozenset[str]:
-    try:
-        return frozenset(path.name for path in folder.iterdir() if path.is_file())
-    except OSError:
-        return frozenset()

@@ -4,10 +4,10 @@ from pathlib import Path, PurePosixPath
 
 from lskd import LskdError
 from lskd_study.data.arguments import Copy, Expect, NoChecksum, Output, Source
-from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
+from lskd_study.data.expected import check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints, only_name, read_annotations
 from lskd_study.data.folders.layout import SPLITS, build
-from lskd_study.data.folders.rows import Rows, extracted, refuse_missing
+from lskd_study.data.folders.rows import Place, Rows, extracted, refuse_missing
 from lskd_study.data.manifest import Made
 
 FOLDER = "train_val2019"
@@ -38,7 +38,7 @@ def prepare_inat2019(
     ]
 
     def plan() -> Rows:
-        wanted: dict[str, tuple[str, str, str]] = {}
+        wanted: dict[str, Place] = {}
         for split in SPLITS:
             wanted |= _join(source, split, not no_checksum)
         check_numbers("inat2019", count((split, label) for split, label, _ in wanted.values()), expect)
@@ -48,13 +48,12 @@ def prepare_inat2019(
             refuse_missing(found, "inat2019", _NAMED, missing, len(wanted))
         else:
             size = found.stat().st_size
-        md5 = "" if no_checksum else PUBLISHED["inat2019"].md5[ARCHIVE]
-        return extracted(found, "inat2019", wanted, FOLDER, size, md5, _NAMED)
+        return extracted(found, "inat2019", wanted, not no_checksum, size, _NAMED)
 
     return build(output, "inat2019", origin("inat2019", expect), plan, copy, fingerprints([found, *lists]))
 
 
-def _join(source: Path, split: str, checksum: bool) -> dict[str, tuple[str, str, str]]:
+def _join(source: Path, split: str, checksum: bool) -> dict[str, Place]:
     """Return split, class folder and file by image, as ``super/category/hash.jpg``."""
     file = f"{split}2019.json"
     content = read_annotations(source, file, "inat2019", checksum)

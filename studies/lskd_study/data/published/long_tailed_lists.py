@@ -1,5 +1,6 @@
 """ImageNet-LT and Places-LT: the lists of Liu et al. (2019) over ImageNet and Places365."""
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ from lskd_study.data.arguments import Copy, EvaluateOn, Expect, Lists, Output, S
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
 from lskd_study.data.folders.layout import Image, build
-from lskd_study.data.folders.rows import Rows
+from lskd_study.data.folders.rows import Rows, file_names
 from lskd_study.data.manifest import Made
 
 LISTS = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT"}
@@ -97,14 +98,15 @@ def _prepare(
         numbers = count((split, folders[entry.label]) for split in entries for entry in entries[split])
         check_numbers(name, numbers, expect)
         images, missing = [], []
+        names = functools.cache(file_names)
         for split, part in entries.items():
-            where = _Finder(source, name)
             for entry in part:
-                path = where(entry.path)
-                if path is None:
+                image = entry.path.name
+                where = (folder for folder in _folders(source, name, entry.path) if image in names(folder))
+                if (folder := next(where, None)) is None:
                     missing.append(str(entry.path))
                 else:
-                    images.append(Image(split, folders[entry.label], entry.path.name, path))
+                    images.append(Image(split, folders[entry.label], image, folder / image))
         if missing:
             raise LskdError(
                 f"{source}: {len(missing):,} of the {len(missing) + len(images):,} images that the lists "
@@ -187,33 +189,11 @@ def _folder_names(labels: Mapping[int, str]) -> dict[int, str]:
     return {number: f"{number:0{width}d}_{name}" for number, name in enumerate(names)}
 
 
-class _Finder:
-    """Finds an image of the lists in the source, whichever of the publisher's layouts that has."""
-
-    def __init__(self, source: Path, name: str) -> None:
-        self._source = source
-        self._places = name == "places-lt"
-        self._contents: dict[Path, frozenset[str]] = {}
-
-    def __call__(self, path: PurePosixPath) -> Path | None:
-        for folder in self._folders(path):
-            if path.name in self._names(folder):
-                return folder / path.name
-        return None
-
-    def _folders(self, path: PurePosixPath) -> Iterator[Path]:
-        yield self._source / path.parent
-        if self._places:
-            label = _class_of(path)
-            split = "val" if path.parts[0] in _PLACES["val"] else "train"
-            for root in _PLACES[split]:
-                yield self._source / root / label
-                yield self._source / root / label[0] / label.replace("-", "/")
-
-    def _names(self, folder: Path) -> frozenset[str]:
-        if folder not in self._contents:
-            try:
-                self._contents[folder] = frozenset(entry.name for entry in folder.iterdir())
-            except OSError:
-                self._contents[folder] = frozenset()
-        return self._contents[folder]
+def _folders(source: Path, name: str, path: PurePosixPath) -> Iterator[Path]:
+    """Yield where an image of the lists may lie, whichever of the publisher's layouts the source has."""
+    yield source / path.parent
+    if name == "places-lt":
+        label = _class_of(path)
+        for root in _PLACES["val" if path.parts[0] in _PLACES["val"] else "train"]:
+            yield source / root / label
+            yield source / root / label[0] / label.replace("-", "/")
