@@ -258,7 +258,7 @@ def test_an_unknown_key_in_a_list_of_teachers(here, capsys, change, key, near):
         "teachers": [{"name": "a", "logits": "a.npz"}],
     }
     (here / "study.yaml").write_text(yaml.safe_dump(content | change))
-    err = refused(capsys, here, "study", "study.yaml")
+    err = refused(capsys, here, "stability", "--list", "study.yaml")
     assert f"unknown key {key!r}; did you mean {near!r}?" in err
 
 

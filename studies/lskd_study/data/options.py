@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from lskd_study.data.expected import PUBLISHED, parse_expected
+
 Value = bool | int | float | str
 Options = Mapping[str, Value]
 
@@ -71,8 +73,6 @@ def valid_options(prepare: str) -> list[str]:
 
 def known_classes(prepare: str, options: Options) -> int | None:
     """Return how many classes a command makes, where its name and options say it."""
-    from lskd_study.data.expected import PUBLISHED, parse_expected
-
     if "expect" in options and prepare not in SUBSETS:
         return parse_expected(str(options["expect"]))["classes"]
     if prepare in PUBLISHED:

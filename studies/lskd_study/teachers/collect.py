@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def collect(
         LskdError: no room for the file, or a model that does not give ``K`` logits.
     """
     if process.rank:
-        _send(batches, process.device)
+        _send(batches)
         return None
     logits = _scratch(samples, num_classes)
     labels = torch.empty(samples, dtype=torch.int64)
@@ -131,6 +132,7 @@ def collect(
                     f"{name} gives {some_logits.shape[1]} logits, not {num_classes}; "
                     "give the class count that it was made with"
                 )
+            numbers = numbers.cpu()
             logits[numbers] = some_logits.float().cpu()
             labels[numbers] = some_labels.cpu()
             if some_features is not None:
@@ -167,54 +169,36 @@ def _scratch(rows: int, columns: int) -> Tensor:
 
 def _all(batches: Iterable[Batch], process: Process) -> Iterator[Batch]:
     """Yield the own batches, and after each one of every other process, until all have ended."""
-    own: Iterator[Batch] | None = iter(batches)
-    others = list(range(1, process.world_size))
-    while own is not None or others:
-        if own is not None:
-            batch = next(own, None)
+    own = iter(batches)
+    left = list(range(process.world_size))
+    while left:
+        for rank in list(left):
+            batch = _receive(rank) if rank else next(own, None)
             if batch is None:
-                own = None
-            else:
-                yield batch[0].cpu(), *batch[1:]
-        for rank in list(others):
-            batch = _receive(rank, process.device)
-            if batch is None:
-                others.remove(rank)
+                left.remove(rank)
             else:
                 yield batch
 
 
-def _send(batches: Iterable[Batch], device: torch.device) -> None:
-    for numbers, logits, labels, features in batches:
-        width = 0 if features is None else features.shape[1]
-        _exchange(distributed.send, torch.tensor([len(numbers), logits.shape[1], width], device=device), 0)
-        whole = torch.stack([numbers.to(device), labels.to(device).long()])
-        _exchange(distributed.send, whole, 0)
-        # A copy: what was computed in inference mode cannot be sent by every backend.
-        rows = [logits.float()] if features is None else [logits.float(), features.float()]
-        _exchange(distributed.send, torch.cat(rows, 1).clone(), 0)
-    _exchange(distributed.send, torch.zeros(3, dtype=torch.int64, device=device), 0)
+def _send(batches: Iterable[Batch]) -> None:
+    """Send the own batches to the first process, and None after them."""
+    for batch in chain(batches, [None]):
+        # Copies: what was computed in inference mode, or is part of more, is not sent as it is.
+        copies = batch and tuple(part if part is None else part.cpu().clone() for part in batch)
+        _exchange(distributed.send_object_list, [copies], 0)
 
 
-def _exchange(do: Callable[[Tensor, int], object], tensor: Tensor, rank: int) -> None:
+def _receive(rank: int) -> Batch | None:
+    box: list[Batch | None] = [None]
+    _exchange(distributed.recv_object_list, box, rank)
+    return box[0]
+
+
+def _exchange(do: Callable[[list[Any], int], object], box: list[Any], rank: int) -> None:
     try:
-        do(tensor, rank)
+        do(box, rank)
     except RuntimeError:
         raise LskdError("another process of torchrun has ended early; its own message says why") from None
-
-
-def _receive(rank: int, device: torch.device) -> Batch | None:
-    header = torch.empty(3, dtype=torch.int64, device=device)
-    _exchange(distributed.recv, header, rank)
-    count, classes, width = header.tolist()
-    if not count:
-        return None
-    whole = torch.empty(2, count, dtype=torch.int64, device=device)
-    _exchange(distributed.recv, whole, rank)
-    rows = torch.empty(count, classes + width, device=device)
-    _exchange(distributed.recv, rows, rank)
-    numbers, labels = whole.cpu()
-    return numbers, rows[:, :classes], labels, rows[:, classes:] if width else None
 
 
 @contextmanager

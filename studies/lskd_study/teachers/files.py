@@ -179,7 +179,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
                 try:
                     array = np.lib.format.read_array(content, allow_pickle=False)
                 except ValueError as error:
-                    if "allow_pickle" not in str(error):
+                    if "Object arrays" not in str(error):
                         raise
                     raise LskdError(
                         f"{path}: '{name}' contains Python objects, and loading those would run code that "
@@ -239,7 +239,7 @@ def _read_parquet(path: Path) -> dict[str, Any]:
         used = [name for name in ("labels", "logits", "features", "keys") if name in schema.names]
         for name, numbers in _numbers(file.metadata).items():
             if name in used:
-                _check_size(path, name, 8 * numbers)
+                _check_size(path, name, _bytes_each(schema.field(name).type) * numbers)
     # Each distinct key once in memory, however often it stands there.
     coded = [name for name in used if name == "keys"]
     with pq.ParquetFile(path, memory_map=True, read_dictionary=coded) as file:
@@ -261,6 +261,14 @@ def _numbers(metadata: "pq.FileMetaData") -> dict[str, int]:
         for column in map(group.column, range(group.num_columns)):
             counts[column.path_in_schema.partition(".")[0]] += column.num_values
     return counts
+
+
+def _bytes_each(kind: "pa.DataType") -> int:
+    value = getattr(kind, "value_type", kind)
+    try:
+        return int(value.bit_width) // 8
+    except ValueError:  # of any length: a text, which is read once, and a reference to it each time
+        return 8
 
 
 def _refuse_missing(path: Path, columns: "Mapping[str, pa.ChunkedArray]", width: int = 1) -> None:

@@ -106,7 +106,7 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
                     return
                 if header.size < 0 or tar.offset <= end:
                     raise tarfile.ReadError(f"{header.name} has a negative size")
-            _refuse_to_leave(archive, header)
+                _refuse_to_leave(archive, header)
             end = tar.offset
             vars(tar)["members"] = []  # tarfile keeps all that it has seen: gigabytes for a million images
             if header.isfile():
