@@ -10,8 +10,9 @@ import typing
 from typing import Any, get_args
 
 from lskd_study.data.options import TEXT, command_of, valid_options
+from lskd_study.plan.kinds import TRANSLATION, Ecosystem, kind_of
 from lskd_study.plan.recipes import recipes_folder
-from lskd_study.plan.schema import TRANSLATION, Prepare, Study
+from lskd_study.plan.schema import Prepare, Study
 from lskd_study.plan.teacher_list import TeacherList
 
 FILE = "study.schema.json"
@@ -54,9 +55,10 @@ def _refine(definitions: dict[str, Any]) -> None:
     kinds: dict[bool, list[str | None]] = {True: [None], False: [None]}
     for name in get_args(Prepare):
         kinds[name in TEXT].append(name)
+    (translates,) = [name for name in get_args(Ecosystem) if kind_of(name) is TRANSLATION]
     definitions["Study"]["allOf"] = [
         {
-            "if": {"properties": {"ecosystem": {"const": TRANSLATION}}, "required": ["ecosystem"]},
+            "if": {"properties": {"ecosystem": {"const": translates}}, "required": ["ecosystem"]},
             "then": {
                 "properties": {
                     "data": {

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from lskd import LskdError
 from lskd.base.files import read_json, write_text
 from lskd_study.data.options import Value, words_of
+from lskd_study.plan.kinds import IMAGES, Kind, kind_of
 
 PLAN = "plan.json"
 JOB = "job.json"
@@ -124,6 +125,11 @@ class Plan:
     note: str = ""  # to be said above the verdict
 
     @property
+    def kind(self) -> Kind:
+        """What the models do: classify images or translate."""
+        return kind_of(self.ecosystem)
+
+    @property
     def root(self) -> Path:
         """The output folder."""
         return Path(self.cwd, self.output)
@@ -172,7 +178,7 @@ class Plan:
         if not self.prepare:
             return []
         words = ["data", *words_of(self.prepare, self.prepare_options)]
-        if self.ecosystem != "fairseq":
+        if self.kind is IMAGES:
             return [*words, "--output", self.data]
         text = self.data.removesuffix("-bin") if self.data.endswith("-bin") else f"{self.data}-text"
         return [*words, "--output", text, "--data-bin", self.data]

@@ -10,10 +10,10 @@ from typing import Literal
 from lskd import LskdError
 from lskd.base.files import read_yaml
 from lskd_study.base.extras import needs_study_extra
+from lskd_study.plan.kinds import Ecosystem
 from lskd_study.plan.recipes import recipes_folder
 
-Ecosystem = Literal["timm", "mmcls", "fairseq"]
-Kind = Literal["study", "teachers", "run"]
+Runs = Literal["study", "teachers", "run"]
 
 # Keys by which a YAML file is known to be for `lskd study`, and not a trainer's own.
 _STUDY_KEYS = ({"smoothing", "seeds", "teachers"}, {"kind", "teachers"})
@@ -33,7 +33,7 @@ class Recipe:
 
     name: str
     path: Path
-    kind: Kind
+    kind: Runs
     ecosystem: Ecosystem
 
     @property
@@ -107,7 +107,7 @@ def of_file(path: Path, name: str | None = None) -> Recipe | None:
         return None
     if not isinstance(content, dict) or not any(keys <= content.keys() for keys in _STUDY_KEYS):
         return None
-    kind: Kind = "teachers" if "kind" in content else "study"
+    kind: Runs = "teachers" if "kind" in content else "study"
     ecosystem = content.get("ecosystem", "timm")
     return Recipe(name or str(path), path, kind, ecosystem if ecosystem in ("mmcls", "fairseq") else "timm")
 

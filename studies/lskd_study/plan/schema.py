@@ -11,6 +11,7 @@ from lskd import LskdError
 from lskd.base.files import read_yaml, read_yaml_nodes
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.options import TEXT, Value, known_classes, problem
+from lskd_study.plan.kinds import TRANSLATION, Ecosystem, kind_of
 from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table
 
 with needs_study_extra():
@@ -97,8 +98,6 @@ Prepare = Literal[
 ]
 
 _UNIQUE = {"uniqueItems": True}  # for editors; _distinct says which one is there twice
-
-TRANSLATION = "fairseq"  # the ecosystem whose studies translate; the others classify images
 
 
 class Data(Strict):
@@ -193,7 +192,7 @@ class Study(Strict):
     """A study: {smoothing} x {seeds} x {teachers} x {students} x {temperatures} x {hard weights}."""
 
     title: Name = Field(description="heading of the page")
-    ecosystem: Literal["timm", "mmcls", "fairseq"] = Field(
+    ecosystem: Ecosystem = Field(
         "timm", description="mmcls: timm's teachers, mmcls' students; fairseq: translation"
     )
     data: Data = Field(description="what is trained and evaluated on")
@@ -251,13 +250,13 @@ class Study(Strict):
     @classmethod
     def _labels_share_in_translation(cls, content: Any) -> Any:
         # Images are taught by soft labels alone; translation keeps the labels, with the share of Tan et al.
-        if isinstance(content, dict) and content.get("ecosystem") == TRANSLATION:
+        if isinstance(content, dict) and kind_of(content.get("ecosystem", "")) is TRANSLATION:
             return {"hard_weights": [0.1], **content}
         return content
 
     @model_validator(mode="after")
     def _data_of_the_ecosystem(self) -> Self:
-        translation = self.ecosystem == TRANSLATION
+        translation = kind_of(self.ecosystem) is TRANSLATION
         data = self.data
         if data.num_classes is None and not translation:
             raise _error("missing", ("data", "num_classes"), data)
@@ -292,7 +291,7 @@ class Study(Strict):
                 check_table(name, bool(self.students))
             except ValueError as error:
                 raise _error(PydanticCustomError("no_table", str(error)), ("paper",), name) from error
-        if self.ecosystem == TRANSLATION and (self.paper or self.published):
+        if kind_of(self.ecosystem) is TRANSLATION and (self.paper or self.published):
             refused = PydanticCustomError("no_images", "the figures are accuracies, of images; remove it")
             raise _error(refused, ("paper" if self.paper else "published",), self.ecosystem)
         for index, figure in enumerate(self.published.figures if self.published else ()):

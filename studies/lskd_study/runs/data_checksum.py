@@ -9,10 +9,8 @@ from lskd import LskdError
 from lskd.base.files import read_json, write_text
 from lskd.checkpoints import file_checksum
 from lskd_study.base.progress import say
-from lskd_study.data.folders.layout import SPLITS
 from lskd_study.data.manifest import MANIFEST
 from lskd_study.plan.plan import JOB, Plan, Run, Store
-from lskd_study.plan.schema import TRANSLATION
 
 FILE = "data_checksum.json"
 _BLOCK = 4096  # files that are handed to the threads at once
@@ -101,7 +99,7 @@ def _recorded(plan: Plan, made: Run | Store) -> str:
 def _names(plan: Plan) -> Iterator[str]:
     """Yield the path of each file below the data folder, sorted; links are followed, as the trainers do."""
     root = str(plan.data_dir)
-    for top in [""] if plan.ecosystem == TRANSLATION else SPLITS:
+    for top in plan.kind.splits:
         for folder, folders, names in os.walk(os.path.join(root, top), followlinks=True):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             below = os.path.relpath(folder, root)

@@ -29,9 +29,9 @@ from lskd_study.base import provenance
 from lskd_study.base.gpus import chosen_gpus
 from lskd_study.base.progress import open_log, say
 from lskd_study.plan.folders import LOG, begin, disk_is_full, held
+from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import CURVES, JOB, LOGITS, TEACHER_FAILED, TRANSLATIONS, Plan, Run, Store
 from lskd_study.plan.records import Made, read_record
-from lskd_study.plan.schema import TRANSLATION
 from lskd_study.runs.data_checksum import check_same_data, data_checksum
 from lskd_study.stores.commands import rerun_command
 from lskd_study.stores.state import release_stores, stored_identity
@@ -88,7 +88,7 @@ def run_job(plan: Plan, run: Run) -> None:
                 with logged(run.id, folder / LOG):
                     trainer.train(words[1:] + extra)
                     _store_curves(plan, run, folder)
-                    store = _store_translations if plan.ecosystem == TRANSLATION else _store_logits
+                    store = _store_translations if plan.kind is TRANSLATION else _store_logits
                     quality = store(plan, run, folder)
             except DivergedError as error:
                 failed = str(error)

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Mapping
 
 from lskd_study.base.gpus import VISIBLE
+from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import Plan, Run
-from lskd_study.plan.schema import TRANSLATION
 from lskd_study.trainers import trainer_of
 from lskd_study.trainers.views import storing
 
@@ -25,7 +25,7 @@ def rerun_command(
     """
     words = shlex.join(trainer_of(plan.ecosystem, run.role).command(plan, run, output))
     store = plan.store_of(run)
-    if store is None or plan.ecosystem != TRANSLATION:
+    if store is None or plan.kind is not TRANSLATION:
         return words
     # What stands before the whole line on the page holds for its first command alone.
     settings = [f"{name}={shlex.quote(environment[name])} " for name in _SETTINGS if environment.get(name)]

@@ -13,9 +13,9 @@ from typing import Any
 from lskd import LskdError
 from lskd.base.images import class_folders, class_images
 from lskd.soft_labels.format import SoftLabelsLayout
+from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, Plan, Run, Store
 from lskd_study.plan.records import Begun, read_record
-from lskd_study.plan.schema import TRANSLATION
 from lskd_study.trainers import timm_store as timm
 from lskd_study.trainers.views import CannotStoreError, Views, storing
 
@@ -41,7 +41,7 @@ def with_stores(plan: Plan) -> Plan:
     top_k = 0 if asked["top_k"] == "all" else int(asked["top_k"])
     values = asked["values"] or ("float16" if top_k else "float32")
     must = asked["mode"] == "always" or bool(top_k) or values == "float16"
-    if plan.ecosystem == TRANSLATION and not top_k:
+    if plan.kind is TRANSLATION and not top_k:
         if must:
             raise LskdError(f"{plan.study_file}: soft_labels of translations need top_k, e.g. 8; add it")
         return replace(plan, store_notes=["all students: a store of translations needs soft_labels.top_k"])

@@ -6,8 +6,8 @@ from typing import Any
 
 from lskd import LskdError
 from lskd_study.base.extras import needs_study_extra
+from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import Plan, Run
-from lskd_study.plan.schema import TRANSLATION
 from lskd_study.trainers import timm, trainer_of
 
 
@@ -17,7 +17,7 @@ def check_class_counts(plan: Plan) -> None:
     Raises:
         LskdError: for another number, and for weights to start from that are not there.
     """
-    if plan.ecosystem == TRANSLATION:
+    if plan.kind is TRANSLATION:
         return
     for run in {(run.config, run.model, run.role): run for run in plan.unfinished()}.values():
         if trainer_of(plan.ecosystem, run.role) is timm:

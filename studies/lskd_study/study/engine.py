@@ -21,10 +21,11 @@ from lskd_study.base.text import storable
 from lskd_study.pages.teachers_study import run_teachers_file
 from lskd_study.pages.verdicts import VERDICTS_FILE
 from lskd_study.plan.folders import check_no_link, disk_is_full
+from lskd_study.plan.kinds import TRANSLATION, kind_of
 from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
 from lskd_study.plan.recipes import find_study_file
 from lskd_study.plan.records import Begun, Made, read_record
-from lskd_study.plan.schema import TRANSLATION, Network, load_study, read_trainer_config
+from lskd_study.plan.schema import Network, load_study, read_trainer_config
 from lskd_study.plan.teacher_list import is_teacher_list
 from lskd_study.runs import slurm
 from lskd_study.runs.data_checksum import check_unchanged
@@ -132,7 +133,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     configs = {config: _read_config(study.ecosystem, Path(config)) for _, config in [*teachers, *students]}
     for run in {(run.config, run.role): run for run in runs}.values():
         trainer_of(study.ecosystem, run.role).check_config(configs[run.config], run.config, run.role)
-    if study.ecosystem == TRANSLATION:
+    if kind_of(study.ecosystem) is TRANSLATION:
         for model, config in {*teachers, *students}:
             trainer_of(study.ecosystem, "student").check_model(configs[config], config, model)
     return Plan(
@@ -163,7 +164,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
 
 def _check_data(plan: Plan) -> None:
     mend = f"make it with `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
-    if plan.ecosystem == TRANSLATION:
+    if plan.kind is TRANSLATION:
         check_data_bin(plan.data_dir, plan.data, plan.prepare_options, mend)
     else:
         check_data_folder(plan.data_dir, plan.data, plan.num_classes, mend)
@@ -176,7 +177,9 @@ def _read_config(ecosystem: str, path: Path) -> dict[str, Any]:
         from lskd_study.trainers.mmcls import read_config
 
         return read_config(path)
-    if ecosystem == TRANSLATION:  # whose files work without a study too, so a study overrides what they say
+    if (
+        kind_of(ecosystem) is TRANSLATION
+    ):  # whose files work without a study too, so a study overrides what they say
         return read_trainer_config(path, reserved=frozenset())
     return read_trainer_config(path)
 
