@@ -18,6 +18,7 @@ from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
 from lskd_study.plan.schema import SoftLabels as Asked
 from lskd_study.runs import job
+from lskd_study.runs.__main__ import main
 from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import SNAKEFILE
 from lskd_study.stores.commands import rerun_command
@@ -251,13 +252,13 @@ def finish(plan: Plan, run: Run) -> None:
 def test_a_store_is_written_gone_on_with_read_and_removed(study):
     plan, store, calls = study
     arguments = [str(plan.root / PLAN), store.id]
-    assert job.main(arguments) == 130
+    assert main(arguments) == 130
     assert not holds(plan, store)
     with pytest.raises(LskdError, match=r"does not hold what student-.* reads; run `lskd study` again"):
         job.run_job(plan, plan.run(store.students[0]))
     half = SoftLabels(plan.labels(store))
     assert len(half) == IMAGES * EPOCHS // 2
-    assert job.main(arguments) == 0
+    assert main(arguments) == 0
     assert len(calls) == 2
     assert calls[1][:2] == ["timm", "soft-labels"]
     assert "--experiment" not in calls[1]
@@ -292,9 +293,9 @@ def test_a_store_is_written_gone_on_with_read_and_removed(study):
 
 def test_a_retrained_teacher_is_asked_again(study):
     plan, store, _ = study
-    job.main([str(plan.root / PLAN), store.id])
+    main([str(plan.root / PLAN), store.id])
     (plan.folder(plan.run(store.teacher)) / CHECKPOINT).write_text("other weights")
-    assert job.main([str(plan.root / PLAN), store.id]) == 0
+    assert main([str(plan.root / PLAN), store.id]) == 0
     record = json.loads((plan.root / store.folder / JOB).read_text())
     assert record["resumed"] == 0
     assert not holds(plan, store)  # the teacher's own record is still the old one
@@ -310,7 +311,7 @@ def test_a_failing_store_is_one_line(study, monkeypatch, capfd):
         raise SystemExit(2)
 
     monkeypatch.setattr(timm, "write", fail)
-    assert job.main([str(plan.root / PLAN), store.id]) == 1
+    assert main([str(plan.root / PLAN), store.id]) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith(f"lskd: error: soft labels {store.id} failed: No space left on device; ")
     assert "train.log" in last
@@ -436,12 +437,12 @@ def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(dec
 def test_only_what_the_study_wrote_is_removed(study):
     """Whatever else lay in a store's folder went with the words of a teacher that was trained anew."""
     plan, store, _ = study
-    job.main([str(plan.root / PLAN), store.id])
+    main([str(plan.root / PLAN), store.id])
     notes = plan.root / store.folder / "notes" / "mine.txt"
     notes.parent.mkdir()
     notes.write_text("mine")
     (plan.folder(plan.run(store.teacher)) / CHECKPOINT).write_text("other weights")
-    assert job.main([str(plan.root / PLAN), store.id]) == 0
+    assert main([str(plan.root / PLAN), store.id]) == 0
     assert json.loads((plan.root / store.folder / JOB).read_text())["resumed"] == 0
     assert notes.read_text() == "mine"
 
@@ -451,7 +452,7 @@ def test_soft_labels_of_others_are_moved_aside(study, capsys):
     labels = Path(plan.labels(store))
     labels.mkdir(parents=True)
     (labels / "mine").write_text("mine")
-    assert job.main([str(plan.root / PLAN), store.id]) == 130
+    assert main([str(plan.root / PLAN), store.id]) == 130
     assert "it was moved to" in capsys.readouterr().err
     aside = plan.root / f"{store.folder}.aside-1"
     assert (aside / "labels" / "mine").read_text() == "mine"
@@ -478,10 +479,10 @@ def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monke
                 raise DivergedError(reason)
 
             monkeypatch.setattr(timm, "write", diverge)
-        assert job.main([str(plan.root / PLAN), store.id]) == 0
+        assert main([str(plan.root / PLAN), store.id]) == 0
         assert plan.failed(store) == reason
         assert not holds(plan, store)
-        assert job.main([str(plan.root / PLAN), student.id]) == 0
+        assert main([str(plan.root / PLAN), student.id]) == 0
         assert plan.failed(student).endswith(reason)
     assert calls == []
     assert "Teacher asked once" in dict(page_rows(plan))
@@ -490,8 +491,8 @@ def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monke
 def test_soft_labels_of_other_data_are_not_read(study):
     plan, store, _ = study
     arguments = [str(plan.root / PLAN), store.id]
-    job.main(arguments)
-    assert job.main(arguments) == 0
+    main(arguments)
+    assert main(arguments) == 0
     (plan.data_dir / "train" / "new").mkdir(parents=True)
     (plan.data_dir / "train" / "new" / "1.png").write_bytes(b"1")
     with pytest.raises(LskdError, match=r"the data in data changed since out/soft_labels/.* was written"):
