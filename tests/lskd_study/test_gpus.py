@@ -15,7 +15,7 @@ from lskd_study.base import gpus
 from lskd_study.base.gpus import CANDIDATES, VISIBLE, chosen_gpus, gpus_for_all, held_locks, visible_gpus
 from lskd_study.plan.plan import JOB
 from lskd_study.runs import job
-from lskd_study.trainers import mmcls, timm
+from lskd_study.trainers import TIMM, mmcls, trainer_of
 
 pytestmark = pytest.mark.unit
 
@@ -169,7 +169,7 @@ def test_the_script_of_mmcls_holds_the_device_too(tmp_path, monkeypatch):
     monkeypatch.setattr(mmcls.subprocess, "run", run)
     with chosen_gpus({"gpu": 1}):
         held = held_locks()
-        mmcls.train(["train", "mmcls", "config.py", "--work-dir", str(tmp_path)])
+        trainer_of("mmcls", "student").train(["train", "mmcls", "config.py", "--work-dir", str(tmp_path)])
     assert seen == [("0", held)]
     assert len(held) == 1
     assert held_locks() == ()
@@ -189,10 +189,10 @@ def test_the_trainer_sees_the_chosen_device_and_the_page_repeats_it(tmp_path, pl
 
     def train(words):
         seen.append(os.environ[VISIBLE])
-        (plan.folder(run) / timm.CHECKPOINT).write_text("weights")
+        (plan.folder(run) / TIMM.checkpoint).write_text("weights")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(timm, "train", train)
+    monkeypatch.setattr(TIMM, "train", train)
     monkeypatch.setattr(job, "_store_logits", lambda *args: "fine")
     monkeypatch.setattr(job, "_store_curves", lambda *args: None)
     with chosen_gpus({"gpu": 1}):

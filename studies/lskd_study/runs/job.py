@@ -76,7 +76,7 @@ def run_job(plan: Plan, run: Run) -> None:
                     and not changes(before.get("settings", {}), identity["settings"], Path(plan.cwd))
                 ),
                 lambda: trainer.resume(folder) is not None,
-                trainer.FILES,
+                trainer.files,
             )
             where = "".join(f"  {name}={value}" for name, value in devices.items())
             say(f"{'resumes' if goes_on else 'starts '}  {run.id}{where}")
@@ -129,7 +129,7 @@ def teacher_identity(plan: Plan, run: Run) -> dict[str, str] | None:
     if plan.failed(teacher):
         checkpoint = read_record(plan.folder(teacher) / JOB, Made).get("checkpoint") or {}
         return {"run": teacher.id, "checkpoint_sha256": checkpoint.get("sha256", "")}
-    path = plan.folder(teacher) / trainer_of(plan.ecosystem, "teacher").CHECKPOINT
+    path = plan.folder(teacher) / trainer_of(plan.ecosystem, "teacher").checkpoint
     if not path.exists():
         raise LskdError(f"the teacher's weights {path} are gone; remove {path.parent} to train it again")
     return {"run": teacher.id, "checkpoint_sha256": file_checksum(path)}
@@ -194,7 +194,7 @@ def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
     from lskd_study.teachers.safetensors_file import write_safetensors
 
     trainer = trainer_of(plan.ecosystem, run.role)
-    result = trainer.collect_logits(folder, trainer.CHECKPOINT, Path(plan.data))
+    result = trainer.collect(folder, Path(plan.data))
     epoch = int(trainer.read_curves(folder, run.role)[-1]["epoch"])
     require_finite("the logits of the validation images", result.logits, epoch)
     tensors = {
@@ -209,7 +209,7 @@ def _store_logits(plan: Plan, run: Run, folder: Path) -> str:
 def _store_translations(plan: Plan, run: Run, folder: Path) -> str:
     """Write ``translations.jsonl``, the test set by the best epoch; return how good the run is."""
     trainer = trainer_of(plan.ecosystem, run.role)
-    found = trainer.collect_translations(folder, trainer.CHECKPOINT, Path(plan.data))
+    found = trainer.collect(folder, Path(plan.data))
     write_text(folder / TRANSLATIONS, "".join(json.dumps(line) + "\n" for line in found))
     best = max(float(row["val_bleu"] or "nan") for row in trainer.read_curves(folder, run.role))
     return f"best val BLEU {best:.2f}"
@@ -224,7 +224,7 @@ def _store_curves(plan: Plan, run: Run, folder: Path) -> None:
             if value := row.get(name):
                 require_finite(name, float(value), int(row["epoch"]))
     # One set of columns for a whole study, though its teachers and students may come from two trainers.
-    columns = trainer_of(plan.ecosystem, "student").CURVE_COLUMNS
+    columns = trainer_of(plan.ecosystem, "student").curve_columns
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
@@ -240,7 +240,7 @@ def _record(
     resumed: int,
     wall: float,
 ) -> dict[str, Any]:
-    checkpoint = trainer_of(plan.ecosystem, run.role).CHECKPOINT
+    checkpoint = trainer_of(plan.ecosystem, run.role).checkpoint
     weights = folder / checkpoint  # of a failed run perhaps not there
     return {
         "run": run.id,

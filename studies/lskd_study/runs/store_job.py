@@ -18,7 +18,7 @@ from lskd_study.plan.plan import JOB, Plan, Store
 from lskd_study.runs import job
 from lskd_study.runs.data_checksum import check_same_data, data_checksum
 from lskd_study.stores.decide import gigabytes
-from lskd_study.trainers.views import storing
+from lskd_study.trainers import trainer_of
 
 
 def write_store(plan: Plan, store: Store) -> None:
@@ -35,8 +35,8 @@ def write_store(plan: Plan, store: Store) -> None:
         started = time.monotonic()
         teacher = job.teacher_identity(plan, plan.run(store.students[0]))
         data = data_checksum(plan)
-        module = storing(plan.ecosystem)
-        words = module.command(plan, store)
+        trainer = trainer_of(plan.ecosystem, "student")
+        words = trainer.store_command(plan, store)
         resumed, said = 0, ""
         outcome: dict[str, Any] = {}
         failed = job.untaught(plan, store)
@@ -61,7 +61,7 @@ def write_store(plan: Plan, store: Store) -> None:
             say(f"{'resumes' if resumed else 'starts '}  {name}{where}")
             try:
                 with job.logged(f"soft labels {store.id}", folder / LOG):
-                    module.write(words)
+                    trainer.store(words)
                 outcome, said = _written(plan, store, folder)
             except DivergedError as error:
                 failed = str(error)

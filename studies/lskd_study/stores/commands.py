@@ -5,10 +5,8 @@ import shlex
 from collections.abc import Mapping
 
 from lskd_study.base.gpus import VISIBLE
-from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import Plan, Run
 from lskd_study.trainers import trainer_of
-from lskd_study.trainers.views import storing
 
 # Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
 RERUN = "rerun"
@@ -23,10 +21,11 @@ def rerun_command(
     It reads nothing of the study's stores: timm and mmcls ask the teacher and store what it says while they
     train, for the next rerun too; in translation a command before it does.
     """
-    words = shlex.join(trainer_of(plan.ecosystem, run.role).command(plan, run, output))
+    trainer = trainer_of(plan.ecosystem, run.role)
+    words = shlex.join(trainer.command(plan, run, output))
     store = plan.store_of(run)
-    if store is None or plan.kind is not TRANSLATION:
+    if store is None or trainer.stores_while_training:
         return words
     # What stands before the whole line on the page holds for its first command alone.
     settings = [f"{name}={shlex.quote(environment[name])} " for name in _SETTINGS if environment.get(name)]
-    return f"{shlex.join(storing(plan.ecosystem).command(plan, store, output))} && {''.join(settings)}{words}"
+    return f"{shlex.join(trainer.store_command(plan, store, output))} && {''.join(settings)}{words}"
