@@ -14,7 +14,7 @@ from lskd import LskdError
 from lskd_study.base import gpus
 from lskd_study.base.gpus import CANDIDATES, VISIBLE, chosen_gpus, gpus_for_all, held_locks, visible_gpus
 from lskd_study.plan.plan import JOB
-from lskd_study.runs import job
+from lskd_study.runs import job, work
 from lskd_study.trainers import TIMM, mmcls, trainer_of
 
 pytestmark = pytest.mark.unit
@@ -193,8 +193,9 @@ def test_the_trainer_sees_the_chosen_device_and_the_page_repeats_it(tmp_path, pl
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TIMM, "train", train)
-    monkeypatch.setattr(job, "_store_logits", lambda *args: "fine")
-    monkeypatch.setattr(job, "_store_curves", lambda *args: None)
+    monkeypatch.setattr(TIMM, "read_curves", lambda folder, role: [])
+    monkeypatch.setattr(TIMM, "collect", lambda folder, data_dir: None)
+    monkeypatch.setattr(work, "_store_logits", lambda *args: "fine")
     with chosen_gpus({"gpu": 1}):
         job.run_job(plan, run)
     assert seen == ["1"]

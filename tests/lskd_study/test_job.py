@@ -22,7 +22,7 @@ from lskd_study.plan.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
 from lskd_study.results.images import read_logits
 from lskd_study.results.read import read_results
 from lskd_study.runs import __main__ as run_main
-from lskd_study.runs import job
+from lskd_study.runs import job, log
 from lskd_study.runs.data_checksum import data_checksum
 from lskd_study.trainers import TIMM
 
@@ -378,8 +378,8 @@ def test_a_full_disk_is_one_line(study, capfd, monkeypatch, failure, full):
         raise failure
 
     monkeypatch.setattr(TIMM, "train", fail)
-    monkeypatch.setattr(job, "disk_is_full", lambda folder: full)
-    monkeypatch.setattr(job, "open_log", lambda path: open("/dev/full", "a"))  # noqa: SIM115
+    monkeypatch.setattr(log, "disk_is_full", lambda folder: full)
+    monkeypatch.setattr(log, "open_log", lambda path: open("/dev/full", "a"))  # noqa: SIM115
     assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
     print("afterwards", flush=True)
     out, err = capfd.readouterr()

@@ -20,9 +20,8 @@ from lskd_study.runs import job
 from lskd_study.runs.__main__ import main
 from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import SNAKEFILE
-from lskd_study.stores.commands import rerun_command
 from lskd_study.stores.decide import with_stores
-from lskd_study.stores.state import holds, release_stores, renew_stores
+from lskd_study.stores.state import holds, release_stores, renew_stores, rerun_command
 from lskd_study.stores.words import describe_stores, loss_note, page_rows
 from lskd_study.trainers import TIMM, trainer_of
 from lskd_study.trainers.trainer import CannotStoreError, Trainer, Views

@@ -18,7 +18,7 @@ from lskd_study.base import gpus, progress
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.recipes import recipes_folder
-from lskd_study.runs import kubernetes, slurm
+from lskd_study.runs.clusters import kubernetes_options, slurm_options
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 LOCAL = frozenset({"local", "dryrun", "touch"})
@@ -88,9 +88,9 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
         if args.jobs is None:
             raise LskdError(f"--executor {executor} needs --jobs N too, the number of jobs at a time")
         if executor == "slurm":
-            words += slurm.more_options(args, plan.root)
+            words += slurm_options(args, plan.root)
         if executor == "kubernetes":
-            words += kubernetes.more_options(args, plan)
+            words += kubernetes_options(args, plan)
         return Schedule(executor, words, cores, environment, speaks, executor == "kubernetes")
     given = {name: resource.value for name, resource in dict(args.resources).items()}
     # A finished study's page is made again on any machine.

@@ -26,7 +26,7 @@ from lskd_study.plan.recipes import find_study_file
 from lskd_study.plan.records import Begun, Made, read_record
 from lskd_study.plan.schema import Network, load_study
 from lskd_study.plan.teacher_list import is_teacher_list
-from lskd_study.runs import slurm
+from lskd_study.runs import clusters
 from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import Schedule, make_schedule
 from lskd_study.stores.decide import with_stores
@@ -192,7 +192,7 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
         StoppedError: somebody asked for the end; all that was started has ended.
         LskdError: the disk is full.
     """
-    if schedule.executor == "slurm" and (orphans := slurm.cancel_orphans(plan.root)):
+    if schedule.executor == "slurm" and (orphans := clusters.cancel_orphans(plan.root)):
         print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
     schedule.prepare(plan)
     shown: list[str] = []
