@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lskd import LskdError
+from lskd_study.base.extras import not_installed
 from lskd_study.cli import figure as figure_command
 from lskd_study.cli import recipe as recipe_command
 from lskd_study.cli import soft_labels as soft_labels_command
@@ -106,6 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"lskd: {error}", file=sys.stderr)
             return int(status)
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (missing := not_installed(error)) is None:
+            raise
+        return _fail(str(missing))
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Exception as error:

@@ -5,26 +5,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lskd import LskdError
 from lskd.base.files import read_yaml, read_yaml_nodes
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.base.text import did_you_mean
 from lskd_study.data.options import TEXT, Value, known_classes, problem
 from lskd_study.plan.kinds import TRANSLATION, Ecosystem, kind_of
 from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table
-
-with needs_study_extra():
-    from pydantic import (
-        AfterValidator,
-        BaseModel,
-        BeforeValidator,
-        ConfigDict,
-        Field,
-        ValidationError,
-        model_validator,
-    )
-    from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Content = TypeVar("Content", bound=BaseModel)
 

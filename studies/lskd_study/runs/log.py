@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lskd import DivergedError, LskdError
 from lskd.base.files import cannot_write
+from lskd_study.base.extras import not_installed
 from lskd_study.base.progress import open_log
 from lskd_study.plan.folders import disk_is_full
 
@@ -57,6 +58,8 @@ def logged(name: str, log: Path) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """Return what went wrong in one line; a disk that is full comes in the words of many libraries."""
+    if isinstance(error, ModuleNotFoundError) and (missing := not_installed(error)):
+        return str(missing)
     line = f"{type(error).__name__}: {error}".splitlines()[0]
     if _NO_ROOM.search(str(error)):
         return (

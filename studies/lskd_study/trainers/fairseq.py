@@ -19,7 +19,6 @@ from typing import Any
 from lskd import LskdError
 from lskd.base.files import parse_json
 from lskd.errors import one_line
-from lskd_study.data.text.parallel import needs_fairseq_extra
 from lskd_study.plan.plan import Plan, Run, Store, exact, rest_of
 from lskd_study.plan.schema import read_trainer_config
 from lskd_study.trainers.trainer import CannotStoreError, Role, TryOut, Views, no_epochs, quiet
@@ -85,7 +84,7 @@ class Fairseq:
             raise LskdError(f"{path}: fairseq-hydra-train reads files that end in .yaml; rename it")
         if "defaults" in config:
             raise LskdError(f"{path}: it has defaults, other files that a study cannot watch; write them out")
-        with needs_fairseq_extra(), quiet():
+        with quiet():
             from fairseq_kd.safe_loading import check_model
             from lskd_study.trainers.fairseq_file import check_settings
         check_settings(config, path)
@@ -121,13 +120,14 @@ class Fairseq:
         def try_out(run: Run) -> None:
             overrides = [word for word in self.command(plan, run)[5:] if not word.startswith("hydra.")]
             try:
-                with needs_fairseq_extra(), quiet():
-                    import fairseq_kd
+                import fairseq_kd
 
-                    assert fairseq_kd
-                    _build(compose_file(Path(run.config), overrides), plan.data_dir)
+                assert fairseq_kd
+                _build(compose_file(Path(run.config), overrides), plan.data_dir)
             except LskdError as error:
                 raise LskdError(" ".join(str(error).split())) from None
+            except ModuleNotFoundError:
+                raise
             except (Exception, SystemExit) as error:  # a framework of many kinds of errors
                 raise LskdError(f"{type(error).__name__}: {one_line(error)}") from None
 
@@ -159,8 +159,8 @@ class Fairseq:
     def train(self, arguments: list[str]) -> None:
         """Run ``fairseq-hydra-train`` with these arguments."""
         os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions as they are
-        with needs_fairseq_extra():
-            from fairseq_cli.hydra_train import cli_main
+        from fairseq_cli.hydra_train import cli_main
+
         before, sys.argv = sys.argv, ["fairseq-hydra-train", *arguments]
         try:
             cli_main()
@@ -258,8 +258,8 @@ class Fairseq:
     def store(self, words: list[str]) -> None:
         """Run such a command."""
         os.environ["HYDRA_FULL_ERROR"] = "1"
-        with needs_fairseq_extra():
-            from fairseq_kd.soft_labels import main
+        from fairseq_kd.soft_labels import main
+
         main(words[3:])
 
 
