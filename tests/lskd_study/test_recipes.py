@@ -5,8 +5,7 @@ import shutil
 import pytest
 
 from lskd_study.cli import main as cli
-from lskd_study.plan.recipe_catalogue import catalogue
-from lskd_study.plan.recipes import recipes_folder
+from lskd_study.plan.recipes import catalogue, recipes_folder
 from lskd_study.recipe_check.cost import SUSTAINED, corner_points, gpu_hours
 
 pytestmark = pytest.mark.unit

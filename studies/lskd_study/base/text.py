@@ -66,14 +66,19 @@ def cell(number: float) -> str:
     return "" if np.isnan(number) else f"{number:.8g}"
 
 
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the known name that is most like a name; empty where none is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), "")
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Return a question that names the nearest of the known names; ``otherwise`` where none is near.
 
     >>> did_you_mean("sedes", ["seeds", "title"]), did_you_mean("x", ["title"], "see the manual")
     ("did you mean 'seeds'?", 'see the manual')
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else otherwise
+    near = nearest(name, known)
+    return f"did you mean {near!r}?" if near else otherwise
 
 
 def storable(name: str) -> bool:

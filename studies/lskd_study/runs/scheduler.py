@@ -1,7 +1,6 @@
 """Snakemake's command line for a study: profiles by name, the executor, cores, GPUs and progress."""
 
 import argparse
-import difflib
 import importlib.util
 import os
 import shutil
@@ -15,6 +14,7 @@ from lskd import LskdError
 from lskd.base.files import read_yaml, write_text
 from lskd.base.install import how_to_install
 from lskd_study.base import gpus, progress
+from lskd_study.base.text import nearest
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.recipes import recipes_folder
 from lskd_study.runs.clusters import kubernetes_options, slurm_options
@@ -206,8 +206,8 @@ def check_snakemake_options(options: Sequence[str]) -> None:
             "--own",
             "--yes",
         }
-        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.7) if unknown else []
-        hint = f"; did you mean {near[0]}?" if near and near[0] != unknown else ""
+        near = nearest(unknown, known, 0.7)
+        hint = f"; did you mean {near}?" if near and near != unknown else ""
         raise LskdError(f"{line}; an option of neither lskd study nor snakemake{hint}")
 
     parser: argparse.ArgumentParser = get_argument_parser()
