@@ -243,6 +243,6 @@ def test_changed_settings_do_not_mix_with_older_runs(study):
     finally:
         config.write_text(settings)
     assert changed.returncode == 2
-    assert "holds 2 runs of other settings" in changed.stderr
+    assert "contains 2 runs of other settings" in changed.stderr
     assert len(changed.stderr.splitlines()) == 1
     assert finished(study) == before

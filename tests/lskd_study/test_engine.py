@@ -114,7 +114,7 @@ def test_runs_of_other_settings_are_not_mixed_in(plan, finish, scheduled):
     finish(plan)
     before = sorted(plan.root.rglob("*"))
     Path("t.yaml").write_text("epochs: 2\n")
-    with pytest.raises(LskdError, match=r"out holds 8 runs of other settings, e\.g\. teacher-"):
+    with pytest.raises(LskdError, match=r"out contains 8 runs of other settings, e\.g\. teacher-"):
         engine.run_study("study.yaml", None, 1, False, [])
     assert sorted(plan.root.rglob("*")) == before
 
@@ -213,7 +213,7 @@ def test_another_study_file_is_refused_before_anything_is_written(plan, finish, 
     engine.run_study("study.yaml", None, 1, False, [])
     before = {path: path.read_bytes() for path in plan.root.rglob("*") if path.is_file()}
     Path("other.yaml").write_text(yaml.safe_dump(STUDY | {"seeds": [0, 1, 2], "title": "Other"}))
-    with pytest.raises(LskdError, match=r"out holds the results of study.yaml; choose another --output"):
+    with pytest.raises(LskdError, match=r"out contains the results of study.yaml; choose another --output"):
         engine.run_study("other.yaml", None, 1, dry_run, [])
     assert {path: path.read_bytes() for path in plan.root.rglob("*") if path.is_file()} == before
     Path("study.yaml").rename("renamed.yaml")
@@ -238,7 +238,7 @@ def test_a_list_of_teachers_and_a_study_do_not_share_a_folder(plan, finish, sche
     Path("teachers.yaml").write_text(yaml.safe_dump(listed))
     Path("out").mkdir()
     Path("out", "verdicts.json").touch()
-    with pytest.raises(LskdError, match="out holds the results of a list of teachers; choose another"):
+    with pytest.raises(LskdError, match="out contains the results of a list of teachers; choose another"):
         engine.run_study("study.yaml", None, 1, True, [])
     Path("out", "verdicts.json").unlink()
     plan.write()

@@ -135,7 +135,7 @@ def test_a_file_without_an_end_is_one_line(tmp_path, text, message):
 @pytest.mark.parametrize("text", ["epochs: 2020-01-01\n", "lr: .nan\n", "clip_grad: -.inf\n"])
 def test_a_trainers_file_holds_plain_values_only(tmp_path, text):
     (tmp_path / "t.yaml").write_text(text)
-    with pytest.raises(LskdError, match=r"t.yaml holds more than numbers, text, lists and mappings"):
+    with pytest.raises(LskdError, match=r"t.yaml contains more than numbers, text, lists and mappings"):
         read_trainer_config(tmp_path / "t.yaml")
 
 

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,13 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """
     near = nearest(name, known)
     return f"did you mean {near!r}?" if near else otherwise
+
+
+def first_problem(error: Any) -> str:
+    """Return the first thing that a ``pydantic.ValidationError`` names, with its place, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))[:80]
+    return " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
 
 
 def storable(name: str) -> bool:

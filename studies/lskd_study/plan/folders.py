@@ -119,4 +119,4 @@ def _move_aside(folder: Path) -> None:
     aside.mkdir()
     for path in items:
         os.rename(path, aside / path.name)
-    say(f"{folder} held what no run of this study had left; it was moved to {aside}")
+    say(f"{folder} contained what no run of this study had left; it was moved to {aside}")

@@ -36,9 +36,9 @@ def study_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """Return the schema as the file holds it."""
+    """Return the schema as the file contains it."""
     text = json.dumps(study_schema(), indent=1, ensure_ascii=False)
-    # What holds no other list or mapping on one line: a third of the length, and easier to compare.
+    # What contains no other list or mapping on one line: a third of the length, and easier to compare.
     return re.sub(r"[\[{][^\[\]{}]{1,140}[\]}]", lambda found: " ".join(found.group().split()), text) + "\n"
 
 

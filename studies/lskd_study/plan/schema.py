@@ -27,23 +27,11 @@ Content = TypeVar("Content", bound=BaseModel)
 
 # Set by the study itself for every run, so a trainer's file may not set them.
 RESERVED = frozenset(
-    {
-        "data_dir",
-        "dataset",
-        "experiment",
-        "kd_hard_weight",
-        "kd_teacher",
-        "kd_teacher_checkpoint",
-        "kd_temperature",
-        "kd_temperature_squared",
-        "model",
-        "num_classes",
-        "output",
-        "resume",
-        "seed",
-        "smoothing",
-        "smoothing_convention",
-    }
+    (
+        *("data_dir", "dataset", "model", "num_classes", "output", "experiment", "resume", "seed"),
+        *("smoothing", "smoothing_convention", "kd_teacher", "kd_teacher_checkpoint"),
+        *("kd_hard_weight", "kd_temperature", "kd_temperature_squared"),
+    )
 )
 
 
@@ -139,7 +127,7 @@ class Network(Strict):
 class Resources(Strict):
     """What one run asks of the scheduler."""
 
-    threads: int = Field(1, ge=1, description="of the processor")
+    threads: int = Field(1, ge=1, description="CPU cores")
     extra: dict[str, int | str] = Field(
         default_factory=dict, description="passed on to Snakemake, e.g. mem_mb"
     )
@@ -277,7 +265,7 @@ class Study(Strict):
             raise _error(PydanticCustomError("options", message), ("data", "options", *where), data.options)
         classes = known_classes(data.prepare, data.options)
         if data.num_classes is not None and classes not in (None, data.num_classes):
-            message = f"`lskd data {data.prepare}` makes {classes} classes; mend one of them"
+            message = f"`lskd data {data.prepare}` makes {classes} classes; fix one of them"
             raise _error(PydanticCustomError("classes", message), ("data", "num_classes"), data.num_classes)
         return self
 
@@ -351,10 +339,10 @@ def read_trainer_config(path: Path, reserved: frozenset[str] = RESERVED) -> dict
     """
     try:
         content = read_yaml(path, "trainer's file")
-        json.dumps(content, allow_nan=False)  # as the plan will hold it
+        json.dumps(content, allow_nan=False)  # as the plan will contain it
     except (TypeError, ValueError):
-        mend = "leave out dates, sets, .inf and .nan"
-        raise LskdError(f"{path} holds more than numbers, text, lists and mappings; {mend}") from None
+        fix = "leave out dates, sets, .inf and .nan"
+        raise LskdError(f"{path} contains more than numbers, text, lists and mappings; {fix}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise LskdError(f"{path} is not a mapping of the trainer's options")
     taken = sorted(reserved & {str(key).replace("-", "_") for key in content})

@@ -36,7 +36,7 @@ def job_prefix(root: Path) -> str:
 def cancel_orphans(root: Path) -> int:
     """Cancel jobs that a killed study left in the queue, wait for their end and return their number.
 
-    Nobody collects their results, and each holds the folder of a run. Only for who holds the study's lock.
+    Nobody collects their results, and each locks the folder of a run. Only for who has the study's lock.
     """
     orphans = _queued(job_prefix(root))
     if orphans:
@@ -70,11 +70,13 @@ def kubernetes_options(args: argparse.Namespace, plan: Plan) -> list[str]:
         LskdError: without an image or a volume, and for a study that is not on the volume or lacks its data.
     """
     if args.container_image.partition(":")[0] == _SNAKEMAKES_IMAGE:
-        raise LskdError("--executor kubernetes needs --container-image IMAGE too, an image that holds lskd")
+        raise LskdError(
+            "--executor kubernetes needs --container-image IMAGE too, an image that contains lskd"
+        )
     volumes = args.kubernetes_persistent_volumes
     if not isinstance(volumes, list) or not volumes:
-        mend = "the claim of the volume that holds the study"
-        raise LskdError(f"--executor kubernetes needs --kubernetes-persistent-volumes CLAIM:PATH too, {mend}")
+        fix = "the claim of the volume that contains the study"
+        raise LskdError(f"--executor kubernetes needs --kubernetes-persistent-volumes CLAIM:PATH too, {fix}")
     mounts = [Path(str(volume).partition(":")[2]) for volume in volumes]
     for folder in (Path(plan.cwd), plan.root, plan.data_dir):
         if not any(folder.resolve().is_relative_to(mount) for mount in mounts):

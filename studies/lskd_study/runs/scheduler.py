@@ -142,7 +142,7 @@ def _profile(name: str) -> str:
 
 
 def _check_executor(words: Sequence[str], profiles: Sequence[str]) -> None:
-    """Say which extra is missing; Snakemake would only call the executor, and its options, unknown."""
+    """Check that it is installed; Snakemake would only call the executor, and its options, unknown."""
     from snakemake.cli import get_profile_dir
 
     wanted = [name for option in ("--executor", "-e") for _, name, _ in _values(words, option)]
@@ -155,25 +155,10 @@ def _check_executor(words: Sequence[str], profiles: Sequence[str]) -> None:
         if name in LOCAL or importlib.util.find_spec(module) is not None:
             continue
         plugin = f"pip install {module.replace('_', '-')}"
-        mend = how_to_install(name) if name in shipped_profiles() else plugin
-        raise LskdError(f"the executor {name} is not installed here; {mend}")
+        fix = how_to_install(name) if name in shipped_profiles() else plugin
+        raise LskdError(f"the executor {name} is not installed here; {fix}")
     if "slurm" in wanted and shutil.which("sbatch") is None:
         raise LskdError("no sbatch here; start the study on a machine of the cluster that can submit jobs")
-
-
-def _parse(words: Sequence[str], profiles: Sequence[str]) -> argparse.Namespace:
-    from snakemake.cli import get_argument_parser
-
-    def complain(message: str) -> NoReturn:
-        raise LskdError(f"{message.splitlines()[0]}; mend the profile {', '.join(profiles)}")
-
-    if not words:  # making the parser imports every plugin, some of which ask the machine things
-        return argparse.Namespace(
-            executor=None, jobs=None, logger=[], resources={}, verbose=False, printshellcmds=False
-        )
-    parser: argparse.ArgumentParser = get_argument_parser(profiles=list(profiles) or None)
-    parser.error = complain  # type: ignore[method-assign]
-    return parser.parse_args(list(words))
 
 
 # lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
@@ -186,30 +171,30 @@ def check_snakemake_options(options: Sequence[str]) -> None:
     Raises:
         LskdError: for an option that Snakemake does not know or that lskd sets itself.
     """
-    from snakemake.cli import get_argument_parser
-
-    if not options:
-        return
     for option in options:
         if option.partition("=")[0] in OWN_OPTIONS:
             raise LskdError(f"{option.partition('=')[0]} is set by lskd study itself; leave it out")
+    _parse(options)
+
+
+def _parse(words: Sequence[str], profiles: Sequence[str] = ()) -> argparse.Namespace:
+    from snakemake.cli import get_argument_parser
+
+    if not words:  # making the parser imports every plugin, some of which ask the machine things
+        return argparse.Namespace(
+            executor=None, jobs=None, logger=[], resources={}, verbose=False, printshellcmds=False
+        )
 
     def complain(message: str) -> NoReturn:
         line = message.splitlines()[0]
+        if profiles:
+            raise LskdError(f"{line}; fix the profile {', '.join(profiles)}")
         unknown = next((word for word in line.split() if word.startswith("--")), "").partition("=")[0]
-        known = {
-            *parser._option_string_actions,
-            "--cores",
-            "--dry-run",
-            "--hours",
-            "--output",
-            "--own",
-            "--yes",
-        }
+        known = {*parser._option_string_actions, *OWN_OPTIONS, "--hours", "--output", "--own", "--yes"}
         near = nearest(unknown, known, 0.7)
         hint = f"; did you mean {near}?" if near and near != unknown else ""
         raise LskdError(f"{line}; an option of neither lskd study nor snakemake{hint}")
 
-    parser: argparse.ArgumentParser = get_argument_parser()
+    parser: argparse.ArgumentParser = get_argument_parser(profiles=list(profiles) or None)
     parser.error = complain  # type: ignore[method-assign]
-    parser.parse_args(list(options))
+    return parser.parse_args(list(words))

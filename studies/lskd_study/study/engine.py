@@ -55,7 +55,7 @@ def run_study(
     A study that only lists teachers trains nothing: they are measured.
 
     ``options`` go to Snakemake. Raises LskdError, before anything is written, for what the user
-    can mend.
+    can fix.
     """
     require_study_extra()
     if study_file.startswith("-"):
@@ -79,7 +79,7 @@ def run_study(
         run, what = next(iter(changed.items()))
         listed = "; ".join(what[:3]) + (f" (and {len(what) - 3} more)" if len(what) > 3 else "")
         raise LskdError(
-            f"{plan.output} holds {len(changed)} runs of other settings, e.g. {run}: {listed}; "
+            f"{plan.output} contains {len(changed)} runs of other settings, e.g. {run}: {listed}; "
             "set that back, or choose another --output"
         )
     todo = plan.unfinished()
@@ -159,11 +159,11 @@ def make_plan(study_file: str, output: str | None) -> Plan:
 
 
 def _check_data(plan: Plan) -> None:
-    mend = f"make it with `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
+    fix = f"make it with `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
     if plan.kind is TRANSLATION:
-        check_data_bin(plan.data_dir, plan.data, plan.prepare_options, mend)
+        check_data_bin(plan.data_dir, plan.data, plan.prepare_options, fix)
     else:
-        check_data_folder(plan.data_dir, plan.data, plan.num_classes, mend)
+        check_data_folder(plan.data_dir, plan.data, plan.num_classes, fix)
 
 
 def describe(plan: Plan) -> str:
@@ -252,7 +252,7 @@ def _write_page(plan: Plan) -> int:
 
 
 def _study_of(folder: str, output: str | None) -> tuple[str, str]:
-    """Return the study file and the output of the study whose results a folder holds."""
+    """Return the study file and the output of the study whose results a folder contains."""
     if output is not None and Path(output).resolve() != Path(folder).resolve():
         raise LskdError(f"{folder} is a folder of results; to write into {output} name the study file")
     if not Path(folder, PLAN).is_file():
@@ -277,10 +277,12 @@ def _begun_by(folder: str | Path) -> tuple[str, str]:
 
 
 def _check_no_other_study(plan: Plan) -> None:
-    """Refuse an output folder that holds the results of another study file."""
+    """Refuse an output folder that contains the results of another study file."""
     if not (plan.root / PLAN).is_file():
         if (plan.root / VERDICTS_FILE).is_file():
-            raise LskdError(f"{plan.output} holds the results of a list of teachers; choose another --output")
+            raise LskdError(
+                f"{plan.output} contains the results of a list of teachers; choose another --output"
+            )
         return
     name, cwd = _begun_by(plan.root)
     before = Path(cwd, name)
@@ -288,7 +290,7 @@ def _check_no_other_study(plan: Plan) -> None:
     same = not name or name == plan.study_file or not before.is_file() or before.samefile(now)
     if not same and before.read_bytes() != now.read_bytes():
         raise LskdError(
-            f"{plan.output} holds the results of {name}; choose another --output for {plan.study_file}"
+            f"{plan.output} contains the results of {name}; choose another --output for {plan.study_file}"
         )
 
 
@@ -307,7 +309,7 @@ def _changed_settings(plan: Plan) -> dict[str, list[str]]:
 
 
 def _forget_orphaned_students(plan: Plan) -> None:
-    """Let students of a teacher that was trained anew be made again: their mark of being finished goes.
+    """Have students of a teacher that was trained anew made again: their mark of being finished goes.
 
     So does that of runs that failed with other settings, and with it that of their students.
     """

@@ -167,7 +167,7 @@ def check_classes(plan: Plan, run: Run, what: str, found: object) -> None:
     """
     if found != plan.num_classes:
         raise LskdError(
-            f"{run.config}: {what} is {found}, the study's num_classes {plan.num_classes}; mend one of them"
+            f"{run.config}: {what} is {found}, the study's num_classes {plan.num_classes}; fix one of them"
         )
 
 
