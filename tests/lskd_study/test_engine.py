@@ -1,5 +1,6 @@
 """`lskd study` around the scheduler: what is run, what is refused, what is said in the end."""
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from lskd import LskdError
+from lskd.base.files import cannot_write
 from lskd_study.base import stopping
 from lskd_study.cli import main as cli
 from lskd_study.plan.plan import JOB, PLAN, Plan
@@ -336,7 +338,8 @@ def test_where_no_run_has_said_why_snakemakes_log_is_named(plan, noisy, capfd):
 
 def test_a_disk_that_is_full_is_said_once(plan, noisy, monkeypatch, capfd):
     noisy("", starts=False)
-    monkeypatch.setattr(engine, "disk_is_full", lambda folder: True)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(engine, "full_disk", lambda folder: cannot_write(folder, full))
     assert cli.main(["study", "study.yaml"]) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("lskd: ")]
     assert line.endswith(

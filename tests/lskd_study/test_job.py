@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lskd import DivergedError, LskdError
+from lskd.base.files import cannot_write
 from lskd.checkpoints import file_checksum
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
 from lskd_study.results.images import read_logits
@@ -378,7 +379,8 @@ def test_a_full_disk_is_one_line(study, capfd, monkeypatch, failure, full):
         raise failure
 
     monkeypatch.setattr(TIMM, "train", fail)
-    monkeypatch.setattr(log, "disk_is_full", lambda folder: full)
+    taken = cannot_write("out", OSError(errno.ENOSPC, "No space left on device")) if full else None
+    monkeypatch.setattr(log, "full_disk", lambda folder: taken)
     monkeypatch.setattr(log, "open_log", lambda path: open("/dev/full", "a"))  # noqa: SIM115
     assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
     print("afterwards", flush=True)

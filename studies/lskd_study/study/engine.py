@@ -1,8 +1,6 @@
 """``lskd study``: check everything, hand the matrix to Snakemake, then write the page."""
 
 import contextlib
-import errno
-import os
 import shlex
 import subprocess
 import sys
@@ -12,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lskd import LskdError
-from lskd.base.files import cannot_write, lock, read_json
+from lskd.base.files import lock, read_json
 from lskd_study.base.extras import require_ecosystem, require_study_extra
 from lskd_study.base.progress import FILE, Follower, open_log
 from lskd_study.base.stopping import StoppedError, until_stopped
 from lskd_study.base.text import storable
 from lskd_study.pages.teachers_study import run_teachers_file
 from lskd_study.pages.verdicts import VERDICTS_FILE
-from lskd_study.plan.folders import check_no_link, disk_is_full
+from lskd_study.plan.folders import check_no_link, full_disk
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
 from lskd_study.plan.recipes import find_study_file
@@ -221,8 +219,8 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
             "last epochs by the same command",
             asked[0],
         )
-    if status and disk_is_full(plan.root):
-        raise cannot_write(plan.root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    if status and (full := full_disk(plan.root)):
+        raise full
     # Where a run has said why it failed, no more is to be said.
     if status and not any(line.startswith("lskd: error: ") for line in shown):
         print(
