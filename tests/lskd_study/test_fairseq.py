@@ -283,11 +283,11 @@ def test_data_are_made_in_one_command(make):
     plan = make()
     words = ["--train", "1000", "--valid", "200", "--test", "500"]
     folders = ["--output", "data/number_words_de_en", "--data-bin", "data/number_words_de_en-bin"]
-    assert plan.prepare_words == ["data", "number-words", *words, *folders]
+    assert plan.prepare_arguments == ["data", "number-words", *words, *folders]
     ding = {"path": "d", "prepare": "ding", "options": {"sentences-only": True}}
     words = ["data", "ding", "--sentences-only", "--output", "d-text", "--data-bin", "d"]
-    assert make(data=ding).prepare_words == words
-    assert make(data={"path": "d"}).prepare_words == []
+    assert make(data=ding).prepare_arguments == words
+    assert make(data={"path": "d"}).prepare_arguments == []
 
 
 @pytest.mark.parametrize(

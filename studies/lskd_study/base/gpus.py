@@ -36,8 +36,8 @@ def visible_gpus() -> list[str]:
         stop = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
         return names[:stop]
     done = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, check=False)
-    words = done.stdout.split()
-    return [str(index) for index in range(int(words[-1]))] if words and words[-1].isdigit() else []
+    printed = done.stdout.split()
+    return [str(index) for index in range(int(printed[-1]))] if printed and printed[-1].isdigit() else []
 
 
 def gpus_of_a_run(resources: Mapping[str, int | str]) -> int:

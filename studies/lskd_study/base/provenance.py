@@ -60,9 +60,9 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if git is None:
         return None
 
-    def ask(*words: str) -> str:
+    def ask(*arguments: str) -> str:
         done = subprocess.run(
-            [git, "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+            [git, "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
         )
         return done.stdout.strip()
 

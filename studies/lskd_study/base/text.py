@@ -96,3 +96,11 @@ def storable(name: str) -> bool:
     except UnicodeEncodeError:  # bytes that Python could not decode
         return False
     return not {"\n", "\r"} & set(name)
+
+
+def gigabytes(count: float) -> str:
+    """Return a number of bytes in words."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

@@ -175,15 +175,15 @@ class Plan:
         return {(run.temperature, run.hard_weight) for run in students} <= {(1.0, 0.0)}
 
     @property
-    def prepare_words(self) -> list[str]:
+    def prepare_arguments(self) -> list[str]:
         """The arguments of ``lskd`` that make the data, paths relative to ``cwd``; empty for none."""
         if not self.prepare:
             return []
-        words = ["data", *words_of(self.prepare, self.prepare_options)]
+        arguments = ["data", *words_of(self.prepare, self.prepare_options)]
         if self.kind is IMAGES:
-            return [*words, "--output", self.data]
+            return [*arguments, "--output", self.data]
         text = self.data.removesuffix("-bin") if self.data.endswith("-bin") else f"{self.data}-text"
-        return [*words, "--output", text, "--data-bin", self.data]
+        return [*arguments, "--output", text, "--data-bin", self.data]
 
     def run(self, run_id: str) -> Run:
         """Return the run of that name.

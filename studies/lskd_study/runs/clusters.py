@@ -20,12 +20,12 @@ def slurm_options(args: argparse.Namespace, root: Path) -> list[str]:
 
     Without accounting its default way to ask for jobs' states never gets an answer, and it waits for ever.
     """
-    words = []
+    arguments = []
     if not isinstance(args.slurm_status_command, str) and not _accounting():
-        words += ["--slurm-status-command", "squeue"]
+        arguments += ["--slurm-status-command", "squeue"]
     if not isinstance(args.slurm_jobname_prefix, str):
-        words += ["--slurm-jobname-prefix", job_prefix(root)]
-    return words
+        arguments += ["--slurm-jobname-prefix", job_prefix(root)]
+    return arguments
 
 
 def job_prefix(root: Path) -> str:
@@ -83,8 +83,10 @@ def kubernetes_options(args: argparse.Namespace, plan: Plan) -> list[str]:
             known = ", ".join(str(mount) for mount in mounts)
             raise LskdError(f"{folder} is not below {known}; jobs see nothing but that volume")
     if plan.prepare and not plan.data_dir.exists():
-        raise LskdError(f"{plan.data} is not there yet; make it with `lskd {shlex.join(plan.prepare_words)}`")
-    words = ["--config", "copied=true", "--envvars", VARIABLE]
+        raise LskdError(
+            f"{plan.data} is not there yet; make it with `lskd {shlex.join(plan.prepare_arguments)}`"
+        )
+    arguments = ["--config", "copied=true", "--envvars", VARIABLE]
     if not args.default_storage_prefix:
-        words += ["--default-storage-prefix", str(plan.root.resolve())]
-    return words
+        arguments += ["--default-storage-prefix", str(plan.root.resolve())]
+    return arguments

@@ -17,11 +17,11 @@ from lskd.base.files import write_text
 from lskd.base.finite import require_finite
 from lskd.checkpoints import file_checksum
 from lskd.teacher_terms import centred
+from lskd_study.base.text import gigabytes
 from lskd_study.plan.folders import LABELS, LOG
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import CURVES, LOGITS, TRANSLATIONS, Plan, Run, Store
 from lskd_study.runs.log import logged
-from lskd_study.stores.decide import gigabytes
 from lskd_study.stores.state import rerun_command, stored_identity
 from lskd_study.teachers.safetensors_file import write_safetensors
 from lskd_study.trainers import trainer_of

@@ -101,10 +101,10 @@ def rerun_command(
     train, for the next rerun too; in translation a command before it does.
     """
     trainer = trainer_of(plan.ecosystem, run.role)
-    words = shlex.join(trainer.command(plan, run, output))
+    command = shlex.join(trainer.command(plan, run, output))
     store = plan.store_of(run)
     if store is None or trainer.stores_while_training:
-        return words
+        return command
     # What stands before the whole line on the page counts for its first command alone.
     settings = [f"{name}={shlex.quote(environment[name])} " for name in _SETTINGS if environment.get(name)]
-    return f"{shlex.join(trainer.store_command(plan, store, output))} && {''.join(settings)}{words}"
+    return f"{shlex.join(trainer.store_command(plan, store, output))} && {''.join(settings)}{command}"

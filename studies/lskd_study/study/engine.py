@@ -157,7 +157,7 @@ def make_plan(study_file: str, output: str | None) -> Plan:
 
 
 def _check_data(plan: Plan) -> None:
-    fix = f"make it with `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
+    fix = f"make it with `lskd {shlex.join(plan.prepare_arguments)}`" if plan.prepare else ""
     if plan.kind is TRANSLATION:
         check_data_bin(plan.data_dir, plan.data, plan.prepare_options, fix)
     else:

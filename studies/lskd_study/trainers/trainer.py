@@ -132,7 +132,7 @@ class Trainer(Protocol):
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return the shell command that stores soft labels, paths as in `command`."""
 
-    def store(self, words: list[str]) -> None:
+    def store(self, command: list[str]) -> None:
         """Run such a command in this process.
 
         Raises:
