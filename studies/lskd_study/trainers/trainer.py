@@ -45,6 +45,8 @@ class Views:
 class Trainer(Protocol):
     """How runs of a framework are checked, started, gone on with and read, in a vocabulary that all share.
 
+    What the user can fix is an LskdError of one line, which names the file that it is in.
+
     Attributes:
         checkpoint: name of the file with a run's weights.
         curve_columns: names of the common columns.
@@ -62,30 +64,18 @@ class Trainer(Protocol):
     stores_while_training: bool
 
     def read_config(self, path: Path) -> dict[str, Any]:
-        """Return the content of a trainer's file.
-
-        Raises:
-            LskdError: it is missing, or no such file.
-        """
+        """Return the content of a trainer's file."""
 
     def check_config(self, config: dict[str, Any], path: str, role: Role, model: str) -> None:
-        """Check a trainer's file before any run, in the framework's own terms.
-
-        Raises:
-            LskdError: naming the file and the key.
-        """
+        """Check a trainer's file before any run, in the framework's own terms."""
 
     def check_run(self, plan: Plan, run: Run) -> None:
-        """Check a run to do: its model's name, and what its file says of classes.
-
-        Raises:
-            LskdError: naming the file.
-        """
+        """Check a run to do: its model's name, and what its file says of classes."""
 
     def rehearsal(self, plan: Plan) -> TryOut:
         """Return what builds a run: its model, loaders, optimiser and schedule, and loads its first sample.
 
-        It raises LskdError, as the run would. Several runs share what they read.
+        Several runs share what they read.
         """
 
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
@@ -102,25 +92,17 @@ class Trainer(Protocol):
 
         Raises:
             SystemExit: as the command would exit.
-            LskdError: what the command would print; DivergedError for a run that is not finite any more.
+            DivergedError: a run that is not finite any more.
         """
 
     def resume(self, folder: Path) -> list[str] | None:
         """Return the arguments that let a run go on; None where it has no whole checkpoint yet."""
 
     def read_curves(self, folder: Path, role: Role) -> list[dict[str, str]]:
-        """Return a run's epochs in the common columns, counted from 0; what was not logged is empty.
-
-        Raises:
-            LskdError: the trainer left no usable log.
-        """
+        """Return a run's epochs in the common columns, counted from 0; what was not logged is empty."""
 
     def collect(self, folder: Path, data_dir: Path) -> Any:
-        """Return what a run's model says of all samples: `timm_ls_kd.Evaluation`, or a list of translations.
-
-        Raises:
-            LskdError: for a run that cannot be evaluated.
-        """
+        """Return what a model says of all samples: `timm_ls_kd.Evaluation`, or a list of translations."""
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student's training samples follow from.
@@ -133,12 +115,7 @@ class Trainer(Protocol):
         """Return the shell command that stores soft labels, paths as in `command`."""
 
     def store(self, command: list[str]) -> None:
-        """Run such a command in this process.
-
-        Raises:
-            SystemExit: as the command would exit.
-            LskdError: what the command would print.
-        """
+        """Run such a command in this process; raises as `train`."""
 
 
 def exit_with(code: int | None) -> None:
