@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,18 +17,18 @@ from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
 from lskd_study.plan.schema import SoftLabels as Asked
 from lskd_study.runs import job
+from lskd_study.runs.__main__ import main
 from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import SNAKEFILE
-from lskd_study.stores.commands import rerun_command
 from lskd_study.stores.decide import with_stores
-from lskd_study.stores.state import holds, release_stores, renew_stores
+from lskd_study.stores.state import contains, release_stores, renew_stores, rerun_command
 from lskd_study.stores.words import describe_stores, loss_note, page_rows
-from lskd_study.trainers import mmcls_store as mmcls
-from lskd_study.trainers import timm_store as timm
-from lskd_study.trainers.views import CannotStoreError, Views
+from lskd_study.trainers import TIMM, trainer_of
+from lskd_study.trainers.trainer import CannotStoreError, Trainer, Views
 
 pytestmark = pytest.mark.unit
 IMAGES, CLASSES, EPOCHS = 20, 4, 3
+MMCLS = trainer_of("mmcls", "student")
 
 
 @pytest.fixture
@@ -52,8 +51,8 @@ def decided(tmp_path, plan_of, monkeypatch, data):
             raise view
         return view
 
-    monkeypatch.setattr(timm, "views", views)
-    monkeypatch.setattr(timm, "work", lambda plan, teacher: 10**9)
+    monkeypatch.setattr(TIMM, "views", views)
+    monkeypatch.setattr(TIMM, "work", lambda plan, teacher: 10**9)
 
     def decide(change=None, students=(("small", "student.yaml"), ("big", "student.yaml")), **asked) -> Plan:
         found.update(change or {})
@@ -84,7 +83,7 @@ def test_one_store_for_each_teacher_and_all_its_students(decided):
         assert store.size == IMAGES * EPOCHS * (4 + CLASSES * 6)
     for run in students:
         assert plan.settings(run)["soft_labels"] == {"top_k": "all", "values": "float32"}
-        words = timm.timm.command(plan, run)
+        words = TIMM.command(plan, run)
         assert words[words.index("--kd-soft-labels") + 1] == str(plan.labels(plan.store_of(run)))
         assert words[words.index("--kd-soft-labels-seed") + 1] == str(run.seed)
     lines = "\n".join(describe_stores(plan))
@@ -130,7 +129,7 @@ def test_a_single_student_needs_no_store_and_no_look_at_its_file(decided):
 
 
 def test_teachers_that_answer_faster_than_an_image_is_loaded(decided, monkeypatch):
-    monkeypatch.setattr(timm, "work", lambda plan, teacher: 8_050_560)
+    monkeypatch.setattr(TIMM, "work", lambda plan, teacher: 8_050_560)
     assert "an image takes 8.05 million operations, less than loading" in decided().store_notes[0]
     assert len(decided(mode="always").stores) == 6
 
@@ -139,9 +138,9 @@ def test_what_a_teachers_answer_takes(tmp_path, plan_of, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER))
     plan = plan_of(tmp_path, teachers=[("resnet10t", "one.yaml")], students=[("test_byobnet", "one.yaml")])
-    small = timm.work(plan, plan.runs[0])
+    small = TIMM.work(plan, plan.runs[0])
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | {"img_size": 64}))
-    assert 3.5 < timm.work(plan, plan.runs[0]) / small < 4.5  # four times the pixels
+    assert 3.5 < TIMM.work(plan, plan.runs[0]) / small < 4.5  # four times the pixels
 
 
 def test_room_on_the_disk(decided, monkeypatch):
@@ -177,7 +176,7 @@ def test_what_is_asked_for_is_done_or_refused(decided, monkeypatch):
     assert "stored as float16" in loss_note(decided(values="float16"))
     with pytest.raises(LskdError, match=r"study.yaml: soft_labels.top_k is 5; there are 4 classes"):
         decided(top_k=5)
-    with pytest.raises(LskdError, match=r"soft_labels: it mixes; mend that or remove it"):
+    with pytest.raises(LskdError, match=r"soft_labels: it mixes; fix that or remove it"):
         decided({"small": CannotStoreError("it mixes")}, mode="always")
 
 
@@ -238,7 +237,7 @@ def study(decided, tmp_path, monkeypatch):
             if len(calls) == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(timm, "write", write)
+    monkeypatch.setattr(TIMM, "store", write)
     plan.write()
     return plan, store, calls
 
@@ -251,17 +250,17 @@ def finish(plan: Plan, run: Run) -> None:
 def test_a_store_is_written_gone_on_with_read_and_removed(study):
     plan, store, calls = study
     arguments = [str(plan.root / PLAN), store.id]
-    assert job.main(arguments) == 130
-    assert not holds(plan, store)
-    with pytest.raises(LskdError, match=r"does not hold what student-.* reads; run `lskd study` again"):
+    assert main(arguments) == 130
+    assert not contains(plan, store)
+    with pytest.raises(LskdError, match=r"does not contain what student-.* reads; run `lskd study` again"):
         job.run_job(plan, plan.run(store.students[0]))
     half = SoftLabels(plan.labels(store))
     assert len(half) == IMAGES * EPOCHS // 2
-    assert job.main(arguments) == 0
+    assert main(arguments) == 0
     assert len(calls) == 2
     assert calls[1][:2] == ["timm", "soft-labels"]
     assert "--experiment" not in calls[1]
-    assert holds(plan, store)
+    assert contains(plan, store)
     record = json.loads((plan.root / store.folder / JOB).read_text())
     assert record["resumed"] == 1
     assert record["soft_labels"]["rows"] == IMAGES * EPOCHS
@@ -292,13 +291,13 @@ def test_a_store_is_written_gone_on_with_read_and_removed(study):
 
 def test_a_retrained_teacher_is_asked_again(study):
     plan, store, _ = study
-    job.main([str(plan.root / PLAN), store.id])
+    main([str(plan.root / PLAN), store.id])
     (plan.folder(plan.run(store.teacher)) / CHECKPOINT).write_text("other weights")
-    assert job.main([str(plan.root / PLAN), store.id]) == 0
+    assert main([str(plan.root / PLAN), store.id]) == 0
     record = json.loads((plan.root / store.folder / JOB).read_text())
     assert record["resumed"] == 0
-    assert not holds(plan, store)  # the teacher's own record is still the old one
-    with pytest.raises(LskdError, match="does not hold"):
+    assert not contains(plan, store)  # the teacher's own record is still the old one
+    with pytest.raises(LskdError, match="does not contain"):
         job.run_job(plan, plan.run(store.students[0]))
 
 
@@ -309,17 +308,17 @@ def test_a_failing_store_is_one_line(study, monkeypatch, capfd):
         os.write(2, b"timm: error: No space left on device\n")
         raise SystemExit(2)
 
-    monkeypatch.setattr(timm, "write", fail)
-    assert job.main([str(plan.root / PLAN), store.id]) == 1
+    monkeypatch.setattr(TIMM, "store", fail)
+    assert main([str(plan.root / PLAN), store.id]) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith(f"lskd: error: soft labels {store.id} failed: No space left on device; ")
     assert "train.log" in last
 
 
-def said_of(module: ModuleType, plan: Plan, run: Run) -> str:
+def said_of(trainer: Trainer, plan: Plan, run: Run) -> str:
     """Why a student's images are not stored, or not unasked."""
     try:
-        caution: str = module.views(plan, run).caution
+        caution: str = trainer.views(plan, run).caution
     except CannotStoreError as error:
         return str(error)
     return caution
@@ -348,7 +347,7 @@ def test_what_timms_images_follow_from(tmp_path, plan_of, monkeypatch, one, othe
         (tmp_path / name).write_text(yaml.safe_dump(TRAINER | options))
         plan = plan_of(tmp_path, teachers=[("test_resnet", name)], students=[("test_byobnet", name)])
         plan = replace(plan, configs={name: TRAINER | options})
-        found.append(timm.views(plan, plan.runs[-1]))
+        found.append(TIMM.views(plan, plan.runs[-1]))
     assert (found[0].key == found[1].key) is same
     assert found[0].epochs == 3
     assert found[0].caution == ""
@@ -368,7 +367,7 @@ def test_what_timm_cannot_store(tmp_path, plan_of, monkeypatch, options, reason)
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | options))
     plan = plan_of(tmp_path, teachers=[("test_resnet", "one.yaml")], students=[("test_byobnet", "one.yaml")])
     plan = replace(plan, configs={"one.yaml": TRAINER | options})
-    assert reason in said_of(timm, plan, plan.runs[-1])
+    assert reason in said_of(TIMM, plan, plan.runs[-1])
 
 
 BINARY = str(Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py")
@@ -376,9 +375,7 @@ BINARY = str(Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py"
 
 @pytest.fixture(scope="module")
 def recipe():
-    from lskd_study.trainers.mmcls import read_config
-
-    return read_config(Path(BINARY))
+    return MMCLS.read_config(Path(BINARY))
 
 
 @pytest.mark.parametrize(
@@ -406,18 +403,16 @@ def recipe():
     ],
 )
 def test_what_mmcls_images_follow_from(tmp_path, plan_of, recipe, change, outcome):
-    from lskd_study.trainers.mmcls import read_config
-
     (tmp_path / "other.py").write_text(f"_base_ = {BINARY!r}\n{change}\n")
-    configs = {"one.py": recipe, "other.py": read_config(tmp_path / "other.py")}
+    configs = {"one.py": recipe, "other.py": MMCLS.read_config(tmp_path / "other.py")}
     plan = plan_of(tmp_path, ecosystem="mmcls", students=[("one", "one.py"), ("two", "other.py")])
     plan = replace(plan, configs=configs)
     one, two = (next(run for run in plan.runs if run.model == model) for model in ("one", "two"))
     if isinstance(outcome, str):
-        assert outcome in said_of(mmcls, plan, two)
+        assert outcome in said_of(MMCLS, plan, two)
     else:
-        assert said_of(mmcls, plan, two) == ""
-        assert (mmcls.views(plan, two).key == mmcls.views(plan, one).key) is outcome
+        assert said_of(MMCLS, plan, two) == ""
+        assert (MMCLS.views(plan, two).key == MMCLS.views(plan, one).key) is outcome
 
 
 def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(decided):
@@ -436,12 +431,12 @@ def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(dec
 def test_only_what_the_study_wrote_is_removed(study):
     """Whatever else lay in a store's folder went with the words of a teacher that was trained anew."""
     plan, store, _ = study
-    job.main([str(plan.root / PLAN), store.id])
+    main([str(plan.root / PLAN), store.id])
     notes = plan.root / store.folder / "notes" / "mine.txt"
     notes.parent.mkdir()
     notes.write_text("mine")
     (plan.folder(plan.run(store.teacher)) / CHECKPOINT).write_text("other weights")
-    assert job.main([str(plan.root / PLAN), store.id]) == 0
+    assert main([str(plan.root / PLAN), store.id]) == 0
     assert json.loads((plan.root / store.folder / JOB).read_text())["resumed"] == 0
     assert notes.read_text() == "mine"
 
@@ -451,7 +446,7 @@ def test_soft_labels_of_others_are_moved_aside(study, capsys):
     labels = Path(plan.labels(store))
     labels.mkdir(parents=True)
     (labels / "mine").write_text("mine")
-    assert job.main([str(plan.root / PLAN), store.id]) == 130
+    assert main([str(plan.root / PLAN), store.id]) == 130
     assert "it was moved to" in capsys.readouterr().err
     aside = plan.root / f"{store.folder}.aside-1"
     assert (aside / "labels" / "mine").read_text() == "mine"
@@ -477,11 +472,11 @@ def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monke
             def diverge(words, reason=reason):
                 raise DivergedError(reason)
 
-            monkeypatch.setattr(timm, "write", diverge)
-        assert job.main([str(plan.root / PLAN), store.id]) == 0
+            monkeypatch.setattr(TIMM, "store", diverge)
+        assert main([str(plan.root / PLAN), store.id]) == 0
         assert plan.failed(store) == reason
-        assert not holds(plan, store)
-        assert job.main([str(plan.root / PLAN), student.id]) == 0
+        assert not contains(plan, store)
+        assert main([str(plan.root / PLAN), student.id]) == 0
         assert plan.failed(student).endswith(reason)
     assert calls == []
     assert "Teacher asked once" in dict(page_rows(plan))
@@ -490,8 +485,8 @@ def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monke
 def test_soft_labels_of_other_data_are_not_read(study):
     plan, store, _ = study
     arguments = [str(plan.root / PLAN), store.id]
-    job.main(arguments)
-    assert job.main(arguments) == 0
+    main(arguments)
+    assert main(arguments) == 0
     (plan.data_dir / "train" / "new").mkdir(parents=True)
     (plan.data_dir / "train" / "new" / "1.png").write_bytes(b"1")
     with pytest.raises(LskdError, match=r"the data in data changed since out/soft_labels/.* was written"):

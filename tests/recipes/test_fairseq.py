@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lskd_study.plan.recipe_catalogue import catalogue
-from lskd_study.plan.recipes import recipes_folder
-from lskd_study.trainers.fairseq import compose_file, quiet, quietly
+from lskd_study.plan.recipes import catalogue, recipes_folder
+from lskd_study.trainers.fairseq import compose_file
+from lskd_study.trainers.trainer import quiet
 
-with quietly():
+with quiet():
     from fairseq import options, tasks
     from fairseq_cli import preprocess
     from fairseq_cli.hydra_train import _hydra_main

@@ -9,9 +9,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.flop_counter import FlopCounterMode
 
-from lskd_study.plan.recipe_catalogue import catalogue
-from lskd_study.plan.recipes import recipes_folder
-from lskd_study.study.checks import quietly
+from lskd_study.plan.recipes import catalogue, recipes_folder
+from lskd_study.trainers.trainer import quiet
 from mmcls_bnn import compat, register
 from mmcls_bnn.distil.classifier import NOTE
 
@@ -38,7 +37,7 @@ def test_configuration(name, miniature, costs, tmp_path, monkeypatch):
     data = costs.data_sets[Path(cfg.data_root).name]
     assert cfg.num_classes == data.classes
     epochs, real, channels = cfg.train_cfg.max_epochs, side(cfg), len(cfg.data_preprocessor.mean)
-    with quietly():
+    with quiet():
         student, teacher = build(cfg), teacher_of(cfg, channels)
         take_two_steps(cfg, student, teacher, miniature(data.classes), tmp_path)
         sizes = [operations(model, channels, real) for model in (student, teacher)]

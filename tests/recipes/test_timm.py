@@ -15,7 +15,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from lskd_study.plan.plan import Plan, Run
-from lskd_study.plan.recipe_catalogue import catalogue, find_recipe
+from lskd_study.plan.recipes import catalogue, find_recipe
 from lskd_study.plan.teacher_list import load_teachers
 from lskd_study.study.checks import try_out
 from lskd_study.study.engine import make_plan

@@ -6,11 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from lskd import LskdError
-from lskd_study.base.extras import needs_study_extra
+import psutil
 
-with needs_study_extra():
-    import psutil
+from lskd import LskdError
 
 _SECONDS = 5.0  # to end in, before what has not ended is asked (again)
 
@@ -32,7 +30,7 @@ class _Terminated(KeyboardInterrupt):
 def until_stopped(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
     """End a process and all that it started when somebody asks for it while the block runs.
 
-    Gives a list that then holds the signal. A second request ends this process as usual.
+    Gives a list that then contains the signal. A second request ends this process as usual.
     """
 
     def terminate(number: int, frame: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lskd import LskdError
+from lskd_study.base.extras import not_installed
 from lskd_study.cli import figure, recipe, soft_labels
 from lskd_study.cli.index import index
 from lskd_study.cli.stability import stability
@@ -102,6 +103,10 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"lskd: {error}", file=sys.stderr)
             return int(status)
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (missing := not_installed(error)) is None:
+            raise
+        return _fail(str(missing))
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Exception as error:

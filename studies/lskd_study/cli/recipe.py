@@ -15,7 +15,7 @@ app = typer.Typer(
 @app.command("list")
 def list_recipes() -> None:
     """Name the recipes: table or figure of the paper, ecosystem, number of runs, data."""
-    from lskd_study.plan.recipe_catalogue import catalogue, runs_and_data
+    from lskd_study.plan.recipes import catalogue, runs_and_data
 
     rows = [("NAME", "PAPER", "ECOSYSTEM", "RUNS", "DATA")]
     for recipe in catalogue():
@@ -28,7 +28,7 @@ def list_recipes() -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(metavar="NAME", help="As `lskd recipe list` has it.")]) -> None:
     """Print a recipe's files, each with its path: what to run, what to expect, what is assumed."""
-    from lskd_study.plan.recipe_catalogue import find_recipe
+    from lskd_study.plan.recipes import find_recipe
 
     for number, path in enumerate(find_recipe(name).files):
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lskd_study.plan.plan import Plan, Run, exact
 from lskd_study.results.results import Result, Results
-from lskd_study.stores.commands import rerun_command
+from lskd_study.stores.state import rerun_command
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def provenance_rows(results: Results[Result]) -> list[tuple[str, str]]:
     total = sum(job["wall_time_s"] for job in jobs)
     resumed = sum(job["resumed"] for job in jobs)
     failed = f"{len(results.failed)} failed, " if results.failed else ""
-    prepare = results.plan.prepare_words
+    prepare = results.plan.prepare_arguments
     made = [("Data made by", shlex.join(["lskd", *prepare]))] if prepare else []
     own = [
         ("Study file", results.plan.study_file),

@@ -13,11 +13,12 @@ from typing import Any
 from lskd import LskdError
 from lskd.base.images import class_folders, class_images
 from lskd.soft_labels.format import SoftLabelsLayout
+from lskd_study.base.text import gigabytes
+from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, Plan, Run, Store
 from lskd_study.plan.records import Begun, read_record
-from lskd_study.plan.schema import TRANSLATION
-from lskd_study.trainers import timm_store as timm
-from lskd_study.trainers.views import CannotStoreError, Views, storing
+from lskd_study.trainers import TIMM, trainer_of
+from lskd_study.trainers.trainer import CannotStoreError, Views
 
 # Training images of data that a study makes itself.
 _MADE = {"digits": 1201}
@@ -41,7 +42,7 @@ def with_stores(plan: Plan) -> Plan:
     top_k = 0 if asked["top_k"] == "all" else int(asked["top_k"])
     values = asked["values"] or ("float16" if top_k else "float32")
     must = asked["mode"] == "always" or bool(top_k) or values == "float16"
-    if plan.ecosystem == TRANSLATION and not top_k:
+    if plan.kind is TRANSLATION and not top_k:
         if must:
             raise LskdError(f"{plan.study_file}: soft_labels of translations need top_k, e.g. 8; add it")
         return replace(plan, store_notes=["all students: a store of translations needs soft_labels.top_k"])
@@ -63,7 +64,7 @@ def with_stores(plan: Plan) -> Plan:
             stores += made
         except CannotStoreError as reason:
             if must:
-                raise LskdError(f"{plan.study_file}: soft_labels: {reason}; mend that or remove it") from None
+                raise LskdError(f"{plan.study_file}: soft_labels: {reason}; fix that or remove it") from None
             notes.append(f"{names}: {reason}")
     return replace(plan, stores=stores, store_notes=notes)
 
@@ -79,7 +80,7 @@ def _groups(plan: Plan, students: Sequence[Run]) -> list[tuple[list[Views] | Can
         try:
             if alone and plan.soft_labels["mode"] == "auto" and plan.soft_labels["top_k"] == "all":
                 raise CannotStoreError("each teacher has one student")
-            views = storing(plan.ecosystem).views(plan, runs[0])
+            views = trainer_of(plan.ecosystem, "student").views(plan, runs[0])
         except CannotStoreError as reason:
             groups[f"{kind}"] = reason, runs
             continue
@@ -138,8 +139,8 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
         )
     own = [store for store in stores if store.students[0] in {run.id for run in group}]
     if not all(store.size for store in own):
-        mend = f"; make it first by `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
-        raise CannotStoreError(f"how large a store would be is not known before the data is there{mend}")
+        fix = f"; make it first by `lskd {shlex.join(plan.prepare_arguments)}`" if plan.prepare else ""
+        raise CannotStoreError(f"how large a store would be is not known before the data is there{fix}")
     total, limit = sum(store.size for store in stores), float(plan.soft_labels["limit_gb"]) * 1e9
     if total > limit:
         small = sum(_bytes_an_epoch(plan, 10, "float16") * store.epochs for store in own)
@@ -159,7 +160,7 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
 def _work(plan: Plan, group: Iterable[Run]) -> int:
     """Return the most floating-point operations in which a teacher of these students answers one image."""
     teachers = {(run.model, run.config): run for run in (plan.run(student.teacher) for student in group)}
-    return max(timm.work(plan, teacher) for teacher in teachers.values())
+    return max(TIMM.work(plan, teacher) for teacher in teachers.values())
 
 
 def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:
@@ -204,11 +205,3 @@ def _count(folder: Path) -> int:
 def _free(folder: Path) -> int:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
-
-
-def gigabytes(count: float) -> str:
-    """Return a number of bytes in words."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"

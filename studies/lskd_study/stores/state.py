@@ -1,15 +1,24 @@
-"""Stores on the disk: whether they hold what a plan needs, and when they go."""
+"""Stores on the disk: whether they contain what a plan needs, when they go, and how a run is made without."""
 
 import contextlib
 import json
+import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError, SoftLabels, SoftLabelsError
 from lskd.base.files import write_text
+from lskd_study.base.gpus import VISIBLE
 from lskd_study.plan.folders import LABELS, remove_files
 from lskd_study.plan.plan import JOB, Plan, Run, Store
 from lskd_study.plan.records import Made, MadeStore, read_record
+from lskd_study.trainers import trainer_of
+
+# Where a command that is copied from the page writes: the trainer refuses a folder that contains a run.
+RERUN = "rerun"
+_SETTINGS = ("OMP_NUM_THREADS", VISIBLE)
 
 
 def record_of(plan: Plan, store: Store) -> dict[str, Any]:
@@ -21,7 +30,7 @@ def record_of(plan: Plan, store: Store) -> dict[str, Any]:
     return read_record(plan.root / store.folder / JOB, MadeStore)
 
 
-def holds(plan: Plan, store: Store) -> bool:
+def contains(plan: Plan, store: Store) -> bool:
     """Whether a store has all that the plan needs, of the teacher that now lies in the output folder."""
     made = read_record(plan.folder(plan.run(store.teacher)) / JOB, Made)
     record = record_of(plan, store)
@@ -42,14 +51,14 @@ def stored_identity(plan: Plan, run: Run, data: str) -> dict[str, Any] | None:
     ``data``: the checksum of the data that the student sees.
 
     Raises:
-        LskdError: the store does not hold it, or was written when the data were others.
+        LskdError: the store does not contain it, or was written when the data were others.
     """
     store = plan.store_of(run)
     if store is None:
         return None
-    if not holds(plan, store):
+    if not contains(plan, store):
         raise LskdError(
-            f"{plan.output}/{store.folder} does not hold what {run.id} reads; run `lskd study` again, it "
+            f"{plan.output}/{store.folder} does not contain what {run.id} reads; run `lskd study` again, it "
             "writes that first"
         )
     record = record_of(plan, store)
@@ -63,9 +72,9 @@ def stored_identity(plan: Plan, run: Run, data: str) -> dict[str, Any] | None:
 
 
 def renew_stores(plan: Plan) -> None:
-    """Let stores that students still need and that do not hold what these need be written (further)."""
+    """Have stores written (further) that students still need and that do not contain what these need."""
     for store in plan.stores:
-        if any(not plan.done(plan.run(student)) for student in store.students) and not holds(plan, store):
+        if any(not plan.done(plan.run(student)) for student in store.students) and not contains(plan, store):
             (plan.root / store.folder / JOB).unlink(missing_ok=True)
 
 
@@ -81,3 +90,21 @@ def release_stores(plan: Plan) -> None:
             with contextlib.suppress(OSError):
                 remove_files(labels.parent, LABELS)
                 labels.rmdir()  # where nothing else lies in it
+
+
+def rerun_command(
+    plan: Plan, run: Run, output: str = RERUN, environment: Mapping[str, str] = os.environ
+) -> str:
+    """Return the shell command that makes a run again below ``output``, apart from the study's own runs.
+
+    It reads nothing of the study's stores: timm and mmcls ask the teacher and store what it says while they
+    train, for the next rerun too; in translation a command before it does.
+    """
+    trainer = trainer_of(plan.ecosystem, run.role)
+    command = shlex.join(trainer.command(plan, run, output))
+    store = plan.store_of(run)
+    if store is None or trainer.stores_while_training:
+        return command
+    # What stands before the whole line on the page counts for its first command alone.
+    settings = [f"{name}={shlex.quote(environment[name])} " for name in _SETTINGS if environment.get(name)]
+    return f"{shlex.join(trainer.store_command(plan, store, output))} && {''.join(settings)}{command}"

@@ -1,8 +1,6 @@
 """``lskd study``: check everything, hand the matrix to Snakemake, then write the page."""
 
 import contextlib
-import errno
-import os
 import shlex
 import subprocess
 import sys
@@ -10,38 +8,36 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lskd import LskdError
-from lskd.base.files import cannot_write, lock, read_json
+from lskd.base.files import lock, read_json
 from lskd_study.base.extras import require_ecosystem, require_study_extra
 from lskd_study.base.progress import FILE, Follower, open_log
 from lskd_study.base.stopping import StoppedError, until_stopped
 from lskd_study.base.text import storable
 from lskd_study.pages.verdicts import VERDICTS_FILE
-from lskd_study.plan.folders import check_no_link, disk_is_full
+from lskd_study.plan.folders import check_no_link, full_disk
+from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
 from lskd_study.plan.recipes import find_study_file
 from lskd_study.plan.records import Begun, Made, read_record
-from lskd_study.plan.schema import TRANSLATION, Network, load_study, read_trainer_config
+from lskd_study.plan.schema import Network, load_study
 from lskd_study.plan.teacher_list import is_teacher_list
-from lskd_study.runs import slurm
+from lskd_study.runs import clusters
 from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import Schedule, make_schedule
 from lskd_study.stores.decide import with_stores
 from lskd_study.stores.state import release_stores, renew_stores
 from lskd_study.stores.words import describe_stores
 from lskd_study.study.checks import (
-    check_class_order,
     check_data_bin,
     check_data_folder,
-    check_models,
     check_output,
     check_preparation,
+    check_runs,
     try_out,
 )
-from lskd_study.study.class_counts import check_class_counts
-from lskd_study.trainers import timm, trainer_of
+from lskd_study.trainers import trainer_of
 from lskd_study.trainers.same import changes, tidy
 
 LOCK = ".lskd.lock"
@@ -54,7 +50,7 @@ def run_study(
     """Run (or go on with) a study and write its page; returns the exit status, 1 when a run failed.
 
     ``options`` go to Snakemake. Raises LskdError, before anything is written, for what the user
-    can mend.
+    can fix.
     """
     require_study_extra()
     if study_file.startswith("-"):
@@ -70,7 +66,7 @@ def run_study(
     check_preparation(plan)
     if not plan.prepare or plan.data_dir.exists():
         _check_data(plan)
-    check_class_counts(plan)
+    check_runs(plan)
     plan = with_stores(plan)
     _check_no_other_study(plan)
     for folder in [run.folder for run in plan.unfinished()] + [store.folder for store in plan.stores]:
@@ -80,13 +76,12 @@ def run_study(
         run, what = next(iter(changed.items()))
         listed = "; ".join(what[:3]) + (f" (and {len(what) - 3} more)" if len(what) > 3 else "")
         raise LskdError(
-            f"{plan.output} holds {len(changed)} runs of other settings, e.g. {run}: {listed}; "
+            f"{plan.output} contains {len(changed)} runs of other settings, e.g. {run}: {listed}; "
             "set that back, or choose another --output"
         )
     todo = plan.unfinished()
     if todo:
         check_unchanged(plan)
-        check_models(run.model for run in plan.runs if trainer_of(plan.ecosystem, run.role) is timm)
         try_out(plan)
     if dry_run:
         print(describe(plan))
@@ -128,12 +123,12 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     for place in (str(Path.cwd()), output or study.output, study.data.path, study_file):
         if not storable(place):
             raise LskdError(f"the path {place!r} is no UTF-8 text in one line; rename it")
-    configs = {config: _read_config(study.ecosystem, Path(config)) for _, config in [*teachers, *students]}
-    for run in {(run.config, run.role): run for run in runs}.values():
-        trainer_of(study.ecosystem, run.role).check_config(configs[run.config], run.config, run.role)
-    if study.ecosystem == TRANSLATION:
-        for model, config in {*teachers, *students}:
-            trainer_of(study.ecosystem, "student").check_model(configs[config], config, model)
+    # The students' trainer reads the teachers' files too: one file may be both.
+    read_config = trainer_of(study.ecosystem, "student").read_config
+    configs = {config: read_config(Path(config)) for _, config in [*teachers, *students]}
+    for run in {(run.config, run.role, run.model): run for run in runs}.values():
+        trainer = trainer_of(study.ecosystem, run.role)
+        trainer.check_config(configs[run.config], run.config, run.role, run.model)
     return Plan(
         title=study.title,
         study_file=tidy(study_file),
@@ -161,23 +156,11 @@ def make_plan(study_file: str, output: str | None) -> Plan:
 
 
 def _check_data(plan: Plan) -> None:
-    mend = f"make it with `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
-    if plan.ecosystem == TRANSLATION:
-        check_data_bin(plan.data_dir, plan.data, plan.prepare_options, mend)
+    fix = f"make it with `lskd {shlex.join(plan.prepare_arguments)}`" if plan.prepare else ""
+    if plan.kind is TRANSLATION:
+        check_data_bin(plan.data_dir, plan.data, plan.prepare_options, fix)
     else:
-        check_data_folder(plan.data_dir, plan.data, plan.num_classes, mend)
-        if plan.ecosystem == "mmcls":
-            check_class_order(plan.data_dir, plan.data)
-
-
-def _read_config(ecosystem: str, path: Path) -> dict[str, Any]:
-    if ecosystem == "mmcls" and path.suffix == ".py":
-        from lskd_study.trainers.mmcls import read_config
-
-        return read_config(path)
-    if ecosystem == TRANSLATION:  # whose files work without a study too, so a study overrides what they say
-        return read_trainer_config(path, reserved=frozenset())
-    return read_trainer_config(path)
+        check_data_folder(plan.data_dir, plan.data, plan.num_classes, fix)
 
 
 def describe(plan: Plan) -> str:
@@ -206,7 +189,7 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
         StoppedError: somebody asked for the end; all that was started has ended.
         LskdError: the disk is full.
     """
-    if schedule.executor == "slurm" and (orphans := slurm.cancel_orphans(plan.root)):
+    if schedule.executor == "slurm" and (orphans := clusters.cancel_orphans(plan.root)):
         print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
     schedule.prepare(plan)
     shown: list[str] = []
@@ -235,8 +218,8 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
             "last epochs by the same command",
             asked[0],
         )
-    if status and disk_is_full(plan.root):
-        raise cannot_write(plan.root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    if status and (full := full_disk(plan.root)):
+        raise full
     # Where a run has said why it failed, no more is to be said.
     if status and not any(line.startswith("lskd: error: ") for line in shown):
         print(
@@ -266,7 +249,7 @@ def _write_page(plan: Plan) -> int:
 
 
 def _study_of(folder: str, output: str | None) -> tuple[str, str]:
-    """Return the study file and the output of the study whose results a folder holds."""
+    """Return the study file and the output of the study whose results a folder contains."""
     if output is not None and Path(output).resolve() != Path(folder).resolve():
         raise LskdError(f"{folder} is a folder of results; to write into {output} name the study file")
     if not Path(folder, PLAN).is_file():
@@ -291,10 +274,12 @@ def _begun_by(folder: str | Path) -> tuple[str, str]:
 
 
 def _check_no_other_study(plan: Plan) -> None:
-    """Refuse an output folder that holds the results of another study file."""
+    """Refuse an output folder that contains the results of another study file."""
     if not (plan.root / PLAN).is_file():
         if (plan.root / VERDICTS_FILE).is_file():
-            raise LskdError(f"{plan.output} holds the results of a list of teachers; choose another --output")
+            raise LskdError(
+                f"{plan.output} contains the results of a list of teachers; choose another --output"
+            )
         return
     name, cwd = _begun_by(plan.root)
     before = Path(cwd, name)
@@ -302,7 +287,7 @@ def _check_no_other_study(plan: Plan) -> None:
     same = not name or name == plan.study_file or not before.is_file() or before.samefile(now)
     if not same and before.read_bytes() != now.read_bytes():
         raise LskdError(
-            f"{plan.output} holds the results of {name}; choose another --output for {plan.study_file}"
+            f"{plan.output} contains the results of {name}; choose another --output for {plan.study_file}"
         )
 
 
@@ -321,7 +306,7 @@ def _changed_settings(plan: Plan) -> dict[str, list[str]]:
 
 
 def _forget_orphaned_students(plan: Plan) -> None:
-    """Let students of a teacher that was trained anew be made again: their mark of being finished goes.
+    """Have students of a teacher that was trained anew made again: their mark of being finished goes.
 
     So does that of runs that failed with other settings, and with it that of their students.
     """
