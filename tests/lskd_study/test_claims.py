@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lskd_study.claims import CLAIMS, claims_of, judge, settings, verdict
-from lskd_study.claims.findings import Draft, decide
+from lskd_study.claims.findings import Finding, decide
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
 from lskd_study.results.read import read_results
 from lskd_study.stats.intervals import Interval, crossed_interval
@@ -101,7 +101,7 @@ def test_verdicts_of_no_difference_are_rare():
 
 def test_holm_takes_a_verdict_back_and_the_finding_says_so():
     def draft(claim, low, high, p):
-        return Draft(claim, None, interval(low, high, p), p)
+        return Finding(claim, None, interval(low, high, p), p)
 
     student, *_, loss, instability = (
         next(claim for claim in CLAIMS if claim.id == name)
@@ -111,7 +111,7 @@ def test_holm_takes_a_verdict_back_and_the_finding_says_so():
     (alone,) = decide([first])
     assert alone.verdict == "supported"
     assert not alone.changed_by_holm
-    three = decide([first, draft(instability, -1, 1, 0.9), Draft(loss, None)])
+    three = decide([first, draft(instability, -1, 1, 0.9), Finding(loss, None)])
     assert three[0].verdict == "cannot tell"
     assert three[0].changed_by_holm
     assert three[0].adjusted_p == pytest.approx(0.08)
@@ -125,7 +125,7 @@ def test_the_headline_has_half_of_the_error_rate():
 
     def adjusted(headline):
         p_values = (headline, 0.02, 0.02)
-        drafts = [Draft(c, None, interval(0.01, 0.3, p), p) for c, p in zip(chosen, p_values, strict=True)]
+        drafts = [Finding(c, None, interval(0.01, 0.3, p), p) for c, p in zip(chosen, p_values, strict=True)]
         return [finding.adjusted_p for finding in decide(drafts)]
 
     assert adjusted(0.02) == pytest.approx([0.04, 0.04, 0.04])  # Holm's own are 0.06
@@ -137,7 +137,7 @@ def test_claims_about_one_parameter_count_once():
         next(claim for claim in CLAIMS if claim.id == name) for name in ("better-student", "no-worse-student")
     )
     found = interval(0.01, 0.3, 0.04)
-    both = decide([Draft(strict, None, found, 0.04), Draft(margin, None, found, 0.01, null=-0.2)])
+    both = decide([Finding(strict, None, found, 0.04), Finding(margin, None, found, 0.01, null=-0.2)])
     assert [finding.adjusted_p for finding in both] == pytest.approx([0.04, 0.01])
     assert [finding.verdict for finding in both] == ["supported", "supported"]
 

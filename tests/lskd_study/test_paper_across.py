@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lskd_study.cli.main import main
-from lskd_study.pages.paper_across import read_studies, shared_tables
+from lskd_study.pages.paper_figures import read_studies, shared_tables
 from lskd_study.pages.study import write_report
-from lskd_study.pages.teachers_alone import write_teachers_report
+from lskd_study.pages.teachers import write_teachers_report
 
 pytestmark = pytest.mark.unit
 

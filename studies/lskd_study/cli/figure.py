@@ -9,8 +9,8 @@ import typer
 from lskd import LskdError
 
 if TYPE_CHECKING:
-    from lskd_study.drawing.drawing import Drawing
     from lskd_study.drawing.inputs import Split, TeacherOptions
+    from lskd_study.drawing.style import Drawing
     from lskd_study.teachers.outputs import Outputs
 
 app = typer.Typer(
@@ -93,9 +93,14 @@ def projection(
 ) -> None:
     """Fig. 1: activations of three classes in the plane of their templates; D1, D2 and Dc measured."""
     from lskd_study.drawing import projection as figure
-    from lskd_study.drawing.inputs import TeacherOptions, check_class_list, read_splits
-    from lskd_study.drawing.teachers import class_names, resolve_classes
-    from lskd_study.drawing.teachers import propose as propose_classes
+    from lskd_study.drawing.inputs import (
+        TeacherOptions,
+        check_class_list,
+        class_names,
+        read_splits,
+        resolve_classes,
+    )
+    from lskd_study.drawing.inputs import propose as propose_classes
 
     if propose and classes is not None:
         raise LskdError("--propose and --classes both choose the classes; leave out one")
@@ -148,7 +153,7 @@ def smoothing_loss(
     output: Output = Path("figures/smoothing-loss"),
 ) -> None:
     """Fig. 3: what smoothing does to the binary logistic loss."""
-    from lskd_study.drawing.smoothing_loss import smoothing_loss as draw
+    from lskd_study.drawing.class_means import smoothing_loss as draw
 
     if not 0 < margin <= 1e4:
         raise LskdError(f"--margin is {margin:g}; it must be a number above 0 and at most 10,000")
@@ -255,7 +260,7 @@ def teacher_student(
     output: Output = Path("figures/teacher-student"),
 ) -> None:
     """Fig. 8 (left): students' accuracy against their teachers', from studies, their table.csv or any CSV."""
-    from lskd_study.drawing import teacher_student as figure
+    from lskd_study.drawing import scatter as figure
 
     if study:
         _no_other(table, paper)
@@ -316,10 +321,9 @@ def _write_studies(
     output: Path,
 ) -> None:
     from lskd_study.pages import paper_figures as page_figures
-    from lskd_study.pages.paper_across import read_studies
 
     stem = _stem(output)
-    drawn: page_figures.PageFigure | None = getattr(page_figures, name)(read_studies(folders))
+    drawn: page_figures.PageFigure | None = getattr(page_figures, name)(page_figures.read_studies(folders))
     if drawn is None:
         raise LskdError(f"nothing to draw: {nothing}; name other studies, or wait for their runs")
     _write(drawn.drawing, stem)
@@ -328,8 +332,7 @@ def _write_studies(
 def _class_inputs(
     options: "TeacherOptions", split: "Split", classes: str | None, first: int
 ) -> "tuple[list[Outputs], list[int]] | None":
-    from lskd_study.drawing.inputs import check_class_list, read_splits
-    from lskd_study.drawing.teachers import class_names, resolve_classes
+    from lskd_study.drawing.inputs import check_class_list, class_names, read_splits, resolve_classes
 
     if classes is not None:
         check_class_list(classes)
@@ -364,7 +367,7 @@ def _alphas(text: str) -> list[float]:
 
 
 def _stem(output: Path) -> Path:
-    from lskd_study.drawing.drawing import check_writable, figure_stem
+    from lskd_study.drawing.style import check_writable, figure_stem
 
     stem = figure_stem(output)
     check_writable(stem)
@@ -372,7 +375,7 @@ def _stem(output: Path) -> Path:
 
 
 def _write(drawing: "Drawing", stem: Path) -> None:
-    from lskd_study.drawing.drawing import write_drawing
+    from lskd_study.drawing.style import write_drawing
 
     for path in write_drawing(drawing, stem):
         print(path)

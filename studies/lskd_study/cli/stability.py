@@ -125,7 +125,7 @@ def stability(
     Differences between teachers that saw the same samples come with 95 % intervals. Models run under torchrun
     on several processes too.
     """
-    from lskd_study.pages.teachers_study import run_teacher_list
+    from lskd_study.pages.teachers import run_teacher_list
     from lskd_study.plan.teacher_list import load_teachers
     from lskd_study.teachers.evaluate import TeacherSpec
     from lskd_study.teachers.run import Settings, run_teachers

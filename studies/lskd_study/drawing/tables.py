@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.files import read_csv
-from lskd_study.drawing.drawing import listed
+from lskd_study.drawing.style import listed
 
 Row = dict[str, str]
 

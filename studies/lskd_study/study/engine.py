@@ -18,7 +18,7 @@ from lskd_study.base.extras import require_ecosystem, require_study_extra
 from lskd_study.base.progress import FILE, Follower, open_log
 from lskd_study.base.stopping import StoppedError, until_stopped
 from lskd_study.base.text import storable
-from lskd_study.pages.teachers_study import run_teachers_file
+from lskd_study.pages.teachers import run_teachers_file
 from lskd_study.pages.verdicts import VERDICTS_FILE
 from lskd_study.plan.folders import check_no_link, disk_is_full
 from lskd_study.plan.kinds import TRANSLATION, kind_of
@@ -251,7 +251,7 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
 
 def _write_page(plan: Plan) -> int:
     from lskd_study.pages.study import write_report
-    from lskd_study.pages.teachers_alone import write_teachers_report
+    from lskd_study.pages.teachers import write_teachers_report
 
     release_stores(plan)
     missing = plan.unfinished()
