@@ -16,7 +16,7 @@ import yaml
 from lskd.checkpoints import file_checksum
 from lskd_study.stores.decide import with_stores
 from lskd_study.study.engine import make_plan
-from lskd_study.trainers.fairseq import read_curves
+from lskd_study.trainers.fairseq import Fairseq
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -111,8 +111,8 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
     command = [Path(sys.executable).with_name(name), *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    unbroken = read_curves(tmp_path / "rerun" / killed, "teacher")
-    assert unbroken == read_curves(runs / "teachers" / killed, "teacher")
+    unbroken = Fairseq().read_curves(tmp_path / "rerun" / killed, "teacher")
+    assert unbroken == Fairseq().read_curves(runs / "teachers" / killed, "teacher")
 
     monkeypatch.chdir(tmp_path)
     check_a_store(tmp_path)
@@ -140,8 +140,8 @@ def check_a_store(folder: Path) -> None:
     job = json.loads((plan.folder(student) / "job.json").read_text())
     assert job["soft_labels"]["checksum"] == record["soft_labels"]["checksum"]
     assert job["settings"]["soft_labels"] == {"top_k": 8, "values": "float16"}
-    rows = read_curves(plan.folder(student), "student")
-    online = read_curves(folder / "runs" / "mini" / student.folder, "student")
+    rows = Fairseq().read_curves(plan.folder(student), "student")
+    online = Fairseq().read_curves(folder / "runs" / "mini" / student.folder, "student")
     # The same student by another loss: the eight likeliest words of each.
     assert len(rows) == len(online)
     assert rows != online

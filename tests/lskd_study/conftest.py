@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from lskd_study.cli.doctor import find_chromium
 from lskd_study.plan.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
 from lskd_study.runs.data_checksum import data_checksum
-from lskd_study.trainers.fairseq import CURVE_COLUMNS as TRANSLATION_COLUMNS
-from lskd_study.trainers.timm import CURVE_COLUMNS
+from lskd_study.trainers.fairseq import Fairseq
+from lskd_study.trainers.timm import Timm
 
 NUM_CLASSES = 4
 
@@ -61,12 +61,12 @@ def write_run(plan: Plan, run: Run, logits: np.ndarray, labels: np.ndarray, curv
     }
     save_file(tensors, folder / LOGITS)
     rows = [
-        dict.fromkeys(CURVE_COLUMNS, "")
+        dict.fromkeys(Timm.curve_columns, "")
         | {name: str(v + 4.0**-epoch) for name, v in curves.items()}
         | {"epoch": str(epoch)}
         for epoch in range(5)
     ]
-    write_curves(folder, CURVE_COLUMNS, rows)
+    write_curves(folder, Timm.curve_columns, rows)
     write_job(plan, run)
 
 
@@ -226,7 +226,7 @@ def translation_maker(root: Path) -> StudyMaker:
             folder = plan.folder(run)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / TRANSLATIONS).write_text("".join(lines))
-            write_curves(folder, TRANSLATION_COLUMNS, translation_curves(run, rng, perplexity_effect))
+            write_curves(folder, Fairseq.curve_columns, translation_curves(run, rng, perplexity_effect))
             write_job(plan, run)
         plan.write()
         return plan
@@ -258,7 +258,7 @@ def translation_curves(
             parts = {"train_kl": 0.3 + jitter, "train_teacher_entropy": 1 + (run.smoothing > 0) + jitter}
             row |= {**parts, "train_ce": sum(parts.values()), "train_agreement": 0.7}
         rows.append(
-            dict.fromkeys(TRANSLATION_COLUMNS, "") | {name: str(value) for name, value in row.items()}
+            dict.fromkeys(Fairseq.curve_columns, "") | {name: str(value) for name, value in row.items()}
         )
     return rows
 

@@ -20,7 +20,7 @@ from lskd_study.cli import main as cli
 from lskd_study.plan.plan import JOB, PLAN, Plan
 from lskd_study.stores.decide import with_stores
 from lskd_study.study import engine
-from lskd_study.trainers import timm
+from lskd_study.trainers import TIMM
 from lskd_study.trainers.same import changes
 
 pytestmark = pytest.mark.unit
@@ -154,7 +154,7 @@ def test_two_studies_never_share_an_output_folder(plan, finish):
     ],
 )
 def test_what_changes_no_result_goes_on(plan, finish, scheduled, change, monkeypatch):
-    monkeypatch.setattr(timm, "check_config", lambda *words: None)
+    monkeypatch.setattr(TIMM, "check_config", lambda *words: None)
     Path("t.yaml").write_text("epochs: 1\nmodel_kwargs: {a: x/}\n")
     plan = engine.make_plan("study.yaml", None)
     finish(plan)

@@ -15,12 +15,13 @@ from lskd_study.data.text import data_bin, parallel
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.schema import load_study
 from lskd_study.study import checks, engine
-from lskd_study.trainers import fairseq, timm, trainer_of
+from lskd_study.trainers import TIMM, fairseq, trainer_of
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ("number_words_de_en", "ding_de_en", "iwslt14_de_en")
+FAIRSEQ = trainer_of("fairseq", "student")
 STUDY = yaml.safe_load((ROOT / "recipes" / RECIPES[0] / "study.yaml").read_text())
 TEACHER = yaml.safe_load((ROOT / "recipes" / RECIPES[0] / "teacher.yaml").read_text())
 STUDENT = yaml.safe_load((ROOT / "recipes" / RECIPES[0] / "student.yaml").read_text())
@@ -46,8 +47,8 @@ def options_of(words: list[str]) -> dict[str, str]:
 
 
 def test_fairseq_trains_teachers_and_students():
-    assert trainer_of("fairseq", "teacher") is trainer_of("fairseq", "student") is fairseq
-    assert trainer_of("mmcls", "teacher") is trainer_of("timm", "teacher") is timm
+    assert trainer_of("fairseq", "teacher") is trainer_of("fairseq", "student") is FAIRSEQ
+    assert trainer_of("mmcls", "teacher") is trainer_of("timm", "teacher") is TIMM
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -56,7 +57,7 @@ def test_recipes_are_studies(monkeypatch, name):
     plan = engine.make_plan(f"recipes/{name}/study.yaml", None)
     assert (plan.ecosystem, plan.num_classes, plan.data) == ("fairseq", 0, f"data/{name}-bin")
     assert {run.hard_weight for run in plan.runs if run.role == "student"} == {0.1}
-    words = fairseq.command(plan, plan.runs[0])
+    words = FAIRSEQ.command(plan, plan.runs[0])
     assert words[:3] == ["fairseq-hydra-train", "--config-dir", f"recipes/{name}"]
     assert options_of(words)["common.user_dir"] == "plugins/fairseq_kd"
 
@@ -98,7 +99,7 @@ def test_a_command_decides_what_the_study_decides(make):
         next(run for run in plan.runs if run.role == role and run.smoothing and run.seed == 3)
         for role in ("teacher", "student")
     )
-    words = fairseq.command(plan, teacher)
+    words = FAIRSEQ.command(plan, teacher)
     assert words[:5] == ["fairseq-hydra-train", "--config-dir", ".", "--config-name", "teacher"]
     options = options_of(words)
     assert options["++criterion.label_smoothing"] == "0.1"
@@ -106,17 +107,17 @@ def test_a_command_decides_what_the_study_decides(make):
     folder = "runs/number_words_de_en/teachers/teacher-transformer-smoothing0.1-seed3"
     assert options["checkpoint.save_dir"] == options["hydra.run.dir"] == folder
     assert options["common.user_dir"] == str(ROOT / "plugins" / "fairseq_kd")  # not below this folder
-    taught = options_of(fairseq.command(plan, student))
+    taught = options_of(FAIRSEQ.command(plan, student))
     assert taught["++criterion.kd_teacher"] == f"{folder}/checkpoint_best.pt"
     assert (taught["++criterion.kd_weight"], taught["++criterion.kd_temperature"]) == ("0.75", "2")
     assert "++criterion.label_smoothing" not in taught
-    again = options_of(fairseq.command(plan, student, "rerun"))
+    again = options_of(FAIRSEQ.command(plan, student, "rerun"))
     assert again["checkpoint.save_dir"] == f"rerun/{student.id}"
 
 
 def test_smoothing_of_the_other_convention_is_the_plugins(make):
     plan = make(smoothing={"values": [0, 0.1], "convention": "uniform"})
-    options = options_of(fairseq.command(plan, next(run for run in plan.runs if run.smoothing)))
+    options = options_of(FAIRSEQ.command(plan, next(run for run in plan.runs if run.smoothing)))
     assert {key: value for key, value in options.items() if key.startswith("++")} == {
         "++criterion._name": "ls_kd",
         "++criterion.kd_weight": "0",
@@ -130,7 +131,7 @@ def test_any_folder_survives_shell_and_hydra(make, output):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     plan = make(output=output)
-    words = shlex.split(shlex.join(fairseq.command(plan, plan.runs[0])))
+    words = shlex.split(shlex.join(FAIRSEQ.command(plan, plan.runs[0])))
     parsed = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(words[5:])}
     assert parsed["checkpoint.save_dir"] == f"{output}/{plan.runs[0].folder}"
 
@@ -209,8 +210,8 @@ def test_curves_are_in_nats(tmp_path):
         line("train", epoch=1, train_loss=3, train_nll_loss=2.5, train_kd_ce=2, train_kd_kl=0.5,
              train_kd_teacher_entropy=1.5, train_kd_hard_ce=4, train_kd_agreement=0.75, train_kd_weight=0.9),
     )  # fmt: skip
-    (row,) = fairseq.read_curves(tmp_path, "student")
-    assert tuple(row) == fairseq.CURVE_COLUMNS
+    (row,) = FAIRSEQ.read_curves(tmp_path, "student")
+    assert tuple(row) == FAIRSEQ.curve_columns
     numbers = {name: float(value) for name, value in row.items()}
     expected = {
         "epoch": 0,
@@ -233,14 +234,14 @@ def test_a_teacher_that_was_not_asked_is_not_measured(tmp_path):
         ("train_kd_ce", "train_kd_kl", "train_kd_teacher_entropy", "train_kd_agreement"), "nan"
     )
     log(tmp_path, line("train", epoch=1, train_loss=2, train_kd_hard_ce=2, train_kd_weight=0, **silent))
-    (row,) = fairseq.read_curves(tmp_path, "student")
+    (row,) = FAIRSEQ.read_curves(tmp_path, "student")
     assert row["train_ce"] == row["train_kl"] == row["train_teacher_entropy"] == row["train_agreement"] == ""
     assert float(row["train_hard_ce"]) == pytest.approx(2 * math.log(2))
 
 
 def test_a_teachers_loss_is_its_hard_cross_entropy(tmp_path):
     log(tmp_path, line("train", epoch=1, train_loss=1), line("train", epoch=2, train_loss="nan"))
-    first, second = fairseq.read_curves(tmp_path, "teacher")
+    first, second = FAIRSEQ.read_curves(tmp_path, "teacher")
     assert (first["train_ce"], first["val_bleu"], first["val_ppl"]) == ("", "", "")
     assert float(first["train_hard_ce"]) == pytest.approx(0.69314718)
     assert math.isnan(float(second["train_hard_ce"]))
@@ -255,7 +256,7 @@ def test_an_ended_run_repeats_an_epoch_and_it_counts_once(tmp_path):
         half + line("valid", epoch=2, valid_nll_loss=2, valid_bleu=3),  # killed within a line, then resumed
         line("train", epoch=2, train_loss=4),
     )
-    rows = fairseq.read_curves(tmp_path, "teacher")
+    rows = FAIRSEQ.read_curves(tmp_path, "teacher")
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert rows[1]["val_bleu"] == "3"
     assert float(rows[1]["train_hard_ce"]) == pytest.approx(4 * math.log(2))
@@ -263,24 +264,24 @@ def test_an_ended_run_repeats_an_epoch_and_it_counts_once(tmp_path):
 
 def test_a_run_without_a_log_is_one_line(tmp_path):
     with pytest.raises(LskdError, match=r"left no .*hydra_train\.log"):
-        fairseq.read_curves(tmp_path, "teacher")
+        FAIRSEQ.read_curves(tmp_path, "teacher")
     log(tmp_path, "nothing")
     with pytest.raises(LskdError, match="has no epochs"):
-        fairseq.read_curves(tmp_path, "teacher")
+        FAIRSEQ.read_curves(tmp_path, "teacher")
 
 
 def test_a_run_goes_on_from_a_whole_checkpoint_only(tmp_path):
     best, last = tmp_path / "checkpoint_best.pt", tmp_path / "checkpoint_last.pt"
-    assert fairseq.resume(tmp_path) is None
+    assert FAIRSEQ.resume(tmp_path) is None
     with zipfile.ZipFile(best, "w") as file:
         file.writestr("archive/data.pkl", "x" * 1000)
     last.write_bytes(best.read_bytes()[:500])  # ended while fairseq copied the best
-    assert fairseq.resume(tmp_path) == [fairseq._override("checkpoint.restore_file", best)]
+    assert FAIRSEQ.resume(tmp_path) == [fairseq._override("checkpoint.restore_file", best)]
     last.write_bytes(best.read_bytes())
-    assert fairseq.resume(tmp_path) == []
+    assert FAIRSEQ.resume(tmp_path) == []
     best.unlink()
     last.write_bytes(last.read_bytes()[:500])
-    assert fairseq.resume(tmp_path) is None
+    assert FAIRSEQ.resume(tmp_path) is None
 
 
 def test_data_are_made_in_one_command(make):
@@ -389,7 +390,7 @@ def test_a_run_that_diverged_is_told_from_a_mistake(monkeypatch):
 
     monkeypatch.setattr(fairseq_cli.hydra_train, "cli_main", diverge)
     with pytest.raises(DivergedError, match=r"^epoch 3: the validation loss is nan$"):
-        fairseq.train([])
+        FAIRSEQ.train([])
 
 
 def test_runs_are_built_before_any_trains(make):

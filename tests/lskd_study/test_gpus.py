@@ -14,8 +14,8 @@ from lskd import LskdError
 from lskd_study.base import gpus
 from lskd_study.base.gpus import CANDIDATES, VISIBLE, chosen_gpus, gpus_for_all, held_locks, visible_gpus
 from lskd_study.plan.plan import JOB
-from lskd_study.runs import job
-from lskd_study.trainers import mmcls, timm
+from lskd_study.runs import job, work
+from lskd_study.trainers import TIMM, mmcls, trainer_of
 
 pytestmark = pytest.mark.unit
 
@@ -169,7 +169,7 @@ def test_the_script_of_mmcls_holds_the_device_too(tmp_path, monkeypatch):
     monkeypatch.setattr(mmcls.subprocess, "run", run)
     with chosen_gpus({"gpu": 1}):
         held = held_locks()
-        mmcls.train(["train", "mmcls", "config.py", "--work-dir", str(tmp_path)])
+        trainer_of("mmcls", "student").train(["train", "mmcls", "config.py", "--work-dir", str(tmp_path)])
     assert seen == [("0", held)]
     assert len(held) == 1
     assert held_locks() == ()
@@ -189,12 +189,13 @@ def test_the_trainer_sees_the_chosen_device_and_the_page_repeats_it(tmp_path, pl
 
     def train(words):
         seen.append(os.environ[VISIBLE])
-        (plan.folder(run) / timm.CHECKPOINT).write_text("weights")
+        (plan.folder(run) / TIMM.checkpoint).write_text("weights")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(timm, "train", train)
-    monkeypatch.setattr(job, "_store_logits", lambda *args: "fine")
-    monkeypatch.setattr(job, "_store_curves", lambda *args: None)
+    monkeypatch.setattr(TIMM, "train", train)
+    monkeypatch.setattr(TIMM, "read_curves", lambda folder, role: [])
+    monkeypatch.setattr(TIMM, "collect", lambda folder, data_dir: None)
+    monkeypatch.setattr(work, "_store_logits", lambda *args: "fine")
     with chosen_gpus({"gpu": 1}):
         job.run_job(plan, run)
     assert seen == ["1"]

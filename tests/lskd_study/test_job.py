@@ -22,9 +22,9 @@ from lskd_study.plan.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
 from lskd_study.results.images import read_logits
 from lskd_study.results.read import read_results
 from lskd_study.runs import __main__ as run_main
-from lskd_study.runs import job
+from lskd_study.runs import job, log
 from lskd_study.runs.data_checksum import data_checksum
-from lskd_study.trainers import timm
+from lskd_study.trainers import TIMM
 
 pytestmark = pytest.mark.unit
 
@@ -66,7 +66,7 @@ def study(tmp_path, plan_of, monkeypatch):
         labels = torch.tensor([0, 1, 1])
         keys = ("val/0/a.png", "val/1/é.png", "val/1/c.png")
 
-    monkeypatch.setattr(timm, "train", trainer)
+    monkeypatch.setattr(TIMM, "train", trainer)
     monkeypatch.setattr("timm_ls_kd.evaluation.collect_logits", lambda *args, **kwargs: Evaluation)
     monkeypatch.chdir(tmp_path)
     return plan, trainer
@@ -183,7 +183,7 @@ def test_a_failed_run_is_one_line_and_its_log_has_the_rest(study, capfd, monkeyp
         os.write(2, f"{failure}\n".encode())
         raise failure
 
-    monkeypatch.setattr(timm, "train", fail)
+    monkeypatch.setattr(TIMM, "train", fail)
     assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2  # the start, and the error
@@ -209,10 +209,10 @@ def test_an_epoch_logged_twice_counts_once(tmp_path):
     (tmp_path / "summary.csv").write_text(
         "epoch,train_loss,eval_top1\n0,2.0,10\n1,1.5,20\n1,1.4,21\n2,1.0,30\n"
     )
-    curves = timm.read_curves(tmp_path, "teacher")
+    curves = TIMM.read_curves(tmp_path, "teacher")
     assert [(row["epoch"], row["val_top1"]) for row in curves] == [("0", "10"), ("1", "21"), ("2", "30")]
     with pytest.raises(LskdError, match="left no"):
-        timm.read_curves(tmp_path / "none", "teacher")
+        TIMM.read_curves(tmp_path / "none", "teacher")
 
 
 @pytest.mark.parametrize("offset", [0.0, 40.0, -3e3])
@@ -341,7 +341,7 @@ def test_a_trainers_own_advice_is_not_said_when_it_is_stopped(study, capfd, monk
         print("stopped in epoch 1; go on by --resume last.pth.tar")
         raise SystemExit(130)
 
-    monkeypatch.setattr(timm, "train", stop)
+    monkeypatch.setattr(TIMM, "train", stop)
     assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 130
     out, err = capfd.readouterr()
     assert out == ""
@@ -377,9 +377,9 @@ def test_a_full_disk_is_one_line(study, capfd, monkeypatch, failure, full):
         print("what is still to be flushed", end="")
         raise failure
 
-    monkeypatch.setattr(timm, "train", fail)
-    monkeypatch.setattr(job, "disk_is_full", lambda folder: full)
-    monkeypatch.setattr(job, "open_log", lambda path: open("/dev/full", "a"))  # noqa: SIM115
+    monkeypatch.setattr(TIMM, "train", fail)
+    monkeypatch.setattr(log, "disk_is_full", lambda folder: full)
+    monkeypatch.setattr(log, "open_log", lambda path: open("/dev/full", "a"))  # noqa: SIM115
     assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
     print("afterwards", flush=True)
     out, err = capfd.readouterr()
@@ -424,13 +424,13 @@ def test_a_run_that_diverged_is_finished_as_failed_and_its_students_are_not_trai
     plan.write()
     teacher = plan.runs[0]
     students = [run for run in plan.runs if run.teacher == teacher.id]
-    monkeypatch.setattr(timm, "train", train)
+    monkeypatch.setattr(TIMM, "train", train)
     assert run_main.main([str(plan.root / "plan.json"), teacher.id]) == 0
     assert plan.done(teacher)
     assert plan.failed(teacher) == "epoch 1: the training loss is nan; the run diverged"
     assert "failed   teacher-big-smoothing0-seed0  epoch 1: the training" in capfd.readouterr().err
     assert "the training loss is nan" in (plan.folder(teacher) / "train.log").read_text()
-    monkeypatch.setattr(timm, "train", trainer)
+    monkeypatch.setattr(TIMM, "train", trainer)
     assert run_main.main([str(plan.root / "plan.json"), students[0].id]) == 0
     assert trainer.calls == []
     assert plan.failed(students[0]) == f"its teacher {teacher.id} failed: {plan.failed(teacher)}"
@@ -452,7 +452,7 @@ def test_a_loss_that_is_not_finite_fails_a_run_whose_trainer_did_not_look(study,
         summary = plan.folder(run) / "summary.csv"
         summary.write_text(summary.read_text().replace("1,1.5,0.5,", f"1,1.5,{value},"))
 
-    monkeypatch.setattr(timm, "train", train)
+    monkeypatch.setattr(TIMM, "train", train)
     job.run_job(plan, run)
     assert plan.failed(run).startswith(f"epoch 1: {what}")
     assert record(plan, run)["checkpoint"]["sha256"] == file_checksum(plan.folder(run) / CHECKPOINT)
@@ -482,11 +482,11 @@ def test_data_that_change_while_a_run_trains_are_named_and_it_starts_anew(study,
         trainer(words)
         image.write_bytes(b"two")
 
-    monkeypatch.setattr(timm, "train", train)
+    monkeypatch.setattr(TIMM, "train", train)
     with pytest.raises(LskdError, match=r"the data in data changed while teacher-.* was trained"):
         job.run_job(plan, run)
     assert not plan.done(run)
-    monkeypatch.setattr(timm, "train", trainer)
+    monkeypatch.setattr(TIMM, "train", trainer)
     job.run_job(plan, run)
     assert "--resume" not in trainer.calls[-1]
     assert plan.done(run)

@@ -12,14 +12,15 @@ import torch
 from lskd import LskdError
 from lskd_study.drawing.curves import best_accuracies, figure6
 from lskd_study.results.results import BySeed, Failure, Result
-from lskd_study.study.checks import check_class_order
 from lskd_study.study.engine import make_plan
-from lskd_study.trainers import mmcls, timm, trainer_of
+from lskd_study.trainers import TIMM, trainer_of
+from lskd_study.trainers.mmcls import check_class_order
 from mmcls_bnn.distil.curves import COLUMNS
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
+MMCLS = trainer_of("mmcls", "student")
 
 
 @pytest.fixture
@@ -29,11 +30,11 @@ def plan(monkeypatch):
 
 
 def test_teachers_are_timms_and_students_mmcls(plan):
-    assert trainer_of("mmcls", "teacher") is timm
-    assert trainer_of("mmcls", "student") is mmcls
-    assert trainer_of("timm", "student") is timm
+    assert trainer_of("mmcls", "teacher") is TIMM
+    assert trainer_of("mmcls", "student") is MMCLS
+    assert trainer_of("timm", "student") is TIMM
     student = next(run for run in plan.runs if run.role == "student" and run.smoothing and run.seed == 2)
-    words = mmcls.command(plan, student)
+    words = MMCLS.command(plan, student)
     assert words[:4] == ["mim", "train", "mmcls", "recipes/digits_bnn/student.py"]
     options = dict(word.split("=", 1) for word in words[words.index("--cfg-options") + 1 :])
     # One teacher file for both trainers.
@@ -41,7 +42,7 @@ def test_teachers_are_timms_and_students_mmcls(plan):
     assert (options["model.teacher.model"], options["model.teacher.smoothing"]) == ("test_resnet", "0.1")
     assert (options["randomness.seed"], options["model.distillation.temperature"]) == ("2", "1")
     assert options["train_dataloader.dataset.data_root"] == "data/digits"
-    again = mmcls.command(plan, student, "rerun")
+    again = MMCLS.command(plan, student, "rerun")
     assert again[again.index("--work-dir") + 1] == f"rerun/{student.id}"
 
 
@@ -81,7 +82,7 @@ def test_configurations_are_checked_before_any_run(tmp_path, text, words):
     if text is not None:
         path.write_text(text)
     with pytest.raises(LskdError, match=words) as error:
-        mmcls.check_config(mmcls.read_config(path), str(path), "student")
+        MMCLS.check_config(MMCLS.read_config(path), str(path), "student", "m")
     assert "\n" not in str(error.value)
 
 
@@ -91,24 +92,24 @@ def test_curves_in_the_common_columns(tmp_path):
         writer.writeheader()
         for epoch in (1, 2):
             writer.writerow(dict.fromkeys(COLUMNS, f"{epoch}.5") | {"epoch": epoch, "val_ce": ""})
-    rows = mmcls.read_curves(tmp_path, "student")
+    rows = MMCLS.read_curves(tmp_path, "student")
     assert [row["epoch"] for row in rows] == ["0", "1"]
-    assert set(timm.CURVE_COLUMNS) <= set(rows[0]) == set(mmcls.CURVE_COLUMNS)
+    assert set(TIMM.curve_columns) <= set(rows[0]) == set(MMCLS.curve_columns)
     assert (rows[1]["train_kl"], rows[1]["val_top5"], rows[1]["val_ce"]) == ("2.5", "2.5", "")
     with pytest.raises(LskdError, match=r"see .*train\.log"):
-        mmcls.read_curves(tmp_path / "nowhere", "student")
+        MMCLS.read_curves(tmp_path / "nowhere", "student")
 
 
 def test_a_run_goes_on_where_there_is_a_checkpoint(tmp_path):
-    assert mmcls.resume(tmp_path) is None
+    assert MMCLS.resume(tmp_path) is None
     (tmp_path / "last_checkpoint").write_text("epoch_1.pth")
-    assert mmcls.resume(tmp_path) == ["--resume"]
-    assert timm.resume(tmp_path) is None
+    assert MMCLS.resume(tmp_path) == ["--resume"]
+    assert TIMM.resume(tmp_path) is None
     for name in ("checkpoint-0.pth.tar", "last.pth.tar"):
         torch.save({}, tmp_path / name)
-    assert timm.resume(tmp_path) == ["--resume", str(tmp_path / "last.pth.tar")]
+    assert TIMM.resume(tmp_path) == ["--resume", str(tmp_path / "last.pth.tar")]
     (tmp_path / "last.pth.tar").write_bytes(b"PK")  # cut off
-    assert timm.resume(tmp_path) == ["--resume", str(tmp_path / "checkpoint-0.pth.tar")]
+    assert TIMM.resume(tmp_path) == ["--resume", str(tmp_path / "checkpoint-0.pth.tar")]
 
 
 def result(top1, top5, loss):
@@ -166,7 +167,7 @@ def test_logits_are_stored_only_if_they_agree_with_the_trainer(tmp_path, monkeyp
     (tmp_path / "epochs.csv").write_text(f"epoch,val_top1\n1,{own}\n")
     if not kept:
         with pytest.raises(LskdError, match=r"75.00 % .* own log 25.0 %"):
-            mmcls.collect_logits(tmp_path, "last.pth.tar", tmp_path)
+            MMCLS.collect(tmp_path, tmp_path)
         return
-    found = mmcls.collect_logits(tmp_path, "last.pth.tar", tmp_path)
+    found = MMCLS.collect(tmp_path, tmp_path)
     assert found.labels.tolist() == [1, 0, 0, 2]  # in the order of the keys

@@ -12,7 +12,7 @@ from lskd import LskdError
 from lskd.base.install import how_to_install
 from lskd_study.base import gpus, progress
 from lskd_study.plan.recipes import recipes_folder
-from lskd_study.runs import scheduler, slurm
+from lskd_study.runs import clusters, scheduler
 from lskd_study.runs.scheduler import make_schedule, shipped_profiles
 
 pytestmark = pytest.mark.unit
@@ -35,7 +35,7 @@ def slurm_here(monkeypatch):
     monkeypatch.setattr(
         scheduler.shutil, "which", lambda name: "/usr/bin/sbatch" if name == "sbatch" else real(name)
     )
-    monkeypatch.setattr(slurm, "_accounting", lambda: False)
+    monkeypatch.setattr(clusters, "_accounting", lambda: False)
 
 
 def value(words, option):
@@ -88,7 +88,7 @@ def test_a_profile_that_comes_with_lskd_is_known_by_its_name(form, plan, slurm_h
     assert "--resources" not in words
     assert gpus.CANDIDATES not in schedule.process_environment()
     assert value(words, "--slurm-status-command") == "squeue"
-    assert value(words, "--slurm-jobname-prefix") == slurm.job_prefix(plan.root)
+    assert value(words, "--slurm-jobname-prefix") == clusters.job_prefix(plan.root)
     assert schedule.environment[progress.VARIABLE] == str(plan.root / "progress.log")
 
 
@@ -172,7 +172,7 @@ def test_lines_of_runs_reach_who_follows(tmp_path, monkeypatch):
 
 
 def test_jobs_that_a_killed_study_left_are_cancelled(tmp_path, monkeypatch):
-    prefix, asked = slurm.job_prefix(tmp_path), []
+    prefix, asked = clusters.job_prefix(tmp_path), []
     queue = f"7 {prefix}_aa\n8 other\n9_3 {prefix}_aa\n10 {prefix}0_aa\n"
 
     class Done:
@@ -188,10 +188,10 @@ def test_jobs_that_a_killed_study_left_are_cancelled(tmp_path, monkeypatch):
             queue = "8 other\n"
         return Done(queue)
 
-    monkeypatch.setattr(slurm.subprocess, "run", run)
-    assert slurm.cancel_orphans(tmp_path) == 2
+    monkeypatch.setattr(clusters.subprocess, "run", run)
+    assert clusters.cancel_orphans(tmp_path) == 2
     assert ["scancel", "7", "9_3"] in asked
-    assert slurm.cancel_orphans(tmp_path) == 0
+    assert clusters.cancel_orphans(tmp_path) == 0
     assert asked[-1][0] == "squeue"
 
 

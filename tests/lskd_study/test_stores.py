@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,16 +20,15 @@ from lskd_study.runs import job
 from lskd_study.runs.__main__ import main
 from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import SNAKEFILE
-from lskd_study.stores.commands import rerun_command
 from lskd_study.stores.decide import with_stores
-from lskd_study.stores.state import holds, release_stores, renew_stores
+from lskd_study.stores.state import holds, release_stores, renew_stores, rerun_command
 from lskd_study.stores.words import describe_stores, loss_note, page_rows
-from lskd_study.trainers import mmcls_store as mmcls
-from lskd_study.trainers import timm_store as timm
-from lskd_study.trainers.views import CannotStoreError, Views
+from lskd_study.trainers import TIMM, trainer_of
+from lskd_study.trainers.trainer import CannotStoreError, Trainer, Views
 
 pytestmark = pytest.mark.unit
 IMAGES, CLASSES, EPOCHS = 20, 4, 3
+MMCLS = trainer_of("mmcls", "student")
 
 
 @pytest.fixture
@@ -53,8 +51,8 @@ def decided(tmp_path, plan_of, monkeypatch, data):
             raise view
         return view
 
-    monkeypatch.setattr(timm, "views", views)
-    monkeypatch.setattr(timm, "work", lambda plan, teacher: 10**9)
+    monkeypatch.setattr(TIMM, "views", views)
+    monkeypatch.setattr(TIMM, "work", lambda plan, teacher: 10**9)
 
     def decide(change=None, students=(("small", "student.yaml"), ("big", "student.yaml")), **asked) -> Plan:
         found.update(change or {})
@@ -85,7 +83,7 @@ def test_one_store_for_each_teacher_and_all_its_students(decided):
         assert store.size == IMAGES * EPOCHS * (4 + CLASSES * 6)
     for run in students:
         assert plan.settings(run)["soft_labels"] == {"top_k": "all", "values": "float32"}
-        words = timm.timm.command(plan, run)
+        words = TIMM.command(plan, run)
         assert words[words.index("--kd-soft-labels") + 1] == str(plan.labels(plan.store_of(run)))
         assert words[words.index("--kd-soft-labels-seed") + 1] == str(run.seed)
     lines = "\n".join(describe_stores(plan))
@@ -131,7 +129,7 @@ def test_a_single_student_needs_no_store_and_no_look_at_its_file(decided):
 
 
 def test_teachers_that_answer_faster_than_an_image_is_loaded(decided, monkeypatch):
-    monkeypatch.setattr(timm, "work", lambda plan, teacher: 8_050_560)
+    monkeypatch.setattr(TIMM, "work", lambda plan, teacher: 8_050_560)
     assert "an image takes 8.05 million operations, less than loading" in decided().store_notes[0]
     assert len(decided(mode="always").stores) == 6
 
@@ -140,9 +138,9 @@ def test_what_a_teachers_answer_takes(tmp_path, plan_of, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER))
     plan = plan_of(tmp_path, teachers=[("resnet10t", "one.yaml")], students=[("test_byobnet", "one.yaml")])
-    small = timm.work(plan, plan.runs[0])
+    small = TIMM.work(plan, plan.runs[0])
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | {"img_size": 64}))
-    assert 3.5 < timm.work(plan, plan.runs[0]) / small < 4.5  # four times the pixels
+    assert 3.5 < TIMM.work(plan, plan.runs[0]) / small < 4.5  # four times the pixels
 
 
 def test_room_on_the_disk(decided, monkeypatch):
@@ -239,7 +237,7 @@ def study(decided, tmp_path, monkeypatch):
             if len(calls) == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(timm, "write", write)
+    monkeypatch.setattr(TIMM, "store", write)
     plan.write()
     return plan, store, calls
 
@@ -310,17 +308,17 @@ def test_a_failing_store_is_one_line(study, monkeypatch, capfd):
         os.write(2, b"timm: error: No space left on device\n")
         raise SystemExit(2)
 
-    monkeypatch.setattr(timm, "write", fail)
+    monkeypatch.setattr(TIMM, "store", fail)
     assert main([str(plan.root / PLAN), store.id]) == 1
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith(f"lskd: error: soft labels {store.id} failed: No space left on device; ")
     assert "train.log" in last
 
 
-def said_of(module: ModuleType, plan: Plan, run: Run) -> str:
+def said_of(trainer: Trainer, plan: Plan, run: Run) -> str:
     """Why a student's images are not stored, or not unasked."""
     try:
-        caution: str = module.views(plan, run).caution
+        caution: str = trainer.views(plan, run).caution
     except CannotStoreError as error:
         return str(error)
     return caution
@@ -349,7 +347,7 @@ def test_what_timms_images_follow_from(tmp_path, plan_of, monkeypatch, one, othe
         (tmp_path / name).write_text(yaml.safe_dump(TRAINER | options))
         plan = plan_of(tmp_path, teachers=[("test_resnet", name)], students=[("test_byobnet", name)])
         plan = replace(plan, configs={name: TRAINER | options})
-        found.append(timm.views(plan, plan.runs[-1]))
+        found.append(TIMM.views(plan, plan.runs[-1]))
     assert (found[0].key == found[1].key) is same
     assert found[0].epochs == 3
     assert found[0].caution == ""
@@ -369,7 +367,7 @@ def test_what_timm_cannot_store(tmp_path, plan_of, monkeypatch, options, reason)
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | options))
     plan = plan_of(tmp_path, teachers=[("test_resnet", "one.yaml")], students=[("test_byobnet", "one.yaml")])
     plan = replace(plan, configs={"one.yaml": TRAINER | options})
-    assert reason in said_of(timm, plan, plan.runs[-1])
+    assert reason in said_of(TIMM, plan, plan.runs[-1])
 
 
 BINARY = str(Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py")
@@ -377,9 +375,7 @@ BINARY = str(Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py"
 
 @pytest.fixture(scope="module")
 def recipe():
-    from lskd_study.trainers.mmcls import read_config
-
-    return read_config(Path(BINARY))
+    return MMCLS.read_config(Path(BINARY))
 
 
 @pytest.mark.parametrize(
@@ -407,18 +403,16 @@ def recipe():
     ],
 )
 def test_what_mmcls_images_follow_from(tmp_path, plan_of, recipe, change, outcome):
-    from lskd_study.trainers.mmcls import read_config
-
     (tmp_path / "other.py").write_text(f"_base_ = {BINARY!r}\n{change}\n")
-    configs = {"one.py": recipe, "other.py": read_config(tmp_path / "other.py")}
+    configs = {"one.py": recipe, "other.py": MMCLS.read_config(tmp_path / "other.py")}
     plan = plan_of(tmp_path, ecosystem="mmcls", students=[("one", "one.py"), ("two", "other.py")])
     plan = replace(plan, configs=configs)
     one, two = (next(run for run in plan.runs if run.model == model) for model in ("one", "two"))
     if isinstance(outcome, str):
-        assert outcome in said_of(mmcls, plan, two)
+        assert outcome in said_of(MMCLS, plan, two)
     else:
-        assert said_of(mmcls, plan, two) == ""
-        assert (mmcls.views(plan, two).key == mmcls.views(plan, one).key) is outcome
+        assert said_of(MMCLS, plan, two) == ""
+        assert (MMCLS.views(plan, two).key == MMCLS.views(plan, one).key) is outcome
 
 
 def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(decided):
@@ -478,7 +472,7 @@ def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monke
             def diverge(words, reason=reason):
                 raise DivergedError(reason)
 
-            monkeypatch.setattr(timm, "write", diverge)
+            monkeypatch.setattr(TIMM, "store", diverge)
         assert main([str(plan.root / PLAN), store.id]) == 0
         assert plan.failed(store) == reason
         assert not holds(plan, store)

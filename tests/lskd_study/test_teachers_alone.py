@@ -8,7 +8,7 @@ from PIL import Image
 
 from lskd import LskdError
 from lskd_study.study import engine
-from lskd_study.trainers import mmcls, timm
+from lskd_study.trainers import TIMM, trainer_of
 
 pytestmark = pytest.mark.unit
 
@@ -69,14 +69,16 @@ def test_a_missing_teacher_is_named_and_the_others_are_compared(make, finish, ca
 def test_the_factor_t_squared_reaches_the_students_and_nothing_else(make):
     plain, squared = make(students=STUDENTS), make(students=STUDENTS, temperature_squared=True)
     for before, after in zip(plain.runs, squared.runs, strict=True):
-        words, more = timm.command(plain, before), timm.command(squared, after)
+        words, more = TIMM.command(plain, before), TIMM.command(squared, after)
         changed = before.role == "student"
         assert ("--kd-temperature-squared" in more) == changed
         assert [word for word in more if word != "--kd-temperature-squared"] == words
         assert (plain.settings(before) != squared.settings(after)) == changed
     student = squared.runs[-1]
-    assert "model.distillation.temperature_squared=True" in mmcls.command(squared, student)
-    assert not any("squared" in word for word in mmcls.command(plain, student))
+    assert "model.distillation.temperature_squared=True" in trainer_of("mmcls", "student").command(
+        squared, student
+    )
+    assert not any("squared" in word for word in trainer_of("mmcls", "student").command(plain, student))
 
 
 def test_teachers_are_taken_over_from_a_study_that_trained_them(make, finish):

@@ -9,6 +9,11 @@ from lskd import LskdError
 from lskd.base.install import how_to_install
 
 STUDY_MODULES = ("jinja2", "matplotlib", "pyarrow", "pydantic", "scipy", "sklearn", "snakemake", "timm")
+_OURS = ("lskd", "lskd_study", "timm_ls_kd", "mmcls_bnn", "fairseq_kd")
+_FAIRSEQ = (
+    *("fairseq", "fairseq_cli", "hydra", "omegaconf"),
+    *("sacrebleu", "sacremoses", "subword_nmt", "num2words"),
+)
 
 
 def missing_study_modules() -> list[str]:
@@ -37,13 +42,19 @@ def require_ecosystem(name: str, file: Path) -> None:
         raise LskdError(f"{file} is a study of {name}, not installed here; {how_to_install(name)}")
 
 
+def not_installed(error: ModuleNotFoundError) -> LskdError | None:
+    """Return the one line for an import that failed: what to install; None for a module of ours."""
+    missing = (error.name or "").partition(".")[0]
+    if not missing or missing in _OURS:
+        return None
+    extra = "fairseq" if missing in _FAIRSEQ else "study"
+    return LskdError(f"this needs {missing}, not installed here; {how_to_install(extra)}")
+
+
 @contextmanager
 def needs_study_extra() -> Iterator[None]:
     """Turn a missing third-party module within the block into an error that says what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing.startswith("lskd"):
-            raise
-        raise LskdError(f"this needs {missing}, not installed here; {how_to_install('study')}") from error
+        raise not_installed(error) or error from error

@@ -6,11 +6,9 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from lskd import LskdError
-from lskd_study.base.extras import needs_study_extra
+import psutil
 
-with needs_study_extra():
-    import psutil
+from lskd import LskdError
 
 _SECONDS = 5.0  # to end in, before what has not ended is asked (again)
 

@@ -1,6 +1,7 @@
 """Text and numbers as every table, page and file has them."""
 
 import csv
+import difflib
 import html
 import io
 import re
@@ -63,6 +64,16 @@ def escaped(text: str) -> str:
 def cell(number: float) -> str:
     """Return a number for a CSV file; empty for NaN."""
     return "" if np.isnan(number) else f"{number:.8g}"
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a question that names the nearest of the known names; ``otherwise`` where none is near.
+
+    >>> did_you_mean("sedes", ["seeds", "title"]), did_you_mean("x", ["title"], "see the manual")
+    ("did you mean 'seeds'?", 'see the manual')
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def storable(name: str) -> bool:

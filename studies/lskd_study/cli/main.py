@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lskd import LskdError
-from lskd_study.base.extras import needs_study_extra
+from lskd_study.base.extras import not_installed
 from lskd_study.cli import figure as figure_command
 from lskd_study.cli import recipe as recipe_command
 from lskd_study.cli import soft_labels as soft_labels_command
@@ -101,13 +101,16 @@ def doctor(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; what the user can mend is one line on stderr and exit status 2."""
     try:
-        with needs_study_extra():
-            status = app(args=arguments, prog_name="lskd", standalone_mode=False)
+        status = app(args=arguments, prog_name="lskd", standalone_mode=False)
     except LskdError as error:
         if status := getattr(error, "status", 0):  # a study that was asked to stop
             print(f"lskd: {error}", file=sys.stderr)
             return int(status)
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (missing := not_installed(error)) is None:
+            raise
+        return _fail(str(missing))
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Exception as error:

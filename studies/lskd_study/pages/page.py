@@ -19,7 +19,7 @@ from lskd_study.drawing.style import Drawing, write_drawing
 from lskd_study.plan.plan import Plan, exact
 from lskd_study.results.results import AnyResult, Result, Results, RunKind, kind_name, kind_of_run
 from lskd_study.stats.intervals import Interval
-from lskd_study.stores.commands import rerun_command
+from lskd_study.stores.state import rerun_command
 from lskd_study.stores.words import page_rows
 
 PAGE = "index.html"  # of each study

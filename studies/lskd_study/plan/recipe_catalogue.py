@@ -9,7 +9,6 @@ from typing import Literal
 
 from lskd import LskdError
 from lskd.base.files import read_yaml
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.plan.kinds import Ecosystem
 from lskd_study.plan.recipes import recipes_folder
 
@@ -177,8 +176,7 @@ def runs_and_data(recipe: Recipe) -> tuple[str, str]:
         content = read_yaml(recipe.files[0])
         return "2", str(content["task"]["data"])
     try:
-        with needs_study_extra():
-            from mmengine.config import Config
-    except LskdError:
+        from mmengine.config import Config
+    except ModuleNotFoundError:
         return "1", "?"
     return "1", str(Config.fromfile(str(recipe.path)).data_root)

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from lskd import LskdError
 from lskd.base.files import read_json
-from lskd_study.base.extras import needs_study_extra
-
-with needs_study_extra():
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class Record(BaseModel):

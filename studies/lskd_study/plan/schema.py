@@ -1,30 +1,27 @@
 """The study file: what may stand in it. Errors name the file, the line and the nearest valid key."""
 
-import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lskd import LskdError
 from lskd.base.files import read_yaml, read_yaml_nodes
-from lskd_study.base.extras import needs_study_extra
+from lskd_study.base.text import did_you_mean
 from lskd_study.data.options import TEXT, Value, known_classes, problem
 from lskd_study.plan.kinds import TRANSLATION, Ecosystem, kind_of
 from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table
-
-with needs_study_extra():
-    from pydantic import (
-        AfterValidator,
-        BaseModel,
-        BeforeValidator,
-        ConfigDict,
-        Field,
-        ValidationError,
-        model_validator,
-    )
-    from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -394,9 +391,8 @@ def _one_line(
     name = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         valid = _valid_keys(location, root)
-        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-        mend = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid)}"
-        return f"{where}: unknown key {key!r}; {mend}"
+        hint = did_you_mean(key, valid, f"valid here: {', '.join(valid)}")
+        return f"{where}: unknown key {key!r}; {hint}"
     if first["type"] == "missing":
         return f"{where}: {name!r} is missing; add it"
     message = first["msg"].removeprefix("Value error, ")

@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+from pydantic import AfterValidator, Field, model_validator
+
 from lskd import LskdError
 from lskd.base.files import read_yaml
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.paper.printed import load_tables
 from lskd_study.plan.schema import Alpha, Name, Strict, Temperature, load
-
-with needs_study_extra():
-    from pydantic import AfterValidator, Field, model_validator
 
 KIND = "stability"
 

@@ -73,7 +73,7 @@ class Checks:
         from lskd_study.recipe_check.miniature import data_set
         from lskd_study.recipe_check.report import CheckedRecipe
         from lskd_study.study.engine import make_plan
-        from lskd_study.trainers import mmcls
+        from lskd_study.trainers import trainer_of
 
         plan = make_plan(str(recipe.path), None)
         found: list[CheckedRun] = self._timm.check_plan(
@@ -82,7 +82,7 @@ class Checks:
         students = [run for run in plan.runs if run.role == "student"]
         for config in dict.fromkeys(run.config for run in students):
             members = [run for run in students if run.config == config]
-            words = mmcls.command(plan, members[-1])
+            words = trainer_of("mmcls", "student").command(plan, members[-1])
             options = dict(word.split("=", 1) for word in words[words.index("--cfg-options") + 1 :])
             changes = {key: _value(text) for key, text in options.items()}
             name = f"student {members[-1].model}, {Path(config).name}"

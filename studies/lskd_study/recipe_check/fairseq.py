@@ -10,8 +10,9 @@ from lskd.base.files import read_yaml
 from lskd_study.plan.recipe_catalogue import Recipe
 from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
-from lskd_study.trainers.fairseq import compose_file, quiet
+from lskd_study.trainers.fairseq import compose_file
 from lskd_study.trainers.size import Network
+from lskd_study.trainers.trainer import quiet
 
 STEPS = 2
 # Entries of the real dictionaries (German, English), fairseq's own four included, and pairs of the training

@@ -9,7 +9,6 @@ from lskd_study.plan.recipe_catalogue import Recipe
 from lskd_study.plan.teacher_list import TeacherEntry, load_teachers
 from lskd_study.recipe_check.miniature import DATA_SETS, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
-from lskd_study.study.checks import check_models
 from lskd_study.trainers.size import network_size, tensor_size
 
 with needs_study_extra():
@@ -18,6 +17,7 @@ with needs_study_extra():
     import torchvision
 
     from timm_ls_kd.evaluation import evaluate_model
+    from timm_ls_kd.models import check_model_name
     from timm_ls_kd.torchvision_models import PREFIX
 
 _SIZE = 224
@@ -42,7 +42,7 @@ def _check(entry: TeacherEntry, folder: Path, scratch: Path) -> CheckedRun:
         return CheckedRun(entry.name, None, [], 1, None)
     model = entry.model
     if not model.startswith(PREFIX):
-        check_models([model])
+        check_model_name(model, "model")
 
     def create() -> torch.nn.Module:
         if model.startswith(PREFIX):

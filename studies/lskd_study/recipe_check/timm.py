@@ -17,9 +17,9 @@ from lskd_study.plan.recipe_catalogue import Recipe
 from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.miniature import DataSet, data_set, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
-from lskd_study.study.checks import check_data_folder, check_models
+from lskd_study.study.checks import check_data_folder
 from lskd_study.study.engine import make_plan
-from lskd_study.trainers import timm as ecosystem
+from lskd_study.trainers import TIMM
 from lskd_study.trainers.size import Network, network_size, tensor_size
 
 with needs_study_extra():
@@ -30,7 +30,7 @@ with needs_study_extra():
 
     from timm_ls_kd import inputs
     from timm_ls_kd.arguments import kd_config
-    from timm_ls_kd.models import check_pretrained, input_arguments
+    from timm_ls_kd.models import check_model_name, check_pretrained, input_arguments
     from timm_ls_kd.trainer import session as parts
     from timm_ls_kd.trainer.arguments import parse_arguments
     from timm_ls_kd.trainer.loop import train_one_epoch, validate
@@ -103,7 +103,8 @@ class TimmChecks:
             LskdError: one line with what is wrong.
         """
         runs = [run for run in plan.runs if run.role in roles]
-        check_models(run.model for run in runs)
+        for run in runs:
+            check_model_name(run.model, "model")
         folder = self.miniature(plan.data, data)
         check_data_folder(folder, plan.data, plan.num_classes)
         mini = replace(plan, data=str(folder), cwd=str(Path.cwd()), output=str(self.scratch / "runs"))
@@ -174,7 +175,7 @@ class TimmChecks:
 
     def _arguments(self, plan: Plan, run: Run, *more: str) -> Namespace:
         """Return what the trainer makes of a run's real command line."""
-        words = ecosystem.command(plan, run)[2:]
+        words = TIMM.command(plan, run)[2:]
         args = parse_arguments([*words, *more])
         args.rank, args.world_size, args.distributed, args.device = 0, 1, False, "cpu"
         return args

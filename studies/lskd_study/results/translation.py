@@ -16,7 +16,7 @@ from lskd_study.plan.plan import CURVES, JOB, TRANSLATIONS, Run
 from lskd_study.plan.records import Job, read_record
 from lskd_study.results.results import PerSample, Result, read_curves
 from lskd_study.stats import bleu
-from lskd_study.trainers.fairseq import CURVE_COLUMNS
+from lskd_study.trainers.fairseq import Fairseq
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def read_translation_result(folder: Path, run: Run) -> TranslationResult:
     """
     job = read_record(folder / JOB, Job)
     curves = read_curves(folder / CURVES)
-    lost = [name for name in CURVE_COLUMNS if name not in curves]
+    lost = [name for name in Fairseq.curve_columns if name not in curves]
     if lost:
         raise ValueError(f"{CURVES} has no column {', '.join(lost)}")
     if np.isnan(curves["val_bleu"]).all():

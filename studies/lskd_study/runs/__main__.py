@@ -9,7 +9,6 @@ from lskd.base.files import cannot_write
 from lskd_study.base.progress import say
 from lskd_study.plan.plan import Plan
 from lskd_study.runs.job import run_job
-from lskd_study.runs.store_job import write_store
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,20 +19,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         plan = Plan.read(Path(arguments[0]))
-        if store := plan.store_by_id.get(arguments[1]):
-            write_store(plan, store)
-        else:
-            run_job(plan, plan.run(arguments[1]))
+        run_job(plan, plan.store_by_id.get(arguments[1]) or plan.run(arguments[1]))
     except LskdError as error:
         say(f"lskd: error: {error}", timed=False)
         return 1
     except OSError as error:
         where = error.filename or plan.output
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        say(
-            f"lskd: error: {cannot_write(where, error) if full else f'{where}: {error.strerror}'}",
-            timed=False,
-        )
+        reason = cannot_write(where, error) if full else f"{where}: {error.strerror}"
+        say(f"lskd: error: {reason}", timed=False)
         return 1
     except KeyboardInterrupt:
         return 130

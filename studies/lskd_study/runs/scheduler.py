@@ -15,10 +15,9 @@ from lskd import LskdError
 from lskd.base.files import read_yaml, write_text
 from lskd.base.install import how_to_install
 from lskd_study.base import gpus, progress
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.recipes import recipes_folder
-from lskd_study.runs import kubernetes, slurm
+from lskd_study.runs.clusters import kubernetes_options, slurm_options
 
 SNAKEFILE = Path(__file__).with_name("Snakefile")
 LOCAL = frozenset({"local", "dryrun", "touch"})
@@ -88,9 +87,9 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
         if args.jobs is None:
             raise LskdError(f"--executor {executor} needs --jobs N too, the number of jobs at a time")
         if executor == "slurm":
-            words += slurm.more_options(args, plan.root)
+            words += slurm_options(args, plan.root)
         if executor == "kubernetes":
-            words += kubernetes.more_options(args, plan)
+            words += kubernetes_options(args, plan)
         return Schedule(executor, words, cores, environment, speaks, executor == "kubernetes")
     given = {name: resource.value for name, resource in dict(args.resources).items()}
     # A finished study's page is made again on any machine.
@@ -131,8 +130,7 @@ def _values(words: Sequence[str], option: str) -> Iterator[tuple[int, str, str]]
 
 
 def _profile(name: str) -> str:
-    with needs_study_extra():
-        from snakemake.cli import get_profile_dir
+    from snakemake.cli import get_profile_dir
 
     if name == "none" or get_profile_dir(name) is not None:
         return name
@@ -145,8 +143,7 @@ def _profile(name: str) -> str:
 
 def _check_executor(words: Sequence[str], profiles: Sequence[str]) -> None:
     """Say which extra is missing; Snakemake would only call the executor, and its options, unknown."""
-    with needs_study_extra():
-        from snakemake.cli import get_profile_dir
+    from snakemake.cli import get_profile_dir
 
     wanted = [name for option in ("--executor", "-e") for _, name, _ in _values(words, option)]
     for profile in profiles if not wanted else ():
@@ -165,8 +162,7 @@ def _check_executor(words: Sequence[str], profiles: Sequence[str]) -> None:
 
 
 def _parse(words: Sequence[str], profiles: Sequence[str]) -> argparse.Namespace:
-    with needs_study_extra():
-        from snakemake.cli import get_argument_parser
+    from snakemake.cli import get_argument_parser
 
     def complain(message: str) -> NoReturn:
         raise LskdError(f"{message.splitlines()[0]}; mend the profile {', '.join(profiles)}")
@@ -190,8 +186,7 @@ def check_snakemake_options(options: Sequence[str]) -> None:
     Raises:
         LskdError: for an option that Snakemake does not know or that lskd sets itself.
     """
-    with needs_study_extra():
-        from snakemake.cli import get_argument_parser
+    from snakemake.cli import get_argument_parser
 
     if not options:
         return

@@ -16,8 +16,8 @@ from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, Plan, Run, Store
 from lskd_study.plan.records import Begun, read_record
-from lskd_study.trainers import timm_store as timm
-from lskd_study.trainers.views import CannotStoreError, Views, storing
+from lskd_study.trainers import TIMM, trainer_of
+from lskd_study.trainers.trainer import CannotStoreError, Views
 
 # Training images of data that a study makes itself.
 _MADE = {"digits": 1201}
@@ -79,7 +79,7 @@ def _groups(plan: Plan, students: Sequence[Run]) -> list[tuple[list[Views] | Can
         try:
             if alone and plan.soft_labels["mode"] == "auto" and plan.soft_labels["top_k"] == "all":
                 raise CannotStoreError("each teacher has one student")
-            views = storing(plan.ecosystem).views(plan, runs[0])
+            views = trainer_of(plan.ecosystem, "student").views(plan, runs[0])
         except CannotStoreError as reason:
             groups[f"{kind}"] = reason, runs
             continue
@@ -159,7 +159,7 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
 def _work(plan: Plan, group: Iterable[Run]) -> int:
     """Return the most floating-point operations in which a teacher of these students answers one image."""
     teachers = {(run.model, run.config): run for run in (plan.run(student.teacher) for student in group)}
-    return max(timm.work(plan, teacher) for teacher in teachers.values())
+    return max(TIMM.work(plan, teacher) for teacher in teachers.values())
 
 
 def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:

@@ -1,15 +1,24 @@
-"""Stores on the disk: whether they hold what a plan needs, and when they go."""
+"""Stores on the disk: whether they contain what a plan needs, when they go, and how a run is made without."""
 
 import contextlib
 import json
+import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError, SoftLabels, SoftLabelsError
 from lskd.base.files import write_text
+from lskd_study.base.gpus import VISIBLE
 from lskd_study.plan.folders import LABELS, remove_files
 from lskd_study.plan.plan import JOB, Plan, Run, Store
 from lskd_study.plan.records import Made, MadeStore, read_record
+from lskd_study.trainers import trainer_of
+
+# Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
+RERUN = "rerun"
+_SETTINGS = ("OMP_NUM_THREADS", VISIBLE)
 
 
 def record_of(plan: Plan, store: Store) -> dict[str, Any]:
@@ -81,3 +90,21 @@ def release_stores(plan: Plan) -> None:
             with contextlib.suppress(OSError):
                 remove_files(labels.parent, LABELS)
                 labels.rmdir()  # where nothing else lies in it
+
+
+def rerun_command(
+    plan: Plan, run: Run, output: str = RERUN, environment: Mapping[str, str] = os.environ
+) -> str:
+    """Return the shell command that makes a run again below ``output``, apart from the study's own runs.
+
+    It reads nothing of the study's stores: timm and mmcls ask the teacher and store what it says while they
+    train, for the next rerun too; in translation a command before it does.
+    """
+    trainer = trainer_of(plan.ecosystem, run.role)
+    words = shlex.join(trainer.command(plan, run, output))
+    store = plan.store_of(run)
+    if store is None or trainer.stores_while_training:
+        return words
+    # What stands before the whole line on the page holds for its first command alone.
+    settings = [f"{name}={shlex.quote(environment[name])} " for name in _SETTINGS if environment.get(name)]
+    return f"{shlex.join(trainer.store_command(plan, store, output))} && {''.join(settings)}{words}"

@@ -1,23 +1,16 @@
-"""What is checked before a study's first run: data folder, models, output folder."""
+"""What is checked before a study's first run: data, the runs' settings, the output folder."""
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from lskd import LskdError
 from lskd.base.images import class_folders, class_images
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.base.text import storable
 from lskd_study.data.manifest import MANIFEST, read_manifest
 from lskd_study.data.options import DERIVED, KEPT, SOURCE, SUBSETS, TEXT, Options
 from lskd_study.plan.plan import Plan, Run
 from lskd_study.trainers import trainer_of
+from lskd_study.trainers.trainer import Trainer, TryOut, quiet
 
 
 def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "") -> None:
@@ -68,26 +61,6 @@ def check_names(folder: Path, name: str) -> None:
         raise LskdError(f"{first!r}{more} has a name that is no UTF-8 text in one line; rename it")
 
 
-def check_class_order(folder: Path, name: str) -> None:
-    """Check that timm, whose model teaches, and mmcls, whose model learns, number the classes alike.
-
-    timm sorts by the numbers in names (2 before 10) and without case, mmcls by letters (10 before 2).
-
-    Raises:
-        LskdError: for folders that the two sort differently.
-    """
-    from timm.utils.misc import natural_key
-
-    names = class_folders(folder / "train")
-    numbered: list[str] = sorted(names, key=natural_key)
-    for ours, theirs in zip(numbered, names, strict=True):
-        if ours != theirs:
-            raise LskdError(
-                f"the class folders of {name} are numbered differently by timm ({ours} before {theirs}) and "
-                "by mmcls; rename them in train and val: zeros in front of numbers (02, 10), lower case"
-            )
-
-
 def check_data_bin(folder: Path, name: str, options: Options, mend: str = "") -> None:
     """Check for what fairseq-preprocess writes: two dictionaries, and train, valid and test in two languages.
 
@@ -123,16 +96,15 @@ def _how_to_make(name: str) -> str:
     return "it must hold train/<class>/ and val/<class>/ with images"
 
 
-def check_models(models: Iterable[str]) -> None:
-    """Check that timm knows every model, its tag included.
+def check_runs(plan: Plan) -> None:
+    """Check what the runs to do say of models and classes.
 
     Raises:
-        LskdError: for an unknown one, with the nearest name.
+        LskdError: for a model that its trainer does not know, another number of classes than the study's, and
+            weights to start from that are not there.
     """
-    with needs_study_extra():
-        from timm_ls_kd.models import check_model_name
-    for model in dict.fromkeys(models):
-        check_model_name(model, "model")
+    for run in {(run.config, run.model, run.role): run for run in plan.unfinished()}.values():
+        trainer_of(plan.ecosystem, run.role).check_run(plan, run)
 
 
 def try_out(plan: Plan) -> None:
@@ -145,29 +117,16 @@ def try_out(plan: Plan) -> None:
     for run in plan.unfinished():
         teacher = plan.run(run.teacher).config if run.teacher else ""
         kinds.setdefault((run.role, run.model, run.config, teacher), run)
-    rehearsals: dict[ModuleType, Any] = {}
+    rehearsals: dict[Trainer, TryOut] = {}
     for run in kinds.values():
         trainer = trainer_of(plan.ecosystem, run.role)
-        rehearsal = rehearsals.get(trainer) or rehearsals.setdefault(trainer, trainer.Rehearsal(plan))
         try:
-            with quietly():
-                rehearsal.try_out(run)
+            with quiet():
+                if trainer not in rehearsals:
+                    rehearsals[trainer] = trainer.rehearsal(plan)
+                rehearsals[trainer](run)
         except LskdError as error:
             raise LskdError(f"{run.config}, {run.role} {run.model}: {error}") from None
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Keep what trainers say of themselves from the terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stderr(said):
-                yield
-    finally:
-        logging.disable(level)
 
 
 def check_output(folder: Path, name: str) -> None:

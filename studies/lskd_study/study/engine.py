@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lskd import LskdError
 from lskd.base.files import cannot_write, lock, read_json
@@ -21,29 +20,27 @@ from lskd_study.base.text import storable
 from lskd_study.pages.teachers import run_teachers_file
 from lskd_study.pages.verdicts import VERDICTS_FILE
 from lskd_study.plan.folders import check_no_link, disk_is_full
-from lskd_study.plan.kinds import TRANSLATION, kind_of
+from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
 from lskd_study.plan.recipes import find_study_file
 from lskd_study.plan.records import Begun, Made, read_record
-from lskd_study.plan.schema import Network, load_study, read_trainer_config
+from lskd_study.plan.schema import Network, load_study
 from lskd_study.plan.teacher_list import is_teacher_list
-from lskd_study.runs import slurm
+from lskd_study.runs import clusters
 from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import Schedule, make_schedule
 from lskd_study.stores.decide import with_stores
 from lskd_study.stores.state import release_stores, renew_stores
 from lskd_study.stores.words import describe_stores
 from lskd_study.study.checks import (
-    check_class_order,
     check_data_bin,
     check_data_folder,
-    check_models,
     check_output,
     check_preparation,
+    check_runs,
     try_out,
 )
-from lskd_study.study.class_counts import check_class_counts
-from lskd_study.trainers import timm, trainer_of
+from lskd_study.trainers import trainer_of
 from lskd_study.trainers.same import changes, tidy
 
 LOCK = ".lskd.lock"
@@ -72,7 +69,7 @@ def run_study(
     check_preparation(plan)
     if not plan.prepare or plan.data_dir.exists():
         _check_data(plan)
-    check_class_counts(plan)
+    check_runs(plan)
     plan = with_stores(plan)
     _check_no_other_study(plan)
     for folder in [run.folder for run in plan.unfinished()] + [store.folder for store in plan.stores]:
@@ -88,7 +85,6 @@ def run_study(
     todo = plan.unfinished()
     if todo:
         check_unchanged(plan)
-        check_models(run.model for run in plan.runs if trainer_of(plan.ecosystem, run.role) is timm)
         try_out(plan)
     if dry_run:
         print(describe(plan))
@@ -130,12 +126,12 @@ def make_plan(study_file: str, output: str | None) -> Plan:
     for place in (str(Path.cwd()), output or study.output, study.data.path, study_file):
         if not storable(place):
             raise LskdError(f"the path {place!r} is no UTF-8 text in one line; rename it")
-    configs = {config: _read_config(study.ecosystem, Path(config)) for _, config in [*teachers, *students]}
-    for run in {(run.config, run.role): run for run in runs}.values():
-        trainer_of(study.ecosystem, run.role).check_config(configs[run.config], run.config, run.role)
-    if kind_of(study.ecosystem) is TRANSLATION:
-        for model, config in {*teachers, *students}:
-            trainer_of(study.ecosystem, "student").check_model(configs[config], config, model)
+    # The students' trainer reads the teachers' files too: one file may be both.
+    read_config = trainer_of(study.ecosystem, "student").read_config
+    configs = {config: read_config(Path(config)) for _, config in [*teachers, *students]}
+    for run in {(run.config, run.role, run.model): run for run in runs}.values():
+        trainer = trainer_of(study.ecosystem, run.role)
+        trainer.check_config(configs[run.config], run.config, run.role, run.model)
     return Plan(
         title=study.title,
         study_file=tidy(study_file),
@@ -168,20 +164,6 @@ def _check_data(plan: Plan) -> None:
         check_data_bin(plan.data_dir, plan.data, plan.prepare_options, mend)
     else:
         check_data_folder(plan.data_dir, plan.data, plan.num_classes, mend)
-        if plan.ecosystem == "mmcls":
-            check_class_order(plan.data_dir, plan.data)
-
-
-def _read_config(ecosystem: str, path: Path) -> dict[str, Any]:
-    if ecosystem == "mmcls" and path.suffix == ".py":
-        from lskd_study.trainers.mmcls import read_config
-
-        return read_config(path)
-    if (
-        kind_of(ecosystem) is TRANSLATION
-    ):  # whose files work without a study too, so a study overrides what they say
-        return read_trainer_config(path, reserved=frozenset())
-    return read_trainer_config(path)
 
 
 def describe(plan: Plan) -> str:
@@ -210,7 +192,7 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
         StoppedError: somebody asked for the end; all that was started has ended.
         LskdError: the disk is full.
     """
-    if schedule.executor == "slurm" and (orphans := slurm.cancel_orphans(plan.root)):
+    if schedule.executor == "slurm" and (orphans := clusters.cancel_orphans(plan.root)):
         print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
     schedule.prepare(plan)
     shown: list[str] = []

@@ -20,7 +20,7 @@ from typing import Any
 from lskd import LskdError
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.plan.plan import CHECKPOINT, Plan, Run
-from lskd_study.trainers import timm as ecosystem
+from lskd_study.trainers import TIMM
 
 with needs_study_extra():
     import torch
@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> int:
 
 def _times(plan: Plan, run: Run, seconds: float, importing: float) -> Times:
     begun = time.perf_counter()
-    words = ecosystem.command(plan, run)[2:]
+    words = TIMM.command(plan, run)[2:]
     if run.teacher:
         _write_teacher(plan, plan.run(run.teacher))
         words += ["--kd-preflight-samples", "0"]  # it has learnt nothing
@@ -251,7 +251,7 @@ class _Timed:
 def _write_teacher(plan: Plan, teacher: Run) -> None:
     """Leave a teacher where its student's command looks for it, unless its own trial has left one there."""
     if not (plan.folder(teacher) / CHECKPOINT).exists():
-        args = parse_arguments(ecosystem.command(plan, teacher)[2:])
+        args = TIMM.arguments(plan, teacher)
         _save(plan.folder(teacher), parts.create_student(args), args, {})
 
 

@@ -1,8 +1,7 @@
 """A file for fairseq-hydra-train, checked with fairseq's own settings before anything is trained."""
 
-import difflib
 from argparse import ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -16,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from lskd import LskdError
+from lskd_study.base.text import did_you_mean
 
 
 def check_settings(content: Mapping[str, Any], path: str) -> None:
@@ -60,7 +60,7 @@ def _named(section: str, given: Any, path: str) -> Any:
     else:
         registry = REGISTRIES[section]["dataclass_registry"] if section in REGISTRIES else {}
     if name not in registry:
-        raise LskdError(f"{path}: {section}._name is {name!r}; {_near(str(name), list(registry))}")
+        raise LskdError(f"{path}: {section}._name is {name!r}; {_near(str(name), registry)}")
     return registry[name]
 
 
@@ -81,6 +81,5 @@ def _hint(error: ConfigKeyError) -> str:
     return _near(key, valid)
 
 
-def _near(name: str, valid: list[str]) -> str:
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else "see fairseq-train --help"
+def _near(name: str, valid: Iterable[str]) -> str:
+    return did_you_mean(name, valid, "see fairseq-train --help")

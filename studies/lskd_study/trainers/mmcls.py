@@ -4,203 +4,301 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lskd import LskdError
-from lskd.base.files import read_csv, whole_file
+from lskd.base.files import whole_file
+from lskd.base.images import class_folders
 from lskd.base.install import how_to_install
 from lskd.errors import one_line
 from lskd_study.base.gpus import held_locks
-from lskd_study.plan.plan import CHECKPOINT, Plan, Run, exact
-from lskd_study.trainers import timm
+from lskd_study.plan.plan import CHECKPOINT, Plan, Run, Store, exact
+from lskd_study.plan.schema import read_trainer_config
+from lskd_study.trainers.timm import Timm
+from lskd_study.trainers.trainer import (
+    MIXED,
+    CannotStoreError,
+    Role,
+    TryOut,
+    Views,
+    check_classes,
+    exit_with,
+    read_epochs,
+)
 
-# Its own, and the distillation loss on the validation set, which timm does not log: Fig. 6.
-CURVE_COLUMNS = (
-    *timm.CURVE_COLUMNS,
-    "val_ce",
-    "val_kl",
-    "val_teacher_entropy",
-    "val_agreement",
-    "flip_ratio",
-)
-# As in timm.py.
-WITHOUT_EFFECT = (
-    *("*_dataloader.num_workers", "*_dataloader.persistent_workers", "*_dataloader.pin_memory"),
-    *("*_dataloader.prefetch_factor", "default_hooks.logger.*", "default_hooks.checkpoint.max_keep_ckpts"),
-    *("log_level", "log_processor.*", "vis_backends.*", "visualizer.*", "work_dir"),
-    # What the study sets itself for each run.
-    *("teacher_model", "teacher_checkpoint", "teacher_smoothing", "model.teacher.model", "randomness.seed"),
-    *("model.teacher.checkpoint", "model.teacher.smoothing", "*_dataloader.dataset.data_root"),
-)
 VERIFIED = 16  # stored images
 _LATEST = "last_checkpoint"
-# As in timm.py; the folders of mmengine's logs, one for each start, stay.
-FILES = (CHECKPOINT, _LATEST, "epoch_*.pth", "best_*.pth", "epochs.csv", ".epochs.csv")
+_HOOKS = ("SafeCheckpointHook", "CurvesHook", "TeacherHook")
+_SAMPLERS = ("DefaultSampler", "SequentialSampler")
+# Transforms that draw from Python's, NumPy's or torch's generators, by the package that they come from.
+_REPLAYED = ("mmcls.", "mmpretrain.", "mmcv.", "mmengine.", "mmcls_bnn.", "torchvision.")
+_NOT_REPLAYED = ("Albumentations", "Albu")
+_SET = ("model", "checkpoint", "smoothing", "convention")  # of the teacher, by the study
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return a configuration's content in plain values, its bases included.
+class Mmcls:
+    """mmcls' training script, for students; their teachers are timm's."""
 
-    Raises:
-        LskdError: for a file that is missing or is no configuration of a distilled student.
-    """
-    from mmengine.config import Config
+    checkpoint = CHECKPOINT
+    # Its own, and the distillation loss on the validation set, which timm does not log: Fig. 6.
+    curve_columns: tuple[str, ...] = (
+        *Timm.curve_columns,
+        *("val_ce", "val_kl", "val_teacher_entropy", "val_agreement", "flip_ratio"),
+    )
+    # The folders of mmengine's logs, one for each start, stay.
+    files: tuple[str, ...] = (CHECKPOINT, _LATEST, "epoch_*.pth", "best_*.pth", "epochs.csv", ".epochs.csv")
+    without_effect: tuple[str, ...] = (
+        *("*_dataloader.num_workers", "*_dataloader.persistent_workers", "*_dataloader.pin_memory"),
+        *(
+            "*_dataloader.prefetch_factor",
+            "default_hooks.logger.*",
+            "default_hooks.checkpoint.max_keep_ckpts",
+        ),
+        *("log_level", "log_processor.*", "vis_backends.*", "visualizer.*", "work_dir"),
+        # What the study sets itself for each run.
+        *("teacher_model", "teacher_checkpoint", "teacher_smoothing", "model.teacher.model"),
+        *("model.teacher.checkpoint", "model.teacher.smoothing", "randomness.seed"),
+        "*_dataloader.dataset.data_root",
+    )
+    stores_while_training = True
 
-    if not path.is_file():
-        raise LskdError(f"cannot read the trainer's file {path} (no such file)")
-    try:
-        content = Config.fromfile(str(path), import_custom_modules=False).to_dict()
-    except Exception as error:  # a configuration is a program
-        reason = " ".join(str(error).split())[:200]
-        raise LskdError(f"{path} is no configuration of mmcls ({reason}); repair it") from None
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
-    return plain
+    def read_config(self, path: Path) -> dict[str, Any]:
+        """Return a configuration's content in plain values, its bases included; or of a YAML file."""
+        if path.suffix != ".py":
+            return read_trainer_config(path)
+        from mmengine.config import Config
 
+        if not path.is_file():
+            raise LskdError(f"cannot read the trainer's file {path} (no such file)")
+        try:
+            content = Config.fromfile(str(path), import_custom_modules=False).to_dict()
+        except Exception as error:  # a configuration is a program
+            raise LskdError(
+                f"{path} is no configuration of mmcls ({one_line(error, 200)}); repair it"
+            ) from None
+        plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+        return plain
 
-def check_config(config: dict[str, Any], path: str, role: Literal["teacher", "student"]) -> None:
-    """Check a student's file before any run.
+    def check_config(self, config: dict[str, Any], path: str, role: Role, model: str) -> None:
+        """Check that it is of a distilled student, and that its hooks leave what a study reads."""
+        if config.get("model", {}).get("type") != "LsKdClassifier":
+            raise LskdError(f"{path}: its model is not an LsKdClassifier; see recipes/reactnet/digits_kd.py")
+        if not config["model"].get("teacher", {}).get("model"):
+            raise LskdError(f"{path}: model.teacher must name a timm model; the study sets which one")
+        for needed in _HOOKS:
+            if needed not in _hooks(config):
+                raise LskdError(f"{path}: custom_hooks lacks {needed}; add dict(type='{needed}')")
 
-    Raises:
-        LskdError: naming the file and what it lacks.
-    """
-    if config.get("model", {}).get("type") != "LsKdClassifier":
-        raise LskdError(f"{path}: its model is not an LsKdClassifier; see recipes/reactnet/digits_kd.py")
-    if not config["model"].get("teacher", {}).get("model"):
-        raise LskdError(f"{path}: model.teacher must name a timm model; the study sets which one")
-    hooks = {str(hook.get("type")) for hook in config.get("custom_hooks") or []}
-    for needed in ("SafeCheckpointHook", "CurvesHook", "TeacherHook"):
-        if needed not in hooks:
-            raise LskdError(f"{path}: custom_hooks lacks {needed}; add dict(type='{needed}')")
+    def check_run(self, plan: Plan, run: Run) -> None:
+        """Check all places of a configuration that say how many classes there are, and the classes' order."""
+        for key, found in _class_counts(plan.configs[run.config]):
+            check_classes(plan, run, key, found)
+        if plan.data_dir.exists():
+            check_class_order(plan.data_dir, plan.data)
 
-
-def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
-    """Return the shell command of a run from scratch, paths relative to ``plan.cwd``.
-
-    ``output``: folder to make the run's folder in, instead of the study's own.
-    """
-    teacher = plan.run(run.teacher)
-    checkpoint = Path(plan.output, teacher.folder, CHECKPOINT)
-    folder = Path(output, run.id) if output else Path(plan.output, run.folder)
-    options = {
-        "randomness.seed": run.seed,
-        "model.teacher.model": teacher.model,
-        "model.teacher.checkpoint": checkpoint,
-        "model.teacher.smoothing": exact(teacher.smoothing),
-        "model.teacher.convention": plan.convention,
-        "model.distillation.temperature": f"{exact(run.temperature)}",
-        "model.distillation.hard_weight": f"{exact(run.hard_weight)}",
-        "train_dataloader.dataset.data_root": plan.data,
-        "val_dataloader.dataset.data_root": plan.data,
-    }
-    if plan.temperature_squared:
-        options["model.distillation.temperature_squared"] = True
-    if store := plan.store_of(run):
-        stored = {"path": plan.labels(store, output), "top_k": store.top_k, "values": store.values}
-        # The teacher is shown some images again: so it is there for the validation images, too (Fig. 6).
-        stored |= {"seed": store.seed, "verify": VERIFIED}
-        options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
-    words = ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options"]
-    return [*words, *(f"{key}={value}" for key, value in options.items())]
-
-
-def resume(folder: Path) -> list[str] | None:
-    """Return the arguments that let a run go on, None where it has no checkpoint yet."""
-    return ["--resume"] if (folder / _LATEST).is_file() else None
-
-
-def train(arguments: list[str]) -> None:
-    """Run what ``mim`` with these arguments (``train mmcls CONFIG ...``) runs, and name its last checkpoint.
-
-    Raises:
-        SystemExit: as the command would exit.
-    """
-    spec = find_spec("mmcls")
-    if spec is None or spec.origin is None:
-        raise LskdError(f"mmcls is not installed here; {how_to_install('mmcls')}")
-    script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
-    words = arguments[2:]
-    # With the locks of its GPUs: it may outlive this process.
-    done = subprocess.run([sys.executable, str(script), *words], check=False, pass_fds=held_locks())
-    code = done.returncode
-    if code:
-        raise SystemExit(code)
-    folder = Path(words[words.index("--work-dir") + 1])
-    latest = Path((folder / _LATEST).read_text(encoding="utf-8").strip())
-    with whole_file(folder / CHECKPOINT) as scratch:
-        shutil.copyfile(folder / latest.name, scratch)
-
-
-def read_curves(folder: Path, role: str) -> list[dict[str, str]]:
-    """Return a run's epochs in the common columns; epochs count from 0.
-
-    Raises:
-        LskdError: when the trainer left no usable log.
-    """
-    from mmcls_bnn.distil.curves import FILE
-
-    # The study's own table of curves has the same name and comes last.
-    path = folder / FILE
-    if not path.is_file():
-        raise LskdError(f"the trainer left no {path}; see {folder / 'train.log'}")
-    rows = read_csv(path, ("epoch",))
-    if not rows:
-        raise LskdError(f"{path} has no epochs; see {folder / 'train.log'}")
-    return [
-        {**{name: row.get(name) or "" for name in CURVE_COLUMNS}, "epoch": str(int(row["epoch"]) - 1)}
-        for row in rows
-    ]
-
-
-def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:
-    """Return logits, labels and keys of the validation images, as timm's `Evaluation` has them.
-
-    Raises:
-        LskdError: for a run that cannot be evaluated, or whose accuracy is then not the trainer's own.
-    """
-    import torch
-
-    from mmcls_bnn.evaluation import evaluate_config
-    from timm_ls_kd import Evaluation
-
-    config = max(folder.glob("*.py"), key=lambda path: path.stat().st_mtime)  # dumped at each start
-    answers = evaluate_config(config, folder / checkpoint, data_dir, "val")
-    positions, logits, labels, _ = zip(*answers.batches, strict=True)
-    order = torch.cat(positions).argsort()
-    found = Evaluation(torch.cat(logits)[order].cpu(), torch.cat(labels)[order].cpu(), answers.keys)
-    top1 = 100 * float((found.logits.argmax(-1) == found.labels).float().mean())
-    own = read_curves(folder, "student")[-1]["val_top1"]
-    # Another normalisation or another transform would go unnoticed in a table.
-    if own and abs(top1 - float(own)) > 0.5:
-        raise LskdError(
-            f"{folder}: {top1:.2f} % of the validation images are right, in the trainer's own log {own} %; "
-            "the configuration is not evaluated as it was trained, so nothing is stored"
-        )
-    return found
-
-
-class Rehearsal:
-    """Builds students by mmengine's registries, without their teachers; see `lskd_study.trainers`."""
-
-    def __init__(self, plan: Plan) -> None:
-        """Register what configurations name."""
+    def rehearsal(self, plan: Plan) -> TryOut:
+        """Return what builds a student by mmengine's registries, without its teacher."""
         from mmcls_bnn import compat, register
 
         assert register  # importing it is what registers
         compat.use_registry()
-        self.plan = plan
-        self._part = "configuration"
+        return _Rehearsal(self, plan).try_out
 
-    def try_out(self, run: Run) -> None:
-        """Build a student's model, loaders, optimiser and schedule, and load its first image.
+    def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
+        """Return ``mim train mmcls ...``."""
+        teacher = plan.run(run.teacher)
+        folder = Path(output, run.id) if output else Path(plan.output, run.folder)
+        options = {
+            "randomness.seed": run.seed,
+            "model.teacher.model": teacher.model,
+            "model.teacher.checkpoint": Path(plan.output, teacher.folder, CHECKPOINT),
+            "model.teacher.smoothing": exact(teacher.smoothing),
+            "model.teacher.convention": plan.convention,
+            "model.distillation.temperature": exact(run.temperature),
+            "model.distillation.hard_weight": exact(run.hard_weight),
+            "train_dataloader.dataset.data_root": plan.data,
+            "val_dataloader.dataset.data_root": plan.data,
+        }
+        if plan.temperature_squared:
+            options["model.distillation.temperature_squared"] = True
+        if store := plan.store_of(run):
+            stored = {"path": plan.labels(store, output), "top_k": store.top_k, "values": store.values}
+            # The teacher is shown some images again: so it is there for the validation images, too (Fig. 6).
+            stored |= {"seed": store.seed, "verify": VERIFIED}
+            options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
+        words = ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options"]
+        return [*words, *(f"{key}={value}" for key, value in options.items())]
+
+    def train(self, arguments: list[str]) -> None:
+        """Run what ``mim`` runs (``train mmcls CONFIG ...``), and name its last checkpoint."""
+        spec = find_spec("mmcls")
+        if spec is None or spec.origin is None:
+            raise LskdError(f"mmcls is not installed here; {how_to_install('mmcls')}")
+        script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
+        words = arguments[2:]
+        # With the locks of its GPUs: it may outlive this process.
+        done = subprocess.run([sys.executable, str(script), *words], check=False, pass_fds=held_locks())
+        exit_with(done.returncode)
+        folder = Path(words[words.index("--work-dir") + 1])
+        latest = Path((folder / _LATEST).read_text(encoding="utf-8").strip())
+        with whole_file(folder / CHECKPOINT) as scratch:
+            shutil.copyfile(folder / latest.name, scratch)
+
+    def resume(self, folder: Path) -> list[str] | None:
+        """Return ``--resume`` where mmengine has noted a checkpoint."""
+        return ["--resume"] if (folder / _LATEST).is_file() else None
+
+    def read_curves(self, folder: Path, role: Role) -> list[dict[str, str]]:
+        """Return a run's epochs in the common columns, from the table of `CurvesHook`."""
+        from mmcls_bnn.distil.curves import FILE
+
+        return [
+            {
+                **{name: row.get(name) or "" for name in self.curve_columns},
+                "epoch": str(int(row["epoch"]) - 1),
+            }
+            for row in read_epochs(folder / FILE)
+        ]
+
+    def collect(self, folder: Path, data_dir: Path) -> Any:
+        """Return logits, labels and keys of the validation images, as timm's `Evaluation` has them.
 
         Raises:
-            LskdError: in one line, whatever the registries raise.
+            LskdError: for a run that cannot be evaluated, or whose accuracy is then not the trainer's own.
         """
+        import torch
+
+        from mmcls_bnn.evaluation import evaluate_config
+        from timm_ls_kd import Evaluation
+
+        config = max(folder.glob("*.py"), key=lambda path: path.stat().st_mtime)  # dumped at each start
+        answers = evaluate_config(config, folder / CHECKPOINT, data_dir, "val")
+        positions, logits, labels, _ = zip(*answers.batches, strict=True)
+        order = torch.cat(positions).argsort()
+        found = Evaluation(torch.cat(logits)[order].cpu(), torch.cat(labels)[order].cpu(), answers.keys)
+        top1 = 100 * float((found.logits.argmax(-1) == found.labels).float().mean())
+        own = self.read_curves(folder, "student")[-1]["val_top1"]
+        # Another normalisation or another transform would go unnoticed in a table.
+        if own and abs(top1 - float(own)) > 0.5:
+            raise LskdError(
+                f"{folder}: {top1:.2f} % of the validation images are right, in the trainer's own log {own} "
+                "%; the configuration is not evaluated as it was trained, so nothing is stored"
+            )
+        return found
+
+    def views(self, plan: Plan, run: Run) -> Views:
+        """Return what a student's training images follow from: its data set's and its teacher's settings."""
+        config = plan.configs[run.config]
+        model, loader = config["model"], config.get("train_dataloader") or {}
+        if model.get("distillation", {}).get("soft_labels"):
+            raise CannotStoreError(f"{run.config} has a store of its own")
+        if "SoftLabelsHook" not in _hooks(config):
+            raise CannotStoreError(f"{run.config} has no SoftLabelsHook in custom_hooks")
+        if not config.get("train_cfg", {}).get("by_epoch"):
+            raise CannotStoreError(f"{run.config} does not train by epochs")
+        preprocessors = [
+            part["data_preprocessor"] for part in (config, model) if part.get("data_preprocessor")
+        ]
+        train = model.get("train_cfg") or {}  # mmcls makes its augments those of the preprocessor
+        caution = MIXED if any("augments" in key for part in (train, *preprocessors) for key in part) else ""
+        sampler = (loader.get("sampler") or {}).get("type", "DefaultSampler")
+        if sampler not in _SAMPLERS:
+            raise CannotStoreError(f"{run.config} has {sampler}, and each image must come once in an epoch")
+        dataset = dict(loader.get("dataset") or {})
+        if "dataset" in dataset or "datasets" in dataset:
+            raise CannotStoreError(f"{run.config} has a data set of data sets, {dataset.get('type')}")
+        _check_transforms(run.config, dataset.get("pipeline"))
+        epochs = int(config["train_cfg"]["max_epochs"])
+        dataset.pop("data_root", None)
+        taught = {name: value for name, value in model["teacher"].items() if name not in _SET}
+        amp = (config.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper"
+        fast = model.get("distillation", {}).get("teacher_fast")
+        key = json.dumps([dataset, preprocessors, train, taught, fast, amp], sort_keys=True)
+        return Views(key, epochs, epochs, caution)
+
+    def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
+        """Return ``python -m mmcls_bnn.soft_labels ...``."""
+        run = plan.run(store.writer)
+        words = self.command(plan, run, output)
+        options = words[words.index("--cfg-options") :]
+        return ["python", "-m", "mmcls_bnn.soft_labels", run.config, *options]
+
+    def store(self, words: list[str]) -> None:
+        """Run such a command."""
+        from mmcls_bnn.soft_labels import main
+
+        exit_with(main(words[3:]))
+
+
+def check_class_order(folder: Path, name: str) -> None:
+    """Check that timm, whose model teaches, and mmcls, whose model learns, number the classes alike.
+
+    timm sorts by the numbers in names (2 before 10) and without case, mmcls by letters (10 before 2).
+
+    Raises:
+        LskdError: for folders that the two sort differently.
+    """
+    from timm.utils.misc import natural_key
+
+    names = class_folders(folder / "train")
+    numbered: list[str] = sorted(names, key=natural_key)
+    for ours, theirs in zip(numbered, names, strict=True):
+        if ours != theirs:
+            raise LskdError(
+                f"the class folders of {name} are numbered differently by timm ({ours} before {theirs}) and "
+                "by mmcls; rename them in train and val: zeros in front of numbers (02, 10), lower case"
+            )
+
+
+def _hooks(config: Mapping[str, Any]) -> set[str]:
+    return {str(hook.get("type")) for hook in config.get("custom_hooks") or []}
+
+
+def _class_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield where a configuration says how many classes there are, and what it says."""
+    model = config.get("model") or {}
+    heads = model.get("head") or {}
+    parts = [("model.head", head) for head in (heads if isinstance(heads, list) else [heads])]
+    parts += [("model.data_preprocessor", model.get("data_preprocessor"))]
+    parts += [("data_preprocessor", config.get("data_preprocessor"))]
+    for loader in ("train_dataloader", "val_dataloader"):
+        parts += [(f"{loader}.dataset", (config.get(loader) or {}).get("dataset"))]
+    for place, part in parts:
+        if part and "num_classes" in part:
+            yield f"{place}.num_classes", part["num_classes"]
+
+
+def _check_transforms(path: str, part: Any) -> None:
+    """Check a pipeline, transforms within transforms too."""
+    from mmcls_bnn.compat import FRAMEWORK, use_registry
+
+    if isinstance(part, list):
+        for inner in part:
+            _check_transforms(path, inner)
+    elif isinstance(part, Mapping):
+        if "type" in part:
+            use_registry()
+            name = str(part["type"])
+            found = import_module(f"{FRAMEWORK}.registry").TRANSFORMS.get(name)
+            if found is None or name in _NOT_REPLAYED or not found.__module__.startswith(_REPLAYED):
+                raise CannotStoreError(f"{path} has {name}, which may draw from a generator of its own")
+        _check_transforms(path, list(part.values()))
+
+
+class _Rehearsal:
+    """Builds students; knows which of their parts is being made, for the error."""
+
+    def __init__(self, trainer: Mmcls, plan: Plan) -> None:
+        self.trainer, self.plan, self._part = trainer, plan, "configuration"
+
+    def try_out(self, run: Run) -> None:
         from mmengine.config import Config, DictAction
 
-        words = command(self.plan, run)
+        words = self.trainer.command(self.plan, run)
         options = dict(word.split("=", 1) for word in words[words.index("--cfg-options") + 1 :])
         try:
             cfg = Config.fromfile(run.config, import_custom_modules=False)
@@ -242,10 +340,8 @@ class Rehearsal:
         epochs = loop.get("max_epochs", 1)
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
             settings = {**schedule.to_dict(), "optimizer": optimizer}
-            by_epoch = settings.get("by_epoch", True)
-            settings.setdefault(
-                "end", epochs if by_epoch else loop.get("max_iters", epochs * steps)
-            )  # as Runner
+            last = epochs if settings.get("by_epoch", True) else loop.get("max_iters", epochs * steps)
+            settings.setdefault("end", last)  # as Runner
             if settings.get("convert_to_iter_based"):
                 settings["epoch_length"] = steps
             PARAM_SCHEDULERS.build(settings)

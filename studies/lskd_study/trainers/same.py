@@ -33,7 +33,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> 
     old, new = (dict(_flat(json.loads(json.dumps(settings)))) for settings in (before, now))
     found = []
     for key in dict.fromkeys((*old, *new)):
-        if any(fnmatchcase(key, f"config.{pattern}") for pattern in trainer.WITHOUT_EFFECT):
+        if any(fnmatchcase(key, f"config.{pattern}") for pattern in trainer.without_effect):
             continue
         was, is_now = old.get(key, _NOTHING), new.get(key, _NOTHING)
         if _plain(was, folder) != _plain(is_now, folder):

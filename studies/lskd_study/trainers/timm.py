@@ -1,184 +1,215 @@
 """timm: the command line of a run, and its logs in the common vocabulary of columns."""
 
-import difflib
+import json
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lskd import LskdError
-from lskd.base.files import read_csv
-from lskd_study.plan.plan import CHECKPOINT, Plan, Run, exact
-from lskd_study.plan.schema import RESERVED
+from lskd_study.base.text import did_you_mean
+from lskd_study.plan.plan import CHECKPOINT, Plan, Run, Store, exact
+from lskd_study.plan.schema import RESERVED, read_trainer_config
+from lskd_study.trainers.trainer import (
+    MIXED,
+    CannotStoreError,
+    Role,
+    TryOut,
+    Views,
+    check_classes,
+    exit_with,
+    read_epochs,
+)
 
 SUMMARY = "summary.csv"
-# What a run writes into its folder, as patterns: what goes before half a run is begun anew.
-FILES = (
-    *("args.yaml", "args.yaml.tmp", SUMMARY, f"{SUMMARY}.tmp", CHECKPOINT, "model_best.pth.tar"),
-    *("checkpoint-*.pth.tar", "recovery-*.pth.tar", "tmp.pth.tar", "*.pth.tar.tmp"),
-)
-CURVE_COLUMNS = (
-    "epoch",
-    "train_ce",
-    "train_kl",
-    "train_teacher_entropy",
-    "train_hard_ce",
-    "train_agreement",
-    "val_loss",
-    "val_top1",
-    "val_top5",
-)
-# Of its options, as patterns: what changes how fast a run is, and what it keeps or says. Loading processes
-# draw the augmentation, so another number of them is another draw of the same experiment.
-WITHOUT_EFFECT = ("workers", "pin_mem", "log_interval", "checkpoint_hist")
 _VALIDATION = {"val_loss": "eval_loss", "val_top1": "eval_top1", "val_top5": "eval_top5"}
 
 
-def check_config(config: dict[str, Any], path: str, role: Literal["teacher", "student"]) -> None:
-    """Check a trainer's file with the trainer's own parser, before any run.
+class Timm:
+    """timm's own training script, or the trainer of `timm_ls_kd` where there is none."""
 
-    Raises:
-        LskdError: naming the file and the key that is unknown, of the wrong type or out of range.
-    """
-    from timm_ls_kd.arguments import kd_config
-    from timm_ls_kd.run_settings import apply_config
-    from timm_ls_kd.trainer.arguments import check_ranges, create_parser
+    checkpoint = CHECKPOINT
+    curve_columns: tuple[str, ...] = (
+        *("epoch", "train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement"),
+        *("val_loss", "val_top1", "val_top5"),
+    )
+    files: tuple[str, ...] = (
+        *("args.yaml", "args.yaml.tmp", SUMMARY, f"{SUMMARY}.tmp", CHECKPOINT, "model_best.pth.tar"),
+        *("checkpoint-*.pth.tar", "recovery-*.pth.tar", "tmp.pth.tar", "*.pth.tar.tmp"),
+    )
+    without_effect: tuple[str, ...] = ("workers", "pin_mem", "log_interval", "checkpoint_hist")
+    stores_while_training = True
 
-    parser = create_parser()
-    valid = vars(parser.parse_args([])).keys() - RESERVED - {"config", "data"}
-    for key, value in config.items():
-        if apply_config(parser, {key: value}, path):
-            near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-            mend = f"did you mean {near[0]!r}?" if near else "timm train.py --help lists them"
-            raise LskdError(f"{path}: unknown key {key!r}; {mend}")
-    args = parser.parse_args([])
-    # What the study itself sets for every run; the file is not to blame for it.
-    args.smoothing = 0.0
-    args.kd_teacher = "teacher" if role == "student" else None
-    try:
-        check_ranges(args)
-        kd_config(args)
-    except LskdError as error:
-        raise LskdError(f"{path}, as a {role}'s file: {error}") from error
+    def read_config(self, path: Path) -> dict[str, Any]:
+        """Return a YAML file's content; a key that the study sets itself is an error."""
+        return read_trainer_config(path)
 
+    def check_config(self, config: dict[str, Any], path: str, role: Role, model: str) -> None:
+        """Check a file with the trainer's own parser: keys, types and ranges."""
+        from timm_ls_kd.arguments import kd_config
+        from timm_ls_kd.run_settings import apply_config
+        from timm_ls_kd.trainer.arguments import check_ranges, create_parser
 
-def command(plan: Plan, run: Run, output: str | None = None) -> list[str]:
-    """Return the shell command of a run from scratch, paths relative to ``plan.cwd``.
+        parser = create_parser()
+        valid = vars(parser.parse_args([])).keys() - RESERVED - {"config", "data"}
+        for key, value in config.items():
+            if apply_config(parser, {key: value}, path):
+                hint = did_you_mean(key, valid, "timm train.py --help lists them")
+                raise LskdError(f"{path}: unknown key {key!r}; {hint}")
+        args = parser.parse_args([])
+        # What the study itself sets for every run; the file is not to blame for it.
+        args.smoothing = 0.0
+        args.kd_teacher = "teacher" if role == "student" else None
+        try:
+            check_ranges(args)
+            kd_config(args)
+        except LskdError as error:
+            raise LskdError(f"{path}, as a {role}'s file: {error}") from error
 
-    ``output``: folder to make the run's folder in, instead of the study's own.
-    """
-    folder = Path(plan.output, run.folder)
-    words = ["timm", "train.py", plan.data, "--config", run.config, "--model", run.model]
-    words += ["--num-classes", str(plan.num_classes), "--seed", str(run.seed)]
-    # Named for every run: timm's own default smooths by 0.1 unasked.
-    alpha = run.smoothing if run.role == "teacher" else 0.0
-    words += ["--smoothing", f"{exact(alpha)}", "--smoothing-convention", plan.convention]
-    if run.role == "student":
-        teacher = plan.run(run.teacher)
-        checkpoint = Path(plan.output, teacher.folder, CHECKPOINT)
-        words += ["--kd-teacher", teacher.model, "--kd-teacher-checkpoint", str(checkpoint)]
-        words += [
-            "--kd-temperature",
-            f"{exact(run.temperature)}",
-            "--kd-hard-weight",
-            f"{exact(run.hard_weight)}",
-        ]
-        words += ["--kd-temperature-squared"] * plan.temperature_squared
-        if store := plan.store_of(run):
-            words += ["--kd-soft-labels", str(plan.labels(store, output))]
-            words += ["--kd-soft-labels-top-k", str(store.top_k), "--kd-soft-labels-values", store.values]
-            words += ["--kd-soft-labels-seed", str(store.seed)]
-    return [*words, "--output", output or str(folder.parent), "--experiment", folder.name]
+    def check_run(self, plan: Plan, run: Run) -> None:
+        """Check that timm knows the model, and the classes of weights to start from."""
+        from timm.models import get_pretrained_cfg
 
+        from timm_ls_kd.models import check_model_name, read_weights
 
-class Rehearsal:
-    """Builds runs by the bundled trainer's own parts; see `lskd_study.trainers`."""
+        check_model_name(run.model, "model")
+        config = plan.configs[run.config]
+        arguments = config.get("model_kwargs") or {}
+        if isinstance(arguments, Mapping) and "num_classes" in arguments:
+            raise LskdError(
+                f"{run.config}: model_kwargs sets num_classes, which the study sets; remove it there"
+            )
+        name = str(config.get("initial_checkpoint") or "")
+        if not name:
+            return
+        path = Path(plan.cwd, name)
+        if not path.is_file():
+            raise LskdError(
+                f"{run.config}: initial_checkpoint {name} is not there; make it first, or remove the key"
+            )
+        known = None if ":" in run.model else get_pretrained_cfg(run.model)
+        classifiers = getattr(known, "classifier", None) or ()
+        content = read_weights(str(path))
+        for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
+            weight = content.get(f"{classifier}.weight")
+            if weight is not None:
+                what = f"the number of classes in initial_checkpoint {name}"
+                check_classes(plan, run, what, len(weight))
 
-    def __init__(self, plan: Plan) -> None:
-        """Keep what several runs read."""
+    def rehearsal(self, plan: Plan) -> TryOut:
+        """Return what builds a run by the bundled trainer's own parts."""
+        from timm_ls_kd.inputs import input_channels
         from timm_ls_kd.trainer.rehearsal import Rehearsal
 
-        self.plan = plan
-        self._parts = Rehearsal(data_there=plan.data_dir.exists())
+        parts = Rehearsal(data_there=plan.data_dir.exists())
 
-    def try_out(self, run: Run) -> None:
-        """Build a run's model, loaders, optimiser and schedule, and load its first image.
+        def try_out(run: Run) -> None:
+            args = self.arguments(plan, run)
+            if run.teacher:
+                teacher = plan.run(run.teacher)
+                theirs, ours = (input_channels(vars(a)) for a in (self.arguments(plan, teacher), args))
+                if theirs != ours:
+                    raise LskdError(
+                        f"its images have {ours} channels, those of its teachers {theirs} "
+                        f"({teacher.config}); set in_chans alike"
+                    )
+            parts.try_out(args)
+
+        return try_out
+
+    def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
+        """Return ``timm train.py ...``."""
+        folder = Path(plan.output, run.folder)
+        words = ["timm", "train.py", plan.data, "--config", run.config, "--model", run.model]
+        words += ["--num-classes", str(plan.num_classes), "--seed", str(run.seed)]
+        # Named for every run: timm's own default smooths by 0.1 unasked.
+        alpha = run.smoothing if run.role == "teacher" else 0.0
+        words += ["--smoothing", exact(alpha), "--smoothing-convention", plan.convention]
+        if run.role == "student":
+            teacher = plan.run(run.teacher)
+            words += ["--kd-teacher", teacher.model, "--kd-teacher-checkpoint"]
+            words += [str(Path(plan.output, teacher.folder, CHECKPOINT))]
+            words += ["--kd-temperature", exact(run.temperature)]
+            words += ["--kd-hard-weight", exact(run.hard_weight)]
+            words += ["--kd-temperature-squared"] * plan.temperature_squared
+            if store := plan.store_of(run):
+                words += ["--kd-soft-labels", str(plan.labels(store, output))]
+                words += ["--kd-soft-labels-top-k", str(store.top_k), "--kd-soft-labels-values", store.values]
+                words += ["--kd-soft-labels-seed", str(store.seed)]
+        return [*words, "--output", output or str(folder.parent), "--experiment", folder.name]
+
+    def arguments(self, plan: Plan, run: Run, *more: str) -> Namespace:
+        """Return a run's command as the trainer parses it.
 
         Raises:
             LskdError: as the run would.
         """
-        from timm_ls_kd.inputs import input_channels
-
-        args = self._arguments(run)
-        if run.teacher:
-            teacher = self.plan.run(run.teacher)
-            theirs, ours = (input_channels(vars(a)) for a in (self._arguments(teacher), args))
-            if theirs != ours:
-                raise LskdError(
-                    f"its images have {ours} channels, those of its teachers {theirs} ({teacher.config}); "
-                    "set in_chans alike"
-                )
-        self._parts.try_out(args)
-
-    def _arguments(self, run: Run) -> Namespace:
         from timm_ls_kd.trainer.arguments import parse_arguments
 
-        return parse_arguments(command(self.plan, run)[2:])
+        return parse_arguments([*self.command(plan, run)[2:], *more])
 
+    def train(self, arguments: list[str]) -> None:
+        """Run ``timm`` with these arguments, ``train.py`` first."""
+        from timm_ls_kd.cli import main
 
-def resume(folder: Path) -> list[str] | None:
-    """Return the arguments that let a run go on, None where it has no whole checkpoint yet."""
-    from timm_ls_kd.trainer.run_folder import whole_checkpoint
+        exit_with(main(arguments))
 
-    checkpoint = whole_checkpoint(folder / CHECKPOINT)
-    return None if checkpoint is None else ["--resume", str(checkpoint)]
+    def resume(self, folder: Path) -> list[str] | None:
+        """Return ``--resume`` with the newest checkpoint that is whole."""
+        from timm_ls_kd.trainer.run_folder import whole_checkpoint
 
+        checkpoint = whole_checkpoint(folder / CHECKPOINT)
+        return None if checkpoint is None else ["--resume", str(checkpoint)]
 
-def collect_logits(folder: Path, checkpoint: str, data_dir: Path) -> Any:
-    """Return logits, labels and keys of the validation images (`timm_ls_kd.Evaluation`).
+    def read_curves(self, folder: Path, role: Role) -> list[dict[str, str]]:
+        """Return a run's epochs in the common columns.
 
-    Raises:
-        LskdError: for a run that cannot be evaluated.
-    """
-    from timm_ls_kd.evaluation import collect_logits as collect
+        A teacher's training loss is plain cross-entropy with the (smoothed) labels: ``train_hard_ce``.
+        """
+        # A run killed after an epoch's row and before its checkpoint repeats that epoch.
+        by_epoch = {int(row["epoch"]): row for row in read_epochs(folder / SUMMARY)}
+        curves = []
+        for epoch, row in sorted(by_epoch.items()):
+            common = {name: row.get(_VALIDATION.get(name, name)) or "" for name in self.curve_columns}
+            if role == "teacher":
+                common["train_hard_ce"] = row.get("train_loss") or ""
+            curves.append({**common, "epoch": str(epoch)})
+        return curves
 
-    return collect(folder, checkpoint=checkpoint, data_dir=data_dir)
+    def collect(self, folder: Path, data_dir: Path) -> Any:
+        """Return logits, labels and keys of the validation images (`timm_ls_kd.Evaluation`)."""
+        from timm_ls_kd.evaluation import collect_logits
 
+        return collect_logits(folder, checkpoint=CHECKPOINT, data_dir=data_dir)
 
-def train(arguments: list[str]) -> None:
-    """Run ``timm`` with these arguments (``arguments[0]`` is ``train.py``) in this process.
+    def views(self, plan: Plan, run: Run) -> Views:
+        """Return what a student's training images follow from, as the trainer itself says it."""
+        from timm_ls_kd.arguments import kd_config
+        from timm_ls_kd.trainer.soft_label_views import views_of
 
-    In this process, because importing torch and timm takes longer than a small training.
+        if any(key.replace("-", "_").startswith("kd_soft_labels") for key in plan.configs[run.config]):
+            raise CannotStoreError(f"{run.config} has a store of its own")
+        try:
+            args = self.arguments(plan, run, "--kd-soft-labels", "labels", "--kd-soft-labels-top-k", "0")
+            kd = kd_config(args)
+            assert kd is not None
+            found = views_of(args, kd)
+        except LskdError as error:
+            raise CannotStoreError(str(error).rstrip(".")) from error
+        caution = MIXED if found.mixed else ""
+        return Views(json.dumps(found.settings, sort_keys=True), found.epochs, found.epochs, caution)
 
-    Raises:
-        SystemExit: as the command would exit.
-    """
-    from timm_ls_kd.cli import main
+    def work(self, plan: Plan, teacher: Run) -> int:
+        """Return the floating-point operations in which a teacher answers one image."""
+        from timm_ls_kd.trainer.soft_label_views import forward_flops
 
-    code = main(arguments)
-    if code:
-        raise SystemExit(code)
+        return forward_flops(self.arguments(plan, teacher))
 
+    def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
+        """Return ``timm soft-labels ...``."""
+        words = self.command(plan, plan.run(store.writer), output)
+        return ["timm", "soft-labels", *words[2 : words.index("--output")]]
 
-def read_curves(folder: Path, role: str) -> list[dict[str, str]]:
-    """Return a run's epochs in the common columns; what a trainer did not log is empty.
-
-    A teacher's training loss is plain cross-entropy with the (smoothed) labels: ``train_hard_ce``.
-
-    Raises:
-        LskdError: when the trainer left no usable log.
-    """
-    path = folder / SUMMARY
-    if not path.is_file():
-        raise LskdError(f"the trainer left no {path}; see {folder / 'train.log'}")
-    rows = read_csv(path, ("epoch",))
-    # A run killed after an epoch's row and before its checkpoint repeats that epoch.
-    by_epoch = {int(row["epoch"]): row for row in rows if row["epoch"].isdecimal()}
-    if not by_epoch:
-        raise LskdError(f"{path} has no epochs; see {folder / 'train.log'}")
-    curves = []
-    for epoch, row in sorted(by_epoch.items()):
-        common = {name: row.get(_VALIDATION.get(name, name)) or "" for name in CURVE_COLUMNS}
-        if role == "teacher":
-            common["train_hard_ce"] = row.get("train_loss") or ""
-        curves.append({**common, "epoch": str(epoch)})
-    return curves
+    def store(self, words: list[str]) -> None:
+        """Run such a command."""
+        self.train(words[1:])

@@ -1,15 +1,21 @@
-"""What a study on SLURM needs beyond Snakemake's executor: how it asks for jobs' states, jobs left behind."""
+"""What a study on a cluster needs beyond Snakemake's executor for it."""
 
 import argparse
 import hashlib
+import shlex
 import subprocess
 import time
 from pathlib import Path
 
+from lskd import LskdError
+from lskd_study.base.progress import VARIABLE
+from lskd_study.plan.plan import Plan
+
+_SNAKEMAKES_IMAGE = "snakemake/snakemake"  # the default, in which there is no lskd
 _SECONDS = 60  # that a cancelled job may take to end
 
 
-def more_options(args: argparse.Namespace, root: Path) -> list[str]:
+def slurm_options(args: argparse.Namespace, root: Path) -> list[str]:
     """Return options for the executor that the user has not set.
 
     Without accounting its default way to ask for jobs' states never gets an answer, and it waits for ever.
@@ -55,3 +61,28 @@ def _accounting() -> bool:
     except OSError:
         return False
     return done.returncode == 0
+
+
+def kubernetes_options(args: argparse.Namespace, plan: Plan) -> list[str]:
+    """Return options for the executor, after checking those that only the user can know.
+
+    Raises:
+        LskdError: without an image or a volume, and for a study that is not on the volume or lacks its data.
+    """
+    if args.container_image.partition(":")[0] == _SNAKEMAKES_IMAGE:
+        raise LskdError("--executor kubernetes needs --container-image IMAGE too, an image that holds lskd")
+    volumes = args.kubernetes_persistent_volumes
+    if not isinstance(volumes, list) or not volumes:
+        mend = "the claim of the volume that holds the study"
+        raise LskdError(f"--executor kubernetes needs --kubernetes-persistent-volumes CLAIM:PATH too, {mend}")
+    mounts = [Path(str(volume).partition(":")[2]) for volume in volumes]
+    for folder in (Path(plan.cwd), plan.root, plan.data_dir):
+        if not any(folder.resolve().is_relative_to(mount) for mount in mounts):
+            known = ", ".join(str(mount) for mount in mounts)
+            raise LskdError(f"{folder} is not below {known}; jobs see nothing but that volume")
+    if plan.prepare and not plan.data_dir.exists():
+        raise LskdError(f"{plan.data} is not there yet; make it with `lskd {shlex.join(plan.prepare_words)}`")
+    words = ["--config", "copied=true", "--envvars", VARIABLE]
+    if not args.default_storage_prefix:
+        words += ["--default-storage-prefix", str(plan.root.resolve())]
+    return words
