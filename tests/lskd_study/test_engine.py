@@ -232,18 +232,11 @@ def test_a_run_folder_that_is_a_link_is_refused_before_any_run(plan, finish, sch
     assert engine.run_study("study.yaml", None, 1, True, []) == 0
 
 
-def test_a_list_of_teachers_and_a_study_do_not_share_a_folder(plan, finish, scheduled):
-    teachers = [{"name": "a", "logits": "a.npz"}]
-    listed = {"kind": "stability", "title": "T", "output": "out", "teachers": teachers}
-    Path("teachers.yaml").write_text(yaml.safe_dump(listed))
+def test_a_study_does_not_write_among_the_results_of_a_list_of_teachers(plan):
     Path("out").mkdir()
     Path("out", "verdicts.json").touch()
     with pytest.raises(LskdError, match="out holds the results of a list of teachers; choose another"):
         engine.run_study("study.yaml", None, 1, True, [])
-    Path("out", "verdicts.json").unlink()
-    plan.write()
-    with pytest.raises(LskdError, match="out holds the results of a study that trains; choose another"):
-        engine.run_study("teachers.yaml", None, 1, True, [])
 
 
 def test_what_counts_in_the_other_trainers_files():

@@ -90,7 +90,7 @@ def teachers_page(folder: Path) -> Path:
     entries[0]["tolerance"] = {"accuracy": 0.1, "one_minus_s": 0.001}
     study = {"kind": "stability", "title": "Teachers", "output": str(folder / "out"), "teachers": entries}
     (folder / "teachers.yaml").write_text(yaml.safe_dump({**study, "temperatures": [1, 20]}))
-    assert main(["study", str(folder / "teachers.yaml")]) == 0
+    assert main(["stability", "--list", str(folder / "teachers.yaml")]) == 0
     return folder / "out" / "index.html"
 
 

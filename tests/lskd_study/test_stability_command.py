@@ -53,7 +53,7 @@ def refused(capsys, *words):
 
 def test_two_files_side_by_side(files, capsys):
     words = ("--logits", "a.npz", "--logits", "b.npz", "--json", "out.json", "--csv", "out/t.csv")
-    status, captured = run(capsys, *words, "--markdown", "t.md", "--replicates", "300")
+    status, captured = run(capsys, *words, "--replicates", "300")
     assert status == 0, captured.err
     first, second = json.loads((files / "out.json").read_text())
     for found, stored in ((first, arrays()), (second, arrays(1, 2.0))):
@@ -69,7 +69,6 @@ def test_two_files_side_by_side(files, capsys):
     assert {d["from"] for d in second["differences"]} == {"a"}
     with (files / "out" / "t.csv").open(newline="") as file:
         assert {row["teacher"] for row in csv.DictReader(file)} == {"a", "b"}
-    assert "| a | b |" in (files / "t.md").read_text()
     assert "top-1 accuracy" in captured.out
     assert "95 % interval" in captured.out
 
@@ -175,8 +174,9 @@ def test_what_is_wrong_with_a_file_is_one_line(files, capsys, change, words):
         (("--logits", "a.npz", "--json", "b.npz", "--logits", "b.npz"), ("b.npz", "read from")),
         (("--logits", "a.npz", "--json", "x", "--csv", "x"), ("written twice",)),
         (("--logits", "a.npz", "--json", "pipe"), ("pipe", "no file")),
-        (("--teachers", "none.yaml"), ("none.yaml",)),
-        (("--logits", "a.npz", "--teachers", "none.yaml"), ("--teachers",)),
+        (("--list", "none.yaml"), ("none.yaml",)),
+        (("--logits", "a.npz", "--list", "none.yaml"), ("--list",)),
+        (("--logits", "a.npz", "--output", "out"), ("--output is for a list",)),
         (("--logits", "a.npz", "--nonsense"), ("--nonsense",)),
     ],
 )
@@ -207,41 +207,39 @@ def write(**changes):
         yaml.safe_dump({k: v for k, v in {**LIST, **changes}.items() if v is not None}, file, sort_keys=False)
 
 
-@pytest.mark.parametrize(
-    "command", [("study", "teachers.yaml"), ("stability", "--teachers", "teachers.yaml")]
-)
-def test_a_list_of_teachers_is_a_study(files, capsys, command):
+@pytest.mark.parametrize("options", [(), ("--output", "runs/other")])
+def test_a_list_of_teachers_has_a_page_and_the_papers_tables(files, capsys, options):
     write()
-    assert cli.main(list(command)) == 0, capsys.readouterr().err
-    output = files / "runs" / "two"
+    status, captured = run(capsys, "--list", "teachers.yaml", *options)
+    assert status == 0, captured.err
+    output = files / (options[1] if options else "runs/two")
     assert sorted(path.name for path in output.iterdir()) == [
         "index.html",
         "stability.csv",
         "stability.json",
-        "stability.md",
         "table1.csv",
-        "table1.md",
         "table10.csv",
-        "table10.md",
         "verdicts.json",
     ]
-    assert "0.3217" in (output / "table1.md").read_text()  # the paper's ResNet-50 without smoothing
-    assert "0.1733" in (output / "table10.md").read_text()
+    assert "0.3217" in (output / "table1.csv").read_text()  # the paper's ResNet-50 without smoothing
+    assert "0.1733" in (output / "table10.csv").read_text()
     found = json.loads((output / "stability.json").read_text())
     assert [mass["temperature"] for mass in found[0]["target_mass"]] == [1, 4]
 
 
 def test_a_list_writes_into_its_own_folder_alone(files, capsys):
     write()
-    assert "leave out x.json" in refused(capsys, "--teachers", "teachers.yaml", "--json", "x.json")
+    assert "leave out x.json" in refused(capsys, "--list", "teachers.yaml", "--json", "x.json")
     assert not (files / "runs").exists()
 
 
-def test_dry_run_of_a_list_writes_nothing(files, capsys):
+def test_a_list_is_no_study_and_its_results_are_no_studys(files, capsys):
     write()
-    assert cli.main(["study", "teachers.yaml", "--dry-run"]) == 0
-    assert "2 teachers to measure" in capsys.readouterr().out
-    assert not (files / "runs").exists()
+    assert cli.main(["study", "teachers.yaml"]) == 2
+    assert "measure them with `lskd stability --list teachers.yaml`" in capsys.readouterr().err
+    (files / "runs" / "two").mkdir(parents=True)
+    (files / "runs" / "two" / "plan.json").touch()
+    assert "results of a study that trains" in refused(capsys, "--list", "teachers.yaml")
 
 
 TEACHER = LIST["teachers"][0]
@@ -263,12 +261,9 @@ TEACHER = LIST["teachers"][0]
         ({"teachers": [TEACHER, {"name": "gone", "model": "resnet18", "checkpoint": "g.pth"}]}, ("g.pth",)),
     ],
 )
-@pytest.mark.parametrize("dry", [False, True])
-def test_what_is_wrong_with_a_list_is_one_line(files, capsys, changes, words, dry):
+def test_what_is_wrong_with_a_list_is_one_line(files, capsys, changes, words):
     write(**changes)
-    assert cli.main(["study", "teachers.yaml", *(["--dry-run"] if dry else [])]) == 2
-    captured = capsys.readouterr()
-    (line,) = captured.err.strip().splitlines()
+    line = refused(capsys, "--list", "teachers.yaml")
     for word in words:
         assert word in line, line
     assert not (files / "runs").exists()
@@ -292,6 +287,5 @@ def test_the_recipe_of_tables_1_and_10(capsys, monkeypatch, tmp_path):
         columns = ("top1_without", "top5_without", "instability_without")
         assert printed == [*(row.number(column) for column in columns), between]
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["study", "recipes/stability/study.yaml"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    line = refused(capsys, "--list", "recipes/stability/study.yaml")
     assert "data/imagenet" in line or "resnet18-f37072fd.pth" in line

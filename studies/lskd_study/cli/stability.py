@@ -46,9 +46,10 @@ def stability(
             rich_help_panel=TEACHER,
         ),
     ] = None,
-    teachers: Annotated[
+    teacher_list: Annotated[
         Path | None,
         typer.Option(
+            "--list",
             help="YAML file with a list of teachers, e.g. recipes/stability/study.yaml.",
             rich_help_panel=TEACHER,
         ),
@@ -101,8 +102,8 @@ def stability(
     csv_file: Annotated[
         Path | None, typer.Option("--csv", help="One line for each value.", rich_help_panel=RESULT)
     ] = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="The tables.", rich_help_panel=RESULT)
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of results instead of the list's.", rich_help_panel=RESULT)
     ] = None,
     save_outputs: Annotated[
         Path | None,
@@ -126,6 +127,8 @@ def stability(
     on several processes too.
     """
     from lskd_study.pages.teachers import run_teacher_list
+    from lskd_study.plan.plan import PLAN
+    from lskd_study.plan.recipes import find_study_file
     from lskd_study.plan.teacher_list import load_teachers
     from lskd_study.teachers.evaluate import TeacherSpec
     from lskd_study.teachers.run import Settings, run_teachers
@@ -151,15 +154,23 @@ def stability(
             "features": features,
         },
     )
-    files = {".json": json_file, ".csv": csv_file, ".md": markdown_file}
-    if teachers is not None:
+    files = {".json": json_file, ".csv": csv_file}
+    if teacher_list is not None:
         if logits or model or config or checkpoint or name:
-            raise LskdError("--teachers names the teachers in a file; leave out the other teacher options")
-        study = load_teachers(teachers)
+            raise LskdError("--list names the teachers in a file; leave out the other teacher options")
+        study = load_teachers(find_study_file(str(teacher_list)))
         if temperature is not None:
             study = study.model_copy(update={"temperatures": temperatures})
+        if output is not None:
+            study = study.model_copy(update={"output": str(output)})
+        if Path(study.output, PLAN).exists():
+            raise LskdError(
+                f"{study.output} holds the results of a study that trains; choose another --output"
+            )
         run_teacher_list(study, settings, files)
         return
+    if output is not None:
+        raise LskdError("--output is for a list of teachers (--list); name files with --json and --csv")
     specs = [TeacherSpec(logits=path) for path in logits or []]
     specs += _model_specs(model or [], config or [], checkpoint or [])
     if not specs:
@@ -176,7 +187,7 @@ def _model_specs(
     if len(checkpoints) not in (0, wanted):
         raise LskdError(
             f"{len(checkpoints)} --checkpoint for {wanted} models; give one for each, in the order of "
-            "--model and then --config, or list the teachers in a file (--teachers)"
+            "--model and then --config, or list the teachers in a file (--list)"
         )
     weights: list[Path | None] = list(checkpoints) or [None] * wanted
     specs = [TeacherSpec(model=m, checkpoint=w) for m, w in zip(models, weights, strict=False)]

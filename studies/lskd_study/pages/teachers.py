@@ -14,7 +14,7 @@ from scipy import stats
 
 from lskd import LskdError
 from lskd_study.base import provenance
-from lskd_study.base.text import cell, csv_text, escaped
+from lskd_study.base.text import cell, csv_text
 from lskd_study.claims import judge
 from lskd_study.pages.notices import notices_of, print_notices
 from lskd_study.pages.page import PAGE, Page, claims_shown, commands_of, machine_text, provenance_rows
@@ -23,9 +23,8 @@ from lskd_study.pages.paper_tables import papers_tables
 from lskd_study.pages.verdicts import VERDICTS_FILE, DataRecord, study_record, teachers_record
 from lskd_study.paper.printed import Row, load_tables
 from lskd_study.plan.matching import names_table, teacher_name
-from lskd_study.plan.plan import LOGITS, PLAN, Plan, Run, exact
-from lskd_study.plan.recipes import find_study_file
-from lskd_study.plan.teacher_list import TeacherEntry, TeacherList, load_teachers
+from lskd_study.plan.plan import LOGITS, Plan, Run
+from lskd_study.plan.teacher_list import TeacherEntry, TeacherList
 from lskd_study.results.images import ImageResult
 from lskd_study.results.read import read_results
 from lskd_study.results.results import Results, failure_words
@@ -33,7 +32,7 @@ from lskd_study.stats.bootstrap import Estimate
 from lskd_study.teachers import report as render
 from lskd_study.teachers.compare import Comparison
 from lskd_study.teachers.evaluate import TeacherSpec
-from lskd_study.teachers.run import WRITERS, Settings, check_specs, run_teachers
+from lskd_study.teachers.run import WRITERS, Settings, run_teachers
 
 # The networks of Tables 1 and 10 have seen ImageNet-1K.
 _PAPERS_DATA = "imagenet"
@@ -157,37 +156,6 @@ def _printed(row: Row | None, column: str) -> float:
     return math.nan if value is None else value
 
 
-def stability_markdown(table: StabilityTable) -> str:
-    """Return the table with the paper's figures in columns of their own."""
-    lines = [
-        f"**{table.name}**, {table.title}; 1−S is `{table.definition}`",
-        "",
-        "| teacher | paper's row | α | top-1/5, % | paper | 1−S | paper | reproduced |",
-        "|---|---|---:|---:|---:|---:|---:|---|",
-    ]
-    for line in table.lines:
-        alpha = "–" if line.smoothing is None else exact(line.smoothing)
-        measured, paper = ((of.accuracy(), _number(of.instability)) for of in (line.measured, line.paper))
-        verdict = {None: "–", True: "yes", False: "no"}[line.reproduced]
-        cells = [escaped(line.name), line.network or "–", alpha, measured[0], paper[0], measured[1], paper[1]]
-        lines.append(f"| {' | '.join([*cells, verdict])} |")
-    if table.correlation:
-        c = table.correlation
-        both = f"Pearson {c.pearson:+.2f}, Spearman {c.spearman:+.2f}"
-        lines += ["", f"Accuracy and 1−S over {c.teachers} teachers: {both}"]
-    if table.changes:
-        lines += [
-            "",
-            "| smoothing's change of 1−S | measured | 95 % interval | paper |",
-            "|---|---:|---:|---:|",
-        ]
-    for change in table.changes:
-        e = change.measured
-        value, low, high, printed = (_number(x, "+") for x in (e.value, e.low, e.high, change.paper))
-        lines.append(f"| {change.network} | {value} | {low} to {high} | {printed} |")
-    return "\n".join(lines) + "\n"
-
-
 def stability_csv(table: StabilityTable) -> str:
     """Return the lines in full precision."""
     header = ["teacher", "network", "smoothing", "top1", "top5", "one_minus_s"]
@@ -201,34 +169,7 @@ def stability_csv(table: StabilityTable) -> str:
     return csv_text(header, lines)
 
 
-def _number(number: float, sign: str = "") -> str:
-    return "–" if math.isnan(number) else f"{number:{sign}.4f}"
-
-
 # A list of teachers
-
-
-def run_teachers_file(file: str, output: str | None, dry_run: bool, options: Sequence[str]) -> int:
-    """Do what ``lskd study`` does with a list of teachers; returns the exit status.
-
-    Raises:
-        LskdError: for whatever the user can fix.
-    """
-    if options:
-        raise LskdError(f"{options[0]} is for studies that train; a list of teachers takes --output only")
-    study = load_teachers(find_study_file(file))
-    if output is not None:
-        study = study.model_copy(update={"output": output})
-    if Path(study.output, PLAN).exists():
-        raise LskdError(f"{study.output} holds the results of a study that trains; choose another --output")
-    if dry_run:
-        check_specs([_spec(entry) for entry in study.teachers], _with_data(study, Settings()))
-        print(study.title)
-        print("\n".join(f"  {entry.name}" for entry in study.teachers))
-        print(f"  {len(study.teachers)} teachers to measure, into {study.output}")
-        return 0
-    run_teacher_list(study, Settings())
-    return 0
 
 
 def run_teacher_list(
@@ -239,9 +180,9 @@ def run_teacher_list(
 ) -> Path | None:
     """Measure the teachers of a list and write its output folder.
 
-    It gets ``stability.json``, ``.csv`` and ``.md`` with everything, ``table1`` and ``table10`` as CSV and
-    Markdown in the paper's layout, with its own figures beside the measured ones, a page, ``index.html``, and
-    ``verdicts.json`` for `lskd index`.
+    It gets ``stability.json`` and ``.csv`` with everything, ``table1.csv`` and ``table10.csv`` in the paper's
+    layout, with its own figures beside the measured ones, a page, ``index.html``, and ``verdicts.json`` for
+    `lskd index`.
     ``of_study``: the study that the teachers belong to, whose tables, claims and runs the page shows too.
 
     Returns:
@@ -330,7 +271,6 @@ def teachers_page(study: TeacherList, comparison: Comparison, of_study: Results[
     tables = [stability_table(name, comparison, study.teachers) for name in DEFINITIONS]
     answer = answer_of(comparison)
     texts = {f"{table.stem}.csv": stability_csv(table) for table in tables}
-    texts |= {f"{table.stem}.md": stability_markdown(table) for table in tables}
     shown = {
         "study": study,
         "comparison": comparison,

@@ -1,4 +1,4 @@
-"""A list of teachers as a file: the paper's Tables 1 and 10 as a study."""
+"""A list of teachers as a file, for ``lskd stability --list``: the paper's Tables 1 and 10."""
 
 from collections.abc import Mapping
 from pathlib import Path

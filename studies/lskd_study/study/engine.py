@@ -17,7 +17,6 @@ from lskd_study.base.extras import require_ecosystem, require_study_extra
 from lskd_study.base.progress import FILE, Follower, open_log
 from lskd_study.base.stopping import StoppedError, until_stopped
 from lskd_study.base.text import storable
-from lskd_study.pages.teachers import run_teachers_file
 from lskd_study.pages.verdicts import VERDICTS_FILE
 from lskd_study.plan.folders import check_no_link, disk_is_full
 from lskd_study.plan.kinds import TRANSLATION
@@ -52,8 +51,6 @@ def run_study(
 ) -> int:
     """Run (or go on with) a study and write its page; returns the exit status, 1 when a run failed.
 
-    A study that only lists teachers trains nothing: they are measured.
-
     ``options`` go to Snakemake. Raises LskdError, before anything is written, for what the user
     can mend.
     """
@@ -63,7 +60,9 @@ def run_study(
     if Path(study_file).is_dir():
         study_file, output = _study_of(study_file, output)
     if is_teacher_list(find_study_file(study_file)):
-        return run_teachers_file(study_file, output, dry_run, options)
+        raise LskdError(
+            f"{study_file} is a list of teachers; measure them with `lskd stability --list {study_file}`"
+        )
     plan = make_plan(study_file, output)
     schedule = make_schedule(plan, cores, options)
     check_preparation(plan)

@@ -1,4 +1,4 @@
-"""A comparison of teachers as JSON, CSV, Markdown and for the terminal."""
+"""A comparison of teachers as JSON, CSV and for the terminal."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lskd_study.base.text import csv_text, escaped
+from lskd_study.base.text import csv_text
 from lskd_study.plan.plan import exact
 from lskd_study.stats.bootstrap import METHOD, Estimate
 from lskd_study.teachers.compare import DEFINITIONS, PERCENT, QUANTITIES, Comparison, Teacher
@@ -98,25 +98,6 @@ def as_csv(comparison: Comparison) -> str:
 
 def _cell(number: float) -> str:
     return f"{number:.10g}" if math.isfinite(number) else ""
-
-
-def as_markdown(comparison: Comparison) -> str:
-    """Return the teachers side by side, their differences and the warnings."""
-    names = [escaped(teacher.name) for teacher in comparison.teachers]
-    lines = [f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    lines += [f"| {label} | {' | '.join(cells)} |" for label, cells in measure_rows(comparison)]
-    if comparison.differences:
-        lines += ["", "| difference | of | from | value | 95 % interval | p |", "|---|---|---|---:|---|---:|"]
-        for cells in difference_rows(comparison):
-            lines.append(f"| {' | '.join(escaped(cell) for cell in cells)} |")
-        lines += ["", escaped(method_line(comparison))]
-        lines += [f"\n{escaped(line[0].upper() + line[1:])}." for line in reading(comparison)]
-    lines += (
-        ["", *(f"- {escaped(line)}" for line in warning_lines(comparison))]
-        if list(warning_lines(comparison))
-        else []
-    )
-    return "\n".join(lines) + "\n"
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:

@@ -19,7 +19,7 @@ from lskd_study.teachers.compare import Comparison, Teacher, compare, looks, mea
 from lskd_study.teachers.evaluate import TeacherSpec, evaluate
 from lskd_study.teachers.outputs import write_outputs
 
-WRITERS = {".json": render.as_json, ".csv": render.as_csv, ".md": render.as_markdown}
+WRITERS = {".json": render.as_json, ".csv": render.as_csv}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run_teachers(
     Args:
         specs: the teachers, each with a name of its own.
         settings: of this call.
-        files: where to write, by ``".json"``, ``".csv"`` and ``".md"``.
+        files: where to write, by ``".json"`` and ``".csv"``.
 
     Returns:
         The comparison; None on the processes of torchrun other than the first.
