@@ -150,7 +150,7 @@ def damaged(change: Callable[[dict], object]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: (folder / VERDICTS_FILE).unlink(), "holds no study"),
+        (lambda folder: (folder / VERDICTS_FILE).unlink(), "contains no study"),
         (lambda folder: (folder / VERDICTS_FILE).write_text("{"), "is damaged"),
         (lambda folder: (folder / "index.html").unlink(), "has no page"),
         (lambda folder: (folder / VERDICTS_FILE).write_text("[" * 100_000), "is damaged"),

@@ -163,7 +163,7 @@ def _count_files(folder: Path) -> dict[str, int]:
 def separation_measure(plan: Plan, compared: Sequence[Sequence[Result]]) -> Measure:
     """Return the separation of each class from the one it is taken for most.
 
-    ``compared`` holds, for each network, the runs of both arms. They choose the pairs together, each run with
+    ``compared``: for each network the runs of both arms. They choose the pairs together, each run with
     the same weight: a choice by one arm alone would favour the other.
 
     Raises:

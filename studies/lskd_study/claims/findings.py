@@ -57,12 +57,12 @@ class Finding:
         """
         if self.interval is None or not self.claim.direction or self.claim.contrast == "direction":
             return False
-        return self.interval.holds_seeds and not math.isnan(self.p_value)
+        return self.interval.includes_seeds and not math.isnan(self.p_value)
 
     @property
     def changed_by_holm(self) -> bool:
         """Whether the interval excludes the null value, but the correction took the verdict back."""
-        if self.interval is None or not self.interval.holds_seeds:
+        if self.interval is None or not self.interval.includes_seeds:
             return False
         return self.p_value < 1 - LEVEL and self.verdict == "cannot tell"
 
@@ -123,7 +123,7 @@ def verdict(claim: Claim, interval: Interval | None, adjusted_p: float, null: fl
     """
     if not claim.direction:
         return None
-    if interval is None or not interval.holds_seeds or not interval.known or not adjusted_p < 1 - LEVEL:
+    if interval is None or not interval.includes_seeds or not interval.known or not adjusted_p < 1 - LEVEL:
         return "cannot tell"
     return "supported" if (interval.estimate - null) * claim.direction > 0 else "contradicted"
 
@@ -149,9 +149,9 @@ def _follow(finding: Finding, findings: Sequence[Finding]) -> Finding:
         return finding
     both = float(np.maximum(teacher.adjusted_p, student.adjusted_p))
     finding = replace(finding, runs=teacher.runs + student.runs, adjusted_p=both)
-    if not (teacher.interval.holds_seeds and teacher.adjusted_p < 1 - LEVEL):
+    if not (teacher.interval.includes_seeds and teacher.adjusted_p < 1 - LEVEL):
         note = "the teachers’ difference may have either sign, so there is no direction to follow"
-        if not teacher.interval.holds_seeds:
+        if not teacher.interval.includes_seeds:
             note = teacher.interval.note
         return replace(finding, interval=None, note=note, p_value=math.nan)
     interval = student.interval.scaled(math.copysign(1, teacher.interval.estimate))

@@ -182,5 +182,5 @@ def _table(
         problem = problem or next((s.problem for by_seed in found for s in by_seed if s.problem), "")
     table = np.asarray(rows)
     if not np.isfinite(table).all():
-        raise LskdError("paired differences hold NaN or infinity; leave out the run that diverged")
+        raise LskdError("paired differences contain NaN or infinity; leave out the run that diverged")
     return table, strata, problem

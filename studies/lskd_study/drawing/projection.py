@@ -160,7 +160,7 @@ def measure_projection(
     if not bool(finite.all()):
         raise LskdError(
             f"{outputs.name} ({split}): features of sample {int(samples[~finite][0])} are not all finite; "
-            "leave the sample out or mend the teacher"
+            "leave the sample out or fix the teacher"
         )
     plane = projection_plane(outputs.templates[list(chosen)])
     points = plane.project(features)

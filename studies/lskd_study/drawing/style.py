@@ -172,5 +172,5 @@ def _refuse_folders(paths: Iterable[Path]) -> None:
 
 
 def _file(stem: Path, name: str, ending: str) -> Path:
-    # Not with_suffix: a name may hold a number, and what follows its dot is no suffix.
+    # Not with_suffix: a name may contain a number, and what follows its dot is no suffix.
     return stem.with_name(f"{stem.name}{'-' if name else ''}{name}.{ending}")

@@ -44,7 +44,7 @@ def table_number(row: Row, column: str, path: Path) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise LskdError(f"{path}: {text!r} in column {column!r} is no number; mend it or leave it empty")
+        raise LskdError(f"{path}: {text!r} in column {column!r} is no number; fix it or leave it empty")
     return value
 
 

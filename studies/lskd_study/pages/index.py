@@ -173,7 +173,7 @@ def write_index(folders: Sequence[Path], output: Path, title: str) -> str:
     """Write the page over the studies in these output folders; return its answer in one sentence.
 
     Raises:
-        LskdError: for a folder that holds no study, before anything is written; for a page that cannot be.
+        LskdError: for a folder without a study, before anything is written; for a page that cannot be.
     """
     distinct: dict[Path, Path] = {}
     for folder in folders:

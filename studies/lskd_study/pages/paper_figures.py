@@ -238,12 +238,14 @@ def read_studies(folders: Sequence[Path], tables: Sequence[str] = ()) -> list[Re
         if not (folder / PLAN).is_file():
             if tables:
                 continue
-            raise LskdError(f"{folder} holds no study ({PLAN} is missing); name the output folder of one")
+            raise LskdError(f"{folder} contains no study ({PLAN} is missing); name the output folder of one")
         plan = Plan.read(folder / PLAN)
         if plan.kind is TRANSLATION or (tables and not names_table(plan, tables)):
             if tables:
                 continue
-            raise LskdError(f"{folder} holds a study of translation, which has no accuracies; leave it out")
+            raise LskdError(
+                f"{folder} contains a study of translation, which has no accuracies; leave it out"
+            )
         whole = folder.resolve()
         found.append(read_results(replace(plan, cwd=str(whole.parent), output=whole.name)))
     return found

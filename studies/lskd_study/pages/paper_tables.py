@@ -182,7 +182,7 @@ class PaperTable:
             "A dash for the measured value: not measured here, or not yet.": any(not x.seeds for x in lines),
             "Rows without a figure of the paper are not in its table.": any(not x.printed for x in lines),
         }
-        return [note for note, holds in notes.items() if holds]
+        return [note for note, needed in notes.items() if needed]
 
     def files(self) -> dict[str, str]:
         """Return its files: text by name."""

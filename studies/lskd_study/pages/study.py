@@ -164,7 +164,7 @@ def answer_sentence(results: Results[Any], finding: Finding) -> str:
             f"{text}. The interval alone excludes zero; corrected for the claims tested together it does not."
         )
     if finding.verdict == "cannot tell":
-        return f"{text}: the interval holds zero, so a difference of either sign is possible."
+        return f"{text}: the interval contains zero, so a difference of either sign is possible."
     return f"{text}."
 
 

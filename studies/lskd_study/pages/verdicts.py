@@ -22,7 +22,9 @@ FORMAT = 1
 
 
 def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 Number = Annotated[float | None, BeforeValidator(_finite)]
@@ -193,24 +195,20 @@ def study_record(results: Results[AnyResult], findings: Sequence[Finding], answe
 
 def teachers_record(title: str, names: list[str], answer: str, data: DataRecord) -> StudyRecord:
     """Return the record of a list of teachers, which are measured and compared but teach nobody."""
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("study_file", "ecosystem", "convention", "last_run_finished"), ""
+    )
+    for name in ("findings", "students", "smoothing", "temperatures", "hard_weights", "seeds"):
+        nothing[name] = []
     return StudyRecord(
         kind="teachers",
         title=title,
-        study_file="",
-        ecosystem="",
         headline=HeadlineRecord(claim=None, verdict=None, answer=answer),
-        findings=[],
         data=data,
         teachers=names,
-        students=[],
-        smoothing=[],
-        convention="",
-        temperatures=[],
-        hard_weights=[],
-        seeds=[],
         runs=RunsRecord(planned=len(names), finished=len(names), missing=[]),
         versions=_versions([provenance.versions()]),
-        last_run_finished="",
+        **nothing,
     )
 
 
@@ -220,51 +218,32 @@ def _versions(of_runs: Sequence[dict[str, str]]) -> dict[str, list[str]]:
 
 
 def _finding(finding: Finding) -> FindingRecord:
-    claim, interval, setting = finding.claim, finding.interval, finding.setting
-    of_teacher = claim.role == "teacher"
-    notes = [interval.note if interval else "", finding.note]
-    return FindingRecord(
-        claim=claim.id,
-        text=claim.text,
-        tested=claim.tested,
-        source=claim.source,
-        role=claim.role,
-        quantity=claim.quantity,
-        unit=claim.unit,
-        direction=claim.direction,
-        setting=SettingRecord(
-            baseline=setting.baseline,
-            smoothing=setting.smoothing,
-            temperature=None if of_teacher else setting.temperature,
-            hard_weight=None if of_teacher else setting.hard_weight,
-            words=setting.describe(claim.role),
-        ),
-        estimate=interval.estimate if interval else None,
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
-        p=finding.p_value,
-        p_holm=finding.adjusted_p,
-        verdict=finding.verdict,
-        seeds=interval.seeds if interval else 0,
-        samples=interval.samples if interval else 0,
-        method=interval.method if interval else "",
-        note="; ".join(filter(None, notes)),
-        null=finding.null,
-        runs=finding.runs,
-    )
+    """Return a finding as the file has it: names that they share mean the same."""
+    claim, setting = finding.claim, finding.setting
+    loss = {"temperature": None, "hard_weight": None} if claim.role == "teacher" else {}
+    unknown = {"estimate": None, "low": None, "high": None, "seeds": 0, "samples": 0, "method": ""}
+    interval: dict[str, Any] = vars(finding.interval) if finding.interval else {**unknown, "note": ""}
+    own = {
+        "claim": claim.id,
+        "setting": vars(setting) | loss | {"words": setting.describe(claim.role)},
+        "p": finding.p_value,
+        "p_holm": finding.adjusted_p,
+        "note": "; ".join(filter(None, [interval["note"], finding.note])),
+    }
+    return FindingRecord.model_validate(vars(claim) | interval | vars(finding) | own)
 
 
 def read_record(folder: Path) -> StudyRecord:
     """Read a study's verdicts from its output folder.
 
     Raises:
-        LskdError: for a folder that holds no study, or one written by another version.
+        LskdError: for a folder without a study, or one written by another version.
     """
     path = folder / VERDICTS_FILE
     if not path.is_file():
         raise LskdError(
-            f"{folder} holds no study ({VERDICTS_FILE} is not there); name an output folder of `lskd study`, "
-            "and run the study again if an older version wrote it"
+            f"{folder} contains no study ({VERDICTS_FILE} is not there); name an output folder of "
+            "`lskd study`, and run the study again if an older version wrote it"
         )
     try:
         record = StudyRecord.model_validate(read_json(path, "what `lskd study` writes"))
