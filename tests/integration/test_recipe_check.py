@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from lskd_study.paper.printed import load_tables
-from lskd_study.plan.recipe_catalogue import catalogue, header_of
-from lskd_study.plan.recipes import recipes_folder
+from lskd_study.plan.recipes import catalogue, header_of, recipes_folder
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -63,9 +63,9 @@ STUDY = {
 # Writes a store and is killed while it does.
 KILLED_WRITER = """
 import os, signal, sys
-from lskd_study import job
-from timm_ls_kd import soft_label_command
+from lskd_study.runs.__main__ import main
 from timm_ls_kd.teacher import Teacher
+from timm_ls_kd.trainer import soft_label_command
 
 soft_label_command._BATCHES, asked, ask = 2, 0, Teacher.__call__
 
@@ -77,7 +77,7 @@ def kill(self, batch):
     return ask(self, batch)
 
 Teacher.__call__ = kill
-job.main(sys.argv[1:])
+main(sys.argv[1:])
 """
 LSKD = [sys.executable, "-m", "lskd_study"]
 
@@ -243,6 +243,6 @@ def test_changed_settings_do_not_mix_with_older_runs(study):
     finally:
         config.write_text(settings)
     assert changed.returncode == 2
-    assert "holds 2 runs of other settings" in changed.stderr
+    assert "contains 2 runs of other settings" in changed.stderr
     assert len(changed.stderr.splitlines()) == 1
     assert finished(study) == before

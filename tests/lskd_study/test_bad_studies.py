@@ -75,7 +75,7 @@ def refused(capsys, here: Path, *words: str) -> str:
         ("model_kwargs: {num_classes: 3}", "s.yaml: model_kwargs sets num_classes, which the study sets"),
         (
             "initial_checkpoint: w.pth",
-            "s.yaml: the number of classes in initial_checkpoint w.pth is 3, the study's num_classes 2; mend",
+            "s.yaml: the number of classes in initial_checkpoint w.pth is 3, the study's num_classes 2; fix",
         ),
         ("initial_checkpoint: none.pth", "s.yaml: initial_checkpoint none.pth is not there"),
     ],

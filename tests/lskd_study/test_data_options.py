@@ -140,18 +140,18 @@ def test_data_made_otherwise_are_not_taken(make, tmp_path, capsys):
     folder_of(tmp_path / "own", 4)
     for option in ("rate", "seed"):
         plan = make("noise", num_classes=4, source="own", **{option: 0.2 if option == "rate" else 2})
-        assert cli.main(plan.prepare_words) == 0
+        assert cli.main(plan.prepare_arguments) == 0
         check_preparation(plan)
         other = make("noise", num_classes=4, source="own", **{option: 0.25 if option == "rate" else 3})
         with pytest.raises(LskdError, match=rf"data/made was made with {option} \S+, the study asks for"):
             check_preparation(other)
-        with pytest.raises(LskdError, match="data/made holds noise, the study asks for long-tail"):
+        with pytest.raises(LskdError, match="data/made contains noise, the study asks for long-tail"):
             check_preparation(make("long-tail", num_classes=4, source="own", head=1))
         for path in sorted((tmp_path / "data").rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         (tmp_path / "data").rmdir()
     subset = make("subset", num_classes=2, source="own", classes=2)
-    assert cli.main(subset.prepare_words) == 0
+    assert cli.main(subset.prepare_arguments) == 0
     check_preparation(subset)
     with pytest.raises(LskdError, match="made with classes 2, the study asks for 3"):
         check_preparation(make("subset", num_classes=3, source="own", classes=3))
@@ -165,7 +165,7 @@ def test_the_plan_makes_the_data_in_a_real_process(make, tmp_path):
     plan = make("long-tail", num_classes=2, source="own", head=1, tail=1)
     plan.write()
     plan = Plan.read(plan.root / "plan.json")
-    command = [sys.executable, "-m", "lskd_study", *plan.prepare_words]
+    command = [sys.executable, "-m", "lskd_study", *plan.prepare_arguments]
     done = subprocess.run(command, cwd=plan.cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     manifest = json.loads((plan.data_dir / "manifest.json").read_text())

@@ -1,5 +1,6 @@
 """`lskd study` around the scheduler: what is run, what is refused, what is said in the end."""
 
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import yaml
 from PIL import Image
 
 from lskd import LskdError
+from lskd.base.files import cannot_write
 from lskd_study.base import stopping
 from lskd_study.cli import main as cli
 from lskd_study.plan.plan import JOB, PLAN, Plan
@@ -114,7 +116,7 @@ def test_runs_of_other_settings_are_not_mixed_in(plan, finish, scheduled):
     finish(plan)
     before = sorted(plan.root.rglob("*"))
     Path("t.yaml").write_text("epochs: 2\n")
-    with pytest.raises(LskdError, match=r"out holds 8 runs of other settings, e\.g\. teacher-"):
+    with pytest.raises(LskdError, match=r"out contains 8 runs of other settings, e\.g\. teacher-"):
         engine.run_study("study.yaml", None, 1, False, [])
     assert sorted(plan.root.rglob("*")) == before
 
@@ -213,7 +215,7 @@ def test_another_study_file_is_refused_before_anything_is_written(plan, finish, 
     engine.run_study("study.yaml", None, 1, False, [])
     before = {path: path.read_bytes() for path in plan.root.rglob("*") if path.is_file()}
     Path("other.yaml").write_text(yaml.safe_dump(STUDY | {"seeds": [0, 1, 2], "title": "Other"}))
-    with pytest.raises(LskdError, match=r"out holds the results of study.yaml; choose another --output"):
+    with pytest.raises(LskdError, match=r"out contains the results of study.yaml; choose another --output"):
         engine.run_study("other.yaml", None, 1, dry_run, [])
     assert {path: path.read_bytes() for path in plan.root.rglob("*") if path.is_file()} == before
     Path("study.yaml").rename("renamed.yaml")
@@ -235,7 +237,7 @@ def test_a_run_folder_that_is_a_link_is_refused_before_any_run(plan, finish, sch
 def test_a_study_does_not_write_among_the_results_of_a_list_of_teachers(plan):
     Path("out").mkdir()
     Path("out", "verdicts.json").touch()
-    with pytest.raises(LskdError, match="out holds the results of a list of teachers; choose another"):
+    with pytest.raises(LskdError, match="out contains the results of a list of teachers; choose another"):
         engine.run_study("study.yaml", None, 1, True, [])
 
 
@@ -329,7 +331,8 @@ def test_where_no_run_has_said_why_snakemakes_log_is_named(plan, noisy, capfd):
 
 def test_a_disk_that_is_full_is_said_once(plan, noisy, monkeypatch, capfd):
     noisy("", starts=False)
-    monkeypatch.setattr(engine, "disk_is_full", lambda folder: True)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(engine, "full_disk", lambda folder: cannot_write(folder, full))
     assert cli.main(["study", "study.yaml"]) == 2
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("lskd: ")]
     assert line.endswith(

@@ -15,7 +15,7 @@ from lskd_study.data.text import data_bin, parallel
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.schema import load_study
 from lskd_study.study import checks, engine
-from lskd_study.trainers import TIMM, fairseq, trainer_of
+from lskd_study.trainers import fairseq, trainer_of
 
 pytestmark = pytest.mark.unit
 
@@ -44,11 +44,6 @@ def make(tmp_path, monkeypatch):
 
 def options_of(words: list[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words[5:])
-
-
-def test_fairseq_trains_teachers_and_students():
-    assert trainer_of("fairseq", "teacher") is trainer_of("fairseq", "student") is FAIRSEQ
-    assert trainer_of("mmcls", "teacher") is trainer_of("timm", "teacher") is TIMM
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -288,11 +283,11 @@ def test_data_are_made_in_one_command(make):
     plan = make()
     words = ["--train", "1000", "--valid", "200", "--test", "500"]
     folders = ["--output", "data/number_words_de_en", "--data-bin", "data/number_words_de_en-bin"]
-    assert plan.prepare_words == ["data", "number-words", *words, *folders]
+    assert plan.prepare_arguments == ["data", "number-words", *words, *folders]
     ding = {"path": "d", "prepare": "ding", "options": {"sentences-only": True}}
     words = ["data", "ding", "--sentences-only", "--output", "d-text", "--data-bin", "d"]
-    assert make(data=ding).prepare_words == words
-    assert make(data={"path": "d"}).prepare_words == []
+    assert make(data=ding).prepare_arguments == words
+    assert make(data={"path": "d"}).prepare_arguments == []
 
 
 @pytest.mark.parametrize(

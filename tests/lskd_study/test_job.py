@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lskd import DivergedError, LskdError
+from lskd.base.files import cannot_write
 from lskd.checkpoints import file_checksum
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS
 from lskd_study.results.images import read_logits
@@ -76,6 +77,13 @@ def record(plan, run):
     return json.loads((plan.folder(run) / JOB).read_text())
 
 
+def stop_after_an_epoch(plan, trainer, run):
+    trainer.stop = 0
+    with pytest.raises(KeyboardInterrupt):
+        job.run_job(plan, run)
+    trainer.stop = None
+
+
 def test_a_run_leaves_what_later_questions_need(study):
     plan, trainer = study
     run = plan.runs[1]
@@ -121,11 +129,8 @@ def test_the_command_names_every_setting_of_the_cell(study):
 def test_a_killed_run_goes_on_from_its_checkpoint(study):
     plan, trainer = study
     run = plan.runs[0]
-    trainer.stop = 0
-    with pytest.raises(KeyboardInterrupt):
-        job.run_job(plan, run)
+    stop_after_an_epoch(plan, trainer, run)
     assert not plan.done(run)
-    trainer.stop = None
     job.run_job(plan, run)
     assert trainer.calls[1][-2:] == ["--resume", f"out/{run.folder}/{CHECKPOINT}"]
     done = record(plan, run)
@@ -137,10 +142,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(study):
 def test_half_a_run_of_other_settings_is_started_anew(study):
     plan, trainer = study
     run = plan.runs[0]
-    trainer.stop = 0
-    with pytest.raises(KeyboardInterrupt):
-        job.run_job(plan, run)
-    trainer.stop = None
+    stop_after_an_epoch(plan, trainer, run)
     job.run_job(replace(plan, convention="uniform"), run)
     assert "--resume" not in trainer.calls[1]
 
@@ -149,10 +151,7 @@ def test_half_a_student_of_a_retrained_teacher_is_started_anew(study):
     plan, trainer = study
     student = next(run for run in plan.runs if run.role == "student")
     job.run_job(plan, plan.run(student.teacher))
-    trainer.stop = 0
-    with pytest.raises(KeyboardInterrupt):
-        job.run_job(plan, student)
-    trainer.stop = None
+    stop_after_an_epoch(plan, trainer, student)
     (plan.folder(plan.run(student.teacher)) / CHECKPOINT).write_text("another teacher")
     job.run_job(plan, student)
     assert "--resume" not in trainer.calls[-1]
@@ -266,10 +265,7 @@ def test_what_no_run_of_the_study_left_is_moved_aside(study, capfd):
 def test_of_half_a_run_only_what_it_wrote_is_removed(study):
     plan, trainer = study
     run = plan.runs[0]
-    trainer.stop = 0
-    with pytest.raises(KeyboardInterrupt):
-        job.run_job(plan, run)
-    trainer.stop = None
+    stop_after_an_epoch(plan, trainer, run)
     elsewhere = plan.root / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "data").write_text("theirs")
@@ -378,7 +374,8 @@ def test_a_full_disk_is_one_line(study, capfd, monkeypatch, failure, full):
         raise failure
 
     monkeypatch.setattr(TIMM, "train", fail)
-    monkeypatch.setattr(log, "disk_is_full", lambda folder: full)
+    taken = cannot_write("out", OSError(errno.ENOSPC, "No space left on device")) if full else None
+    monkeypatch.setattr(log, "full_disk", lambda folder: taken)
     monkeypatch.setattr(log, "open_log", lambda path: open("/dev/full", "a"))  # noqa: SIM115
     assert run_main.main([str(plan.root / "plan.json"), plan.runs[0].id]) == 1
     print("afterwards", flush=True)

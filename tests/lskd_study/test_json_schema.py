@@ -12,8 +12,7 @@ import yaml
 from lskd import LskdError
 from lskd_study.cli import main as cli
 from lskd_study.plan.json_schema import FILE, modeline, study_schema
-from lskd_study.plan.recipe_catalogue import catalogue
-from lskd_study.plan.recipes import recipes_folder
+from lskd_study.plan.recipes import catalogue, recipes_folder
 from lskd_study.plan.schema import load_study
 from lskd_study.plan.teacher_list import load_teachers
 
@@ -65,8 +64,6 @@ def test_every_key_is_described():
     spoilt = copy.deepcopy(schema)
     del spoilt["$defs"]["Study"]["properties"]["seeds"]["description"]
     assert described(spoilt) == ["/$defs/Study.seeds"]
-    options = schema["$defs"]["Data"]["allOf"][0]["then"]["properties"]["options"]
-    assert all(own["description"] for own in options["properties"].values())
 
 
 RECIPES = [recipe for recipe in catalogue() if recipe.kind != "run"]
@@ -97,28 +94,11 @@ def test_an_installed_schema_is_named_by_its_place():
             {"ecosystem": "fairseq", "data": {"path": "d", "prepare": "ding", "options": {"held-out": 3}}},
             True,
         ),
-        ({"ecosystem": "fairseq", "data": {"path": "d", "prepare": "ding", "options": {"held": 3}}}, False),
         ({"ecosystem": "mmcls"}, True),
         ({"ecosystem": "keras"}, False),
         ({"data": {"path": "d"}}, False),
         ({"data": {"path": "d", "num_classes": 1}}, False),
-        ({"data": {"path": "d", "num_classes": 3, "prepare": "noise"}}, False),
         ({"data": {"path": "d", "num_classes": 3, "prepare": "noise", "options": {"source": "x"}}}, True),
-        (
-            {
-                "data": {
-                    "path": "d",
-                    "num_classes": 3,
-                    "prepare": "noise",
-                    "options": {"source": "x", "rate": "much"},
-                }
-            },
-            False,
-        ),
-        (
-            {"data": {"path": "d", "num_classes": 3, "prepare": "long-tail", "options": {"source": "x"}}},
-            False,
-        ),
         ({"data": {"path": "d", "num_classes": 10, "prepare": "digits"}}, True),
         ({"data": {"path": "d", "num_classes": 10, "prepare": "digitz"}}, False),
         ({"smoothing": {"values": [0]}}, False),

@@ -32,7 +32,6 @@ def plan(monkeypatch):
 def test_teachers_are_timms_and_students_mmcls(plan):
     assert trainer_of("mmcls", "teacher") is TIMM
     assert trainer_of("mmcls", "student") is MMCLS
-    assert trainer_of("timm", "student") is TIMM
     student = next(run for run in plan.runs if run.role == "student" and run.smoothing and run.seed == 2)
     words = MMCLS.command(plan, student)
     assert words[:4] == ["mim", "train", "mmcls", "recipes/digits_bnn/student.py"]

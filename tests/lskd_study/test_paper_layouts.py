@@ -16,7 +16,7 @@ from lskd_study.pages.paper_tables import Accuracy, Text, paper_table, papers_ta
 from lskd_study.paper.printed import load_tables
 from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table, kinds_of, row_of, teacher_name
 from lskd_study.plan.plan import Plan, Run
-from lskd_study.plan.recipe_catalogue import catalogue
+from lskd_study.plan.recipes import catalogue
 from lskd_study.results.images import ImageResult
 from lskd_study.results.results import Failure, Results
 from lskd_study.study import engine

@@ -10,8 +10,7 @@ import yaml
 from typer.main import get_command
 
 from lskd_study.cli import main as cli
-from lskd_study.plan.recipe_catalogue import catalogue, find_recipe, header_of
-from lskd_study.plan.recipes import recipes_folder
+from lskd_study.plan.recipes import catalogue, find_recipe, header_of, recipes_folder
 from lskd_study.runs.scheduler import check_snakemake_options
 
 pytestmark = pytest.mark.unit

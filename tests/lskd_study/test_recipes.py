@@ -5,8 +5,7 @@ import shutil
 import pytest
 
 from lskd_study.cli import main as cli
-from lskd_study.plan.recipe_catalogue import catalogue
-from lskd_study.plan.recipes import recipes_folder
+from lskd_study.plan.recipes import catalogue, recipes_folder
 from lskd_study.recipe_check.cost import SUSTAINED, corner_points, gpu_hours
 
 pytestmark = pytest.mark.unit
@@ -40,7 +39,7 @@ def test_an_unknown_name_is_one_line_with_the_nearest(capsys, command):
     [
         ("teacher.yaml", "epochs:", "epcohs:", "unknown key 'epcohs'; did you mean 'epochs'?"),
         ("study.yaml", "test_byobnet", "test_byobnett", "unknown model 'test_byobnett'"),
-        ("study.yaml", "num_classes: 10", "num_classes: 11", "`lskd data digits` makes 10 classes; mend one"),
+        ("study.yaml", "num_classes: 10", "num_classes: 11", "`lskd data digits` makes 10 classes; fix one"),
     ],
 )
 def test_a_broken_recipe_fails_in_one_line(capsys, tmp_path, file, old, new, message):

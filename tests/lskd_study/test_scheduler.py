@@ -116,7 +116,7 @@ def test_a_profile_of_the_users_comes_first(plan, tmp_path):
             "executor condor is not installed here; pip install snakemake-exec",
         ),
         (["--profile", "broken"], "not valid YAML"),
-        (["--profile", "odd"], "mend the profile odd"),
+        (["--profile", "odd"], "fix the profile odd"),
         (["--directory", "x"], "--directory is set by lskd study itself"),
         (["--no-such-option"], "an option of neither lskd study nor snakemake"),
     ],

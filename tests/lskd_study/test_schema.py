@@ -47,14 +47,6 @@ def test_a_good_file_gets_the_papers_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("output: runs/x", "outptu: runs/x", r"study.yaml:5: unknown key 'outptu'; did you mean 'output'\?"),
-        (
-            "  num_classes",
-            "  num_clases",
-            r"study.yaml:4: unknown key 'num_clases'; did you mean 'num_classes'\?",
-        ),
-        ("    config: s", "    konfig: s", r"study.yaml:13: unknown key 'konfig'; did you mean 'config'\?"),
-        ("  values", "  valuse", r"study.yaml:7: unknown key 'valuse'; did you mean 'values'\?"),
         ("output: runs/x", "zzz: 1", r"study.yaml:5: unknown key 'zzz'; valid here: title, "),
         ("num_classes: 10", "num_classes: ten", r"study.yaml:4: data.num_classes: .*integer.*'ten'"),
         ("num_classes: 10", "num_classes: true", r"study.yaml:4: data.num_classes: .*integer"),
@@ -135,7 +127,7 @@ def test_a_file_without_an_end_is_one_line(tmp_path, text, message):
 @pytest.mark.parametrize("text", ["epochs: 2020-01-01\n", "lr: .nan\n", "clip_grad: -.inf\n"])
 def test_a_trainers_file_holds_plain_values_only(tmp_path, text):
     (tmp_path / "t.yaml").write_text(text)
-    with pytest.raises(LskdError, match=r"t.yaml holds more than numbers, text, lists and mappings"):
+    with pytest.raises(LskdError, match=r"t.yaml contains more than numbers, text, lists and mappings"):
         read_trainer_config(tmp_path / "t.yaml")
 
 

@@ -21,7 +21,7 @@ from lskd_study.runs.__main__ import main
 from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import SNAKEFILE
 from lskd_study.stores.decide import with_stores
-from lskd_study.stores.state import holds, release_stores, renew_stores, rerun_command
+from lskd_study.stores.state import contains, release_stores, renew_stores, rerun_command
 from lskd_study.stores.words import describe_stores, loss_note, page_rows
 from lskd_study.trainers import TIMM, trainer_of
 from lskd_study.trainers.trainer import CannotStoreError, Trainer, Views
@@ -176,7 +176,7 @@ def test_what_is_asked_for_is_done_or_refused(decided, monkeypatch):
     assert "stored as float16" in loss_note(decided(values="float16"))
     with pytest.raises(LskdError, match=r"study.yaml: soft_labels.top_k is 5; there are 4 classes"):
         decided(top_k=5)
-    with pytest.raises(LskdError, match=r"soft_labels: it mixes; mend that or remove it"):
+    with pytest.raises(LskdError, match=r"soft_labels: it mixes; fix that or remove it"):
         decided({"small": CannotStoreError("it mixes")}, mode="always")
 
 
@@ -251,8 +251,8 @@ def test_a_store_is_written_gone_on_with_read_and_removed(study):
     plan, store, calls = study
     arguments = [str(plan.root / PLAN), store.id]
     assert main(arguments) == 130
-    assert not holds(plan, store)
-    with pytest.raises(LskdError, match=r"does not hold what student-.* reads; run `lskd study` again"):
+    assert not contains(plan, store)
+    with pytest.raises(LskdError, match=r"does not contain what student-.* reads; run `lskd study` again"):
         job.run_job(plan, plan.run(store.students[0]))
     half = SoftLabels(plan.labels(store))
     assert len(half) == IMAGES * EPOCHS // 2
@@ -260,7 +260,7 @@ def test_a_store_is_written_gone_on_with_read_and_removed(study):
     assert len(calls) == 2
     assert calls[1][:2] == ["timm", "soft-labels"]
     assert "--experiment" not in calls[1]
-    assert holds(plan, store)
+    assert contains(plan, store)
     record = json.loads((plan.root / store.folder / JOB).read_text())
     assert record["resumed"] == 1
     assert record["soft_labels"]["rows"] == IMAGES * EPOCHS
@@ -296,8 +296,8 @@ def test_a_retrained_teacher_is_asked_again(study):
     assert main([str(plan.root / PLAN), store.id]) == 0
     record = json.loads((plan.root / store.folder / JOB).read_text())
     assert record["resumed"] == 0
-    assert not holds(plan, store)  # the teacher's own record is still the old one
-    with pytest.raises(LskdError, match="does not hold"):
+    assert not contains(plan, store)  # the teacher's own record is still the old one
+    with pytest.raises(LskdError, match="does not contain"):
         job.run_job(plan, plan.run(store.students[0]))
 
 
@@ -475,7 +475,7 @@ def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monke
             monkeypatch.setattr(TIMM, "store", diverge)
         assert main([str(plan.root / PLAN), store.id]) == 0
         assert plan.failed(store) == reason
-        assert not holds(plan, store)
+        assert not contains(plan, store)
         assert main([str(plan.root / PLAN), student.id]) == 0
         assert plan.failed(student).endswith(reason)
     assert calls == []

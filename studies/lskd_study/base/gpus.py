@@ -1,7 +1,7 @@
 """Which GPUs a run may use, where nobody but the study decides: one machine, several runs at a time.
 
 On a cluster the scheduler gives each job its devices. On one machine Snakemake only counts, and every run
-would land on the first device; so each run takes as many free ones as it asks for and holds a lock on each,
+would land on the first device; so each run takes as many free ones as it asks for and keeps a lock on each,
 which the kernel lets go when the run's last process ends, however it ends.
 """
 
@@ -36,8 +36,8 @@ def visible_gpus() -> list[str]:
         stop = next((i for i, name in enumerate(names) if not name or name.startswith("-")), len(names))
         return names[:stop]
     done = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True, check=False)
-    words = done.stdout.split()
-    return [str(index) for index in range(int(words[-1]))] if words and words[-1].isdigit() else []
+    printed = done.stdout.split()
+    return [str(index) for index in range(int(printed[-1]))] if printed and printed[-1].isdigit() else []
 
 
 def gpus_of_a_run(resources: Mapping[str, int | str]) -> int:
@@ -70,8 +70,8 @@ def gpus_for_all(resources: Mapping[str, int | str], limit: int | None) -> tuple
     if VISIBLE in os.environ:
         seen += f" ({VISIBLE}={os.environ[VISIBLE]})"
     if asked > len(names):
-        mend = "take gpu out of the study's resources.extra to run it here"
-        raise LskdError(f"each run asks for {_gpus(asked)} but {seen}; {mend}")
+        fix = "take gpu out of the study's resources.extra to run it here"
+        raise LskdError(f"each run asks for {_gpus(asked)} but {seen}; {fix}")
     if limit is not None and limit > len(names):
         raise LskdError(f"--resources gpu={limit} but {seen}; give {len(names)} or leave it out")
     if limit is not None and asked > limit:
@@ -89,7 +89,7 @@ def _gpus(count: int) -> str:
 def chosen_gpus(
     resources: Mapping[str, int | str], say: Callable[[str], None] = lambda line: None
 ) -> Iterator[dict[str, str]]:
-    """Hold as many free GPUs as a run asks for, alone visible to this process and to what it starts.
+    """Lock as many free GPUs as a run asks for, alone visible to this process and to what it starts.
 
     Nothing is changed where `lskd study` does not choose, as on a cluster. Gives the variables that were set.
     ``say`` is told when there is none free yet: another study of the same user has them.

@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return processor, number of usable cores and GPUs, with the CUDA that PyTorch drives them by."""
+    """Return CPU, number of usable cores and GPUs, with the CUDA that PyTorch drives them by."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -37,7 +37,7 @@ def hardware() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the operating system gives it."""
+    """Return the CPU's name as the operating system gives it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -60,9 +60,9 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     if git is None:
         return None
 
-    def ask(*words: str) -> str:
+    def ask(*arguments: str) -> str:
         done = subprocess.run(
-            [git, "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+            [git, "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
         )
         return done.stdout.strip()
 

@@ -30,7 +30,7 @@ class _Terminated(KeyboardInterrupt):
 def until_stopped(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
     """End a process and all that it started when somebody asks for it while the block runs.
 
-    Gives a list that then holds the signal. A second request ends this process as usual.
+    Gives a list that then contains the signal. A second request ends this process as usual.
     """
 
     def terminate(number: int, frame: Any) -> None:

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -66,14 +67,26 @@ def cell(number: float) -> str:
     return "" if np.isnan(number) else f"{number:.8g}"
 
 
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the known name that is most like a name; empty where none is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), "")
+
+
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Return a question that names the nearest of the known names; ``otherwise`` where none is near.
 
     >>> did_you_mean("sedes", ["seeds", "title"]), did_you_mean("x", ["title"], "see the manual")
     ("did you mean 'seeds'?", 'see the manual')
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else otherwise
+    near = nearest(name, known)
+    return f"did you mean {near!r}?" if near else otherwise
+
+
+def first_problem(error: Any) -> str:
+    """Return the first thing that a ``pydantic.ValidationError`` names, with its place, in one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))[:80]
+    return " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
 
 
 def storable(name: str) -> bool:
@@ -83,3 +96,11 @@ def storable(name: str) -> bool:
     except UnicodeEncodeError:  # bytes that Python could not decode
         return False
     return not {"\n", "\r"} & set(name)
+
+
+def gigabytes(count: float) -> str:
+    """Return a number of bytes in words."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"

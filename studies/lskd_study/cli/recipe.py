@@ -19,7 +19,7 @@ app = typer.Typer(
 @app.command("list")
 def list_recipes() -> None:
     """Name the recipes: table or figure of the paper, ecosystem, number of runs, data."""
-    from lskd_study.plan.recipe_catalogue import catalogue, runs_and_data
+    from lskd_study.plan.recipes import catalogue, runs_and_data
 
     rows = [("NAME", "PAPER", "ECOSYSTEM", "RUNS", "DATA")]
     for recipe in catalogue():
@@ -32,7 +32,7 @@ def list_recipes() -> None:
 @app.command()
 def show(name: Annotated[str, typer.Argument(metavar="NAME", help="As `lskd recipe list` has it.")]) -> None:
     """Print a recipe's files, each with its path: what to run, what to expect, what is assumed."""
-    from lskd_study.plan.recipe_catalogue import find_recipe
+    from lskd_study.plan.recipes import find_recipe
 
     for number, path in enumerate(find_recipe(name).files):
         try:
@@ -57,7 +57,7 @@ def check(
     Prints parameters, operations, the corners of the learning rate's curve and an estimate of GPU-hours.
     """
     from lskd_study.base.extras import require_study_extra
-    from lskd_study.plan.recipe_catalogue import catalogue, find_recipe
+    from lskd_study.plan.recipes import catalogue, find_recipe
 
     recipes = [find_recipe(name) for name in names] if names else catalogue()
     require_study_extra()

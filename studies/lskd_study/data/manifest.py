@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from lskd import LskdError
-from lskd.base.files import read_json
+from lskd_study.base.files import read_object
 
 MANIFEST = "manifest.json"
 
@@ -42,11 +41,6 @@ def read_manifest(folder: Path, needs: Set[str] = frozenset()) -> dict[str, Any]
         folder: of the data.
         needs: keys without which it is none.
     """
-    try:
-        content = read_json(folder / MANIFEST)
-    except LskdError:
-        return {}
-    if not isinstance(content, dict) or not needs <= content.keys():
-        return {}
+    content = read_object(folder / MANIFEST)
     fits = all(kind(content[key]) for key, kind in _KINDS.items() if key in content)
-    return content if fits else {}
+    return content if fits and needs <= content.keys() else {}

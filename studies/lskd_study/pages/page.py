@@ -225,7 +225,7 @@ def provenance_rows(results: Results[AnyResult]) -> list[tuple[str, str]]:
             seen[name][value] = None
     resumed = sum(job["resumed"] for job in jobs)
     failed = f"{len(results.failed)} failed, " if results.failed else ""
-    prepare = results.plan.prepare_words
+    prepare = results.plan.prepare_arguments
     own = [
         ("Study file", results.plan.study_file),
         ("Data", " / ".join(seen.pop("data"))),

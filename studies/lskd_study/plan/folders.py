@@ -87,16 +87,17 @@ def begin(
     return resumed, goes_on
 
 
-def disk_is_full(folder: Path) -> bool:
-    """Whether nothing more can be written into a folder, as far as a small file tells."""
+def full_disk(folder: Path) -> LskdError | None:
+    """Return the one line for a folder that takes no more, as far as a small file tells; else None."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 16))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return False
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return cannot_write(folder, error)
+    return None
 
 
 def remove_files(folder: Path, patterns: Sequence[str]) -> None:
@@ -119,4 +120,4 @@ def _move_aside(folder: Path) -> None:
     aside.mkdir()
     for path in items:
         os.rename(path, aside / path.name)
-    say(f"{folder} held what no run of this study had left; it was moved to {aside}")
+    say(f"{folder} contained what no run of this study had left; it was moved to {aside}")

@@ -3,20 +3,17 @@
 It ships as ``study.schema.json`` in the folder of recipes. In the vocabulary of draft 7, which editors know.
 """
 
-import inspect
 import json
 import re
-import typing
 from typing import Any, get_args
 
-from lskd_study.data.options import TEXT, command_of, valid_options
+from lskd_study.data.options import TEXT
 from lskd_study.plan.kinds import TRANSLATION, Ecosystem, kind_of
 from lskd_study.plan.recipes import recipes_folder
 from lskd_study.plan.schema import Prepare, Study
 from lskd_study.plan.teacher_list import TeacherList
 
 FILE = "study.schema.json"
-_TYPES = {bool: "boolean", int: "integer", float: "number"}  # all else is text, a path say
 
 
 def study_schema() -> dict[str, Any]:
@@ -39,9 +36,9 @@ def study_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """Return the schema as the file holds it."""
+    """Return the schema as the file contains it."""
     text = json.dumps(study_schema(), indent=1, ensure_ascii=False)
-    # What holds no other list or mapping on one line: a third of the length, and easier to compare.
+    # What contains no other list or mapping on one line: a third of the length, and easier to compare.
     return re.sub(r"[\[{][^\[\]{}]{1,140}[\]}]", lambda found: " ".join(found.group().split()), text) + "\n"
 
 
@@ -51,7 +48,7 @@ def modeline() -> str:
 
 
 def _refine(definitions: dict[str, Any]) -> None:
-    """Add what the model checks in code: what belongs to an ecosystem, and the options of each command."""
+    """Add what the model checks in code: what belongs to an ecosystem."""
     kinds: dict[bool, list[str | None]] = {True: [None], False: [None]}
     for name in get_args(Prepare):
         kinds[name in TEXT].append(name)
@@ -76,31 +73,6 @@ def _refine(definitions: dict[str, Any]) -> None:
             },
         }
     ]
-    definitions["Data"]["allOf"] = [
-        {
-            "if": {"properties": {"prepare": {"const": name}}, "required": ["prepare"]},
-            "then": _options(name),
-        }
-        for name in get_args(Prepare)
-    ]
-
-
-def _options(prepare: str) -> dict[str, Any]:
-    """Return the schema of a command's options, in the data that they are of, from its signature."""
-    command = command_of(prepare)
-    hints = typing.get_type_hints(inspect.unwrap(command.callback))
-    by_name = {parameter.name: parameter for parameter in command.params}
-    properties = {}
-    for name in valid_options(prepare):
-        key = name.replace("-", "_")
-        kind = next((one for one in (hints[key], *get_args(hints[key])) if one in _TYPES), str)
-        text = getattr(by_name[key], "help", None) or f"What `lskd data {prepare}` reads."
-        properties[name] = {"type": _TYPES.get(kind, "string"), "description": text}
-    needed = sorted(
-        name for name in properties if getattr(by_name[name.replace("-", "_")], "required", False)
-    )
-    options = {"properties": properties, "additionalProperties": False, "required": needed}
-    return {"properties": {"options": options}, "required": ["options"] * bool(needed)}
 
 
 def _plain(schema: Any) -> Any:

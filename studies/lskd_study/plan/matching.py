@@ -1,10 +1,10 @@
 """Which row of the paper a run belongs to: networks, data sets and settings by its names, in one place."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lskd_study.base.text import did_you_mean
 from lskd_study.paper.printed import Paper, Row, Table, load_tables
 from lskd_study.plan.plan import Plan, Run
 
@@ -66,11 +66,10 @@ def check_table(name: str, students: bool) -> str:
     """
     known = (*OF_TEACHERS, *OF_STUDENTS)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        there = f"there are {', '.join(known)}"
         # Of "Table 5" every other table is as near, so none is offered.
-        hint = f"did you mean {near[0]!r}?" if near and name not in load_tables().tables else ""
-        reason = "is no table of the paper that a study reproduces"
-        raise ValueError(f"{name!r} {reason}; {hint or 'there are ' + ', '.join(known)}")
+        hint = there if name in load_tables().tables else did_you_mean(name, known, there)
+        raise ValueError(f"{name!r} is no table of the paper that a study reproduces; {hint}")
     if name in OF_STUDENTS and not students:
         raise ValueError(f"{name!r} is about students and the study has none; add students or remove it")
     if name in ("Table 1", "Table 10") and students:

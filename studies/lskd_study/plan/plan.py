@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from lskd import LskdError
 from lskd.base.files import read_json, write_text
+from lskd_study.base.files import read_object
+from lskd_study.base.text import first_problem
 from lskd_study.data.options import Value, words_of
 from lskd_study.plan.kinds import IMAGES, Kind, kind_of
 
@@ -92,7 +94,7 @@ class Store:
 class Plan:
     """A validated study with its matrix spelled out; plain values only.
 
-    ``cwd`` is the folder that the other paths are relative to. ``configs`` holds the content of the trainer's
+    ``cwd`` is the folder that the other paths are relative to. ``configs`` is the content of the trainer's
     files by path, so that a change of theirs is noticed. ``num_classes`` is 0 where nothing is classified.
     ``margin``, in points of accuracy: what is still as good.
     """
@@ -173,15 +175,15 @@ class Plan:
         return {(run.temperature, run.hard_weight) for run in students} <= {(1.0, 0.0)}
 
     @property
-    def prepare_words(self) -> list[str]:
+    def prepare_arguments(self) -> list[str]:
         """The arguments of ``lskd`` that make the data, paths relative to ``cwd``; empty for none."""
         if not self.prepare:
             return []
-        words = ["data", *words_of(self.prepare, self.prepare_options)]
+        arguments = ["data", *words_of(self.prepare, self.prepare_options)]
         if self.kind is IMAGES:
-            return [*words, "--output", self.data]
+            return [*arguments, "--output", self.data]
         text = self.data.removesuffix("-bin") if self.data.endswith("-bin") else f"{self.data}-text"
-        return [*words, "--output", text, "--data-bin", self.data]
+        return [*arguments, "--output", text, "--data-bin", self.data]
 
     def run(self, run_id: str) -> Run:
         """Return the run of that name.
@@ -203,11 +205,7 @@ class Plan:
 
     def failed(self, made: Run | Store) -> str:
         """Return why a run (or a store) that ended failed; empty where it did not, or has not ended."""
-        try:
-            record = read_json(self.root / made.folder / JOB)
-        except LskdError:
-            return ""
-        return str(record.get("failed") or "") if isinstance(record, dict) else ""
+        return str(read_object(self.root / made.folder / JOB).get("failed") or "")
 
     def unfinished(self) -> list[Run]:
         """Return the runs still to do."""
@@ -242,9 +240,7 @@ class Plan:
             # As JSON, in which a run is a mapping; strictly, "1" is no number.
             plan = TypeAdapter(cls).validate_json(json.dumps(content))
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"]))[:80]
-            raise _other_version(path, f"{where}: {first['msg']}".removeprefix(": ")) from error
+            raise _other_version(path, first_problem(error)) from error
         if found := plan._odd():
             raise _other_version(path, found)
         return plan
@@ -264,7 +260,6 @@ class Plan:
 
 
 def _other_version(path: Path, reason: str) -> LskdError:
-    reason = " ".join(reason.split())
     return LskdError(f"{path} is not a plan of this version ({reason}); run `lskd study` again")
 
 
@@ -277,7 +272,7 @@ def expand(
     hard_weights: list[float],
 ) -> list[Run]:
     """Return all runs of the matrix, teachers first; networks are pairs (model, trainer's file)."""
-    # Seeds vary slowest, so that a study broken off holds whole pairs of arms.
+    # Seeds vary slowest, so that a study broken off has whole pairs of arms.
     arms = list(product(seeds, teachers, smoothing))
     runs = [
         Run(_teacher_id(model, alpha, seed), "teacher", model, config, alpha, seed)

@@ -7,10 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lskd import LskdError
 from lskd.base.files import read_json
+from lskd_study.base.text import first_problem
 
 
 class Record(BaseModel):
-    """What is read of a file; it may hold more, and a later version's file does."""
+    """What is read of a file; it may contain more, and a later version's file does."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -28,7 +29,7 @@ class Checkpoint(Record):
 
 
 class StoredLabels(Record):
-    """What a store holds."""
+    """What a store contains."""
 
     bytes: int
 
@@ -106,9 +107,6 @@ def read_record(path: Path, kind: type[Record]) -> dict[str, Any]:
     try:
         kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))[:80]
-        reason = f"{where}: {first['msg']}".removeprefix(": ")
-        raise LskdError(f"{path} is damaged or of another version ({' '.join(reason.split())})") from error
+        raise LskdError(f"{path} is damaged or of another version ({first_problem(error)})") from error
     found: dict[str, Any] = content
     return found

@@ -27,23 +27,11 @@ Content = TypeVar("Content", bound=BaseModel)
 
 # Set by the study itself for every run, so a trainer's file may not set them.
 RESERVED = frozenset(
-    {
-        "data_dir",
-        "dataset",
-        "experiment",
-        "kd_hard_weight",
-        "kd_teacher",
-        "kd_teacher_checkpoint",
-        "kd_temperature",
-        "kd_temperature_squared",
-        "model",
-        "num_classes",
-        "output",
-        "resume",
-        "seed",
-        "smoothing",
-        "smoothing_convention",
-    }
+    (
+        *("data_dir", "dataset", "model", "num_classes", "output", "experiment", "resume", "seed"),
+        *("smoothing", "smoothing_convention", "kd_teacher", "kd_teacher_checkpoint"),
+        *("kd_hard_weight", "kd_temperature", "kd_temperature_squared"),
+    )
 )
 
 
@@ -139,7 +127,7 @@ class Network(Strict):
 class Resources(Strict):
     """What one run asks of the scheduler."""
 
-    threads: int = Field(1, ge=1, description="of the processor")
+    threads: int = Field(1, ge=1, description="CPU cores")
     extra: dict[str, int | str] = Field(
         default_factory=dict, description="passed on to Snakemake, e.g. mem_mb"
     )
@@ -253,32 +241,30 @@ class Study(Strict):
 
     @model_validator(mode="after")
     def _data_of_the_ecosystem(self) -> Self:
-        translation = kind_of(self.ecosystem) is TRANSLATION
-        data = self.data
+        data, translation = self.data, kind_of(self.ecosystem) is TRANSLATION
         if data.num_classes is None and not translation:
-            raise _error("missing", ("data", "num_classes"), data)
+            raise _error(None, data, "data", "num_classes")
         if data.num_classes is not None and translation:
-            refused = PydanticCustomError("no_classes", "a fairseq study has no classes; remove it")
-            raise _error(refused, ("data", "num_classes"), data.num_classes)
+            message = "a fairseq study has no classes; remove it"
+            raise _error(message, data.num_classes, "data", "num_classes")
         if translation and not self.students:
-            needed = PydanticCustomError("no_students", "a fairseq study needs students; list at least one")
-            raise _error(needed, ("students",), self.students)
+            raise _error("a fairseq study needs students; list at least one", self.students, "students")
         if data.prepare is None:
             if data.options:
-                refused = PydanticCustomError("options", "they belong to data.prepare, which is not given")
-                raise _error(refused, ("data", "options"), data.options)
+                message = "they belong to data.prepare, which is not given"
+                raise _error(message, data.options, "data", "options")
             return self
         if (data.prepare in TEXT) != translation:
-            kinds = [name for name in get_args(Prepare) if (name in TEXT) == translation]
-            message = f"it makes no data for {self.ecosystem}, which takes {', '.join(kinds)}"
-            raise _error(PydanticCustomError("other_data", message), ("data", "prepare"), data.prepare)
+            commands = [name for name in get_args(Prepare) if (name in TEXT) == translation]
+            message = f"it makes no data for {self.ecosystem}, which takes {', '.join(commands)}"
+            raise _error(message, data.prepare, "data", "prepare")
         if found := problem(data.prepare, data.options):
             where, message = found
-            raise _error(PydanticCustomError("options", message), ("data", "options", *where), data.options)
+            raise _error(message, data.options, "data", "options", *where)
         classes = known_classes(data.prepare, data.options)
         if data.num_classes is not None and classes not in (None, data.num_classes):
-            message = f"`lskd data {data.prepare}` makes {classes} classes; mend one of them"
-            raise _error(PydanticCustomError("classes", message), ("data", "num_classes"), data.num_classes)
+            message = f"`lskd data {data.prepare}` makes {classes} classes; fix one of them"
+            raise _error(message, data.num_classes, "data", "num_classes")
         return self
 
     @model_validator(mode="after")
@@ -287,17 +273,16 @@ class Study(Strict):
             try:
                 check_table(name, bool(self.students))
             except ValueError as error:
-                raise _error(PydanticCustomError("no_table", str(error)), ("paper",), name) from error
+                raise _error(str(error), name, "paper") from error
         if kind_of(self.ecosystem) is TRANSLATION and (self.paper or self.published):
-            refused = PydanticCustomError("no_images", "the figures are accuracies, of images; remove it")
-            raise _error(refused, ("paper" if self.paper else "published",), self.ecosystem)
+            message = "the figures are accuracies, of images; remove it"
+            raise _error(message, self.ecosystem, "paper" if self.paper else "published")
         for index, figure in enumerate(self.published.figures if self.published else ()):
             for key, known in self._matrix().items():
                 given = getattr(figure, key)
                 if given not in known and not (given is None and len(known) == 1):
                     message = f"the study has no such {key}; it has {', '.join(map(str, known))}"
-                    place = ("published", "figures", index, key)
-                    raise _error(PydanticCustomError("no_run", message), place, given)
+                    raise _error(message, given, "published", "figures", index, key)
         return self
 
     def _matrix(self) -> dict[str, list[Any]]:
@@ -310,11 +295,13 @@ class Study(Strict):
         }
 
 
-def _error(
-    kind: str | PydanticCustomError, location: tuple[str | int, ...], value: object
-) -> ValidationError:
-    """Return an error that has a place in the file, which a validator's own ValueError does not have."""
-    details = InitErrorDetails(type=kind, loc=location, input=value)
+def _error(message: str | None, value: object, *place: str | int) -> ValidationError:
+    """Return an error with a place in the file, which a validator's own ValueError does not have.
+
+    ``message``: None where something is missing.
+    """
+    kind = "missing" if message is None else PydanticCustomError("refused", message)
+    details = InitErrorDetails(type=kind, loc=place, input=value)
     return ValidationError.from_exception_data("Study", [details])
 
 
@@ -351,10 +338,10 @@ def read_trainer_config(path: Path, reserved: frozenset[str] = RESERVED) -> dict
     """
     try:
         content = read_yaml(path, "trainer's file")
-        json.dumps(content, allow_nan=False)  # as the plan will hold it
+        json.dumps(content, allow_nan=False)  # as the plan will contain it
     except (TypeError, ValueError):
-        mend = "leave out dates, sets, .inf and .nan"
-        raise LskdError(f"{path} holds more than numbers, text, lists and mappings; {mend}") from None
+        fix = "leave out dates, sets, .inf and .nan"
+        raise LskdError(f"{path} contains more than numbers, text, lists and mappings; {fix}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise LskdError(f"{path} is not a mapping of the trainer's options")
     taken = sorted(reserved & {str(key).replace("-", "_") for key in content})

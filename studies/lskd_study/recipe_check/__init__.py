@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lskd import LskdError
-from lskd_study.plan.recipe_catalogue import Recipe
+from lskd_study.plan.recipes import Recipe
 
 if TYPE_CHECKING:
     from lskd_study.recipe_check.fairseq import FairseqChecks

@@ -7,7 +7,7 @@ from typing import Any
 
 from lskd import LskdError
 from lskd.base.files import read_yaml
-from lskd_study.plan.recipe_catalogue import Recipe
+from lskd_study.plan.recipes import Recipe
 from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun
 from lskd_study.trainers.fairseq import compose_file

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.plan.recipe_catalogue import Recipe
-from lskd_study.plan.recipes import recipes_folder
+from lskd_study.plan.recipes import Recipe, recipes_folder
 from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.miniature import FASHION, data_set, write_fashion, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from lskd_study.base.extras import needs_study_extra
-from lskd_study.plan.recipe_catalogue import Recipe
+from lskd_study.plan.recipes import Recipe
 from lskd_study.plan.teacher_list import TeacherEntry, load_teachers
 from lskd_study.recipe_check.miniature import DATA_SETS, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun

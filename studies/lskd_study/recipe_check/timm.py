@@ -13,7 +13,7 @@ from typing import Any
 
 from lskd_study.base.extras import needs_study_extra
 from lskd_study.plan.plan import CHECKPOINT, Plan, Run, exact
-from lskd_study.plan.recipe_catalogue import Recipe
+from lskd_study.plan.recipes import Recipe
 from lskd_study.recipe_check import cost
 from lskd_study.recipe_check.miniature import DataSet, data_set, write_miniature
 from lskd_study.recipe_check.report import CheckedRecipe, CheckedRun

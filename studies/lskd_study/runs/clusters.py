@@ -20,12 +20,12 @@ def slurm_options(args: argparse.Namespace, root: Path) -> list[str]:
 
     Without accounting its default way to ask for jobs' states never gets an answer, and it waits for ever.
     """
-    words = []
+    arguments = []
     if not isinstance(args.slurm_status_command, str) and not _accounting():
-        words += ["--slurm-status-command", "squeue"]
+        arguments += ["--slurm-status-command", "squeue"]
     if not isinstance(args.slurm_jobname_prefix, str):
-        words += ["--slurm-jobname-prefix", job_prefix(root)]
-    return words
+        arguments += ["--slurm-jobname-prefix", job_prefix(root)]
+    return arguments
 
 
 def job_prefix(root: Path) -> str:
@@ -36,7 +36,7 @@ def job_prefix(root: Path) -> str:
 def cancel_orphans(root: Path) -> int:
     """Cancel jobs that a killed study left in the queue, wait for their end and return their number.
 
-    Nobody collects their results, and each holds the folder of a run. Only for who holds the study's lock.
+    Nobody collects their results, and each locks the folder of a run. Only for who has the study's lock.
     """
     orphans = _queued(job_prefix(root))
     if orphans:
@@ -70,19 +70,23 @@ def kubernetes_options(args: argparse.Namespace, plan: Plan) -> list[str]:
         LskdError: without an image or a volume, and for a study that is not on the volume or lacks its data.
     """
     if args.container_image.partition(":")[0] == _SNAKEMAKES_IMAGE:
-        raise LskdError("--executor kubernetes needs --container-image IMAGE too, an image that holds lskd")
+        raise LskdError(
+            "--executor kubernetes needs --container-image IMAGE too, an image that contains lskd"
+        )
     volumes = args.kubernetes_persistent_volumes
     if not isinstance(volumes, list) or not volumes:
-        mend = "the claim of the volume that holds the study"
-        raise LskdError(f"--executor kubernetes needs --kubernetes-persistent-volumes CLAIM:PATH too, {mend}")
+        fix = "the claim of the volume that contains the study"
+        raise LskdError(f"--executor kubernetes needs --kubernetes-persistent-volumes CLAIM:PATH too, {fix}")
     mounts = [Path(str(volume).partition(":")[2]) for volume in volumes]
     for folder in (Path(plan.cwd), plan.root, plan.data_dir):
         if not any(folder.resolve().is_relative_to(mount) for mount in mounts):
             known = ", ".join(str(mount) for mount in mounts)
             raise LskdError(f"{folder} is not below {known}; jobs see nothing but that volume")
     if plan.prepare and not plan.data_dir.exists():
-        raise LskdError(f"{plan.data} is not there yet; make it with `lskd {shlex.join(plan.prepare_words)}`")
-    words = ["--config", "copied=true", "--envvars", VARIABLE]
+        raise LskdError(
+            f"{plan.data} is not there yet; make it with `lskd {shlex.join(plan.prepare_arguments)}`"
+        )
+    arguments = ["--config", "copied=true", "--envvars", VARIABLE]
     if not args.default_storage_prefix:
-        words += ["--default-storage-prefix", str(plan.root.resolve())]
-    return words
+        arguments += ["--default-storage-prefix", str(plan.root.resolve())]
+    return arguments

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from lskd import LskdError
-from lskd.base.files import read_json, write_text
+from lskd.base.files import write_text
 from lskd.checkpoints import file_checksum
+from lskd_study.base.files import read_object
 from lskd_study.base.progress import say
 from lskd_study.data.manifest import MANIFEST
 from lskd_study.plan.plan import JOB, Plan, Run, Store
@@ -39,9 +40,9 @@ def data_checksum(plan: Plan, remember: bool = True) -> str:
             times = f"{about.st_mtime_ns} {about.st_ctime_ns}"
             listing.update(os.fsencode(f"{name}\0{about.st_size} {times}\n"))
     except OSError as error:
-        raise LskdError(f"cannot read {error.filename} ({error.strerror}); mend the data") from error
-    known = _known(plan)
-    if known.get("listing") == listing.hexdigest():
+        raise LskdError(f"cannot read {error.filename} ({error.strerror}); fix the data") from error
+    known = read_object(plan.root / FILE)
+    if known.get("listing") == listing.hexdigest() and "sha256" in known:
         return str(known["sha256"])
     if size > _LARGE:
         say(f"reads {len(names):,} files of {plan.data} ({size / 1e9:.1f} GB) once, for their checksum")
@@ -77,7 +78,11 @@ def check_unchanged(plan: Plan) -> None:
         LskdError: they are not.
     """
     made: list[Run | Store] = [*plan.runs, *plan.stores]
-    seen = {one.folder: sha256 for one in made if (sha256 := _recorded(plan, one))}
+    data = {one.folder: read_object(plan.root / one.folder / JOB).get("data") for one in made}
+    # An earlier version did not note it.
+    seen = {
+        folder: was["sha256"] for folder, was in data.items() if isinstance(was, dict) and "sha256" in was
+    }
     if not seen or not plan.data_dir.exists():
         return
     now = data_checksum(plan, remember=False)
@@ -87,13 +92,6 @@ def check_unchanged(plan: Plan) -> None:
             f"the data in {plan.data} changed since {len(older)} runs of {plan.output} were made, e.g. "
             f"{older[0]}; put the data back, remove the folders of those runs, or choose another --output"
         )
-
-
-def _recorded(plan: Plan, made: Run | Store) -> str:
-    try:
-        return str(read_json(plan.root / made.folder / JOB)["data"]["sha256"])
-    except (LskdError, KeyError, TypeError):
-        return ""
 
 
 def _names(plan: Plan) -> Iterator[str]:
@@ -106,11 +104,3 @@ def _names(plan: Plan) -> Iterator[str]:
             for name in sorted(names):
                 if not name.startswith(".") and (below, name) != (".", MANIFEST):
                     yield os.path.normpath(os.path.join(below, name))
-
-
-def _known(plan: Plan) -> dict[str, str]:
-    try:
-        found = read_json(plan.root / FILE)
-    except LskdError:
-        return {}
-    return found if isinstance(found, dict) and {"listing", "sha256"} <= found.keys() else {}

@@ -24,7 +24,7 @@ from lskd_study.plan.folders import LOG, begin, held
 from lskd_study.plan.plan import JOB, TEACHER_FAILED, Plan, Run, Store
 from lskd_study.plan.records import Made, read_record
 from lskd_study.runs.data_checksum import check_same_data, data_checksum
-from lskd_study.runs.work import Storing, Training, Work
+from lskd_study.runs.work import Storing, Training
 from lskd_study.stores.state import release_stores
 from lskd_study.trainers import trainer_of
 from lskd_study.trainers.same import changes
@@ -41,7 +41,7 @@ def run_job(plan: Plan, made: Run | Store) -> None:
     """
     os.chdir(plan.cwd)
     folder = Path(plan.output, made.folder)
-    work: Work = Training(plan, made) if isinstance(made, Run) else Storing(plan, made)
+    work = Training(plan, made) if isinstance(made, Run) else Storing(plan, made)
     with held(folder), chosen_gpus(plan.resources, lambda line: say(f"{work.name}  {line}")) as devices:
         started = time.monotonic()
         teacher, data = teacher_identity(plan, made), data_checksum(plan)

@@ -1,7 +1,6 @@
 """What a trainer prints goes to the log of its run; why it stopped becomes one line."""
 
 import contextlib
-import errno
 import os
 import re
 import sys
@@ -10,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lskd import DivergedError, LskdError
-from lskd.base.files import cannot_write
 from lskd_study.base.extras import not_installed
 from lskd_study.base.progress import open_log
-from lskd_study.plan.folders import disk_is_full
+from lskd_study.plan.folders import full_disk
 
 # Exit statuses of a trainer that was asked to stop; its own advice is not a study's.
 _STOPPED = (130, 143, -2, -15)
@@ -47,9 +45,8 @@ def logged(name: str, log: Path) -> Iterator[None]:
     except (LskdError, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code in _STOPPED:
             raise KeyboardInterrupt from error
-        if disk_is_full(log.parent):
-            why = cannot_write(log.parent, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-            raise LskdError(f"{name} failed: {why}") from error
+        if full := full_disk(log.parent):
+            raise LskdError(f"{name} failed: {full}") from error
         reason = str(error) if isinstance(error, LskdError) else _last_line(log, error)
         if isinstance(error, SystemExit) and error.code == DivergedError.STATUS:
             raise DivergedError(reason) from error

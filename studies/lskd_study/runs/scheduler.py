@@ -1,7 +1,6 @@
 """Snakemake's command line for a study: profiles by name, the executor, cores, GPUs and progress."""
 
 import argparse
-import difflib
 import importlib.util
 import os
 import shutil
@@ -15,6 +14,7 @@ from lskd import LskdError
 from lskd.base.files import read_yaml, write_text
 from lskd.base.install import how_to_install
 from lskd_study.base import gpus, progress
+from lskd_study.base.text import nearest
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.recipes import recipes_folder
 from lskd_study.runs.clusters import kubernetes_options, slurm_options
@@ -47,15 +47,15 @@ class Schedule:
     def command(self, plan: Plan) -> list[str]:
         """Return the command that runs what is unfinished."""
         snakefile = plan.root / SNAKEFILE.name if self.copied else SNAKEFILE
-        words = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
-        words += ["--directory", str(plan.root), "--keep-going", "--rerun-triggers", "mtime"]
+        arguments = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile)]
+        arguments += ["--directory", str(plan.root), "--keep-going", "--rerun-triggers", "mtime"]
         if self.cores is not None:
-            words += ["--cores", str(self.cores)]
-        words += ["--quiet", "rules", "reason", "host"]
+            arguments += ["--cores", str(self.cores)]
+        arguments += ["--quiet", "rules", "reason", "host"]
         # --nolock: Snakemake's lock is a file that outlives a kill. Ours is the kernel's, and the scheduler
         # inherits it, so a second study on this folder is refused exactly as long as a first one is alive.
         # --ignore-incomplete: a run's only declared output appears in one piece, so it cannot be incomplete.
-        return [*words, "--nolock", "--ignore-incomplete", *self.options]
+        return [*arguments, "--nolock", "--ignore-incomplete", *self.options]
 
     def prepare(self, plan: Plan) -> None:
         """Write into the output folder what the jobs need there."""
@@ -76,10 +76,10 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
         LskdError: for an option, a profile or an executor that is unknown or not installed, and for GPUs that
             are not there.
     """
-    words, profiles = _with_profiles(options)
-    _check_executor(words, profiles)
-    check_snakemake_options(words)
-    args = _parse(words, profiles)
+    arguments, profiles = _with_profiles(options)
+    _check_executor(arguments, profiles)
+    check_snakemake_options(arguments)
+    args = _parse(arguments, profiles)
     executor = args.executor or "local"
     speaks = bool(args.logger or args.verbose or args.printshellcmds)
     environment = {progress.VARIABLE: str(plan.root / progress.FILE)}
@@ -87,18 +87,22 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
         if args.jobs is None:
             raise LskdError(f"--executor {executor} needs --jobs N too, the number of jobs at a time")
         if executor == "slurm":
-            words += slurm_options(args, plan.root)
+            arguments += slurm_options(args, plan.root)
         if executor == "kubernetes":
-            words += kubernetes_options(args, plan)
-        return Schedule(executor, words, cores, environment, speaks, executor == "kubernetes")
+            arguments += kubernetes_options(args, plan)
+        return Schedule(executor, arguments, cores, environment, speaks, executor == "kubernetes")
     given = {name: resource.value for name, resource in dict(args.resources).items()}
     # A finished study's page is made again on any machine.
     total, names = gpus.gpus_for_all(plan.resources if plan.unfinished() else {}, given.get("gpu"))
     if names:
         environment[gpus.CANDIDATES] = ",".join(names)
         if "gpu" not in given:
-            words += ["--resources", *(f"{name}={value}" for name, value in given.items()), f"gpu={total}"]
-    return Schedule(executor, words, cores or 1, environment, speaks)
+            arguments += [
+                "--resources",
+                *(f"{name}={value}" for name, value in given.items()),
+                f"gpu={total}",
+            ]
+    return Schedule(executor, arguments, cores or 1, environment, speaks)
 
 
 def shipped_profiles() -> list[str]:
@@ -111,22 +115,22 @@ def _with_profiles(options: Sequence[str]) -> tuple[list[str], list[str]]:
 
     A profile of the user's by that name, where Snakemake looks for one, comes first.
     """
-    words = list(options)
+    arguments = list(options)
     profiles = []
-    for index, name, form in _values(words, "--profile"):
+    for index, name, form in _values(arguments, "--profile"):
         folder = _profile(name)
-        words[index] = form.format(folder)
+        arguments[index] = form.format(folder)
         profiles.append(folder)
-    return words, profiles
+    return arguments, profiles
 
 
-def _values(words: Sequence[str], option: str) -> Iterator[tuple[int, str, str]]:
+def _values(arguments: Sequence[str], option: str) -> Iterator[tuple[int, str, str]]:
     """Yield an option's values: where each stands, what it is, and how to write another one in its place."""
-    for index, word in enumerate(words):
+    for index, word in enumerate(arguments):
         if word.startswith(f"{option}="):
             yield index, word.partition("=")[2], f"{option}={{}}"
-        elif word == option and index + 1 < len(words):
-            yield index + 1, words[index + 1], "{}"
+        elif word == option and index + 1 < len(arguments):
+            yield index + 1, arguments[index + 1], "{}"
 
 
 def _profile(name: str) -> str:
@@ -141,11 +145,11 @@ def _profile(name: str) -> str:
     return str(folder)
 
 
-def _check_executor(words: Sequence[str], profiles: Sequence[str]) -> None:
-    """Say which extra is missing; Snakemake would only call the executor, and its options, unknown."""
+def _check_executor(arguments: Sequence[str], profiles: Sequence[str]) -> None:
+    """Check that it is installed; Snakemake would only call the executor, and its options, unknown."""
     from snakemake.cli import get_profile_dir
 
-    wanted = [name for option in ("--executor", "-e") for _, name, _ in _values(words, option)]
+    wanted = [name for option in ("--executor", "-e") for _, name, _ in _values(arguments, option)]
     for profile in profiles if not wanted else ():
         found = get_profile_dir(profile)
         content: Any = read_yaml(found[1], f"profile {profile}") if found else None
@@ -155,25 +159,10 @@ def _check_executor(words: Sequence[str], profiles: Sequence[str]) -> None:
         if name in LOCAL or importlib.util.find_spec(module) is not None:
             continue
         plugin = f"pip install {module.replace('_', '-')}"
-        mend = how_to_install(name) if name in shipped_profiles() else plugin
-        raise LskdError(f"the executor {name} is not installed here; {mend}")
+        fix = how_to_install(name) if name in shipped_profiles() else plugin
+        raise LskdError(f"the executor {name} is not installed here; {fix}")
     if "slurm" in wanted and shutil.which("sbatch") is None:
         raise LskdError("no sbatch here; start the study on a machine of the cluster that can submit jobs")
-
-
-def _parse(words: Sequence[str], profiles: Sequence[str]) -> argparse.Namespace:
-    from snakemake.cli import get_argument_parser
-
-    def complain(message: str) -> NoReturn:
-        raise LskdError(f"{message.splitlines()[0]}; mend the profile {', '.join(profiles)}")
-
-    if not words:  # making the parser imports every plugin, some of which ask the machine things
-        return argparse.Namespace(
-            executor=None, jobs=None, logger=[], resources={}, verbose=False, printshellcmds=False
-        )
-    parser: argparse.ArgumentParser = get_argument_parser(profiles=list(profiles) or None)
-    parser.error = complain  # type: ignore[method-assign]
-    return parser.parse_args(list(words))
 
 
 # lskd sets these itself; a second value would break resuming or point the workflow elsewhere.
@@ -186,30 +175,30 @@ def check_snakemake_options(options: Sequence[str]) -> None:
     Raises:
         LskdError: for an option that Snakemake does not know or that lskd sets itself.
     """
-    from snakemake.cli import get_argument_parser
-
-    if not options:
-        return
     for option in options:
         if option.partition("=")[0] in OWN_OPTIONS:
             raise LskdError(f"{option.partition('=')[0]} is set by lskd study itself; leave it out")
+    _parse(options)
+
+
+def _parse(arguments: Sequence[str], profiles: Sequence[str] = ()) -> argparse.Namespace:
+    from snakemake.cli import get_argument_parser
+
+    if not arguments:  # making the parser imports every plugin, some of which ask the machine things
+        return argparse.Namespace(
+            executor=None, jobs=None, logger=[], resources={}, verbose=False, printshellcmds=False
+        )
 
     def complain(message: str) -> NoReturn:
         line = message.splitlines()[0]
+        if profiles:
+            raise LskdError(f"{line}; fix the profile {', '.join(profiles)}")
         unknown = next((word for word in line.split() if word.startswith("--")), "").partition("=")[0]
-        known = {
-            *parser._option_string_actions,
-            "--cores",
-            "--dry-run",
-            "--hours",
-            "--output",
-            "--own",
-            "--yes",
-        }
-        near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.7) if unknown else []
-        hint = f"; did you mean {near[0]}?" if near and near[0] != unknown else ""
+        known = {*parser._option_string_actions, *OWN_OPTIONS, "--hours", "--output", "--own", "--yes"}
+        near = nearest(unknown, known, 0.7)
+        hint = f"; did you mean {near}?" if near and near != unknown else ""
         raise LskdError(f"{line}; an option of neither lskd study nor snakemake{hint}")
 
-    parser: argparse.ArgumentParser = get_argument_parser()
+    parser: argparse.ArgumentParser = get_argument_parser(profiles=list(profiles) or None)
     parser.error = complain  # type: ignore[method-assign]
-    parser.parse_args(list(options))
+    return parser.parse_args(list(arguments))

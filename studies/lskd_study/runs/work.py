@@ -1,9 +1,12 @@
-"""What a job does in its folder: a training with its results, or the soft labels of one teacher."""
+"""What a job does in its folder: a training with its results, or the soft labels of one teacher.
+
+Both have a ``name`` for lines of progress, the trainer's shell ``command``, patterns of the ``files`` that it
+writes, and say in ``done`` what was done, for the error that the data changed meanwhile.
+"""
 
 import csv
 import io
 import json
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,11 @@ from lskd.base.files import write_text
 from lskd.base.finite import require_finite
 from lskd.checkpoints import file_checksum
 from lskd.teacher_terms import centred
+from lskd_study.base.text import gigabytes
 from lskd_study.plan.folders import LABELS, LOG
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import CURVES, LOGITS, TRANSLATIONS, Plan, Run, Store
 from lskd_study.runs.log import logged
-from lskd_study.stores.decide import gigabytes
 from lskd_study.stores.state import rerun_command, stored_identity
 from lskd_study.teachers.safetensors_file import write_safetensors
 from lskd_study.trainers import trainer_of
@@ -26,48 +29,7 @@ from lskd_study.trainers import trainer_of
 _LOSSES = ("train_ce", "train_hard_ce", "val_loss")
 
 
-class Work(ABC):
-    """A run or a store to be made.
-
-    Attributes:
-        name: in lines of progress.
-        done: what was done when it is, for the error that the data changed meanwhile.
-        command: the trainer's shell command.
-        files: patterns of what that writes.
-    """
-
-    name: str
-    done: str
-    command: list[str]
-    files: tuple[str, ...]
-
-    @abstractmethod
-    def identity(self, data: str) -> dict[str, Any]:
-        """Return what else than teacher and data tells it from another work; ``data`` is their checksum.
-
-        Raises:
-            LskdError: what it reads is not there.
-        """
-
-    @abstractmethod
-    def can_go_on(self) -> bool:
-        """Whether there is something to go on from."""
-
-    @abstractmethod
-    def do(self, goes_on: bool) -> str:
-        """Do it, or go on with it; return how it went.
-
-        Raises:
-            DivergedError: a run that is not finite any more.
-            LskdError: for whatever else stops it.
-        """
-
-    @abstractmethod
-    def record(self, failed: bool) -> dict[str, Any]:
-        """Return what only a work of this kind records."""
-
-
-class Training(Work):
+class Training:
     """One run: it trains, then curves and the answers of its model are stored."""
 
     def __init__(self, plan: Plan, run: Run) -> None:
@@ -126,7 +88,7 @@ class Training(Work):
         }
 
 
-class Storing(Work):
+class Storing:
     """One store: a teacher is asked about all that its students will see."""
 
     def __init__(self, plan: Plan, store: Store) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from lskd import LskdError
 from lskd.base.images import class_folders, class_images
 from lskd.soft_labels.format import SoftLabelsLayout
+from lskd_study.base.text import gigabytes
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, Plan, Run, Store
 from lskd_study.plan.records import Begun, read_record
@@ -63,7 +64,7 @@ def with_stores(plan: Plan) -> Plan:
             stores += made
         except CannotStoreError as reason:
             if must:
-                raise LskdError(f"{plan.study_file}: soft_labels: {reason}; mend that or remove it") from None
+                raise LskdError(f"{plan.study_file}: soft_labels: {reason}; fix that or remove it") from None
             notes.append(f"{names}: {reason}")
     return replace(plan, stores=stores, store_notes=notes)
 
@@ -138,8 +139,8 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
         )
     own = [store for store in stores if store.students[0] in {run.id for run in group}]
     if not all(store.size for store in own):
-        mend = f"; make it first by `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
-        raise CannotStoreError(f"how large a store would be is not known before the data is there{mend}")
+        fix = f"; make it first by `lskd {shlex.join(plan.prepare_arguments)}`" if plan.prepare else ""
+        raise CannotStoreError(f"how large a store would be is not known before the data is there{fix}")
     total, limit = sum(store.size for store in stores), float(plan.soft_labels["limit_gb"]) * 1e9
     if total > limit:
         small = sum(_bytes_an_epoch(plan, 10, "float16") * store.epochs for store in own)
@@ -204,11 +205,3 @@ def _count(folder: Path) -> int:
 def _free(folder: Path) -> int:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
-
-
-def gigabytes(count: float) -> str:
-    """Return a number of bytes in words."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} bytes"

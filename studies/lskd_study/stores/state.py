@@ -16,7 +16,7 @@ from lskd_study.plan.plan import JOB, Plan, Run, Store
 from lskd_study.plan.records import Made, MadeStore, read_record
 from lskd_study.trainers import trainer_of
 
-# Where a command that is copied from the page writes: the trainer refuses a folder that holds a run.
+# Where a command that is copied from the page writes: the trainer refuses a folder that contains a run.
 RERUN = "rerun"
 _SETTINGS = ("OMP_NUM_THREADS", VISIBLE)
 
@@ -30,7 +30,7 @@ def record_of(plan: Plan, store: Store) -> dict[str, Any]:
     return read_record(plan.root / store.folder / JOB, MadeStore)
 
 
-def holds(plan: Plan, store: Store) -> bool:
+def contains(plan: Plan, store: Store) -> bool:
     """Whether a store has all that the plan needs, of the teacher that now lies in the output folder."""
     made = read_record(plan.folder(plan.run(store.teacher)) / JOB, Made)
     record = record_of(plan, store)
@@ -51,14 +51,14 @@ def stored_identity(plan: Plan, run: Run, data: str) -> dict[str, Any] | None:
     ``data``: the checksum of the data that the student sees.
 
     Raises:
-        LskdError: the store does not hold it, or was written when the data were others.
+        LskdError: the store does not contain it, or was written when the data were others.
     """
     store = plan.store_of(run)
     if store is None:
         return None
-    if not holds(plan, store):
+    if not contains(plan, store):
         raise LskdError(
-            f"{plan.output}/{store.folder} does not hold what {run.id} reads; run `lskd study` again, it "
+            f"{plan.output}/{store.folder} does not contain what {run.id} reads; run `lskd study` again, it "
             "writes that first"
         )
     record = record_of(plan, store)
@@ -72,9 +72,9 @@ def stored_identity(plan: Plan, run: Run, data: str) -> dict[str, Any] | None:
 
 
 def renew_stores(plan: Plan) -> None:
-    """Let stores that students still need and that do not hold what these need be written (further)."""
+    """Have stores written (further) that students still need and that do not contain what these need."""
     for store in plan.stores:
-        if any(not plan.done(plan.run(student)) for student in store.students) and not holds(plan, store):
+        if any(not plan.done(plan.run(student)) for student in store.students) and not contains(plan, store):
             (plan.root / store.folder / JOB).unlink(missing_ok=True)
 
 
@@ -101,10 +101,10 @@ def rerun_command(
     train, for the next rerun too; in translation a command before it does.
     """
     trainer = trainer_of(plan.ecosystem, run.role)
-    words = shlex.join(trainer.command(plan, run, output))
+    command = shlex.join(trainer.command(plan, run, output))
     store = plan.store_of(run)
     if store is None or trainer.stores_while_training:
-        return words
-    # What stands before the whole line on the page holds for its first command alone.
+        return command
+    # What stands before the whole line on the page counts for its first command alone.
     settings = [f"{name}={shlex.quote(environment[name])} " for name in _SETTINGS if environment.get(name)]
-    return f"{shlex.join(trainer.store_command(plan, store, output))} && {''.join(settings)}{words}"
+    return f"{shlex.join(trainer.store_command(plan, store, output))} && {''.join(settings)}{command}"

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lskd_study.base.text import gigabytes
 from lskd_study.plan.plan import Plan, Store
-from lskd_study.stores.decide import gigabytes, training_images
+from lskd_study.stores.decide import training_images
 from lskd_study.stores.state import record_of
 
 

@@ -13,28 +13,28 @@ from lskd_study.trainers import trainer_of
 from lskd_study.trainers.trainer import Trainer, TryOut, quiet
 
 
-def check_data_folder(folder: Path, name: str, num_classes: int, mend: str = "") -> None:
-    """Check for ``train`` and ``val`` with a folder of images for each class; ``mend`` says how to make it.
+def check_data_folder(folder: Path, name: str, num_classes: int, fix: str = "") -> None:
+    """Check for ``train`` and ``val`` with a folder of images for each class; ``fix`` says how to make it.
 
     Raises:
-        LskdError: for a folder that is missing or holds something else; says how to make it.
+        LskdError: for a folder that is missing or contains something else; says how to make it.
     """
-    mend = mend or _how_to_make(name)
+    fix = fix or _how_to_make(name)
     if not folder.is_dir():
-        raise LskdError(f"data folder {name} does not exist; {mend}")
+        raise LskdError(f"data folder {name} does not exist; {fix}")
     classes: dict[str, list[str]] = {}
     for split in ("train", "val"):
         try:
             names = class_folders(folder / split)
         except OSError as error:
-            raise LskdError(f"data folder {name} has no {split} folder; {mend}") from error
+            raise LskdError(f"data folder {name} has no {split} folder; {fix}") from error
         classes[split] = names
         empty = [label for label in names if not class_images(folder / split / label)[0]]
         if empty:
-            raise LskdError(f"class folder {name}/{split}/{empty[0]} has no images; {mend}")
+            raise LskdError(f"class folder {name}/{split}/{empty[0]} has no images; {fix}")
         if len(names) != num_classes:
             raise LskdError(
-                f"{name}/{split} has {len(names)} class folders but num_classes is {num_classes}; mend one"
+                f"{name}/{split} has {len(names)} class folders but num_classes is {num_classes}; fix one"
             )
     check_names(folder / "val", f"{name}/val")
     if classes["train"] != classes["val"]:
@@ -61,26 +61,26 @@ def check_names(folder: Path, name: str) -> None:
         raise LskdError(f"{first!r}{more} has a name that is no UTF-8 text in one line; rename it")
 
 
-def check_data_bin(folder: Path, name: str, options: Options, mend: str = "") -> None:
+def check_data_bin(folder: Path, name: str, options: Options, fix: str = "") -> None:
     """Check for what fairseq-preprocess writes: two dictionaries, and train, valid and test in two languages.
 
     Args:
         folder: the data-bin.
         name: what it is called in the study file.
         options: of the command that made it, as far as the study file says; others are an error.
-        mend: how to make it.
+        fix: how to make it.
 
     Raises:
-        LskdError: for a folder that is missing or holds something else; says how to make it.
+        LskdError: for a folder that is missing or contains something else; says how to make it.
     """
-    mend = mend or "make it with fairseq-preprocess, see docs/fairseq.md"
+    fix = fix or "make it with fairseq-preprocess, see docs/fairseq.md"
     if not folder.is_dir():
-        raise LskdError(f"data-bin {name} does not exist; {mend}")
+        raise LskdError(f"data-bin {name} does not exist; {fix}")
     if len(list(folder.glob("dict.*.txt"))) < 2:
-        raise LskdError(f"{name} is no data-bin, it has no two dictionaries (dict.*.txt); {mend}")
+        raise LskdError(f"{name} is no data-bin, it has no two dictionaries (dict.*.txt); {fix}")
     for split in ("train", "valid", "test"):
         if any(len(list(folder.glob(f"{split}.*-*.*.{kind}"))) != 2 for kind in ("bin", "idx")):
-            raise LskdError(f"data-bin {name} has no {split} set in two languages; {mend}")
+            raise LskdError(f"data-bin {name} has no {split} set in two languages; {fix}")
     made = read_manifest(folder).get("options", {})
     for option, value in options.items():
         if option in made and made[option] != value:
@@ -93,7 +93,7 @@ def check_data_bin(folder: Path, name: str, options: Options, mend: str = "") ->
 def _how_to_make(name: str) -> str:
     if Path(name).name == "digits":
         return f"make it with `lskd data digits --output {name}`"
-    return "it must hold train/<class>/ and val/<class>/ with images"
+    return "it must contain train/<class>/ and val/<class>/ with images"
 
 
 def check_runs(plan: Plan) -> None:
@@ -167,7 +167,7 @@ def _check_made(plan: Plan) -> None:
     expected = "subset" if plan.prepare in SUBSETS else plan.prepare
     if manifest.get("name", expected) != expected:
         raise LskdError(
-            f"data folder {plan.data} holds {manifest['name']}, the study asks for {expected}; "
+            f"data folder {plan.data} contains {manifest['name']}, the study asks for {expected}; "
             "choose another data.path or remove it"
         )
     for option, value in plan.prepare_options.items():
@@ -192,4 +192,4 @@ def _check_source(plan: Plan) -> None:
     if classes is None and (source / "train").is_dir():
         classes = len(class_folders(source / "train"))
     if classes is not None and classes != plan.num_classes:
-        raise LskdError(f"{name} has {classes} classes but num_classes is {plan.num_classes}; mend one")
+        raise LskdError(f"{name} has {classes} classes but num_classes is {plan.num_classes}; fix one")

@@ -1,8 +1,6 @@
 """``lskd study``: check everything, hand the matrix to Snakemake, then write the page."""
 
 import contextlib
-import errno
-import os
 import shlex
 import subprocess
 import sys
@@ -12,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lskd import LskdError
-from lskd.base.files import cannot_write, lock, read_json
+from lskd.base.files import lock, read_json
 from lskd_study.base.extras import require_ecosystem, require_study_extra
 from lskd_study.base.progress import FILE, Follower, open_log
 from lskd_study.base.stopping import StoppedError, until_stopped
 from lskd_study.base.text import storable
 from lskd_study.pages.verdicts import VERDICTS_FILE
-from lskd_study.plan.folders import check_no_link, disk_is_full
+from lskd_study.plan.folders import check_no_link, full_disk
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
 from lskd_study.plan.recipes import find_study_file
@@ -52,7 +50,7 @@ def run_study(
     """Run (or go on with) a study and write its page; returns the exit status, 1 when a run failed.
 
     ``options`` go to Snakemake. Raises LskdError, before anything is written, for what the user
-    can mend.
+    can fix.
     """
     require_study_extra()
     if study_file.startswith("-"):
@@ -78,7 +76,7 @@ def run_study(
         run, what = next(iter(changed.items()))
         listed = "; ".join(what[:3]) + (f" (and {len(what) - 3} more)" if len(what) > 3 else "")
         raise LskdError(
-            f"{plan.output} holds {len(changed)} runs of other settings, e.g. {run}: {listed}; "
+            f"{plan.output} contains {len(changed)} runs of other settings, e.g. {run}: {listed}; "
             "set that back, or choose another --output"
         )
     todo = plan.unfinished()
@@ -158,11 +156,11 @@ def make_plan(study_file: str, output: str | None) -> Plan:
 
 
 def _check_data(plan: Plan) -> None:
-    mend = f"make it with `lskd {shlex.join(plan.prepare_words)}`" if plan.prepare else ""
+    fix = f"make it with `lskd {shlex.join(plan.prepare_arguments)}`" if plan.prepare else ""
     if plan.kind is TRANSLATION:
-        check_data_bin(plan.data_dir, plan.data, plan.prepare_options, mend)
+        check_data_bin(plan.data_dir, plan.data, plan.prepare_options, fix)
     else:
-        check_data_folder(plan.data_dir, plan.data, plan.num_classes, mend)
+        check_data_folder(plan.data_dir, plan.data, plan.num_classes, fix)
 
 
 def describe(plan: Plan) -> str:
@@ -220,8 +218,8 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
             "last epochs by the same command",
             asked[0],
         )
-    if status and disk_is_full(plan.root):
-        raise cannot_write(plan.root, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    if status and (full := full_disk(plan.root)):
+        raise full
     # Where a run has said why it failed, no more is to be said.
     if status and not any(line.startswith("lskd: error: ") for line in shown):
         print(
@@ -251,7 +249,7 @@ def _write_page(plan: Plan) -> int:
 
 
 def _study_of(folder: str, output: str | None) -> tuple[str, str]:
-    """Return the study file and the output of the study whose results a folder holds."""
+    """Return the study file and the output of the study whose results a folder contains."""
     if output is not None and Path(output).resolve() != Path(folder).resolve():
         raise LskdError(f"{folder} is a folder of results; to write into {output} name the study file")
     if not Path(folder, PLAN).is_file():
@@ -276,10 +274,12 @@ def _begun_by(folder: str | Path) -> tuple[str, str]:
 
 
 def _check_no_other_study(plan: Plan) -> None:
-    """Refuse an output folder that holds the results of another study file."""
+    """Refuse an output folder that contains the results of another study file."""
     if not (plan.root / PLAN).is_file():
         if (plan.root / VERDICTS_FILE).is_file():
-            raise LskdError(f"{plan.output} holds the results of a list of teachers; choose another --output")
+            raise LskdError(
+                f"{plan.output} contains the results of a list of teachers; choose another --output"
+            )
         return
     name, cwd = _begun_by(plan.root)
     before = Path(cwd, name)
@@ -287,7 +287,7 @@ def _check_no_other_study(plan: Plan) -> None:
     same = not name or name == plan.study_file or not before.is_file() or before.samefile(now)
     if not same and before.read_bytes() != now.read_bytes():
         raise LskdError(
-            f"{plan.output} holds the results of {name}; choose another --output for {plan.study_file}"
+            f"{plan.output} contains the results of {name}; choose another --output for {plan.study_file}"
         )
 
 
@@ -306,7 +306,7 @@ def _changed_settings(plan: Plan) -> dict[str, list[str]]:
 
 
 def _forget_orphaned_students(plan: Plan) -> None:
-    """Let students of a teacher that was trained anew be made again: their mark of being finished goes.
+    """Have students of a teacher that was trained anew made again: their mark of being finished goes.
 
     So does that of runs that failed with other settings, and with it that of their students.
     """

@@ -137,7 +137,7 @@ class Fairseq:
         """Return ``fairseq-hydra-train ...``."""
         folder = Path(output, run.id) if output else Path(plan.output, run.folder)
         config = Path(run.config)
-        words = ["fairseq-hydra-train", "--config-dir", str(config.parent), "--config-name", config.stem]
+        arguments = ["fairseq-hydra-train", "--config-dir", str(config.parent), "--config-name", config.stem]
         options: dict[str, Any] = {
             "common.user_dir": _plugin(Path(plan.cwd)),
             "common.seed": run.seed,
@@ -154,7 +154,7 @@ class Fairseq:
         if store := plan.store_of(run):
             options["++task.kd_soft_labels"] = plan.labels(store, output)
         options |= {f"++criterion.{key}": value for key, value in _criterion(plan, run).items()}
-        return words + [_override(key, value) for key, value in options.items()]
+        return arguments + [_override(key, value) for key, value in options.items()]
 
     def train(self, arguments: list[str]) -> None:
         """Run ``fairseq-hydra-train`` with these arguments."""
@@ -249,18 +249,23 @@ class Fairseq:
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``python -m fairseq_kd.soft_labels ...``."""
         teacher = plan.run(store.teacher)
-        words = ["python", "-m", "fairseq_kd.soft_labels", plan.data]
-        words += ["--path", str(Path(plan.output, teacher.folder, CHECKPOINT)), "--top-k", str(store.top_k)]
-        words += ["--values", store.values, "--output", str(plan.labels(store, output))]
+        arguments = ["python", "-m", "fairseq_kd.soft_labels", plan.data]
+        arguments += [
+            "--path",
+            str(Path(plan.output, teacher.folder, CHECKPOINT)),
+            "--top-k",
+            str(store.top_k),
+        ]
+        arguments += ["--values", store.values, "--output", str(plan.labels(store, output))]
         cpu = _section(plan.configs[plan.run(store.writer).config], "common").get("cpu")
-        return [*words, "--cpu"] if cpu else words
+        return [*arguments, "--cpu"] if cpu else arguments
 
-    def store(self, words: list[str]) -> None:
+    def store(self, command: list[str]) -> None:
         """Run such a command."""
         os.environ["HYDRA_FULL_ERROR"] = "1"
         from fairseq_kd.soft_labels import main
 
-        main(words[3:])
+        main(command[3:])
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

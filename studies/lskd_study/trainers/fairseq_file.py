@@ -43,7 +43,7 @@ def check_settings(content: Mapping[str, Any], path: str) -> None:
             raise LskdError(f"{path}: unknown setting {section}.{error.full_key}; {_hint(error)}") from None
         except OmegaConfBaseException as error:
             name = f"{section}.{error.full_key}"
-            raise LskdError(f"{path}: {name}: {str(error).splitlines()[0]}; mend it") from None
+            raise LskdError(f"{path}: {name}: {str(error).splitlines()[0]}; fix it") from None
 
 
 def _named(section: str, given: Any, path: str) -> Any:

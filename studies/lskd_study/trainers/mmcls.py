@@ -130,8 +130,8 @@ class Mmcls:
             # The teacher is shown some images again: so it is there for the validation images, too (Fig. 6).
             stored |= {"seed": store.seed, "verify": VERIFIED}
             options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
-        words = ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options"]
-        return [*words, *(f"{key}={value}" for key, value in options.items())]
+        arguments = ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options"]
+        return [*arguments, *(f"{key}={value}" for key, value in options.items())]
 
     def train(self, arguments: list[str]) -> None:
         """Run what ``mim`` runs (``train mmcls CONFIG ...``), and name its last checkpoint."""
@@ -139,11 +139,11 @@ class Mmcls:
         if spec is None or spec.origin is None:
             raise LskdError(f"mmcls is not installed here; {how_to_install('mmcls')}")
         script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
-        words = arguments[2:]
+        options = arguments[2:]
         # With the locks of its GPUs: it may outlive this process.
-        done = subprocess.run([sys.executable, str(script), *words], check=False, pass_fds=held_locks())
+        done = subprocess.run([sys.executable, str(script), *options], check=False, pass_fds=held_locks())
         exit_with(done.returncode)
-        folder = Path(words[words.index("--work-dir") + 1])
+        folder = Path(options[options.index("--work-dir") + 1])
         latest = Path((folder / _LATEST).read_text(encoding="utf-8").strip())
         with whole_file(folder / CHECKPOINT) as scratch:
             shutil.copyfile(folder / latest.name, scratch)
@@ -223,15 +223,15 @@ class Mmcls:
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``python -m mmcls_bnn.soft_labels ...``."""
         run = plan.run(store.writer)
-        words = self.command(plan, run, output)
-        options = words[words.index("--cfg-options") :]
+        arguments = self.command(plan, run, output)
+        options = arguments[arguments.index("--cfg-options") :]
         return ["python", "-m", "mmcls_bnn.soft_labels", run.config, *options]
 
-    def store(self, words: list[str]) -> None:
+    def store(self, command: list[str]) -> None:
         """Run such a command."""
         from mmcls_bnn.soft_labels import main
 
-        exit_with(main(words[3:]))
+        exit_with(main(command[3:]))
 
 
 def check_class_order(folder: Path, name: str) -> None:
@@ -298,8 +298,8 @@ class _Rehearsal:
     def try_out(self, run: Run) -> None:
         from mmengine.config import Config, DictAction
 
-        words = self.trainer.command(self.plan, run)
-        options = dict(word.split("=", 1) for word in words[words.index("--cfg-options") + 1 :])
+        arguments = self.trainer.command(self.plan, run)
+        options = dict(word.split("=", 1) for word in arguments[arguments.index("--cfg-options") + 1 :])
         try:
             cfg = Config.fromfile(run.config, import_custom_modules=False)
             cfg.merge_from_dict({key: DictAction._parse_iterable(text) for key, text in options.items()})

@@ -42,7 +42,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> 
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what a mapping holds by dotted keys; a list is one value unless it holds mappings or lists."""
+    """Yield what a mapping contains by dotted keys; a list without mappings and lists is one value."""
     if isinstance(value, dict) and value:
         parts = [(str(name).replace("-", "_"), part) for name, part in value.items()]
     elif isinstance(value, list) and any(isinstance(part, dict | list) for part in value):

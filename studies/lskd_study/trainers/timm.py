@@ -120,23 +120,28 @@ class Timm:
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
         """Return ``timm train.py ...``."""
         folder = Path(plan.output, run.folder)
-        words = ["timm", "train.py", plan.data, "--config", run.config, "--model", run.model]
-        words += ["--num-classes", str(plan.num_classes), "--seed", str(run.seed)]
+        arguments = ["timm", "train.py", plan.data, "--config", run.config, "--model", run.model]
+        arguments += ["--num-classes", str(plan.num_classes), "--seed", str(run.seed)]
         # Named for every run: timm's own default smooths by 0.1 unasked.
         alpha = run.smoothing if run.role == "teacher" else 0.0
-        words += ["--smoothing", exact(alpha), "--smoothing-convention", plan.convention]
+        arguments += ["--smoothing", exact(alpha), "--smoothing-convention", plan.convention]
         if run.role == "student":
             teacher = plan.run(run.teacher)
-            words += ["--kd-teacher", teacher.model, "--kd-teacher-checkpoint"]
-            words += [str(Path(plan.output, teacher.folder, CHECKPOINT))]
-            words += ["--kd-temperature", exact(run.temperature)]
-            words += ["--kd-hard-weight", exact(run.hard_weight)]
-            words += ["--kd-temperature-squared"] * plan.temperature_squared
+            arguments += ["--kd-teacher", teacher.model, "--kd-teacher-checkpoint"]
+            arguments += [str(Path(plan.output, teacher.folder, CHECKPOINT))]
+            arguments += ["--kd-temperature", exact(run.temperature)]
+            arguments += ["--kd-hard-weight", exact(run.hard_weight)]
+            arguments += ["--kd-temperature-squared"] * plan.temperature_squared
             if store := plan.store_of(run):
-                words += ["--kd-soft-labels", str(plan.labels(store, output))]
-                words += ["--kd-soft-labels-top-k", str(store.top_k), "--kd-soft-labels-values", store.values]
-                words += ["--kd-soft-labels-seed", str(store.seed)]
-        return [*words, "--output", output or str(folder.parent), "--experiment", folder.name]
+                arguments += ["--kd-soft-labels", str(plan.labels(store, output))]
+                arguments += [
+                    "--kd-soft-labels-top-k",
+                    str(store.top_k),
+                    "--kd-soft-labels-values",
+                    store.values,
+                ]
+                arguments += ["--kd-soft-labels-seed", str(store.seed)]
+        return [*arguments, "--output", output or str(folder.parent), "--experiment", folder.name]
 
     def arguments(self, plan: Plan, run: Run, *more: str) -> Namespace:
         """Return a run's command as the trainer parses it.
@@ -207,9 +212,9 @@ class Timm:
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``timm soft-labels ...``."""
-        words = self.command(plan, plan.run(store.writer), output)
-        return ["timm", "soft-labels", *words[2 : words.index("--output")]]
+        arguments = self.command(plan, plan.run(store.writer), output)
+        return ["timm", "soft-labels", *arguments[2 : arguments.index("--output")]]
 
-    def store(self, words: list[str]) -> None:
+    def store(self, command: list[str]) -> None:
         """Run such a command."""
-        self.train(words[1:])
+        self.train(command[1:])

@@ -67,7 +67,6 @@ class Trainer(Protocol):
         Raises:
             LskdError: it is missing, or no such file.
         """
-        ...
 
     def check_config(self, config: dict[str, Any], path: str, role: Role, model: str) -> None:
         """Check a trainer's file before any run, in the framework's own terms.
@@ -75,7 +74,6 @@ class Trainer(Protocol):
         Raises:
             LskdError: naming the file and the key.
         """
-        ...
 
     def check_run(self, plan: Plan, run: Run) -> None:
         """Check a run to do: its model's name, and what its file says of classes.
@@ -83,21 +81,18 @@ class Trainer(Protocol):
         Raises:
             LskdError: naming the file.
         """
-        ...
 
     def rehearsal(self, plan: Plan) -> TryOut:
         """Return what builds a run: its model, loaders, optimiser and schedule, and loads its first sample.
 
         It raises LskdError, as the run would. Several runs share what they read.
         """
-        ...
 
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
         """Return the shell command of a run from scratch, paths relative to ``plan.cwd``.
 
         ``output``: folder to make the run's folder in, instead of the study's own.
         """
-        ...
 
     def train(self, arguments: list[str]) -> None:
         """Run that command in this process, without its first word.
@@ -109,11 +104,9 @@ class Trainer(Protocol):
             SystemExit: as the command would exit.
             LskdError: what the command would print; DivergedError for a run that is not finite any more.
         """
-        ...
 
     def resume(self, folder: Path) -> list[str] | None:
         """Return the arguments that let a run go on; None where it has no whole checkpoint yet."""
-        ...
 
     def read_curves(self, folder: Path, role: Role) -> list[dict[str, str]]:
         """Return a run's epochs in the common columns, counted from 0; what was not logged is empty.
@@ -121,7 +114,6 @@ class Trainer(Protocol):
         Raises:
             LskdError: the trainer left no usable log.
         """
-        ...
 
     def collect(self, folder: Path, data_dir: Path) -> Any:
         """Return what a run's model says of all samples: `timm_ls_kd.Evaluation`, or a list of translations.
@@ -129,7 +121,6 @@ class Trainer(Protocol):
         Raises:
             LskdError: for a run that cannot be evaluated.
         """
-        ...
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student's training samples follow from.
@@ -137,20 +128,17 @@ class Trainer(Protocol):
         Raises:
             CannotStoreError: its file stores by itself, or asks for what no seed repeats.
         """
-        ...
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return the shell command that stores soft labels, paths as in `command`."""
-        ...
 
-    def store(self, words: list[str]) -> None:
+    def store(self, command: list[str]) -> None:
         """Run such a command in this process.
 
         Raises:
             SystemExit: as the command would exit.
             LskdError: what the command would print.
         """
-        ...
 
 
 def exit_with(code: int | None) -> None:
@@ -167,7 +155,7 @@ def check_classes(plan: Plan, run: Run, what: str, found: object) -> None:
     """
     if found != plan.num_classes:
         raise LskdError(
-            f"{run.config}: {what} is {found}, the study's num_classes {plan.num_classes}; mend one of them"
+            f"{run.config}: {what} is {found}, the study's num_classes {plan.num_classes}; fix one of them"
         )
 
 
