@@ -29,7 +29,7 @@ def write(path, text):
 # Fig. 8
 
 
-def test_papers_table_8():
+def test_papers_table_8_is_drawn_named_and_written():
     drawing = scatter.teacher_student_figure(scatter.paper_pairs())
     table = rows(drawing.tables[""])
     printed = load_tables()["Table 8"].rows
@@ -44,20 +44,11 @@ def test_papers_table_8():
     assert float(summary["spearman"]) == pytest.approx(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
     (legend,) = drawing.figure.legends
     assert [t.get_text() for t in legend.get_texts()] == ["ResNet-18: n = 8, Pearson 0.96, Spearman 1.00"]
-
-
-def test_points_are_those_of_the_csv_and_all_are_named():
-    drawing = scatter.teacher_student_figure(scatter.paper_pairs())
     (axes,) = drawing.figure.axes
     drawn = {(float(x), float(y)) for line in axes.lines for x, y in line.get_xydata()}
-    table = rows(drawing.tables[""])
     assert drawn == {(float(r["teacher_accuracy"]), float(r["student_accuracy"])) for r in table}
     assert sorted(t.get_text() for t in axes.texts) == sorted(r["teacher"] for r in table)
-
-
-def test_names_do_not_overlap():
-    figure = scatter.teacher_student_figure(scatter.paper_pairs()).figure
-    boxes = [t.get_window_extent() for t in figure.axes[0].texts]
+    boxes = [t.get_window_extent() for t in axes.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 

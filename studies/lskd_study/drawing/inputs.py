@@ -1,7 +1,6 @@
 """The teachers of a figure and their classes: saved outputs, or models asked now."""
 
 import csv
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from lskd import LskdError
 from lskd.analysis.classes import class_confusion, class_mean_probabilities, propose_classes
+from lskd_study.base.text import did_you_mean
 from lskd_study.drawing.style import listed
 from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
 
@@ -247,10 +247,8 @@ def _split_names(text: str) -> list[str]:
 def _nearest(name: str, names: Sequence[str]) -> str:
     if name.isdecimal():
         return f"ids go from 0 to {len(names) - 1}"
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return f"there are {listed(names)}" + ("" if list(names[:2]) == ["0", "1"] else ", or ids from 0")
+    ids = "" if list(names[:2]) == ["0", "1"] else ", or ids from 0"
+    return did_you_mean(name, names, f"there are {listed(names)}{ids}")
 
 
 @dataclass(frozen=True)

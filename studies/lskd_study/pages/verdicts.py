@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from lskd import LskdError
 from lskd.base.files import read_json
 from lskd_study.base import provenance
+from lskd_study.base.text import first_problem
 from lskd_study.claims import Finding
 from lskd_study.pages.notices import at_chance, data_versions, notices_of, still_falling
 from lskd_study.results.results import AnyResult, Results
@@ -248,10 +249,7 @@ def read_record(folder: Path) -> StudyRecord:
     try:
         record = StudyRecord.model_validate(read_json(path, "what `lskd study` writes"))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
-        raise LskdError(f"{path} is damaged ({reason}); run `lskd study` again") from error
+        raise LskdError(f"{path} is damaged ({first_problem(error)}); run `lskd study` again") from error
     if record.format != FORMAT:
         raise LskdError(f"{path} was written by another version; run `lskd study` again")
     return record
