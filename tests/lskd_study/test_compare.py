@@ -263,7 +263,7 @@ def test_papers_figures_stand_beside_the_measured_ones():
         assert smooth.paper.instability == row.number("instability_with")
         assert all(np.isnan(mine.paper))
         values = [(t.value("top1"), t.value(definition)) for t in teachers]
-        assert table.correlation.teachers == 3
+        assert table.correlation.n == 3
         assert table.correlation.pearson == pytest.approx(np.corrcoef(np.transpose(values))[0, 1])
         (change,) = table.changes
         e = comparison.differences[0, 1][definition]

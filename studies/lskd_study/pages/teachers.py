@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from scipy import stats
-
 from lskd import LskdError
 from lskd_study.base import provenance
 from lskd_study.base.text import cell, csv_text
 from lskd_study.claims import judge
+from lskd_study.drawing.scatter import Correlation, Point, correlations
 from lskd_study.pages.notices import notices_of, print_notices
 from lskd_study.pages.page import PAGE, Page, claims_shown, commands_of, machine_text, provenance_rows
 from lskd_study.pages.paper_figures import study_figures
@@ -80,24 +78,19 @@ class Change:
     paper: float
 
 
-class Correlation(NamedTuple):
-    """How accuracy and 1-S go together over teachers: negative where the accurate ones are stable."""
-
-    teachers: int
-    pearson: float
-    spearman: float
-
-
 @dataclass(frozen=True)
 class StabilityTable:
-    """A table of the paper, with any list of teachers; no correlation below three of them."""
+    """A table of the paper, with any list of teachers; ``correlation``: of their accuracy and 1-S.
+
+    It is negative where the accurate ones are stable; NaN below three teachers.
+    """
 
     name: str
     title: str
     definition: str
     lines: list[TeacherLine]
     changes: list[Change]
-    correlation: Correlation | None
+    correlation: Correlation
 
     @property
     def stem(self) -> str:
@@ -121,7 +114,8 @@ def stability_table(name: str, comparison: Comparison, entries: Sequence[Teacher
             reproduced = all(abs(a - b) <= t for a, b, t in zip(measured, paper, allowed, strict=True))
         lines.append(TeacherLine(entry.name, entry.network, entry.smoothing, measured, paper, reproduced))
     changes = _changes(definition, rows, comparison, entries)
-    return StabilityTable(name, table.title, definition, lines, changes, _correlation(lines))
+    points = [Point(line.name, line.measured.top1, line.measured.instability, "") for line in lines]
+    return StabilityTable(name, table.title, definition, lines, changes, correlations(points)[0])
 
 
 def _changes(
@@ -140,15 +134,6 @@ def _changes(
             estimate, names = Estimate(e.value, e.high, e.low, e.p_value, e.note), names[::-1]
         changes.append(Change(one.network, *names, estimate, _printed(rows.get(one.network), "delta")))
     return changes
-
-
-def _correlation(lines: Sequence[TeacherLine]) -> Correlation | None:
-    accuracy = [line.measured.top1 for line in lines]
-    instability = [line.measured.instability for line in lines]
-    if len(lines) < 3 or not np.ptp(accuracy) > 0 or not np.ptp(instability) > 0:
-        return None
-    pearson, spearman = stats.pearsonr(accuracy, instability), stats.spearmanr(accuracy, instability)
-    return Correlation(len(lines), float(pearson.statistic), float(spearman.statistic))
 
 
 def _printed(row: Row | None, column: str) -> float:
