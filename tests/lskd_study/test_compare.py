@@ -10,7 +10,7 @@ from scipy import special
 
 from lskd import LskdError, target_mass
 from lskd.targets import chance_like_mass
-from lskd_study.pages.teachers_paper_tables import paper_table, table_csv
+from lskd_study.pages.teachers import stability_csv, stability_table
 from lskd_study.paper.printed import load_tables
 from lskd_study.plan.teacher_list import TeacherEntry, Tolerance
 from lskd_study.teachers.compare import DEFINITIONS, QUANTITIES, compare, looks, measure
@@ -249,7 +249,7 @@ def test_papers_figures_stand_beside_the_measured_ones():
     ]
     comparison = compare(teachers, 200)
     for name, definition in (("Table 1", "target_std"), ("Table 10", "between_target_std")):
-        table = paper_table(name, comparison, entries)
+        table = stability_table(name, comparison, entries)
         row = load_tables()[name].row("ResNet-18")
         plain, smooth, mine = table.lines
         assert plain.measured.instability == pytest.approx(teachers[0].value(definition))
@@ -261,24 +261,24 @@ def test_papers_figures_stand_beside_the_measured_ones():
         assert smooth.paper.instability == row.number("instability_with")
         assert all(np.isnan(mine.paper))
         values = [(t.value("top1"), t.value(definition)) for t in teachers]
-        assert table.correlation.teachers == 3
+        assert table.correlation.n == 3
         assert table.correlation.pearson == pytest.approx(np.corrcoef(np.transpose(values))[0, 1])
         (change,) = table.changes
         e = comparison.differences[0, 1][definition]
         assert (change.measured.value, change.paper) == (e.value, row.number("delta"))
-        rows = list(csv.DictReader(io.StringIO(table_csv(table))))
+        rows = list(csv.DictReader(io.StringIO(stability_csv(table))))
         assert float(rows[0]["paper_one_minus_s"]) == row.number("instability_without")
         assert rows[2]["paper_one_minus_s"] == ""
 
 
 def test_change_starts_from_the_teacher_without_smoothing_whatever_the_order():
     smooth, plain = outputs("smooth", 1, 2.0), outputs("plain")
-    forward = paper_table(
+    forward = stability_table(
         "Table 1",
         compare(measured(plain, smooth), 300),
         [entry("plain"), entry("smooth", smoothing=0.1)],
     ).changes[0]
-    backward = paper_table(
+    backward = stability_table(
         "Table 1",
         compare(measured(smooth, plain), 300),
         [entry("smooth", smoothing=0.1), entry("plain")],
@@ -300,4 +300,4 @@ def test_reproduced_within_the_tolerance(monkeypatch, off, verdict):
         lambda self, quantity: row.number(printed[quantity]) + (off if quantity == "target_std" else 0),
     )
     entries = [entry("public", tolerance=Tolerance(accuracy=0.05, one_minus_s=0.0005))]
-    assert paper_table("Table 1", compare([teacher]), entries).lines[0].reproduced is verdict
+    assert stability_table("Table 1", compare([teacher]), entries).lines[0].reproduced is verdict

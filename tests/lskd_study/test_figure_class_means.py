@@ -9,9 +9,9 @@ import torch
 from scipy.special import softmax
 
 from lskd import LskdError
-from lskd_study.drawing.class_means import major_figure, measure_class_means, minor_figure
-from lskd_study.drawing.smoothing_loss import smoothing_loss
-from lskd_study.drawing.teachers import check_teachers, class_names, propose, resolve_classes
+from lskd_study.drawing.class_means import major_figure, measure_class_means, minor_figure, smoothing_loss
+from lskd_study.drawing.inputs import check_teachers, class_names, propose, resolve_classes
+from lskd_study.drawing.style import write_drawing
 from lskd_study.teachers.outputs import Outputs
 
 pytestmark = pytest.mark.unit
@@ -81,21 +81,17 @@ def test_minor_dashes_are_those_of_the_csv_and_of_the_logits(pair, logarithmic):
 
 
 def test_many_dashes_do_not_make_a_huge_svg(tmp_path):
-    from lskd_study.drawing.style import save
-
     outputs = teacher(num_classes=100, samples=400)
     drawing = minor_figure([measure_class_means(outputs, range(100))])
-    save(drawing.figure, tmp_path / "minor")
+    write_drawing(drawing, tmp_path / "minor")
     assert (tmp_path / "minor.svg").stat().st_size < 400_000
 
 
 def test_formulas_in_names_are_left_alone(tmp_path):
-    from lskd_study.drawing.style import save
-
     names = [r"$\nothing{", "a$b$", "_c", "d", "e, f", "g"]
     outputs = teacher(r"$\frac{", names=names)
     drawing = major_figure([measure_class_means(outputs, range(6))])
-    save(drawing.figure, tmp_path / "names")
+    write_drawing(drawing, tmp_path / "names")
     assert r"$\nothing{" in (tmp_path / "names.svg").read_text()
 
 

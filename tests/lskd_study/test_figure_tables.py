@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import rankdata
 
 from lskd import LskdError
-from lskd_study.drawing import class_count, teacher_student
-from lskd_study.drawing.drawing import write_drawing
+from lskd_study.drawing import class_count, scatter
+from lskd_study.drawing.style import write_drawing
 from lskd_study.pages.tables import table_csv, table_rows
 from lskd_study.paper.printed import load_tables
 from lskd_study.results.read import read_results
@@ -29,8 +29,8 @@ def write(path, text):
 # Fig. 8
 
 
-def test_papers_table_8():
-    drawing = teacher_student.teacher_student_figure(teacher_student.paper_pairs())
+def test_papers_table_8_is_drawn_named_and_written():
+    drawing = scatter.teacher_student_figure(scatter.paper_pairs())
     table = rows(drawing.tables[""])
     printed = load_tables()["Table 8"].rows
     assert [(r["teacher"], float(r["teacher_accuracy"]), float(r["student_accuracy"])) for r in table] == [
@@ -44,33 +44,24 @@ def test_papers_table_8():
     assert float(summary["spearman"]) == pytest.approx(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
     (legend,) = drawing.figure.legends
     assert [t.get_text() for t in legend.get_texts()] == ["ResNet-18: n = 8, Pearson 0.96, Spearman 1.00"]
-
-
-def test_points_are_those_of_the_csv_and_all_are_named():
-    drawing = teacher_student.teacher_student_figure(teacher_student.paper_pairs())
     (axes,) = drawing.figure.axes
     drawn = {(float(x), float(y)) for line in axes.lines for x, y in line.get_xydata()}
-    table = rows(drawing.tables[""])
     assert drawn == {(float(r["teacher_accuracy"]), float(r["student_accuracy"])) for r in table}
     assert sorted(t.get_text() for t in axes.texts) == sorted(r["teacher"] for r in table)
-
-
-def test_names_do_not_overlap():
-    figure = teacher_student.teacher_student_figure(teacher_student.paper_pairs()).figure
-    boxes = [t.get_window_extent() for t in figure.axes[0].texts]
+    boxes = [t.get_window_extent() for t in axes.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_a_studys_own_table(fake_study, tmp_path):
     path = write(tmp_path / "table.csv", table_csv(table_rows(read_results(fake_study()))))
-    pairs = teacher_student.table_pairs(path)
+    pairs = scatter.table_pairs(path)
     assert len(pairs) == 4
-    assert {p.student for p in pairs} == {"small", "big"}
+    assert {p.group for p in pairs} == {"small", "big"}
     assert [p.smoothed for p in pairs].count(False) == 2
-    found = teacher_student.correlations(pairs)
+    found = scatter.correlations(pairs)
     assert [c.n for c in found] == [2, 2]
     assert all("too few" in c.text for c in found)
-    assert teacher_student.teacher_student_figure(pairs).tables["correlations"].count("\n") == 3
+    assert scatter.teacher_student_figure(pairs).tables["correlations"].count("\n") == 3
 
 
 def test_any_table_with_columns_of_its_own(tmp_path):
@@ -78,16 +69,16 @@ def test_any_table_with_columns_of_its_own(tmp_path):
         "﻿net,acc,s,sacc\n" + "".join(f"n{i},{70 + i},r,{60 + i * i % 5}\n" for i in range(5)) + "n9,80,r,\n"
     )
     path = write(tmp_path / "t.csv", text)
-    pairs = teacher_student.table_pairs(path, "acc", "sacc", "net", "s")
-    assert [p.teacher for p in pairs] == ["n0", "n1", "n2", "n3", "n4"]
+    pairs = scatter.table_pairs(path, "acc", "sacc", "net", "s")
+    assert [p.name for p in pairs] == ["n0", "n1", "n2", "n3", "n4"]
     assert {p.smoothed for p in pairs} == {None}
-    (found,) = teacher_student.correlations(pairs)
+    (found,) = scatter.correlations(pairs)
     assert found.pearson == pytest.approx(np.corrcoef(range(5), [0, 1, 4, 4, 1])[0, 1])
 
 
 def test_no_correlation_of_what_does_not_vary():
-    pairs = [teacher_student.Pair(str(i), 70.0, "s", 60.0 + i) for i in range(4)]
-    (found,) = teacher_student.correlations(pairs)
+    pairs = [scatter.Point(str(i), 70.0, 60.0 + i, "s") for i in range(4)]
+    (found,) = scatter.correlations(pairs)
     assert np.isnan(found.pearson)
     assert found.text == "s: n = 4, no correlation: values do not vary"
 
@@ -111,7 +102,7 @@ def test_no_correlation_of_what_does_not_vary():
 )
 def test_bad_tables(tmp_path, content, words):
     with pytest.raises(LskdError) as caught:
-        teacher_student.table_pairs(write(tmp_path / "t.csv", content))
+        scatter.table_pairs(write(tmp_path / "t.csv", content))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -120,7 +111,7 @@ def test_files_that_are_no_tables(tmp_path):
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "b.csv", tmp_path / "nothing.csv", tmp_path):
         with pytest.raises(LskdError, match="CSV table"):
-            teacher_student.table_pairs(path)
+            scatter.table_pairs(path)
 
 
 # Fig. 9
@@ -178,10 +169,10 @@ def test_bad_accuracies(tmp_path, content, words):
 
 def test_names_with_dollars_are_drawn_as_they_are(tmp_path):
     name = r"$\frac$"
-    pairs = [teacher_student.Pair(name, 70.0 + i, f"{name}{i % 2}", 60.0 + i, bool(i % 2)) for i in range(3)]
+    pairs = [scatter.Point(name, 70.0 + i, 60.0 + i, f"{name}{i % 2}", bool(i % 2)) for i in range(3)]
     accuracies = [class_count.Accuracy(name, 10, bool(i), 70.0 + i) for i in range(2)]
     for drawing in (
-        teacher_student.teacher_student_figure(pairs),
+        scatter.teacher_student_figure(pairs),
         class_count.class_count_figure(accuracies),
     ):
         files = write_drawing(drawing, tmp_path / "figure")

@@ -24,7 +24,7 @@ from torchvision.datasets import ImageFolder, ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from lskd import LskdError
-from lskd_study.claims import long_tail
+from lskd_study.claims import contrasts
 from lskd_study.cli import main as cli
 from lskd_study.data.expected import PUBLISHED, parse_expected
 from lskd_study.data.folders import layout as _layout
@@ -457,7 +457,7 @@ def test_all_readers_see_the_same_images(own, tmp_path, capsys):
     found = look_at(str(own))
     assert (found.train, found.validation, found.classes) == (180, 12, list("abcdef"))
     assert {path.name for path in found.strangers} == {"notes.txt", "x.webp"}
-    assert long_tail._count_files(own / "train") == dict.fromkeys("abcdef", 30)
+    assert contrasts._count_files(own / "train") == dict.fromkeys("abcdef", 30)
     assert decide._count(own / "train") == 180
     output = tmp_path / "out" / "noise"
     assert run("noise", own, "--output", output) == 0

@@ -10,6 +10,7 @@ import pytest
 
 from lskd_study.cli.main import main
 from lskd_study.pages.study import write_report
+from lskd_study.pages.teachers import write_teachers_report
 from lskd_study.pages.verdicts import VERDICTS_FILE, read_record
 
 pytestmark = pytest.mark.unit
@@ -84,8 +85,6 @@ def test_several_settings_of_a_claim_get_a_mark_each(studies, tmp_path):
 
 def test_teachers_alone_have_their_line_too(tmp_path, fake_study):
     plan = fake_study(students=[], seeds=[0])
-    from lskd_study.pages.teachers_alone import write_teachers_report
-
     write_teachers_report(plan)
     assert main(["index", str(plan.root), "--output", str(tmp_path / "i.html")]) == 0
     (row,) = rows_of((tmp_path / "i.html").read_text())
@@ -151,7 +150,7 @@ def damaged(change: Callable[[dict], object]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: (folder / VERDICTS_FILE).unlink(), "holds no study"),
+        (lambda folder: (folder / VERDICTS_FILE).unlink(), "contains no study"),
         (lambda folder: (folder / VERDICTS_FILE).write_text("{"), "is damaged"),
         (lambda folder: (folder / "index.html").unlink(), "has no page"),
         (lambda folder: (folder / VERDICTS_FILE).write_text("[" * 100_000), "is damaged"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lskd import LskdError
-from lskd_study.drawing.figure6 import best_accuracies, figure6, figure6_panels, has_test_loss
+from lskd_study.drawing.curves import best_accuracies, figure6
 from lskd_study.results.results import BySeed, Failure, Result
 from lskd_study.study.engine import make_plan
 from lskd_study.trainers import TIMM, trainer_of
@@ -123,17 +123,17 @@ def test_figure_6_has_both_losses_and_the_best_accuracies():
         1: result([40, 60, 90], [80, 85, 91], [2, 1, 1]),
     }
     smoothed = {seed: result([55, 85, 75], [91, 96, 99], [3, 2, 1.5]) for seed in (0, 1)}
-    assert best_accuracies(plain) == (85.0, 93.0)  # epoch 2 of one seed, epoch 3 of the other
+    assert best_accuracies(list(plain.values())) == (85.0, 93.0)  # epoch 2 of one seed, epoch 3 of the other
     arms = {0.0: plain, 0.1: smoothed}
-    assert has_test_loss(arms)
-    losses, errors = figure6(arms, "title").axes
+    figure = figure6(arms)
+    losses, errors = figure.whole("title").axes
     texts = [text.get_text() for text in errors.get_legend().get_texts()]
     assert texts == ["α = 0: 85.00 / 93.00", "α = 0.1: 85.00 / 96.00"]
     names = [line.get_label() for line in losses.get_lines()]
     assert names == ["train, α = 0", "test, α = 0", "train, α = 0.1", "test, α = 0.1"]
     np.testing.assert_allclose(losses.get_lines()[3].get_ydata(), [3, 2, 1.5])
     np.testing.assert_allclose(errors.get_lines()[0].get_ydata(), [55, 30, 20])
-    loss, error = figure6_panels(arms, "f")
+    loss, error = figure6(arms).panels("f")
     assert "test, α = 0.1" in loss.svg
     assert "85.00 / 96.00" in error.svg
 
@@ -141,18 +141,18 @@ def test_figure_6_has_both_losses_and_the_best_accuracies():
 def test_figure_6_says_what_it_leaves_out():
     good = {0: result([50, 80, 70], [90, 95, 99], [2, 1, 0.5])}
     arms = {0.0: BySeed({}, [Failure(None, {"failed": "epoch 1: nan"})]), 0.1: good}
-    figure = figure6(arms, "title")
+    figure = figure6(arms).whole("title")
     assert figure.get_supxlabel() == "not drawn: 1 run that failed"
     assert [line.get_label() for line in figure.axes[0].get_lines()] == ["train, α = 0.1", "test, α = 0.1"]
-    assert all("not drawn: 1 run that failed" in panel.svg for panel in figure6_panels(arms, "f"))
+    assert all("not drawn: 1 run that failed" in panel.svg for panel in figure6(arms).panels("f"))
 
 
 def test_figure_6_needs_the_test_loss():
     old = result([1, 2, 3], [1, 2, 3], [1, np.nan, 1])
-    assert not has_test_loss({0.0: {0: old}})
+    assert figure6({0.0: {0: old}}) is None
     del old.curves["val_ce"]
-    assert not has_test_loss({0.0: {0: old}})
-    assert not has_test_loss({0.0: {}})
+    assert figure6({0.0: {0: old}}) is None
+    assert figure6({0.0: {}}) is None
 
 
 @pytest.mark.parametrize(("own", "kept"), [("75.0", True), ("25.0", False)])

@@ -14,20 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lskd_study.base.text import csv_text
-from lskd_study.claims import judge
 from lskd_study.pages import page
 from lskd_study.pages.notices import still_falls
-from lskd_study.pages.page import (
-    compared,
-    css_string,
-    interval_text,
-    machine_text,
-    number,
-    provenance_rows,
-    render_page,
-)
-from lskd_study.pages.study import write_report
-from lskd_study.pages.tables import table_rows
+from lskd_study.pages.page import css_string, interval_text, machine_text, number, provenance_rows
+from lskd_study.pages.study import compared, write_report
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
 from lskd_study.results.read import read_results
 
@@ -281,8 +271,8 @@ def test_a_result_leads_to_its_runs_commands(fake_study):
     lost = [run for run in plan.runs if run.model == "small" and run.hard_weight and run.smoothing]
     for run in lost:
         (plan.folder(run) / JOB).unlink()
-    results = read_results(plan)
-    html = render_page(results, judge(results), None, [], rows=table_rows(results), layouts=[], drawn=[])
+    write_report(plan)
+    html, _, _ = parse(plan)
     rows = html[html.index('class="data cards results"') : html.index("</table>")].split("<tr")[2:]
     assert len(rows) == 8
     for row in rows:

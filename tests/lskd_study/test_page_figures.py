@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lskd_study.drawing.accuracy_stability import paper_points
-from lskd_study.drawing.style import ARMS, INK, SOFT
+from lskd_study.drawing.scatter import paper_points
+from lskd_study.drawing.style import ARMS, INK, SOFT, write_drawing
 from lskd_study.pages.paper_figures import accuracy_stability, figure8, figure9, study_figures
 from lskd_study.paper.printed import load_tables
 from lskd_study.results.images import ImageResult
@@ -159,7 +159,7 @@ def test_figure_9_of_one_study_or_of_ones_own_data(study):
 
 def test_files_and_the_pages_colours(study, tmp_path):
     for figure in study_figures(study(paper=("Table 8", "Table 4"))):
-        figure.write(tmp_path / "figures")
+        write_drawing(figure.drawing, tmp_path / "figures" / figure.stem)
         names = {path.name for path in (tmp_path / "figures").iterdir()}
         assert {f"{figure.stem}.png", f"{figure.stem}.svg", *figure.tables} <= names
         assert not re.findall(r"(?:fill|stroke): ?#(?!000000)[0-9a-f]{6}", figure.panel.svg)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lskd_study.cli.main import main
-from lskd_study.pages.paper_across import read_studies, shared_tables
+from lskd_study.pages.paper_figures import read_studies, shared_tables
 from lskd_study.pages.study import write_report
-from lskd_study.pages.teachers_alone import write_teachers_report
+from lskd_study.pages.teachers import write_teachers_report
 
 pytestmark = pytest.mark.unit
 
@@ -85,9 +85,9 @@ def test_figure_8_and_stability_from_a_study(fake_study, tmp_path, capsys):
             ["class-count", "--study", "{folder}", "--paper"],
             "--study is another source than --table and --paper",
         ),
-        (["class-count", "--study", "{nothing}"], "holds no study (plan.json is missing)"),
+        (["class-count", "--study", "{nothing}"], "contains no study (plan.json is missing)"),
         (["teacher-student", "--study", "{folder}"], "nothing to draw: no teacher with a student"),
-        (["accuracy-stability", "--study", "{translation}"], "holds a study of translation"),
+        (["accuracy-stability", "--study", "{translation}"], "contains a study of translation"),
     ],
 )
 def test_what_cannot_be_drawn(table_4, translation_study, tmp_path, capsys, words, message):

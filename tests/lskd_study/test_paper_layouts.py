@@ -12,10 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lskd_study.pages.paper_table_cells import Figure, Text
-from lskd_study.pages.paper_table_files import layout_csv, layout_markdown
-from lskd_study.pages.paper_table_layouts import BUILDERS
-from lskd_study.pages.paper_tables import layout_of, papers_layouts, published_layout
+from lskd_study.pages.paper_tables import Accuracy, Text, paper_table, papers_tables, published_table
 from lskd_study.paper.printed import load_tables
 from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table, kinds_of, row_of, teacher_name
 from lskd_study.plan.plan import Plan, Run
@@ -170,19 +167,19 @@ def test_tables_that_a_study_cannot_reproduce(name, students, words):
 
 
 def test_printed_figures_are_the_papers_and_differences_are_measured_minus_printed():
-    names = [name for name, plan in plans().items() if set(plan.paper) & set(BUILDERS)]
+    names = [name for name, plan in plans().items() if any(load_tables()[name].layout for name in plan.paper)]
     assert len(names) == 18
-    for layout in (layout for name in names for layout in papers_layouts([simulated(name)])):
+    for layout in (layout for name in names for layout in papers_tables([simulated(name)])):
         seen = 0
         for part in layout.parts:
             for line in part.lines:
                 for column, figure in zip(part.columns, line.cells, strict=True):
-                    if isinstance(figure, Figure) and line.printed:
+                    if isinstance(figure, Accuracy) and line.printed:
                         assert figure.paper == printed(layout.name, line.printed, column.name)
                         if figure.paper is not None and figure.measured.seeds:
                             assert figure.difference == pytest.approx(figure.measured.mean - figure.paper)
                             seen += 1
-                    elif isinstance(figure, Figure):
+                    elif isinstance(figure, Accuracy):
                         assert figure.paper is None
                         assert math.isnan(figure.difference)
         assert seen, layout
@@ -197,7 +194,7 @@ def printed(table: str, row: str, column: str) -> float | None:
 
 def test_table_7_of_imaterialist_has_top_3_and_the_rows_of_the_other_teacher_without_a_measured_figure():
     results = simulated("imaterialist/table7_resnet50")
-    (part,) = layout_of("Table 7", [results]).parts
+    (part,) = paper_table("Table 7", [results]).parts
     assert part.caption == "iMaterialist (Noisy)"
     assert [column.label for column in part.columns][3::3] == ["Acc. (Top-3)", "Acc. (Top-3)"]
     assert [line.printed for line in part.lines] == [
@@ -206,38 +203,40 @@ def test_table_7_of_imaterialist_has_top_3_and_the_rows_of_the_other_teacher_wit
     line = part.lines[2]
     assert [cell.text for cell in line.cells if isinstance(cell, Text)] == ["ResNet-50", "✓", "ResNet-18"]
     teacher, student = {"role": "teacher", "smoothing": 0.1}, {"model": "resnet18", "smoothing": 0.1}
-    for figure, kind, k in zip(line.figures, (teacher, teacher, student, student), (1, 3, 1, 3), strict=True):
+    for figure, kind, k in zip(
+        line.accuracies, (teacher, teacher, student, student), (1, 3, 1, 3), strict=True
+    ):
         assert figure.measured.mean == pytest.approx(topk(results, k, **kind).mean())
-    assert all(not figure.measured.seeds for line in part.lines[4:] for figure in line.figures)
-    assert all(figure.paper is not None for line in part.lines for figure in line.figures)
+    assert all(not figure.measured.seeds for line in part.lines[4:] for figure in line.accuracies)
+    assert all(figure.paper is not None for line in part.lines for figure in line.accuracies)
 
 
 def test_table_2_has_means_over_seeds_and_the_errata_of_its_data_set():
     results = simulated("cub200/table2")
-    layout = layout_of("Table 2", [results])
+    layout = paper_table("Table 2", [results])
     (part,) = layout.parts
     assert part.caption == "CUB200-2011 (Fine-grained)"
     assert part.errata == ("E14", "E23")
-    measured = part.lines[1].figures[2].measured
+    measured = part.lines[1].accuracies[2].measured
     values = topk(results, 1, role="student", model="resnet50.tv_in1k", smoothing=0.0)
     assert (measured.mean, measured.std) == pytest.approx((values.mean(), values.std(ddof=1)))
-    assert part.lines[1].figures[2].printed == "80.910 ± 0.033"
+    assert part.lines[1].accuracies[2].printed == "80.910 ± 0.033"
     assert [line.seeds for line in part.lines] == [3] * 4
 
 
 def test_missing_runs_leave_a_dash_and_their_seeds_out():
     results = simulated("cub200/table2", keep=lambda run: run.seed == 1 and run.smoothing == 0)
-    layout = layout_of("Table 2", [results])
+    layout = paper_table("Table 2", [results])
     (part,) = layout.parts
     assert [line.seeds for line in part.lines] == [1, 1, 0, 0]
-    assert part.lines[3].figures[0].measured_text == "–"
-    assert part.lines[3].figures[0].difference_text == ""
+    assert part.lines[3].accuracies[0].measured_text == "–"
+    assert part.lines[3].accuracies[0].difference_text == ""
     assert "not measured" in layout.notes[0]
 
 
 def test_table_8_over_several_studies_is_the_papers_and_what_it_lacks_follows():
     names = ("imagenet/table2", "imagenet/table8", "imagenet/table8_long", "imagenet/table8_long_cutmix")
-    layout = layout_of("Table 8", [simulated(name) for name in names])
+    layout = paper_table("Table 8", [simulated(name) for name in names])
     assert [part.caption for part in layout.parts] == ["Teacher (same arch)", "Teacher (different archs)"]
     printed = load_tables()["Table 8"].rows
     firsts = [[line.cells[0].text for line in part.lines] for part in layout.parts]
@@ -246,7 +245,7 @@ def test_table_8_over_several_studies_is_the_papers_and_what_it_lacks_follows():
     assert firsts[0][4:] == [*own, "ResNet50+Long, without LS", "ResNet50+Long+CutMix, without LS"]
     assert firsts[1][4] == "MobileNetV2, with LS"
     assert [line.seeds for line in layout.parts[0].lines] == [3, 3, 1, 1, 3, 3, 1, 1]
-    cells = {line.printed: line.figures for part in layout.parts for line in part.lines}
+    cells = {line.printed: line.accuracies for part in layout.parts for line in part.lines}
     assert cells["MobileNet V2"][0].errata == ("E17",)
     assert cells["R50"][1].errata == ("E14", "E16")
     assert cells["Wide ResNet-50-2"][0].errata == ()
@@ -255,17 +254,17 @@ def test_table_8_over_several_studies_is_the_papers_and_what_it_lacks_follows():
 
 def test_table_9_has_a_row_for_each_ratio_as_printed():
     results = simulated("imagenet/table9")
-    (part,) = layout_of("Table 9", [results]).parts
+    (part,) = paper_table("Table 9", [results]).parts
     ratios = [(line.cells[0].text, line.cells[1].text) for line in part.lines]
     assert ratios == [(r, m) for r in ("0.3 – 0.5", "0.5 – 0.5", "0.7 – 0.3") for m in "✗✓"]
     assert part.lines[0].cells[0].errata == ("E21",)
     values = topk(results, 5, role="student", smoothing=0.1, hard_weight=0.7)
-    assert part.lines[5].figures[1].measured.mean == pytest.approx(values.mean())
+    assert part.lines[5].accuracies[1].measured.mean == pytest.approx(values.mean())
 
 
 def test_table_3_over_its_data_sets_has_the_papers_columns():
     names = ("imagenet_lt/table3", "places_lt/table3", "inat2019/table3")
-    (layout,) = papers_layouts([simulated(name) for name in names])
+    (layout,) = papers_tables([simulated(name) for name in names])
     (part,) = layout.parts
     assert [column.label for column in part.columns[2:]] == [
         f"{place} Acc. (Top-{k})"
@@ -275,35 +274,35 @@ def test_table_3_over_its_data_sets_has_the_papers_columns():
     assert [(line.cells[0].text, line.cells[1].text) for line in part.lines] == [
         (f"ResNet-{depth}", mark) for depth in (18, 34, 50, 101) for mark in "✗✓"
     ]
-    assert part.lines[6].figures[0].paper is None  # a dash in the paper, and no recipe
+    assert part.lines[6].accuracies[0].paper is None  # a dash in the paper, and no recipe
     assert part.columns[4].errata == ("E25",)
-    assert part.lines[5].figures[2].errata == ("E19",)
+    assert part.lines[5].accuracies[2].errata == ("E19",)
 
 
 def test_table_4_averages_the_gains_of_the_papers_networks_when_all_are_measured():
     names = ("imagenet_100_500/classes100", "imagenet/table1")
     studies = [simulated(name) for name in names]
-    (part,) = layout_of("Table 4", studies).parts
-    assert [figure.paper for figure in part.foot.figures] == [0.880, 0.440, 0.155, 0.206]
-    assert [figure.errata for figure in part.foot.figures] == [("E22",), ()] * 2
+    (part,) = paper_table("Table 4", studies).parts
+    assert [figure.paper for figure in part.foot.accuracies] == [0.880, 0.440, 0.155, 0.206]
+    assert [figure.errata for figure in part.foot.accuracies] == [("E22",), ()] * 2
     for column, (results, k) in enumerate((s, k) for s in studies for k in (1, 5)):
         gains = [
             topk(results, k, model=model, smoothing=0.1) - topk(results, k, model=model, smoothing=0.0)
             for model in ("resnet18", "resnet101")
         ]
-        assert part.foot.figures[column].measured.mean == pytest.approx(np.mean(gains))
+        assert part.foot.accuracies[column].measured.mean == pytest.approx(np.mean(gains))
     half = simulated(names[0], keep=lambda run: run.model == "resnet18")
-    (part,) = layout_of("Table 4", [half]).parts
-    assert part.foot.figures[0].measured_text == "–"
-    assert part.foot.figures[0].printed == "+0.880"
+    (part,) = paper_table("Table 4", [half]).parts
+    assert part.foot.accuracies[0].measured_text == "–"
+    assert part.foot.accuracies[0].printed == "+0.880"
 
 
 def test_a_data_set_of_ones_own_has_the_layout_and_no_figure_of_the_paper():
     results = simulated("imagenet/table9", num_classes=7, data="data/mine")
-    layout = layout_of("Table 9", [results])
+    layout = paper_table("Table 9", [results])
     (part,) = layout.parts
     assert part.caption == "mine"
-    assert all(figure.paper is None for line in part.lines for figure in line.figures)
+    assert all(figure.paper is None for line in part.lines for figure in line.accuracies)
     assert len(part.lines) == 6
     assert all(line.seeds == 1 for line in part.lines)
     assert "not in its table" in layout.notes[0]
@@ -314,11 +313,11 @@ def test_a_data_set_of_ones_own_has_the_layout_and_no_figure_of_the_paper():
 )
 def test_published_figures_of_the_temperature_studies(name, first):
     results = simulated(name)
-    layout = published_layout(results)
+    layout = published_table(results)
     assert "Chandrasegaran" in layout.title
     (part,) = layout.parts
     assert len(part.lines) == 8
-    assert part.lines[0].figures[0].paper == first
+    assert part.lines[0].accuracies[0].paper == first
     header = next(recipe.header for recipe in catalogue() if recipe.name == name)
     table = re.findall(r"T = (\d+) +([\d.]+) +([\d.]+)", header)
     expected = [(t, s, float(v)) for t, a, b in table for s, v in (("0", a), ("0.1", b))]
@@ -329,9 +328,9 @@ def test_published_figures_of_the_temperature_studies(name, first):
         for one in results.finished.values()
         if (one.run.role, one.run.temperature, one.run.smoothing) == ("student", 64, 0.1)
     ]
-    assert part.lines[-1].figures[0].measured.mean == pytest.approx(np.mean(values))
-    assert "published 71.488" in layout_markdown(layout) or first != 71.488
-    assert published_layout(simulated("imagenet/table2")) is None
+    assert part.lines[-1].accuracies[0].measured.mean == pytest.approx(np.mean(values))
+    assert "published 71.488" in layout.markdown() or first != 71.488
+    assert published_table(simulated("imagenet/table2")) is None
 
 
 # Files
@@ -341,9 +340,9 @@ def test_published_figures_of_the_temperature_studies(name, first):
     "name", ["imagenet/table8", "cub200/table7", "imagenet_100_500/classes500", "imagenet/table9"]
 )
 def test_csv_and_markdown_hold_every_figure(name):
-    for layout in papers_layouts([simulated(name)]):
-        table = rows(layout_csv(layout))
-        lines = [line for part in layout.parts for line in (*part.lines, *([part.foot] if part.foot else []))]
+    for layout in papers_tables([simulated(name)]):
+        table = rows(layout.csv())
+        lines = [line for part in layout.parts for line in part.all_lines]
         assert len(table) == len(lines)
         for row, line in zip(table, lines, strict=True):
             numbers = [
@@ -351,14 +350,14 @@ def test_csv_and_markdown_hold_every_figure(name):
                 for c in row
                 if c.endswith("_paper")
             ]
-            for (measured, paper, difference), figure in zip(numbers, line.figures, strict=True):
+            for (measured, paper, difference), figure in zip(numbers, line.accuracies, strict=True):
                 assert (paper == "") == (figure.paper is None)
                 if figure.measured.seeds:
                     assert float(measured) == pytest.approx(figure.measured.mean)
                 if paper and measured:
                     assert float(difference) == pytest.approx(float(measured) - float(paper), abs=1e-5)
-        text = layout_markdown(layout)
-        assert all(figure.printed in text for line in lines for figure in line.figures)
+        text = layout.markdown()
+        assert all(figure.printed in text for line in lines for figure in line.accuracies)
         widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
         assert len(widths) == 1
 
@@ -382,27 +381,27 @@ def test_contradictions_in_the_tables_are_marked_at_their_cells():
     paper = load_tables()
     for known in paper.known_inconsistencies:
         table = re.match(r"[\w ]+: ((?:Table|Fig\.) \d+)", known.id).group(1)
-        if table in BUILDERS:
-            entry = paper.erratum(known.errata)
+        if paper[table].layout:
+            (entry,) = [one for one in paper.errata if one.id == known.errata]
             assert table in {*entry.data_sets, *(cell[0] for cell in entry.cells)}, known.id
 
 
 def test_a_figure_says_nothing_where_there_is_nothing():
-    layout = layout_of("Table 3", [simulated("imagenet_lt/table3", keep=lambda run: False)])
-    figure = layout.parts[0].lines[-1].figures[0]
-    assert isinstance(figure, Figure)
+    layout = paper_table("Table 3", [simulated("imagenet_lt/table3", keep=lambda run: False)])
+    figure = layout.parts[0].lines[-1].accuracies[0]
+    assert isinstance(figure, Accuracy)
     assert (figure.measured_text, figure.printed, figure.difference_text) == ("–", "", "")
 
 
 def test_a_failed_run_is_seen_in_its_cell_and_in_no_average():
     results = simulated("imagenet/table2")
     failed = results.plan.runs[0]
-    whole = layout_markdown(layout_of("Table 2", [results]))
+    whole = paper_table("Table 2", [results]).markdown()
     finished = {name: one for name, one in results.finished.items() if name != failed.id}
     lost = replace(
         results, finished=finished, failed={failed.id: Failure(failed, {"failed": "epoch 1: nan"})}
     )
-    text = layout_markdown(layout_of("Table 2", [lost]))
+    text = paper_table("Table 2", [lost]).markdown()
     seeds = len(results.plan.seeds)
     assert "failed" not in whole
     assert ("1 failed" if seeds > 1 else "| failed") in text

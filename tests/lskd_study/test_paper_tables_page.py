@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lskd_study.pages.study import write_report
-from lskd_study.pages.teachers_alone import write_teachers_report
+from lskd_study.pages.teachers import write_teachers_report
 from lskd_study.paper.printed import load_tables
 from lskd_study.results.read import read_results
 

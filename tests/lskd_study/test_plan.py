@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lskd import LskdError
 from lskd_study.claims import CLAIMS
-from lskd_study.claims.settings import settings_of
+from lskd_study.claims.statements import settings_of
 from lskd_study.plan.plan import JOB, Plan, exact, expand
 from lskd_study.trainers import trainer_of
 

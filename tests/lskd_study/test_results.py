@@ -31,8 +31,8 @@ def test_accuracy_and_instability_come_from_the_stored_logits(fake_study):
     assert found.instability == pytest.approx(
         1 - float(stability(logits, labels, plan.num_classes)), abs=1e-6
     )
-    assert found.last("val_top1") == found.curves["val_top1"][-1]
-    assert np.isnan(found.last("train_kl"))  # a teacher has none
+    assert found.value("val_top1") == found.curves["val_top1"][-1]
+    assert np.isnan(found.value("train_kl"))  # a teacher has none
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])

@@ -10,8 +10,7 @@ import pytest
 
 from lskd_study.claims import judge
 from lskd_study.pages.study import write_report
-from lskd_study.pages.teachers_alone import write_teachers_report
-from lskd_study.pages.teachers_study import run_teacher_list
+from lskd_study.pages.teachers import run_teacher_list, write_teachers_report
 from lskd_study.pages.verdicts import VERDICTS_FILE, read_record, study_record
 from lskd_study.plan.plan import JOB
 from lskd_study.plan.teacher_list import TeacherList

@@ -15,7 +15,7 @@ from lskd.base import files
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.data.published.small import prepare_digits
 from lskd_study.data.text.number_words import prepare_number_words
-from lskd_study.drawing.drawing import Drawing, write_drawing
+from lskd_study.drawing.style import Drawing, write_drawing
 from lskd_study.teachers.outputs import Outputs, write_outputs
 
 pytestmark = pytest.mark.unit

@@ -1,16 +1,14 @@
 """The paper's claims that studies can test, and the verdict on each.
 
-``statements``: the table of claims. ``scope``: which of them a study tests. ``settings``: where in it.
-``contrasts`` and ``trends``: estimates with their intervals. ``findings``: correction and verdicts.
-``judging``: one study, ``several`` and ``pooled``: several together.
+``claims.yaml``: the table of claims. ``statements``: which of them a study tests, and where in it.
+``contrasts``: estimates with their intervals. ``findings``: correction and verdicts. ``judging``: one study,
+``several``: several together.
 """
 
 from lskd_study.claims.findings import Finding, Verdict, number_of_tests, verdict
 from lskd_study.claims.judging import Groups, estimate, groups, judge
-from lskd_study.claims.scope import claims_of
-from lskd_study.claims.settings import Setting, settings
 from lskd_study.claims.several import judge_several
-from lskd_study.claims.statements import CLAIMS, Claim
+from lskd_study.claims.statements import CLAIMS, Claim, Setting, claims_of, settings
 
 __all__ = [
     "CLAIMS",

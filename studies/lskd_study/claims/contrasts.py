@@ -1,5 +1,8 @@
 """Weighted sums of paired runs, with their interval: what all claims within one study are estimated as.
 
+And the quantities that no result has by itself: accuracy on many-shot or few-shot classes of long-tailed
+data, and how far similar classes lie apart.
+
 A contrast gives every kind of run a weight fixed in advance. At each seed and sample the weighted sum of the
 runs' values is one number, so whatever the weights are (a difference, a difference of differences, a slope),
 the table of these numbers goes through one analysis, seeds and samples both random.
@@ -7,12 +10,23 @@ the table of these numbers goes through one analysis, seeds and samples both ran
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+import torch
 
+from lskd import LskdError
+from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
+from lskd.base.images import class_folders, class_images
+from lskd_study.plan.plan import Plan
+from lskd_study.results.images import read_logits
 from lskd_study.results.results import PerSample, Result
 from lskd_study.stats.intervals import CROSSED, Interval, crossed_interval, no_interval, seed_interval
 
+RATIO = 10  # largest to smallest class, as in the mildest long-tailed benchmarks (CIFAR-LT)
+MANY, FEW = 100, 20  # training images: Liu et al. (2019), "Large-scale long-tailed recognition"
+SHOTS = ("top1_many_shot", "top1_few_shot")
 # The kinds of run of one network: a weight, and its results by seed. The weights sum to 0.
 Cells = Sequence[tuple[float, Mapping[int, Result]]]
 
@@ -89,3 +103,90 @@ def _per_sample(measure: Measure, result: Result) -> PerSample:
     found = measure.per_sample(result)
     assert found is not None  # the same for every run of a study
     return found
+
+
+# Long-tailed training data
+
+
+def is_long_tailed(plan: Plan) -> bool:
+    """Whether the training data are there and some class has 10 times the images of another."""
+    counts = _counts(plan)
+    return bool(counts) and max(counts.values()) >= RATIO * min(counts.values())
+
+
+def classes_of_shot(plan: Plan, quantity: str) -> frozenset[str]:
+    """Return the names of the classes that a quantity of ``SHOTS`` is about."""
+    many = quantity == SHOTS[0]
+    return frozenset(name for name, count in _counts(plan).items() if (count > MANY if many else count < FEW))
+
+
+def shot_measure(plan: Plan, quantity: str) -> Measure:
+    """Return top-1 accuracy on the images of many-shot or few-shot classes alone."""
+    chosen = classes_of_shot(plan, quantity)
+
+    def per_sample(result: Result) -> PerSample | None:
+        found = result.per_sample("top1")
+        if found is None:
+            return None
+        member = np.array([class_of_key(key) in chosen for key in result.keys])
+        problem = "" if member.any() else "no validation image of these classes"
+        values = found.values[member] if member.any() else found.values
+        return PerSample(values, bounded=True, scale=found.scale, problem=problem)
+
+    return Measure(per_sample, lambda result: result.value(quantity))
+
+
+def class_of_key(key: str) -> str:
+    """Return the class in a validation image's key, e.g. ``val/pike/0001.png``."""
+    return key.rsplit("/", 2)[-2] if "/" in key else ""
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    if plan.num_classes == 0:  # translation
+        return {}
+    return _count_files(plan.data_dir / "train")
+
+
+@lru_cache(maxsize=16)
+def _count_files(folder: Path) -> dict[str, int]:
+    try:
+        counts = {name: len(class_images(folder / name)[0]) for name in class_folders(folder)}
+    except (OSError, LskdError):
+        return {}  # the page may be made where the data are not
+    return {name: count for name, count in counts.items() if count}
+
+
+# Similar classes
+
+
+def separation_measure(plan: Plan, compared: Sequence[Sequence[Result]]) -> Measure:
+    """Return the separation of each class from the one it is taken for most.
+
+    ``compared``: for each network the runs of both arms. They choose the pairs together, each run with
+    the same weight: a choice by one arm alone would favour the other.
+
+    Raises:
+        LskdError: for classes of fewer than 3 images, or logits that are not finite.
+    """
+    found = {}
+    for runs in compared:
+        means = []
+        for result in runs:
+            logits, labels = _logits(plan, result)
+            try:
+                means.append(class_mean_probabilities(logits, labels, plan.num_classes))
+            except ValueError as error:
+                raise LskdError(f"{result.run.id}: {error}") from None
+        pairs = nearest_classes(class_confusion(means))
+        for result in runs:
+            logits, labels = _logits(plan, result)
+            values = class_separation(logits, labels, pairs).contributions.numpy()
+            found[result.run.id] = PerSample(values, strata=labels.numpy())
+    return Measure(
+        lambda result: found[result.run.id], lambda result: float(found[result.run.id].values.mean())
+    )
+
+
+def _logits(plan: Plan, result: Result) -> tuple[torch.Tensor, torch.Tensor]:
+    _, logits, labels = read_logits(plan.folder(result.run), plan.num_classes)
+    return torch.from_numpy(logits), torch.from_numpy(labels)

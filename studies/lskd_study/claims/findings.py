@@ -1,14 +1,14 @@
 """Findings: claims with their estimates, corrected for their number, and the verdicts on them."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from lskd_study.claims.settings import Setting
-from lskd_study.claims.statements import Claim
+from lskd_study.claims.statements import Claim, Setting
+from lskd_study.results.results import Result, common_seeds, failure_words, failures_of
 from lskd_study.stats.intervals import LEVEL, Interval, holm
 
 Verdict = Literal["supported", "contradicted", "cannot tell", "no verdict"]
@@ -16,48 +16,19 @@ Verdict = Literal["supported", "contradicted", "cannot tell", "no verdict"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim tested in one setting.
+    """A claim tested in one setting; before ``decide`` estimated there.
 
     Attributes:
         claim: what was tested.
         setting: where.
         interval: None when no pair of runs is there.
-        verdict: None for a part that is no claim; ``no verdict`` where a run that it needs failed.
-        adjusted_p: corrected for all tests of the page; NaN where nothing was tested.
+        p_value: against ``null``, before the correction.
         note: what is missing, or why there is no result.
-        p_value: before the correction.
         null: the value that the claim is tested against: 0, or the negative margin.
         runs: how many finished runs the estimate rests on.
-    """
-
-    claim: Claim
-    setting: Setting
-    interval: Interval | None
-    verdict: Verdict | None
-    adjusted_p: float
-    note: str
-    p_value: float = math.nan
-    null: float = 0.0
-    runs: int = 0
-
-    @property
-    def parameter(self) -> tuple[object, ...]:
-        """What the claim is about: claims about one parameter count once in the correction."""
-        return _parameter(self.claim, self.setting)
-
-    @property
-    def changed_by_holm(self) -> bool:
-        """Whether the interval excludes the null value, but the correction took the verdict back."""
-        if self.interval is None or not self.interval.holds_seeds:
-            return False
-        return self.p_value < 1 - LEVEL and self.verdict == "cannot tell"
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A claim estimated in one setting, before the correction; ``p_value`` is against ``null``.
-
-    ``failed``: a run that it needs failed, so it has no estimate and gets no verdict.
+        failed: a run that it needs failed, so it has no estimate and gets no verdict.
+        verdict: None for a part that is no claim; ``no verdict`` where a run that it needs failed.
+        adjusted_p: corrected for all tests of the page; NaN where nothing was tested.
     """
 
     claim: Claim
@@ -68,11 +39,14 @@ class Draft:
     null: float = 0.0
     runs: int = 0
     failed: bool = False
+    verdict: Verdict | None = None
+    adjusted_p: float = math.nan
 
     @property
     def parameter(self) -> tuple[object, ...]:
         """What the claim is about: claims about one parameter count once in the correction."""
-        return _parameter(self.claim, self.setting)
+        claim = self.claim
+        return claim.contrast, claim.measured_on, claim.quantity, claim.explained_by, self.setting
 
     @property
     def is_test(self) -> bool:
@@ -83,36 +57,63 @@ class Draft:
         """
         if self.interval is None or not self.claim.direction or self.claim.contrast == "direction":
             return False
-        return self.interval.holds_seeds and not math.isnan(self.p_value)
+        return self.interval.includes_seeds and not math.isnan(self.p_value)
+
+    @property
+    def changed_by_holm(self) -> bool:
+        """Whether the interval excludes the null value, but the correction took the verdict back."""
+        if self.interval is None or not self.interval.includes_seeds:
+            return False
+        return self.p_value < 1 - LEVEL and self.verdict == "cannot tell"
+
+    def noting(self, note: str) -> "Finding":
+        """Return it with another note before its own."""
+        return replace(self, note="; ".join(filter(None, [note, self.note])))
+
+    def on_seeds(
+        self, needed: Iterable[Mapping[int, Result]], planned: Sequence[int] = ()
+    ) -> tuple["Finding", list[int]]:
+        """Return it with the number of runs that it rests on, and the seeds that have all runs it needs.
+
+        No seeds where one of the runs failed: those that did not are a choice by the result. The note says
+        so, or which of the planned seeds are left out.
+        """
+        needed = list(needed)
+        if failed := failures_of(needed):
+            return replace(self, note=failure_words(failed), failed=True), []
+        seeds = common_seeds(needed)
+        if not seeds:
+            return replace(self, note="no seed has all of its runs"), []
+        lost = ", ".join(str(seed) for seed in planned if seed not in seeds)
+        note = f"without seed {lost}: runs are missing" if lost else ""
+        # By identity: runs of several studies may have one name.
+        runs = len({id(group[seed]) for group in needed for seed in seeds})
+        return replace(self, note=note, runs=runs), seeds
 
 
-def decide(drafts: Sequence[Draft], headline: bool = True) -> list[Finding]:
+def decide(estimated: Sequence[Finding], headline: bool = True) -> list[Finding]:
     """Correct for the number of tests and give the verdicts.
 
-    Holm's method, claims about one parameter counted once. With ``headline`` the first draft is the question
-    that the study was made for: it gets half of the error rate, and all others share the other half.
+    Holm's method, claims about one parameter counted once. With ``headline`` the first finding is the
+    question that the study was made for: it gets half of the error rate, all others share the other half.
     """
-    first = drafts[:1] if headline else []
-    family = [draft.p_value if draft.is_test else math.nan for draft in drafts]
-    others = {draft.parameter for draft in drafts if draft.is_test} - {draft.parameter for draft in first}
-    weights: dict[Hashable, float] = {draft.parameter: float(max(len(others), 1)) for draft in first}
-    adjusted = holm(family, [draft.parameter for draft in drafts], weights)
-    findings = [_finding(draft, float(p)) for draft, p in zip(drafts, adjusted, strict=True)]
-    return [
-        _follow(finding, findings) if finding.claim.contrast == "direction" else finding
-        for finding in findings
-    ]
+    first = estimated[:1] if headline else []
+    family = [one.p_value if one.is_test else math.nan for one in estimated]
+    others = {one.parameter for one in estimated if one.is_test} - {one.parameter for one in first}
+    weights: dict[Hashable, float] = {one.parameter: float(max(len(others), 1)) for one in first}
+    adjusted = map(float, holm(family, [one.parameter for one in estimated], weights))
+    findings = []
+    for one, p in zip(estimated, adjusted, strict=True):
+        found = verdict(one.claim, one.interval, p, one.null)
+        found = "no verdict" if found and one.failed else found
+        findings.append(replace(one, verdict=found, adjusted_p=p))
+    return [_follow(one, findings) if one.claim.contrast == "direction" else one for one in findings]
 
 
 def number_of_tests(findings: Sequence[Finding]) -> int:
     """Return how many tests the verdicts were corrected for."""
-    return len(
-        {
-            finding.parameter
-            for finding in findings
-            if not math.isnan(finding.adjusted_p) and finding.claim.contrast != "direction"
-        }
-    )
+    tested = [one for one in findings if one.claim.contrast != "direction" and not math.isnan(one.adjusted_p)]
+    return len({finding.parameter for finding in tested})
 
 
 def verdict(claim: Claim, interval: Interval | None, adjusted_p: float, null: float = 0.0) -> Verdict | None:
@@ -122,28 +123,9 @@ def verdict(claim: Claim, interval: Interval | None, adjusted_p: float, null: fl
     """
     if not claim.direction:
         return None
-    if interval is None or not interval.holds_seeds or not interval.known or not adjusted_p < 1 - LEVEL:
+    if interval is None or not interval.includes_seeds or not interval.known or not adjusted_p < 1 - LEVEL:
         return "cannot tell"
     return "supported" if (interval.estimate - null) * claim.direction > 0 else "contradicted"
-
-
-def _finding(draft: Draft, adjusted_p: float) -> Finding:
-    found = verdict(draft.claim, draft.interval, adjusted_p, draft.null)
-    return Finding(
-        draft.claim,
-        draft.setting,
-        draft.interval,
-        "no verdict" if found and draft.failed else found,
-        adjusted_p,
-        draft.note,
-        draft.p_value,
-        draft.null,
-        draft.runs,
-    )
-
-
-def _parameter(claim: Claim, setting: Setting) -> tuple[object, ...]:
-    return claim.contrast, claim.measured_on, claim.quantity, claim.explained_by, setting
 
 
 def _follow(finding: Finding, findings: Sequence[Finding]) -> Finding:
@@ -151,39 +133,27 @@ def _follow(finding: Finding, findings: Sequence[Finding]) -> Finding:
 
     A wrong conclusion takes a wrong verdict on one of the two, so it needs no correction of its own.
     """
-    teacher = _of(findings, "better-teacher", replace(finding.setting, temperature=0, hard_weight=0))
-    student = _of(findings, "better-student", finding.setting)
+    # A teacher's temperature and hard weight say nothing.
+    arms = finding.setting.baseline, finding.setting.smoothing
+    teacher, student = (
+        next((one for one in findings if one.claim.id == claim and same(one.setting)), None)
+        for claim, same in (
+            ("better-teacher", lambda own: (own.baseline, own.smoothing) == arms),
+            ("better-student", lambda own: own == finding.setting),
+        )
+    )
     failed = next((one for one in (teacher, student) if one and one.verdict == "no verdict"), None)
     if failed is not None:
         return replace(finding, interval=None, verdict="no verdict", note=failed.note, runs=0)
     if teacher is None or student is None or student.interval is None or teacher.interval is None:
         return finding
-    finding = replace(finding, runs=teacher.runs + student.runs)
     both = float(np.maximum(teacher.adjusted_p, student.adjusted_p))
-    if not (teacher.interval.holds_seeds and teacher.adjusted_p < 1 - LEVEL):
+    finding = replace(finding, runs=teacher.runs + student.runs, adjusted_p=both)
+    if not (teacher.interval.includes_seeds and teacher.adjusted_p < 1 - LEVEL):
         note = "the teachers’ difference may have either sign, so there is no direction to follow"
-        if not teacher.interval.holds_seeds:
+        if not teacher.interval.includes_seeds:
             note = teacher.interval.note
-        return replace(finding, interval=None, note=note, p_value=math.nan, adjusted_p=both)
-    sign = math.copysign(1, teacher.interval.estimate)
-    interval = student.interval.scaled(sign)
-    return replace(
-        finding,
-        interval=interval,
-        p_value=student.p_value,
-        adjusted_p=both,
-        verdict=verdict(finding.claim, interval, both),
-    )
-
-
-def _of(findings: Sequence[Finding], claim: str, setting: Setting) -> Finding | None:
-    """Return the finding of a claim in a setting; a teacher's temperature and hard weight say nothing."""
-    for finding in findings:
-        if finding.claim.id != claim:
-            continue
-        own = finding.setting
-        if finding.claim.role == "teacher":
-            own = replace(own, temperature=0, hard_weight=0)
-        if own == setting:
-            return finding
-    return None
+        return replace(finding, interval=None, note=note, p_value=math.nan)
+    interval = student.interval.scaled(math.copysign(1, teacher.interval.estimate))
+    found = verdict(finding.claim, interval, both)
+    return replace(finding, interval=interval, p_value=student.p_value, verdict=found)

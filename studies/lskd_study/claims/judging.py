@@ -9,44 +9,50 @@ from numpy.typing import NDArray
 
 from lskd import LskdError
 from lskd_study.claims.contrasts import (
+    SHOTS,
     Cells,
     Measure,
     difference,
     estimate_contrast,
     fitted_change,
     measure_of,
+    separation_measure,
+    shot_measure,
 )
-from lskd_study.claims.findings import Draft, Finding, decide
-from lskd_study.claims.long_tail import SHOTS, shot_measure
-from lskd_study.claims.scope import claims_of
-from lskd_study.claims.settings import (
+from lskd_study.claims.findings import Finding, decide
+from lskd_study.claims.statements import (
+    Claim,
     Setting,
+    claims_of,
     hard_weights_of,
     models_of,
     settings_of,
     temperatures_of,
 )
-from lskd_study.claims.similar_classes import separation_measure
-from lskd_study.claims.statements import Claim
-from lskd_study.results.results import Kind, Result, Results, common_seeds, failure_words, failures_of
+from lskd_study.results.results import AnyResult, Result, Results
 from lskd_study.stats.intervals import Array, Interval
 from lskd_study.stats.trends import network_trend
 
 # (without, with smoothing), one pair per network
 Groups = Sequence[tuple[Mapping[int, Result], Mapping[int, Result]]]
+BySeeds = Sequence[Mapping[int, Result]]  # results by seed, one for each smoothing value (and student)
 
 
-def judge(results: Results[Kind]) -> list[Finding]:
+def judge(results: Results[AnyResult]) -> list[Finding]:
     """Test every claim in every setting; verdicts are corrected for their number."""
     plan = results.plan
     return decide(
-        [_draft(results, claim, setting) for claim in claims_of(plan) for setting in settings_of(claim, plan)]
+        [
+            _estimated(results, claim, setting)
+            for claim in claims_of(plan)
+            for setting in settings_of(claim, plan)
+        ]
     )
 
 
 def groups(
-    results: Results[Kind], claim: Claim, setting: Setting
-) -> dict[str, tuple[dict[int, Kind], dict[int, Kind]]]:
+    results: Results[AnyResult], claim: Claim, setting: Setting
+) -> dict[str, tuple[dict[int, AnyResult], dict[int, AnyResult]]]:
     """Return (without, with smoothing) results by seed for each teacher, or each student of each teacher."""
     arms = (setting.baseline, setting.smoothing)
     by_arm = _by_network(results, claim.measured_on, arms, [(setting.temperature, setting.hard_weight)])
@@ -65,11 +71,11 @@ def estimate(quantity: str, pairs: Groups, seeds: Sequence[int]) -> Interval:
 
 
 def _by_network(
-    results: Results[Kind],
+    results: Results[AnyResult],
     role: Literal["teacher", "student"],
     arms: Sequence[float],
     losses: Sequence[tuple[float, float]],
-) -> dict[str, list[dict[int, Kind]]]:
+) -> dict[str, list[dict[int, AnyResult]]]:
     """Return, by name of the network, the results by seed of each arm (and for students of each loss)."""
     teachers = models_of(results.plan, "teacher")
     if role == "teacher":
@@ -83,28 +89,27 @@ def _by_network(
     }
 
 
-def _draft(results: Results[Kind], claim: Claim, setting: Setting) -> Draft:
+def _estimated(results: Results[AnyResult], claim: Claim, setting: Setting) -> Finding:
     null = -results.plan.margin if claim.non_inferior else 0.0
-    draft = Draft(claim, setting, null=null)
+    finding = Finding(claim, setting, null=null)
     if claim.contrast == "networks":
-        return _over_networks(results, draft)
+        names, students = models_of(results.plan, "teacher"), models_of(results.plan, "student")
+        kinds = [network_kinds(results, claim, setting, name, students) for name in names]
+        return estimate_trend(finding, kinds, results.plan.seeds)
     networks = _networks(results, claim, setting)
-    needed = [runs for cells in networks for _, runs in cells]
-    seeds, note = _seeds(results, needed)
+    finding, seeds = finding.on_seeds((runs for cells in networks for _, runs in cells), results.plan.seeds)
     if not seeds:
-        return replace(draft, note=note, failed=bool(failures_of(needed)))
-    used = {runs[seed].run.id for cells in networks for _, runs in cells for seed in seeds}
-    draft = replace(draft, note=note, runs=len(used))
+        return finding
     try:
         measure = _measure(results, claim, networks, seeds)
         interval, p_value = estimate_contrast(measure, networks, seeds, null)
     except LskdError as error:
-        return replace(draft, note="; ".join(filter(None, [str(error), note])))
-    return replace(draft, interval=interval, p_value=p_value)
+        return finding.noting(str(error))
+    return replace(finding, interval=interval, p_value=p_value)
 
 
 def _measure(
-    results: Results[Kind], claim: Claim, networks: Sequence[Cells], seeds: Sequence[int]
+    results: Results[AnyResult], claim: Claim, networks: Sequence[Cells], seeds: Sequence[int]
 ) -> Measure:
     if claim.quantity == "separation":
         compared = [[runs[seed] for _, runs in cells for seed in seeds] for cells in networks]
@@ -114,9 +119,9 @@ def _measure(
     )
 
 
-def _networks(results: Results[Kind], claim: Claim, setting: Setting) -> list[Cells]:
+def _networks(results: Results[AnyResult], claim: Claim, setting: Setting) -> list[Cells]:
     """Return the weights and runs of a contrast, for each network."""
-    plan, arms = results.plan, (setting.baseline, setting.smoothing)
+    plan, arms, signs = results.plan, [setting.baseline, setting.smoothing], [-1.0, 1.0]
     losses, weights = [(setting.temperature, setting.hard_weight)], [1.0]
     if claim.contrast == "gain-temperature":
         low, *higher = temperatures_of(plan)
@@ -127,61 +132,45 @@ def _networks(results: Results[Kind], claim: Claim, setting: Setting) -> list[Ce
         losses = [(setting.temperature, hard) for hard in points]
         weights = fitted_change(points)
     if claim.contrast == "hard-weight":
-        kinds = _by_network(results, claim.measured_on, [setting.smoothing], losses)
-        return [list(zip(weights, cells, strict=True)) for cells in kinds.values()]
-    signs = [w * sign for w in weights for sign in (-1.0, 1.0)]
+        arms, signs = [setting.smoothing], [1.0]
+    signed = [w * sign for w in weights for sign in signs]
     kinds = _by_network(results, claim.measured_on, arms, losses)
-    return [list(zip(signs, cells, strict=True)) for cells in kinds.values()]
+    return [list(zip(signed, cells, strict=True)) for cells in kinds.values()]
 
 
-def _over_networks(results: Results[Kind], draft: Draft) -> Draft:
-    """Estimate a trend over teacher networks, each the mean of its arms (and of its students)."""
-    claim, setting, plan = draft.claim, draft.setting, results.plan
-    of_teachers = _by_network(results, "teacher", plan.smoothing, [])
-    explained = {name: list(kinds) for name, kinds in of_teachers.items()}
-    if claim.measured_on == "student":
-        t, hard = setting.temperature, setting.hard_weight
-        explained = {
-            teacher: [
-                results.students(student, teacher, alpha, t, hard)
-                for student in models_of(plan, "student")
-                for alpha in plan.smoothing
-            ]
-            for teacher in of_teachers
-        }
-    used = [runs for kinds in (*of_teachers.values(), *explained.values()) for runs in kinds]
-    seeds, note = _seeds(results, used)
-    if not seeds:
-        return replace(draft, note=note, failed=bool(failures_of(used)))
-    return estimate_trend(
-        replace(draft, note=note), list(of_teachers.values()), list(explained.values()), seeds
-    )
+def network_kinds(
+    results: Results[AnyResult], claim: Claim, setting: Setting, teacher: str, students: Sequence[str]
+) -> tuple[BySeeds, BySeeds]:
+    """Return the kinds of run of a network in a trend: the teacher's, and those of what is explained."""
+    smoothing = results.plan.smoothing
+    teachers = [results.teachers(teacher, alpha) for alpha in smoothing]
+    if claim.measured_on == "teacher":
+        return teachers, teachers
+    loss = setting.temperature, setting.hard_weight
+    return teachers, [results.students(s, teacher, alpha, *loss) for s in students for alpha in smoothing]
 
 
 def estimate_trend(
-    draft: Draft,
-    teachers: Sequence[Sequence[Mapping[int, Result]]],
-    explained: Sequence[Sequence[Mapping[int, Result]]],
-    seeds: Sequence[int],
-) -> Draft:
-    """Return the draft with a trend over networks; each is the mean of its kinds of run."""
-    claim, note = draft.claim, draft.note
-    # By identity: runs of several studies may have one name.
-    used = {id(runs[seed]) for kinds in (*teachers, *explained) for runs in kinds for seed in seeds}
-    draft = replace(draft, runs=len(used))
+    finding: Finding, networks: Sequence[tuple[BySeeds, BySeeds]], planned: Sequence[int] = ()
+) -> Finding:
+    """Return the finding with a trend over networks, each the mean of its arms (and of its students)."""
+    teachers, explained = [own for own, _ in networks], [others for _, others in networks]
+    finding, seeds = finding.on_seeds((runs for kinds in (*teachers, *explained) for runs in kinds), planned)
+    if not seeds:
+        return finding
     try:
-        x, _, problem = _table(teachers, claim.explained_by, seeds)
-        y, strata, other = _table(explained, claim.quantity, seeds)
+        x, _, problem = _table(teachers, finding.claim.explained_by, seeds)
+        y, strata, other = _table(explained, finding.claim.quantity, seeds)
         interval = network_trend(x, y, strata)
     except LskdError as error:
-        return replace(draft, note="; ".join(filter(None, [str(error), note])))
+        return finding.noting(str(error))
     if problem or other:
-        return replace(draft, note="; ".join(filter(None, [problem or other, note])))
-    return replace(draft, interval=interval, p_value=interval.p_value)
+        return finding.noting(problem or other)
+    return replace(finding, interval=interval, p_value=interval.p_value)
 
 
 def _table(
-    networks: Iterable[Sequence[Mapping[int, Result]]], quantity: str, seeds: Sequence[int]
+    networks: Iterable[BySeeds], quantity: str, seeds: Sequence[int]
 ) -> tuple[Array, NDArray[np.int64] | None, str]:
     """Return a quantity in its unit, ``(networks, seeds, samples)``, its strata and what is wrong with it."""
     rows, strata, problem = [], None, ""
@@ -193,19 +182,5 @@ def _table(
         problem = problem or next((s.problem for by_seed in found for s in by_seed if s.problem), "")
     table = np.asarray(rows)
     if not np.isfinite(table).all():
-        raise LskdError("paired differences hold NaN or infinity; leave out the run that diverged")
+        raise LskdError("paired differences contain NaN or infinity; leave out the run that diverged")
     return table, strata, problem
-
-
-def _seeds(results: Results[Kind], used: Sequence[Mapping[int, Result]]) -> tuple[list[int], str]:
-    """Return the seeds that have all of these runs, and what is to be said of the others.
-
-    None where one of them failed: those that did not are a choice by the result.
-    """
-    if failed := failures_of(used):
-        return [], failure_words(failed)
-    seeds = common_seeds(used)
-    lost = [seed for seed in results.plan.seeds if seed not in seeds]
-    if not seeds:
-        return [], "no seed has all of its runs"
-    return seeds, f"without seed {', '.join(map(str, lost))}: runs are missing" if lost else ""

@@ -1,28 +1,42 @@
-"""Claims that take several studies, because each of them holds fixed what the claim is about.
+"""Claims that take several studies, because each of them keeps fixed what the claim is about.
 
 Studies are measured on different samples and trained apart, so their differences are independent: the parts
 of their variances add up, weighted by the square of the contrast's weight, each with its own degrees of
-freedom. Networks are those that every study has, fixed, and averaged, as in the paper's Table 4. Trends over
-the teachers of several studies are in `pooled`.
+freedom. Networks are those that every study has, fixed, and averaged, as in the paper's Table 4.
+
+A trend over teachers (Table 8, Fig. 8) is another thing: a study trains its teachers by one protocol, and the
+paper's "Long" and "CutMix" are studies of their own. Those that are measured on the same samples put their
+teachers together: each network of each study is one, and one that two studies trained alike counts once.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from lskd import LskdError
-from lskd_study.claims.contrasts import difference, estimate_contrast, fitted_change, measure_of
-from lskd_study.claims.findings import Draft, Finding, decide
-from lskd_study.claims.long_tail import class_of_key, is_long_tailed
-from lskd_study.claims.pooled import content, pooled_trends
-from lskd_study.claims.settings import Setting, models_of
-from lskd_study.claims.statements import CLAIMS, Claim
-from lskd_study.plan.plan import exact
-from lskd_study.results.results import Results, common_seeds, failure_words, failures_of, is_translation
+from lskd_study.claims.contrasts import (
+    class_of_key,
+    difference,
+    estimate_contrast,
+    fitted_change,
+    is_long_tailed,
+    measure_of,
+)
+from lskd_study.claims.findings import Finding, decide
+from lskd_study.claims.judging import BySeeds, estimate_trend, network_kinds
+from lskd_study.claims.statements import CLAIMS, Claim, Setting, every_arm, models_of, task_of
+from lskd_study.plan.kinds import IMAGES
+from lskd_study.plan.plan import Plan, Run, exact
+from lskd_study.results.results import Result, Results
 from lskd_study.stats.intervals import Interval, Part, no_interval, parts_interval
+from lskd_study.stats.trends import FEWEST
 
 METHOD = "independent studies, each with seeds and samples crossed"
 Shared = TypeVar("Shared")
+# A student and its loss: model, file, temperature, hard weight, T^2.
+Student = tuple[str, str, float, float, bool]
 
 
 def judge_several(studies: Sequence[Results[Any]]) -> list[Finding]:
@@ -31,24 +45,39 @@ def judge_several(studies: Sequence[Results[Any]]) -> list[Finding]:
     All of them: equal smoothing values and convention. More classes: image studies without a long tail, with
     different numbers of classes, some of which are the same (by name), whose teachers have a network in
     common, trained by the same file; of studies of one number of classes the one that shares most networks.
-    Long tails: two studies of the same classes with a network in common, one of them long-tailed. Trends: see
-    `pooled`.
+    Long tails: two studies of the same classes with a network in common, one of them long-tailed. Trends:
+    studies measured on the same samples.
     """
     groups: dict[object, list[Results[Any]]] = {}
     for study in studies:
         if study.finished:
             groups.setdefault((study.plan.convention, tuple(study.plan.smoothing)), []).append(study)
-    drafts: list[Draft] = []
+    found: list[Finding] = []
     for group in groups.values():
-        drafts += _gains([study for study in group if not is_translation(study.plan)])
-        drafts += pooled_trends(group)
-    return decide(drafts, headline=False)
+        found += _gains([study for study in group if study.plan.kind is IMAGES])
+        found += _pooled_trends(group)
+    return decide(found, headline=False)
 
 
-def _gains(group: Sequence[Results[Any]]) -> list[Draft]:
-    tails = [is_long_tailed(study.plan) for study in group]
-    even = [study for study, tail in zip(group, tails, strict=True) if not tail]
-    drafts: list[Draft] = []
+def _protocol(plan: Plan, run: Run) -> tuple[str, str]:
+    """Return a run's network and what its trainer's file says: files of one content are one protocol."""
+    return run.model, json.dumps(plan.configs.get(run.config, {}), sort_keys=True)
+
+
+def _first(study: Results[Any]) -> Result:
+    found: Result = next(iter(study.finished.values()))
+    return found
+
+
+# Gains
+
+
+def _gains(group: Sequence[Results[Any]]) -> list[Finding]:
+    even: list[Results[Any]] = []
+    tailed: list[Results[Any]] = []
+    for study in group:
+        (tailed if is_long_tailed(study.plan) else even).append(study)
+    found: list[Finding] = []
     for related in _related(even):
         chosen = _one_of_each_number(related)
         if len(chosen) < 2:
@@ -56,17 +85,17 @@ def _gains(group: Sequence[Results[Any]]) -> list[Draft]:
         points = [math.log10(study.plan.num_classes) for study in chosen]
         scale = max(points) - min(points)
         weights = [weight / scale for weight in fitted_change(points)]
-        common = _shared(map(_protocols, chosen))
+        common = [model for model, _ in _shared(map(_protocols, chosen))]
         classes = ", ".join(f"{study.plan.num_classes:,}" for study in chosen)
-        drafts += _gain_drafts("gain-classes", chosen, weights, [m for m, _ in common], f"{classes} classes")
-    for study in (study for study, tail in zip(group, tails, strict=True) if tail):
+        found += _of_gains("gain-classes", chosen, weights, common, f"{classes} classes")
+    for study in tailed:
         for other in even:
-            common_models = _shared([models_of(one.plan, "teacher") for one in (study, other)])
-            if _classes(study) == _classes(other) and common_models:
+            common = _shared([models_of(one.plan, "teacher") for one in (study, other)])
+            if _classes(study) == _classes(other) and common:
                 words = f"“{study.plan.title}” against “{other.plan.title}”"
-                drafts += _gain_drafts("gain-long-tail", [other, study], [-1.0, 1.0], common_models, words)
+                found += _of_gains("gain-long-tail", [other, study], [-1.0, 1.0], common, words)
                 break
-    return drafts
+    return found
 
 
 def _related(studies: Sequence[Results[Any]]) -> list[list[Results[Any]]]:
@@ -103,14 +132,12 @@ def _one_of_each_number(studies: Sequence[Results[Any]]) -> list[Results[Any]]:
 def _protocols(study: Results[Any]) -> list[tuple[str, str]]:
     """Return the teachers' networks, each with what its trainer's file says."""
     plan = study.plan
-    runs = [run for run in plan.runs if run.role == "teacher"]
-    return list(dict.fromkeys((run.model, content(plan, run)) for run in runs))
+    return list(dict.fromkeys(_protocol(plan, run) for run in plan.runs if run.role == "teacher"))
 
 
 def _classes(study: Results[Any]) -> frozenset[str]:
     """Return the names of the classes of the validation images."""
-    first = next(iter(study.finished.values()))
-    return frozenset(class_of_key(key) for key in first.keys)
+    return frozenset(class_of_key(key) for key in _first(study).keys)
 
 
 def _shared(lists: Iterable[Sequence[Shared]]) -> list[Shared]:
@@ -119,48 +146,43 @@ def _shared(lists: Iterable[Sequence[Shared]]) -> list[Shared]:
     return [item for item in first if all(item in other for other in others)]
 
 
-def _gain_drafts(
+def _of_gains(
     contrast: str,
     studies: Sequence[Results[Any]],
     weights: Sequence[float],
     networks: Sequence[str],
     words: str,
-) -> list[Draft]:
+) -> list[Finding]:
+    """Return the weighted sum of the studies' differences, for each smoothing value."""
     claim = next(claim for claim in CLAIMS if claim.contrast == contrast)
     baseline, *others = studies[0].plan.smoothing
-    return [_gain(claim, studies, weights, networks, (baseline, alpha), words) for alpha in others]
+    findings = []
+    for alpha in others:
+        where = f"α {exact(alpha)} against {exact(baseline)}; {', '.join(networks)}; {words}"
+        finding = Finding(claim, Setting(baseline, alpha, 1.0, 0.0, where))
+        findings.append(_of_gain(finding, studies, weights, networks))
+    return findings
 
 
-def _gain(
-    claim: Claim,
-    studies: Sequence[Results[Any]],
-    weights: Sequence[float],
-    networks: Sequence[str],
-    arms: tuple[float, float],
-    words: str,
-) -> Draft:
-    where = f"α {exact(arms[1])} against {exact(arms[0])}; {', '.join(networks)}; {words}"
-    setting = Setting(*arms, 1.0, 0.0, where)
+def _of_gain(
+    finding: Finding, studies: Sequence[Results[Any]], weights: Sequence[float], networks: Sequence[str]
+) -> Finding:
     found: list[Interval] = []
     runs = 0
     for study in studies:
+        arms = finding.setting.baseline, finding.setting.smoothing
         pairs = [(study.teachers(name, arms[0]), study.teachers(name, arms[1])) for name in networks]
-        groups = [group for pair in pairs for group in pair]
-        if failed := failures_of(groups):
-            return Draft(claim, setting, note=f"“{study.plan.title}”: {failure_words(failed)}", failed=True)
-        seeds = common_seeds(groups)
-        if not seeds:
-            return Draft(claim, setting, note=f"“{study.plan.title}”: no seed has all of its runs")
-        runs += len(networks) * len(arms) * len(seeds)
+        one, seeds = finding.on_seeds(group for pair in pairs for group in pair)
         try:
-            interval, _ = estimate_contrast(
-                measure_of(claim.quantity), [difference(pair) for pair in pairs], seeds
-            )
+            if not seeds:
+                raise LskdError(one.note)
+            measure = measure_of(finding.claim.quantity)
+            found.append(estimate_contrast(measure, [difference(pair) for pair in pairs], seeds)[0])
         except LskdError as error:
-            return Draft(claim, setting, note=f"“{study.plan.title}”: {error}")
-        found.append(interval)
+            return replace(finding, note=f"“{study.plan.title}”: {error}", failed=one.failed)
+        runs += one.runs
     combined = combine(found, weights)
-    return Draft(claim, setting, combined, combined.p_value, runs=runs)
+    return replace(finding, interval=combined, p_value=combined.p_value, runs=runs)
 
 
 def combine(intervals: Sequence[Interval], weights: Sequence[float]) -> Interval:
@@ -182,3 +204,76 @@ def combine(intervals: Sequence[Interval], weights: Sequence[float]) -> Interval
     ]
     note = next((interval.note for interval in intervals if interval.note), "")
     return parts_interval(estimate, parts, (seeds, samples), METHOD, note)
+
+
+# Trends over teachers
+
+
+def _pooled_trends(studies: Sequence[Results[Any]]) -> list[Finding]:
+    """Return the trends over teachers of studies of equal smoothing, where several share samples."""
+    found: list[Finding] = []
+    for group in _same_samples(studies):
+        for claim in CLAIMS:
+            if claim.contrast != "networks" or task_of(group[0].plan) not in claim.tasks:
+                continue
+            if claim.measured_on == "teacher":
+                found += _trend(claim, group, None)
+                continue
+            for student in dict.fromkeys(kind for study in group for kind in _students(study.plan)):
+                sharing = [study for study in group if student in _students(study.plan)]
+                found += _trend(claim, sharing, student)
+    return found
+
+
+def _same_samples(studies: Sequence[Results[Any]]) -> list[list[Results[Any]]]:
+    groups: list[list[Results[Any]]] = []
+    for study in studies:
+        for group in groups:
+            same_task = group[0].plan.num_classes == study.plan.num_classes
+            if same_task and _first(group[0]).same_samples(_first(study)):
+                group.append(study)
+                break
+        else:
+            groups.append([study])
+    return [group for group in groups if len(group) > 1]
+
+
+def _students(plan: Plan) -> list[Student]:
+    return list(
+        dict.fromkeys(
+            (*_protocol(plan, run), run.temperature, run.hard_weight, plan.temperature_squared)
+            for run in plan.runs
+            if run.role == "student"
+        )
+    )
+
+
+def _trend(claim: Claim, studies: Sequence[Results[Any]], student: Student | None) -> list[Finding]:
+    """Return the finding, or nothing where one study has all the teachers or there are too few."""
+    baseline, *others = studies[0].plan.smoothing
+    t, hard = student[2:4] if student else (1.0, 0.0)
+    setting = Setting(baseline, others[-1], t, hard)
+    networks: dict[tuple[str, str], tuple[BySeeds, BySeeds]] = {}
+    contributing = []
+    for study in studies:
+        before = len(networks)
+        for protocol in _teachers(study.plan):
+            if protocol not in networks:
+                names = [student[0]] if student else []
+                networks[protocol] = network_kinds(study, claim, setting, protocol[0], names)
+        if len(networks) > before:
+            contributing.append(study.plan)
+    if len(networks) < FEWEST or len(contributing) < 2:
+        return []
+    words = every_arm(contributing[0])
+    if student:
+        words += f"; student {student[0]}, T = {exact(t)}, λ = {exact(hard)}"
+    titles = ", ".join(f"“{plan.title}”" for plan in contributing)
+    setting = replace(setting, words=f"{words}; teachers of {titles}")
+    return [estimate_trend(Finding(claim, setting), list(networks.values()))]
+
+
+def _teachers(plan: Plan) -> list[tuple[str, str]]:
+    """Return each teacher network once, with what the trainer's file of its first run says."""
+    first = {run.model: run for run in reversed(plan.runs) if run.role == "teacher"}
+    return [_protocol(plan, first[name]) for name in models_of(plan, "teacher")]

@@ -1,11 +1,21 @@
-"""The claims, each a testable statement with its place in the paper. One table, ``CLAIMS``."""
+"""The claims (``claims.yaml``), which of them a study tests, and in which of its settings."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import yaml
+from pydantic import TypeAdapter
+
+from lskd_study.claims.contrasts import SHOTS, classes_of_shot, is_long_tailed
+from lskd_study.plan.plan import Plan, exact
+from lskd_study.results.results import AnyResult, Results
+from lskd_study.stats.trends import FEWEST
 
 Task = Literal["images", "binary", "translation"]
 Role = Literal["teacher", "student", "trend"]
-# What is estimated: see `judging` for the first four, `trends` and `several` for the others.
+# What is estimated: see `judging` for the first six, `several` for the others.
 Contrast = Literal[
     "difference",  # smoothed minus baseline
     "hard-weight",  # fitted change of one arm from the smallest to the largest hard weight
@@ -16,28 +26,14 @@ Contrast = Literal[
     "gain-classes",  # over studies: fitted change of the difference for ten times the classes
     "gain-long-tail",  # over studies: the difference on long-tailed data minus that on others
 ]
-IMAGES: tuple[Task, ...] = ("images", "binary")
-EVERY: tuple[Task, ...] = ("images", "binary", "translation")
+OVER_STUDIES = ("gain-classes", "gain-long-tail")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """A statement: a quantity, how it is contrasted, and the side of zero on which the result should lie.
 
-    Attributes:
-        id: the same for the same statement about images and translation.
-        text: the statement.
-        tested: what is tested of it, in words.
-        source: table, figure or text of the paper, or another work.
-        role: whose quantity it is; a trend is about several settings or networks.
-        quantity: name as in `Result.per_sample` or `Result.value`.
-        unit: of the estimate.
-        direction: 1 or -1; 0 marks a part that is reported with its interval but is no claim.
-        tasks: kinds of study that test it.
-        contrast: what is estimated.
-        whose: whose quantity a trend is about; elsewhere the same as ``role``.
-        explained_by: of a trend over networks, the teacher's quantity that it is over.
-        non_inferior: the null hypothesis is not zero, but that much worse (the study's margin).
+    ``claims.yaml`` says what each attribute is.
     """
 
     id: str
@@ -48,11 +44,11 @@ class Claim:
     quantity: str
     unit: str
     direction: Literal[1, 0, -1]
-    tasks: tuple[Task, ...] = IMAGES
+    tasks: tuple[Task, ...] = ("images", "binary")
     contrast: Contrast = "difference"
-    whose: Literal["teacher", "student"] = field(default="student", kw_only=True)
-    explained_by: str = field(default="", kw_only=True)
-    non_inferior: bool = field(default=False, kw_only=True)
+    whose: Literal["teacher", "student"] = "student"
+    explained_by: str = ""
+    non_inferior: bool = False
 
     @property
     def measured_on(self) -> Literal["teacher", "student"]:
@@ -60,319 +56,135 @@ class Claim:
         return self.whose if self.role == "trend" else self.role
 
 
-CLAIMS = (
-    Claim(
-        "better-student",
-        "A label-smoothed teacher distils a better student",
-        "difference in the students’ top-1 accuracy is above 0",
-        "Table 2",
-        "student",
-        "top1",
-        "points",
-        1,
-        ("images",),
-    ),
-    Claim(
-        "better-student",
-        "A label-smoothed teacher distils a better binary student",
-        "difference in the students’ top-1 accuracy is above 0; the paper compares one run of each kind",
-        "Fig. 6",
-        "student",
-        "top1",
-        "points",
-        1,
-        ("binary",),
-    ),
-    Claim(
-        "better-student",
-        "A label-smoothed teacher distils a student of higher BLEU",
-        "difference in the students’ BLEU on the test set (sacreBLEU, detokenised) is above 0; the paper "
-        "shows curves, without numbers or a margin",
-        "Fig. 7, right",
-        "student",
-        "bleu",
-        "points",
-        1,
-        ("translation",),
-    ),
-    Claim(
-        "no-worse-student",
-        "A label-smoothed teacher distils a student that is as good or better",
-        "the students’ top-1 accuracy is not lower by as much as a margin; the paper names none",
-        "Sec. 1, Fig. 6",
-        "student",
-        "top1",
-        "points",
-        1,
-        non_inferior=True,
-    ),
-    Claim(
-        "larger-loss",
-        "The distillation loss of a smoothed teacher is larger",
-        "difference in the training cross-entropy of the last epoch is above 0",
-        "Fig. 5",
-        "student",
-        "train_ce",
-        "nats",
-        1,
-        ("images",),
-    ),
-    Claim(
-        "larger-loss",
-        "The distillation loss of a smoothed teacher is larger",
-        "difference in the training cross-entropy of the last epoch is above 0",
-        "Fig. 6, left",
-        "student",
-        "train_ce",
-        "nats",
-        1,
-        ("binary",),
-    ),
-    Claim(
-        "larger-loss",
-        "The distillation loss of a smoothed teacher is larger",
-        "difference in the training cross-entropy of the last epoch is above 0; the paper shows this for "
-        "images, not for translation",
-        "Fig. 5",
-        "student",
-        "train_ce",
-        "nats",
-        1,
-        ("translation",),
-    ),
-    Claim(
-        "loss-part-kl",
-        "of which: KL divergence from the teacher",
-        "what the student has not learned",
-        "Eq. 3",
-        "student",
-        "train_kl",
-        "nats",
-        0,
-        EVERY,
-    ),
-    Claim(
-        "loss-part-entropy",
-        "of which: the teacher’s entropy",
-        "what no student can go below",
-        "Eq. 3",
-        "student",
-        "train_teacher_entropy",
-        "nats",
-        0,
-        EVERY,
-    ),
-    Claim(
-        "better-teacher",
-        "Label smoothing raises the teacher’s accuracy",
-        "difference in the teachers’ top-1 accuracy is above 0",
-        "Tables 1, 4 and 7",
-        "teacher",
-        "top1",
-        "points",
-        1,
-    ),
-    Claim(
-        "better-teacher",
-        "Label smoothing raises the teacher’s BLEU",
-        "difference in the teachers’ BLEU on the test set (sacreBLEU, detokenised) is above 0",
-        "Fig. 7, left",
-        "teacher",
-        "bleu",
-        "points",
-        1,
-        ("translation",),
-    ),
-    Claim(
-        "no-worse-teacher",
-        "A label-smoothed teacher is as good or better",
-        "the teachers’ top-1 accuracy is not lower by as much as a margin; the paper names none",
-        "Tables 1, 4 and 7",
-        "teacher",
-        "top1",
-        "points",
-        1,
-        non_inferior=True,
-    ),
-    Claim(
-        "long-tail",
-        "On long-tailed data label smoothing makes the teacher worse",
-        "difference in the teachers’ top-1 accuracy is below 0; data are called long-tailed here where the "
-        "largest training class has at least 10 times the images of the smallest",
-        "Table 3, Sec. 7",
-        "teacher",
-        "top1",
-        "points",
-        -1,
-    ),
-    Claim(
-        "long-tail-head",
-        "of which: many-shot classes, more than 100 training images",
-        "the conjecture speaks of a bias to them; the bounds are those of Liu et al. 2019",
-        "Sec. 7",
-        "teacher",
-        "top1_many_shot",
-        "points",
-        0,
-    ),
-    Claim(
-        "long-tail-tail",
-        "of which: few-shot classes, fewer than 20",
-        "the same",
-        "Sec. 7",
-        "teacher",
-        "top1_few_shot",
-        "points",
-        0,
-    ),
-    Claim(
-        "lower-instability",
-        "Label smoothing lowers the teacher’s 1−S (erases information within a class)",
-        "difference in 1−S, Algorithm 1, is below 0",
-        "Table 1",
-        "teacher",
-        "instability",
-        "",
-        -1,
-    ),
-    Claim(
-        "similar-classes",
-        "Label smoothing moves similar classes apart",
-        "difference in the separation of each class from the one it is taken for most (by all teachers "
-        "compared, both arms alike) is above 0: distance of the two classes’ means along the first axis of "
-        "Fig. 1, the difference of their two logits, divided by the standard deviation within them; on "
-        "validation images, the figure is of training images",
-        "Fig. 1, Dc; Sec. 3",
-        "teacher",
-        "separation",
-        "standard deviations",
-        1,
-    ),
-    Claim(
-        "worse-perplexity",
-        "Label smoothing makes the teacher’s perplexity worse",
-        "difference in the teachers’ validation perplexity, measured with hard labels at the epoch of the "
-        "checkpoint whose BLEU is compared, is above 0; the paper says so in words, after Vaswani et al. "
-        "2017, and prints no number",
-        "text on Fig. 7",
-        "teacher",
-        "val_ppl",
-        "perplexity",
-        1,
-        ("translation",),
-    ),
-    Claim(
-        "same-direction",
-        "As the teacher gains or loses by smoothing, so does the student",
-        "the two differences in top-1 accuracy have one sign, the verdicts on each taken together, so it is "
-        "no test of its own; shown is the students’ difference, counted in the direction of the teachers’",
-        "Table 6, App. B",
-        "trend",
-        "top1",
-        "points",
-        1,
-        contrast="direction",
-    ),
-    Claim(
-        "better-teachers",
-        "Better teachers teach better",
-        "over teacher networks the slope of the student’s top-1 accuracy on the teacher’s is above 0",
-        "Fig. 8, Tables 2, 6 and 8",
-        "trend",
-        "top1",
-        "points per point",
-        1,
-        contrast="networks",
-        explained_by="top1",
-    ),
-    Claim(
-        "better-teachers",
-        "Better teachers teach better",
-        "over teacher networks the slope of the student’s BLEU on the teacher’s is above 0; the paper shows "
-        "this for images",
-        "Fig. 8",
-        "trend",
-        "bleu",
-        "points per point",
-        1,
-        ("translation",),
-        "networks",
-        explained_by="bleu",
-    ),
-    Claim(
-        "stability-follows-accuracy",
-        "A more accurate teacher is more stable",
-        "over teacher networks the slope of 1−S on top-1 accuracy is below 0",
-        "Table 1, Sec. 5",
-        "trend",
-        "instability",
-        "per point",
-        -1,
-        contrast="networks",
-        whose="teacher",
-        explained_by="top1",
-    ),
-    Claim(
-        "more-hard-label",
-        "The larger the weight of the hard labels, the worse the student",
-        "change of the students’ top-1 accuracy from the smallest to the largest λ, on a line fitted to all, "
-        "is below 0",
-        "Table 9, App. E",
-        "trend",
-        "top1",
-        "points",
-        -1,
-        contrast="hard-weight",
-    ),
-    Claim(
-        "gain-over-hard-weight",
-        "of which: how the gain by smoothing changes with it",
-        "the same of the difference between the arms; the paper names no direction",
-        "Table 9, App. E",
-        "trend",
-        "top1",
-        "points",
-        0,
-        contrast="gain-hard-weight",
-    ),
-    Claim(
-        "temperature",
-        "A high temperature turns the gain by smoothing around",
-        "difference in the students’ top-1 accuracy, on average over the higher temperatures, minus that at "
-        "the lowest, is below 0; whether it is then a loss say the verdicts at each temperature",
-        "Chandrasegaran et al. 2022",
-        "trend",
-        "top1",
-        "points",
-        -1,
-        contrast="gain-temperature",
-    ),
-    Claim(
-        "more-classes",
-        "More classes shrink what the teacher gains by smoothing",
-        "change of the difference in the teachers’ top-1 accuracy for ten times as many classes, on a line "
-        "fitted over the logarithm of their number, is below 0; networks of all studies, trained by the "
-        "same file",
-        "Table 4, Fig. 9, Sec. 7",
-        "trend",
-        "top1",
-        "points",
-        -1,
-        contrast="gain-classes",
-        whose="teacher",
-    ),
-    Claim(
-        "long-tail-shrinks",
-        "Long tails undo what the teacher gains by smoothing",
-        "difference in the teachers’ top-1 accuracy on long-tailed data, minus that on data of as many "
-        "classes without a long tail, is below 0; networks that all of the studies have",
-        "Table 3, Sec. 7",
-        "trend",
-        "top1",
-        "points",
-        -1,
-        contrast="gain-long-tail",
-        whose="teacher",
-    ),
+CLAIMS = TypeAdapter(tuple[Claim, ...]).validate_python(
+    yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
 )
-OVER_STUDIES = ("gain-classes", "gain-long-tail")
+
+
+# Which a study tests: that follows from its plan, and for long tails from its training data
+
+
+def claims_of(plan: Plan) -> list[Claim]:
+    """Return the claims that this study tests; the first is the headline of its page."""
+    return [claim for claim in CLAIMS if task_of(plan) in claim.tasks and _can_test(plan, claim)]
+
+
+def task_of(plan: Plan) -> Task:
+    """Return the kind of study: mmcls' students are binary networks."""
+    return "binary" if plan.ecosystem == "mmcls" else plan.kind.name
+
+
+def _can_test(plan: Plan, claim: Claim) -> bool:
+    if claim.contrast in OVER_STUDIES:
+        return False
+    if plan.teachers_alone and (claim.measured_on == "student"):
+        return False
+    if claim.contrast in ("hard-weight", "gain-hard-weight"):
+        return len(hard_weights_of(plan)) > 1
+    if claim.contrast == "gain-temperature":
+        return len(temperatures_of(plan)) > 1
+    if claim.contrast == "networks":
+        return len(models_of(plan, "teacher")) >= FEWEST
+    if claim.id == "long-tail":
+        return is_long_tailed(plan)
+    if claim.quantity in SHOTS:
+        return is_long_tailed(plan) and all(classes_of_shot(plan, shot) for shot in SHOTS)
+    if claim.quantity == "separation":
+        return plan.num_classes > 2  # with two every pair is the similar one
+    return True
+
+
+# Where in it
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One comparison of a study: two smoothing values at one temperature and hard weight.
+
+    ``words`` says it where that is not all, for a trend over several of them.
+    """
+
+    baseline: float
+    smoothing: float
+    temperature: float
+    hard_weight: float
+    words: str = ""
+
+    def describe(self, role: Role = "student") -> str:
+        """Return the setting in words; a teacher has no temperature and no hard weight."""
+        arms = _arms(self.baseline, self.smoothing)
+        loss = f", T = {exact(self.temperature)}, λ = {exact(self.hard_weight)}"
+        return self.words or (arms if role == "teacher" else f"{arms}{loss}")
+
+
+def settings(results: Results[AnyResult]) -> list[Setting]:
+    """Return the comparisons of a study, in the order of its file."""
+    baseline, *others = results.plan.smoothing
+    return [Setting(baseline, alpha, t, hard) for t, hard in _losses(results.plan) for alpha in others]
+
+
+def settings_of(claim: Claim, plan: Plan) -> list[Setting]:
+    """Return the settings that a claim is tested in; of a trend each has all that the trend is over."""
+    baseline, *others = plan.smoothing
+    losses, temperatures, hard_weights = _losses(plan), temperatures_of(plan), hard_weights_of(plan)
+    first_t, first_hard = losses[0]
+    if claim.role == "teacher":
+        return [Setting(baseline, alpha, first_t, first_hard) for alpha in others]
+    if claim.contrast == "hard-weight":
+        arms = {alpha: f"teacher’s α = {exact(alpha)}" for alpha in plan.smoothing}
+    else:
+        arms = {alpha: _arms(baseline, alpha) for alpha in others}
+    if claim.contrast in ("hard-weight", "gain-hard-weight"):
+        over = f"λ {exact(hard_weights[0])} to {exact(hard_weights[-1])}"
+        return [
+            Setting(baseline, alpha, t, first_hard, f"{words}, T = {exact(t)}, {over}")
+            for t in temperatures
+            for alpha, words in arms.items()
+        ]
+    if claim.contrast == "gain-temperature":
+        low, *higher = temperatures
+        over = f"T = {', '.join(map(exact, higher))} against {exact(low)}"
+        return [
+            Setting(baseline, alpha, low, hard, f"{words}, {over}, λ = {exact(hard)}")
+            for hard in hard_weights
+            for alpha, words in arms.items()
+        ]
+    if claim.contrast == "networks":
+        every = every_arm(plan)
+        if claim.measured_on == "teacher":
+            return [Setting(baseline, others[-1], first_t, first_hard, every)]
+        return [
+            Setting(baseline, others[-1], t, hard, f"{every}; T = {exact(t)}, λ = {exact(hard)}")
+            for t, hard in losses
+        ]
+    return [Setting(baseline, alpha, t, hard) for t, hard in losses for alpha in others]
+
+
+def every_arm(plan: Plan) -> str:
+    """Return in words what a trend over networks takes of each."""
+    return f"mean over α {', '.join(map(exact, plan.smoothing))}"
+
+
+def temperatures_of(plan: Plan) -> list[float]:
+    """Return the temperatures of a study's students, in rising order."""
+    return sorted({run.temperature for run in plan.runs if run.role == "student"})
+
+
+def hard_weights_of(plan: Plan) -> list[float]:
+    """Return the hard weights of a study's students, in rising order."""
+    return sorted({run.hard_weight for run in plan.runs if run.role == "student"})
+
+
+def models_of(plan: Plan, role: str) -> list[str]:
+    """Return the networks of a study's teachers or students, in the order of its file."""
+    return list(dict.fromkeys(run.model for run in plan.runs if run.role == role))
+
+
+def _losses(plan: Plan) -> Sequence[tuple[float, float]]:
+    """Return temperature and hard weight of each kind of student; the paper's own where there are none."""
+    students = [run for run in plan.runs if run.role == "student"]
+    return list(dict.fromkeys((run.temperature, run.hard_weight) for run in students)) or [(1.0, 0.0)]
+
+
+def _arms(baseline: float, alpha: float) -> str:
+    return f"α {exact(alpha)} against {exact(baseline)}"

@@ -14,8 +14,8 @@ from lskd import LskdError
 
 if TYPE_CHECKING:
     from lskd_study.drawing.class_means import ClassMeans
-    from lskd_study.drawing.drawing import Drawing
     from lskd_study.drawing.inputs import Split, TeacherOptions
+    from lskd_study.drawing.style import Drawing
 
 app = typer.Typer(
     help="Draw the paper's figures from teachers or tables: PNG, SVG, and the numbers as CSV.",
@@ -81,7 +81,7 @@ def figure(draw: Callable[..., "Drawing | None"]) -> Callable[..., "Drawing | No
     name = draw.__name__.replace("_", "-")
 
     def command(*, output: Path, **values: Any) -> None:
-        from lskd_study.drawing.drawing import check_writable, figure_stem, write_drawing
+        from lskd_study.drawing.style import check_writable, figure_stem, write_drawing
 
         stem = figure_stem(output)
         check_writable(stem)
@@ -121,8 +121,8 @@ def projection(
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> "Drawing | None":
     """Fig. 1: activations of three classes in the plane of their templates; D1, D2 and Dc measured."""
+    from lskd_study.drawing import inputs as of_teachers
     from lskd_study.drawing import projection as drawn
-    from lskd_study.drawing import teachers as of_teachers
     from lskd_study.drawing.inputs import check_class_list, read_splits
 
     if propose and classes is not None:
@@ -163,7 +163,7 @@ def smoothing_loss(
     margin: Annotated[float, typer.Option(help="Largest margin drawn.")] = 8.0,
 ) -> "Drawing":
     """Fig. 3: what smoothing does to the binary logistic loss."""
-    from lskd_study.drawing.smoothing_loss import smoothing_loss as draw
+    from lskd_study.drawing.class_means import smoothing_loss as draw
 
     if not 0 < margin <= 1e4:
         raise LskdError(f"--margin is {margin:g}; it must be a number above 0 and at most 10,000")
@@ -210,7 +210,7 @@ def teacher_student(
     study: Folders = None,
 ) -> "Drawing":
     """Fig. 8 (left): students' accuracy against their teachers', from studies, their table.csv or any CSV."""
-    from lskd_study.drawing import teacher_student as drawn
+    from lskd_study.drawing import scatter as drawn
 
     _check_source(table, paper, study)
     if study:
@@ -258,7 +258,7 @@ def _of_studies(
     folders: list[Path], name: Literal["figure8", "accuracy_stability", "figure9"], nothing: str
 ) -> "Drawing":
     from lskd_study.pages import paper_figures
-    from lskd_study.pages.paper_across import read_studies
+    from lskd_study.pages.paper_figures import read_studies
 
     drawn: paper_figures.PageFigure | None = getattr(paper_figures, name)(read_studies(folders))
     if drawn is None:
@@ -270,8 +270,7 @@ def _class_means(
     options: "TeacherOptions", split: "Split", classes: str | None, first: int
 ) -> "list[ClassMeans] | None":
     from lskd_study.drawing.class_means import measure_class_means
-    from lskd_study.drawing.inputs import check_class_list, read_splits
-    from lskd_study.drawing.teachers import class_names, resolve_classes
+    from lskd_study.drawing.inputs import check_class_list, class_names, read_splits, resolve_classes
 
     if classes is not None:
         check_class_list(classes)

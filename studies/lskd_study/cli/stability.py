@@ -89,7 +89,7 @@ def stability(
     Differences between teachers that saw the same samples come with 95 % intervals. Models run under torchrun
     on several processes too.
     """
-    from lskd_study.pages.teachers_study import run_teacher_list
+    from lskd_study.pages.teachers import run_teacher_list
     from lskd_study.plan.plan import PLAN
     from lskd_study.plan.recipes import find_study_file
     from lskd_study.plan.teacher_list import load_teachers

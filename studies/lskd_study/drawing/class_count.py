@@ -4,21 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from lskd import LskdError
-from lskd_study.base.extras import needs_study_extra
-from lskd_study.base.text import csv_text
-from lskd_study.drawing.drawing import Drawing, number
-from lskd_study.drawing.scatter import MARKERS
-from lskd_study.drawing.style import ARMS, INK, SOFT, STYLE, STYLES
+from lskd_study.base.text import cell, csv_text
+from lskd_study.drawing.style import ARMS, INK, MARKERS, SOFT, STYLE, STYLES, Drawing
 from lskd_study.drawing.tables import read_table, table_flag, table_number
 from lskd_study.paper.printed import load_tables
-
-with needs_study_extra():
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
 
 
 @dataclass(frozen=True)
@@ -77,33 +72,18 @@ def table_accuracies(
 
 
 def gains(accuracies: Sequence[Accuracy]) -> list[Gain]:
-    """Return each network's gain on each number of classes, runs of a kind averaged.
-
-    Raises:
-        LskdError: where nothing has both an accuracy with and one without smoothing.
-    """
-    found = gains_of(accuracies)
-    if not found:
-        raise LskdError("no network has an accuracy with and one without smoothing on the same classes")
-    return found
-
-
-def gains_of(accuracies: Sequence[Accuracy]) -> list[Gain]:
-    """Return the gains as ``gains``; nothing where there is none."""
-    found = []
-    for network in dict.fromkeys(a.network for a in accuracies):
-        for classes in sorted({a.classes for a in accuracies}):
-            sides = [
-                [
-                    a.accuracy
-                    for a in accuracies
-                    if (a.network, a.classes, a.smoothed) == (network, classes, smoothed)
-                ]
-                for smoothed in (False, True)
-            ]
-            if all(sides):
-                found.append(Gain(network, classes, float(np.mean(sides[1]) - np.mean(sides[0]))))
-    return found
+    """Return each network's gain on each number of classes, runs of a kind averaged; none without both."""
+    sides: dict[tuple[str, int], tuple[list[float], list[float]]] = {}
+    for a in accuracies:
+        sides.setdefault((a.network, a.classes), ([], []))[a.smoothed].append(a.accuracy)
+    networks = list(dict.fromkeys(a.network for a in accuracies))
+    return [
+        Gain(network, classes, float(np.mean(with_) - np.mean(without)))
+        for (network, classes), (without, with_) in sorted(
+            sides.items(), key=lambda side: (networks.index(side[0][0]), side[0][1])
+        )
+        if without and with_
+    ]
 
 
 def average_gains(found: Sequence[Gain]) -> list[Gain]:
@@ -126,8 +106,13 @@ def class_count_figure(
         accuracies: to draw.
         paper: whose average is drawn in grey behind them.
         width: in inches.
+
+    Raises:
+        LskdError: where nothing has both an accuracy with and one without smoothing.
     """
     found = gains(accuracies)
+    if not found:
+        raise LskdError("no network has an accuracy with and one without smoothing on the same classes")
     networks = list(dict.fromkeys(gain.network for gain in found))
     averages = average_gains(found) if len(networks) > 1 else []
     with mpl.rc_context(STYLE):
@@ -163,10 +148,10 @@ def class_count_figure(
         axes.set_xlabel("number of classes")
         axes.set_ylabel("gain in accuracy by smoothing (points)")
         axes.legend(frameon=False)
-    lines = [[gain.network, gain.classes, number(gain.points)] for gain in (*found, *averages)]
-    header = ["network", "classes", "gain_points"]
-    tables = {"": csv_text(header, lines)}
-    if behind:
-        printed = [[gain.network, gain.classes, number(gain.points)] for gain in behind]
-        tables["paper"] = csv_text(header, printed)
-    return Drawing(figure, tables)
+    tables = {"": _csv([*found, *averages])}
+    return Drawing(figure, {**tables, "paper": _csv(behind)} if behind else tables)
+
+
+def _csv(shown: Sequence[Gain]) -> str:
+    lines = [[gain.network, gain.classes, cell(gain.points)] for gain in shown]
+    return csv_text(["network", "classes", "gain_points"], lines)

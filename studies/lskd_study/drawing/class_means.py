@@ -1,30 +1,31 @@
-"""Fig. 4: class-mean probabilities, and the minor ones enlarged, of teachers with and without smoothing."""
+"""What smoothing does to a teacher: its loss (Fig. 3), class-mean probabilities, the minor ones (Fig. 4)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
-from lskd import LskdError
+from lskd import Convention, LskdError
 from lskd.analysis.classes import minor_probabilities
-from lskd_study.base.extras import needs_study_extra
-from lskd_study.base.text import csv_text
-from lskd_study.drawing.drawing import Drawing, listed, number, short
-from lskd_study.drawing.style import ARMS, INK, STYLE
-from lskd_study.drawing.teachers import class_means, class_names
+from lskd.analysis.logistic import smoothed_logistic_loss, smoothed_logistic_minimum
+from lskd_study.base.text import cell, csv_text
+from lskd_study.drawing.inputs import class_means, class_names
+from lskd_study.drawing.style import ARMS, INK, STYLE, STYLES, Drawing, listed, short
+from lskd_study.plan.plan import exact
 from lskd_study.teachers.outputs import Outputs
-
-with needs_study_extra():
-    import matplotlib as mpl
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogFormatter
 
 # Dark and light in turn, so that the bars differ in grey too.
 COLORS = (ARMS[0], ARMS[4], ARMS[2], ARMS[5], ARMS[1], ARMS[3])
 _RASTER = 5000  # more marks than this make an SVG that no viewer opens
+_POINTS = 401  # of a loss curve
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def major_figure(teachers: Sequence[ClassMeans]) -> Drawing:
         _finish(axes, first, figure)
     header = ["class_id", "class", "samples", *(f"probability_{teacher.teacher}" for teacher in teachers)]
     lines = [
-        [c, first.names[c], first.counts[i], *(number(float(teacher.major[i])) for teacher in teachers)]
+        [c, first.names[c], first.counts[i], *(cell(float(teacher.major[i])) for teacher in teachers)]
         for i, c in enumerate(first.classes)
     ]
     return Drawing(figure, {"": csv_text(header, lines)})
@@ -131,19 +132,14 @@ def minor_figure(teachers: Sequence[ClassMeans], logarithmic: bool = False) -> D
             )
         axes.set_ylabel("mean probability of each other class")
         _finish(axes, first, figure)
-    return Drawing(figure, {"": _minor_csv(teachers)})
-
-
-def _minor_csv(teachers: Sequence[ClassMeans]) -> str:
-    first = teachers[0]
     lines = []
     for i, c in enumerate(first.classes):
         others = [k for k in range(len(first.names)) if k != c]
         for j, k in enumerate(others):
-            values = [number(float(teacher.minor[i, j])) for teacher in teachers]
+            values = [cell(float(teacher.minor[i, j])) for teacher in teachers]
             lines.append([c, first.names[c], k, first.names[k], *values])
     header = ["class_id", "class", "other_id", "other", *(f"probability_{t.teacher}" for t in teachers)]
-    return csv_text(header, lines)
+    return Drawing(figure, {"": csv_text(header, lines)})
 
 
 def _colors(teachers: Sequence[ClassMeans]) -> list[str]:
@@ -172,3 +168,44 @@ def _finish(axes: Axes, means: ClassMeans, figure: Figure) -> None:
     axes.grid(visible=False, axis="x")
     axes.tick_params(colors=INK)
     figure.legend(loc="outside upper left", ncols=1 if len(names) < 20 else 3, frameon=False)
+
+
+def smoothing_loss(alphas: Sequence[float], convention: Convention = "paper", reach: float = 8.0) -> Drawing:
+    """Draw the loss by the margin for each alpha, and mark where it is least.
+
+    Args:
+        alphas: smoothing, each ``0 <= alpha < 1``; 0 is the logistic loss, black and dotted.
+        convention: see :data:`lskd.Convention`.
+        reach: largest margin to either side.
+    """
+    margins = torch.linspace(-reach, reach, _POINTS, dtype=torch.float64)
+    losses = [smoothed_logistic_loss(margins, alpha, convention) for alpha in alphas]
+    minima = [smoothed_logistic_minimum(alpha, convention) for alpha in alphas]
+    header = ["margin", *(f"loss_alpha_{exact(alpha)}" for alpha in alphas)]
+    curves = [
+        [cell(float(m)), *(cell(float(x)) for x in row)] for m, *row in zip(margins, *losses, strict=True)
+    ]
+    least = [[exact(alpha), cell(m), cell(x)] for alpha, (m, x) in zip(alphas, minima, strict=True)]
+    tables = {"": csv_text(header, curves), "minima": csv_text(["alpha", "margin", "loss"], least)}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        styles = [style for style in STYLES if style != ":"]  # dotted is the logistic loss
+        for index, (alpha, loss, (margin, minimum)) in enumerate(zip(alphas, losses, minima, strict=True)):
+            color, style = ARMS[index % len(ARMS)], styles[index % len(styles)]
+            label = f"α = {exact(alpha)}"
+            if alpha == 0:
+                color, style, label = INK, ":", "α = 0 (logistic loss)"
+            elif math.isfinite(margin):
+                label += f", least {minimum:.3f} at {margin:.2f}"
+            axes.plot(margins, loss, color=color, linestyle=style, linewidth=1.8, label=label)
+            if abs(margin) <= reach:
+                axes.plot([margin], [minimum], "o", color=color, markersize=5.5)
+        axes.set_xlabel("margin: the label's logit less the other's")
+        axes.set_ylabel("loss (nats)")
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(bottom=0)
+        off = "α" if convention == "paper" else "α/2"
+        axes.set_title(f"Binary cross-entropy with targets 1 − {off} and {off}")
+        axes.legend(frameon=False, loc="upper right")
+    return Drawing(figure, tables)

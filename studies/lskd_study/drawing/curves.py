@@ -1,50 +1,295 @@
-"""Figures: curves in the style of the paper's Fig. 5, and the headline's differences with their intervals.
+"""Curves by epoch in the style of the paper's Figs. 5, 6 and 7, and the headline's differences."""
 
-In the page a panel's colours become CSS variables, so that it follows the page's light or dark scheme; the
-files beside the page keep fixed colours on white.
-"""
-
-import io
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.base.text import cell, csv_text
 from lskd_study.claims import Setting, claims_of, estimate, groups
-from lskd_study.drawing.style import ARMS, INK, RULE, SOFT, STYLE, STYLES, note_failed
-from lskd_study.plan.plan import exact
-from lskd_study.results.results import Result, Results, common_seeds, failure_words, failures_of
+from lskd_study.drawing.style import (
+    ARMS,
+    INK,
+    STYLE,
+    STYLES,
+    Drawing,
+    Panel,
+    note_failed,
+    themed_svg,
+)
+from lskd_study.plan.plan import Plan, exact, slug
+from lskd_study.results.results import (
+    AnyResult,
+    BySeed,
+    Result,
+    Results,
+    common_seeds,
+    failure_words,
+    failures_of,
+)
 from lskd_study.stats.intervals import Array, Interval, no_interval
 
-with needs_study_extra():
-    import matplotlib as mpl
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-PANELS = (
+LOSSES = (
     ("train_ce", "Distillation cross-entropy", "nats"),
     ("train_kl", "KL divergence from the teacher", "nats"),
     ("train_teacher_entropy", "Entropy of the teacher", "nats"),
-    ("val_top1", "Validation top-1 accuracy", "%"),
 )
-TRANSLATION_PANELS = (*PANELS[:3], ("train_hard_ce", "Cross-entropy with the labels", "nats"))
+IMAGE_CURVES = (*LOSSES, ("val_top1", "Validation top-1 accuracy", "%"))
+TRANSLATION_CURVES = (*LOSSES, ("train_hard_ce", "Cross-entropy with the labels", "nats"))
 # Validation scores, of which the first epochs would flatten what matters.
 ZOOMED = ("val_top1", "val_bleu", "val_ppl")
-
 
 Arms = Mapping[float, Mapping[int, Result]]  # results by seed, by smoothing of the teacher
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One drawing for the page: SVG markup and what it shows, in words."""
+class Plot:
+    """Curves on one pair of axes: their name in a page, what they show, of which runs, how they are drawn."""
 
-    svg: str
+    name: str
     label: str
+    arms: Arms
+    draw: Callable[[Axes, Arms], None]
+
+
+@dataclass(frozen=True)
+class CurveFigure:
+    """A figure of the paper from the runs of one kind of student.
+
+    Attributes:
+        stem: what the names of its files begin with.
+        plots: for the page a panel each, in the file side by side.
+        panel_size: of one panel, inches.
+        size: of the whole, inches.
+        columns: of the whole.
+        legend: whether the arms' legend stands below the whole.
+    """
+
+    stem: str
+    plots: Sequence[Plot]
+    panel_size: tuple[float, float]
+    size: tuple[float, float]
+    columns: int
+    legend: bool = True
+
+    def panels(self, prefix: str) -> list[Panel]:
+        """Draw each plot for the page; ``prefix`` makes ids that no other figure has."""
+        panels = []
+        for plot in self.plots:
+            with mpl.rc_context(STYLE):
+                figure = Figure(figsize=self.panel_size, layout="constrained")
+                plot.draw(figure.add_subplot(), plot.arms)
+                note_failed(figure, len(failures_of(plot.arms.values())))
+            panels.append(Panel(themed_svg(figure, f"{prefix}-{plot.name}"), f"{plot.label} by epoch"))
+        return panels
+
+    def whole(self, title: str) -> Figure:
+        """Draw all plots in one figure: the file beside the page."""
+        with mpl.rc_context(STYLE):
+            figure = Figure(figsize=self.size, layout="constrained")
+            for index, plot in enumerate(self.plots, start=1):
+                axes = figure.add_subplot(len(self.plots) // self.columns, self.columns, index)
+                plot.draw(axes, plot.arms)
+            handles, labels = axes.get_legend_handles_labels()
+            if self.legend and labels:
+                figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+            drawn = {id(plot.arms): plot.arms for plot in self.plots}.values()
+            note_failed(figure, sum(len(failures_of(arms.values())) for arms in drawn))
+            figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        return figure
+
+
+def figure5(arms: Arms, curves: Sequence[tuple[str, str, str]] = IMAGE_CURVES) -> CurveFigure:
+    """Return the curves of Fig. 5, its loss taken apart; ``curves``: column, title and unit of each."""
+    plots = [
+        Plot(column, title, arms, partial(_draw_curves, column=column, title=f"{title} ({unit})"))
+        for column, title, unit in curves
+    ]
+    return CurveFigure("curves", plots, (2.75, 2.15), (3.0 * len(plots), 2.9), len(plots))
+
+
+def figure6(arms: Arms) -> CurveFigure | None:
+    """Return Fig. 6: train and test loss, and test error with the best accuracies in the legend.
+
+    None where a run lacks the distillation loss on the validation set, which mmcls alone logs.
+    """
+    results = [result for by_seed in arms.values() for result in by_seed.values()]
+    if not results or not all(np.isfinite(result.curves.get("val_ce", [np.nan])).all() for result in results):
+        return None
+    plots = [
+        Plot("loss", "Distillation loss on training and validation images", arms, _draw_losses),
+        Plot("error", "Error on the validation images", arms, _draw_errors),
+    ]
+    return CurveFigure("figure6", plots, (3.6, 2.9), (7.2, 3.1), 2, legend=False)
+
+
+def figure7(teachers: Arms, students: Arms) -> CurveFigure:
+    """Return Fig. 7: validation BLEU of teachers (left) and students (right); below, perplexity."""
+    roles = {"teachers": teachers, "students": students}
+    plots = []
+    for column, score in (("val_bleu", "validation BLEU"), ("val_ppl", "validation perplexity")):
+        for role, arms in roles.items():
+            title = f"{role.capitalize()}: {score}"
+            draw = partial(_draw_scores, column=column, title=title)
+            plots.append(Plot(f"{role}-{column}", title, arms, draw))
+    return CurveFigure("figure7", plots, (4.2, 2.4), (7.2, 5.6), 2)
+
+
+def drawable(arms: Arms) -> bool:
+    """Whether every arm has a run to draw, or has runs that failed, which the figure says."""
+    return all(runs or failures_of([runs]) for runs in arms.values())
+
+
+def best_accuracies(results: Sequence[Result]) -> tuple[float, float]:
+    """Return the best epoch's top-1 and its top-5 accuracy in percent, means over seeds, as in Fig. 6.
+
+    The best epoch is chosen on the samples it is shown for, as the paper does; the study's claims use the
+    last one.
+    """
+    pairs = []
+    for result in results:
+        best = int(np.argmax(result.curves["val_top1"]))
+        pairs.append((result.curves["val_top1"][best], result.curves["val_top5"][best]))
+    top1, top5 = np.mean(pairs, axis=0)
+    return float(top1), float(top5)
+
+
+def _drawn(arms: Arms) -> Iterator[tuple[int, float, list[Result]]]:
+    """Yield number, smoothing and runs of each arm: of the seeds that all arms have which have any run."""
+    seeds = common_seeds([runs for runs in arms.values() if runs])
+    for index, (smoothing, runs) in enumerate(arms.items()):
+        yield index, smoothing, [runs[seed] for seed in seeds if runs]
+
+
+def _by_epoch(results: Sequence[Result], column: str) -> tuple[Array, Array]:
+    """Return the epochs, counted from 1, and the curves ``(runs, epochs)``, as far as all runs have them."""
+    shortest = min(len(result.curves["epoch"]) for result in results)
+    values = np.array([result.curves[column][:shortest] for result in results])
+    return results[0].curves["epoch"][:shortest] + 1, values
+
+
+def _draw_curves(axes: Axes, arms: Arms, column: str, title: str) -> None:
+    """Draw a curve's mean over seeds for each arm that has a result, and each seed's own, thin."""
+    late: list[Array] = []
+    for index, smoothing, results in _drawn(arms):
+        if not results:
+            continue
+        color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
+        epochs, values = _by_epoch(results, column)
+        axes.plot(epochs, values.T, color=color, linewidth=0.7, alpha=0.4)
+        label = f"teacher's smoothing {exact(smoothing)}"
+        axes.plot(epochs, values.mean(0), color=color, linestyle=style, linewidth=1.9, label=label)
+        late.append(values[:, len(epochs) // 2 :])
+    if column in ZOOMED and late and all(np.isfinite(values).all() for values in late):
+        # The numbers of all epochs are in the CSV.
+        low, high = min(float(v.min()) for v in late), max(float(v.max()) for v in late)
+        margin = max(0.12 * (high - low), 0.1)
+        axes.set_ylim(low - margin, high + margin)
+    _finish(axes, title)
+
+
+def _draw_losses(axes: Axes, arms: Arms) -> None:
+    for index, smoothing, results in _drawn(arms):
+        for column, name, style in (("train_ce", "train", "-"), ("val_ce", "test", "--")):
+            if results:
+                epochs, loss = _by_epoch(results, column)
+                label = f"{name}, α = {exact(smoothing)}"
+                axes.plot(epochs, loss.mean(0), color=ARMS[index % len(ARMS)], linestyle=style, label=label)
+    _finish(axes, "Distillation loss (nats)", legend=True)
+
+
+def _draw_errors(axes: Axes, arms: Arms) -> None:
+    for index, smoothing, results in _drawn(arms):
+        if results:
+            epochs, accuracy = _by_epoch(results, "val_top1")
+            top1, top5 = best_accuracies(results)
+            label = f"α = {exact(smoothing)}: {top1:.2f} / {top5:.2f}"
+            color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
+            axes.plot(epochs, 100 - accuracy.mean(0), color=color, linestyle=style, label=label)
+    _finish(axes, "Test error (%); best top-1 / top-5 in the legend", legend=True)
+
+
+def _draw_scores(axes: Axes, arms: Arms, column: str, title: str) -> None:
+    """Draw curves of translation with a dot for each run's chosen checkpoint, none of them cut off."""
+    _draw_curves(axes, arms, column, title)
+    best = np.fmin if column == "val_ppl" else np.fmax
+    low, high = axes.get_ylim()
+    margin = 0.04 * (high - low)
+    for index, _, results in _drawn(arms):
+        epochs = [result.curves["epoch"][result.chosen] + 1 for result in results]
+        values = [result.value(column) for result in results]
+        axes.plot(epochs, values, "o", color=ARMS[index % len(ARMS)], markersize=4)
+        values += [float(best.reduce(result.curves[column])) for result in results]
+        seen = [value for value in values if np.isfinite(value)]
+        low, high = min([low, *(v - margin for v in seen)]), max([high, *(v + margin for v in seen)])
+    axes.set_ylim(low, high)
+
+
+def _finish(axes: Axes, title: str, legend: bool = False) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if legend:
+        axes.legend(frameon=False, fontsize=7.5)
+
+
+def curves_csv(results: Results[Result]) -> str:
+    """Return every run's curves in one long table: what the curve figures are drawn from."""
+    header = ["run", "role", "model", "smoothing", "seed"]
+    lines: list[list[object]] = []
+    first = next((result.curves for result in results.finished.values()), {})
+    columns = [name for name in first if name != "epoch"]
+    for result in results.finished.values():
+        run = result.run
+        for position, epoch in enumerate(result.curves["epoch"]):
+            values = [f"{result.curves[name][position]:.8g}" for name in columns]
+            lines.append([run.id, run.role, run.model, run.smoothing, run.seed, int(epoch), *values])
+    return csv_text([*header, "epoch", *columns], lines)
+
+
+@dataclass(frozen=True)
+class StudentKind:
+    """A kind of student of a kind of teacher, whose figures show all arms; ``title`` is their heading."""
+
+    model: str
+    teacher: str
+    temperature: float
+    hard_weight: float
+    title: str
+
+    def arms(self, results: Results[AnyResult]) -> dict[float, BySeed[AnyResult]]:
+        """Return its results by smoothing of the teacher."""
+        kind = (self.temperature, self.hard_weight)
+        return {
+            alpha: results.students(self.model, self.teacher, alpha, *kind)
+            for alpha in results.plan.smoothing
+        }
+
+    def stem(self, figure: str) -> str:
+        """Return what the names of a figure's files begin with."""
+        names = f"{slug(self.model)}-of-{slug(self.teacher)}"
+        return f"{figure}-{names}-T{exact(self.temperature)}-hard{exact(self.hard_weight)}"
+
+
+def student_kinds(plan: Plan) -> list[StudentKind]:
+    """Return each kind of student of each kind of teacher, in the order of the study's file."""
+    students = [run for run in plan.runs if run.role == "student"]
+    kinds = dict.fromkeys(
+        (run.model, plan.run(run.teacher).model, run.temperature, run.hard_weight) for run in students
+    )
+    setting = "" if plan.papers_loss else ", T = {}, λ = {}"
+    return [
+        StudentKind(*kind, f"Student {kind[0]}, teacher {kind[1]}{setting.format(*map(exact, kind[2:]))}")
+        for kind in kinds
+    ]
+
+
+# The headline's differences
 
 
 @dataclass(frozen=True)
@@ -56,7 +301,7 @@ class Difference:
 
     name: str
     interval: Interval
-    by_seed: dict[int, float]
+    by_seed: Mapping[int, float]
     failed: str = ""
 
 
@@ -83,21 +328,7 @@ def differences(results: Results[Result], setting: Setting) -> list[Difference]:
     return found
 
 
-def difference_csv(rows: Sequence[Difference]) -> str:
-    """Return the numbers behind the figure of differences."""
-    seeds = sorted({seed for row in rows for seed in row.by_seed})
-    header = ["students", "difference_points", "low", "high", "p_value", "failed"]
-    header += [f"seed{seed}" for seed in seeds]
-    lines = []
-    for row in rows:
-        i = row.interval
-        numbers = [cell(number) for number in (i.estimate, i.low, i.high, i.p_value)]
-        own = [cell(row.by_seed.get(seed, np.nan)) for seed in seeds]
-        lines.append([row.name, *numbers, row.failed, *own])
-    return csv_text(header, lines)
-
-
-def difference_figure(rows: Sequence[Difference], score: str = "top-1 accuracy") -> Figure:
+def difference_drawing(rows: Sequence[Difference], score: str) -> Drawing:
     """Draw each row's interval with a dot per seed, around the line of no difference."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 0.7 + 0.4 * len(rows)), layout="constrained")
@@ -120,106 +351,12 @@ def difference_figure(rows: Sequence[Difference], score: str = "top-1 accuracy")
         axes.set_ylim(-0.5, len(rows) - 0.3)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"difference in {score} (points)")
-    return figure
-
-
-def curves_csv(results: Results[Result]) -> str:
-    """Return every run's curves in one long table: what the curve figures are drawn from."""
-    header = ["run", "role", "model", "smoothing", "seed"]
-    lines: list[list[object]] = []
-    first = next((result.curves for result in results.finished.values()), {})
-    columns = [name for name in first if name != "epoch"]
-    for result in results.finished.values():
-        run = result.run
-        for position, epoch in enumerate(result.curves["epoch"]):
-            values = [f"{result.curves[name][position]:.8g}" for name in columns]
-            lines.append([run.id, run.role, run.model, run.smoothing, run.seed, int(epoch), *values])
-    return csv_text([*header, "epoch", *columns], lines)
-
-
-def curve_panels(arms: Arms, prefix: str, shown: Sequence[tuple[str, str, str]] = PANELS) -> list[Panel]:
-    """Draw one student's panels for the page; ``arms``: results by seed, by smoothing value."""
-    panels = []
-    for column, title, unit in shown:
-        with mpl.rc_context(STYLE):
-            figure = Figure(figsize=(2.75, 2.15), layout="constrained")
-            draw_curves(figure.add_subplot(), arms, column, f"{title} ({unit})")
-            note_failed(figure, len(failures_of(arms.values())))
-        panels.append(Panel(themed_svg(figure, f"{prefix}-{column}"), f"{title} by epoch"))
-    return panels
-
-
-def curve_figure(arms: Arms, title: str, shown: Sequence[tuple[str, str, str]] = PANELS) -> Figure:
-    """Draw one student's panels side by side, with a legend: the file beside the page."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(3.0 * len(shown), 2.9), layout="constrained")
-        for index, (column, name, unit) in enumerate(shown, start=1):
-            axes = figure.add_subplot(1, len(shown), index)
-            draw_curves(axes, arms, column, f"{name} ({unit})")
-        handles, labels = axes.get_legend_handles_labels()
-        if labels:
-            figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        note_failed(figure, len(failures_of(arms.values())))
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return figure
-
-
-def drawable(arms: Arms) -> bool:
-    """Whether every arm has a run to draw, or has runs that failed, which the figure says."""
-    return all(runs or failures_of([runs]) for runs in arms.values())
-
-
-def drawn_seeds(arms: Arms) -> list[int]:
-    """Return the seeds that all arms have which have any run to draw."""
-    return common_seeds([runs for runs in arms.values() if runs])
-
-
-def draw_curves(axes: Axes, arms: Arms, column: str, title: str) -> None:
-    """Draw a curve's mean over seeds for each arm that has a result, and each seed's own, thin."""
-    seeds = drawn_seeds(arms)
-    late: list[Array] = []
-    for index, (smoothing, results) in enumerate(arms.items()):
-        color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
-        curves = [results[seed].curves for seed in seeds if results]
-        shortest = min((len(curve["epoch"]) for curve in curves), default=0)
-        if not shortest:
-            continue
-        epochs = curves[0]["epoch"][:shortest] + 1
-        values = np.array([curve[column][:shortest] for curve in curves])
-        axes.plot(epochs, values.T, color=color, linewidth=0.7, alpha=0.4)
-        label = f"teacher's smoothing {exact(smoothing)}"
-        axes.plot(epochs, values.mean(0), color=color, linestyle=style, linewidth=1.9, label=label)
-        late.append(values[:, shortest // 2 :])
-    if column in ZOOMED and late and all(np.isfinite(values).all() for values in late):
-        # The numbers of all epochs are in the CSV.
-        low, high = min(float(v.min()) for v in late), max(float(v.max()) for v in late)
-        margin = max(0.12 * (high - low), 0.1)
-        axes.set_ylim(low - margin, high + margin)
-    axes.set_title(title)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def themed_svg(figure: Figure, name: str) -> str:
-    """Return SVG for inlining: colours as CSS variables, ids of its own, no fixed size, no fonts named."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    svg = re.sub(r"font-family: [^;\"]+;?|font: [\d.]+px [^;\"]+", _only_size, svg)
-    named = [(INK, "ink"), (RULE, "rule"), (SOFT, "soft"), ("#ffffff", "paper")]
-    for color, variable in [*named, *((c, f"arm-{i}") for i, c in enumerate(ARMS))]:
-        svg = svg.replace(color, f"var(--{variable})")
-    return svg
-
-
-def _only_size(match: re.Match[str]) -> str:
-    size = re.match(r"font: ([\d.]+px)", match.group())
-    return f"font-size: {size.group(1)}" if size else ""
+    all_seeds = sorted({seed for row in rows for seed in row.by_seed})
+    header = ["students", "difference_points", "low", "high", "p_value", "failed"]
+    lines = []
+    for row in rows:
+        i = row.interval
+        numbers = [cell(number) for number in (i.estimate, i.low, i.high, i.p_value)]
+        own = [cell(row.by_seed.get(seed, np.nan)) for seed in all_seeds]
+        lines.append([row.name, *numbers, row.failed, *own])
+    return Drawing(figure, {"": csv_text([*header, *(f"seed{seed}" for seed in all_seeds)], lines)})

@@ -1,13 +1,18 @@
-"""The teachers of a figure: saved outputs, or models asked now."""
+"""The teachers of a figure and their classes: saved outputs, or models asked now."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from lskd import LskdError
-from lskd_study.drawing.teachers import check_teachers, class_names, resolve_classes, split_names
-from lskd_study.teachers.outputs import Outputs
+from lskd.analysis.classes import class_confusion, class_mean_probabilities, propose_classes
+from lskd_study.base.text import did_you_mean
+from lskd_study.drawing.style import listed
+from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
 
 Split = Literal["train", "val"]
 _TIMM_SPLITS = {"train": "train", "val": "validation"}
@@ -37,18 +42,7 @@ class TeachersOnSplit:
     teachers: list[Outputs]
 
 
-def check_class_list(text: str, count: int | None = None) -> None:
-    """Check a list of classes as far as that goes without knowing their names.
-
-    Raises:
-        LskdError: for another number of classes than ``count``.
-    """
-    named = len(split_names(text))
-    if count is not None and named != count:
-        raise LskdError(
-            f"--classes names {named} {'class' if named == 1 else 'classes'}; the projection takes {count}, "
-            "the similar pair first"
-        )
+# Teachers
 
 
 def read_splits(
@@ -86,29 +80,35 @@ def read_splits(
 
 
 def _check(options: TeacherOptions) -> None:
-    if options.outputs and options.models:
-        raise LskdError("--outputs and --model both name teachers; take one kind for a figure")
-    if not options.outputs and not options.models:
-        raise LskdError("no teacher; name saved ones with --outputs, or models with --model and --data-dir")
-    count = len(options.outputs or options.models)
-    if options.train_outputs and len(options.train_outputs) != len(options.outputs):
-        raise LskdError(
-            f"{len(options.outputs)} --outputs and {len(options.train_outputs)} --train-outputs; "
-            "give one of each for each teacher"
-        )
-    if options.models and len(options.checkpoints) not in (0, count):
-        raise LskdError(
-            f"{count} --model and {len(options.checkpoints)} --checkpoint; give one for each model"
-        )
-    if options.checkpoints and not options.models:
-        raise LskdError("--checkpoint needs the --model that it belongs to")
-    if options.models and options.data_dir is None:
-        raise LskdError("a --model needs images to be asked about; name their folder with --data-dir")
-    for name in options.names or options.models:
-        if list(options.names or options.models).count(name) > 1:
-            raise LskdError(f"two teachers are called {name}; give each a --name of its own")
-    if options.names and len(options.names) != count:
-        raise LskdError(f"{len(options.names)} --name for {count} teachers; give one for each, or none")
+    outputs, train, models, checkpoints = (
+        len(given) for given in (options.outputs, options.train_outputs, options.models, options.checkpoints)
+    )
+    names, count = list(options.names or options.models), outputs or models
+    twice = next((name for name in names if names.count(name) > 1), "")
+    for wrong, message in (
+        (outputs and models, "--outputs and --model both name teachers; take one kind for a figure"),
+        (not count, "no teacher; name saved ones with --outputs, or models with --model and --data-dir"),
+        (
+            train and train != outputs,
+            f"{outputs} --outputs and {train} --train-outputs; give one of each for each teacher",
+        ),
+        (
+            models and checkpoints not in (0, count),
+            f"{count} --model and {checkpoints} --checkpoint; give one for each model",
+        ),
+        (checkpoints and not models, "--checkpoint needs the --model that it belongs to"),
+        (
+            models and options.data_dir is None,
+            "a --model needs images to be asked about; name their folder with --data-dir",
+        ),
+        (twice, f"two teachers are called {twice}; give each a --name of its own"),
+        (
+            options.names and len(names) != count,
+            f"{len(names)} --name for {count} teachers; give one for each, or none",
+        ),
+    ):
+        if wrong:
+            raise LskdError(message)
 
 
 def _read(
@@ -116,14 +116,12 @@ def _read(
 ) -> Outputs | None:
     name = options.names[index] if options.names else None
     if options.outputs:
-        from lskd_study.teachers.outputs import default_name, read_outputs
-
         if split == splits[-1]:
             return read_outputs(options.outputs[index], name)
         if not options.train_outputs:
             return None
         return read_outputs(options.train_outputs[index], name or default_name(options.outputs[index]))
-    from lskd_study.teachers.evaluate import TeacherSpec, evaluate
+    from lskd_study.teachers.evaluate import TeacherSpec, evaluate  # needs timm
 
     checkpoint = options.checkpoints[index] if options.checkpoints else None
     spec = TeacherSpec(name=name, model=options.models[index], checkpoint=checkpoint)
@@ -137,3 +135,146 @@ def _read(
         device=options.device,
         img_size=options.img_size,
     )
+
+
+def check_teachers(teachers: Sequence[Outputs]) -> None:
+    """Check that teachers can stand side by side.
+
+    Raises:
+        LskdError: for teachers of one name, of different classes, or asked about different samples.
+    """
+    first = teachers[0]
+    names = [teacher.name for teacher in teachers]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise LskdError(f"two teachers are called {min(twice)}; give each a --name")
+    for other in teachers[1:]:
+        pair = f"{first.name} and {other.name}"
+        if class_count(other) != class_count(first):
+            raise LskdError(
+                f"{pair} have {class_count(first)} and {class_count(other)} classes; "
+                "side by side stand teachers of the same classes"
+            )
+        if None not in (first.class_names, other.class_names) and class_names(other) != class_names(first):
+            raise LskdError(f"{pair} have classes of different names; take the same data set for both")
+        if not torch.equal(other.labels.sort().values, first.labels.sort().values):
+            raise LskdError(f"{pair} have different labels; take both over the same samples")
+
+
+# Classes
+
+
+def class_count(outputs: Outputs) -> int:
+    """Return the number of classes that a teacher knows.
+
+    Raises:
+        LskdError: for a file that does not say.
+    """
+    known = outputs.logits.T if outputs.logits is not None else outputs.templates
+    if known is None:
+        raise LskdError(f"{outputs.name}: neither logits nor templates are there, so its classes are unknown")
+    return len(known)
+
+
+def class_names(outputs: Outputs) -> list[str]:
+    """Return the names of a teacher's classes; their ids where it has none."""
+    return [*(map(str, range(class_count(outputs))) if outputs.class_names is None else outputs.class_names)]
+
+
+def class_means(teacher: Outputs, classes: Sequence[int] | None = None) -> torch.Tensor:
+    """Return a teacher's class-mean probabilities, ``(C, K)``.
+
+    Raises:
+        LskdError: for a teacher without logits, or with logits that are not finite.
+    """
+    if teacher.logits is None:
+        raise LskdError(f"{teacher.name} has no logits; save them, or name a model and its checkpoint")
+    try:
+        return class_mean_probabilities(teacher.logits, teacher.labels, class_count(teacher), classes)
+    except ValueError as error:
+        raise LskdError(f"{teacher.name}: {error}") from error
+
+
+def check_class_list(text: str, count: int | None = None) -> None:
+    """Check a list of classes as far as that goes without knowing their names.
+
+    Raises:
+        LskdError: for another number of classes than ``count``.
+    """
+    named = len(_split_names(text))
+    if count is not None and named != count:
+        raise LskdError(
+            f"--classes names {named} {'class' if named == 1 else 'classes'}; the projection takes {count}, "
+            "the similar pair first"
+        )
+
+
+def resolve_classes(text: str, names: Sequence[str]) -> list[int]:
+    """Return the ids of classes named in a comma-separated list, by name or id, quotes as in CSV.
+
+    Raises:
+        LskdError: for a class that does not exist or is named twice.
+    """
+    ids = {name: c for c, name in reversed(list(enumerate(names)))}
+    found = []
+    for name in _split_names(text):
+        if name in ids:
+            found.append(ids[name])
+        elif name.isdecimal() and int(name) < len(names):
+            found.append(int(name))
+        else:
+            raise LskdError(f"no class is called {name!r}; {_nearest(name, names)}")
+    if len(set(found)) < len(found):
+        raise LskdError(f"--classes {text} names a class twice; name each once")
+    return found
+
+
+def _split_names(text: str) -> list[str]:
+    """Return the names in a comma-separated list; a name with a comma stands in double quotes.
+
+    Raises:
+        LskdError: for a text that is no such list.
+    """
+    try:
+        names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True, strict=True))]
+    except (csv.Error, StopIteration):
+        names = []
+    if not names or not all(names):
+        raise LskdError(f"--classes {text!r} is no list of names; separate them by commas")
+    return names
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    if name.isdecimal():
+        return f"ids go from 0 to {len(names) - 1}"
+    ids = "" if list(names[:2]) == ["0", "1"] else ", or ids from 0"
+    return did_you_mean(name, names, f"there are {listed(names)}{ids}")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Three classes for the projection, and why these."""
+
+    classes: tuple[int, int, int]
+    reason: str
+
+
+def propose(teachers: Sequence[Outputs]) -> Proposal:
+    """Choose the most similar pair of classes and the class most unlike both, by the teachers' confusion.
+
+    Raises:
+        LskdError: for a teacher without logits, or fewer than three classes with samples.
+    """
+    for teacher in teachers:
+        if teacher.logits is None:
+            raise LskdError(f"{teacher.name} has no logits to choose classes by; name three with --classes")
+    confusion = class_confusion([class_means(teacher) for teacher in teachers])
+    a, b, c = propose_classes(confusion)
+    names = class_names(teachers[0])
+    who = "the teacher confuses" if len(teachers) == 1 else f"{len(teachers)} teachers confuse"
+    reason = (
+        f"{names[a]} and {names[b]}, which {who} most "
+        f"(mean probability {float(confusion[a, b]):.2g} for the other), and {names[c]}, which is confused "
+        f"least with both ({float(confusion[a, c] + confusion[b, c]) / 2:.2g})"
+    )
+    return Proposal((a, b, c), reason)

@@ -4,27 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from lskd import LskdError
 from lskd.analysis.projection import ClusterDistances, cluster_distances, projection_plane
-from lskd_study.base.extras import needs_study_extra
-from lskd_study.base.text import csv_text
-from lskd_study.drawing.drawing import Drawing, number, short
-from lskd_study.drawing.style import ARMS, INK, STYLE
-from lskd_study.drawing.teachers import class_names
+from lskd_study.base.text import cell, csv_text
+from lskd_study.drawing.inputs import class_names
+from lskd_study.drawing.style import ARMS, INK, STYLE, Drawing, short
+from lskd_study.stats.bootstrap import percentiles
 from lskd_study.teachers.outputs import Outputs
 
-with needs_study_extra():
-    import matplotlib as mpl
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
 RESAMPLES = 2000
-LEVEL = 0.95
 COLORS, MARKERS = (ARMS[0], ARMS[4], ARMS[3]), ("o", "^", "s")
 ROLES = ("similar pair", "similar pair", "dissimilar")
 QUANTITIES = {
@@ -39,7 +35,7 @@ _BY_ERROR = ("centre_distance", "separation")
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Distance:
     """A measured quantity with its 95 % bootstrap interval."""
 
     value: float
@@ -77,8 +73,8 @@ class Projection:
     position: Tensor
     samples: Tensor
     width: int
-    in_plane: dict[str, Estimate]
-    in_full_space: dict[str, Estimate]
+    in_plane: dict[str, Distance]
+    in_full_space: dict[str, Distance]
 
 
 def check_features(outputs: Outputs, split: str) -> None:
@@ -164,7 +160,7 @@ def measure_projection(
     if not bool(finite.all()):
         raise LskdError(
             f"{outputs.name} ({split}): features of sample {int(samples[~finite][0])} are not all finite; "
-            "leave the sample out or mend the teacher"
+            "leave the sample out or fix the teacher"
         )
     plane = projection_plane(outputs.templates[list(chosen)])
     points = plane.project(features)
@@ -185,18 +181,18 @@ def measure_projection(
     )
 
 
-def _estimates(values: Tensor, sizes: list[int], drawn: list[Tensor]) -> dict[str, Estimate]:
+def _estimates(values: Tensor, sizes: list[int], drawn: list[Tensor]) -> dict[str, Distance]:
     a, b, c = values.split(sizes)
     measured, whole = cluster_distances(a, b, c), cluster_distances(a, b, c, population=True)
     resampled = cluster_distances(a, b, c, drawn)
     found = {}
     for name in (field.name for field in fields(ClusterDistances)):
         value, draws = float(getattr(measured, name)), getattr(resampled, name).numpy()
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        low, high = percentiles(draws)
         if name in _BY_ERROR:
             truth = float(getattr(whole, name))
             low, high = max(value - (high - truth), 0.0), value - (low - truth)
-        found[name] = Estimate(value, low, high)
+        found[name] = Distance(value, low, high)
     return found
 
 
@@ -217,18 +213,12 @@ def projection_figure(panels: Sequence[Projection]) -> Drawing:
             _same_scale([axes for axes, split in zip(row, splits, strict=True) if split in own], own)
         handles = [
             Line2D(
-                [],
-                [],
-                color=color,
-                marker=marker,
-                linestyle="",
-                markersize=6,
-                label=f"{short(name)} ({role})",
+                [], [], color=color, marker=marker, linestyle="", markersize=6, label=f"{short(n)} ({role})"
             )
-            for color, marker, name, role in zip(COLORS, MARKERS, panels[0].names, ROLES, strict=True)
+            for color, marker, n, role in zip(COLORS, MARKERS, panels[0].names, ROLES, strict=True)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    return Drawing(figure, {"": points_csv(panels), "distances": distances_csv(panels)})
+    return Drawing(figure, {"": _points_csv(panels), "distances": _distances_csv(panels)})
 
 
 def _draw(axes: Axes, panel: Projection) -> None:
@@ -237,14 +227,8 @@ def _draw(axes: Axes, panel: Projection) -> None:
         points = panel.points[panel.position == position].numpy()
         centres.append(points.mean(0))
         size = float(np.clip(2600 / len(points), 5, 22))
-        style: dict[str, Any] = {
-            "c": color,
-            "marker": marker,
-            "alpha": 0.75,
-            "linewidths": 0.3,
-            "edgecolors": "white",
-        }
-        axes.scatter(points[:, 0], points[:, 1], s=size, **style)
+        style: dict[str, Any] = {"alpha": 0.75, "linewidths": 0.3, "edgecolors": "white"}
+        axes.scatter(points[:, 0], points[:, 1], s=size, c=color, marker=marker, **style)
     first, second, dissimilar = centres
     axes.plot(*np.array([first, second]).T, "-", color=INK, linewidth=1.3, marker="x", markersize=7, zorder=4)
     middle = (first + second) / 2
@@ -267,16 +251,8 @@ def _draw(axes: Axes, panel: Projection) -> None:
         (0.64, [f"all {panel.width} features", *(panel.in_full_space[name].text for name, _ in rows)]),
     ]
     for x, lines in columns:
-        axes.annotate(
-            "\n".join(lines),
-            (x, 0),
-            (0, -33),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="top",
-            fontsize=7.5,
-            linespacing=1.4,
-        )
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
+        axes.annotate("\n".join(lines), (x, 0), (0, -33), fontsize=7.5, linespacing=1.4, **place)
 
 
 def _same_scale(row: list[Axes], panels: dict[str, Projection]) -> None:
@@ -289,7 +265,7 @@ def _same_scale(row: list[Axes], panels: dict[str, Projection]) -> None:
         axes.set_ylim(centre[1] - half, centre[1] + half)
 
 
-def points_csv(panels: Sequence[Projection]) -> str:
+def _points_csv(panels: Sequence[Projection]) -> str:
     """Return every point: ``sample`` is its row in the teacher's outputs, counted from 0."""
     lines = []
     for panel in panels:
@@ -297,16 +273,16 @@ def points_csv(panels: Sequence[Projection]) -> str:
             panel.samples.tolist(), panel.position.tolist(), panel.points.tolist(), strict=True
         ):
             kind = [panel.teacher, panel.split, sample, panel.classes[position], panel.names[position]]
-            lines.append([*kind, number(x), number(y)])
+            lines.append([*kind, cell(x), cell(y)])
     return csv_text(["teacher", "split", "sample", "class_id", "class", "x", "y"], lines)
 
 
-def distances_csv(panels: Sequence[Projection]) -> str:
+def _distances_csv(panels: Sequence[Projection]) -> str:
     """Return the measured quantities with their intervals."""
     lines = []
     for panel in panels:
         for space, found in (("plane", panel.in_plane), ("features", panel.in_full_space)):
             for name, estimate in found.items():
-                numbers = [number(x) for x in (estimate.value, estimate.low, estimate.high)]
+                numbers = [cell(x) for x in (estimate.value, estimate.low, estimate.high)]
                 lines.append([panel.teacher, panel.split, space, name, *numbers])
     return csv_text(["teacher", "split", "space", "quantity", "value", "low", "high"], lines)

@@ -1,28 +1,33 @@
-"""One accuracy against another measure: a point per teacher, filled with smoothing, open without."""
+"""A point per teacher: its students' accuracy (Fig. 8, left) or its 1-S (Sec. 5) against its own accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+from scipy import stats
 
-from lskd_study.base.extras import needs_study_extra
-from lskd_study.drawing.style import ARMS, INK, SOFT, STYLE
+from lskd import LskdError
+from lskd_study.base.text import cell, csv_text
+from lskd_study.drawing.style import ARMS, INK, MARKERS, SOFT, STYLE, Drawing
+from lskd_study.drawing.tables import read_table, table_flag, table_number
+from lskd_study.paper.printed import load_tables
+from lskd_study.plan.matching import TABLE_8_WITHOUT
 
-with needs_study_extra():
-    import matplotlib as mpl
-    from matplotlib.axes import Axes
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
-    from scipy import stats
-
-MARKERS = ("o", "^", "s", "D", "v", "P")
 _LABELS = 16  # more points than this are not named in the figure
 
 
 @dataclass(frozen=True)
 class Point:
-    """A named point; ``group`` shares a marker, ``smoothed`` is None where it is unknown."""
+    """A named point; ``group`` shares a marker, ``smoothed`` is None where it is unknown.
+
+    Accuracies are in percent. Of Fig. 8 the name and x are the teacher's, the group and y its student's.
+    """
 
     name: str
     x: float
@@ -35,7 +40,7 @@ class Point:
 class Correlation:
     """How the ``n`` points of one group lie; NaN where that cannot be said."""
 
-    student: str
+    group: str
     n: int
     pearson: float
     spearman: float
@@ -45,12 +50,76 @@ class Correlation:
         """Both coefficients and n, or why there are none."""
         if np.isnan(self.pearson):
             why = "too few for a correlation" if self.n < 3 else "no correlation: values do not vary"
-            return f"{self.student}: n = {self.n}, {why}"
-        return f"{self.student}: n = {self.n}, Pearson {self.pearson:.2f}, Spearman {self.spearman:.2f}"
+            return f"{self.group}: n = {self.n}, {why}"
+        return f"{self.group}: n = {self.n}, Pearson {self.pearson:.2f}, Spearman {self.spearman:.2f}"
 
 
-def correlations_of(points: Sequence[Point]) -> list[Correlation]:
-    """Return one correlation per group, in the order of the points."""
+def teacher_point(name: str, accuracy: float, instability: float, smoothed: bool) -> Point:
+    """Return a teacher's point: accuracy in percent, 1-S by Algorithm 1."""
+    return Point(name, accuracy, instability, "with smoothing" if smoothed else "without smoothing", smoothed)
+
+
+def paper_points() -> list[Point]:
+    """Return the teachers of the paper's Table 1 that have both numbers."""
+    points = []
+    for smoothed, side in ((False, "without"), (True, "with")):
+        for row in load_tables()["Table 1"].rows:
+            accuracy, instability = row.number(f"top1_{side}"), row.number(f"instability_{side}")
+            if accuracy is not None and instability is not None:
+                points.append(teacher_point(row.name, accuracy, instability, smoothed))
+    return points
+
+
+def paper_pairs() -> list[Point]:
+    """Return the paper's Table 8."""
+    pairs = []
+    for row in load_tables()["Table 8"].rows:
+        teacher, student = row.number("teacher_top1"), row.number("student_top1")
+        assert teacher is not None
+        assert student is not None
+        pairs.append(Point(row.name, teacher, student, str(row["student"]), row.name not in TABLE_8_WITHOUT))
+    return pairs
+
+
+def table_pairs(
+    path: Path,
+    teacher_column: str = "teacher_top1_mean",
+    student_column: str = "student_top1_mean",
+    name_column: str = "teacher",
+    group_column: str = "student",
+    smoothing_column: str = "smoothing",
+) -> list[Point]:
+    """Read teachers and students from a CSV table, by default with the columns of a study's ``table.csv``.
+
+    A row without one of the accuracies is left out. The smoothing column may be missing under its default
+    name.
+
+    Raises:
+        LskdError: for a table that cannot be read, has not the columns, or no row with both accuracies.
+    """
+    rows = read_table(path, [teacher_column, student_column, name_column, group_column])
+    known = smoothing_column in rows[0]
+    if not known and smoothing_column != "smoothing":
+        read_table(path, [smoothing_column])
+    pairs = []
+    for row in rows:
+        teacher = table_number(row, teacher_column, path)
+        student = table_number(row, student_column, path)
+        if teacher is not None and student is not None:
+            smoothed = table_flag(row, smoothing_column, path) if known else None
+            name = row[name_column]
+            if known and row[smoothing_column].strip() not in ("", "true", "false"):
+                name += f", {row[smoothing_column].strip()}"
+            pairs.append(Point(name, teacher, student, row[group_column], smoothed))
+    if not pairs:
+        raise LskdError(
+            f"{path} has no row with both {teacher_column} and {student_column}; name other columns"
+        )
+    return pairs
+
+
+def correlations(points: Sequence[Point]) -> list[Correlation]:
+    """Return one correlation per group (different students have different levels), in the points' order."""
     found = []
     for group in dict.fromkeys(point.group for point in points):
         own = [point for point in points if point.group == group]
@@ -62,34 +131,76 @@ def correlations_of(points: Sequence[Point]) -> list[Correlation]:
     return found
 
 
-def scatter_figure(
+def teacher_student_figure(
+    pairs: Sequence[Point], paper: Sequence[Point] = (), width: float = 5.6
+) -> Drawing:
+    """Draw Fig. 8: filled with smoothing, open without; a marker per student.
+
+    Args:
+        pairs: to draw.
+        paper: drawn in grey behind them.
+        width: in inches.
+    """
+    labels = ("teacher's top-1 accuracy (%)", "student's top-1 accuracy (%)")
+    figure = _scatter(pairs, labels, "student", paper, width)
+    header = ["teacher", "teacher_accuracy", "student", "student_accuracy", "smoothed"]
+    lines = [
+        [[p.name, cell(p.x), p.group, cell(p.y), _flag(p.smoothed)] for p in points]
+        for points in (pairs, paper)
+    ]
+    return _drawing(figure, "student", pairs, header, lines)
+
+
+def accuracy_stability_figure(
+    points: Sequence[Point], paper: Sequence[Point] = (), width: float = 5.6
+) -> Drawing:
+    """Draw teachers' 1-S against accuracy, those of the paper in grey; correlations by smoothing apart."""
+    labels = ("teacher's top-1 accuracy (%)", "teacher's 1−S (lower: more stable)")
+    figure = _scatter(points, labels, "teachers", paper, width)
+    header = ["teacher", "accuracy", "one_minus_s", "smoothed"]
+    lines = [[[p.name, cell(p.x), cell(p.y), _flag(p.smoothed)] for p in every] for every in (points, paper)]
+    return _drawing(figure, "teachers", points, header, lines)
+
+
+def _flag(smoothed: bool | None) -> str:
+    return "" if smoothed is None else str(smoothed).lower()
+
+
+def _drawing(
+    figure: Figure,
+    group: str,
+    points: Sequence[Point],
+    header: Sequence[str],
+    lines: Sequence[Sequence[Sequence[object]]],
+) -> Drawing:
+    """Return the figure with its points, their correlations, and the paper's points if there are any."""
+    summary = [[c.group, c.n, cell(c.pearson), cell(c.spearman)] for c in correlations(points)]
+    tables = {
+        "": csv_text(header, lines[0]),
+        "correlations": csv_text([group, "n", "pearson", "spearman"], summary),
+    }
+    return Drawing(figure, {**tables, "paper": csv_text(header, lines[1])} if lines[1] else tables)
+
+
+def _scatter(
     points: Sequence[Point],
     axes_labels: tuple[str, str],
     legend_title: str,
-    paper: Sequence[Point] = (),
-    width: float = 5.6,
+    paper: Sequence[Point],
+    width: float,
 ) -> Figure:
-    """Draw the points, those of the paper in grey behind them; correlations stand in the legend.
-
-    Args:
-        points: measured.
-        axes_labels: of x and y.
-        legend_title: what a group is.
-        paper: to compare with; their groups' names are put after "paper".
-        width: in inches.
-    """
-    found = correlations_of(points)
-    behind = correlations_of(paper)
+    """Draw the points, those of the paper in grey behind them; correlations stand in the legend."""
+    found, behind = correlations(points), correlations(paper)
     rows = len(found) + len(behind)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, 0.71 * width + 0.2 * rows), layout="constrained")
         axes = figure.add_subplot()
-        for index, correlation in enumerate(behind):
-            own = [point for point in paper if point.group == correlation.student]
-            _draw(axes, own, SOFT, MARKERS[index % len(MARKERS)], 5, f"paper, {correlation.text}")
-        for index, correlation in enumerate(found):
-            own = [point for point in points if point.group == correlation.student]
-            _draw(axes, own, ARMS[index % len(ARMS)], MARKERS[index % len(MARKERS)], 7, correlation.text)
+        for index, one in enumerate(behind):
+            own = [point for point in paper if point.group == one.group]
+            _draw(axes, own, SOFT, MARKERS[index % len(MARKERS)], 5, f"paper, {one.text}")
+        for index, one in enumerate(found):
+            own = [point for point in points if point.group == one.group]
+            _draw(axes, own, ARMS[index % len(ARMS)], MARKERS[index % len(MARKERS)], 7, one.text)
         axes.margins(0.12)
         axes.set_xlabel(axes_labels[0])
         axes.set_ylabel(axes_labels[1])

@@ -1,22 +1,26 @@
-"""What all figures look like: palette, style, and how they are written."""
+"""What all figures look like: palette, style, SVG in the page's colours, and the files that they become."""
 
-from collections.abc import Mapping
+import io
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lskd.base.files import whole_file
-from lskd_study.base.extras import needs_study_extra
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-with needs_study_extra():
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+from lskd import LskdError
+from lskd.base.files import whole_file
 
 INK, RULE, SOFT = "#1b1f24", "#d0d4da", "#57606a"
 # Okabe & Ito's palette, told apart with any colour vision; line styles repeat the difference.
 ARMS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+MARKERS = ("o", "^", "s", "D", "v", "P")
 # rcParams are typed by a list of all their names; these are plain settings.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -43,28 +47,130 @@ STYLE: dict[Any, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, and CSV texts by the name that is put behind the figure's own (empty: none)."""
+
+    figure: Figure
+    tables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing for the page: SVG markup and what it shows, in words."""
+
+    svg: str
+    label: str
+
+
 def note_failed(figure: Figure, failed: int) -> None:
-    """Say below a figure how many runs it leaves out because they failed."""
+    """Write below a figure how many runs it leaves out because they failed."""
     if failed:
         text = f"not drawn: {failed} run{'s' if failed > 1 else ''} that failed"
         figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=INK, fontweight="bold")
 
 
-def save(figure: Figure, stem: Path, tables: Mapping[Path, str] | None = None) -> None:
-    """Write ``stem.svg`` and ``stem.png`` (fixed colours on white), and texts that belong to them.
+def short(name: str, limit: int = 22) -> str:
+    """Return a name that fits into a figure: ImageNet's list synonyms, the first of which is known best."""
+    first = name.partition(",")[0]
+    return first if len(first) <= limit else f"{first[: limit - 1]}…"
 
-    All are complete before the first gets its name.
+
+def listed(names: Iterable[str], limit: int = 5) -> str:
+    """Return names for an error, not too many."""
+    shown = list(names)
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
+
+
+# The page
+
+
+def themed_svg(figure: Figure, name: str) -> str:
+    """Return SVG for inlining: colours as CSS variables, ids of its own, no fixed size, no fonts named.
+
+    So it follows the page's light or dark scheme; the files beside the page keep fixed colours on white.
+    """
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"font-family: [^;\"]+;?|font: [\d.]+px [^;\"]+", _only_size, svg)
+    named = [(INK, "ink"), (RULE, "rule"), (SOFT, "soft"), ("#ffffff", "paper")]
+    for color, variable in [*named, *((c, f"arm-{i}") for i, c in enumerate(ARMS))]:
+        svg = svg.replace(color, f"var(--{variable})")
+    return svg
+
+
+def _only_size(match: re.Match[str]) -> str:
+    size = re.match(r"font: ([\d.]+px)", match.group())
+    return f"font-size: {size.group(1)}" if size else ""
+
+
+# Files
+
+
+def figure_stem(output: Path) -> Path:
+    """Return what the names of all files begin with: the path, without an ending that is given anyway."""
+    return output.with_suffix("") if output.suffix.lower() in (".png", ".svg", ".csv") else output
+
+
+def check_writable(stem: Path) -> None:
+    """Find out before any work whether the figure's files can be written; leave nothing behind.
+
+    Raises:
+        LskdError: with what is in the way.
+    """
+    if not stem.name or stem.is_dir():
+        raise LskdError(f"--output {stem} names a folder; add the beginning of the files' names")
+    folder = stem.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise LskdError(f"cannot write {stem}: {folder} is no folder; choose another --output")
+    _refuse_folders(_file(stem, "", ending) for ending in ("png", "svg", "csv"))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise LskdError(f"cannot write {stem} ({error.strerror}); choose another --output") from error
+
+
+def write_drawing(drawing: Drawing, stem: Path) -> list[Path]:
+    """Write ``stem.png``, ``stem.svg`` and the tables ``stem.csv``, ``stem-NAME.csv``; return their paths.
+
+    Colours are fixed, on white. All files are complete before the first gets its name.
 
     Raises:
         LskdError: when they cannot be written.
     """
-    # Not with_suffix: a name may hold a number, and what follows its dot is no suffix.
-    svg, png = (stem.with_name(f"{stem.name}.{ending}") for ending in ("svg", "png"))
+    png, svg = (_file(stem, "", ending) for ending in ("png", "svg"))
+    tables = {_file(stem, name, "csv"): text for name, text in drawing.tables.items()}
+    _refuse_folders([png, svg, *tables])
     with ExitStack() as stack:
-        new = {path: stack.enter_context(whole_file(path)) for path in (svg, png, *(tables or {}))}
+        new = {path: stack.enter_context(whole_file(path)) for path in (svg, png, *tables)}
         with mpl.rc_context({**STYLE, "svg.hashsalt": stem.name}):
-            figure.savefig(new[svg], format="svg", facecolor="white", metadata={"Date": None})
-            FigureCanvasAgg(figure)
-            figure.savefig(new[png], format="png", dpi=160, facecolor="white")
-        for path, text in (tables or {}).items():
+            drawing.figure.savefig(new[svg], format="svg", facecolor="white", metadata={"Date": None})
+            FigureCanvasAgg(drawing.figure)
+            drawing.figure.savefig(new[png], format="png", dpi=160, facecolor="white")
+        for path, text in tables.items():
             new[path].write_text(text, encoding="utf-8", newline="")
+    return [png, svg, *tables]
+
+
+def _refuse_folders(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            raise LskdError(f"cannot write {path}: it is a folder; choose another --output")
+
+
+def _file(stem: Path, name: str, ending: str) -> Path:
+    # Not with_suffix: a name may contain a number, and what follows its dot is no suffix.
+    return stem.with_name(f"{stem.name}{'-' if name else ''}{name}.{ending}")

@@ -1,13 +1,13 @@
 """Tables of results, from any CSV file: the columns that a figure needs, as text and numbers."""
 
-import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.files import read_csv
-from lskd_study.drawing.drawing import listed
+from lskd_study.base.text import did_you_mean
+from lskd_study.drawing.style import listed
 
 Row = dict[str, str]
 
@@ -24,8 +24,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     header = list(rows[0])
     for column in columns:
         if column not in header:
-            near = difflib.get_close_matches(column, header, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed(header, 12)}"
+            hint = did_you_mean(column, header, f"there are {listed(header, 12)}")
             raise LskdError(f"{path} has no column {column!r}; {hint}")
     return rows
 
@@ -44,7 +43,7 @@ def table_number(row: Row, column: str, path: Path) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise LskdError(f"{path}: {text!r} in column {column!r} is no number; mend it or leave it empty")
+        raise LskdError(f"{path}: {text!r} in column {column!r} is no number; fix it or leave it empty")
     return value
 
 

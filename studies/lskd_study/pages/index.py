@@ -8,24 +8,22 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from lskd import LskdError
 from lskd.base.files import write_text
-from lskd_study.base.extras import needs_study_extra
-from lskd_study.claims import number_of_tests
-from lskd_study.pages.claims_table import claim_sections
-from lskd_study.pages.index_claims import findings_over
-from lskd_study.pages.page import MARKS, digits_of, environment, number
+from lskd_study.claims import Finding, judge_several
+from lskd_study.pages.page import MARKS, PAGE, claims_shown, counted, digits_of, ends_text, number, render
+from lskd_study.pages.paper_figures import shared_tables
 from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord, read_record
+from lskd_study.plan.plan import PLAN, Plan
+from lskd_study.results.read import read_results
 
-with needs_study_extra():
-    from markupsafe import Markup
-
-PAGE = "index.html"  # of each study
 # How the verdicts sort: the first is the best news for smoothing.
 ORDER = {"supported": 0, "cannot tell": 1, "contradicted": 2, "no verdict": 3, None: 4}
 
@@ -75,8 +73,7 @@ class IndexedStudy:
         """The headline's interval, a dash where there is none."""
         if self.headline is None or self.headline.low is None or self.headline.high is None:
             return "–"
-        digits = digits_of(self.headline.unit)
-        return " to ".join(number(end, digits, sign=True) for end in (self.headline.low, self.headline.high))
+        return ends_text(self.headline.low, self.headline.high, self.headline.unit)
 
     @property
     def lost(self) -> int:
@@ -125,22 +122,16 @@ def studies_section(studies: Sequence[IndexedStudy]) -> Section:
         for kind, name in (("images", "top-1 accuracy"), ("translation", "BLEU"))
         if kind in kinds or kinds == {"teachers"}
     ]
-    html = (
-        environment()
-        .get_template("index_studies.html.j2")
-        .render(studies=studies, claims=claims.values(), marks=MARKS, order=ORDER, scores=" or ".join(scores))
-    )
-    return Section("studies", "The studies", Markup(html))
+    shown = {"studies": studies, "claims": claims.values(), "order": ORDER, "scores": " or ".join(scores)}
+    return Section("studies", "The studies", Markup(render("index_studies.html.j2", **shown)))
 
 
 def papers_section(studies: Sequence[IndexedStudy]) -> Section | None:
     """Return the paper's tables and figures that several of the studies fill together."""
-    from lskd_study.pages.paper_across import shared_tables
-
-    layouts, drawn = shared_tables([study.folder for study in studies])
-    if not layouts:
+    tables, drawn = shared_tables([study.folder for study in studies])
+    if not tables:
         return None
-    html = environment().get_template("index_paper.html.j2").render(layouts=layouts, drawn=drawn)
+    html = render("index_paper.html.j2", paper_tables=tables, drawn=drawn)
     return Section("paper-tables", "The paper’s tables", Markup(html))
 
 
@@ -149,12 +140,28 @@ def claims_section(studies: Sequence[IndexedStudy]) -> Section | None:
     findings = findings_over([study.folder for study in studies])
     if not findings:
         return None
-    html = (
-        environment()
-        .get_template("index_claims.html.j2")
-        .render(claim_sections=claim_sections(findings), tested=number_of_tests(findings), marks=MARKS)
-    )
+    html = render("index_claims.html.j2", **claims_shown(findings))
     return Section("claims-together", "Claims that take several studies", Markup(html))
+
+
+def findings_over(folders: Sequence[Path]) -> list[Finding]:
+    """Return the verdicts on the claims that these studies, which may have been moved, test together.
+
+    Folders of other things, such as lists of teachers, are passed over.
+
+    Raises:
+        LskdError: for runs that are damaged.
+    """
+    # Only the results may have been moved: the training data are where they were.
+    plans = [
+        replace(Plan.read(folder / PLAN), output=str(folder.resolve()))
+        for folder in folders
+        if (folder / PLAN).is_file()
+    ]
+    kinds = [(plan.convention, tuple(plan.smoothing)) for plan in plans]
+    # Studies of other smoothing values are compared with none, so they need not be read.
+    wanted = [plan for plan, kind in zip(plans, kinds, strict=True) if kinds.count(kind) > 1]
+    return judge_several([results for results in map(read_results, wanted) if results.finished])
 
 
 SectionMaker = Callable[[Sequence[IndexedStudy]], Section | None]
@@ -166,23 +173,22 @@ def write_index(folders: Sequence[Path], output: Path, title: str) -> str:
     """Write the page over the studies in these output folders; return its answer in one sentence.
 
     Raises:
-        LskdError: for a folder that holds no study, before anything is written; for a page that cannot be.
+        LskdError: for a folder without a study, before anything is written; for a page that cannot be.
     """
-    studies = [_indexed(folder, output) for folder in _distinct(folders)]
+    distinct: dict[Path, Path] = {}
+    for folder in folders:
+        distinct.setdefault(folder.resolve(), folder)
+    studies = [_indexed(folder, output) for folder in distinct.values()]
     if output.name == PAGE and (output.parent / VERDICTS_FILE).exists():
         raise LskdError(f"{output} is a study's own page; name another file with --output")
     answer = answer_sentence(studies)
-    words = ["lskd", "index", *map(str, folders), "--output", str(output)]
-    html = (
-        environment()
-        .get_template("index.html.j2")
-        .render(
-            title=title,
-            answer=answer,
-            sections=[section for maker in SECTIONS if (section := maker(studies)) is not None],
-            version=metadata.version("lskd"),
-            command=shlex.join(words),
-        )
+    html = render(
+        "index.html.j2",
+        title=title,
+        answer=answer,
+        sections=[section for maker in SECTIONS if (section := maker(studies)) is not None],
+        version=metadata.version("lskd"),
+        command=shlex.join(["lskd", "index", *map(str, folders), "--output", str(output)]),
     )
     write_text(output, html)
     return answer
@@ -191,38 +197,27 @@ def write_index(folders: Sequence[Path], output: Path, title: str) -> str:
 def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
     """Return the page's first sentence: in how many studies smoothing helped the students."""
     with_students = [study for study in studies if study.headline is not None]
-    total = _count(len(studies), "study", "studies")
+    total = counted(len(studies), "study", "studies")
     if not with_students:
         return f"{total} of teachers alone; no student was taught."
     verdicts = Counter(study.record.headline.verdict for study in with_students)
     without = verdicts["no verdict"]
     parts = [
-        f"{_count(verdicts['supported'], 'study supports', 'studies support')} the paper’s claim that a "
+        f"{counted(verdicts['supported'], 'study supports', 'studies support')} the paper’s claim that a "
         "label-smoothed teacher distils a better student",
-        f"{_count(verdicts['contradicted'], 'contradicts', 'contradict')} it",
+        f"{counted(verdicts['contradicted'], 'contradicts', 'contradict')} it",
         f"{verdicts['cannot tell']} cannot tell",
     ]
     alone = len(studies) - len(with_students)
-    rest = f" {_count(alone, 'study is', 'studies are')} of teachers alone." if alone else ""
+    rest = f" {counted(alone, 'study is', 'studies are')} of teachers alone." if alone else ""
     if without:
-        rest += f" {_count(without, 'study has', 'studies have')} no verdict, because runs failed."
+        rest += f" {counted(without, 'study has', 'studies have')} no verdict, because runs failed."
     failed = sum(len(study.record.runs.failed) for study in studies)
     if failed:
-        rest += f" {_count(failed, 'run', 'runs')} failed."
+        rest += f" {counted(failed, 'run', 'runs')} failed."
     missing = sum(len(study.record.runs.missing) for study in studies)
-    lost = f" {_count(missing, 'run is', 'runs are')} missing." if missing else ""
+    lost = f" {counted(missing, 'run is', 'runs are')} missing." if missing else ""
     return f"Of {total}, {', '.join(parts[:2])}, and {parts[2]}.{rest}{lost}"
-
-
-def _count(count: int, one: str, several: str) -> str:
-    return f"{count} {one if count == 1 else several}"
-
-
-def _distinct(folders: Sequence[Path]) -> list[Path]:
-    found: dict[Path, Path] = {}
-    for folder in folders:
-        found.setdefault(folder.resolve(), folder)
-    return list(found.values())
 
 
 def _indexed(folder: Path, output: Path) -> IndexedStudy:

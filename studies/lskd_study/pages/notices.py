@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lskd_study.plan.plan import exact
-from lskd_study.results.results import BySeed, Kind, Result, Results
+from lskd_study.results.results import AnyResult, BySeed, Results, kind_name
 from lskd_study.stats.intervals import Array
 
 LAST = 0.1  # the last epochs are this part of all, one at least
@@ -28,20 +27,18 @@ class Notice:
         return f"{self.title}{' ' if self.items else ''}{'; '.join(self.items[:2])}{rest}"
 
 
-def notices_of(results: Results[Kind]) -> list[Notice]:
+def notices_of(results: Results[AnyResult]) -> list[Notice]:
     """Return what is to be said before the verdicts: first what takes them away, then what weakens them."""
     return list(_notices(results))
 
 
-def say_notices(results: Results[Kind]) -> list[Notice]:
-    """Print them on stderr, a line each, and return them."""
-    notices = notices_of(results)
-    for notice in notices:
+def print_notices(results: Results[AnyResult]) -> None:
+    """Print them on stderr, a line each."""
+    for notice in _notices(results):
         print(f"lskd: note: {notice}", file=sys.stderr)
-    return notices
 
 
-def _notices(results: Results[Kind]) -> Iterator[Notice]:
+def _notices(results: Results[AnyResult]) -> Iterator[Notice]:
     if results.failed:
         count, of = len(results.failed), len(results.plan.runs)
         yield Notice(
@@ -74,7 +71,7 @@ def _notices(results: Results[Kind]) -> Iterator[Notice]:
         yield Notice(results.plan.note)
 
 
-def data_versions(results: Results[Kind]) -> dict[str, list[str]]:
+def data_versions(results: Results[AnyResult]) -> dict[str, list[str]]:
     """Return the runs by the checksum of the data that they saw; nothing where all saw the same."""
     found: dict[str, list[str]] = {}
     for job in results.jobs:
@@ -83,30 +80,20 @@ def data_versions(results: Results[Kind]) -> dict[str, list[str]]:
     return found if len(found) > 1 else {}
 
 
-def at_chance(results: Results[Kind]) -> dict[str, str]:
+def at_chance(results: Results[AnyResult]) -> dict[str, str]:
     """Return the runs that are no better than guessing, and by what measure."""
     found = {name: result.at_chance() for name, result in results.finished.items()}
     return {name: words for name, words in found.items() if words}
 
 
-def still_falling(results: Results[Kind]) -> list[str]:
+def still_falling(results: Results[AnyResult]) -> list[str]:
     """Return the kinds of run whose training loss, the mean over seeds, still fell when training ended."""
-    plan = results.plan
-    found: dict[str, None] = {}
-    for run in plan.runs:
-        if run.role == "teacher":
-            name = f"teacher {run.model}, α = {exact(run.smoothing)}"
-            kind, column = results.teachers(run.model, run.smoothing), "train_hard_ce"
-        else:
-            teacher = plan.run(run.teacher).model
-            setting = (run.smoothing, run.temperature, run.hard_weight)
-            name = f"student {run.model} of {teacher}, α = {exact(run.smoothing)}"
-            if not plan.papers_loss:
-                name += f", T = {exact(run.temperature)}, λ = {exact(run.hard_weight)}"
-            kind, column = results.students(run.model, teacher, *setting), "train_ce"
-        if name not in found and (loss := _mean_curve(kind, column)) is not None and still_falls(loss):
-            found[name] = None
-    return list(found)
+    found = []
+    for kind, runs in results.by_kind.items():
+        loss = _mean_curve(runs, "train_hard_ce" if len(kind) == 2 else "train_ce")
+        if loss is not None and still_falls(loss):
+            found.append(kind_name(results.plan, kind))
+    return found
 
 
 def still_falls(loss: Array) -> bool:
@@ -122,13 +109,8 @@ def still_falls(loss: Array) -> bool:
     return bool(loss[-2 * last : -last].mean() - late > STILL * max(loss[0] - late, 0))
 
 
-def _mean_curve(results: BySeed[Kind], column: str) -> Array | None:
-    curves = [result.curves[column] for result in _with(results, column)]
-    shortest = min((len(curve) for curve in curves), default=0)
-    return np.mean([curve[:shortest] for curve in curves], axis=0) if shortest else None
-
-
-def _with(results: BySeed[Kind], column: str) -> Iterator[Result]:
-    for result in results.values():
-        if column in result.curves and np.isfinite(result.curves[column]).all():
-            yield result
+def _mean_curve(runs: BySeed[AnyResult], column: str) -> Array | None:
+    curves = [result.curves[column] for result in runs.values() if column in result.curves]
+    finite = [curve for curve in curves if np.isfinite(curve).all()]
+    shortest = min(map(len, finite), default=0)
+    return np.mean([curve[:shortest] for curve in finite], axis=0) if shortest else None

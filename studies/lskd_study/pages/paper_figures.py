@@ -1,32 +1,39 @@
-"""Figs. 8 and 9 from studies' own runs, with the paper's points in grey: for pages, and as files."""
+"""Figs. 8 and 9 from studies' own runs, with the paper's points in grey: for pages, and as files.
 
+And what several studies fill together: their tables of the paper, with these figures.
+"""
+
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lskd_study.base.extras import needs_study_extra
+import matplotlib as mpl
+
+from lskd import LskdError
 from lskd_study.base.text import Measured
-from lskd_study.drawing.accuracy_stability import accuracy_stability_figure, paper_points, teacher_point
-from lskd_study.drawing.class_count import Accuracy, Gain, class_count_figure, gains_of, paper_accuracies
-from lskd_study.drawing.curves import Panel, themed_svg
-from lskd_study.drawing.drawing import Drawing, write_drawing
-from lskd_study.drawing.scatter import Point
-from lskd_study.drawing.style import STYLE, note_failed
-from lskd_study.drawing.teacher_student import Pair, paper_pairs, teacher_student_figure
-from lskd_study.pages.tables import Arm, arms_of
+from lskd_study.drawing.class_count import Accuracy, Gain, class_count_figure, gains, paper_accuracies
+from lskd_study.drawing.curves import StudentKind, student_kinds
+from lskd_study.drawing.scatter import (
+    Point,
+    accuracy_stability_figure,
+    paper_pairs,
+    paper_points,
+    teacher_point,
+    teacher_student_figure,
+)
+from lskd_study.drawing.style import STYLE, Drawing, Panel, note_failed, themed_svg
+from lskd_study.pages.paper_tables import PaperTable, Studies, paper_table
+from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.matching import names_table, network_name, teacher_name
-from lskd_study.plan.plan import exact
+from lskd_study.plan.plan import PLAN, Plan, exact
 from lskd_study.results.images import ImageResult
+from lskd_study.results.read import read_results
 from lskd_study.results.results import Results
 
-with needs_study_extra():
-    import matplotlib as mpl
-
 _ENOUGH = 3  # kinds of teachers: two points lie on a line whatever they are
-_PAGE_WIDTH = 4.4  # inches; a page's panels are about as wide as a telephone
-
-
-Studies = Sequence[Results[ImageResult]]
+_PAGE_WIDTH, _FILE_WIDTH = 4.4, 5.6  # inches; a page's panels are about as wide as a telephone
 
 
 @dataclass(frozen=True)
@@ -52,14 +59,6 @@ class PageFigure:
         """The names of its CSV files."""
         return [f"{self.stem}{'-' if name else ''}{name}.csv" for name in self.drawing.tables]
 
-    def write(self, folder: Path) -> None:
-        """Write it as PNG, SVG and CSV.
-
-        Raises:
-            LskdError: when the folder cannot be written.
-        """
-        write_drawing(self.drawing, folder / self.stem)
-
 
 def study_figures(results: Results[ImageResult]) -> list[PageFigure]:
     """Return what there is to draw of one study: Fig. 8, stability against accuracy, Fig. 9."""
@@ -74,21 +73,15 @@ def figure8(studies: Studies) -> PageFigure | None:
 
     The paper's Table 8 is drawn behind it where a study names that table, and then two teachers are enough.
     """
-    paper = paper_pairs() if any(names_table(r.plan, ("Table 8",)) for r in studies) else []
+    paper = paper_pairs() if _name(studies, "Table 8") else []
     pairs = [
-        Pair(
-            name,
-            _top1(arm.teachers),
-            network_name(students.model) + _setting(results, students.temperature, students.hard_weight),
-            _top1(students.results),
-            arm.smoothing > 0,
-        )
+        Point(arm.name, _mean(arm.teachers, "top1"), _mean(students, "top1"), student, arm.smoothing > 0)
         for results in studies
-        for name, arm in _arms(results)
-        for students in arm.students
-        if arm.teachers and students.results
+        for arm in _arms(results)
+        for student, students in arm.students
+        if students
     ]
-    if not pairs or (len({(p.teacher, p.smoothed) for p in pairs}) < _ENOUGH and not paper):
+    if not pairs or (len({(p.name, p.smoothed) for p in pairs}) < _ENOUGH and not paper):
         return None
     behind = " Grey: the paper’s Table 8." if paper else ""
     return _figure(
@@ -106,13 +99,13 @@ def accuracy_stability(studies: Studies) -> PageFigure | None:
 
     The paper's Table 1 is drawn behind it where a study names a table of these teachers on ImageNet-1K.
     """
-    points: list[Point] = []
-    for name, arm in (named for results in studies for named in _arms(results)):
-        instability = Measured.of([result.instability for result in arm.teachers]).mean
-        if instability == instability:  # a diverged teacher has none
-            points.append(teacher_point(name, _top1(arm.teachers), instability, arm.smoothing > 0))
-    behind_it = any(names_table(r.plan, ("Table 1", "Table 8")) for r in studies)
-    paper = paper_points() if behind_it else []
+    points = [
+        teacher_point(arm.name, _mean(arm.teachers, "top1"), instability, arm.smoothing > 0)
+        for results in studies
+        for arm in _arms(results)
+        if not math.isnan(instability := _mean(arm.teachers, "one_minus_s"))  # a diverged teacher has none
+    ]
+    paper = paper_points() if _name(studies, "Table 1", "Table 8") else []
     if not points or (len(points) < _ENOUGH and not paper):
         return None
     behind = " Grey: the paper’s Table 1." if paper else ""
@@ -135,20 +128,22 @@ def figure9(studies: Studies) -> PageFigure | None:
     the paper's two alone if both are there. Its own average (Table 4) is drawn behind where a study names it.
     """
     accuracies = [
-        Accuracy(name, results.plan.num_classes, arm.smoothing > 0, result.top1)
+        Accuracy(arm.name, results.plan.num_classes, arm.smoothing > 0, result.top1)
         for results in studies
-        for name, arm in _arms(results)
+        for arm in _arms(results)
         if arm.smoothing in (results.plan.smoothing[0], results.plan.smoothing[-1])
         for result in arm.teachers
     ]
-    paper = paper_accuracies() if any(names_table(r.plan, ("Table 4",)) for r in studies) else []
-    found = gains_of(accuracies)
+    paper = paper_accuracies() if _name(studies, "Table 4") else []
+    found = gains(accuracies)
     if not found:
         return None
-    counts = len({gain.classes for gain in found})
     compared = _compared(found, {a.network for a in paper})
     accuracies = [a for a in accuracies if a.network in compared]
-    alone = "" if counts > 1 else " One number of classes: how gains change with it takes several studies."
+    counts = {gain.classes for gain in found}
+    alone = (
+        "" if len(counts) > 1 else " One number of classes: how gains change with it takes several studies."
+    )
     behind = " Grey: the paper’s average (Table 4)." if paper else ""
     return _figure(
         studies,
@@ -173,7 +168,7 @@ def _figure(
     studies: Studies, stem: str, title: str, label: str, draw: Callable[[float], Drawing], note: str
 ) -> PageFigure:
     failed = sum(len(results.failed) for results in studies)
-    drawings = [draw(width) for width in (_PAGE_WIDTH, 5.6)]
+    drawings = [draw(width) for width in (_PAGE_WIDTH, _FILE_WIDTH)]
     for drawing in drawings:
         with mpl.rc_context(STYLE):
             note_failed(drawing.figure, failed)
@@ -181,20 +176,98 @@ def _figure(
     return PageFigure(stem, title, panel, drawings[1], note)
 
 
-def _arms(results: Results[ImageResult]) -> Iterator[tuple[str, Arm[ImageResult]]]:
-    """Yield each kind of teacher that has a result, by the paper's name, with alpha if there are several."""
+@dataclass(frozen=True)
+class _Arm:
+    """The teachers of one kind that have a result, by the paper's name, and their students of each kind."""
+
+    name: str
+    smoothing: float
+    teachers: list[ImageResult]
+    students: list[tuple[str, list[ImageResult]]]
+
+
+def _arms(results: Results[ImageResult]) -> Iterator[_Arm]:
+    """Yield the arms in the order of the study's file; alpha is in the name if there are several."""
     plan = results.plan
     configs = {run.model: plan.configs.get(run.config, {}) for run in plan.runs if run.role == "teacher"}
     several = len([alpha for alpha in plan.smoothing if alpha]) > 1
-    for arm in arms_of(results):
-        if arm.teachers:
-            alpha = f", α = {exact(arm.smoothing)}" if several and arm.smoothing else ""
-            yield teacher_name(arm.model, configs[arm.model], plan.num_classes) + alpha, arm
+    for model, config in configs.items():
+        for alpha in plan.smoothing:
+            if teachers := list(results.teachers(model, alpha).values()):
+                name = teacher_name(model, config, plan.num_classes)
+                name += f", α = {exact(alpha)}" if several and alpha else ""
+                students = [
+                    (_student_name(plan, student), list(student.arms(results)[alpha].values()))
+                    for student in student_kinds(plan)
+                    if student.teacher == model
+                ]
+                yield _Arm(name, alpha, teachers, students)
 
 
-def _top1(results: Sequence[ImageResult]) -> float:
-    return Measured.of([result.top1 for result in results]).mean
+def _student_name(plan: Plan, student: StudentKind) -> str:
+    setting = f", T = {exact(student.temperature)}, λ = {exact(student.hard_weight)}"
+    return network_name(student.model) + ("" if plan.papers_loss else setting)
 
 
-def _setting(results: Results[ImageResult], temperature: float, hard_weight: float) -> str:
-    return "" if results.plan.papers_loss else f", T = {exact(temperature)}, λ = {exact(hard_weight)}"
+def _mean(results: Sequence[ImageResult], quantity: str) -> float:
+    return Measured.of([result.value(quantity) for result in results]).mean
+
+
+def _name(studies: Studies, *tables: str) -> bool:
+    return any(names_table(results.plan, tables) for results in studies)
+
+
+# Several studies
+
+_ORDER = ("Table 2", "Table 3", "Table 4", "Table 6", "Table 7", "Table 8", "Table 9", "Fig. 5", "Fig. 6")
+_WITH = {"Table 8": (figure8, accuracy_stability), "Table 4": (figure9,)}
+
+
+def read_studies(folders: Sequence[Path], tables: Sequence[str] = ()) -> list[Results[ImageResult]]:
+    """Return the results of the studies in these output folders, which may have been moved.
+
+    Args:
+        folders: of ``lskd study``.
+        tables: only studies of images that name one of these; all for none.
+
+    Raises:
+        LskdError: for a folder that has no study of images, if all are wanted, or whose runs are damaged.
+    """
+    found = []
+    for folder in folders:
+        if not (folder / PLAN).is_file():
+            if tables:
+                continue
+            raise LskdError(f"{folder} contains no study ({PLAN} is missing); name the output folder of one")
+        plan = Plan.read(folder / PLAN)
+        if plan.kind is TRANSLATION or (tables and not names_table(plan, tables)):
+            if tables:
+                continue
+            raise LskdError(
+                f"{folder} contains a study of translation, which has no accuracies; leave it out"
+            )
+        whole = folder.resolve()
+        found.append(read_results(replace(plan, cwd=str(whole.parent), output=whole.name)))
+    return found
+
+
+def shared_tables(folders: Sequence[Path]) -> tuple[list[PaperTable], list[PageFigure]]:
+    """Return the paper's tables that two or more of these studies name, filled by all of them, and figures.
+
+    With Table 8 come Fig. 8 and stability against accuracy, with Table 4 Fig. 9. Studies that no other shares
+    a table with are not read.
+
+    Raises:
+        LskdError: for runs that are damaged.
+    """
+    named = Counter(
+        name for folder in folders if (folder / PLAN).is_file() for name in Plan.read(folder / PLAN).paper
+    )
+    shared = [name for name in _ORDER if named[name] > 1]
+    studies = [results for results in read_studies(folders, shared) if results.finished] if shared else []
+    tables, figures = [], []
+    for name in shared:
+        own = [results for results in studies if name in results.plan.paper]
+        tables.append(paper_table(name, own))
+        figures += [figure for draw in _WITH.get(name, ()) if (figure := draw(own)) is not None]
+    return tables, figures

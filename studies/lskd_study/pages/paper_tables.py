@@ -1,50 +1,247 @@
 """The paper's tables in their own rows and columns: measured, printed, and the difference.
 
-A layout takes one study or several. It has every row that the paper prints of the data sets that they cover,
-measured or not, and after them what they measured and the paper has not.
+Which columns a table has, and what is measured for each, says ``layout`` in ``paper/tables.yaml``. A table
+takes one study or several. It has every row that the paper prints of the data sets that they cover, measured
+or not, and after them what they measured and the paper has not.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lskd_study.base.text import Measured
-from lskd_study.pages.paper_table_cells import Cell, Column, Figure, Layout, Line, Measurement, Part, Text
-from lskd_study.pages.paper_table_layouts import BUILDERS
-from lskd_study.paper.printed import Table, load_tables
-from lskd_study.plan.matching import Kind, kinds_of
-from lskd_study.plan.plan import exact
+import numpy as np
+
+from lskd_study.base.text import Measured, cell, csv_text, escaped
+from lskd_study.paper.printed import Erratum, LayoutColumn, Paper, Row, Table, load_tables
+from lskd_study.plan.matching import PAPERS_ALPHA, Kind, data_sets, kinds_of, row_of
+from lskd_study.plan.plan import exact, rest_of
 from lskd_study.results.images import ImageResult
 from lskd_study.results.results import Results
 
 Studies = Sequence[Results[ImageResult]]
 
 
-def papers_layouts(studies: Studies) -> list[Layout]:
-    """Return the layout of every table that one of the studies names, with what all who name it measured."""
-    named = dict.fromkeys(name for results in studies for name in results.plan.paper)
-    return [
-        layout_of(name, [results for results in studies if name in results.plan.paper])
-        for name in named
-        if name in BUILDERS
-    ]
+# What a table consists of
 
 
-def layout_of(name: str, studies: Studies) -> Layout:
-    """Return a table of the paper with what the studies measured.
+@dataclass(frozen=True)
+class Text:
+    """A cell of words: as shown, and its value for a CSV where that differs."""
 
-    Raises:
-        KeyError: for a table without a layout here.
+    text: str
+    value: str | float | None = None
+    errata: tuple[str, ...] = ()
+
+    def csv(self, name: str, origin: str) -> Mapping[str, object]:
+        """Return the cell of a CSV by its column."""
+        return {name: self.text if self.value is None else self.value}
+
+    def markdown(self, origin: str) -> str:
+        """Return the cell with the entries of the errata."""
+        return f"{self.text}{_entries(self.errata)}"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A cell of numbers: measured, printed (None: nothing) with its deviation, entries of the errata."""
+
+    measured: Measured
+    paper: float | None = None
+    paper_std: float | None = None
+    errata: tuple[str, ...] = ()
+    signed: bool = False
+
+    @property
+    def difference(self) -> float:
+        """Measured minus printed; NaN where one is missing."""
+        return math.nan if self.paper is None else self.measured.mean - self.paper
+
+    @property
+    def measured_text(self) -> str:
+        """Mean ± deviation, three decimals as in the paper; a dash where there is nothing."""
+        text = self.measured.text(3)
+        return f"{'+' if self.signed and self.measured.mean > 0 else ''}{text}".replace("-", "−")
+
+    @property
+    def difference_text(self) -> str:
+        """The difference with its sign; empty where there is none."""
+        return "" if math.isnan(self.difference) else f"{self.difference:+.3f}".replace("-", "−")
+
+    @property
+    def printed(self) -> str:
+        """As in the paper; empty where it has nothing."""
+        if self.paper is None:
+            return ""
+        spread = "" if self.paper_std is None else f" ± {self.paper_std:.3f}"
+        return f"{self.paper:{'+' if self.signed else ''}.3f}{spread}".replace("-", "−")
+
+    def csv(self, name: str, origin: str) -> Mapping[str, object]:
+        """Return the cells of a CSV: mean, deviation, printed figure, its deviation, difference, errata."""
+        paper, paper_std = (math.nan if number is None else number for number in (self.paper, self.paper_std))
+        numbers = {
+            name: self.measured.mean,
+            f"{name}_std": self.measured.std,
+            f"{name}_{origin}": paper,
+            f"{name}_{origin}_std": paper_std,
+            f"{name}_difference": self.difference,
+        }
+        cells = {key: cell(number) for key, number in numbers.items()}
+        return cells | {f"{name}_errata": " ".join(self.errata)}
+
+    def markdown(self, origin: str) -> str:
+        """Return the measured, the printed, and the difference."""
+        if not self.printed:
+            return self.measured_text
+        change = f", {self.difference_text}" if self.measured.seeds else ""
+        errata = f"{';' if self.errata else ''}{_entries(self.errata)}"
+        return f"{self.measured_text} ({origin} {self.printed}{change}{errata})"
+
+
+Cell = Text | Accuracy
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, what it is called in a CSV, and whether it has numbers."""
+
+    label: str
+    name: str
+    numbers: bool = False
+    errata: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row; ``printed`` is the paper's name of it in ``tables.yaml``, empty where it has none."""
+
+    cells: tuple[Cell, ...]
+    printed: str = ""
+
+    @property
+    def accuracies(self) -> list[Accuracy]:
+        """The cells of numbers."""
+        return [own for own in self.cells if isinstance(own, Accuracy)]
+
+    @property
+    def seeds(self) -> int:
+        """The seeds of the cell that has the most."""
+        return max((own.measured.seeds for own in self.accuracies), default=0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the tables that a table of the paper consists of, with a last line that is none of its rows."""
+
+    caption: str
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    foot: Line | None = None
+    errata: tuple[str, ...] = ()
+
+    @property
+    def all_lines(self) -> tuple[Line, ...]:
+        """The rows and the last line."""
+        return (*self.lines, self.foot) if self.foot else self.lines
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of the paper, or figures of another publication, beside what was measured.
+
+    Attributes:
+        name: in the paper, or the heading.
+        title: what it shows.
+        stem: of its files.
+        parts: the tables.
+        origin: what stands before a printed figure.
     """
-    paper = load_tables()
-    table = paper[name]
-    found = measurements(studies, table)
-    parts = tuple(BUILDERS[name](paper, table, found))
-    named = {entry for part in parts for entry in _errata_of(part)}
-    errata = tuple(entry for entry in paper.errata if entry.id in named)
-    notes = _notes(parts)
-    return Layout(
-        name, table.title, name.lower().replace(" ", "").replace(".", ""), parts, "paper", errata, notes
-    )
+
+    name: str
+    title: str
+    stem: str
+    parts: tuple[Part, ...]
+    origin: str = "paper"
+
+    @property
+    def errata(self) -> list[Erratum]:
+        """The entries that its cells name."""
+        named = {
+            entry
+            for part in self.parts
+            for own in (part, *part.columns, *(one for line in part.all_lines for one in line.cells))
+            for entry in own.errata
+        }
+        return [entry for entry in load_tables().errata if entry.id in named]
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences below it."""
+        lines = [line for part in self.parts for line in part.lines]
+        notes = {
+            "A dash for the measured value: not measured here, or not yet.": any(not x.seeds for x in lines),
+            "Rows without a figure of the paper are not in its table.": any(not x.printed for x in lines),
+        }
+        return [note for note, needed in notes.items() if needed]
+
+    def files(self) -> dict[str, str]:
+        """Return its files: text by name."""
+        return {f"{self.stem}.csv": self.csv(), f"{self.stem}.md": self.markdown()}
+
+    def csv(self) -> str:
+        """Return one line per row, in full precision; columns that a part has not are empty there."""
+        lines = []
+        for part in self.parts:
+            for line in part.all_lines:
+                own: dict[str, object] = {"table": self.name, "part": part.caption}
+                for column, one in zip(part.columns, line.cells, strict=True):
+                    own |= one.csv(column.name, self.origin)
+                lines.append((own, line))
+        names = dict.fromkeys(name for own, _ in lines for name in own)  # Table 7 has top-5 and top-3
+        return csv_text(
+            [*names, "seeds", "row"],
+            [[*(own.get(name, "") for name in names), line.seeds, line.printed] for own, line in lines],
+        )
+
+    def markdown(self) -> str:
+        """Return the parts one below the other; in each cell measured, printed, and the difference."""
+        lines = [f"**{escaped(self.name)}**, {escaped(self.title)}"]
+        for part in self.parts:
+            lines += ["", *([f"{escaped(part.caption)}{_entries(part.errata)}", ""] if part.caption else [])]
+            heads = [f"{column.label}{_entries(column.errata)}" for column in part.columns]
+            lines.append(f"| {' | '.join(heads)} | Seeds |")
+            lines.append("|" + "".join("---:|" if c.numbers else "---|" for c in part.columns) + "---:|")
+            for line in part.all_lines:
+                cells = [escaped(own.markdown(self.origin)) for own in line.cells]
+                lines.append(f"| {' | '.join(cells)} | {line.seeds or '–'} |")
+        lines += ["", *self.notes]
+        lines += [f"{entry.id}: {entry.says} (docs/errata.md)" for entry in self.errata]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+def _entries(errata: tuple[str, ...]) -> str:
+    return f" {', '.join(errata)}" if errata else ""
+
+
+# What was measured
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one kind: a result for each seed; ``data`` is the folder's name.
+
+    ``results``: of the teachers and of the students; ``failed``: how many more of them failed.
+    """
+
+    kind: Kind
+    data: str
+    results: dict[str, list[ImageResult]]
+    failed: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """The data set's name, or that of the folder."""
+        return self.kind.data_set or self.data
 
 
 def measurements(studies: Studies, table: Table) -> list[Measurement]:
@@ -53,69 +250,294 @@ def measurements(studies: Studies, table: Table) -> list[Measurement]:
     for results in studies:
         data = Path(results.plan.data).name
         for kind, runs in kinds_of(results.plan, table).items():
-            teachers = dict.fromkeys(run.teacher or run.id for run in runs)
-            students = [run.id for run in runs if run.role == "student"]
+            names = {
+                "teacher": dict.fromkeys(run.teacher or run.id for run in runs),
+                "student": dict.fromkeys(run.id for run in runs if run.role == "student"),
+            }
             measured = Measurement(
                 kind,
                 data,
-                tuple(results.finished[name] for name in teachers if name in results.finished),
-                tuple(results.finished[name] for name in students if name in results.finished),
-                (len(teachers.keys() & results.failed), len(results.failed.keys() & set(students))),
+                {
+                    role: [results.finished[n] for n in own if n in results.finished]
+                    for role, own in names.items()
+                },
+                {role: len(own.keys() & results.failed) for role, own in names.items()},
             )
             known = found.get((kind, measured.place))
-            if known is None or not (known.teachers or known.students):
+            if known is None or not any(known.results.values()):
                 found[kind, measured.place] = measured
     return list(found.values())
 
 
-def published_layout(results: Results[ImageResult]) -> Layout | None:
+@dataclass(frozen=True)
+class Match:
+    """A row of the paper and what was measured for it; one of the two may be missing."""
+
+    paper: Paper
+    row: Row | None
+    measured: Measurement | None
+
+    @property
+    def name(self) -> str:
+        """The paper's name of the row; empty for none."""
+        return self.row.name if self.row else ""
+
+    @property
+    def kind(self) -> Kind:
+        """Of the runs that were measured."""
+        assert self.measured is not None
+        return self.measured.kind
+
+    @property
+    def alpha(self) -> float:
+        """The teacher's smoothing."""
+        if self.measured is not None:
+            return self.kind.smoothing
+        return PAPERS_ALPHA if self.row is not None and self.row["smoothed"] else 0.0
+
+    @property
+    def temperature(self) -> str:
+        """The temperature in words; empty for the paper's."""
+        return f", T = {exact(self.kind.temperature)}" if self.kind.temperature != 1 else ""
+
+    def cell(self, column: LayoutColumn, k: int) -> Cell:
+        """Return what a column shows of it; ``k`` is that of the data set."""
+        role, _, rank = column.shows.partition(" top-")
+        if rank:
+            return self._accuracy(column.printed, role, k if rank == "k" else int(rank))
+        shown = {
+            "teacher": self._teacher,
+            "student": self._student,
+            "row": self._row,
+            "smoothing": self._smoothing,
+            "ratio": self._ratio,
+        }
+        return shown[column.shows]()
+
+    def _accuracy(self, column: str, role: str, k: int) -> Accuracy:
+        """Return the top-k accuracy of teachers or students and that of a column of the paper."""
+        results = self.measured.results[role] if self.measured else []
+        failed = self.measured.failed[role] if self.measured else 0
+        summary, row = Measured.of([result.topk(k) for result in results], failed), self.row
+        if row is None:
+            return Accuracy(summary)
+        std = f"{column}_std"
+        deviation = row.number(std) if std in row.values else None
+        return Accuracy(summary, row.number(column), deviation, self.paper.errata_of_cell(row, column))
+
+    def _teacher(self) -> Text:
+        values = self.row.values if self.row else {"teacher": self.kind.teacher}
+        return Text(str(values.get("teacher", values.get("network"))))
+
+    def _student(self) -> Text:
+        """The student as in the table; with temperature and hard weight where the paper has no such row."""
+        if self.row is not None:
+            return Text(str(self.row["student"]))
+        hard = f", λ = {exact(self.kind.hard_weight)}" if self.kind.hard_weight else ""
+        return Text(f"{self.kind.student}{self.temperature}{hard}")
+
+    def _row(self) -> Text:
+        if self.name:
+            return Text(self.name)
+        alpha = self.kind.smoothing
+        side = f"with{'' if alpha else 'out'} LS"
+        return Text(
+            f"{self.kind.teacher}, {side}"
+            + (f", α = {exact(alpha)}" if alpha not in (0, PAPERS_ALPHA) else "")
+        )
+
+    def _smoothing(self) -> Text:
+        """Return the paper's cross or tick, with alpha where it is neither 0 nor the paper's."""
+        mark = "✓" if self.alpha else "✗"
+        known = self.alpha in (0, PAPERS_ALPHA)
+        return Text(mark if known else f"{mark} α = {exact(self.alpha)}", self.alpha)
+
+    def _ratio(self) -> Text:
+        row = self.row
+        if row is not None:
+            errata = self.paper.errata_of_cell(row, "hard_ratio")
+            return Text(f"{row['hard_ratio']} – {row['soft_ratio']}", row.number("hard_ratio"), errata)
+        kind = self.kind
+        text = f"{exact(kind.hard_weight)} – {exact(rest_of(kind.hard_weight))}"
+        if (kind.teacher, kind.student) != ("ResNet-50", "ResNet-18"):
+            text += f", {kind.teacher} to {kind.student}"
+        return Text(text + self.temperature, kind.hard_weight)
+
+
+def _matches(paper: Paper, table: Table, rows: Sequence[Row], found: Sequence[Measurement]) -> list[Match]:
+    """Return rows of the paper with what was measured, then what was measured and is in none of them."""
+    by_row: dict[str, Measurement] = {}
+    others = []
+    for m in found:
+        row = row_of(paper, table.name, m.kind)
+        if row is not None and row in rows and row.name not in by_row:
+            by_row[row.name] = m
+        else:
+            others.append(m)
+    printed = [Match(paper, row, by_row.get(row.name)) for row in rows]
+    return printed + [Match(paper, None, m) for m in others]
+
+
+# Tables
+
+
+def papers_tables(studies: Studies) -> list[PaperTable]:
+    """Return every table that one of the studies names, with what all who name it measured."""
+    named = dict.fromkeys(name for results in studies for name in results.plan.paper)
+    return [
+        paper_table(name, [results for results in studies if name in results.plan.paper])
+        for name in named
+        if load_tables()[name].layout
+    ]
+
+
+def paper_table(name: str, studies: Studies) -> PaperTable:
+    """Return a table of the paper with what the studies measured.
+
+    Raises:
+        KeyError: for a table that the paper does not have.
+    """
+    paper = load_tables()
+    table = paper[name]
+    parts = list(_parts(paper, table, measurements(studies, table)))
+    if table.side_by_side and parts:
+        parts = [_beside(paper, table, parts)]
+    return PaperTable(name, table.title, name.lower().replace(" ", "").replace(".", ""), tuple(parts))
+
+
+def _parts(paper: Paper, table: Table, found: Sequence[Measurement]) -> Iterator[Part]:
+    """Yield a part for each data set, or half of the table, that something was measured for."""
+    for half, caption in table.halves.items():
+        if own := [m for m in found if half == _half(m.kind)]:
+            # A study's other arms follow, as the paper has one arm for each row.
+            rows = table.where(group=half) if any(m.kind.data_set for m in own) else ()
+            yield _part(caption, paper, table, rows, own)
+    if not table.halves:
+        kinds = {row.name: str(row["property"]) for row in paper["Table 5"].rows}
+        for place, own in _by_place(table, found).items():
+            rows, caption = (), place
+            if place in data_sets(table):
+                rows = table.where(dataset=place) if "dataset" in table.columns else table.rows
+            if place in kinds and "dataset" in table.columns and not table.side_by_side:
+                caption += f" ({kinds[place]})"
+            part = _part(caption, paper, table, rows, own)
+            yield replace(part, errata=paper.errata_of_data_set(table.name, place))
+
+
+def _half(kind: Kind) -> str:
+    same = kind.teacher.partition("+")[0].replace("-", "") == "ResNet50"
+    return "same architecture" if same else "different architectures"
+
+
+def _by_place(table: Table, found: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """Return what was measured by data set, in the paper's order; those of one's own come last."""
+    seen = dict.fromkeys(m.place for m in found)
+    order = [*(name for name in data_sets(table) if name in seen), *seen]
+    return {place: [m for m in found if m.place == place] for place in order}
+
+
+def _part(
+    caption: str, paper: Paper, table: Table, rows: Sequence[Row], found: Sequence[Measurement]
+) -> Part:
+    k = int(rows[0].values.get("k", 5) or 5) if rows else 5  # of the paper's top-k; 5 for data of one's own
+    columns = tuple(
+        Column(c.heading.format(k=k), c.name.format(k=k), numbers=bool(c.printed)) for c in table.layout
+    )
+    lines = tuple(
+        Line(tuple(match.cell(column, k) for column in table.layout), match.name)
+        for match in _matches(paper, table, rows, found)
+    )
+    return Part(caption, columns, lines)
+
+
+def _beside(paper: Paper, table: Table, parts: Sequence[Part]) -> Part:
+    """Return data sets side by side: a pair of columns for each, a row for each network and smoothing."""
+    columns = list(parts[0].columns[:2])
+    by_key: dict[tuple[Cell, ...], dict[str, Line]] = {}
+    for part in parts:
+        name = part.caption.lower().replace("-", "_").replace(" ", "_")
+        for index, column in enumerate(part.columns[2:]):
+            label, errata = f"{part.caption} {column.label}", () if index else part.errata
+            columns.append(replace(column, label=label, name=f"{name}_{column.name}", errata=errata))
+        for line in part.lines:
+            by_key.setdefault(line.cells[:2], {})[part.caption] = line
+    nothing = Accuracy(Measured.of([]))
+    networks = list(dict.fromkeys(network for network, _ in by_key))
+    lines = []
+    for key in sorted(by_key, key=lambda key: (networks.index(key[0]), _value(key[1]))):
+        own = by_key[key]
+        cells = [own[p.caption].cells[2:] if p.caption in own else (nothing, nothing) for p in parts]
+        printed = next((line.printed for line in own.values() if line.printed), "")
+        lines.append(Line((*key, *(one for pair in cells for one in pair)), printed))
+    foot = _averages(paper, [part.caption for part in parts], lines) if table.name == "Table 4" else None
+    return Part("", tuple(columns), tuple(lines), foot)
+
+
+def _value(smoothing: Cell) -> float:
+    assert isinstance(smoothing, Text)
+    return float(smoothing.value or 0)
+
+
+def _averages(paper: Paper, places: Sequence[str], lines: Sequence[Line]) -> Line:
+    """Table 4's last row: gains averaged over networks, the paper's two where these were measured."""
+    printed = {str(row["dataset"]): row for row in paper["Table 4 (average)"].rows}
+    cells: list[Cell] = [Text("Average (↑)"), Text("")]
+    for index, place in enumerate(places):
+        for position, column in enumerate(("top1_gain", "top5_gain")):
+            gains = _gains(lines, 2 * index + position)
+            # A mean over networks has no deviation over seeds that the cells above would give.
+            measured = Measured(float(np.mean(gains)), math.nan, 1) if gains else Measured.of([])
+            row = printed.get(place)
+            gain = row.number(column) if row else None
+            errata = paper.errata_of_cell(row, column) if row else ()
+            cells.append(Accuracy(measured, gain, errata=errata, signed=True))
+    return Line(tuple(cells), "Average")
+
+
+def _gains(lines: Sequence[Line], at: int) -> list[float]:
+    """Return the gain of each network in one column: of the paper's networks, or, where it has none, of all.
+
+    Nothing as long as one of them is not measured, for an average over others is another quantity.
+    """
+    sides: dict[Cell, dict[float, Accuracy]] = {}
+    for line in lines:
+        sides.setdefault(line.cells[0], {})[_value(line.cells[1])] = line.accuracies[at]
+    pairs = [(both.get(0.0), both.get(PAPERS_ALPHA)) for both in sides.values()]
+    in_paper = [pair for pair in pairs if any(own and own.paper is not None for own in pair)]
+    chosen = in_paper or pairs
+    if any(own and own.measured.failed for pair in chosen for own in pair):
+        return []
+    gains = [b.measured.mean - a.measured.mean if a and b else math.nan for a, b in chosen]
+    return [] if any(math.isnan(gain) for gain in gains) else gains
+
+
+def published_table(results: Results[ImageResult]) -> PaperTable | None:
     """Return the figures of another publication that the study's file gives, beside the study's own."""
     published = results.plan.published
     if not published:
         return None
     figures = published["figures"]
-    varied = any(f["hard_weight"] for f in figures)
-    columns = [
-        Column("T", "temperature", numbers=True),
-        Column("α", "smoothing", numbers=True),
-        *([Column("λ", "hard_weight", numbers=True)] if varied else []),
+    settings = {"T": "temperature", "α": "smoothing", "λ": "hard_weight"}
+    if not any(f["hard_weight"] for f in figures):
+        del settings["λ"]
+    columns = (
+        *(Column(symbol, name, numbers=True) for symbol, name in settings.items()),
         Column("Acc. (Top-1)", "student_top1", numbers=True),
         Column("Student", "student"),
         Column("Teacher", "teacher"),
-    ]
-    teachers = dict.fromkeys(run.model for run in results.plan.runs if run.role == "teacher")
+    )
+    first = next(run.model for run in results.plan.runs if run.role == "teacher")
     lines = []
     for f in figures:
-        teacher = f["teacher"] or next(iter(teachers))
+        teacher = f["teacher"] or first
         own = results.students(f["student"], teacher, f["smoothing"], f["temperature"], f["hard_weight"])
-        setting = [f["temperature"], f["smoothing"], *([f["hard_weight"]] if varied else [])]
+        measured = Measured.of([result.top1 for result in own.values()], len(own.failed))
         cells: tuple[Cell, ...] = (
-            *(Text(f"{exact(number)}", number) for number in setting),
-            Figure(Measured.of([result.top1 for result in own.values()], len(own.failed)), f["top1"]),
+            *(Text(exact(f[name]), f[name]) for name in settings.values()),
+            Accuracy(measured, f["top1"]),
             Text(f["student"]),
             Text(teacher),
         )
         lines.append(Line(cells, "published"))
-    part = Part("Top-1 accuracy of students", tuple(columns), tuple(lines))
-    return Layout(
-        "Published figures", published["source"], "published", (part,), "published", (), _notes([part])
-    )
-
-
-def _errata_of(part: Part) -> Iterable[str]:
-    yield from part.errata
-    for column in part.columns:
-        yield from column.errata
-    for line in (*part.lines, *((part.foot,) if part.foot else ())):
-        for cell in line.cells:
-            yield from cell.errata
-
-
-def _notes(parts: Sequence[Part]) -> tuple[str, ...]:
-    lines = [line for part in parts for line in part.lines]
-    notes = []
-    if any(not line.seeds for line in lines):
-        notes.append("A dash for the measured value: not measured here, or not yet.")
-    if any(not line.printed for line in lines):
-        notes.append("Rows without a figure of the paper are not in its table.")
-    return tuple(notes)
+    part = Part("Top-1 accuracy of students", columns, tuple(lines))
+    return PaperTable("Published figures", published["source"], "published", (part,), "published")

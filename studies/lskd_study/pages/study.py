@@ -1,28 +1,46 @@
-"""Write everything a study's output folder shows: tables, figures and the page."""
+"""Write everything a study's output folder shows: judge, make the page and its files, write them."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from lskd.base.files import cannot_write, write_text
-from lskd_study.claims import judge, settings
+from lskd_study.claims import Finding, judge, settings
 from lskd_study.drawing.curves import (
-    Panel,
     curves_csv,
-    difference_csv,
-    difference_figure,
+    difference_drawing,
     differences,
-    themed_svg,
+    drawable,
+    figure5,
+    figure6,
+    student_kinds,
 )
-from lskd_study.drawing.style import save
-from lskd_study.pages.contents import Contents
-from lskd_study.pages.images import image_contents
-from lskd_study.pages.notices import say_notices
-from lskd_study.pages.page import VERDICTS, answer_sentence, render_page, words_of
+from lskd_study.drawing.style import ARMS, Drawing, Panel, themed_svg
+from lskd_study.pages.notices import notices_of, print_notices
+from lskd_study.pages.page import (
+    Page,
+    claims_shown,
+    commands_of,
+    counted,
+    interval_text,
+    number,
+    provenance_rows,
+)
+from lskd_study.pages.paper_figures import study_figures
+from lskd_study.pages.paper_tables import papers_tables, published_table
+from lskd_study.pages.tables import COLUMNS, markdown, runs_csv, table_csv, table_rows
 from lskd_study.pages.verdicts import VERDICTS_FILE, study_record
-from lskd_study.plan.plan import Plan
+from lskd_study.plan.kinds import TRANSLATION
+from lskd_study.plan.plan import Plan, exact
+from lskd_study.results.images import ImageResult
 from lskd_study.results.read import read_results
-from lskd_study.results.results import Result, Results, is_translation
+from lskd_study.results.results import Results
+from lskd_study.stores.words import loss_note
 
-PAGE = "index.html"
+VERDICTS = {
+    "supported": "Supported",
+    "contradicted": "Not supported: contradicted",
+    "cannot tell": "Cannot tell",
+    "no verdict": "No verdict",
+}
 
 
 def write_report(plan: Plan) -> str:
@@ -35,36 +53,124 @@ def write_report(plan: Plan) -> str:
     """
     results = read_results(plan)
     findings = judge(results)
-    try:
-        difference = _difference(results)
-        contents = _contents(results)
-    except OSError as error:
-        raise cannot_write(plan.root / "figures", error) from error
-    for name, text in {**contents.files, "figures/curves.csv": curves_csv(results)}.items():
-        write_text(plan.root / name, text)
-    answer = answer_sentence(results, findings[0])
-    write_text(plan.root / VERDICTS_FILE, study_record(results, findings, answer).text())
-    write_text(plan.root / PAGE, render_page(results, findings, difference, contents.curves, **contents.own))
-    say_notices(results)
-    return f"{VERDICTS[findings[0].verdict or 'cannot tell']}. {answer}"
+    study_page(results, findings).write(plan.root)
+    print_notices(results)
+    return f"{VERDICTS[findings[0].verdict or 'cannot tell']}. {answer_sentence(results, findings[0])}"
 
 
-def _contents(results: Results[Any]) -> Contents:
-    if is_translation(results.plan):
-        from lskd_study.pages.translation import translation_contents  # needs sacreBLEU
+def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
+    """Return everything that a study's folder shows; ``findings[0]`` is the headline."""
+    plan, kind, answer = results.plan, results.plan.kind, answer_sentence(results, findings[0])
+    if kind is TRANSLATION:
+        from lskd_study.pages.translation import translation_page  # needs sacreBLEU
 
-        return translation_contents(results)
-    return image_contents(results)
+        own = translation_page(results)
+    else:
+        own = images_page(results)
+    difference, drawings = None, dict(own.drawings)
+    if found := differences(results, settings(results)[0]):
+        drawings = {"difference": difference_drawing(found, kind.score), **drawings}
+        difference = Panel(
+            themed_svg(difference_drawing(found, kind.score).figure, "difference"),
+            f"Difference in the students' {kind.measure}, with 95 % interval, for each student and on "
+            "average",
+        )
+    shown = {
+        "plan": plan,
+        "kind": kind,
+        "headline": findings[0],
+        "answer": answer,
+        **claims_shown(findings),
+        "verdicts": VERDICTS,
+        "scores": COLUMNS[kind].scores,
+        "varied": not plan.papers_loss,
+        "loss_note": loss_note(plan),
+        "difference": difference,
+        "arms": list(enumerate(plan.smoothing)),
+        "colors": len(ARMS),
+        "samples": results.samples,
+        "notices": notices_of(results),
+        "missing": results.missing,
+        "provenance": provenance_rows(results),
+        "commands": commands_of(results),
+    }
+    texts = {
+        **own.texts,
+        "table.csv": table_csv(own.shown["rows"]),
+        "runs.csv": runs_csv(results),
+        "figures/curves.csv": curves_csv(results),
+        VERDICTS_FILE: study_record(results, findings, answer).text(),
+    }
+    return Page(own.template, {**shown, **own.shown}, texts, drawings)
 
 
-def _difference(results: Results[Result]) -> Panel | None:
-    found = differences(results, settings(results)[0])
-    if not found:
-        return None
-    folder, words = results.plan.root / "figures", words_of(results.plan)
-    write_text(folder / "difference.csv", difference_csv(found))
-    save(difference_figure(found, words.score), folder / "difference")
-    label = (
-        f"Difference in the students' {words.measure}, with 95 % interval, for each student and on average"
+def images_page(results: Results[ImageResult]) -> Page:
+    """Return what the page of a study of image classifiers has of its own."""
+    rows, curves, drawings = table_rows(results), [], {}
+    for index, student in enumerate(student_kinds(results.plan)):
+        arms = student.arms(results)
+        if not drawable(arms):
+            continue
+        of_figure_6 = f"{student.title}, as the paper’s Fig. 6: loss on training and test images, test error"
+        for figure, name, title in (
+            (figure5(arms), "curve", student.title),
+            (figure6(arms), "figure6-", of_figure_6),
+        ):
+            if figure is not None:
+                drawings[student.stem(figure.stem)] = Drawing(figure.whole(student.title))
+                curves.append((title, figure.panels(f"{name}{index}")))
+    tables = papers_tables([results])
+    if (published := published_table(results)) is not None:
+        tables.append(published)
+    drawn = study_figures(results)
+    note = "Mean ± standard deviation over seeds, last epoch."
+    texts = {"table.md": markdown(results.plan.kind, rows, [note])}
+    for table in tables:
+        texts |= table.files()
+    shown = {"rows": rows, "curves": curves, "paper_tables": tables, "drawn": drawn}
+    return Page("images.html.j2", shown, texts, drawings | {figure.stem: figure.drawing for figure in drawn})
+
+
+# The answer
+
+
+def answer_sentence(results: Results[Any], finding: Finding) -> str:
+    """Return the page's first sentence: difference, interval, seeds, in words that fit the verdict."""
+    kind, setting, interval = results.plan.kind, finding.setting, finding.interval
+    alpha = f"label-smoothed teachers (α\u00a0=\u00a0{exact(setting.smoothing)})"
+    if finding.verdict == "no verdict":
+        return f"For students of {alpha}: {finding.note}, and without it nothing is compared."
+    if interval is None:
+        return f"Nothing to compare yet: for students of {alpha}, {finding.note}."
+    students = len({run.model for run in results.plan.runs if run.role == "student"})
+    basis = f"{counted(interval.seeds, 'seed')}, {counted(students, 'student')}"
+    basis += f", {interval.samples} {kind.samples}"
+    if not results.plan.papers_loss:
+        basis += f", T\u00a0=\u00a0{exact(setting.temperature)}, λ\u00a0=\u00a0{exact(setting.hard_weight)}"
+    other = (
+        f"teachers with α\u00a0=\u00a0{exact(setting.baseline)}"
+        if setting.baseline
+        else "unsmoothed teachers"
     )
-    return Panel(themed_svg(difference_figure(found, words.score), "difference"), label)
+    body = compared(f"students of {alpha}", f"students of {other}", kind.score, interval.estimate)
+    if not interval.known:
+        return f"On these data {body} ({basis}); no interval can be made: {interval.note}."
+    over = f" over the {kind.short} alone" if interval.seeds == 1 else ""
+    text = f"On these data {body} (95 % interval{over} {interval_text(interval, 'points')}; {basis})"
+    if interval.seeds == 1:
+        return f"{text}. One seed: how much seeds vary is unknown, so no verdict is possible; add seeds."
+    if finding.changed_by_holm:
+        return (
+            f"{text}. The interval alone excludes zero; corrected for the claims tested together it does not."
+        )
+    if finding.verdict == "cannot tell":
+        return f"{text}: the interval contains zero, so a difference of either sign is possible."
+    return f"{text}."
+
+
+def compared(first: str, second: str, score: str, difference: float) -> str:
+    """Return a difference in points in words; none where its two decimals show none."""
+    size = number(abs(difference), 2)
+    if float(size) == 0:
+        return f"{first} showed no difference in {score} from {second}"
+    return f"{first} scored {size} points {'higher' if difference > 0 else 'lower'} in {score} than {second}"

@@ -1,27 +1,110 @@
-"""The result table in the layout of the paper's Table 2, with 1-S beside it, and one line per run.
+"""The table of results, in the layout of the paper's Table 2, and one line per run."""
 
-Of images; that of a translation study is in `translation_tables`.
-"""
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any
+
+from markupsafe import Markup
 
 from lskd_study.base.text import Measured, cell, csv_text, escaped
+from lskd_study.plan.kinds import IMAGES, TRANSLATION, Kind
 from lskd_study.plan.plan import Run, exact
-from lskd_study.results.images import ImageResult
-from lskd_study.results.results import Kind, Results
+from lskd_study.results.results import AnyResult, BySeed, Result, Results
+
+TRAINING = ("train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement")
+RUN_HEADER = ("run", "role", "model", "smoothing", "seed", "temperature", "hard_weight")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one cell of the table shows.
+
+    Attributes:
+        heading: on the page.
+        column: the same in Markdown.
+        quantities: as `Result.value` knows them, by what they are called in the CSV.
+        digits: behind the point.
+    """
+
+    heading: str | Markup
+    column: str
+    quantities: Mapping[str, str]
+    digits: int = 2
+
+    def text(self, measured: Mapping[str, Measured]) -> str:
+        """Return ``mean ± std`` of each quantity."""
+        return " / ".join(measured[name].text(self.digits) for name in self.quantities)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a kind of study: of its tables by role, and of each run's line beside ``RUN_HEADER``."""
+
+    scores: Mapping[str, Sequence[Score]]
+    of_run: Mapping[str, Callable[[Any], object]]
+
+
+def _value(quantity: str) -> Callable[[Result], str]:
+    return lambda result: cell(result.value(quantity))
+
+
+def _job(name: str) -> Callable[[Result], object]:
+    return lambda result: result.job[name]
+
+
+def _accuracy(role: str) -> Score:
+    heading = Markup(f"{role.capitalize()} top‑1&nbsp;/&nbsp;top‑5 (%)")
+    quantities = {f"{role}_top1": "top1", f"{role}_top5": "top5"}
+    return Score(heading, f"{role.capitalize()} top-1/5, %", quantities)
+
+
+def _translation(role: str) -> list[Score]:
+    who = role.capitalize()
+    return [
+        Score(f"{who}’s BLEU", f"{who} BLEU", {f"{role}_bleu": "bleu"}),
+        Score("tokenised BLEU", f"{who} tokenised BLEU", {f"{role}_tokenised_bleu": "tokenised_bleu"}),
+        Score("perplexity", f"{who} perplexity", {f"{role}_perplexity": "val_ppl"}),
+    ]
+
+
+_JOB = {"wall_time_s": _job("wall_time_s"), "resumed": _job("resumed")}
+COLUMNS = {
+    IMAGES: Columns(
+        {
+            "teacher": [_accuracy("teacher"), Score("1−S", "1−S", {"one_minus_s": "one_minus_s"}, 4)],
+            "student": [_accuracy("student")],
+        },
+        {name: _value(name) for name in ("top1", "top5", "one_minus_s", *TRAINING, "val_loss")} | _JOB,
+    ),
+    TRANSLATION: Columns(
+        {role: _translation(role) for role in ("teacher", "student")},
+        {
+            "bleu": _value("bleu"),
+            "tokenised_bleu": _value("tokenised_bleu"),
+            "chosen_epoch": lambda result: int(result.curves["epoch"][result.chosen]),
+            **{name: _value(name) for name in ("val_bleu", "val_loss", "val_ppl", *TRAINING)},
+            **_JOB,
+            "bleu_signature": lambda result: result.detokenised.signature,
+            "tokenised_bleu_signature": lambda result: result.tokenised.signature,
+        },
+    ),
+}
 
 
 @dataclass(frozen=True)
 class StudentRow:
-    """A kind of student of one teacher."""
+    """A kind of student of one teacher: what was measured by quantity, and the text of each cell."""
 
     model: str
     temperature: float
     hard_weight: float
-    top1: Measured
-    top5: Measured
+    measured: Mapping[str, Measured]
+    texts: list[str]
+
+    @property
+    def runs(self) -> Measured:
+        """Any of the quantities, for the numbers of seeds and of failures."""
+        return next(iter(self.measured.values()))
 
 
 @dataclass(frozen=True)
@@ -30,134 +113,89 @@ class TeacherRow:
 
     model: str
     smoothing: float
-    top1: Measured
-    top5: Measured
-    instability: Measured
+    measured: Mapping[str, Measured]
+    texts: list[str]
     students: list[StudentRow]
 
 
-def table_rows(results: Results[ImageResult]) -> list[TeacherRow]:
+def table_rows(results: Results[AnyResult]) -> list[TeacherRow]:
     """Return the table of a study, in the order of its file."""
-    rows = []
-    for arm in arms_of(results):
-        students = [
-            StudentRow(s.model, s.temperature, s.hard_weight, *_accuracy(s.results, s.failed))
-            for s in arm.students
-        ]
-        instability = Measured.of([result.instability for result in arm.teachers], arm.failed)
-        accuracy = _accuracy(arm.teachers, arm.failed)
-        rows.append(TeacherRow(arm.model, arm.smoothing, *accuracy, instability, students))
-    return rows
+    plan, scores = results.plan, COLUMNS[results.plan.kind].scores
+    kinds = dict.fromkeys((r.model, r.temperature, r.hard_weight) for r in plan.runs if r.role == "student")
 
+    def summary(role: str, runs: BySeed[AnyResult]) -> tuple[dict[str, Measured], list[str]]:
+        measured = {
+            name: Measured.of([result.value(quantity) for result in runs.values()], len(runs.failed))
+            for score in scores[role]
+            for name, quantity in score.quantities.items()
+        }
+        return measured, [score.text(measured) for score in scores[role]]
 
-@dataclass(frozen=True)
-class Students(Generic[Kind]):
-    """The students of one kind, one result per seed, and how many more failed."""
-
-    model: str
-    temperature: float
-    hard_weight: float
-    results: list[Kind]
-    failed: int = 0
-
-
-@dataclass(frozen=True)
-class Arm(Generic[Kind]):
-    """The teachers of one kind, one result per seed, with their students, and how many more failed."""
-
-    model: str
-    smoothing: float
-    teachers: list[Kind]
-    students: list[Students[Kind]]
-    failed: int = 0
-
-
-def arms_of(results: Results[Kind]) -> Iterator[Arm[Kind]]:
-    """Yield what a table has a row for, in the order of the study's file."""
-    runs = results.plan.runs
-    kinds = dict.fromkeys(
-        (run.model, run.temperature, run.hard_weight) for run in runs if run.role == "student"
-    )
-    for teacher in dict.fromkeys(run.model for run in runs if run.role == "teacher"):
-        for smoothing in results.plan.smoothing:
-            students = []
-            for model, t, hard in kinds:
-                own = results.students(model, teacher, smoothing, t, hard)
-                students.append(Students(model, t, hard, list(own.values()), len(own.failed)))
-            teachers = results.teachers(teacher, smoothing)
-            yield Arm(teacher, smoothing, list(teachers.values()), students, len(teachers.failed))
-
-
-def _accuracy(results: Sequence[ImageResult], failed: int) -> tuple[Measured, Measured]:
-    return Measured.of([r.top1 for r in results], failed), Measured.of([r.top5 for r in results], failed)
-
-
-def markdown(rows: Sequence[TeacherRow]) -> str:
-    """Return the table as Markdown."""
-    lines = [
-        "| Teacher | α | Teacher top-1/5, % | 1−S | Student | T | λ | Student top-1/5, % | Seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
+    return [
+        TeacherRow(
+            teacher,
+            smoothing,
+            *summary("teacher", results.teachers(teacher, smoothing)),
+            [
+                StudentRow(
+                    *kind, *summary("student", results.students(kind[0], teacher, smoothing, *kind[1:]))
+                )
+                for kind in kinds
+            ],
+        )
+        for teacher in dict.fromkeys(run.model for run in plan.runs if run.role == "teacher")
+        for smoothing in plan.smoothing
     ]
+
+
+def markdown(kind: Kind, rows: Sequence[TeacherRow], notes: Sequence[str]) -> str:
+    """Return the table as Markdown, the notes below it."""
+    teacher, student = ([score.column for score in scores] for scores in COLUMNS[kind].scores.values())
+    header = ["Teacher", "α", *teacher, "Student", "T", "λ", *student, "Seeds"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:
-        first = f"| {escaped(row.model)} | {exact(row.smoothing)} | {row.top1.text(2)} / {row.top5.text(2)} "
-        first += f"| {row.instability.text(4)} "
-        for student in row.students:
-            accuracy = f"{student.top1.text(2)} / {student.top5.text(2)}"
-            setting = f"{exact(student.temperature)} | {exact(student.hard_weight)}"
-            lines.append(
-                f"{first}| {escaped(student.model)} | {setting} | {accuracy} | {student.top1.seeds} |"
-            )
-            first = "| | | | "
-    lines.append("\nMean ± standard deviation over seeds, last epoch.")
-    return "\n".join(lines) + "\n"
+        first = f"| {' | '.join([escaped(row.model), exact(row.smoothing), *row.texts])} |"
+        for s in row.students:
+            own = [escaped(s.model), exact(s.temperature), exact(s.hard_weight), *s.texts, str(s.runs.seeds)]
+            lines.append(f"{first} {' | '.join(own)} |")
+            # Files stay as they are: of images a blank has one space.
+            first = "|" + (" |" if kind is IMAGES else "  |") * (len(teacher) + 2)
+    return "\n".join([*lines, "", *notes]) + "\n"
 
 
 def table_csv(rows: Sequence[TeacherRow]) -> str:
     """Return the table as CSV, full precision, one line per teacher and student."""
-    names = ["teacher_top1", "teacher_top5", "one_minus_s", "student_top1", "student_top5"]
     header = ["teacher", "smoothing", "student", "temperature", "hard_weight", "seeds", "failed"]
-    header += [f"{name}_{part}" for name in names for part in ("mean", "std")]
+    names: list[str] = []
     lines: list[list[object]] = []
     for row in rows:
         for s in row.students:
-            measured = [row.top1, row.top5, row.instability, s.top1, s.top5]
-            numbers = [value for item in measured for value in (item.mean, item.std)]
             kind = [
                 row.model,
                 row.smoothing,
                 s.model,
                 s.temperature,
                 s.hard_weight,
-                s.top1.seeds,
-                s.top1.failed,
+                s.runs.seeds,
+                s.runs.failed,
             ]
-            lines.append([*kind, *(cell(number) for number in numbers)])
-    return csv_text(header, lines)
+            measured = {**row.measured, **s.measured}
+            names = [f"{name}_{part}" for name in measured for part in ("mean", "std")]
+            numbers = (number for item in measured.values() for number in (item.mean, item.std))
+            lines.append([*kind, *map(cell, numbers)])
+    return csv_text([*header, *names], lines)
 
 
-TRAINING = ("train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement")
-RUN_HEADER = ("run", "role", "model", "smoothing", "seed", "temperature", "hard_weight")
+def runs_csv(results: Results[AnyResult]) -> str:
+    """Return one line per run that ended: what it measured, or why it failed."""
+    columns = COLUMNS[results.plan.kind].of_run
+    lines = [
+        [*_run_cells(result.run), *(read(result) for read in columns.values()), ""]
+        for result in results.finished.values()
+    ]
+    lines += [[*_run_cells(one.run), *("" for _ in columns), one.reason] for one in results.failed.values()]
+    return csv_text([*RUN_HEADER, *columns, "failed"], lines)
 
 
-def runs_csv(results: Results[ImageResult]) -> str:
-    """Return one line per run that ended: what it measured at its last epoch, or why it failed."""
-    columns = (*TRAINING, "val_loss")
-    header = [*RUN_HEADER, "top1", "top5", "one_minus_s", *columns, "wall_time_s", "resumed", "failed"]
-    lines: list[list[object]] = []
-    for result in results.finished.values():
-        numbers = [result.top1, result.top5, result.instability, *(result.last(name) for name in columns)]
-        job = result.job
-        cells = [cell(number) for number in numbers]
-        lines.append([*run_cells(result.run), *cells, job["wall_time_s"], job["resumed"], ""])
-    return csv_text(header, lines + failed_lines(results, header))
-
-
-def failed_lines(results: Results[Kind], header: Sequence[str]) -> list[list[object]]:
-    """Return a line for each failed run, which has a reason and no number."""
-    empty = [""] * (len(header) - len(RUN_HEADER) - 1)
-    return [[*run_cells(one.run), *empty, one.reason] for one in results.failed.values()]
-
-
-def run_cells(run: Run) -> list[object]:
-    """Return what goes below ``RUN_HEADER``."""
-    return [run.id, run.role, run.model, run.smoothing, run.seed, run.temperature, run.hard_weight]
+def _run_cells(run: Run) -> list[object]:
+    return [getattr(run, "id" if name == "run" else name) for name in RUN_HEADER]

@@ -1,4 +1,4 @@
-"""Tables, figures and bootstrap intervals of a study of translation."""
+"""What the page of a study of translation has of its own: Fig. 7, signatures of BLEU, bootstrap intervals."""
 
 import math
 from collections.abc import Iterator
@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from lskd_study.base.text import cell, csv_text
 from lskd_study.claims import claims_of, groups, settings
-from lskd_study.drawing.curves import TRANSLATION_PANELS, curve_figure, curve_panels
-from lskd_study.drawing.figure7 import Pair, figure7, figure7_panels
-from lskd_study.drawing.style import save
-from lskd_study.pages.contents import Contents, StudentKind, student_kinds
-from lskd_study.pages.page import Curves
-from lskd_study.pages.translation_tables import markdown, runs_csv, signatures, table_csv, translation_rows
+from lskd_study.drawing.curves import TRANSLATION_CURVES, drawable, figure5, figure7, student_kinds
+from lskd_study.drawing.style import Drawing, Panel
+from lskd_study.pages.page import Page
+from lskd_study.pages.tables import markdown, table_rows
 from lskd_study.results.results import Results, common_seeds, failures_of
 from lskd_study.results.translation import TranslationResult
 from lskd_study.stats.bleu import METHOD, Score, paired_bootstrap
@@ -31,43 +29,37 @@ class Resampled:
     difference: Estimate
 
 
-def translation_contents(results: Results[TranslationResult]) -> Contents:
-    """Draw the figures into the output folder; return tables and curves.
-
-    Raises:
-        OSError: when the folder cannot be written.
-    """
-    rows, how = translation_rows(results), signatures(results)
-    resampled = list(_resampled(results))
-    files = {
-        "table.csv": table_csv(rows),
-        "table.md": markdown(rows, how),
-        "runs.csv": runs_csv(results),
-        "bootstrap.csv": _bootstrap_csv(resampled),
-    }
-    folder = results.plan.root / "figures"
-    shown, losses = [], []
-    for index, kind in enumerate(student_kinds(results.plan)):
-        pair = _pair(results, kind)
-        if not pair.complete:
+def translation_page(results: Results[TranslationResult]) -> Page:
+    """Return what the page of a study of translation has of its own."""
+    plan, rows, resampled = results.plan, table_rows(results), list(_resampled(results))
+    curves: list[tuple[str, list[Panel]]] = []
+    losses: list[tuple[str, list[Panel]]] = []
+    drawings = {}
+    for index, student in enumerate(student_kinds(plan)):
+        arms = student.arms(results)
+        teachers = {alpha: results.teachers(student.teacher, alpha) for alpha in plan.smoothing}
+        if not (drawable(teachers) and drawable(arms)):
             continue
-        save(figure7(pair, kind.title), folder / kind.file("figure7"))
-        shown.append(Curves(kind.title, figure7_panels(pair, f"figure7-{index}")))
-        save(curve_figure(pair.students, kind.title, TRANSLATION_PANELS), folder / kind.file("curves"))
-        losses.append(Curves(kind.title, curve_panels(pair.students, f"curve{index}", TRANSLATION_PANELS)))
-    own = {"rows": rows, "how": how, "losses": losses, "resampled": resampled, "bootstrap": METHOD}
-    return Contents(files, shown, own)
-
-
-def _pair(results: Results[TranslationResult], kind: StudentKind) -> Pair:
-    smoothing = results.plan.smoothing
-    return Pair(
-        {alpha: results.teachers(kind.teacher, alpha) for alpha in smoothing},
-        {
-            alpha: results.students(kind.model, kind.teacher, alpha, kind.temperature, kind.hard_weight)
-            for alpha in smoothing
-        },
+        for figure, shown, name in (
+            (figure7(teachers, arms), curves, "figure7-"),
+            (figure5(arms, TRANSLATION_CURVES), losses, "curve"),
+        ):
+            drawings[student.stem(figure.stem)] = Drawing(figure.whole(student.title))
+            shown.append((student.title, figure.panels(f"{name}{index}")))
+    signatures = next(
+        ((r.detokenised.signature, r.tokenised.signature) for r in results.finished.values()), ("", "")
     )
+    notes = [
+        "Mean ± standard deviation over seeds, checkpoint with the best validation BLEU.",
+        "",
+        f"- BLEU: test set, sacreBLEU on detokenised text, `{signatures[0]}`",
+        f"- tokenised BLEU: test set, as the data was tokenised, `{signatures[1]}`",
+        "- perplexity: validation set, hard labels, per target token (subword)",
+    ]
+    texts = {"table.md": markdown(plan.kind, rows, notes), "bootstrap.csv": _bootstrap_csv(resampled)}
+    own = {"rows": rows, "curves": curves, "losses": losses, "signatures": signatures}
+    own |= {"resampled": resampled, "bootstrap": METHOD}
+    return Page("translation.html.j2", own, texts, drawings)
 
 
 def _resampled(results: Results[TranslationResult]) -> Iterator[Resampled]:
@@ -95,7 +87,7 @@ def _bootstrap_csv(rows: list[Resampled]) -> str:
     for row in rows:
         d = row.difference
         numbers = [row.first.value, row.second.value, d.value, d.low, d.high, d.p_value]
-        cells = [cell(number) for number in numbers]
         method = "" if math.isnan(d.low) else METHOD
-        lines.append([row.role, row.name, row.setting, row.seed, *cells, d.note, method, row.first.signature])
+        kind = [row.role, row.name, row.setting, row.seed]
+        lines.append([*kind, *map(cell, numbers), d.note, method, row.first.signature])
     return csv_text(header, lines)

@@ -4,25 +4,31 @@ Every number is finite or null: JSON has no NaN.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from lskd import LskdError
 from lskd.base.files import read_json
 from lskd_study.base import provenance
-from lskd_study.base.extras import needs_study_extra
+from lskd_study.base.text import first_problem
 from lskd_study.claims import Finding
 from lskd_study.pages.notices import at_chance, data_versions, notices_of, still_falling
-from lskd_study.results.results import Kind, Result, Results, is_translation
-
-with needs_study_extra():
-    from pydantic import BaseModel, ConfigDict, ValidationError
+from lskd_study.results.results import AnyResult, Results
 
 VERDICTS_FILE = "verdicts.json"
 FORMAT = 1
 
-Number = float | None
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
 Word = Literal["supported", "contradicted", "cannot tell", "no verdict"]
 
 
@@ -143,17 +149,24 @@ class StudyRecord(Record):
         return self.model_dump_json(indent=1) + "\n"
 
 
-def study_record(results: Results[Result], findings: list[Finding], answer: str) -> StudyRecord:
-    """Return what a study found; ``findings[0]`` is the headline and ``answer`` its sentence."""
+def study_record(results: Results[AnyResult], findings: Sequence[Finding], answer: str) -> StudyRecord:
+    """Return what a study found; ``answer`` is its page's first sentence.
+
+    With students ``findings[0]`` is the headline; without, there is none.
+    """
     plan = results.plan
     students = [run for run in plan.runs if run.role == "student"]
-    first = findings[0]
+    headline = findings[0] if students else None
     return StudyRecord(
-        kind="translation" if is_translation(plan) else "images",
+        kind=plan.kind.name if students else "teachers",
         title=plan.title,
         study_file=plan.study_file,
         ecosystem=plan.ecosystem,
-        headline=HeadlineRecord(claim=first.claim.id, verdict=first.verdict, answer=answer),
+        headline=HeadlineRecord(
+            claim=headline.claim.id if headline else None,
+            verdict=headline.verdict if headline else None,
+            answer=answer,
+        ),
         findings=[_finding(finding) for finding in findings],
         data=DataRecord(path=plan.data, classes=plan.num_classes, samples=results.samples),
         teachers=list(dict.fromkeys(run.model for run in plan.runs if run.role == "teacher")),
@@ -163,140 +176,80 @@ def study_record(results: Results[Result], findings: list[Finding], answer: str)
         temperatures=list(dict.fromkeys(run.temperature for run in students)),
         hard_weights=list(dict.fromkeys(run.hard_weight for run in students)),
         seeds=plan.seeds,
-        **_of_runs(results),
-    )
-
-
-def _of_runs(results: Results[Kind]) -> dict[str, Any]:
-    failed = [
-        FailedRecord(run=one.run.id, epoch=one.epoch, reason=one.reason) for one in results.failed.values()
-    ]
-    return {
-        "runs": RunsRecord(
-            planned=len(results.plan.runs),
+        runs=RunsRecord(
+            planned=len(plan.runs),
             finished=len(results.finished),
             missing=results.missing,
-            failed=failed,
+            failed=[
+                FailedRecord(run=one.run.id, epoch=one.epoch, reason=one.reason)
+                for one in results.failed.values()
+            ],
         ),
-        "versions": _versions(results.jobs),
-        "last_run_finished": max(str(job["finished"]) for job in results.jobs),
-        "notices": [str(notice) for notice in notices_of(results)],
-        "data_changed": data_versions(results),
-        "at_chance": list(at_chance(results)),
-        "still_falling": still_falling(results),
-    }
+        versions=_versions([job["versions"] for job in results.jobs]),
+        last_run_finished=max(str(job["finished"]) for job in results.jobs),
+        notices=[str(notice) for notice in notices_of(results)],
+        data_changed=data_versions(results),
+        at_chance=list(at_chance(results)),
+        still_falling=still_falling(results),
+    )
 
 
 def teachers_record(title: str, names: list[str], answer: str, data: DataRecord) -> StudyRecord:
     """Return the record of a list of teachers, which are measured and compared but teach nobody."""
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("study_file", "ecosystem", "convention", "last_run_finished"), ""
+    )
+    for name in ("findings", "students", "smoothing", "temperatures", "hard_weights", "seeds"):
+        nothing[name] = []
     return StudyRecord(
         kind="teachers",
         title=title,
-        study_file="",
-        ecosystem="",
         headline=HeadlineRecord(claim=None, verdict=None, answer=answer),
-        findings=[],
         data=data,
         teachers=names,
-        students=[],
-        smoothing=[],
-        convention="",
-        temperatures=[],
-        hard_weights=[],
-        seeds=[],
         runs=RunsRecord(planned=len(names), finished=len(names), missing=[]),
-        versions={name: [version] for name, version in provenance.versions().items()},
-        last_run_finished="",
+        versions=_versions([provenance.versions()]),
+        **nothing,
     )
 
 
-def of_study(record: StudyRecord, results: Results[Result], findings: Sequence[Finding]) -> StudyRecord:
-    """Return the record of a study without students with what its file says: trainer, data, seeds, runs.
+def _versions(of_runs: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    names = dict.fromkeys(name for versions in of_runs for name in versions)
+    return {name: list(dict.fromkeys(v[name] for v in of_runs if name in v)) for name in names}
 
-    ``findings``: the verdicts on the claims about teachers.
-    """
-    plan = results.plan
-    return record.model_copy(
-        update={
-            "findings": [_finding(finding) for finding in findings],
-            "study_file": plan.study_file,
-            "ecosystem": plan.ecosystem,
-            "data": record.data.model_copy(update={"path": plan.data}),
-            "teachers": list(dict.fromkeys(run.model for run in plan.runs)),
-            "smoothing": plan.smoothing,
-            "convention": plan.convention,
-            "seeds": plan.seeds,
-            **_of_runs(results),
-        }
-    )
+
+def _finding(finding: Finding) -> FindingRecord:
+    """Return a finding as the file has it: names that they share mean the same."""
+    claim, setting = finding.claim, finding.setting
+    loss = {"temperature": None, "hard_weight": None} if claim.role == "teacher" else {}
+    unknown = {"estimate": None, "low": None, "high": None, "seeds": 0, "samples": 0, "method": ""}
+    interval: dict[str, Any] = vars(finding.interval) if finding.interval else {**unknown, "note": ""}
+    own = {
+        "claim": claim.id,
+        "setting": vars(setting) | loss | {"words": setting.describe(claim.role)},
+        "p": finding.p_value,
+        "p_holm": finding.adjusted_p,
+        "note": "; ".join(filter(None, [interval["note"], finding.note])),
+    }
+    return FindingRecord.model_validate(vars(claim) | interval | vars(finding) | own)
 
 
 def read_record(folder: Path) -> StudyRecord:
     """Read a study's verdicts from its output folder.
 
     Raises:
-        LskdError: for a folder that holds no study, or one written by another version.
+        LskdError: for a folder without a study, or one written by another version.
     """
     path = folder / VERDICTS_FILE
     if not path.is_file():
         raise LskdError(
-            f"{folder} holds no study ({VERDICTS_FILE} is not there); name an output folder of `lskd study`, "
-            "and run the study again if an older version wrote it"
+            f"{folder} contains no study ({VERDICTS_FILE} is not there); name an output folder of "
+            "`lskd study`, and run the study again if an older version wrote it"
         )
     try:
         record = StudyRecord.model_validate(read_json(path, "what `lskd study` writes"))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
-        raise LskdError(f"{path} is damaged ({reason}); run `lskd study` again") from error
+        raise LskdError(f"{path} is damaged ({first_problem(error)}); run `lskd study` again") from error
     if record.format != FORMAT:
         raise LskdError(f"{path} was written by another version; run `lskd study` again")
     return record
-
-
-def _finding(finding: Finding) -> FindingRecord:
-    claim, interval, setting = finding.claim, finding.interval, finding.setting
-    of_teacher = claim.role == "teacher"
-    notes = [interval.note if interval else "", finding.note]
-    return FindingRecord(
-        claim=claim.id,
-        text=claim.text,
-        tested=claim.tested,
-        source=claim.source,
-        role=claim.role,
-        quantity=claim.quantity,
-        unit=claim.unit,
-        direction=claim.direction,
-        setting=SettingRecord(
-            baseline=setting.baseline,
-            smoothing=setting.smoothing,
-            temperature=None if of_teacher else setting.temperature,
-            hard_weight=None if of_teacher else setting.hard_weight,
-            words=setting.describe(claim.role),
-        ),
-        estimate=_number(interval.estimate) if interval else None,
-        low=_number(interval.low) if interval else None,
-        high=_number(interval.high) if interval else None,
-        p=_number(finding.p_value),
-        p_holm=_number(finding.adjusted_p),
-        verdict=finding.verdict,
-        seeds=interval.seeds if interval else 0,
-        samples=interval.samples if interval else 0,
-        method=interval.method if interval else "",
-        note="; ".join(filter(None, notes)),
-        null=finding.null,
-        runs=finding.runs,
-    )
-
-
-def _versions(jobs: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    found: dict[str, dict[str, None]] = {}
-    for job in jobs:
-        for name, version in job["versions"].items():
-            found.setdefault(name, {})[version] = None
-    return {name: list(values) for name, values in found.items()}
-
-
-def _number(value: float) -> Number:
-    return float(value) if math.isfinite(value) else None

@@ -1,10 +1,10 @@
 """The numbers that the paper prints, each with its table and row, and where they contradict each other."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -50,6 +50,20 @@ class Row:
         return None if value is None else float(value)
 
 
+class LayoutColumn(NamedTuple):
+    """A column of a table that has measured figures beside the printed ones.
+
+    ``shows``: ``teacher``, ``student``, ``row`` (the row's name), ``smoothing``, ``ratio``; or an accuracy,
+    ``teacher top-1``, which is printed in the column ``printed``. ``top-k`` and ``{k}`` in heading and name
+    (of a CSV's column) are the data set's own k.
+    """
+
+    heading: str
+    name: str
+    shows: str
+    printed: str = ""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table, figure or section of the paper that prints numbers.
@@ -59,12 +73,18 @@ class Table:
         title: what it shows.
         columns: the meaning and unit of each column.
         rows: in the paper's order.
+        layout: its columns where studies show it; empty where they do not.
+        side_by_side: whether the data sets are columns, not parts.
+        halves: headings of the parts by ``group``, where the parts are not data sets.
     """
 
     name: str
     title: str
     columns: Mapping[str, str]
     rows: tuple[Row, ...]
+    layout: tuple[LayoutColumn, ...] = ()
+    side_by_side: bool = False
+    halves: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, name: str) -> Row:
         """Return the row of that name; ``KeyError`` where there is none."""
@@ -134,13 +154,6 @@ class Paper:
         """Return the entries about every cell of a data set in a table."""
         return tuple(entry.id for entry in self.errata if data_set in entry.data_sets.get(table, ()))
 
-    def erratum(self, entry_id: str) -> Erratum:
-        """Return an entry; ``KeyError`` where there is none about cells."""
-        for entry in self.errata:
-            if entry.id == entry_id:
-                return entry
-        raise KeyError(entry_id)
-
 
 @cache
 def load_tables() -> Paper:
@@ -153,33 +166,27 @@ def load_tables() -> Paper:
     0.3359
     """
     content = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
-    tables = {name: _table(name, table) for name, table in content["tables"].items()}
-    known = tuple(Inconsistency(**entry) for entry in content["known_inconsistencies"])
     return Paper(
-        tables, known, tuple(_erratum(entry_id, entry) for entry_id, entry in content["errata"].items())
+        {name: _table(name, **table) for name, table in content["tables"].items()},
+        tuple(Inconsistency(**entry) for entry in content["known_inconsistencies"]),
+        tuple(_erratum(entry_id, **entry) for entry_id, entry in content["errata"].items()),
     )
 
 
-def _table(name: str, content: dict[str, Any]) -> Table:
-    columns = dict(content["columns"])
-    about = content.get("about", {})
-    rows = tuple(
-        Row(
-            name,
-            row_name,
-            dict(zip(columns, cells, strict=True)),
-            frozenset(about.get(row_name, ())),
-        )
-        for row_name, *cells in content["rows"]
+def _table(
+    name: str, title: str, columns: Any, rows: Any, about: Any = (), layout: Any = (), **more: Any
+) -> Table:
+    columns, about = dict(columns), dict(about)
+    read = tuple(
+        Row(name, row_name, dict(zip(columns, cells, strict=True)), frozenset(about.get(row_name, ())))
+        for row_name, *cells in rows
     )
-    names = {row.name for row in rows}
-    if len(names) < len(rows) or not names.issuperset(about):
+    names = {row.name for row in read}
+    if len(names) < len(read) or not names.issuperset(about):
         raise ValueError(f"{name}: a row's name occurs twice, or `about` names a row that is not there")
-    return Table(name, content["title"], columns, rows)
+    return Table(name, title, columns, read, tuple(LayoutColumn(*column) for column in layout), **more)
 
 
-def _erratum(entry_id: str, content: dict[str, Any]) -> Erratum:
-    cells = tuple(
-        (table, frozenset(rows), frozenset(columns)) for table, rows, columns in content.get("cells", ())
-    )
-    return Erratum(entry_id, content["says"], content.get("data_sets", {}), cells)
+def _erratum(entry_id: str, says: str, data_sets: Any = (), cells: Any = ()) -> Erratum:
+    about = tuple((table, frozenset(rows), frozenset(columns)) for table, rows, columns in cells)
+    return Erratum(entry_id, says, dict(data_sets), about)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +36,11 @@ class ImageResult(Result):
     def top5(self) -> float:
         """Top-5 accuracy in percent."""
         return 100 * float(self.correct5.mean())
+
+    def value(self, quantity: str) -> float:
+        """Return accuracy or 1-S over all images, or what a curve has in the last epoch."""
+        measured = {"top1": self.top1, "top5": self.top5, "one_minus_s": self.instability}
+        return measured[quantity] if quantity in measured else super().value(quantity)
 
     def topk(self, k: int) -> float:
         """Top-k accuracy in percent."""
@@ -84,9 +88,22 @@ def read_image_result(folder: Path, run: Run, num_classes: int) -> ImageResult:
     job = read_record(folder / JOB, Job)
     curves = read_curves(folder / CURVES)
     keys, logits, labels = read_logits(folder, num_classes)
-    epoch = int(curves["epoch"][-1])
-    require_finite("the logits of the validation images", torch.from_numpy(logits), epoch)
-    return _measure(run, job, curves, keys, logits, labels)
+    scores, classes = torch.from_numpy(logits), torch.from_numpy(labels)
+    require_finite("the logits of the validation images", scores, int(curves["epoch"][-1]))
+    own = logits[np.arange(len(labels)), labels]
+    rank = (logits >= own[:, None]).sum(-1) - 1  # ties count against the model
+    return ImageResult(
+        run=run,
+        job=job,
+        curves=curves,
+        keys=keys,
+        labels=labels,
+        rank=rank,
+        correct=(rank < 1).astype(np.float64),
+        correct5=(rank < 5).astype(np.float64),
+        target_probability=scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy(),
+        instability=1 - float(stability(scores, classes, num_classes)),
+    )
 
 
 def read_logits(folder: Path, num_classes: int) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
@@ -104,30 +121,3 @@ def read_logits(folder: Path, num_classes: int) -> tuple[list[str], NDArray[np.f
         raise ValueError("sizes do not match")
     order = np.argsort(np.array(keys), kind="stable")
     return [keys[i] for i in order], logits[order], labels[order]
-
-
-def _measure(
-    run: Run,
-    job: dict[str, Any],
-    curves: dict[str, Array],
-    keys: list[str],
-    logits: NDArray[np.float32],
-    labels: NDArray[np.int64],
-) -> ImageResult:
-    own = logits[np.arange(len(labels)), labels]
-    rank = (logits >= own[:, None]).sum(-1) - 1  # ties count against the model
-    scores, classes = torch.from_numpy(logits), torch.from_numpy(labels)
-    instability = 1 - float(stability(scores, classes, logits.shape[1]))
-    probability = scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy()
-    return ImageResult(
-        run=run,
-        job=job,
-        curves=curves,
-        keys=keys,
-        labels=labels,
-        rank=rank,
-        correct=(rank < 1).astype(np.float64),
-        correct5=(rank < 5).astype(np.float64),
-        target_probability=probability,
-        instability=instability,
-    )

@@ -5,9 +5,10 @@ from typing import Any
 
 from lskd import DivergedError, LskdError
 from lskd.base.files import read_json
+from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import JOB, Plan, Run
 from lskd_study.results.images import read_image_result
-from lskd_study.results.results import Failure, Result, Results, is_translation
+from lskd_study.results.results import Failure, Result, Results
 from lskd_study.results.translation import read_translation_result
 
 
@@ -29,14 +30,14 @@ def read_results(plan: Plan) -> Results[Any]:
             except DivergedError as error:  # recorded as finished by a version that did not look
                 record = read_json(plan.folder(run) / JOB)
                 failed[run.id] = Failure(run, record | {"failed": str(error)})
-    _same_samples(finished.values(), "test sentences" if is_translation(plan) else "validation samples")
+    _same_samples(finished.values(), plan.kind.samples if plan.kind is TRANSLATION else "validation samples")
     return Results(plan, finished, missing, failed)
 
 
 def _read(plan: Plan, run: Run) -> Result:
     folder = plan.folder(run)
     try:
-        if is_translation(plan):
+        if plan.kind is TRANSLATION:
             return read_translation_result(folder, run)
         return read_image_result(folder, run, plan.num_classes)
     except LskdError:

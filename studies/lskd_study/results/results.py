@@ -1,11 +1,10 @@
 """What tables, figures and claims need of a study's runs. No model, no trainer.
 
-What all studies share; `image_results` and `translation_results` hold what each measures.
+What all studies share; `images` and `translation` have what each measures.
 """
 
 import csv
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lskd_study.plan.plan import TEACHER_FAILED, Plan, Run
+from lskd_study.plan.plan import TEACHER_FAILED, Plan, Run, exact
 from lskd_study.stats.intervals import Array
 
 
@@ -47,13 +46,14 @@ class Result:
     curves: dict[str, Array]
     keys: list[str]
 
-    def last(self, column: str) -> float:
-        """Return a curve's value of the last epoch; NaN where the trainer did not log it."""
-        return float(self.curves[column][-1])
+    @property
+    def chosen(self) -> int:
+        """The epoch (from 0) of the checkpoint that was measured: the last."""
+        return len(self.curves["epoch"]) - 1
 
     def value(self, quantity: str) -> float:
-        """Return a quantity that has one value per run."""
-        return self.last(quantity)
+        """Return a quantity of the run: of a curve its last epoch's, NaN where the trainer did not log it."""
+        return float(self.curves[quantity][-1])
 
     def per_sample(self, quantity: str) -> PerSample | None:
         """Return a quantity sample by sample, None for one that has one value per run."""
@@ -96,14 +96,15 @@ class Failure:
         return f"run {self.run.id} failed{' with its teacher' if self._with_teacher else when}"
 
 
-Kind = TypeVar("Kind", bound=Result)
+AnyResult = TypeVar("AnyResult", bound=Result)
+RunKind = tuple[str | float, ...]
+"""What tells kinds of run apart: of a teacher model and smoothing; of a student also teacher, T and λ."""
 
 
-class BySeed(dict[int, Kind]):
+class BySeed(dict[int, AnyResult]):
     """The results of one kind of run by seed; ``failed``: its runs that have none."""
 
-    def __init__(self, results: Mapping[int, Kind], failed: Iterable[Failure] = ()) -> None:
-        """Take both."""
+    def __init__(self, results: Mapping[int, AnyResult], failed: Iterable[Failure] = ()) -> None:
         super().__init__(results)
         self.failed = list(failed)
 
@@ -120,11 +121,11 @@ def failure_words(failed: Sequence[Failure]) -> str:
 
 
 @dataclass(frozen=True)
-class Results(Generic[Kind]):
+class Results(Generic[AnyResult]):
     """All finished runs of a plan, those of them that failed, and the names of those that are missing."""
 
     plan: Plan
-    finished: dict[str, Kind]
+    finished: dict[str, AnyResult]
     missing: list[str] = field(default_factory=list)
     failed: dict[str, Failure] = field(default_factory=dict)
 
@@ -139,45 +140,43 @@ class Results(Generic[Kind]):
         """On how many samples the runs were measured."""
         return len(next((result.keys for result in self.finished.values()), ()))
 
-    def teachers(self, model: str, smoothing: float) -> BySeed[Kind]:
+    def teachers(self, model: str, smoothing: float) -> BySeed[AnyResult]:
         """Return the teachers of one kind that have a result, by seed."""
-        return self._of_kind((model, smoothing))
+        return self.by_kind.get((model, smoothing), BySeed({}))
 
     def students(
         self, model: str, teacher: str, smoothing: float, temperature: float, hard_weight: float
-    ) -> BySeed[Kind]:
+    ) -> BySeed[AnyResult]:
         """Return the students of one kind that have a result, by seed; ``teacher`` is the teacher's model."""
-        return self._of_kind((model, teacher, smoothing, temperature, hard_weight))
-
-    def _of_kind(self, kind: tuple[object, ...]) -> BySeed[Kind]:
-        return BySeed(self._by_kind.get(kind, {}), self._failed_by_kind.get(kind, ()))
+        return self.by_kind.get((model, teacher, smoothing, temperature, hard_weight), BySeed({}))
 
     @cached_property
-    def _by_kind(self) -> dict[tuple[object, ...], dict[int, Kind]]:
-        """All runs with a result by what tells kinds apart, then by seed."""
-        found: dict[tuple[object, ...], dict[int, Kind]] = defaultdict(dict)
-        for result in self.finished.values():
-            found[self._kind(result.run)][result.run.seed] = result
-        return dict(found)
-
-    @cached_property
-    def _failed_by_kind(self) -> dict[tuple[object, ...], list[Failure]]:
-        found: dict[tuple[object, ...], list[Failure]] = defaultdict(list)
-        for failure in self.failed.values():
-            found[self._kind(failure.run)].append(failure)
-        return dict(found)
-
-    def _kind(self, run: Run) -> tuple[object, ...]:
-        if run.role == "teacher":
-            return run.model, run.smoothing
-        # Students of several teachers have the same seeds, so the teacher is part of the kind.
-        teacher = self.plan.by_id[run.teacher].model
-        return run.model, teacher, run.smoothing, run.temperature, run.hard_weight
+    def by_kind(self) -> dict[RunKind, BySeed[AnyResult]]:
+        """The runs of each kind, in the order of the study's file."""
+        found: dict[RunKind, BySeed[AnyResult]] = {}
+        for run in self.plan.runs:
+            own = found.setdefault(kind_of_run(self.plan, run), BySeed({}))
+            if run.id in self.finished:
+                own[run.seed] = self.finished[run.id]
+            elif run.id in self.failed:
+                own.failed.append(self.failed[run.id])
+        return found
 
 
-def is_translation(plan: Plan) -> bool:
-    """Whether the study's models translate; otherwise they classify images."""
-    return plan.ecosystem == "fairseq"
+def kind_of_run(plan: Plan, run: Run) -> RunKind:
+    """Return what tells a run's kind apart; students of several teachers have the same seeds."""
+    if run.role == "teacher":
+        return run.model, run.smoothing
+    return run.model, plan.by_id[run.teacher].model, run.smoothing, run.temperature, run.hard_weight
+
+
+def kind_name(plan: Plan, kind: RunKind) -> str:
+    """Return a kind of run in words, with temperature and hard weight where they are not the paper's."""
+    if len(kind) == 2:
+        return f"teacher {kind[0]}, α = {exact(float(kind[1]))}"
+    model, teacher, *setting = kind
+    words = [f"{name} = {exact(float(value))}" for name, value in zip("αTλ", setting, strict=True)]
+    return f"student {model} of {teacher}, {', '.join(words[:1] if plan.papers_loss else words)}"
 
 
 def read_curves(path: Path) -> dict[str, Array]:
@@ -192,13 +191,9 @@ def read_curves(path: Path) -> dict[str, Array]:
     if not rows:
         raise ValueError(f"{path.name} has no epochs")
     try:
-        return {name: np.array([_number(row[name]) for row in rows]) for name in rows[0]}
+        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name}: {error}") from error
-
-
-def _number(text: str) -> float:
-    return float(text) if text else float("nan")
 
 
 def common_seeds(groups: Sequence[Mapping[int, Result]]) -> list[int]:

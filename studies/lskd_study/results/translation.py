@@ -61,10 +61,10 @@ class TranslationResult(Result):
         return int(np.flatnonzero(scores == np.nanmax(scores))[-1])
 
     def value(self, quantity: str) -> float:
-        """Return what validation gave at the chosen epoch, or what training gave at the last one."""
-        if quantity.startswith("val_"):
-            return float(self.curves[quantity][self.chosen])
-        return self.last(quantity)
+        """Return test BLEU, what validation gave at the chosen epoch, or training at the last one."""
+        if quantity in ("bleu", "tokenised_bleu"):
+            return (self.detokenised if quantity == "bleu" else self.tokenised).value
+        return float(self.curves[quantity][self.chosen if quantity.startswith("val_") else -1])
 
     def per_sample(self, quantity: str) -> PerSample | None:
         """Return BLEU (of the detokenised text, points) as jackknife pseudo-values, one per test sentence."""
@@ -78,7 +78,7 @@ class TranslationResult(Result):
     def at_chance(self) -> str:
         """Return its BLEU where its translations fit their own references no better than other ones.
 
-        Each translation is held against its own reference and against that of another sentence, half of the
+        Each translation is compared with its own reference and with that of another sentence, half of the
         test set away. Of a translation that has nothing to do with its source either is as likely to share
         more words with it: a one-sided sign test at 1 %; equal counts say nothing.
         """
@@ -132,7 +132,7 @@ def read_translation_result(folder: Path, run: Run) -> TranslationResult:
 
 def _read_sentences(path: Path) -> list[Sentence]:
     sentences = []
-    # Not splitlines: a sentence may hold a character that Unicode calls a line break.
+    # Not splitlines: a sentence may contain a character that Unicode calls a line break.
     for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
         try:
             sentences.append(_sentence(parse_json(line)))

@@ -64,8 +64,8 @@ class Interval:
     networks: int = 0
 
     @property
-    def holds_seeds(self) -> bool:
-        """Whether the width holds what another training would change: several seeds or several networks."""
+    def includes_seeds(self) -> bool:
+        """Whether the width includes what another training would change: of several seeds or networks."""
         return self.seeds > 1 or self.networks > 2
 
     @property
@@ -151,7 +151,7 @@ def crossed_interval(
             f"paired differences have shape {d.shape}; need (seeds, samples), neither of them empty"
         )
     if not np.isfinite(d).all():
-        raise LskdError("paired differences hold NaN or infinity; leave out the run that diverged")
+        raise LskdError("paired differences contain NaN or infinity; leave out the run that diverged")
     seeds, samples = d.shape
     if bounded and np.ptp(d) == 0:
         return _rule_of_three(float(d.flat[0]), seeds, samples)

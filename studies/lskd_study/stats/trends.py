@@ -1,6 +1,6 @@
 """A trend over teacher networks: networks, seeds and samples all random.
 
-For each network ``m``, seed ``s`` and sample ``i`` there is a teacher's value ``x`` and what it is held to
+For each network ``m``, seed ``s`` and sample ``i`` there is a teacher's value ``x`` and what it should
 explain, ``y`` (a student's value, or another of the teacher's). The slope is that of the networks' means::
 
     b = S_xy / S_xx,   S_xy = sum over m of (X_m - mean X)(Y_m - mean Y)
@@ -13,8 +13,8 @@ two *different* samples only, whose errors do not go together.
 The paper speaks of teachers, not of the four that it trained, so networks are a sample, and how far they lie
 from the line decides how well it is known: with M networks, M - 2 degrees of freedom. The variance of the
 slope has three parts, each widened by the t quantile of its own degrees of freedom (see `statistics`): what
-networks leave about the line, what seeds vary and what samples vary. The first holds already what seeds and
-samples vary in single networks, so that the interval is on the safe side.
+networks leave about the line, what seeds vary and what samples vary. The first contains already what seeds
+and samples vary in single networks, so that the interval is on the safe side.
 """
 
 import numpy as np

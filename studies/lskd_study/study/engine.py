@@ -230,7 +230,7 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
 
 def _write_page(plan: Plan) -> int:
     from lskd_study.pages.study import write_report
-    from lskd_study.pages.teachers_alone import write_teachers_report
+    from lskd_study.pages.teachers import write_teachers_report
 
     release_stores(plan)
     missing = plan.unfinished()

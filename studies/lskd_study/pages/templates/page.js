@@ -146,7 +146,7 @@
   }
   document.querySelectorAll("table.data").forEach(enhance);
 
-  // A region that shows all it holds needs no stop of its own on the way of the Tab key.
+  // A region that shows all it contains needs no stop of its own on the way of the Tab key.
   const regions = [...document.querySelectorAll(".scroll[tabindex]")];
   const stops = () => regions.forEach(region => { region.tabIndex = region.scrollWidth > region.clientWidth ? 0 : -1; });
   if ("ResizeObserver" in window) {
