@@ -147,10 +147,13 @@ def test_too_large_an_error_is_refused(net, images, monkeypatch):
         choose_fast(net, images, "float32")
 
 
+@pytest.mark.parametrize("limit", ["", "avx2"])
 @pytest.mark.parametrize("mode", ["bfloat16", "int8"])
-def test_without_the_arithmetic_it_is_float32_and_said(net, images, mode, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+def test_without_the_arithmetic_it_is_float32_and_said(net, images, mode, limit, monkeypatch):
+    """The CPU does not have it, or oneDNN is told to do without."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(limit))
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: bool(limit))
     choice = choose_fast(net, images, mode)
     assert choice.teacher.mode == "float32"
     assert f"no {mode} on this CPU" in choice.line
@@ -161,9 +164,7 @@ def test_images_are_needed(net, images):
         choose_fast(net, images[:0], "float32")
 
 
-@pytest.mark.skipif(
-    "int8" not in fast_teacher.supported_modes(torch.device("cpu")), reason="processor: no VNNI"
-)
+@pytest.mark.skipif("int8" not in fast_teacher.supported_modes(torch.device("cpu")), reason="CPU: no VNNI")
 class TestEightBit:
     @pytest.fixture
     def net(self):

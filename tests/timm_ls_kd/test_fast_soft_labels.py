@@ -42,11 +42,11 @@ def form_of(store):
 
 
 needs_eight_bits = pytest.mark.skipif(
-    "int8" not in fast_teacher_module.supported_modes(torch.device("cpu")), reason="processor: no VNNI"
+    "int8" not in fast_teacher_module.supported_modes(torch.device("cpu")), reason="CPU: no VNNI"
 )
 needs_bfloat16 = pytest.mark.skipif(
     "bfloat16" not in fast_teacher_module.supported_modes(torch.device("cpu")),
-    reason="processor: no AVX512_BF16",
+    reason="CPU: no AVX512_BF16",
 )
 
 

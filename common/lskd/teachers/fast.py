@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import os
 import time
 import warnings
 from collections import Counter
@@ -276,13 +277,25 @@ def _foldable(layer: Any, norm: Any) -> bool:
     return not hooked and not parametrised and bool(layer.out_channels == norm.num_features)
 
 
+# To what oneDNN can be told to keep, on a CPU that could do more.
+_NO_VNNI = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
+_NO_BF16 = _NO_VNNI | {"AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI"}
+
+
+def _is_limited_to(instructions: frozenset[str]) -> bool:
+    limits = (os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
+    return next(filter(None, limits), "").upper() in instructions
+
+
 def has_eight_bit() -> bool:
-    """Return whether CPU and torch have fast 8-bit convolutions.
+    """Return whether CPU and torch have fast 8-bit convolutions, whose sums do not overflow.
 
     torch has announced the end of this module without a successor of its own; a torch without it counts as a
     CPU without it.
     """
-    if not torch.cpu._is_vnni_supported() or "onednn" not in torch.backends.quantized.supported_engines:
+    if not torch.cpu._is_vnni_supported() or _is_limited_to(_NO_VNNI):
+        return False
+    if "onednn" not in torch.backends.quantized.supported_engines:
         return False
     try:
         return importlib.util.find_spec("torch.ao.quantization.quantize_fx") is not None
@@ -334,7 +347,8 @@ def supported_modes(device: torch.device) -> list[FastMode]:
     if device.type == "cuda":
         modes += ["bfloat16"] if torch.cuda.is_bf16_supported() else []
     elif device.type == "cpu":
-        modes += ["bfloat16"] if torch.cpu._is_avx512_bf16_supported() else []
+        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() and not _is_limited_to(_NO_BF16)
+        modes += ["bfloat16"] if has_bfloat16 else []
         modes += ["int8"] if has_eight_bit() else []
     return modes
 
