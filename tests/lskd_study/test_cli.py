@@ -109,7 +109,7 @@ def test_errors_of_the_study_file_come_through(here, capsys):
         ),
         (
             {"data": {"path": "data", "num_classes": 11, "prepare": "digits"}},
-            "`lskd data digits` makes 10 classes; mend one",
+            "`lskd data digits` makes 10 classes; fix one",
         ),
         ({"data": {"path": "data", "num_classes": 3}}, "data/train has 2 class folders but num_classes is 3"),
     ],

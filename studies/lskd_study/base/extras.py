@@ -1,9 +1,6 @@
 """One clear line for a part of the study whose libraries are not installed."""
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from lskd import LskdError
@@ -50,16 +47,3 @@ def not_installed(error: ModuleNotFoundError) -> LskdError | None:
         return None
     extra = "fairseq" if missing in _FAIRSEQ else "study"
     return LskdError(f"this needs {missing}, not installed here; {how_to_install(extra)}")
-
-
-@contextmanager
-def _needs(extra: str) -> Iterator[None]:
-    """Turn a missing third-party module within the block into an error that says what to install."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise not_installed(error) or error from error
-
-
-needs_study_extra = partial(_needs, "study")
-needs_fairseq_extra = partial(_needs, "fairseq")

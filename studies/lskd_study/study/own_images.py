@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.images import check_images, class_folders, class_images, is_image
-from lskd_study.base.extras import needs_study_extra
 
 # The names that timm takes for a split, the usual one first. Nobody trains on a folder called test.
 SPLITS = {
@@ -144,8 +143,8 @@ def _classes(folder: Path, strangers: list[Path]) -> dict[str, list[Path]]:
 
 
 def _extensions() -> frozenset[str]:
-    with needs_study_extra():
-        from timm.data.readers.img_extensions import get_img_extensions
+    from timm.data.readers.img_extensions import get_img_extensions
+
     return frozenset(get_img_extensions(as_set=True))
 
 
@@ -155,8 +154,8 @@ def _sizes(paths: Sequence[Path]) -> tuple[int, int, bool]:
     Raises:
         LskdError: for an image that cannot be read.
     """
-    with needs_study_extra():
-        from PIL import Image
+    from PIL import Image
+
     check_images(paths)
     count = min(_LOOKED_AT, len(paths))
     widths, heights, modes = [], [], set()

@@ -13,21 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
+
+from lskd.teachers.preflight import ask
 from lskd_study.base import gpus
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.plan.plan import CHECKPOINT, JOB, Plan, Run
 from lskd_study.stores.decide import with_stores
 from lskd_study.trainers import trainer_of
-
-with needs_study_extra():
-    import torch
-    import yaml
-
-    from lskd.teachers.preflight import ask
-    from timm_ls_kd.loader import Loader
-    from timm_ls_kd.trainer.arguments import parse_arguments
-    from timm_ls_kd.trainer.loop import train_one_epoch, validate
-    from timm_ls_kd.trainer.session import Session, create_student, forward_flops
+from timm_ls_kd.loader import Loader
+from timm_ls_kd.trainer.arguments import parse_arguments
+from timm_ls_kd.trainer.loop import train_one_epoch, validate
+from timm_ls_kd.trainer.session import Session, create_student, forward_flops
 
 SECONDS = 2.0  # of training steps that are timed for each kind of run
 _PROCESS = 6.0  # what a run's process takes to start, and the scheduler to start it

@@ -21,7 +21,6 @@ from torch import Tensor
 from lskd import LskdError
 from lskd.base.files import parse_json, whole_file
 from lskd.errors import one_line
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.base.text import storable
 
 if TYPE_CHECKING:
@@ -226,9 +225,9 @@ def _safetensors_texts(path: Path, name: str, tensor: Tensor) -> list[str]:
 
 
 def _read_parquet(path: Path) -> dict[str, Any]:
-    with needs_study_extra():
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path, memory_map=True) as file:
         schema = file.schema_arrow
         _check_present(path, schema.names)

@@ -11,7 +11,6 @@ from typing import IO, Any
 
 from lskd import LskdError
 from lskd.base.files import parse_json, read_bytes
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.expected import PUBLISHED
 
 MEMBER_LIMIT = 128 << 20  # bytes; the largest text of a publisher has 20 MB, the largest image 16
@@ -83,8 +82,7 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
     Raises:
         LskdError: for a file that is no such archive, is cut short, or has names that lead out of it.
     """
-    with needs_study_extra():
-        from tqdm import tqdm
+    from tqdm import tqdm
 
     with ExitStack() as stack:
         try:
@@ -188,8 +186,8 @@ def check_md5(file: Path, md5: str) -> None:
     Raises:
         LskdError: naming both, where they differ.
     """
-    with needs_study_extra():
-        from tqdm import tqdm
+    from tqdm import tqdm
+
     digest, size = hashlib.md5(usedforsecurity=False), file.stat().st_size
     with (
         file.open("rb") as raw,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.expected import PUBLISHED
 from lskd_study.data.folders.archives import check_md5, read_members
 from lskd_study.data.folders.layout import Image, Tree
@@ -38,8 +37,8 @@ class Rows:
 
     def __call__(self, tree: Tree) -> dict[str, Any]:
         """Fill a tree and return what else belongs into the manifest."""
-        with needs_study_extra():
-            from tqdm import tqdm
+        from tqdm import tqdm
+
         copied = [image.source for image in self.linked if isinstance(image.source, Path) and tree.copies]
         tree.require_space(self.size + sum(path.stat().st_size for path in copied))
         for archive, md5 in self.archives.items():

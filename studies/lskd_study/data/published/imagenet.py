@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from lskd import LskdError
 from lskd.base.images import class_folders
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.arguments import Copy, Expect, NoChecksum, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import Member, find_source, fingerprints, read_members
@@ -106,14 +105,14 @@ def prepare_imagenet(
 
 def _archive_names() -> Mapping[str, tuple[str, str]]:
     """Return the names and MD5 of the archives, as torchvision knows them."""
-    with needs_study_extra():
-        from torchvision.datasets.imagenet import ARCHIVE_META
+    from torchvision.datasets.imagenet import ARCHIVE_META
+
     return dict(ARCHIVE_META)
 
 
 def _read_devkit(file: Path) -> _Devkit:
-    with needs_study_extra():
-        from torchvision.datasets.imagenet import load_meta_file, parse_devkit_archive
+    from torchvision.datasets.imagenet import load_meta_file, parse_devkit_archive
+
     with tempfile.TemporaryDirectory() as scratch:
         try:
             parse_devkit_archive(scratch, str(file.absolute()))

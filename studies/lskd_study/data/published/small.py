@@ -11,7 +11,6 @@ import typer
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
-from lskd_study.base.extras import needs_study_extra
 from lskd_study.data.arguments import Expect, Output
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints
@@ -36,8 +35,8 @@ def prepare_digits(output: Output = Path("data/digits")) -> Made:
     """
 
     def plan() -> Rows:
-        with needs_study_extra():
-            from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
 
         def images() -> Iterator[Image]:
@@ -83,8 +82,8 @@ def prepare_fashion_mnist(
         )
 
         def images() -> Iterator[Image]:
-            with needs_study_extra():
-                from tqdm import tqdm
+            from tqdm import tqdm
+
             for split, part in splits.items():
                 bar = tqdm(labels[split], desc=split, unit=" images", leave=False, disable=None)
                 for index, (label, image) in enumerate(zip(bar, part.data.numpy(), strict=True)):
@@ -98,8 +97,8 @@ def prepare_fashion_mnist(
 
 def _read_fashion(source: Path, files: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
     """Return torchvision's data sets by split, and the names of the classes."""
-    with needs_study_extra():
-        from torchvision.datasets import FashionMNIST
+    from torchvision.datasets import FashionMNIST
+
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch) / "FashionMNIST" / "raw"
         raw.mkdir(parents=True)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from lskd import LskdError
-from lskd_study.base.extras import needs_fairseq_extra
 from lskd_study.data.arguments import Output, Subwords
 from lskd_study.data.manifest import Made
 from lskd_study.data.text.parallel import Pair, write_parallel
@@ -36,8 +35,8 @@ def prepare_number_words(
         raise LskdError(f"train, valid and test must be 1 or more and {LARGEST} at most together")
 
     def make() -> tuple[dict[str, Sequence[Pair]], dict[str, Any]]:
-        with needs_fairseq_extra():
-            from num2words import num2words
+        from num2words import num2words
+
         numbers = random.Random(seed).sample(range(LARGEST), train + valid + test)
         parts = {
             "train": numbers[:train],

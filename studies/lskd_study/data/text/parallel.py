@@ -18,7 +18,6 @@ from lskd import LskdError
 from lskd.base.files import to_disk
 from lskd.base.images import passed_over
 from lskd.base.install import how_to_install
-from lskd_study.base.extras import needs_fairseq_extra
 from lskd_study.data.manifest import MANIFEST, Made, read_manifest
 
 SPLITS = ("train", "valid", "test")
@@ -158,8 +157,8 @@ def clean_pairs(pairs: Iterable[Pair], ratio: float, shortest: int, longest: int
 
 def tokenizer(language: str) -> Callable[[str], str]:
     """Return Moses' tokeniser of a language, followed by lower case."""
-    with needs_fairseq_extra():
-        from sacremoses import MosesTokenizer
+    from sacremoses import MosesTokenizer
+
     moses = MosesTokenizer(lang=language)
     return lambda line: str(moses.tokenize(line, return_str=True)).lower()
 
@@ -180,9 +179,9 @@ def _write(folder: Path, splits: Mapping[str, Sequence[Pair]], bpe_tokens: int) 
 
 
 def _subwords(folder: Path, train: Sequence[Pair], tokens: int) -> Callable[[str], str]:
-    with needs_fairseq_extra():
-        from subword_nmt.apply_bpe import BPE
-        from subword_nmt.learn_bpe import learn_bpe
+    from subword_nmt.apply_bpe import BPE
+    from subword_nmt.learn_bpe import learn_bpe
+
     text = io.StringIO("".join(f"{line}\n" for column in (0, 1) for line in (pair[column] for pair in train)))
     codes = io.StringIO()
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # its progress bar
