@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lskd.base import install
 from lskd.base.install import how_to_install
@@ -50,3 +52,19 @@ def test_nobody_is_sent_to_an_index():
     for path in (*sources, ROOT / "README.md"):
         if path.suffix in {".py", ".md", ".yaml"}:
             assert not re.search(r"pip install [^\n]*lskd\[", path.read_text(encoding="utf-8")), path
+
+
+def test_the_lock_has_what_the_constraints_have():
+    """With the hash of each file, for the platform that is tested."""
+    locked = dict(
+        re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}", line).groups()
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    locked = {canonicalize_name(name): version for name, version in locked.items()}
+    linux = {"sys_platform": "linux", "platform_machine": "x86_64"}
+    lines = (line.partition(" #")[0] for line in (ROOT / "constraints.txt").read_text().splitlines())
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    for pin in wanted:
+        if pin.marker is None or pin.marker.evaluate(linux):
+            assert pin.specifier.contains(locked[canonicalize_name(pin.name)]), pin

@@ -251,6 +251,12 @@ def test_doctor_says_how_to_get_what_is_missing():
     assert (finding.state, finding.mend) == ("missing", how_to_install("nothing"))
 
 
+@pytest.mark.parametrize(("minor", "safe"), [(11, 14), (12, 12)])
+def test_doctor_warns_of_a_python_whose_archives_are_unsafe(minor, safe):
+    assert f"install 3.{minor}.{safe}" in doctor.check_python(3, minor, safe - 1).mend
+    assert doctor.check_python(3, minor, safe).mend == ""
+
+
 def test_ctrl_c_says_how_to_go_on(here, capsys, monkeypatch):
     def stopped(*arguments):
         raise KeyboardInterrupt

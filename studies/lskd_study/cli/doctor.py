@@ -2,8 +2,8 @@
 
 import importlib
 import json
-import platform
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -35,6 +35,9 @@ class Adapter:
     package: str
 
 
+# The first patch release without CVE-2025-4517, -8194 (tarfile) and -8291 (zipfile).
+_SAFE_PATCH = {(3, 11): 14, (3, 12): 12}
+
 ADAPTERS = (
     Adapter("timm", ("timm",), "timm_ls_kd"),
     Adapter("fairseq", ("ve-fairseq", "fairseq-fixed", "fairseq"), "fairseq_kd"),
@@ -45,7 +48,7 @@ ADAPTERS = (
 def diagnose() -> list[Finding]:
     """Return what is here of each part; imports the frameworks that are here, which takes some seconds."""
     adapters = [check_adapter(adapter) for adapter in ADAPTERS]
-    return [_python(), _core(), *adapters, _study(), _chromium(), _machine()]
+    return [check_python(*sys.version_info[:3]), _core(), *adapters, _study(), _chromium(), _machine()]
 
 
 def is_healthy(findings: Sequence[Finding]) -> bool:
@@ -91,8 +94,15 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _python() -> Finding:
-    return Finding("python", "usable", platform.python_version())
+def check_python(major: int, minor: int, patch: int) -> Finding:
+    """Return whether this Python reads archives safely."""
+    version, safe = f"{major}.{minor}.{patch}", _SAFE_PATCH.get((major, minor), 0)
+    if patch >= safe:
+        return Finding("python", "usable", version)
+    found = f"{version}, whose tarfile and zipfile have known holes"
+    return Finding(
+        "python", "usable", found, f"before reading strangers' archives install {major}.{minor}.{safe}"
+    )
 
 
 def _core() -> Finding:
