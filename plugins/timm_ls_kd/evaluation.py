@@ -1,7 +1,7 @@
 """What a trained model says about the images of a split."""
 
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lskd import LskdError
 from lskd.base.tensors import require_finite
 from lskd.errors import one_line
-from lskd.teachers.outputs import logits_of
+from lskd.teachers.outputs import AnswerBatch, Answers, logits_of
 from timm_ls_kd.data import check_data, open_dataset, resolve_data
 from timm_ls_kd.loader import Loader, eval_loader
 from timm_ls_kd.models import (
@@ -30,9 +30,6 @@ from timm_ls_kd.models import (
 )
 from timm_ls_kd.run_settings import read_config, settings_beside
 
-# Numbers of the samples, logits, labels, features where they were asked for.
-Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -47,28 +44,6 @@ class Evaluation:
     logits: Tensor
     labels: Tensor
     keys: list[str]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A model's answers to the images of a split, computed while they are taken.
-
-    Attributes:
-        batches: of this process's share; `(B,)` positions in the data set, `(B, K)` logits, `(B,)` labels and
-            `(B, D)` features, the input of the classifier, or None.
-        samples: N, of the whole split.
-        num_classes: K.
-        keys: names of the N images, as in `Evaluation`.
-        class_names: names of the K classes, where the data has them.
-        templates: `(K, D)`, the classifier's weight, with features only.
-    """
-
-    batches: Iterable[Batch]
-    samples: int
-    num_classes: int
-    keys: list[str]
-    class_names: list[str] | None
-    templates: Tensor | None
 
 
 def evaluate_model(
@@ -267,7 +242,7 @@ def _ask(
 
 def _batches(
     model: nn.Module, name: str, loader: Loader, classifier: nn.Linear | None, amp: bool
-) -> Iterator[Batch]:
+) -> Iterator[AnswerBatch]:
     entered: list[Tensor] = []
     hook = classifier and classifier.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     indices = iter(loader.sampler)

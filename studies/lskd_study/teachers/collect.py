@@ -18,9 +18,8 @@ from torch import Tensor, distributed
 from tqdm import tqdm
 
 from lskd import LskdError
+from lskd.teachers.outputs import AnswerBatch
 
-# Positions in the data set (B,), logits (B, K), labels (B,), features (B, D) or None.
-Batch = tuple[Tensor, Tensor, Tensor, Tensor | None]
 # Other processes wait while the first measures; one that has ended is noticed at once, not by this.
 _PATIENCE = timedelta(days=1)
 
@@ -99,7 +98,7 @@ def _leave() -> None:
 
 
 def collect(
-    batches: Iterable[Batch], samples: int, num_classes: int, process: Process, name: str
+    batches: Iterable[AnswerBatch], samples: int, num_classes: int, process: Process, name: str
 ) -> Collected | None:
     """Put the rows of all processes at their positions in the data set.
 
@@ -167,7 +166,7 @@ def _scratch(rows: int, columns: int) -> Tensor:
         ) from None
 
 
-def _all(batches: Iterable[Batch], process: Process) -> Iterator[Batch]:
+def _all(batches: Iterable[AnswerBatch], process: Process) -> Iterator[AnswerBatch]:
     """Yield the own batches, and after each one of every other process, until all have ended."""
     own = iter(batches)
     left = list(range(process.world_size))
@@ -180,7 +179,7 @@ def _all(batches: Iterable[Batch], process: Process) -> Iterator[Batch]:
                 yield batch
 
 
-def _send(batches: Iterable[Batch]) -> None:
+def _send(batches: Iterable[AnswerBatch]) -> None:
     """Send the own batches to the first process, and None after them."""
     for batch in chain(batches, [None]):
         # Copies: what was computed in inference mode, or is part of more, is not sent as it is.
@@ -188,8 +187,8 @@ def _send(batches: Iterable[Batch]) -> None:
         _exchange(distributed.send_object_list, [copies], 0)
 
 
-def _receive(rank: int) -> Batch | None:
-    box: list[Batch | None] = [None]
+def _receive(rank: int) -> AnswerBatch | None:
+    box: list[AnswerBatch | None] = [None]
     _exchange(distributed.recv_object_list, box, rank)
     return box[0]
 

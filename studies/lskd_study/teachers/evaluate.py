@@ -1,16 +1,15 @@
 """Ask a teacher about every sample of a data set: a file of its answers, or the model itself."""
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from lskd import LskdError
 from lskd.base.install import how_to_install
-from lskd_study.teachers.collect import Batch, collect, join_processes
+from lskd.teachers.outputs import Answers
+from lskd_study.teachers.collect import collect, join_processes
 from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
 
 
@@ -58,34 +57,6 @@ class TeacherSpec:
             return str(self.logits)
         weights = f"weights {self.checkpoint}" if self.checkpoint else "timm's pretrained weights"
         return f"{self.model or self.config}, {weights}"
-
-
-class Answers(Protocol):
-    """What both plugins return for a model and a split."""
-
-    @property
-    def batches(self) -> Iterable[Batch]:
-        """This process's share, computed while it is taken."""
-
-    @property
-    def samples(self) -> int:
-        """N, of all processes together."""
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-
-    @property
-    def keys(self) -> list[str]:
-        """Names of the samples."""
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes."""
-
-    @property
-    def templates(self) -> Tensor | None:
-        """``(K, D)``, the classifier's weight."""
 
 
 def evaluate(
