@@ -54,17 +54,19 @@ def read_recipe(path: str) -> dict[str, Any]:
     return deployable(recipe.model.to_dict(), preprocessor and preprocessor.to_dict())
 
 
-def settings_of(kind: type[Dataclass], values: Mapping[str, Any], where: str) -> Dataclass:
+def settings_of(kind: type[Dataclass], values: Any, where: str, example: str, **defaults: Any) -> Dataclass:
     """Build a dataclass of settings from a recipe's dictionary, which stands there as `where`.
 
     Raises:
-        LskdError: for a key that is unknown.
+        LskdError: for no dictionary (an `example` of one is named), and for a key that is unknown.
     """
+    if not isinstance(values, Mapping):
+        raise LskdError(f"{where} is {values!r}; give dict({example}).")
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             raise LskdError(f"{where} has an unknown key {key!r}; there are {', '.join(known)}.")
-    return kind(**values)
+    return kind(**{**defaults, **values})
 
 
 def check_variables(recipe: Config) -> None:

@@ -70,40 +70,43 @@ def values_of(parser: argparse.ArgumentParser, config: dict[str, Any], path: str
         LskdError: a value that the argument does not take.
     """
     actions = {action.dest: action for action in parser._actions}
-    unset = object()
-    found = argparse.Namespace(**dict.fromkeys(actions, unset))
-    argv: list[str] = []
-    for key, value in config.items():
-        action = actions[key]
-        flag = action.option_strings[-1] if action.option_strings else ""
-        kind: type | tuple[type, ...] = (int, float, str)
-        wanted = "one value"
-        if action.nargs == 0:
-            kind, wanted = bool, "true or false"
-        elif isinstance(action.default, dict):
-            kind, wanted = dict, "a mapping"
-        elif action.nargs in ("+", "*") or isinstance(action.nargs, int):
-            kind, wanted = list, "a list"
-        if value is None:
-            continue
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-            raise LskdError(f"{path}: {key} must be {wanted}, got {value!r}.")
-        if isinstance(value, bool):
-            argv += [flag] * value
-        elif isinstance(value, dict):
-            setattr(found, key, value)
-        elif isinstance(value, list):
-            argv += [flag, *map(_text, value)]
-        else:
-            argv.append(f"{flag}={_text(value)}" if flag else _text(value))
-    try:
-        parser.parse_args(argv, found)
-    except LskdError as error:
-        text = re.sub(r"^--([\w-]+)(?= must)", lambda flag: flag[1].replace("-", "_"), str(error))
-        raise LskdError(f"{path}: {text}") from None
-    return {key: value for key in config if (value := getattr(found, key)) not in (unset, None)}
+    return {
+        key: _value_of(parser, actions[key], value, path)
+        for key, value in config.items()
+        if value is not None
+    }
 
 
-def _text(value: Any) -> str:
-    """Return a value as on a command line: 90.0 is a whole number, too."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+def _value_of(parser: argparse.ArgumentParser, action: argparse.Action, value: Any, path: str) -> Any:
+    def require(kind: type | tuple[type, ...], item: Any, wanted: str) -> None:
+        if not isinstance(item, kind) or isinstance(item, bool) != (kind is bool):
+            raise LskdError(f"{path}: {action.dest} must be {wanted}, got {value!r}.")
+
+    def convert(item: Any, wanted: str) -> Any:
+        require((int, float, str), item, wanted)
+        # As on a command line, where 90.0 is a whole number, too.
+        text = str(int(item) if isinstance(item, float) and item.is_integer() else item)
+        try:
+            result = parser._get_value(action, text)
+            parser._check_value(action, result)
+        except argparse.ArgumentError as error:
+            try:
+                parser.error(str(error))
+            except LskdError as refused:
+                named = re.sub(r"^--[\w-]+(?= must)", action.dest, str(refused))
+                raise LskdError(f"{path}: {named}") from None
+        return result
+
+    if action.nargs == 0:
+        require(bool, value, "true or false")
+        return value
+    if isinstance(action.default, dict):
+        require(dict, value, "a mapping")
+        return value
+    if action.nargs in ("+", "*") or isinstance(action.nargs, int):
+        wanted = f"a list of {action.nargs}" if isinstance(action.nargs, int) else "a list"
+        require(list, value, wanted)
+        if isinstance(action.nargs, int) and len(value) != action.nargs:
+            raise LskdError(f"{path}: {action.dest} must be {wanted}, got {value!r}.")
+        return [convert(item, f"{wanted}, each one value") for item in value]
+    return convert(value, "one value")

@@ -46,7 +46,7 @@ _TRANSFORM = (
 _ERASING = ("reprob", "remode", "recount")
 _MIXED = ("mixup", "cutmix")
 _MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_off_epoch")
-# How a teacher is made faster: the form that came of it is in the store, see lskd.TeacherForm.
+# How a teacher is made faster: the form that came of it is in the store, see lskd.teachers.fast.TeacherForm.
 _FAST = ("teacher_fast", "teacher_fast_bound", "teacher_compile")
 # What a teacher's normalisation and input size are made of.
 _TEACHER_SETTINGS = ("img_size", "in_chans", "input_size", "mean", "std", "gp", "model_kwargs")

@@ -476,10 +476,19 @@ def test_a_file_that_would_fill_the_memory_is_one_line(tmp_path, monkeypatch, ki
         monkeypatch.setattr(files, "_UNCOUNTED", 1 << 16)
     else:
         monkeypatch.setattr(files.os, "sysconf", lambda name: 300)
-    message = r"would become .* store it without compression" if limit == "size" else "more than the memory"
+    message = (
+        r"would become .* store it without compression" if limit == "size" else "more than half of the memory"
+    )
     with pytest.raises(LskdError, match=message) as caught:
         read_outputs(file)
     assert "\n" not in str(caught.value)
+
+
+def test_without_pyarrow_it_is_said(tmp_path, monkeypatch):
+    file = write_parquet(tmp_path / "a.parquet", {"logits": LOGITS, "labels": LABELS})
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ModuleNotFoundError, match="pyarrow"):
+        read_outputs(file)
 
 
 def test_keys_of_parquet_are_counted_before_they_are_written_out(tmp_path):

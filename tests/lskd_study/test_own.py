@@ -325,6 +325,17 @@ def test_settings_that_fit_the_time(here, monkeypatch):
     assert expected.total == 360
 
 
+def test_a_step_that_fails_is_one_line(here, untrained, monkeypatch):
+    assert cli.main(["study", "--own", "pets", "--yes", "--output", "out"]) == 0
+
+    def dies(*arguments, **options):
+        raise RuntimeError("worker (pid 7) is killed by signal: Bus error. ")
+
+    monkeypatch.setattr(timing, "train_on", dies)
+    with pytest.raises(LskdError, match=r"cannot be measured \(RuntimeError: worker .* by its file$"):
+        timing.estimate_time(make_plan("out/study.yaml", None), cores=1)
+
+
 def test_what_does_not_fit_in_memory_is_not_chosen(here, monkeypatch):
     def pretend(images, choice, cores):
         return timing.TimeEstimate([], 18, 1) if choice.networks.teacher == "test_resnet" else None

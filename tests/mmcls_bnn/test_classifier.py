@@ -129,6 +129,8 @@ def test_teacher_follows_the_student(student, build):
     [
         ({"teacher": None}, "needs a teacher"),
         ({"teacher": {"checkpoint": "t.pth", "modell": "resnet50"}}, "unknown key 'modell'"),
+        ({"teacher": "t.pth"}, "model.teacher is 't.pth'; give dict"),
+        ({"distillation": {"soft_labels": "labels"}}, "soft_labels is 'labels'; give dict"),
         ({"teacher": {"model": "resnet50"}}, "names no checkpoint"),
         ({"teacher": {"checkpoint": "t.pth"}}, "needs model"),
         ({"teacher": {"checkpoint": "t.pth", "source": "mmcls"}}, "needs config"),

@@ -36,6 +36,13 @@ def test_whole_numbers_written_with_a_point(with_config):
     assert [type(value) for value in found.decay_milestones] == [int] * 3
 
 
+def test_values_that_look_like_arguments(with_config):
+    """A file is no command line: what follows a list is not in it, and nothing in it is a flag."""
+    found = with_config("mean: [-0.1, -1e-05, 0.3]\ndata: --x\n")
+    assert (found.mean, found.data_dir) == ([-0.1, -1e-05, 0.3], "--x")
+    assert with_config("mean: []\n").mean == []
+
+
 @pytest.mark.parametrize("typed", [["there"], ["--data-dir", "there"]])
 @pytest.mark.parametrize("text", ["data_dir: here", "data: here", "data: here\ndata_dir: elsewhere"])
 def test_the_command_lines_data_folder_beats_the_files(with_config, typed, text):

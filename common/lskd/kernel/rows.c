@@ -1,7 +1,7 @@
 /* The dense distillation loss and its gradient on the CPU, row by row, each row once through the cache.
 
-   Loaded by _compiled.py, which also says what the arguments are. Plain C without Python: the compiler makes
-   vector code of the loops. The numbers are those of _fused_chunks.py, whose passes remain the reference.
+   Loaded by native.py, which also says what the arguments are. Plain C without Python: the compiler makes
+   vector code of the loops. The numbers are those of chunks.py, whose passes remain the reference.
 
    Exponentials are taken to base 2, because then the scaling is exact; sums are in float over a part of a row,
    in lanes, and beyond that in double. */

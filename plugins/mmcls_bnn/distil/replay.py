@@ -231,7 +231,7 @@ def mix_by_image(model: Any) -> ImageMixing | None:
     """Take over what the model's preprocessor would mix by batch; None: it mixes nothing.
 
     mmcls draws one kind and one weight for a batch and mixes it with a permutation of itself. Here each image
-    draws its own by the same laws, see :class:`lskd.MixingPolicy`.
+    draws its own by the same laws, see :class:`lskd.teachers.replay.MixingPolicy`.
 
     Args:
         model: an LsKdClassifier; its preprocessor mixes no more.

@@ -70,7 +70,7 @@ class SoftLabelSettings:
             LskdError: for a key that is unknown or missing, or a value out of range.
         """
         where = "model.distillation.soft_labels"
-        settings = settings_of(cls, {"path": "", **values}, where)
+        settings = settings_of(cls, values, where, "path='DIR'", path="")
         if not settings.path:
             raise LskdError(f"{where} names no folder; give path='DIR'.")
         for name in ("top_k", "seed", "verify"):
@@ -90,7 +90,7 @@ class SoftLabelSettings:
 
 
 class StoredTeacher(StoredRun):
-    """What one process of a run has of the store that its recipe names; see :class:`lskd.StoredRun`.
+    """What one process of a run has of the store that its recipe names.
 
     The training images follow from the seeds of the store from now on, and are mixed one by one.
 

@@ -78,7 +78,7 @@ class TeacherSettings:
         Raises:
             LskdError: for a key that is unknown or missing, or a value out of range.
         """
-        settings = settings_of(cls, {"checkpoint": "", **values}, "model.teacher")
+        settings = settings_of(cls, values, "model.teacher", "checkpoint='FILE', ...", checkpoint="")
         if not settings.checkpoint:
             raise LskdError("model.teacher names no checkpoint; give checkpoint='FILE' there.")
         if settings.library not in _BUILDERS:
@@ -128,9 +128,7 @@ class FastTeacherSettings:
             LskdError: for a key that is unknown, or a value out of range.
         """
         where = "model.distillation.teacher_fast"
-        if not isinstance(values, Mapping):
-            raise LskdError(f"{where} is {values!r}; give dict(mode='auto').")
-        settings = settings_of(cls, values, where)
+        settings = settings_of(cls, values, where, "mode='auto'")
         if settings.mode not in FAST_MODES:
             raise LskdError(f"{where}.mode is {settings.mode!r}; it must be one of {', '.join(FAST_MODES)}.")
         bound = settings.bound

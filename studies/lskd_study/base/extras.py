@@ -7,11 +7,17 @@ from lskd import LskdError
 from lskd.base.install import how_to_install
 
 STUDY_MODULES = ("jinja2", "matplotlib", "pyarrow", "pydantic", "scipy", "sklearn", "snakemake", "timm")
-_OURS = ("lskd", "lskd_study", "timm_ls_kd", "mmcls_bnn", "fairseq_kd")
-_FAIRSEQ = (
-    *("fairseq", "fairseq_cli", "hydra", "omegaconf"),
-    *("sacrebleu", "sacremoses", "subword_nmt", "num2words"),
-)
+_EXTRA_OF = {
+    **dict.fromkeys((*STUDY_MODULES, "PIL", "psutil", "rich", "torchvision", "tqdm"), "study"),
+    **dict.fromkeys(("mmcls", "mmcv", "mmengine"), "mmcls"),
+    **dict.fromkeys(
+        (
+            *("fairseq", "fairseq_cli", "hydra", "omegaconf", "bitarray", "regex"),
+            *("sacrebleu", "sacremoses", "subword_nmt", "num2words"),
+        ),
+        "fairseq",
+    ),
+}
 
 
 def missing_study_modules() -> list[str]:
@@ -41,9 +47,11 @@ def require_ecosystem(name: str, file: Path) -> None:
 
 
 def not_installed(error: ModuleNotFoundError) -> LskdError | None:
-    """Return the one line for an import that failed: what to install; None for a module of ours."""
+    """Return the one line for an import that failed: what to install; None for what no extra brings."""
     missing = (error.name or "").partition(".")[0]
-    if not missing or missing in _OURS:
-        return None
-    extra = "fairseq" if missing in _FAIRSEQ else "study"
-    return LskdError(f"this needs {missing}, not installed here; {how_to_install(extra)}")
+    extra = _EXTRA_OF.get(missing)
+    return (
+        None
+        if extra is None
+        else LskdError(f"this needs {missing}, not installed here; {how_to_install(extra)}")
+    )

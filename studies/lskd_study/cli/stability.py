@@ -128,7 +128,7 @@ def stability(
             study = study.model_copy(update={"output": str(output)})
         if Path(study.output, PLAN).exists():
             raise LskdError(
-                f"{study.output} holds the results of a study that trains; choose another --output"
+                f"{study.output} contains the results of a study that trains; choose another --output"
             )
         run_teacher_list(study, settings, files)
         return

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import yaml
 
+from lskd import LskdError
+from lskd.errors import one_line
 from lskd.teachers.preflight import ask
 from lskd_study.base import gpus
 from lskd_study.plan.plan import CHECKPOINT, JOB, Plan, Run
@@ -103,7 +105,7 @@ def estimate_time(plan: Plan, cores: int) -> TimeEstimate | None:
     Runs that differ in seed and smoothing take as long.
 
     Raises:
-        LskdError: for what the trainer refuses.
+        LskdError: for what the trainer refuses, and for steps that fail.
     """
     plan = with_stores(plan)
     todo = plan.unfinished()
@@ -122,6 +124,13 @@ def estimate_time(plan: Plan, cores: int) -> TimeEstimate | None:
                 rows += _times(plan, replace(plan, output=folder, stores=[]), runs)
     except torch.OutOfMemoryError:
         return None
+    except LskdError:
+        raise
+    except Exception as error:  # whatever a framework raises in a step
+        raise LskdError(
+            f"the time cannot be measured ({type(error).__name__}: {one_line(error)}); "
+            "run the study without an estimate, by its file"
+        ) from error
     finally:
         torch.set_num_threads(threads)
         torch.cuda.empty_cache()

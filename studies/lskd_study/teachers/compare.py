@@ -42,7 +42,7 @@ class Mass:
 
     ``measured``: mean probability of the label. ``ideal``: ``lskd.target_mass`` of a teacher that has learned
     targets of this one's equivalent smoothing exactly; lower than measured, because what a real teacher gives
-    to other classes goes to a few of them. ``chance_like``: measured is below ``lskd.chance_like_mass``.
+    to other classes goes to a few of them. ``chance_like``: measured is below ``chance_like_mass``.
     """
 
     temperature: float

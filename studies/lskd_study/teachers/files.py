@@ -61,7 +61,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise LskdError(f"{path} does not exist or is not a file; check the path")
     try:
         found = reader(path)
-    except LskdError:
+    except (LskdError, ModuleNotFoundError):  # the latter is said at the command's door
         raise
     except PermissionError as error:
         raise LskdError(f"{path} cannot be read ({error.strerror}); check the file") from None
@@ -108,17 +108,28 @@ def _check_present(path: Path, present: Iterable[str]) -> None:
         )
 
 
-def _check_size(path: Path, name: str, unpacked: int) -> None:
-    """Refuse, before it is read, more than 1 GiB and 100 times its file, and more than the memory."""
-    packed = path.stat().st_size
-    if unpacked > max(_UNCOUNTED, _MOST_TIMES * packed):
+def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse, before anything is read, what would fill the memory.
+
+    Args:
+        path: the file.
+        sizes: of each part, the bytes that it becomes and those that it is read from. A part may become 1 GiB
+            or 100 times as much; all together, of which two copies are in memory at times, half of the
+            memory.
+
+    Raises:
+        LskdError: more than that.
+    """
+    for name, (unpacked, packed) in sizes.items():
+        if unpacked > max(_UNCOUNTED, _MOST_TIMES * packed):
+            raise LskdError(
+                f"{path}: '{name}' would become {unpacked / 1e9:.1f} GB out of {packed / 1e6:.1f} MB, so it "
+                "is damaged or made to fill the memory; if it is yours, store it without compression"
+            )
+    total = sum(unpacked for unpacked, _ in sizes.values())
+    if hasattr(os, "sysconf") and total > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2:
         raise LskdError(
-            f"{path}: '{name}' would become {unpacked / 1e9:.1f} GB out of {packed / 1e6:.1f} MB, so it is "
-            "damaged or made to fill the memory; if it is yours, store it without compression"
-        )
-    if hasattr(os, "sysconf") and unpacked > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise LskdError(
-            f"{path}: '{name}' takes {unpacked / 1e9:.1f} GB, more than the memory here; store it as "
+            f"{path} takes {total / 1e9:.1f} GB, more than half of the memory here; store it as "
             ".safetensors, which stays on the disk"
         )
 
@@ -171,8 +182,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         _check_present(path, members)
         used = [name for name in PARTS if name in members]
-        for name in used:
-            _check_size(path, name, members[name].file_size)
+        _check_sizes(path, {name: (members[name].file_size, members[name].compress_size) for name in used})
         for name in used:
             with archive.open(members[name]) as content:
                 try:
@@ -236,9 +246,10 @@ def _read_parquet(path: Path) -> dict[str, Any]:
         if file.metadata.num_rows == 0:
             raise LskdError(f"{path} has no rows; store at least one sample")
         used = [name for name in ("labels", "logits", "features", "keys") if name in schema.names]
-        for name, numbers in _numbers(file.metadata).items():
-            if name in used:
-                _check_size(path, name, _bytes_each(schema.field(name).type) * numbers)
+        numbers, packed = _numbers(file.metadata), path.stat().st_size
+        _check_sizes(
+            path, {name: (_bytes_each(schema.field(name).type) * numbers[name], packed) for name in used}
+        )
     # Each distinct key once in memory, however often it stands there.
     coded = [name for name in used if name == "keys"]
     with pq.ParquetFile(path, memory_map=True, read_dictionary=coded) as file:

@@ -19,6 +19,7 @@ from typing import Any
 from lskd import LskdError
 from lskd.base.files import parse_json
 from lskd.errors import one_line
+from lskd_study.base.extras import not_installed
 from lskd_study.plan.plan import Plan, Run, Store, exact, rest_of
 from lskd_study.plan.schema import read_trainer_config
 from lskd_study.trainers.trainer import CannotStoreError, Role, TryOut, Views, no_epochs, quiet
@@ -126,10 +127,9 @@ class Fairseq:
                 _build(compose_file(Path(run.config), overrides), plan.data_dir)
             except LskdError as error:
                 raise LskdError(" ".join(str(error).split())) from None
-            except ModuleNotFoundError:
-                raise
             except (Exception, SystemExit) as error:  # a framework of many kinds of errors
-                raise LskdError(f"{type(error).__name__}: {one_line(error)}") from None
+                missing = not_installed(error) if isinstance(error, ModuleNotFoundError) else None
+                raise missing or LskdError(f"{type(error).__name__}: {one_line(error)}") from None
 
         return try_out
 
