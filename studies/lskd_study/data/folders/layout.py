@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lskd import LskdError
-from lskd.base.files import lock, read_json, write_text
+from lskd.base.files import lock, write_text
 from lskd.base.images import passed_over
+from lskd_study.base.files import read_object
 from lskd_study.data.folders.archives import Member
 from lskd_study.data.manifest import MANIFEST, Made, read_manifest
 
@@ -97,7 +98,7 @@ class Tree:
 
     def once(self, key: str, check: Callable[[], None]) -> None:
         """Run a check unless a run that was killed had passed it; ``key`` names what it is about."""
-        passed = _note(self._folder / _CHECKED)
+        passed = read_object(self._folder / _CHECKED)
         if key not in passed:
             check()
             self.write(_CHECKED, json.dumps(passed | {key: True}).encode())
@@ -280,7 +281,7 @@ def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
     folder = output.parent / f".{output.name}.partial"
     settings = json.loads(json.dumps(asked))
     begun = folder.is_dir() and not {path.name for path in folder.iterdir()} - {_LOCK}
-    ours = not folder.is_symlink() and (begun or bool(_note(folder / _SETTINGS)))
+    ours = not folder.is_symlink() and (begun or bool(read_object(folder / _SETTINGS)))
     if os.path.lexists(folder) and not ours:
         raise LskdError(f"{folder} was not made by this command; move it away or choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
@@ -288,7 +289,7 @@ def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
         if held is None:
             raise LskdError(f"another command is writing {output}; wait for it or end it")
         try:
-            if _note(folder / _SETTINGS) != settings:
+            if read_object(folder / _SETTINGS) != settings:
                 for entry in folder.iterdir():
                     if entry.is_dir() and not entry.is_symlink():
                         shutil.rmtree(entry)
@@ -309,12 +310,3 @@ def _fix(error: OSError) -> str:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
-
-
-def _note(path: Path) -> dict[str, Any]:
-    """Return what a file beside the manifest says; empty where there is none."""
-    try:
-        content = read_json(path)
-    except LskdError:
-        return {}
-    return content if isinstance(content, dict) else {}
