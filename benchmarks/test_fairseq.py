@@ -13,7 +13,7 @@ from fairseq.data import Dictionary, LanguagePairDataset
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 
 from fairseq_kd.criterion import LsKdConfig, LsKdCriterion
-from fairseq_kd.task import SoftLabelledPairs
+from fairseq_kd.task import SoftLabelledPairs, TranslationLsKdConfig, TranslationLsKdTask
 from lskd import SoftLabels, SoftLabelsWriter
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.terms import top_k_log_probabilities
@@ -28,9 +28,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     words = Dictionary()
     for number in range(VOCABULARY - len(words)):
         words.add_symbol(str(number))
-    task = SimpleNamespace(
-        source_dictionary=words, target_dictionary=words, cfg=SimpleNamespace(kd_soft_labels="x")
-    )
+    task = TranslationLsKdTask(TranslationLsKdConfig(kd_soft_labels="given below"), words, words)
     models = [_model(task), _model(task)]
     rows = [
         torch.cat([torch.randint(4, VOCABULARY, (LENGTH,)), torch.tensor([words.eos()])]) for _ in range(96)
