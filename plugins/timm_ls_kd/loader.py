@@ -215,26 +215,6 @@ class Loader:
             raise loading_error(error) from None
 
 
-def device_batches(
-    dataset: Dataset[Any], normalisation: Normalisation, device: torch.device, prefetch: bool, **loader: Any
-) -> Iterator[tuple[torch.Tensor, Any]]:
-    """Yield batches on the device, normalised.
-
-    Args:
-        dataset: map-style data set whose transform is set already.
-        normalisation: what is applied on the device when `prefetch`, otherwise the transform has done it.
-        device: where batches go.
-        prefetch: whether the transform leaves normalising to timm's prefetcher.
-        **loader: for torch's `DataLoader`.
-    """
-    batches: Any = DataLoader(dataset, **{"collate_fn": fast_collate if prefetch else None, **loader})
-    if prefetch:
-        mean, std = normalisation.mean, normalisation.std
-        batches = PrefetchLoader(batches, mean=mean, std=std, channels=len(mean), device=device)
-    for images, targets in batches:
-        yield images.to(device), targets.to(device)
-
-
 def create_loader(
     dataset: Any,
     *,

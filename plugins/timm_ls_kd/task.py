@@ -133,7 +133,7 @@ class SoftLabelsTask(LsKdTask):
     Args:
         student_model: the model to train.
         teacher: asked only where nothing is stored.
-        run: the store.
+        run: the store; whoever trains calls its `begin_epoch` and `end_epoch`.
         loss: as for :class:`timm_ls_kd.task.LsKdTask`, with device and dtype.
     """
 
@@ -152,14 +152,6 @@ class SoftLabelsTask(LsKdTask):
         else:
             values, ids = self.run.record(target.keys, self.teacher(input))
         return teacher_form(values, ids, layout.num_classes, self.run.config.rest), labels
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Note which epoch is trained next; every process must."""
-        self.run.begin_epoch(epoch)
-
-    def end_epoch(self) -> None:
-        """Commit what the epoch brought; every process must."""
-        self.run.end_epoch(self.teacher)
 
 
 def create_kd_task(model: nn.Module, run: StudentRun, dtype: torch.dtype | None = None) -> LsKdTask:
@@ -198,13 +190,18 @@ def prepare_distributed(task: TrainingTask, device_ids: list[Any] | None = None,
     task.trainable_module = nn.parallel.DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs)
 
 
-def describe_targets(kd: KdConfig, num_classes: int, mixing: bool = False) -> str:
+def describe_targets(kd: KdConfig, num_classes: int, mixing: bool) -> str:
     """Return in one line what the student is trained on."""
     factor = " x T^2" if kd.temperature_squared else ""
     soft = f"soft term: weight {1 - kd.hard_weight:g}{factor}, teacher's labels at T = {kd.temperature:g}"
     if kd.hard_weight == 0:
         return f"{soft}; hard term: weight 0, the labels are not trained on"
-    on, off = target_values(num_classes, kd.alpha, kd.convention)
-    mixed = " before mixing" if mixing else ""
-    target = f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}"
-    return f"{soft}; hard term: weight {kd.hard_weight:g}, {target}"
+    labels = describe_labels(num_classes, kd.alpha, kd.convention, mixing)
+    return f"{soft}; hard term: weight {kd.hard_weight:g}, {labels}"
+
+
+def describe_labels(num_classes: int, alpha: float, convention: Convention, mixing: bool) -> str:
+    """Return what smoothing makes of the hard labels."""
+    on, off = target_values(num_classes, alpha, convention)
+    mixed = " before mixing" * mixing
+    return f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}"

@@ -8,10 +8,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.loader import PrefetchLoader, fast_collate
 from timm.layers import BatchNormAct2d
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lskd import Convention, FrozenTeacher, LskdError, target_mass
 from lskd.teachers.fast import FastMode
@@ -19,7 +20,6 @@ from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
 from lskd.teachers.outputs import Autocast
 from lskd.teachers.preflight import ask, check_teacher, spread_indices
 from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig
-from timm_ls_kd.loader import device_batches
 from timm_ls_kd.models import (
     check_model_name,
     create,
@@ -86,7 +86,13 @@ class StudentRun:
 
     def batches(self, dataset: Dataset[Any], **loader: Any) -> Iterator[tuple[Tensor, Any]]:
         """Yield images and targets of a data set, whose transform is set already, as in training."""
-        return device_batches(dataset, self.normalisation, self.device, self.prefetch, **loader)
+        collate = fast_collate if self.prefetch else None
+        batches: Any = DataLoader(dataset, **{"collate_fn": collate, **loader})
+        if self.prefetch:
+            mean, std = self.normalisation.mean, self.normalisation.std
+            batches = PrefetchLoader(batches, mean=mean, std=std, channels=len(mean), device=self.device)
+        for images, targets in batches:
+            yield images.to(self.device), targets.to(self.device)
 
 
 def make_teacher(run: StudentRun, mode: FastMode) -> FrozenTeacher:

@@ -356,12 +356,12 @@ def _watch_images(module: Any, run: _Run) -> None:
         if not isinstance(run.task, SoftLabelsTask) or run.sampler is None:
             return train_one_epoch(epoch, *args, **kwargs)
         run.sampler.epoch = epoch
-        run.task.begin_epoch(epoch)
+        run.task.run.begin_epoch(epoch)
         try:
             result = train_one_epoch(epoch, *args, **kwargs)
         except LskdError as error:
             raise loading_error(error) from None
-        run.task.end_epoch()
+        run.task.run.end_epoch(run.task.teacher)
         return result
 
     def unless_stored(original: Any, instead: Any) -> Any:

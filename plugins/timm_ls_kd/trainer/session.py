@@ -21,7 +21,7 @@ from timm.utils.model import freeze
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lskd import LskdError, convert_alpha, target_values
+from lskd import LskdError, convert_alpha
 from lskd.errors import one_line
 from lskd.teachers.outputs import Autocast, logits_of
 from timm_ls_kd.arguments import KdConfig, kd_config
@@ -36,7 +36,7 @@ from timm_ls_kd.models import (
     load_weights,
 )
 from timm_ls_kd.store import augmentation_of, planned_epochs, replayed_images
-from timm_ls_kd.task import create_kd_task, prepare_distributed
+from timm_ls_kd.task import create_kd_task, describe_labels, prepare_distributed
 from timm_ls_kd.teacher import StudentRun
 from timm_ls_kd.trainer.loop import say
 
@@ -169,10 +169,14 @@ class Session:
         if self.kd is not None:
             return create_kd_task(self.model, self.student_run)
         mixing = self.args.mixup > 0 or self.args.cutmix > 0
-        on, off = target_values(self.args.num_classes, self.smoothing, "uniform")
-        mixed = " before mixing" * mixing
-        self.say(f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}")
-        criterion = _criterion(self.args, mixing, self.smoothing)
+        self.say(describe_labels(self.args.num_classes, self.smoothing, "uniform", mixing))
+        criterion: nn.Module = nn.CrossEntropyLoss()
+        if self.args.bce_loss:
+            criterion = BinaryCrossEntropy(smoothing=0.0 if mixing else self.smoothing)
+        elif mixing:
+            criterion = SoftTargetCrossEntropy()
+        elif self.smoothing:
+            criterion = LabelSmoothingCrossEntropy(smoothing=self.smoothing)
         return PlainTask(self.model, criterion=criterion, device=self.device, verbose=False)
 
     @cached_property
@@ -337,17 +341,6 @@ def uniform_smoothing(args: Namespace, num_classes: int) -> float:
         ) from None
 
 
-def _criterion(args: Namespace, mixing: bool, smoothing: float) -> nn.Module:
-    loss: nn.Module = nn.CrossEntropyLoss()
-    if args.bce_loss:
-        loss = BinaryCrossEntropy(smoothing=0.0 if mixing else smoothing)
-    elif mixing:
-        loss = SoftTargetCrossEntropy()
-    elif smoothing:
-        loss = LabelSmoothingCrossEntropy(smoothing=smoothing)
-    return loss
-
-
 def create_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
     """Create the optimiser; without --lr its rate follows from --lr-base and the global batch size."""
     if args.lr is None:
@@ -456,26 +449,15 @@ class Rehearsal:
         return opened
 
 
-@dataclass(frozen=True)
-class Views:
-    """What a run's training images and the teacher's answers to them follow from, beside teacher and data.
-
-    Attributes:
-        settings: equal ones mean equal images, and so one store.
-        epochs: how many the run trains.
-        mixed: whether images are mixed; stored, each image is by itself, otherwise by batches.
-    """
-
-    settings: dict[str, Any]
-    epochs: int
-    mixed: bool
-
-
-def views_of(args: Namespace) -> Views:
+def views_of(args: Namespace) -> tuple[dict[str, Any], int, bool]:
     """Return what the training images of a run with stored soft labels follow from, before there are any.
 
     Args:
         args: the run's arguments; the model is built, without pretrained weights, and its teacher is not.
+
+    Returns:
+        What images and answers follow from beside teacher and data: equal settings mean one store; how many
+        epochs the run trains; whether images are mixed, each one by itself where they are stored.
 
     Raises:
         LskdError: a model, transform or schedule that cannot be made, or a schedule beyond the run's epochs.
@@ -488,8 +470,7 @@ def views_of(args: Namespace) -> Views:
     augmentation.pop("seed")
     asked = {name: str(value) for name, value in vars(run.kd).items() if name.startswith("teacher_")}
     precision = run.kd.teacher_dtype or (str(args.amp_dtype) if args.amp else "float32")
-    settings = {"augmentation": augmentation, "teacher": asked, "precision": precision}
-    return Views(settings, epochs, run.mixes)
+    return {"augmentation": augmentation, "teacher": asked, "precision": precision}, epochs, run.mixes
 
 
 def forward_flops(args: Namespace) -> int:

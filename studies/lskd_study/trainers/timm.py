@@ -195,11 +195,10 @@ class Timm:
             raise CannotStoreError(f"{run.config} has a store of its own")
         try:
             args = self.arguments(plan, run, "--kd-soft-labels", "labels", "--kd-soft-labels-top-k", "0")
-            found = views_of(args)
+            settings, epochs, mixed = views_of(args)
         except LskdError as error:
             raise CannotStoreError(str(error).rstrip(".")) from error
-        caution = MIXED if found.mixed else ""
-        return Views(json.dumps(found.settings, sort_keys=True), found.epochs, found.epochs, caution)
+        return Views(json.dumps(settings, sort_keys=True), epochs, epochs, MIXED if mixed else "")
 
     def work(self, plan: Plan, teacher: Run) -> int:
         """Return the floating-point operations in which a teacher answers one image."""
