@@ -227,11 +227,9 @@ class KeySampler(Sampler[int]):
 
 
 def replayed_images(
-    dataset: Any, config: SoftLabelsConfig | None, prefetch: bool
-) -> tuple[ReplayedDataset, ReplayCollate] | None:
-    """Wrap timm's data set, and make the collate function that goes with it; None: nothing is stored."""
-    if config is None:
-        return None
+    dataset: Any, config: SoftLabelsConfig, prefetch: bool
+) -> tuple[ReplayedDataset, ReplayCollate]:
+    """Wrap timm's data set, and make the collate function that goes with it."""
     policy = config.mixing
     mixing = policy.mixup_alpha > 0 or policy.cutmix_alpha > 0
     return (

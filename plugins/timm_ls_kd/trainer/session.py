@@ -125,7 +125,9 @@ class Session:
         smoothing = uniform_smoothing(args, args.num_classes)
         training, validation = (datasets or open_datasets)(args, data.input_size[0])
         where = torch.device("cpu") if meta else device
-        replayed = replayed_images(training, kd.soft_labels if kd else None, not args.no_prefetcher)
+        replayed = None
+        if kd is not None and kd.soft_labels is not None:
+            replayed = replayed_images(training, kd.soft_labels, not args.no_prefetcher)
         loader = train_loader(training, data, args, where, smoothing, replayed)
         loader_eval = None
         if validation is not None:
