@@ -8,29 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-CLASSES = 4
+from image_folders import write_digits
+
 # Small, quick, and the same for all: 96 training and 48 validation images of 32 x 32.
 COMMON = shlex.split(
     "train.py --model test_resnet --num-classes 4 --img-size 32 --batch-size 16 --workers 0 --device cpu "
     "--lr 0.05 --warmup-epochs 0 --hflip 0 --scale 0.7 1 --color-jitter 0"
 )
-
-
-def write_digits(root: Path, per_class: int = 36) -> Path:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for label in range(CLASSES):
-        for i, index in enumerate(np.flatnonzero(digits.target == label)[:per_class]):
-            folder = root / ("val" if i % 3 == 0 else "train") / f"digit{label}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[index] * 15.9).astype(np.uint8)).save(folder / f"{index:04d}.png")
-    return root
 
 
 @dataclass
@@ -107,9 +94,14 @@ def teacher(teacher_run: Path) -> Path:
     return teacher_run / "last.pth.tar"
 
 
+def taught_by(checkpoint: Path, model: str = "test_resnet") -> list[str]:
+    """The flags of a student of this teacher."""
+    return ["--kd-teacher", model, "--kd-teacher-checkpoint", str(checkpoint)]
+
+
 @pytest.fixture
 def kd(teacher: Path) -> list[str]:
-    return ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", str(teacher)]
+    return taught_by(teacher)
 
 
 @pytest.fixture(autouse=True)

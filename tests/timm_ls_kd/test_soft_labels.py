@@ -283,22 +283,6 @@ def test_a_store_of_other_images_teacher_or_versions_is_refused(
     student("other", status=2, where=filled).assert_one_clear_line("versions.timm is ", "1.0.28")
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        (["--kd-soft-labels", "x", "--mixup-mode", "pair"], "--mixup-mode pair"),
-        (["--kd-soft-labels", "x", "--kd-soft-labels-top-k", "-1"], "--kd-soft-labels-top-k"),
-        (["--kd-soft-labels", "x", "--kd-soft-labels-top-k", "5"], "top-K must be 1 to 4"),
-        (["--kd-soft-labels-verify", "3"], "needs --kd-soft-labels"),
-        (["--kd-rest", "renormalise"], "needs --kd-soft-labels"),
-    ],
-)
-def test_arguments_that_cannot_be(train, kd, options, word, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train("run", *kd, *options).assert_one_clear_line(word)
-    assert not (tmp_path / "x").exists()
-
-
 def test_verifying(student, filled_copy):
     result = student("good", "--kd-soft-labels-verify", "500")
     assert "192 images verified" in result.out
