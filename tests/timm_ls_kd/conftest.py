@@ -94,13 +94,18 @@ def teacher(teacher_run: Path) -> Path:
     return teacher_run / "last.pth.tar"
 
 
-def taught_by(checkpoint: Path, model: str = "test_resnet") -> list[str]:
-    """The flags of a student of this teacher."""
-    return ["--kd-teacher", model, "--kd-teacher-checkpoint", str(checkpoint)]
+@pytest.fixture
+def taught_by() -> Callable[..., list[str]]:
+    """The flags of a teacher's student."""
+
+    def flags(checkpoint: Path, model: str = "test_resnet") -> list[str]:
+        return ["--kd-teacher", model, "--kd-teacher-checkpoint", str(checkpoint)]
+
+    return flags
 
 
 @pytest.fixture
-def kd(teacher: Path) -> list[str]:
+def kd(taught_by: Callable[..., list[str]], teacher: Path) -> list[str]:
     return taught_by(teacher)
 
 
