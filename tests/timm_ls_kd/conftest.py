@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from image_folders import write_digits
+from lskd import SoftLabels, SoftLabelsWriter
 
 # Small, quick, and the same for all: 96 training and 48 validation images of 32 x 32.
 COMMON = shlex.split(
@@ -40,6 +43,7 @@ class Result:
 
 
 Timm = Callable[..., Result]
+Weights = Callable[..., dict[str, torch.Tensor]]
 
 
 @pytest.fixture
@@ -65,6 +69,63 @@ def train(timm_command: Timm, digits: Path, tmp_path: Path) -> Timm:
         return timm_command(*COMMON, *where, *arguments)
 
     return run
+
+
+@pytest.fixture
+def ahead(timm_command: Timm, digits: Path, kd: list[str], store: Path, request: Any) -> Timm:
+    """Store what the teacher says to the students of a test file, ahead of their training."""
+
+    def run(*arguments: object) -> Result:
+        options = [*COMMON[1:], "--data-dir", digits, *kd, *request.module.STUDENT]
+        return timm_command("soft-labels", *options, "--kd-soft-labels", store, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def student(train: Timm, kd: list[str], store: Path, request: Any) -> Timm:
+    """Train a student with the store, with the flags of its test file; it must end as is said."""
+
+    def run(name: str, *arguments: object, status: int = 0, where: Path = store, **options: Any) -> Result:
+        flags = [*kd, *request.module.STUDENT, "--kd-soft-labels", where, *arguments]
+        result = train(name, *flags, **options)
+        assert result.status == status, result.err
+        return result
+
+    return run
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def rewritten(store: Path) -> Callable[..., Path]:
+    """Write a store again as another one, with other rows or another identity."""
+
+    def write(source: Path, change: Any = lambda *_: None, rows: int = 0, **identity: Any) -> Path:
+        labels = SoftLabels(source)
+        named = {name: value for name, value in (labels.identity | identity).items() if value is not None}
+        found = labels.take(np.arange(rows or len(labels)))
+        values, ids, seeds = (array.copy() for array in (found.values, found.ids, found.seeds))
+        change(values, ids, seeds)
+        with SoftLabelsWriter(store, labels.layout, named) as writer:
+            writer.append(values, ids, seeds=seeds)
+        return store
+
+    return write
+
+
+@pytest.fixture
+def same_weights(runs: Path, weights: Weights) -> Callable[[str, str], bool]:
+    """Whether two runs ended with the same weights, bit for bit."""
+
+    def compare(first: str, second: str) -> bool:
+        other = weights(runs / second)
+        return all(torch.equal(value, other[key]) for key, value in weights(runs / first).items())
+
+    return compare
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +194,7 @@ def summary() -> Callable[[Path], list[dict[str, float]]]:
 
 
 @pytest.fixture
-def weights() -> Callable[..., dict[str, torch.Tensor]]:
+def weights() -> Weights:
     def read(folder: Path, name: str = "last.pth.tar") -> dict[str, torch.Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(folder / name, weights_only=True)

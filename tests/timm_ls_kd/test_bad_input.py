@@ -98,6 +98,7 @@ DISTILLING = [
     ("--kd-teacher-fast float32 --kd-teacher-dtype bfloat16", ["drop --kd-teacher-dtype"]),
     ("--kd-teacher-fast float32 --kd-preflight-samples 0", ["--kd-preflight-samples"]),
     ("--kd-teacher-compile", ["add --kd-teacher-fast"]),
+    ("--kd-soft-labels x --kd-teacher-fast bfloat16 --kd-teacher-fast-bound 1e-30", ["1e-30"]),
     ("--kd-soft-labels x --mixup-mode pair", ["--mixup-mode pair"]),
     ("--kd-soft-labels x --kd-soft-labels-top-k -1", ["--kd-soft-labels-top-k"]),
     ("--kd-soft-labels x --kd-soft-labels-top-k 5", ["top-K must be 1 to 4"]),
@@ -270,7 +271,8 @@ def test_config_files(train, tmp_path, text, words):
     assert not (tmp_path / "runs").exists()
 
 
-def test_commands(timm_command):
+def test_commands(timm_command, kd):
+    timm_command("soft-labels", *kd).assert_one_clear_line("--kd-soft-labels DIR")
     timm_command("validate.py").assert_one_clear_line("validate.py", "does not exist")
     timm_command("trian").assert_one_clear_line("unknown command 'trian'")
     assert timm_command().status == 2
