@@ -1,7 +1,5 @@
 """A tiny image folder of real digits, a teacher trained on it, and the command line in this process."""
 
-import argparse
-import csv
 import shlex
 import shutil
 from collections.abc import Callable
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import timm_runs
 from image_folders import write_digits
 from lskd import SoftLabels, SoftLabelsWriter
 
@@ -186,18 +185,9 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def summary() -> Callable[[Path], list[dict[str, float]]]:
-    def read(folder: Path) -> list[dict[str, float]]:
-        with (folder / "summary.csv").open(newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-    return read
+    return timm_runs.summary
 
 
 @pytest.fixture
 def weights() -> Weights:
-    def read(folder: Path, name: str = "last.pth.tar") -> dict[str, torch.Tensor]:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(folder / name, weights_only=True)
-        return dict(content["state_dict"])
-
-    return read
+    return timm_runs.weights
