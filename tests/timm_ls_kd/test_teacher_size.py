@@ -65,9 +65,3 @@ def test_size_of_pretrained_weights(monkeypatch):
 def test_settings_that_timm_cannot_use(make, settings):
     with pytest.raises(LskdError, match=r"args\.yaml beside .*t\.pth"):
         make(settings)
-
-
-def test_32_px_teacher_of_a_64_px_student(train, kd):
-    result = train("run", *kd, "--img-size", 64, "--epochs", 1)
-    assert result.status == 0, result.err
-    assert "resized to 32 x 32" in result.out

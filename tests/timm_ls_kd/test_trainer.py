@@ -57,9 +57,11 @@ def own_teacher(train, runs, taught_by):
 
 
 def test_plain_run(train, runs, summary):
-    result = train("plain", "--epochs", 2, "--smoothing", 0.2)
-    assert result.status == 0
-    assert result.err == ""
+    result = train("plain", "--epochs", 2, "--smoothing", 0.2, "--log-interval", 2)
+    assert (result.status, result.err) == (0, "")
+    lines = [line for line in result.out.splitlines() if line.startswith("epoch 0 [")]
+    assert [line.split("]")[0] for line in lines] == [f"epoch 0 [{batch}/6" for batch in (1, 3, 5, 6)]
+    assert "images/s" in lines[0]
     assert "target 0.8500 on the label and 0.0500 on each other class" in result.out
     folder = runs / "plain"
     assert header(folder) == ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"]
@@ -321,10 +323,12 @@ def test_class_map(train, tmp_path, own_digits):
     train("bad", "--class-map", "nosuch.txt", data=own_digits).assert_one_clear_line("nosuch.txt")
 
 
-def test_each_epoch_sees_other_crops(train, runs, summary):
-    train("run", "--epochs", 2, "--lr", 0)
+def test_each_epoch_sees_other_crops_and_a_run_that_ends_at_chance_says_so(train, runs, summary):
+    result = train("run", "--epochs", 2, "--lr", 0)
     first, second = summary(runs / "run")
     assert first["train_loss"] != pytest.approx(second["train_loss"], rel=1e-5)
+    assert "the run ended at chance: right on " in result.out
+    assert "% of 48 validation images (chance 25.0 %)" in result.out
 
 
 @pytest.mark.parametrize("distils", [False, True])
@@ -349,13 +353,6 @@ def test_teacher_has_the_students_memory_layout(train, kd, teachers):
     filters = [teacher.model.layer2[0].conv2.weight for teacher in teachers]
     layout = {"memory_format": torch.channels_last}
     assert [weight.is_contiguous(**layout) for weight in filters] == [True, False]
-
-
-def test_progress_lines(train):
-    result = train("run", "--epochs", 1, "--log-interval", 2)
-    lines = [line for line in result.out.splitlines() if line.startswith("epoch 0 [")]
-    assert [line.split("]")[0] for line in lines] == [f"epoch 0 [{batch}/6" for batch in (1, 3, 5, 6)]
-    assert "images/s" in lines[0]
 
 
 def test_resume_with_another_architecture(train, runs):
@@ -385,9 +382,3 @@ def test_what_the_process_was_started_to_ignore_stays_ignored():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def test_a_run_that_ends_at_chance_says_so(train):
-    result = train("guess", "--epochs", 1, "--lr", 0)
-    assert "the run ended at chance: right on " in result.out
-    assert "% of 48 validation images (chance 25.0 %)" in result.out
