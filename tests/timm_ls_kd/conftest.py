@@ -95,6 +95,39 @@ def student(train: Timm, kd: list[str], store: Path, request: Any) -> Timm:
 
 
 @pytest.fixture
+def make_loader(digits: Path) -> Callable[..., Any]:
+    """Make the loader that the bundled trainer would with these flags, of images of 24 x 24 on the CPU."""
+    from timm.data import create_dataset
+
+    from lskd.teachers.frozen import Normalisation
+    from timm_ls_kd.data import DataConfig
+    from timm_ls_kd.loader import eval_loader, train_loader
+    from timm_ls_kd.store import replayed_images
+    from timm_ls_kd.trainer.arguments import parse_arguments
+
+    def make(
+        *flags: object,
+        data: Path = digits,
+        mean: tuple[float, ...] = (0.5,) * 3,
+        std: tuple[float, ...] = (0.5,) * 3,
+        training: bool = True,
+        stored: Any = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Any:
+        args = parse_arguments([str(word) for word in ("--batch-size", 8, "--workers", 0, *flags)])
+        args.num_classes, args.rank, args.world_size = 4, rank, world_size
+        dataset = create_dataset("", root=str(data), split="train")
+        config = DataConfig((3, 24, 24), Normalisation(mean, std), "bilinear", 0.875, "center")
+        if not training:
+            return eval_loader(dataset, config, args, torch.device("cpu"))
+        images = stored and replayed_images(dataset, stored, not args.no_prefetcher)
+        return train_loader(dataset, config, args, torch.device("cpu"), args.smoothing, images)
+
+    return make
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
