@@ -103,7 +103,7 @@ def make_teacher(run: StudentRun, mode: FastMode) -> FrozenTeacher:
     """
     kd, args = run.kd, run.args
     run.say(f"teacher '{kd.teacher}': loading {kd.checkpoint or 'the pretrained weights of timm'}")
-    teacher = create_teacher(kd, args.num_classes, run.input_size[0], run.normalisation, args.channels_last)
+    teacher = create_teacher(kd, args.num_classes, run.normalisation, args.channels_last)
     teacher.to(run.device)
     for line in describe_teacher(kd, teacher, args.num_classes):
         run.say(line)
@@ -153,19 +153,14 @@ def _streamed(dataset: Any) -> bool:
 
 
 def create_teacher(
-    config: KdConfig,
-    num_classes: int,
-    in_chans: int,
-    student_norm: Normalisation,
-    channels_last: bool = False,
+    config: KdConfig, num_classes: int, student_norm: Normalisation, channels_last: bool = False
 ) -> FrozenTeacher:
     """Create the teacher that `config` names, with its weights loaded, on the CPU.
 
     Args:
         config: the distillation arguments.
         num_classes: the student's class count.
-        in_chans: the student's input channels.
-        student_norm: normalisation of the batches, as the loader really applies it.
+        student_norm: normalisation of the batches, as the loader really applies it, channel by channel.
         channels_last: whether the student uses that memory layout.
 
     Raises:
@@ -173,7 +168,7 @@ def create_teacher(
     """
     check_model_name(config.teacher, "teacher")
     make = _pretrained if config.checkpoint is None else _from_checkpoint
-    model, settings, source = make(config, num_classes, in_chans)
+    model, settings, source = make(config, num_classes, len(student_norm.mean))
     try:
         data_config = timm.data.resolve_data_config(settings, model=model)
     except (AssertionError, TypeError, ValueError):

@@ -23,7 +23,7 @@ def make(tmp_path):
         if settings is not None:
             (tmp_path / "args.yaml").write_text(yaml.safe_dump({"model": name} | settings))
         kd = KdConfig(name, checkpoint=str(tmp_path / "t.pth"), teacher_img_size=size)
-        return create_teacher(kd, 4, 3, NORM)
+        return create_teacher(kd, 4, NORM)
 
     return make_teacher
 
@@ -58,7 +58,7 @@ def test_size_of_pretrained_weights(monkeypatch):
 
     pretrained = timm.create_model("test_resnet", num_classes=4)
     monkeypatch.setattr(teacher, "_pretrained", lambda *args: (pretrained, {}, "of its pretrained weights"))
-    assert seen_sizes(create_teacher(KdConfig("test_resnet"), 4, 3, NORM), 64) == [(160, 160)]
+    assert seen_sizes(create_teacher(KdConfig("test_resnet"), 4, NORM), 64) == [(160, 160)]
 
 
 @pytest.mark.parametrize("settings", [{"img_size": "big"}, {"mean": [0.1, 0.2]}, {"input_size": [3, 32]}])
