@@ -34,39 +34,26 @@ class LsKdTask(TrainingTask):
     Args:
         student_model: the model to train; logits `(B, K)`, or a tuple that starts with them.
         teacher: frozen teacher.
-        temperature: divides both logits.
-        temperature_squared: multiply the soft term by its square.
-        hard_weight: the paper's lambda, in [0, 1].
-        alpha: smoothing of integer labels in the hard term; float targets (mixup) are used as they are.
-        convention: what alpha means, 'uniform' (timm) or 'paper' (Eq. 1).
         device: device of the task.
         dtype: dtype of the task.
         verbose: kept for timm's factories.
+        loss: keyword arguments of :class:`lskd.DistillationLoss`: temperature, hard_weight, alpha, ...; alpha
+            smooths integer labels by default as timm does, float targets (mixup) are used as they are.
     """
 
     def __init__(
         self,
         student_model: nn.Module,
         teacher: FrozenTeacher,
-        temperature: float = 1.0,
-        temperature_squared: bool = False,
-        hard_weight: float = 0.0,
-        alpha: float = 0.0,
-        convention: Convention = "uniform",
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
+        **loss: Any,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         self.trainable_module = student_model
         self.teacher = teacher.to(self.device)
-        self.loss = DistillationLoss(
-            temperature=temperature,
-            temperature_squared=temperature_squared,
-            hard_weight=hard_weight,
-            alpha=alpha,
-            convention=convention,
-        )
+        self.loss = DistillationLoss(**{"convention": "uniform", **loss})
         self._means = SampleMeans()
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
