@@ -190,11 +190,6 @@ class Loader:
         self._loader, self.sampler, self.device = loader, sampler, device
 
     @property
-    def samples(self) -> int:
-        """Samples of the whole data set."""
-        return self.sampler.samples
-
-    @property
     def dataset(self) -> Any:
         """The wrapped data set."""
         return self._loader.dataset
@@ -274,7 +269,7 @@ def train_loader(
     loader = _load(dataset, data, args, device, sampler, images, transform, erasing)
     if len(loader) == 0:
         raise LskdError(
-            f"{loader.samples} training images do not fill one batch of {args.batch_size} "
+            f"{len(dataset)} training images do not fill one batch of {args.batch_size} "
             f"in each of {args.world_size} process(es); lower --batch-size."
         )
     return loader

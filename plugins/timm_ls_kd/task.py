@@ -1,7 +1,7 @@
 """timm training tasks: distil a teacher into a student, from its answers or from stored ones."""
 
 import inspect
-from typing import Any
+from typing import Any, Self
 
 import torch
 from timm.task import TrainingTask
@@ -25,7 +25,24 @@ COLUMNS = {
 }
 
 
-class LsKdTask(TrainingTask):
+class AnyDeviceTask(TrainingTask):
+    """A task that can be distributed on the CPU too."""
+
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> Self:
+        """Wrap the trained module in DistributedDataParallel, on whatever device its parameters are."""
+        module = self.trainable_module
+        if next(module.parameters()).device.type == "cpu":
+            device_ids = None
+        distributed = nn.parallel.DistributedDataParallel
+        # True is the default of every torch, and naming it is deprecated where there is the newer argument.
+        if not ddp_kwargs.pop("broadcast_buffers", True):
+            newer = "forward_sync_buffers" in inspect.signature(distributed.__init__).parameters
+            ddp_kwargs["forward_sync_buffers" if newer else "broadcast_buffers"] = False
+        self.trainable_module = distributed(module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+
+class LsKdTask(AnyDeviceTask):
     """Train a student on a teacher's soft labels, the paper's way: temperature 1, no hard labels, by default.
 
     The teacher is no submodule: `state_dict`, `parameters`, EMA, DistributedDataParallel and the optimiser
@@ -61,11 +78,6 @@ class LsKdTask(TrainingTask):
         # timm 1.0.27 tracks the device in `to` only, later versions here; ask the conversion itself.
         self.teacher.to(fn(torch.empty(0, device=self.device)).device)
         return result
-
-    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "LsKdTask":
-        """Wrap the student in DistributedDataParallel, on the CPU too."""
-        prepare_distributed(self, device_ids, **ddp_kwargs)
-        return self
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
         """Compile student and teacher, before distributed wrapping."""
@@ -163,18 +175,6 @@ def create_kd_task(model: nn.Module, run: StudentRun, dtype: torch.dtype | None 
         store.close()
         raise
     return task
-
-
-def prepare_distributed(task: TrainingTask, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> None:
-    """Wrap a task's trainable module in DistributedDataParallel, on whatever device its parameters are."""
-    module = task.trainable_module
-    if next(module.parameters()).device.type == "cpu":
-        device_ids = None
-    # True is the default of every torch, and naming it is deprecated where there is the newer argument.
-    if not ddp_kwargs.pop("broadcast_buffers", True):
-        known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
-        ddp_kwargs["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
-    task.trainable_module = nn.parallel.DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs)
 
 
 def describe_targets(kd: KdConfig, num_classes: int, mixing: bool) -> str:

@@ -36,7 +36,7 @@ from timm_ls_kd.models import (
     load_weights,
 )
 from timm_ls_kd.store import augmentation_of, planned_epochs, replayed_images
-from timm_ls_kd.task import create_kd_task, describe_labels, prepare_distributed
+from timm_ls_kd.task import AnyDeviceTask, create_kd_task, describe_labels
 from timm_ls_kd.teacher import StudentRun
 from timm_ls_kd.trainer.loop import say
 
@@ -44,18 +44,13 @@ Datasets = Callable[[Namespace, int], tuple[Any, Any]]
 """Opens a run's training and validation images (None: it has none) of so many channels."""
 
 
-class PlainTask(ClassificationTask):
-    """timm's classification task, distributed on the CPU too, of the first output where there are several."""
+class PlainTask(AnyDeviceTask, ClassificationTask):
+    """timm's classification task, of the first output where there are several."""
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return 'loss' and 'output'."""
         output = logits_of(self.trainable_module(input))
         return {"loss": self.criterion(output, target), "output": output}
-
-    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "PlainTask":
-        """Wrap the model in DistributedDataParallel."""
-        prepare_distributed(self, device_ids, **ddp_kwargs)
-        return self
 
 
 @dataclass
