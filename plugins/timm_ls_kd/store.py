@@ -346,7 +346,7 @@ class SoftLabelsRun(StoredRun):
         SoftLabelsError: the folder contains something else, or is damaged.
     """
 
-    LOCK_SECONDS = 15.0  # the loading processes of a killed run may hold its lock for a few seconds
+    LOCK_SECONDS = 15.0  # the loading processes of a killed run may keep its lock for a few seconds
     STOP_ADVICE = (
         "; make room and go on by --resume, or train on without storing by --kd-soft-labels-on-error continue"
     )

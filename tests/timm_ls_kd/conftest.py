@@ -31,7 +31,7 @@ class Result:
     err: str
 
     def assert_one_clear_line(self, *words: str, status: int = 2) -> None:
-        """One line on stderr that names these words, a non-zero status, no traceback."""
+        """One line on stderr that contains these words, a non-zero status, no traceback."""
         lines = self.err.strip().splitlines()
         assert self.status == status, f"status {self.status}\n{self.out}\n{self.err}"
         assert len(lines) == 1, self.err

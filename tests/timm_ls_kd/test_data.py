@@ -46,7 +46,7 @@ def test_training_shares_are_a_partition_of_each_global_batch():
     assert uneven == [32, 32, 32]
 
 
-def test_validation_shares_hold_each_sample_once():
+def test_validation_shares_contain_each_sample_once():
     shares = [list(EpochSampler(10, 0, rank, 3, shuffle=False)) for rank in range(3)]
     assert sorted(index for share in shares for index in share) == list(range(10))
 

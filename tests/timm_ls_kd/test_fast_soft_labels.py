@@ -1,4 +1,4 @@
-"""A fast teacher whose words are stored: what the manifest says of it, and who may read them."""
+"""A fast teacher whose answers are stored: what the manifest says of it, and who may read them."""
 
 import shutil
 
@@ -54,7 +54,7 @@ def test_the_manifest_says_how_the_teacher_was_made_and_measured(stores):
         assert 0 <= content["mean_kl"] <= min(content["max_kl"], 0.01)
         fast = SoftLabels(stores[form]).take(np.arange(96)).values.astype(np.float64)
         fast -= np.log(np.exp(fast).sum(-1, keepdims=True))
-        # What is stored is as far from the exact teacher's words as was measured on other images.
+        # What is stored is as far from the exact teacher as was measured on other images.
         kl = (np.exp(exact) * (exact - fast)).sum(-1).mean()
         assert not np.array_equal(exact, fast)
         assert kl == pytest.approx(content["mean_kl"], rel=4, abs=1e-10), form

@@ -1,4 +1,4 @@
-"""Students that share one teacher's stored words: exactness, refusals, kills, full disks."""
+"""Students that share one teacher's stored answers: exactness, refusals, kills, full disks."""
 
 import argparse
 import builtins
