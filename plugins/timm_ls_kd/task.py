@@ -28,6 +28,8 @@ COLUMNS = {
 class AnyDeviceTask(TrainingTask):
     """A task that can be distributed on the CPU too."""
 
+    trainable_module: nn.Module
+
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> Self:
         """Wrap the trained module in DistributedDataParallel, on whatever device its parameters are."""
         module = self.trainable_module

@@ -87,10 +87,10 @@ def _store(args: Namespace) -> int:
         teacher = OnDemandTeacher(run)
         run.prepare(teacher.to(session.device))
         quiet = args.rank != 0 or run.keys >= total or None
+        ask = partial(run.answers, teacher)
         with tqdm(total=total, initial=run.keys, unit=" images", mininterval=1, disable=quiet) as bar:
             while run.keys < total:
                 stop = min(run.keys + window, total)
-                ask = partial(run.answers, teacher)
                 run.complete(stop, ask, lambda count: bar.update(count * args.world_size))
                 if run.failed:
                     raise LskdError(f"{run.config.path} cannot be written; what is stored there stays.")
