@@ -150,12 +150,12 @@ def rewritten(store: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def same_weights(runs: Path, weights: Weights) -> Callable[[str, str], bool]:
+def same_weights(runs: Path, weights: Weights) -> Callable[..., bool]:
     """Whether two runs ended with the same weights, bit for bit."""
 
-    def compare(first: str, second: str) -> bool:
-        other = weights(runs / second)
-        return all(torch.equal(value, other[key]) for key, value in weights(runs / first).items())
+    def compare(first: str, second: str, file: str = "last.pth.tar") -> bool:
+        other = weights(runs / second, file)
+        return all(torch.equal(value, other[key]) for key, value in weights(runs / first, file).items())
 
     return compare
 

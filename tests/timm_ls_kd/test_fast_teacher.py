@@ -63,14 +63,13 @@ def test_training_with_a_fast_teacher(train, kd, teacher, summary, tmp_path, mod
     assert hashlib.sha256(teacher.read_bytes()).hexdigest() == checksum
 
 
-def test_resumed_run_equals_an_unbroken_one(train, kd, weights, tmp_path):
+def test_resumed_run_equals_an_unbroken_one(train, kd, same_weights, runs):
     flags = [*kd, "--kd-teacher-fast", "float32", "--sched", "none"]
     assert train("whole", *flags, "--epochs", 2).status == 0
     assert train("broken", *flags, "--epochs", 1).status == 0
-    last = tmp_path / "runs" / "broken" / "last.pth.tar"
+    last = runs / "broken" / "last.pth.tar"
     assert train("broken", *flags, "--epochs", 2, "--resume", last).status == 0
-    whole, broken = (weights(tmp_path / "runs" / name) for name in ("whole", "broken"))
-    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+    assert same_weights("whole", "broken")
 
 
 def test_measured_on_training_images_with_or_without_validation_images(train, kd):

@@ -164,7 +164,7 @@ def stop_at(monkeypatch, epoch, steps=2):
         "--aa rand-m5 --opt adamw --lr 0.002",
     ],
 )
-def test_resumed_run_equals_the_unbroken_one(train, runs, kd, monkeypatch, arguments, weights):
+def test_resumed_run_equals_the_unbroken_one(train, runs, kd, monkeypatch, arguments, same_weights):
     options = [*kd, "--epochs", 4, "--kd-hard-weight", 0.2, *arguments.split()]
     assert train("whole", *options).status == 0
     with monkeypatch.context() as patch:
@@ -180,10 +180,8 @@ def test_resumed_run_equals_the_unbroken_one(train, runs, kd, monkeypatch, argum
         result = train("broken", *options, "--resume", last)
         assert f"going on from {runs / 'broken' / 'checkpoint-2.pth.tar'}" in result.out
         assert result.status == 0
-    for name in ("last.pth.tar", "model_best.pth.tar"):
-        whole, broken = weights(runs / "whole", name), weights(runs / "broken", name)
-        for key, value in whole.items():
-            assert torch.equal(value, broken[key]), key
+    assert same_weights("whole", "broken")
+    assert same_weights("whole", "broken", "model_best.pth.tar")
     assert (runs / "whole" / "summary.csv").read_bytes() == (runs / "broken" / "summary.csv").read_bytes()
     assert {p.name for p in (runs / "whole").iterdir()} == {p.name for p in (runs / "broken").iterdir()}
     if "--model-ema" in options:
