@@ -192,7 +192,7 @@ class _WatchedRun:
         self.args = Namespace()
         self.kd: KdConfig | None = None
         self.student: Any = None
-        self.datasets: dict[bool, Any] = {}  # that is trained on, and that is not
+        self.datasets: dict[bool, Any] = {}  # by whether it is trained on
         self.eval_loader: dict[str, Any] = {}
         self.task: LsKdTask | None = None
         self.images: tuple[Any, Any] | None = None  # of stored soft labels: by key, and what makes batches
