@@ -1,4 +1,4 @@
-"""Reading a teacher's weights without running anything that is in the file."""
+"""Weights: read without running anything that is in the file, and loaded whole or not at all."""
 
 import argparse
 import hashlib
@@ -16,8 +16,9 @@ import torch
 from numpy._core import multiarray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from lskd.base.tensors import require_finite_weights
 from lskd.errors import CheckpointError, one_line
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, ModelEma and torch.compile
@@ -95,6 +96,43 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
             "save model.state_dict(), alone or as 'state_dict'"
         )
     return _without_wrappers(weights)
+
+
+def load_strictly(
+    model: nn.Module, weights: Mapping[str, Tensor], name: str, path: str | Path, fix: str
+) -> None:
+    """Load weights into a network: all of them, and nothing else.
+
+    Args:
+        model: the network.
+        weights: by name, as :func:`load_teacher_weights` returns them.
+        name: what the network is called in messages.
+        path: the file that they come from, for messages.
+        fix: what to do where a tensor has another shape.
+
+    Raises:
+        CheckpointError: weights of another architecture, or of other shapes.
+        DivergedError: a weight is not a finite number.
+    """
+    wanted = model.state_dict()
+    # Files older than torch 0.4.1 lack these counts of batches, which nothing here reads.
+    counts = {key: value for key, value in wanted.items() if key.endswith(".num_batches_tracked")}
+    weights = {**counts, **weights}
+    missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or unexpected:
+        example = f"no '{missing[0]}'" if missing else f"'{unexpected[0]}', which {name} has not"
+        raise CheckpointError(
+            f"{path} contains weights of another architecture than {name}: it has {example} "
+            f"({len(missing)} missing, {len(unexpected)} unexpected); name the model it was saved from."
+        )
+    for key, tensor in weights.items():
+        if tensor.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{path} does not fit {name}: '{key}' is {list(tensor.shape)}, the model's is "
+                f"{list(wanted[key].shape)}; {fix}."
+            )
+    require_finite_weights((f"{key} in {path}", tensor) for key, tensor in weights.items())
+    model.load_state_dict(weights)
 
 
 def is_safetensors(path: str | Path) -> bool:

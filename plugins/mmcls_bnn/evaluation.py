@@ -17,7 +17,7 @@ import mmcls_bnn.distil.classifier  # noqa: F401 - importing it registers studen
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.images import check_images
 from lskd.errors import one_line
-from lskd.teachers.outputs import AnswerBatch, Answers, logits_of
+from lskd.teachers.outputs import Answers, answer_batches
 from mmcls_bnn.compat import DATASETS, FRAMEWORK, MODELS, use_registry
 from mmcls_bnn.data import CheckedImageFolder, name_of
 from mmcls_bnn.distil.teacher import LogitsOf
@@ -88,8 +88,19 @@ def evaluate_config(
     )
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model.to(where).eval()
+    logits = LogitsOf(model)
+    batches = answer_batches(
+        _labelled(_one_line_errors(loader, config), config),
+        share,
+        lambda batch: logits(model.data_preprocessor(batch, False)["inputs"]),
+        model=f"the model of {config}",
+        advice="check the pipeline of its val_dataloader",
+        classifier=classifier,
+        device=where,
+        amp=amp,
+    )
     return Answers(
-        _batches(model, config, loader, share, classifier, where, amp),
+        batches,
         len(dataset),
         classes,
         [name_of(dataset.data_root, info) or f"val/{index}" for index, info in enumerate(infos)],
@@ -208,50 +219,12 @@ def _linear_classifier(model: nn.Module, config: Path, classes: int) -> nn.Linea
     return found[0]
 
 
-def _batches(
-    model: Any,
-    config: Path,
-    loader: Iterable[Any],
-    share: Iterable[int],
-    classifier: nn.Linear | None,
-    device: torch.device,
-    amp: bool,
-) -> Iterator[AnswerBatch]:
-    entered: list[Tensor] = []
-    hook = classifier and classifier.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-    indices = iter(share)
-    ask = LogitsOf(model)
-    try:
-        for batch in _one_line_errors(loader, config):
-            entered.clear()
-            # Within the loop: a generator's context would apply to whoever takes the batches.
-            with torch.inference_mode(), torch.autocast(device.type, enabled=amp):
-                data, logits = _forward(model, ask, config, batch)
-            labels = [sample.gt_label.label.flatten() for sample in data["data_samples"]]
-            if any(len(label) != 1 for label in labels):
-                raise LskdError(f"the data of {config} have several labels an image; one is needed")
-            features = entered[-1].float() if entered else None
-            if features is not None and features.ndim != 2:
-                raise LskdError(f"the model of {config} has no features of one vector an image; use another")
-            numbers = torch.tensor([next(indices) for _ in labels])
-            yield numbers, logits.float(), torch.cat(labels).long(), features
-    finally:
-        if hook:
-            hook.remove()
-
-
-def _forward(model: Any, ask: LogitsOf, config: Path, batch: Any) -> tuple[dict[str, Any], Tensor]:
-    try:
-        data: dict[str, Any] = model.data_preprocessor(batch, False)
-        logits = logits_of(ask(data["inputs"]))
-    except torch.OutOfMemoryError:
-        raise LskdError(f"the model of {config}: a batch does not fit the GPU; use a smaller one") from None
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise LskdError(
-            f"the model of {config} cannot process its images ({one_line(error)}); check the pipeline of its "
-            "val_dataloader"
-        ) from None
-    return data, logits
+def _labelled(batches: Iterable[Any], config: Path) -> Iterator[tuple[Any, Tensor]]:
+    for batch in batches:
+        labels = [sample.gt_label.label.flatten() for sample in batch["data_samples"]]
+        if any(len(label) != 1 for label in labels):
+            raise LskdError(f"the data of {config} have several labels an image; one is needed")
+        yield batch, torch.cat(labels).long()
 
 
 def _one_line_errors(loader: Iterable[Any], config: Path) -> Iterator[Any]:

@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timm_ls_kd.evaluation import Evaluation, collect_logits
+    from lskd.teachers.outputs import Evaluation
+    from timm_ls_kd.evaluation import collect_logits
     from timm_ls_kd.task import LsKdTask
 
 __all__ = ["Evaluation", "LsKdTask", "collect_logits"]

@@ -22,34 +22,30 @@ OnError = Literal["stop", "continue"]
 ABOUT_A_TEACHER = ("kd_temperature", "kd_preflight_samples", "kd_teacher_fast_bound")
 
 
-# What a distilling run cannot be combined with: (attribute, value when off, what to say).
+# What a distilling run cannot be combined with: (attribute, value when off, what to say after its flag).
 _CONFLICTS: tuple[tuple[str, Any, str], ...] = (
-    ("kd_model_name", None, "--kd-model-name is timm's own distillation; give either it or --kd-teacher"),
-    ("kd_distill_type", "logit", "--kd-distill-type is timm's own; --kd-teacher distils logits, drop it"),
-    (
-        "distill_loss_weight",
-        None,
-        "--distill-loss-weight is timm's own; with --kd-teacher use --kd-hard-weight",
-    ),
-    ("task_loss_weight", None, "--task-loss-weight is timm's own; with --kd-teacher use --kd-hard-weight"),
-    ("bce_loss", False, "--bce-loss has no meaning with --kd-teacher; drop it"),
-    ("jsd_loss", False, "--jsd-loss has no meaning with --kd-teacher; drop it"),
-    ("naflex_loader", False, "--naflex-loader gives patches, the teacher wants images; drop it"),
-    ("multi_label", False, "--multi-label has no meaning with --kd-teacher; drop it"),
+    ("kd_model_name", None, "is timm's own distillation; give either it or --kd-teacher"),
+    ("kd_distill_type", "logit", "is timm's own; --kd-teacher distils logits, drop it"),
+    ("distill_loss_weight", None, "is timm's own; with --kd-teacher use --kd-hard-weight"),
+    ("task_loss_weight", None, "is timm's own; with --kd-teacher use --kd-hard-weight"),
+    ("bce_loss", False, "has no meaning with --kd-teacher; drop it"),
+    ("jsd_loss", False, "has no meaning with --kd-teacher; drop it"),
+    ("naflex_loader", False, "gives patches, the teacher wants images; drop it"),
+    ("multi_label", False, "has no meaning with --kd-teacher; drop it"),
 )
-# What cannot be made again from a sample's seed: (attribute, values when off, what to say).
+# What cannot be made again from a sample's seed: (attribute, values when off, what to say after its flag).
 _NOT_REPLAYED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("aug_splits", (0,), "--aug-splits makes several images of one"),
-    ("aug_repeats", (0,), "--aug-repeats gives an image several times in an epoch"),
-    ("resplit", (False,), "--resplit erases by place in the batch"),
-    ("cutmix_minmax", (None,), "--cutmix-minmax draws other boxes"),
-    ("mixup_mode", ("batch", "elem"), "--mixup-mode {value} mixes the images of a batch with one another"),
-    ("use_multi_epochs_loader", (False,), "--use-multi-epochs-loader loads across the ends of epochs"),
-    ("epoch_repeats", (0, 0.0), "--epoch-repeats is for data that is streamed"),
-    ("train_img_sizes", (None,), "--train-img-sizes changes the image size from batch to batch"),
-    ("train_batches_per_epoch", (None,), "--train-batches-per-epoch leaves images out"),
-    ("train_steps_per_epoch", (None,), "--train-steps-per-epoch leaves images out"),
-    ("model_dtype", (None,), "--model-dtype rounds the images; use --amp"),
+    ("aug_splits", (0,), "makes several images of one"),
+    ("aug_repeats", (0,), "gives an image several times in an epoch"),
+    ("resplit", (False,), "erases by place in the batch"),
+    ("cutmix_minmax", (None,), "draws other boxes"),
+    ("mixup_mode", ("batch", "elem"), "{value} mixes the images of a batch with one another"),
+    ("use_multi_epochs_loader", (False,), "loads across the ends of epochs"),
+    ("epoch_repeats", (0, 0.0), "is for data that is streamed"),
+    ("train_img_sizes", (None,), "changes the image size from batch to batch"),
+    ("train_batches_per_epoch", (None,), "leaves images out"),
+    ("train_steps_per_epoch", (None,), "leaves images out"),
+    ("model_dtype", (None,), "rounds the images; use --amp"),
 )
 
 
@@ -385,7 +381,7 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
         return None
     for name, off, message in _CONFLICTS:
         if getattr(args, name, off) not in (off, None):
-            raise LskdError(message + ".")
+            raise LskdError(f"{_flag(name)} {message}.")
     if not (math.isfinite(args.kd_temperature) and args.kd_temperature > 0):
         raise LskdError(
             f"--kd-temperature must be greater than 0, got {args.kd_temperature}; 1 is the paper's value."
@@ -431,9 +427,8 @@ def soft_labels_config(args: argparse.Namespace) -> SoftLabelsConfig | None:
     for name, off, text in _NOT_REPLAYED:
         value = getattr(args, name, off[0])
         if value not in off:
-            raise LskdError(
-                f"{text.format(value=value)}, which --kd-soft-labels cannot repeat; drop one of them."
-            )
+            text = f"{_flag(name)} {text.format(value=value)}"
+            raise LskdError(f"{text}, which --kd-soft-labels cannot repeat; drop one of them.")
     return SoftLabelsConfig(
         Path(args.kd_soft_labels),
         rest=args.kd_rest,

@@ -100,7 +100,7 @@ def _class_images(folder: Path, strict: bool) -> dict[str, list[Path]]:
     """Map class names to image files, as timm does: the class is the name of the folder an image lies in."""
     extensions: set[str] = get_img_extensions(as_set=True)
     classes: dict[str, list[Path]] = {}
-    holders = set()
+    filled = set()
     folders = []
     for where, subfolders, files in os.walk(folder, followlinks=True):
         here = Path(where)
@@ -114,10 +114,10 @@ def _class_images(folder: Path, strict: bool) -> dict[str, list[Path]]:
                 f"image {images[0]} lies outside any class folder; move it into the folder of its class."
             )
         classes.setdefault(here.name, []).extend(images)
-        holders.update([here, *here.parents])
+        filled.update([here, *here.parents])
     if not classes:
         raise LskdError(f"{folder} contains no images; give a folder with one folder of images per class.")
-    empty = [path for path in folders if path not in holders]
+    empty = [path for path in folders if path not in filled]
     if empty and strict:
         raise LskdError(
             f"class folder {empty[0]} has no images, so all later classes would get other labels; "

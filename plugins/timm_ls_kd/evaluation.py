@@ -1,20 +1,17 @@
 """What a trained model says about the images of a split."""
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lskd import LskdError
-from lskd.base.tensors import require_finite
-from lskd.errors import one_line
-from lskd.teachers.outputs import AnswerBatch, Answers, logits_of
+from lskd import LskdError, load_teacher_weights
+from lskd.teachers.outputs import Answers, Evaluation, answer_batches
 from timm_ls_kd.data import check_data, open_dataset, resolve_data
-from timm_ls_kd.loader import Loader, eval_loader
+from timm_ls_kd.loader import eval_loader
 from timm_ls_kd.models import (
     PREFIX,
     classifier_names,
@@ -24,26 +21,9 @@ from timm_ls_kd.models import (
     fit_weights,
     input_arguments,
     input_channels,
-    linear_classifier,
     load_weights,
-    read_weights,
 )
 from timm_ls_kd.run_settings import read_config, settings_beside
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Logits of a run on a split.
-
-    Attributes:
-        logits: `(N, K)` float32, on the CPU.
-        labels: `(N,)` int64.
-        keys: names of the N images, relative to the data folder (or `split/index` where there are no files).
-    """
-
-    logits: Tensor
-    labels: Tensor
-    keys: list[str]
 
 
 def evaluate_model(
@@ -53,13 +33,8 @@ def evaluate_model(
     split: str = "validation",
     *,
     features: bool = False,
-    num_classes: int | None = None,
     img_size: int | None = None,
     crop_pct: float | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-    interpolation: str | None = None,
-    dataset: str = "",
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | str | None = None,
@@ -79,13 +54,8 @@ def evaluate_model(
         data_dir: data folder.
         split: its split.
         features: give the input of the classifier and its weight too.
-        num_classes: None: the run's, or as many as the checkpoint's classifier has.
         img_size: height and width.
         crop_pct: part of the resized image that is looked at.
-        mean: per channel.
-        std: per channel.
-        interpolation: of the resize.
-        dataset: timm's data set name, `''` for folders.
         batch_size: of this process.
         workers: loading processes.
         device: where to compute; None: CUDA where there is one.
@@ -98,30 +68,28 @@ def evaluate_model(
             other classes, features of a model without a linear classifier.
         DivergedError: a weight is not finite; while the batches are taken, a logit is not.
     """
-    given = {
-        "img_size": img_size,
-        "crop_pct": crop_pct,
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-    }
+    given = {"img_size": img_size, "crop_pct": crop_pct}
     given = {key: value for key, value in given.items() if value is not None}
+    settings: dict[str, Any] = {}
     if name.startswith(PREFIX):
-        model, settings = create_torchvision(name.removeprefix(PREFIX), checkpoint, num_classes)
+        model, settings = create_torchvision(name.removeprefix(PREFIX), checkpoint)
         settings |= given
     else:
-        settings = {} if checkpoint is None else settings_beside(checkpoint, name)
-        settings = _overlaid(settings, given)
-        model = _create(name, checkpoint, settings, num_classes)
+        if checkpoint is not None:
+            settings = settings_beside(checkpoint, name)
+        if img_size is not None and settings.get("input_size"):  # of the two the one that is given counts
+            settings |= {"in_chans": input_channels(settings), "input_size": None}
+        settings |= given
+        model = _create(name, checkpoint, settings)
     settings |= {
-        "dataset": dataset,
+        "dataset": "",
         "data_dir": None if data_dir is None else str(data_dir),
         "batch_size": batch_size,
         "validation_batch_size": None,
         "workers": workers,
     }
     check_data(
-        dataset,
+        "",
         settings["data_dir"],
         [split],
         class_map=settings.get("class_map") or "",
@@ -163,37 +131,16 @@ def collect_logits(
     name = settings["model"]
     model = create_for_run(name, "model", settings, settings.get("num_classes"))
     load_weights(model, f"model '{name}'", str(run_dir / checkpoint))
-    found = _ask(model, name, settings, split, device=device)
-    logits, labels = [], []
-    for _, some_logits, some_labels, _ in found.batches:
-        logits.append(some_logits.float().cpu())
-        labels.append(some_labels.cpu())
-    return Evaluation(torch.cat(logits).clone(), torch.cat(labels).long().clone(), found.keys)
+    return _ask(model, name, settings, split, device=device).evaluation()
 
 
-def _overlaid(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Put given values before a run's; of its two ways to name a size the one that is given counts."""
-    result = {**settings, **given}
-    if "img_size" in given and result.get("input_size"):
-        result["in_chans"] = input_channels(settings)
-        result["input_size"] = None
-    return result
-
-
-def _create(
-    name: str, checkpoint: Path | None, settings: Mapping[str, Any], num_classes: int | None
-) -> nn.Module:
+def _create(name: str, checkpoint: Path | None, settings: Mapping[str, Any]) -> nn.Module:
     if checkpoint is None:
-        return create(
-            name,
-            "model",
-            extra=input_arguments(name, settings),
-            fix="give weights with --checkpoint FILE",
-            pretrained=True,
-            num_classes=num_classes,
-        )
-    weights = read_weights(str(checkpoint))
-    classes = num_classes or settings.get("num_classes")
+        arguments = input_arguments(name, settings)
+        fix = "give weights with --checkpoint FILE"
+        return create(name, "model", extra=arguments, fix=fix, pretrained=True)
+    weights = load_teacher_weights(checkpoint)
+    classes = settings.get("num_classes")
     model = create_for_run(name, "model", settings, classes)
     if classes is None:
         rows = {len(weights[key]) for c in classifier_names(model) if (key := f"{c}.weight") in weights}
@@ -229,67 +176,23 @@ def _ask(
         no_prefetcher=False,
     )
     loader = eval_loader(dataset, data, options, where, rank, world_size)
-    model.to(where).eval()
-    return Answers(
-        _batches(model, name, loader, classifier, amp),
-        len(dataset),
-        classes,
-        keys,
-        class_names,
-        None if classifier is None else classifier.weight.detach().float().cpu(),
+    batches = answer_batches(
+        loader,
+        loader.sampler,
+        model.to(where).eval(),
+        model=f"model '{name}'",
+        advice="give the size that it was trained on with --img-size",
+        classifier=classifier,
+        device=where,
+        amp=amp,
     )
-
-
-def _batches(
-    model: nn.Module, name: str, loader: Loader, classifier: nn.Linear | None, amp: bool
-) -> Iterator[AnswerBatch]:
-    entered: list[Tensor] = []
-    hook = classifier and classifier.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
-    indices = iter(loader.sampler)
-    try:
-        for images, labels in loader:
-            entered.clear()
-            # Within the loop: a generator's context would apply to whoever takes the batches.
-            with torch.inference_mode(), torch.autocast(images.device.type, enabled=amp):
-                logits = _forward(model, name, images)
-            require_finite(f"model '{name}': the logits", logits)
-            features = entered[-1].float() if entered else None
-            if features is not None and features.ndim != 2:
-                raise LskdError(
-                    f"model '{name}' has no features of one vector an image; choose another model"
-                )
-            numbers = torch.tensor([next(indices) for _ in range(len(labels))])
-            yield numbers, logits.float(), labels, features
-    finally:
-        if hook:
-            hook.remove()
-
-
-def _forward(model: nn.Module, name: str, images: Tensor) -> Tensor:
-    try:
-        output = model(images)
-    except torch.OutOfMemoryError:
-        raise LskdError(
-            f"model '{name}': a batch of {len(images)} does not fit the GPU; use a smaller one"
-        ) from None
-    except (RuntimeError, AssertionError, ValueError) as error:
-        shape = " x ".join(str(size) for size in images.shape[1:])
-        raise LskdError(
-            f"model '{name}' cannot process {shape} images ({one_line(error)}); "
-            "give the size that it was trained on with --img-size"
-        ) from None
-    try:
-        return logits_of(output)
-    except LskdError as error:
-        raise LskdError(f"model '{name}': {error}") from None
+    templates = None if classifier is None else classifier.weight.detach().float().cpu()
+    return Answers(batches, len(dataset), classes, keys, class_names, templates)
 
 
 def _linear_classifier(model: nn.Module, name: str) -> nn.Linear:
-    if hasattr(model, "pretrained_cfg"):
-        names = classifier_names(model)
-        module = model.get_submodule(names[0]) if len(names) == 1 else None
-    else:
-        module = linear_classifier(model)
+    names = classifier_names(model)
+    module = model.get_submodule(names[0]) if len(names) == 1 else None
     if not isinstance(module, nn.Linear) or module.out_features != cast(Any, model).num_classes:
         raise LskdError(
             f"model '{name}' has no single linear classifier, so no templates; choose another model"

@@ -19,10 +19,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError
 from lskd.errors import one_line
-from lskd.teachers.frozen import Normalisation
 from lskd.teachers.replay import augmentation_seed, replayed
 from timm_ls_kd.data import CheckedReader, DataConfig, unreadable
 
+# What timm's `create_transform` takes of a data configuration, or of a run's arguments, under the same names.
+_VALIDATION = ("interpolation", "crop_pct", "crop_mode")
+_TRAINING = ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter")
 _COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
 
 
@@ -188,11 +190,6 @@ class Loader:
         self._loader, self.sampler, self.device = loader, sampler, device
 
     @property
-    def samples(self) -> int:
-        """Samples of the whole data set."""
-        return self.sampler.samples
-
-    @property
     def dataset(self) -> Any:
         """The wrapped data set."""
         return self._loader.dataset
@@ -215,123 +212,13 @@ class Loader:
             raise loading_error(error) from None
 
 
-def device_batches(
-    dataset: Dataset[Any], normalisation: Normalisation, device: torch.device, prefetch: bool, **loader: Any
-) -> Iterator[tuple[torch.Tensor, Any]]:
-    """Yield batches on the device, normalised.
-
-    Args:
-        dataset: map-style data set whose transform is set already.
-        normalisation: what is applied on the device when `prefetch`, otherwise the transform has done it.
-        device: where batches go.
-        prefetch: whether the transform leaves normalising to timm's prefetcher.
-        **loader: for torch's `DataLoader`.
-    """
-    batches: Any = DataLoader(dataset, **{"collate_fn": fast_collate if prefetch else None, **loader})
-    if prefetch:
-        mean, std = normalisation.mean, normalisation.std
-        batches = PrefetchLoader(batches, mean=mean, std=std, channels=len(mean), device=device)
-    for images, targets in batches:
-        yield images.to(device), targets.to(device)
-
-
-def create_loader(
-    dataset: Any,
-    *,
-    input_size: Sequence[int],
-    batch_size: int,
-    normalisation: Normalisation,
-    device: torch.device,
-    transform: dict[str, Any],
-    training: bool = False,
-    seed: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    pin_memory: bool = False,
-    prefetch: bool = True,
-    mixing: dict[str, Any] | None = None,
-    mixing_off_epoch: int = 0,
-    erasing: dict[str, Any] | None = None,
-    replayed_images: tuple[Dataset[Any], Any] | None = None,
-) -> Loader:
-    """Build a loader from timm's transform, collate and prefetch parts.
-
-    Args:
-        dataset: a map-style timm data set; its `transform` is set here.
-        input_size: channels, height, width.
-        batch_size: of this process.
-        normalisation: mean and deviation of each channel.
-        device: where batches go.
-        transform: arguments for timm's `create_transform`.
-        training: shuffle, and drop the last incomplete batch.
-        seed: of order and augmentation.
-        rank: of this process.
-        world_size: number of processes.
-        workers: loading processes.
-        pin_memory: pin memory for copies to the GPU.
-        prefetch: normalise on the device.
-        mixing: arguments for timm's `Mixup`, None: no mixing.
-        mixing_off_epoch: first epoch without mixing, 0: none.
-        erasing: `re_prob`, `re_mode`, `re_count` of random erasing.
-        replayed_images: samples and what makes batches of them, where soft labels are stored; then `seed` is
-            that of the order alone, and `mixing` does not count.
-
-    Raises:
-        LskdError: timm cannot make the transform.
-    """
-    mean, std = normalisation.mean, normalisation.std
-    erasing = erasing or {}
-    try:
-        dataset.transform = create_transform(
-            tuple(input_size),
-            is_training=training,
-            use_prefetcher=prefetch,
-            mean=mean,
-            std=std,
-            **erasing,
-            **transform,
-        )
-    except Exception as error:  # timm's parsers of policies raise whatever they like
-        policy = transform.get("auto_augment")
-        fix = f"check --aa {policy}" if policy else "check the arguments of cropping and augmentation"
-        kind = "training" if training else "validation"
-        raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {fix}.") from None
-    sampler = EpochSampler(len(dataset), seed, rank, world_size, shuffle=training)
-    samples, collate = replayed_images or (
-        SeededDataset(dataset, seed),
-        _SeededCollate(prefetch, mixing, mixing_off_epoch),
-    )
-    loader: Any = DataLoader(
-        samples,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=training,
-        num_workers=workers,
-        worker_init_fn=_end_quietly,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        # Starting workers draws a number: not from the generator of dropout, which must not depend on when.
-        generator=torch.Generator(),
-    )
-    if prefetch:
-        loader = PrefetchLoader(loader, mean=mean, std=std, channels=input_size[0], device=device, **erasing)
-    return Loader(loader, sampler, device)
-
-
 def eval_loader(
     dataset: Any, data: DataConfig, args: Namespace, device: torch.device, rank: int = 0, world_size: int = 1
 ) -> Loader:
     """Load a split in its order through the validation transform."""
-    return create_loader(
-        dataset,
-        transform=_named(data, "interpolation", "crop_pct", "crop_mode"),
-        batch_size=getattr(args, "validation_batch_size", None) or args.batch_size,
-        rank=rank,
-        world_size=world_size,
-        **_of_run(data, args, device),
-    )
+    sampler = EpochSampler(len(dataset), 0, rank, world_size, shuffle=False)
+    images = SeededDataset(dataset, 0), _SeededCollate(not args.no_prefetcher, None, 0)
+    return _load(dataset, data, args, device, sampler, images, _named(data, *_VALIDATION), {})
 
 
 def train_loader(
@@ -342,7 +229,20 @@ def train_loader(
     smoothing: float,
     replayed_images: tuple[Dataset[Any], Any] | None = None,
 ) -> Loader:
-    """Load the training split through timm's augmentation; mixup's labels are smoothed timm's way."""
+    """Load the training split through timm's augmentation.
+
+    Args:
+        dataset: a map-style timm data set; its `transform` is set here.
+        data: how images become the model's input.
+        args: of the run.
+        device: where batches go.
+        smoothing: of mixup's labels, timm's way.
+        replayed_images: samples and what makes batches of them, where soft labels are stored; then the run's
+            seed is that of the order alone, and images come mixed.
+
+    Raises:
+        LskdError: timm cannot make the transform, or the images do not fill a batch.
+    """
     mixing = None
     if args.mixup > 0 or args.cutmix > 0:
         mixing = {
@@ -354,40 +254,65 @@ def train_loader(
             "label_smoothing": smoothing,
             "num_classes": args.num_classes,
         }
-    named = _named(args, "no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter")
-    interpolation = data.interpolation if args.no_aug else (args.train_interpolation or data.interpolation)
-    loader = create_loader(
-        dataset,
-        transform={**named, "auto_augment": args.aa, "interpolation": interpolation},
-        batch_size=args.batch_size,
-        training=True,
-        mixing=mixing,
-        mixing_off_epoch=args.mixup_off_epoch,
-        erasing={
-            "re_prob": 0.0 if args.no_aug else args.reprob,
-            "re_mode": args.remode,
-            "re_count": args.recount,
-        },
-        replayed_images=replayed_images,
-        **_named(args, "seed", "rank", "world_size"),
-        **_of_run(data, args, device),
+    images = replayed_images or (
+        SeededDataset(dataset, args.seed),
+        _SeededCollate(not args.no_prefetcher, mixing, args.mixup_off_epoch),
     )
+    sampler = EpochSampler(len(dataset), args.seed, args.rank, args.world_size, shuffle=True)
+    interpolation = data.interpolation if args.no_aug else (args.train_interpolation or data.interpolation)
+    transform = {**_named(args, *_TRAINING), "auto_augment": args.aa, "interpolation": interpolation}
+    erasing = {
+        "re_prob": 0.0 if args.no_aug else args.reprob,
+        "re_mode": args.remode,
+        "re_count": args.recount,
+    }
+    loader = _load(dataset, data, args, device, sampler, images, transform, erasing)
     if len(loader) == 0:
         raise LskdError(
-            f"{loader.samples} training images do not fill one batch of {args.batch_size} "
+            f"{len(dataset)} training images do not fill one batch of {args.batch_size} "
             f"in each of {args.world_size} process(es); lower --batch-size."
         )
     return loader
 
 
-def _of_run(data: DataConfig, args: Namespace, device: torch.device) -> dict[str, Any]:
-    return {
-        **_named(data, "input_size", "normalisation"),
-        "device": device,
-        "workers": args.workers,
-        "pin_memory": args.pin_mem,
-        "prefetch": not args.no_prefetcher,
-    }
+def _load(
+    dataset: Any,
+    data: DataConfig,
+    args: Namespace,
+    device: torch.device,
+    sampler: EpochSampler,
+    images: tuple[Dataset[Any], Any],
+    transform: dict[str, Any],
+    erasing: dict[str, Any],
+) -> Loader:
+    training, prefetch = sampler.shuffle, not args.no_prefetcher
+    mean, std = data.normalisation.mean, data.normalisation.std
+    options = {"is_training": training, "use_prefetcher": prefetch, "mean": mean, "std": std}
+    try:
+        dataset.transform = create_transform(data.input_size, **options, **erasing, **transform)
+    except Exception as error:  # timm's parsers of policies raise whatever they like
+        policy = transform.get("auto_augment")
+        fix = f"check --aa {policy}" if policy else "check the arguments of cropping and augmentation"
+        kind = "training" if training else "validation"
+        raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {fix}.") from None
+    samples, collate = images
+    loader: Any = DataLoader(
+        samples,
+        batch_size=args.batch_size if training else args.validation_batch_size or args.batch_size,
+        sampler=sampler,
+        drop_last=training,
+        num_workers=args.workers,
+        worker_init_fn=_end_quietly,
+        collate_fn=collate,
+        pin_memory=args.pin_mem,
+        persistent_workers=args.workers > 0,
+        # Starting workers draws a number: not from the generator of dropout, which must not depend on when.
+        generator=torch.Generator(),
+    )
+    if prefetch:
+        channels = data.input_size[0]
+        loader = PrefetchLoader(loader, mean=mean, std=std, channels=channels, device=device, **erasing)
+    return Loader(loader, sampler, device)
 
 
 def _named(source: Any, *names: str) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 import difflib
 import logging
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.request import Request, urlopen
 
 import huggingface_hub
@@ -17,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
-from lskd.base.tensors import require_finite_weights
+from lskd.checkpoints import load_strictly
 from lskd.errors import one_line
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -184,64 +183,24 @@ def load_weights(model: nn.Module, name: str, path: str, use_ema: bool = True) -
     Raises:
         CheckpointError: missing, damaged or unsafe file; another architecture; another class count or
             number of input channels, with both numbers.
+        DivergedError: a weight is not a finite number.
     """
-    fit_weights(model, name, path, read_weights(path, use_ema))
-
-
-def read_weights(path: str, use_ema: bool = True) -> dict[str, Tensor]:
-    """Read the weights in `path`.
-
-    Raises:
-        CheckpointError: missing, damaged or unsafe file.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's remarks on odd pickles would stand before our one line
-        return load_teacher_weights(path, use_ema=use_ema)
+    fit_weights(model, name, path, load_teacher_weights(path, use_ema))
 
 
 def fit_weights(model: nn.Module, name: str, path: str, weights: Mapping[str, Tensor]) -> None:
-    """Load weights that were read from `path` into `model`, all of them and nothing else.
-
-    Raises:
-        CheckpointError: another architecture, class count or number of input channels.
-        DivergedError: a weight is not a finite number.
-    """
+    """Load weights that were read from `path` into `model`, as `load_weights` does."""
     wanted = model.state_dict()
-    _check_head(model, weights, wanted, path)
-    # Files older than torch 0.4.1 lack these counts of batches, which nothing here reads.
-    counts = {key: value for key, value in wanted.items() if key.endswith(".num_batches_tracked")}
-    weights = {**counts, **weights}
-    missing = sorted(wanted.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - wanted.keys())
-    if missing or unexpected:
-        example = (
-            f"it has no '{missing[0]}'" if missing else f"it has '{unexpected[0]}', which {name} has not"
-        )
-        raise CheckpointError(
-            f"{path} contains weights of another architecture than {name}: {example} "
-            f"({len(missing)} missing, {len(unexpected)} unexpected); name the model it was saved from."
-        )
-    for key, tensor in weights.items():
-        if tensor.shape != wanted[key].shape:
-            raise CheckpointError(
-                f"{path} does not fit {name}: '{key}' is {list(tensor.shape)}, the model's is "
-                f"{list(wanted[key].shape)}; give the model the arguments it was trained with "
-                "(input channels, image size, --kd-teacher-kwargs)."
-            )
-    require_finite_weights(((f"{key} in {path}", tensor) for key, tensor in weights.items()))
-    model.load_state_dict(weights)
-
-
-def _check_head(
-    model: nn.Module, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: str
-) -> None:
     for classifier in classifier_names(model):
         key = f"{classifier}.weight"
-        if key in weights and key in wanted and weights[key].shape[0] != wanted[key].shape[0]:
+        if key in weights and key in wanted and len(weights[key]) != len(wanted[key]):
             raise CheckpointError(
-                f"{path} has {weights[key].shape[0]} classes, this run has {wanted[key].shape[0]}; "
+                f"{path} has {len(weights[key])} classes, this run has {len(wanted[key])}; "
                 "give a checkpoint that was trained on the same classes."
             )
+    arguments = "input channels, image size, --kd-teacher-kwargs"
+    fix = f"give the model the arguments it was trained with ({arguments})"
+    load_strictly(model, weights, name, path, fix)
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
@@ -273,19 +232,17 @@ _OLD_DENSENET = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.)")
 _TRANSFORM_INPUT = ("googlenet", "inception_v3")
 
 
-def create_torchvision(
-    name: str, checkpoint: Path | None, num_classes: int | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Create a classifier of torchvision with its weights.
+def create_torchvision(name: str, checkpoint: Path | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Create a classifier of torchvision with its weights, of as many classes as their last layer has.
 
     Args:
         name: torchvision's, without prefix.
         checkpoint: the weights; torchvision's own old files are read too.
-        num_classes: None: as many as the checkpoint's classifier has.
 
     Returns:
-        The model with an attribute ``num_classes``, and how images become its input, as timm's arguments: as
-        torchvision says for its own files, known by their names, and its usual 224 of 256 pixels elsewhere.
+        The model, which names its classes and classifier as timm's do, and how images become its input, as
+        timm's arguments: as torchvision says for its own files, known by their names, and its usual 224 of
+        256 pixels elsewhere.
 
     Raises:
         LskdError: unknown name, no checkpoint, weights that do not fit.
@@ -298,31 +255,23 @@ def create_torchvision(
         )
     if checkpoint is None:
         raise LskdError(f"model '{PREFIX}{name}' has no weights; give a file of them with --checkpoint")
-    weights = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in read_weights(str(checkpoint)).items()}
+    weights = load_teacher_weights(checkpoint)
+    weights = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in weights.items()}
     published = _published(name, checkpoint)
     arguments: dict[str, Any] = {}
     if name in _TRANSFORM_INPUT:
         arguments = {"init_weights": False, "transform_input": published is not None}
     model = _create(name, arguments)
-    classifier = _classifier(model)
-    if num_classes is None and classifier is not None and f"{classifier}.weight" in weights:
-        num_classes = len(weights[f"{classifier}.weight"])
-    if num_classes not in (None, 1000):
-        model = _create(name, {**arguments, "num_classes": num_classes})
-    cast(Any, model).num_classes = num_classes or 1000
+    linear = [layer for layer, module in model.named_modules() if isinstance(module, nn.Linear)]
+    classifier = linear[-1] if linear else ""
+    weight = weights.get(f"{classifier}.weight")
+    classes = 1000 if weight is None else len(weight)
+    if classes != 1000:
+        model = _create(name, {**arguments, "num_classes": classes})
+    named: Any = model
+    named.num_classes, named.pretrained_cfg = classes, {"classifier": classifier}
     fit_weights(model, f"model '{PREFIX}{name}'", str(checkpoint), weights)
     return model, {**IMAGENET, **(published or {})}
-
-
-def linear_classifier(model: nn.Module) -> nn.Linear | None:
-    """Return the last linear layer, which gives the logits; None where a model ends otherwise."""
-    name = _classifier(model)
-    return None if name is None else cast(nn.Linear, model.get_submodule(name))
-
-
-def _classifier(model: nn.Module) -> str | None:
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return names[-1] if names else None
 
 
 def _create(name: str, arguments: dict[str, Any]) -> nn.Module:

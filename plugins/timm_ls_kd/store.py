@@ -4,7 +4,7 @@ what is stored."""
 import hashlib
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -50,8 +50,6 @@ _MIXING = ("mixup_prob", "mixup_switch_prob", "mixup_off_epoch")
 _FAST = ("teacher_fast", "teacher_fast_bound", "teacher_compile")
 # What a teacher's normalisation and input size are made of.
 _TEACHER_SETTINGS = ("img_size", "in_chans", "input_size", "mean", "std", "gp", "model_kwargs")
-# How far two answers to the same image may be apart, in nats per nat: other kernels, half precision.
-TOLERANCE = {"float32": 0.01, "half": 0.1}
 
 
 class ReplayedSample(NamedTuple):
@@ -227,11 +225,9 @@ class KeySampler(Sampler[int]):
 
 
 def replayed_images(
-    dataset: Any, config: SoftLabelsConfig | None, prefetch: bool
-) -> tuple[ReplayedDataset, ReplayCollate] | None:
-    """Wrap timm's data set, and make the collate function that goes with it; None: nothing is stored."""
-    if config is None:
-        return None
+    dataset: Any, config: SoftLabelsConfig, prefetch: bool
+) -> tuple[ReplayedDataset, ReplayCollate]:
+    """Wrap timm's data set, and make the collate function that goes with it."""
     policy = config.mixing
     mixing = policy.mixup_alpha > 0 or policy.cutmix_alpha > 0
     return (
@@ -305,12 +301,6 @@ def listing_checksum(dataset: Any) -> str:
         LskdError: a data set that lists neither its files nor its arrays.
     """
     digest = hashlib.sha256()
-    for line in _lines(dataset):
-        digest.update(line)
-    return digest.hexdigest()
-
-
-def _lines(dataset: Any) -> Iterable[bytes]:
     reader = getattr(dataset, "reader", None)
     reader = getattr(reader, "reader", reader)  # the one inside that which reads each sample once
     samples = getattr(reader, "samples", None)
@@ -318,19 +308,20 @@ def _lines(dataset: Any) -> Iterable[bytes]:
         targets = getattr(reader, "targets", None)
         labels = [sample[1] for sample in samples] if targets is None else targets
         for name, label in zip(reader.filenames(absolute=False), labels, strict=True):
-            yield f"{name}\t{int(label)}\n".encode()
+            digest.update(f"{name}\t{int(label)}\n".encode())
     elif getattr(dataset, "samples", None) is not None and hasattr(dataset, "root"):  # torchvision's folders
         for path, label in dataset.samples:
             name = Path(path).relative_to(dataset.root)
-            yield f"{name}\t{int(label)}\n".encode(errors="surrogateescape")
+            digest.update(f"{name}\t{int(label)}\n".encode(errors="surrogateescape"))
     elif hasattr(dataset, "data") and hasattr(dataset, "targets"):  # torchvision's arrays
-        yield np.ascontiguousarray(dataset.data).tobytes()
-        yield np.asarray(dataset.targets, np.int64).tobytes()
+        digest.update(np.ascontiguousarray(dataset.data).tobytes())
+        digest.update(np.asarray(dataset.targets, np.int64).tobytes())
     else:
         raise LskdError(
             f"data set {type(dataset).__name__} has no list of its images, by which --kd-soft-labels could "
             "know them again; use a folder of images or a tar file."
         )
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -355,7 +346,7 @@ class SoftLabelsRun(StoredRun):
         SoftLabelsError: the folder contains something else, or is damaged.
     """
 
-    LOCK_SECONDS = 15.0  # the loading processes of a killed run may hold its lock for a few seconds
+    LOCK_SECONDS = 15.0  # the loading processes of a killed run may keep its lock for a few seconds
     STOP_ADVICE = (
         "; make room and go on by --resume, or train on without storing by --kd-soft-labels-on-error continue"
     )
@@ -394,7 +385,10 @@ class SoftLabelsRun(StoredRun):
         if self.epochs < self.wanted:
             self.open_writer()
         if self.config.verify:
-            tolerance = TOLERANCE["half" if _is_half(self.run) else "float32"]
+            kd, amp = self.run.kd, bool(self.run.args.amp)
+            half = kd.teacher_dtype == "bfloat16" or (kd.teacher_dtype is None and amp)
+            # How far two answers to an image may be apart, in nats per nat: other kernels, half precision.
+            tolerance = 0.1 if half else 0.01
             self.run.say(self.verify(partial(self.answers, teacher), self.config.verify, tolerance))
         if self.epochs < self.wanted:
             self.run.say(f"soft labels: epochs {self.epochs} to {self.wanted - 1} are to be stored")
@@ -402,7 +396,7 @@ class SoftLabelsRun(StoredRun):
             self.run.say(f"soft labels: all {self.wanted} epochs are read, the teacher is not asked")
 
     def begin_epoch(self, epoch: int) -> None:
-        """Note which epoch is trained next.
+        """Note which epoch is trained next; every process must.
 
         Raises:
             SoftLabelsError: it is not stored, nor is one before it.
@@ -418,19 +412,13 @@ class SoftLabelsRun(StoredRun):
         self.open_writer()
 
     def end_epoch(self, teacher: Callable[[Tensor], Tensor]) -> None:
-        """Ask about images that the epoch left out (its last, incomplete batch), and commit it.
+        """Ask about images that the epoch left out (its last, incomplete batch), and commit it; likewise.
 
         Raises:
             SoftLabelsError: the disk cannot take it, and the run is to stop then.
         """
         if self.writing and self._epoch >= self.epochs:
-            self.complete_by(teacher, (self._epoch + 1) * self.layout.samples)
-
-    def complete_by(
-        self, teacher: Callable[[Tensor], Tensor], stop: int, progress: Callable[[int], Any] = lambda n: None
-    ) -> None:
-        """Store all keys before `stop`; see :meth:`lskd.soft_labels.run.StoredRun.complete`."""
-        self.complete(stop, partial(self.answers, teacher), progress)
+            self.complete((self._epoch + 1) * self.layout.samples, partial(self.answers, teacher))
 
     def answers(
         self, teacher: Callable[[Tensor], Tensor], keys: Sequence[int]
@@ -499,8 +487,3 @@ def planned_epochs(args: Namespace) -> int:
     """Return how many epochs a run will train, as far as its arguments tell; the schedule may say more."""
     prefix = args.warmup_epochs if args.warmup_prefix else 0
     return int(args.epochs + args.cooldown_epochs + prefix)
-
-
-def _is_half(run: StudentRun) -> bool:
-    """Return whether the teacher computes in half precision."""
-    return run.kd.teacher_dtype == "bfloat16" or (run.kd.teacher_dtype is None and bool(run.args.amp))

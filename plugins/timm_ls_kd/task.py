@@ -1,7 +1,7 @@
 """timm training tasks: distil a teacher into a student, from its answers or from stored ones."""
 
 import inspect
-from typing import Any
+from typing import Any, Self
 
 import torch
 from timm.task import TrainingTask
@@ -25,7 +25,26 @@ COLUMNS = {
 }
 
 
-class LsKdTask(TrainingTask):
+class AnyDeviceTask(TrainingTask):
+    """A task that can be distributed on the CPU too."""
+
+    trainable_module: nn.Module
+
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> Self:
+        """Wrap the trained module in DistributedDataParallel, on whatever device its parameters are."""
+        module = self.trainable_module
+        if next(module.parameters()).device.type == "cpu":
+            device_ids = None
+        distributed = nn.parallel.DistributedDataParallel
+        # True is the default of every torch, and naming it is deprecated where there is the newer argument.
+        if not ddp_kwargs.pop("broadcast_buffers", True):
+            newer = "forward_sync_buffers" in inspect.signature(distributed.__init__).parameters
+            ddp_kwargs["forward_sync_buffers" if newer else "broadcast_buffers"] = False
+        self.trainable_module = distributed(module, device_ids=device_ids, **ddp_kwargs)
+        return self
+
+
+class LsKdTask(AnyDeviceTask):
     """Train a student on a teacher's soft labels, the paper's way: temperature 1, no hard labels, by default.
 
     The teacher is no submodule: `state_dict`, `parameters`, EMA, DistributedDataParallel and the optimiser
@@ -34,39 +53,26 @@ class LsKdTask(TrainingTask):
     Args:
         student_model: the model to train; logits `(B, K)`, or a tuple that starts with them.
         teacher: frozen teacher.
-        temperature: divides both logits.
-        temperature_squared: multiply the soft term by its square.
-        hard_weight: the paper's lambda, in [0, 1].
-        alpha: smoothing of integer labels in the hard term; float targets (mixup) are used as they are.
-        convention: what alpha means, 'uniform' (timm) or 'paper' (Eq. 1).
         device: device of the task.
         dtype: dtype of the task.
         verbose: kept for timm's factories.
+        loss: keyword arguments of :class:`lskd.DistillationLoss`: temperature, hard_weight, alpha, ...; alpha
+            smooths integer labels by default as timm does, float targets (mixup) are used as they are.
     """
 
     def __init__(
         self,
         student_model: nn.Module,
         teacher: FrozenTeacher,
-        temperature: float = 1.0,
-        temperature_squared: bool = False,
-        hard_weight: float = 0.0,
-        alpha: float = 0.0,
-        convention: Convention = "uniform",
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
+        **loss: Any,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         self.trainable_module = student_model
         self.teacher = teacher.to(self.device)
-        self.loss = DistillationLoss(
-            temperature=temperature,
-            temperature_squared=temperature_squared,
-            hard_weight=hard_weight,
-            alpha=alpha,
-            convention=convention,
-        )
+        self.loss = DistillationLoss(**{"convention": "uniform", **loss})
         self._means = SampleMeans()
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
@@ -74,11 +80,6 @@ class LsKdTask(TrainingTask):
         # timm 1.0.27 tracks the device in `to` only, later versions here; ask the conversion itself.
         self.teacher.to(fn(torch.empty(0, device=self.device)).device)
         return result
-
-    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "LsKdTask":
-        """Wrap the student in DistributedDataParallel, on the CPU too."""
-        prepare_distributed(self, device_ids, **ddp_kwargs)
-        return self
 
     def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
         """Compile student and teacher, before distributed wrapping."""
@@ -133,7 +134,7 @@ class SoftLabelsTask(LsKdTask):
     Args:
         student_model: the model to train.
         teacher: asked only where nothing is stored.
-        run: the store.
+        run: the store; whoever trains calls its `begin_epoch` and `end_epoch`.
         loss: as for :class:`timm_ls_kd.task.LsKdTask`, with device and dtype.
     """
 
@@ -152,14 +153,6 @@ class SoftLabelsTask(LsKdTask):
         else:
             values, ids = self.run.record(target.keys, self.teacher(input))
         return teacher_form(values, ids, layout.num_classes, self.run.config.rest), labels
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Note which epoch is trained next; every process must."""
-        self.run.begin_epoch(epoch)
-
-    def end_epoch(self) -> None:
-        """Commit what the epoch brought; every process must."""
-        self.run.end_epoch(self.teacher)
 
 
 def create_kd_task(model: nn.Module, run: StudentRun, dtype: torch.dtype | None = None) -> LsKdTask:
@@ -186,25 +179,18 @@ def create_kd_task(model: nn.Module, run: StudentRun, dtype: torch.dtype | None 
     return task
 
 
-def prepare_distributed(task: TrainingTask, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> None:
-    """Wrap a task's trainable module in DistributedDataParallel, on whatever device its parameters are."""
-    module = task.trainable_module
-    if next(module.parameters()).device.type == "cpu":
-        device_ids = None
-    # True is the default of every torch, and naming it is deprecated where there is the newer argument.
-    if not ddp_kwargs.pop("broadcast_buffers", True):
-        known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
-        ddp_kwargs["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
-    task.trainable_module = nn.parallel.DistributedDataParallel(module, device_ids=device_ids, **ddp_kwargs)
-
-
-def describe_targets(kd: KdConfig, num_classes: int, mixing: bool = False) -> str:
+def describe_targets(kd: KdConfig, num_classes: int, mixing: bool) -> str:
     """Return in one line what the student is trained on."""
     factor = " x T^2" if kd.temperature_squared else ""
     soft = f"soft term: weight {1 - kd.hard_weight:g}{factor}, teacher's labels at T = {kd.temperature:g}"
     if kd.hard_weight == 0:
         return f"{soft}; hard term: weight 0, the labels are not trained on"
-    on, off = target_values(num_classes, kd.alpha, kd.convention)
-    mixed = " before mixing" if mixing else ""
-    target = f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}"
-    return f"{soft}; hard term: weight {kd.hard_weight:g}, {target}"
+    labels = describe_labels(num_classes, kd.alpha, kd.convention, mixing)
+    return f"{soft}; hard term: weight {kd.hard_weight:g}, {labels}"
+
+
+def describe_labels(num_classes: int, alpha: float, convention: Convention, mixing: bool) -> str:
+    """Return what smoothing makes of the hard labels."""
+    on, off = target_values(num_classes, alpha, convention)
+    mixed = " before mixing" * mixing
+    return f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}"

@@ -8,10 +8,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.loader import PrefetchLoader, fast_collate
 from timm.layers import BatchNormAct2d
 from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lskd import Convention, FrozenTeacher, LskdError, target_mass
 from lskd.teachers.fast import FastMode
@@ -19,7 +20,6 @@ from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
 from lskd.teachers.outputs import Autocast
 from lskd.teachers.preflight import ask, check_teacher, spread_indices
 from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig
-from timm_ls_kd.loader import device_batches
 from timm_ls_kd.models import (
     check_model_name,
     create,
@@ -86,7 +86,13 @@ class StudentRun:
 
     def batches(self, dataset: Dataset[Any], **loader: Any) -> Iterator[tuple[Tensor, Any]]:
         """Yield images and targets of a data set, whose transform is set already, as in training."""
-        return device_batches(dataset, self.normalisation, self.device, self.prefetch, **loader)
+        collate = fast_collate if self.prefetch else None
+        batches: Any = DataLoader(dataset, **{"collate_fn": collate, **loader})
+        if self.prefetch:
+            mean, std = self.normalisation.mean, self.normalisation.std
+            batches = PrefetchLoader(batches, mean=mean, std=std, channels=len(mean), device=self.device)
+        for images, targets in batches:
+            yield images.to(self.device), targets.to(self.device)
 
 
 def make_teacher(run: StudentRun, mode: FastMode) -> FrozenTeacher:
@@ -97,7 +103,7 @@ def make_teacher(run: StudentRun, mode: FastMode) -> FrozenTeacher:
     """
     kd, args = run.kd, run.args
     run.say(f"teacher '{kd.teacher}': loading {kd.checkpoint or 'the pretrained weights of timm'}")
-    teacher = create_teacher(kd, args.num_classes, run.input_size[0], run.normalisation, args.channels_last)
+    teacher = create_teacher(kd, args.num_classes, run.normalisation, args.channels_last)
     teacher.to(run.device)
     for line in describe_teacher(kd, teacher, args.num_classes):
         run.say(line)
@@ -147,19 +153,14 @@ def _streamed(dataset: Any) -> bool:
 
 
 def create_teacher(
-    config: KdConfig,
-    num_classes: int,
-    in_chans: int,
-    student_norm: Normalisation,
-    channels_last: bool = False,
+    config: KdConfig, num_classes: int, student_norm: Normalisation, channels_last: bool = False
 ) -> FrozenTeacher:
     """Create the teacher that `config` names, with its weights loaded, on the CPU.
 
     Args:
         config: the distillation arguments.
         num_classes: the student's class count.
-        in_chans: the student's input channels.
-        student_norm: normalisation of the batches, as the loader really applies it.
+        student_norm: normalisation of the batches, as the loader really applies it, channel by channel.
         channels_last: whether the student uses that memory layout.
 
     Raises:
@@ -167,7 +168,7 @@ def create_teacher(
     """
     check_model_name(config.teacher, "teacher")
     make = _pretrained if config.checkpoint is None else _from_checkpoint
-    model, settings, source = make(config, num_classes, in_chans)
+    model, settings, source = make(config, num_classes, len(student_norm.mean))
     try:
         data_config = timm.data.resolve_data_config(settings, model=model)
     except (AssertionError, TypeError, ValueError):

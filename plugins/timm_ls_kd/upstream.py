@@ -3,8 +3,7 @@
 import importlib.util
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -63,41 +62,14 @@ _SHARED = ("kd_temperature", "smoothing")
 OLDEST_TIMM = (1, 0, 27)
 MODULE_NAME = "train"  # what the script is imported as, by timm's own tests too
 # Everything that is used of the script; all of it is there from timm 1.0.27 on.
-_SEAMS = (
-    "parser",
-    "config_parser",
-    "_parse_args",
-    "main",
-    "train_one_epoch",
-    "validate",
-    "create_model",
-    "create_dataset",
-    "create_loader",
-    "create_optimizer_v2",
-    "resolve_data_config",
-    "ClassificationTask",
-    "LogitDistillationTask",
-    "resume_task_checkpoint",
-    "Mixup",
-    "FastCollateMixup",
+_REPLACED = (
+    *("_parse_args", "create_model", "create_dataset", "create_loader", "create_optimizer_v2"),
+    *("train_one_epoch", "validate"),
 )
-
-
-@dataclass
-class _Run:
-    """What is seen of a run of the script, from the outside."""
-
-    args: Namespace = field(default_factory=Namespace)
-    kd: KdConfig | None = None
-    student: Any = None
-    dataset_train: Any = None
-    dataset_eval: Any = None
-    eval_loader: dict[str, Any] = field(default_factory=dict)
-    task: LsKdTask | None = None
-    images: tuple[Any, Any] | None = None  # of stored soft labels: by key, and what makes batches of them
-    sampler: KeySampler | None = None
-    epoch: int | None = None
-    distilled: bool = False  # whether our task took a step
+_SEAMS = (
+    *("parser", "config_parser", *_REPLACED, "ClassificationTask", "Mixup", "FastCollateMixup", "main"),
+    *("resolve_data_config", "LogitDistillationTask", "resume_task_checkpoint"),
+)
 
 
 def main(script: Path, argv: Sequence[str]) -> int:
@@ -109,14 +81,12 @@ def main(script: Path, argv: Sequence[str]) -> int:
     """
     check_version(timm.__version__)
     module = load_script(script)
-    run = _Run()
-    _extend_parser(module, run)
-    _watch(module, run)
+    run = _WatchedRun(module)
     before = sys.argv
     sys.argv = [str(script), *argv]
     try:
         module.main()
-        _require_distilled(run, run.distilled)
+        run.require_distilled(run.distilled)
     except LskdError as error:
         raise (loading_error(error) if "\n" in str(error) else error) from None  # a worker's comes wrapped
     except SystemExit as stop:  # --help
@@ -175,38 +145,6 @@ def _forget(before: ModuleType | None) -> None:
         sys.modules[MODULE_NAME] = before
 
 
-def _extend_parser(module: Any, run: _Run) -> None:
-    """Add our arguments, and make the script's `_parse_args` check them and record them in args.yaml."""
-    parser = module.parser
-    upstreams = {action.dest for action in parser._actions}
-    add_kd_arguments(parser)
-    own = [each for each in parser._actions if each.dest not in upstreams or each.dest in _SHARED]
-    defaults = {action.dest: action.default for action in own}
-
-    def error(message: str) -> NoReturn:
-        raise parser_error(message, f"timm {sys.argv[0]}")
-
-    parser.error = error
-    parse = module._parse_args
-
-    def parse_args() -> tuple[Namespace, str]:
-        path = module.config_parser.parse_known_args()[0].config
-        config = read_config(path) if path else {}
-        typed = given_arguments(parser, sys.argv[1:], tuple(defaults))
-        named = {name: config[name] for name in defaults if name in config and name not in typed}
-        values = values_of(parser, named, path)
-        args, _ = parse()
-        vars(args).update({name: defaults[name] for name in named} | values)
-        require_teacher(args, typed)
-        apply_kd_defaults(args, typed.keys() | values.keys())
-        run.args, run.kd = args, kd_config(args)
-        _check(args, run.kd)
-        # Written anew: the defaults above depend on whether there is a teacher.
-        return args, yaml.safe_dump(vars(args), default_flow_style=False)
-
-    module._parse_args = parse_args
-
-
 def _check(args: Namespace, kd: KdConfig | None) -> None:
     """Check what would otherwise end in a traceback, or in nothing at all, inside the script."""
     check_names(args, kd)
@@ -242,143 +180,173 @@ def _check_checkpoints(args: Namespace) -> None:
             raise CheckpointError(f"{flag}: {error}") from None
 
 
-def _watch(module: Any, run: _Run) -> None:
-    """Put our task into the script's names, and note what its own functions are called with."""
-    _watch_images(module, run)
-    if hasattr(module, "utils"):
-        module.utils = SimpleNamespace(**{**vars(module.utils), "CheckpointSaver": AtomicCheckpointSaver})
+class _WatchedRun:
+    """A run of the script: what stands in place of its own functions, and what is seen of it there.
 
-    def after(name: str, note: Callable[[Any, tuple[Any, ...], dict[str, Any]], None]) -> None:
-        original = getattr(module, name)
+    Args:
+        module: the script; our arguments are added to its parser, our functions take its functions' names.
+    """
 
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            note(result, args, kwargs)
-            return result
+    def __init__(self, module: Any) -> None:
+        self.script = SimpleNamespace(**vars(module))  # as it was
+        self.args = Namespace()
+        self.kd: KdConfig | None = None
+        self.student: Any = None
+        self.datasets: dict[bool, Any] = {}  # by whether it is trained on
+        self.eval_loader: dict[str, Any] = {}
+        self.task: LsKdTask | None = None
+        self.images: tuple[Any, Any] | None = None  # of stored soft labels: by key, and what makes batches
+        self.sampler: KeySampler | None = None
+        self.epoch: int | None = None
+        self.distilled = False  # whether our task took a step
+        parser = module.parser
+        upstreams = {action.dest for action in parser._actions}
+        add_kd_arguments(parser)
+        own = [each for each in parser._actions if each.dest not in upstreams or each.dest in _SHARED]
+        self.defaults = {action.dest: action.default for action in own}
 
-        setattr(module, name, wrapped)
+        def error(message: str) -> NoReturn:
+            raise parser_error(message, f"timm {sys.argv[0]}")
 
-    def student_made(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        run.student = model
-        if run.args.smoothing_convention == "paper":
+        parser.error = error
+        for name in _REPLACED:
+            setattr(module, name, getattr(self, name))
+        module.ClassificationTask = self.create_task
+        # With stored soft labels the images come mixed.
+        module.Mixup = self._unless_stored(module.Mixup, NoMixing())
+        module.FastCollateMixup = self._unless_stored(module.FastCollateMixup, None)
+        if hasattr(module, "utils"):
+            module.utils = SimpleNamespace(**{**vars(module.utils), "CheckpointSaver": AtomicCheckpointSaver})
+
+    def _unless_stored(self, original: Any, instead: Any) -> Any:
+        def create(*args: Any, **kwargs: Any) -> Any:
+            return instead if self.kd is not None and self.kd.soft_labels else original(*args, **kwargs)
+
+        return create
+
+    def require_distilled(self, distilled: bool) -> None:
+        """Refuse to go on without the teacher that was asked for."""
+        if self.kd is not None and not distilled:
+            raise LskdError(
+                f"--kd-teacher {self.kd.teacher} is asked for and nothing is distilled: the script trains "
+                "another task than ClassificationTask, or nothing at all; drop the flag that chooses it, or "
+                "--kd-teacher."
+            )
+
+    def _parse_args(self) -> tuple[Namespace, str]:
+        """Return the arguments, with ours checked, and what is written into args.yaml."""
+        parser, defaults = self.script.parser, self.defaults
+        path = self.script.config_parser.parse_known_args()[0].config
+        config = read_config(path) if path else {}
+        typed = given_arguments(parser, sys.argv[1:], tuple(defaults))
+        named = {name: config[name] for name in defaults if name in config and name not in typed}
+        values = values_of(parser, named, path)
+        args, _ = self.script._parse_args()
+        vars(args).update({name: defaults[name] for name in named} | values)
+        require_teacher(args, typed)
+        apply_kd_defaults(args, typed.keys() | values.keys())
+        self.args, self.kd = args, kd_config(args)
+        _check(args, self.kd)
+        # Written anew: the defaults above depend on whether there is a teacher.
+        return args, yaml.safe_dump(vars(args), default_flow_style=False)
+
+    def create_model(self, *args: Any, **kwargs: Any) -> Any:
+        self.student = self.script.create_model(*args, **kwargs)
+        if self.args.smoothing_convention == "paper":
             # From here on the script hands its smoothing to timm's losses and to mixup.
-            run.args.smoothing = uniform_smoothing(run.args, int(model.num_classes))
+            self.args.smoothing = uniform_smoothing(self.args, int(self.student.num_classes))
+        return self.student
 
-    def dataset_made(dataset: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        guard(dataset, run.args.class_map)
-        if kwargs.get("is_training"):
-            run.dataset_train = dataset
-        else:
-            run.dataset_eval = dataset
+    def create_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        dataset = self.script.create_dataset(*args, **kwargs)
+        guard(dataset, self.args.class_map)
+        self.datasets[bool(kwargs.get("is_training"))] = dataset
+        return dataset
 
-    def loader_made(loader: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        run.eval_loader = kwargs
-
-    def epoch_trained(metrics: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        run.epoch = args[0]
-        require_finite("the training loss", metrics["loss"], run.epoch)
-        require_finite_weights(run.student.state_dict().items(), run.epoch)
-        if run.task is not None:
-            run.distilled = run.task.stepped
-            metrics.update(run.task.epoch_metrics())
-        _require_distilled(run, run.distilled)
-
-    validate = module.validate
-
-    def validated(model: Any, *args: Any, **kwargs: Any) -> Any:
-        def look(_: Any, __: Any, output: Any) -> None:
-            require_finite("the validation logits", logits_of(output), run.epoch)
-
-        hook = model.register_forward_hook(look)
-        try:
-            metrics = validate(model, *args, **kwargs)
-        finally:
-            hook.remove()
-        require_finite("the validation loss", metrics["loss"], run.epoch)
-        return metrics
-
-    module.validate = validated
-
-    after("create_model", student_made)
-    after("create_dataset", dataset_made)
-    after("create_loader", loader_made)
-    after("train_one_epoch", epoch_trained)
-    # What the script calls next after making its task, and before its output folder: with another task than
-    # the one replaced here it would train on without the teacher.
-    create_optimizer = module.create_optimizer_v2
-
-    def optimizer_made(*args: Any, **kwargs: Any) -> Any:
-        _require_distilled(run, run.task is not None)
-        return create_optimizer(*args, **kwargs)
-
-    module.create_optimizer_v2 = optimizer_made
-    plain = module.ClassificationTask
-
-    def create_task(*positional: Any, **kwargs: Any) -> TrainingTask:
-        task: TrainingTask = plain(
-            *positional, **(kwargs if run.kd is None else {**kwargs, "verbose": False})
-        )
-        if run.kd is None:
-            return task
-        _check_criterion(task)
-        model = positional[0] if positional else kwargs["model"]
-        run.task = _create_kd_task(run, run.kd, model, kwargs)
-        return run.task
-
-    module.ClassificationTask = create_task
-
-
-def _watch_images(module: Any, run: _Run) -> None:
-    """Put our images, collate function and epochs into the script's names, where soft labels are stored."""
-    create_loader, train_one_epoch = module.create_loader, module.train_one_epoch
-
-    def stores() -> bool:
-        return run.kd is not None and run.kd.soft_labels is not None
-
-    def replayed_loader(dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        if not stores() or not kwargs.get("is_training"):
-            return create_loader(dataset, *args, **kwargs)
+    def create_loader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        self.eval_loader = kwargs  # the last one that is made
+        stored = self.kd.soft_labels if self.kd is not None and kwargs.get("is_training") else None
+        if stored is None:
+            return self.script.create_loader(dataset, *args, **kwargs)
         if isinstance(dataset, torch.utils.data.IterableDataset):
             raise LskdError(
                 "--kd-soft-labels needs images that can be asked for one by one, this data set can only "
                 "be streamed; use a folder of images or a tar file."
             )
-        assert run.kd is not None
-        run.images = replayed_images(dataset, run.kd.soft_labels, kwargs["use_prefetcher"])
-        assert run.images is not None
-        images, collate = run.images
-        loader = create_loader(images, *args, **(kwargs | {"collate_fn": collate}))
+        self.images = images, collate = replayed_images(dataset, stored, kwargs["use_prefetcher"])
+        loader = self.script.create_loader(images, *args, **(kwargs | {"collate_fn": collate}))
         batches = getattr(loader, "loader", loader).batch_sampler
-        run.sampler = batches.sampler = KeySampler(batches.sampler, len(images))
+        self.sampler = batches.sampler = KeySampler(batches.sampler, len(images))
         return loader
 
-    def train_epoch(epoch: int, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(run.task, SoftLabelsTask) or run.sampler is None:
-            return train_one_epoch(epoch, *args, **kwargs)
-        run.sampler.epoch = epoch
-        run.task.begin_epoch(epoch)
-        try:
-            result = train_one_epoch(epoch, *args, **kwargs)
-        except LskdError as error:
-            raise loading_error(error) from None
-        run.task.end_epoch()
-        return result
+    def create_optimizer_v2(self, *args: Any, **kwargs: Any) -> Any:
+        # What the script calls next after making its task, and before its output folder: with another task
+        # than the one replaced here it would train on without the teacher.
+        self.require_distilled(self.task is not None)
+        return self.script.create_optimizer_v2(*args, **kwargs)
 
-    def unless_stored(original: Any, instead: Any) -> Any:
-        return lambda *args, **kwargs: instead if stores() else original(*args, **kwargs)
+    def create_task(self, *args: Any, **kwargs: Any) -> TrainingTask:
+        quiet = kwargs if self.kd is None else {**kwargs, "verbose": False}
+        task: TrainingTask = self.script.ClassificationTask(*args, **quiet)
+        if self.kd is None:
+            return task
+        _check_criterion(task)
+        self.task = self._create_kd_task(self.kd, args[0] if args else kwargs["model"], kwargs)
+        return self.task
 
-    module.create_loader, module.train_one_epoch = replayed_loader, train_epoch
-    # The images come mixed.
-    module.Mixup = unless_stored(module.Mixup, NoMixing())
-    module.FastCollateMixup = unless_stored(module.FastCollateMixup, None)
-
-
-def _require_distilled(run: _Run, distilled: bool) -> None:
-    if run.kd is not None and not distilled:
-        raise LskdError(
-            f"--kd-teacher {run.kd.teacher} is asked for and nothing is distilled: the script trains another "
-            "task than ClassificationTask, or nothing at all; drop the flag that chooses it, or --kd-teacher."
+    def _create_kd_task(self, kd: KdConfig, model: Any, kwargs: dict[str, Any]) -> LsKdTask:
+        """Build our task where the script builds timm's, its loaders being made already."""
+        args, loader = self.args, self.eval_loader
+        device = kwargs.get("device") or torch.device(args.device)
+        channels = first_channels(self.student)
+        training, validation = self.datasets.get(True), self.datasets.get(False)
+        if args.aug_splits:  # AugMix takes the training images' transform apart
+            training = validation
+        elif training is not None:
+            training = SeededDataset(training, args.seed, once=False)
+        amp = getattr(torch, args.amp_dtype)
+        student = StudentRun(
+            args,
+            kd,
+            (channels, *loader["input_size"][-2:]),
+            # What the loader normalises with, which is what the teacher's input has to be made from.
+            Normalisation.of(loader["mean"], loader["std"], channels),
+            device,
+            partial(torch.autocast, device.type, dtype=amp, enabled=bool(args.amp)),
+            prefetch=loader["use_prefetcher"],
+            validation=validation,
+            training=training,
+            images=self.images,
         )
+        return create_kd_task(model, student, kwargs.get("dtype"))
+
+    def train_one_epoch(self, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.task, SoftLabelsTask) and self.sampler is not None:
+            self.sampler.epoch = epoch
+            self.task.run.begin_epoch(epoch)
+        metrics = self.script.train_one_epoch(epoch, *args, **kwargs)
+        if isinstance(self.task, SoftLabelsTask):
+            self.task.run.end_epoch(self.task.teacher)
+        self.epoch = epoch
+        require_finite("the training loss", metrics["loss"], epoch)
+        require_finite_weights(self.student.state_dict().items(), epoch)
+        if self.task is not None:
+            self.distilled = self.task.stepped
+            metrics.update(self.task.epoch_metrics())
+        self.require_distilled(self.distilled)
+        return metrics
+
+    def validate(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        def look(_: Any, __: Any, output: Any) -> None:
+            require_finite("the validation logits", logits_of(output), self.epoch)
+
+        hook = model.register_forward_hook(look)
+        try:
+            metrics = self.script.validate(model, *args, **kwargs)
+        finally:
+            hook.remove()
+        require_finite("the validation loss", metrics["loss"], self.epoch)
+        return metrics
 
 
 def _check_criterion(task: Any) -> None:
@@ -390,29 +358,3 @@ def _check_criterion(task: Any) -> None:
             f"the script is told to train on {type(criterion).__name__}, which has no meaning with "
             "--kd-teacher; drop the flag that chooses it (--loss, --bce-loss)."
         )
-
-
-def _create_kd_task(run: _Run, kd: KdConfig, model: Any, kwargs: dict[str, Any]) -> LsKdTask:
-    """Build our task where the script builds timm's, its loaders being made already."""
-    args, loader = run.args, run.eval_loader
-    device = kwargs.get("device") or torch.device(args.device)
-    channels = first_channels(run.student)
-    training: Any = run.dataset_train
-    if args.aug_splits:  # AugMix takes the training images' transform apart
-        training = run.dataset_eval
-    elif training is not None:
-        training = SeededDataset(training, args.seed, once=False)
-    student = StudentRun(
-        args,
-        kd,
-        (channels, *loader["input_size"][-2:]),
-        # What the loader normalises with, which is what the teacher's input has to be made from.
-        Normalisation.of(loader["mean"], loader["std"], channels),
-        device,
-        partial(torch.autocast, device.type, dtype=getattr(torch, args.amp_dtype), enabled=bool(args.amp)),
-        prefetch=loader["use_prefetcher"],
-        validation=run.dataset_eval,
-        training=training,
-        images=run.images,
-    )
-    return create_kd_task(model, student, kwargs.get("dtype"))

@@ -1,9 +1,8 @@
 """The command `timm` in processes of its own: alone, distributed, killed, and around timm's own script."""
 
-import argparse
-import csv
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,38 +13,14 @@ import pytest
 import torch
 import yaml
 
-import forked
+from timm_runs import ENVIRONMENT, SCRIPT, command, needs_script, run, summary, weights
 
 pytestmark = pytest.mark.integration
 
-SCRIPT = os.environ.get("TIMM_TRAIN_SCRIPT", "")
-needs_script = pytest.mark.skipif(
-    not Path(SCRIPT).is_file(), reason="TIMM_TRAIN_SCRIPT names no upstream train.py of timm >= 1.0.27"
+COMMON = shlex.split(
+    "--model test_resnet --num-classes 4 --img-size 32 --batch-size 16 --workers 0 --device cpu --lr 0.05 "
+    "--warmup-epochs 0 --hflip 0 --scale 0.7 1 --color-jitter 0"
 )
-COMMON = [
-    "--num-classes",
-    "4",
-    "--img-size",
-    "32",
-    "--batch-size",
-    "16",
-    "--workers",
-    "0",
-    "--device",
-    "cpu",
-    "--lr",
-    "0.05",
-    "--warmup-epochs",
-    "0",
-    "--hflip",
-    "0",
-    "--scale",
-    "0.7",
-    "1",
-    "--color-jitter",
-    "0",
-]
-
 UPSTREAM = [*COMMON, "--workers", "1"]  # timm 1.0.27's create_loader cannot do without workers
 
 
@@ -56,45 +31,11 @@ def script_of_its_own(monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "level", logging.getLogger().level)
 
 
-def command(*arguments, processes=1):
-    launcher = []
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [sys.executable, *launcher, "-m", "timm_ls_kd", *map(str, arguments)]
-
-
-def run(*arguments, processes=1, fresh=False):
-    """Run the command; one process is forked from one that has imported timm, unless it is to be fresh."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if processes == 1 and not fresh:
-        return forked.run("-m", "timm_ls_kd", *arguments, imported=("torchvision", "timm"), env=environment)
-    return subprocess.run(
-        command(*arguments, processes=processes),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def teacher(digits, tmp_path_factory):
     output = tmp_path_factory.mktemp("teacher")
-    result = run(
-        "train.py",
-        digits,
-        "--model",
-        "test_resnet",
-        *COMMON,
-        "--epochs",
-        6,
-        "--output",
-        output,
-        "--experiment",
-        "t",
-        fresh=True,
-    )
-    assert result.returncode == 0, result.stderr
+    where = ["--output", output, "--experiment", "t"]
+    result = run("train.py", digits, *COMMON, "--epochs", 6, *where, fresh=True)
     assert result.stderr == ""
     return output / "t" / "last.pth.tar"
 
@@ -104,69 +45,40 @@ def kd(teacher):
     return ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", teacher]
 
 
-def summary(folder):
-    with (folder / "summary.csv").open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+@pytest.fixture
+def student(digits, kd, tmp_path):
+    """Run upstream's script into tmp_path/NAME, with a teacher unless said otherwise."""
+
+    def train(name, *arguments, taught=True, **options):
+        where = ["--output", tmp_path, "--experiment", name]
+        return run(SCRIPT, digits, *UPSTREAM, *(kd if taught else ()), *where, *arguments, **options)
+
+    return train
 
 
-def weights(folder):
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
+def settings_of(folder, *names):
+    settings = yaml.safe_load((folder / "args.yaml").read_text())
+    return [settings[name] for name in names]
 
 
-def test_bad_input_in_a_process_of_its_own(digits, tmp_path, teacher):
+def test_bad_input_in_a_process_of_its_own(digits, tmp_path, kd, teacher):
     broken = tmp_path / "broken.pth"
     broken.write_bytes(teacher.read_bytes()[:5000])
-    result = run(
-        "train.py",
-        digits,
-        *COMMON,
-        "--kd-teacher",
-        "test_resnet",
-        "--kd-teacher-checkpoint",
-        broken,
-        "--model",
-        "test_resnet",
-        "--output",
-        tmp_path / "out",
-        fresh=True,
-    )
-    assert result.returncode == 2
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert result.stderr.startswith("timm: error: ")
-    assert "broken.pth" in result.stderr
+    arguments = [*kd[:3], broken, "--output", tmp_path / "out"]
+    result = run("train.py", digits, *COMMON, *arguments, fresh=True, status=2)
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("timm: error: ")
+    assert "broken.pth" in line
     assert not (tmp_path / "out").exists()
 
 
 def test_two_processes_equal_one(digits, tmp_path, kd):
     """Same images, same order, same augmentation; a model without batch statistics."""
-    options = [
-        "train.py",
-        digits,
-        *COMMON,
-        *kd,
-        "--kd-hard-weight",
-        0.3,
-        "--smoothing",
-        0.1,
-        "--model",
-        "test_vit",
-    ]
-    options += [
-        "--epochs",
-        2,
-        "--output",
-        tmp_path,
-        "--model-ema",
-        "--model-ema-decay",
-        0.5,
-        "--mixup-off-epoch",
-        1,
-    ]
-    one = run(*options, "--batch-size", 32, "--experiment", "one")
-    assert one.returncode == 0, one.stderr
+    options = ["train.py", digits, *COMMON, *kd, "--model", "test_vit", "--output", tmp_path, "--epochs", 2]
+    options += shlex.split("--kd-hard-weight 0.3 --smoothing 0.1 --mixup-off-epoch 1")
+    options += shlex.split("--model-ema --model-ema-decay 0.5")
+    run(*options, "--batch-size", 32, "--experiment", "one")
     two = run(*options, "--batch-size", 16, "--experiment", "two", processes=2)
-    assert two.returncode == 0, two.stderr
     first, second = summary(tmp_path / "one"), summary(tmp_path / "two")
     assert len(first) == len(second) == 2
     for row, other in zip(first, second, strict=True):
@@ -178,20 +90,8 @@ def test_two_processes_equal_one(digits, tmp_path, kd):
 
 
 def test_errors_of_two_processes(digits, tmp_path, kd):
-    result = run(
-        "train.py",
-        digits,
-        *COMMON,
-        *kd,
-        "--model",
-        "test_resnet",
-        "--kd-hard-weight",
-        2,
-        "--output",
-        tmp_path / "out",
-        processes=2,
-    )
-    assert result.returncode != 0
+    arguments = [*kd, "--kd-hard-weight", 2, "--output", tmp_path / "out"]
+    result = run("train.py", digits, *COMMON, *arguments, processes=2, status=2)
     lines = [line for line in result.stderr.splitlines() if line.startswith("timm: error: ")]
     assert 1 <= len(lines) <= 2  # torchrun may end the second process before it speaks
     assert all("--kd-hard-weight" in line for line in lines)
@@ -207,7 +107,7 @@ def start_and_signal(options, last, number):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | ENVIRONMENT,
     )
     while not last.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -218,27 +118,15 @@ def start_and_signal(options, last, number):
 
 
 def test_killed_run_goes_on_as_if_nothing_had_happened(digits, tmp_path, kd):
-    options = [
-        "train.py",
-        digits,
-        *COMMON,
-        *kd,
-        "--model",
-        "test_resnet",
-        "--epochs",
-        10,
-        "--output",
-        tmp_path,
-    ]
+    options = ["train.py", digits, *COMMON, *kd, "--epochs", 10, "--output", tmp_path]
     options += ["--workers", 2, "--checkpoint-hist", 2]
     last = tmp_path / "broken" / "last.pth.tar"
     assert start_and_signal([*options, "--experiment", "broken"], last, signal.SIGKILL)[0] == -signal.SIGKILL
     assert 1 <= len((tmp_path / "broken" / "summary.csv").read_text().split()) - 1 < 10
-    assert run(*options, "--experiment", "broken", "--resume", last).returncode == 0
-    assert run(*options, "--experiment", "whole").returncode == 0
-    assert (tmp_path / "broken" / "summary.csv").read_bytes() == (
-        tmp_path / "whole" / "summary.csv"
-    ).read_bytes()
+    run(*options, "--experiment", "broken", "--resume", last)
+    run(*options, "--experiment", "whole")
+    broken, whole = ((tmp_path / name / "summary.csv").read_bytes() for name in ("broken", "whole"))
+    assert broken == whole
     found = weights(tmp_path / "broken")
     assert all(torch.equal(value, found[key]) for key, value in weights(tmp_path / "whole").items())
 
@@ -246,7 +134,7 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(digits, tmp_path, kd):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_does_so_quietly(digits, tmp_path, number):
     last = tmp_path / "run" / "last.pth.tar"
-    options = ["train.py", digits, *COMMON, "--model", "test_resnet", "--epochs", 300, "--workers", 2]
+    options = ["train.py", digits, *COMMON, "--epochs", 300, "--workers", 2]
     options += ["--output", tmp_path, "--experiment", "run", "--checkpoint-hist", 1]
     status, out, err = start_and_signal(options, last, number)
     assert (status, err) == (128 + number, "")
@@ -255,162 +143,92 @@ def test_asked_to_stop_it_does_so_quietly(digits, tmp_path, number):
 
 
 @needs_script
-def test_upstream_with_a_fast_teacher(digits, tmp_path, kd, teacher):
+def test_upstream_with_a_fast_teacher(student, tmp_path, teacher):
     before = teacher.read_bytes()
-    options = [SCRIPT, digits, "--model", "test_resnet", *UPSTREAM, "--output", tmp_path, "--epochs", 1, *kd]
-    result = run(*options, "--experiment", "fast", "--kd-teacher-fast", "float32")
-    assert result.returncode == 0, result.stderr
-    assert "teacher 'test_resnet', fast: float32, 15 of 15 batch norms folded, channels-last" in result.stdout
-    assert "KL(exact || fast)" in result.stdout
-    settings = yaml.safe_load((tmp_path / "fast" / "args.yaml").read_text())
-    assert settings["kd_teacher_fast"] == "float32"
+    out = student("fast", "--epochs", 1, "--kd-teacher-fast", "float32").stdout
+    assert "teacher 'test_resnet', fast: float32, 15 of 15 batch norms folded, channels-last" in out
+    assert "KL(exact || fast)" in out
+    assert settings_of(tmp_path / "fast", "kd_teacher_fast") == ["float32"]
     assert teacher.read_bytes() == before
     tight = ["--kd-teacher-fast", "bfloat16", "--kd-teacher-fast-bound", "1e-30"]
-    result = run(*options, "--experiment", "refused", *tight)
-    assert result.returncode == 2
+    result = student("refused", *tight, status=2)
     assert "too far from the exact one" in result.stderr.splitlines()[-1]
-    store = ["--kd-soft-labels", tmp_path / "store"]
-    fast = run(*options, *store, "--experiment", "writes", "--kd-teacher-fast", "float32")
-    assert fast.returncode == 0, fast.stderr
-    assert "teacher 'test_resnet', fast: float32" in fast.stdout
-    result = run(*options, *store, "--experiment", "reads", "--kd-teacher-fast", "auto")
-    assert result.returncode == 0, result.stderr
-    assert "of a fast teacher (float32): KL(exact || fast)" in result.stdout
-    assert "the teacher is not asked" in result.stdout
-    result = run(*options, *store, "--experiment", "exact")
-    assert result.returncode == 2
+    store = ["--epochs", 1, "--kd-soft-labels", tmp_path / "store"]
+    out = student("writes", *store, "--kd-teacher-fast", "float32").stdout
+    assert "teacher 'test_resnet', fast: float32" in out
+    out = student("reads", *store, "--kd-teacher-fast", "auto").stdout
+    assert "of a fast teacher (float32): KL(exact || fast)" in out
+    assert "the teacher is not asked" in out
+    result = student("exact", *store, status=2)
     assert "this run asks for the exact teacher" in result.stderr.splitlines()[-1]
 
 
 @needs_script
-def test_upstream_distils(digits, tmp_path, kd, teacher):
+def test_upstream_distils(student, tmp_path, teacher):
     before = teacher.read_bytes()
-    options = [SCRIPT, digits, "--model", "test_resnet", *UPSTREAM, "--output", tmp_path, "--epochs", 2]
-    result = run(*options, *kd, "--experiment", "student")
-    assert result.returncode == 0, result.stderr
+    result = student("student", "--epochs", 2)
     assert "hard term: weight 0, the labels are not trained on" in result.stdout
     assert "teacher 'test_resnet': right on" in result.stdout
     rows = summary(tmp_path / "student")
-    assert list(rows[0])[:7] == [
-        "epoch",
-        "train_loss",
-        "train_ce",
-        "train_kl",
-        "train_teacher_entropy",
-        "train_hard_ce",
-        "train_agreement",
-    ]
+    columns = ["train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement"]
+    assert list(rows[0])[:7] == ["epoch", "train_loss", *columns]
     for row in rows:
         assert row["train_loss"] == pytest.approx(row["train_ce"], rel=1e-5)
         assert row["train_ce"] == pytest.approx(row["train_kl"] + row["train_teacher_entropy"], rel=1e-5)
-    settings = yaml.safe_load((tmp_path / "student" / "args.yaml").read_text())
-    assert (settings["kd_teacher"], settings["kd_temperature"], settings["smoothing"]) == (
-        "test_resnet",
-        1.0,
-        0.0,
-    )
+    found = settings_of(tmp_path / "student", "kd_teacher", "kd_temperature", "smoothing")
+    assert found == ["test_resnet", 1.0, 0.0]
     assert teacher.read_bytes() == before
 
-    plain = run(*options, "--experiment", "plain")
-    assert plain.returncode == 0, plain.stderr
-    settings = yaml.safe_load((tmp_path / "plain" / "args.yaml").read_text())
-    assert (settings["kd_temperature"], settings["smoothing"]) == (4.0, 0.1)  # upstream's own
+    student("plain", "--epochs", 2, taught=False)
+    assert settings_of(tmp_path / "plain", "kd_temperature", "smoothing") == [4.0, 0.1]  # upstream's own
     assert list(weights(tmp_path / "plain")) == list(weights(tmp_path / "student"))
 
 
 @needs_script
-def test_upstream_with_much_switched_on(digits, tmp_path, kd):
-    result = run(
-        SCRIPT,
-        digits,
-        "--model",
-        "test_resnet",
-        *UPSTREAM,
-        *kd,
-        "--output",
-        tmp_path,
-        "--experiment",
-        "much",
-        "--epochs",
-        3,
-        "--kd-hard-weight",
-        0.3,
-        "--smoothing",
-        0.1,
-        "--smoothing-convention",
-        "paper",
-        "--mixup",
-        0.2,
-        "--kd-temperature",
-        2,
-        "--kd-temperature-squared",
-        "--amp",
-        "--amp-dtype",
-        "bfloat16",
-        "--model-ema",
-        "--channels-last",
-        "--grad-accum-steps",
-        2,
-        "--mean",
-        0.4,
-        "--std",
-        0.3,
-        "--clip-grad",
-        1,
-        "--torchcompile",
-        "eager",
+def test_upstream_with_much_switched_on(student, tmp_path):
+    much = (
+        "--epochs 3 --kd-hard-weight 0.3 --smoothing 0.1 --smoothing-convention paper --mixup 0.2 "
+        "--kd-temperature 2 --kd-temperature-squared --amp --amp-dtype bfloat16 --model-ema --channels-last "
+        "--grad-accum-steps 2 --mean 0.4 --std 0.3 --clip-grad 1 --torchcompile eager"
     )
-    assert result.returncode == 0, result.stderr
-    assert "weight 0.7 x T^2, teacher's labels at T = 2" in result.stdout
-    assert (
-        "weight 0.3, target 0.9000 on the label and 0.0333 on each other class before mixing" in result.stdout
-    )
-    assert "converted" in result.stdout
+    out = student("much", *much.split()).stdout
+    assert "weight 0.7 x T^2, teacher's labels at T = 2" in out
+    assert "weight 0.3, target 0.9000 on the label and 0.0333 on each other class before mixing" in out
+    assert "converted" in out
     assert len(summary(tmp_path / "much")) == 3
-    settings = yaml.safe_load((tmp_path / "much" / "args.yaml").read_text())
-    assert (settings["smoothing"], settings["smoothing_convention"]) == (0.1, "paper")
+    assert settings_of(tmp_path / "much", "smoothing", "smoothing_convention") == [0.1, "paper"]
 
 
 @needs_script
-def test_upstream_resumes(digits, tmp_path, kd):
-    options = [
-        SCRIPT,
-        digits,
-        "--model",
-        "test_resnet",
-        *UPSTREAM,
-        *kd,
-        "--output",
-        tmp_path,
-        "--experiment",
-        "run",
-    ]
-    assert run(*options, "--epochs", 1).returncode == 0
-    result = run(*options, "--epochs", 2, "--resume", tmp_path / "run" / "last.pth.tar")
-    assert result.returncode == 0, result.stderr
+def test_upstream_resumes(student, tmp_path):
+    student("run", "--epochs", 1)
+    student("run", "--epochs", 2, "--resume", tmp_path / "run" / "last.pth.tar")
     assert "train_kl" in (tmp_path / "run" / "summary.csv").read_text()
 
 
 @needs_script
-def test_upstream_in_two_processes_on_the_cpu(digits, tmp_path, kd):
-    result = run(
-        SCRIPT,
-        digits,
-        "--model",
-        "test_resnet",
-        *UPSTREAM,
-        *kd,
-        "--output",
-        tmp_path,
-        "--experiment",
-        "run",
-        "--epochs",
-        1,
-        processes=2,
-    )
-    assert result.returncode == 0, result.stderr
+def test_upstream_in_two_processes_on_the_cpu(student, tmp_path):
+    result = student("run", "--epochs", 1, processes=2)
     assert summary(tmp_path / "run")[0]["train_ce"] > 0
     assert result.stdout.count("teacher 'test_resnet': right on") == 1
+
+
+@pytest.fixture
+def refused_upstream(tmp_path, capsys, monkeypatch):
+    """Run upstream's script in this process, and return the one line of its error."""
+    from timm_ls_kd import cli
+
+    def check(*arguments):
+        # The script puts a handler on the root logger, for the stderr of this test.
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        argv = [SCRIPT, *UPSTREAM, "--output", tmp_path / "out", *arguments]
+        assert cli.main([str(word) for word in argv]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("timm: error: ")
+        assert not (tmp_path / "out").exists()
+        return line
+
+    return check
 
 
 @needs_script
@@ -430,48 +248,13 @@ def test_upstream_in_two_processes_on_the_cpu(digits, tmp_path, kd):
         ("--initial-checkpoint nosuch.pth", ["--initial-checkpoint nosuch.pth", "no such file"]),
     ],
 )
-def test_upstream_bad_input(digits, tmp_path, kd, capsys, monkeypatch, arguments, words):
-    from timm_ls_kd import cli
-
-    # The script puts a handler on the root logger, for the stderr of this test.
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    argv = [
-        SCRIPT,
-        digits,
-        "--model",
-        "test_resnet",
-        *UPSTREAM,
-        *kd,
-        "--output",
-        tmp_path / "out",
-        *arguments.split(),
-    ]
-    assert cli.main([str(word) for word in argv]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("timm: error: ")
-    for word in words:
-        assert word in line
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture
-def refused_upstream(tmp_path, capsys, monkeypatch):
-    from timm_ls_kd import cli
-
-    def check(*arguments):
-        monkeypatch.setattr(logging.getLogger(), "handlers", [])
-        argv = [SCRIPT, "--model", "test_resnet", *UPSTREAM, "--output", tmp_path / "out", *arguments]
-        assert cli.main([str(word) for word in argv]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("timm: error: ")
-        assert not (tmp_path / "out").exists()
-        return line
-
-    return check
+def test_upstream_bad_input(digits, kd, refused_upstream, arguments, words):
+    line = refused_upstream(digits, *kd, *arguments.split())
+    assert all(word in line for word in words), line
 
 
 @needs_script
-def test_upstream_bad_input_without_a_teacher(digits, tmp_path, refused_upstream):
+def test_upstream_bad_input_without_a_teacher(tmp_path, refused_upstream):
     assert "nosuch does not exist" in refused_upstream(tmp_path / "nosuch")
     assert "no data folder" in refused_upstream()
 
@@ -496,9 +279,8 @@ def test_upstream_refuses_checkpoints_that_run_code(digits, tmp_path, refused_up
 
 
 @needs_script
-def test_upstream_config_with_null_and_wrong_types(digits, tmp_path, kd, refused_upstream):
+def test_upstream_config_with_null_and_wrong_types(digits, tmp_path, kd, student, refused_upstream):
     config = tmp_path / "c.yaml"
-    options = [digits, *kd, "--config", config]
     for text, word in {
         "kd_preflight_samples: some": "kd_preflight_samples",
         "kd_temperature: [1]": "kd_temperature must be one value",
@@ -506,18 +288,15 @@ def test_upstream_config_with_null_and_wrong_types(digits, tmp_path, kd, refused
         "smoothing_convention: mine": "--smoothing-convention: invalid choice: 'mine'",
     }.items():
         config.write_text(text)
-        assert word in refused_upstream(*options)
+        assert word in refused_upstream(digits, *kd, "--config", config)
     config.write_text(
         "smoothing: null\nsmoothing_convention: null\nkd_temperature: null\nkd_hard_weight: null\n"
         "kd_preflight_samples: 48.0\nkd_teacher_kwargs: null\nkd_temperature_squared: null\n"
     )
-    arguments = ["--epochs", 1, "--output", tmp_path, "--experiment", "run"]
-    result = run(SCRIPT, "--model", "test_resnet", *UPSTREAM, *options, *arguments)
-    assert result.returncode == 0, result.stderr
-    settings = yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())
+    student("run", "--config", config, "--epochs", 1)
     expected = {"smoothing": 0.0, "smoothing_convention": "uniform", "kd_temperature": 1.0}
     expected |= {"kd_hard_weight": 0.0, "kd_preflight_samples": 48, "kd_teacher_kwargs": {}}
-    assert {name: settings[name] for name in expected} == expected
+    assert settings_of(tmp_path / "run", *expected) == list(expected.values())
 
 
 @needs_script

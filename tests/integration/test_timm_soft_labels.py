@@ -1,26 +1,17 @@
 """Stored soft labels across processes and routes: two ranks, one rank, and timm's own script."""
 
-import argparse
-import os
 import shlex
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import forked
 from lskd import SoftLabels
+from timm_runs import SCRIPT, needs_script, run, weights
 
 pytestmark = pytest.mark.integration
 
-SCRIPT = os.environ.get("TIMM_TRAIN_SCRIPT", "")
-needs_script = pytest.mark.skipif(
-    not Path(SCRIPT).is_file(), reason="TIMM_TRAIN_SCRIPT names no upstream train.py of timm >= 1.0.27"
-)
 # A model without batch statistics, so that two ranks are one; 96 images in batches of 40 leave 16 out.
 COMMON = shlex.split(
     "--model test_vit --num-classes 4 --img-size 32 --device cpu --lr 0.05 --warmup-epochs 0 --workers 1 "
@@ -39,24 +30,6 @@ def kd(tmp_path_factory):
     model = timm.create_model("test_resnet", num_classes=4)
     torch.save(model.state_dict(), path)
     return ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", path]
-
-
-def run(script, *arguments, processes=1, status=0):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    words = ["-m", "timm_ls_kd", script, *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if processes == 1:
-        result = forked.run(*words, imported=("torchvision", "timm"), env=environment)
-    else:
-        words = [sys.executable, *launcher, *words]
-        result = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-    assert result.returncode == status, result.stdout + result.stderr
-    return result
-
-
-def weights(folder):
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(folder / "last.pth.tar", weights_only=True)["state_dict"]
 
 
 def assert_close(first, second):

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,33 +12,18 @@ from timm import create_model
 from timm.data import create_dataset
 
 from lskd import LskdError
-from lskd.teachers.frozen import Normalisation
 from timm_ls_kd.arguments import SoftLabelsConfig
 from timm_ls_kd.data import check_data, guard
 from timm_ls_kd.evaluation import evaluate_model
-from timm_ls_kd.loader import EpochSampler, create_loader, seeded
-from timm_ls_kd.store import replayed_images
+from timm_ls_kd.loader import EpochSampler, seeded
 
 pytestmark = pytest.mark.unit
-HALF = Normalisation((0.5,) * 3, (0.5,) * 3)
-MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1, "num_classes": 4}
+MIXING = ("--mixup", 0.8, "--cutmix", 1)
 
 
-def loader(digits, batch_size=8, rank=0, world_size=1, workers=0, **kwargs):
-    return create_loader(
-        create_dataset("", root=str(digits), split="train"),
-        input_size=(3, 24, 24),
-        batch_size=batch_size,
-        normalisation=HALF,
-        device=torch.device("cpu"),
-        transform={"scale": (0.3, 1.0), "auto_augment": "rand-m9-mstd0.5", "color_jitter": 0.4},
-        training=True,
-        seed=3,
-        rank=rank,
-        world_size=world_size,
-        workers=workers,
-        **kwargs,
-    )
+@pytest.fixture
+def loader(make_loader):
+    return partial(make_loader, "--scale", 0.3, 1, "--aa", "rand-m9-mstd0.5", "--seed", 3)
 
 
 def epoch(loader, number):
@@ -60,32 +46,31 @@ def test_training_shares_are_a_partition_of_each_global_batch():
     assert uneven == [32, 32, 32]
 
 
-def test_validation_shares_hold_each_sample_once():
+def test_validation_shares_contain_each_sample_once():
     shares = [list(EpochSampler(10, 0, rank, 3, shuffle=False)) for rank in range(3)]
     assert sorted(index for share in shares for index in share) == list(range(10))
 
 
-def test_epochs_and_seeds_differ(digits):
-    first = loader(digits)
-    assert same(epoch(first, 2), epoch(loader(digits), 2))
+def test_epochs_and_seeds_differ(loader):
+    first = loader()
+    assert same(epoch(first, 2), epoch(loader(), 2))
     assert not same(epoch(first, 2), epoch(first, 3))
     order = [list(EpochSampler(50, seed, 0, 1, True)) for seed in (1, 2)]
     assert order[0] != order[1]
 
 
-@pytest.mark.parametrize("mixing", [None, MIXING])
-@pytest.mark.parametrize("prefetch", [True, False])
-def test_worker_count_does_not_matter(digits, mixing, prefetch):
-    options = {"mixing": mixing, "prefetch": prefetch}
-    here = loader(digits, **options)
-    workers = loader(digits, workers=2, **options)
+@pytest.mark.parametrize("mixing", [(), MIXING])
+@pytest.mark.parametrize("prefetch", [(), ("--no-prefetcher",)])
+def test_worker_count_does_not_matter(loader, mixing, prefetch):
+    here = loader(*mixing, *prefetch)
+    workers = loader(*mixing, *prefetch, "--workers", 2)
     epoch(workers, 0)  # workers that have lived for an epoch
     assert same(epoch(here, 1), epoch(workers, 1))
 
 
-def test_two_processes_see_what_one_sees(digits):
-    whole = epoch(loader(digits, batch_size=16), 4)
-    halves = [epoch(loader(digits, rank=rank, world_size=2), 4) for rank in range(2)]
+def test_two_processes_see_what_one_sees(loader):
+    whole = epoch(loader("--batch-size", 16), 4)
+    halves = [epoch(loader(rank=rank, world_size=2), 4) for rank in range(2)]
     for step, (images, targets) in enumerate(whole):
         joint = torch.stack([halves[0][step][0], halves[1][step][0]], dim=1).flatten(0, 1)
         assert torch.equal(images, joint)
@@ -93,50 +78,40 @@ def test_two_processes_see_what_one_sees(digits):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_mixing_ends_when_asked(digits, workers):
-    mixed = loader(digits, workers=workers, mixing=MIXING, mixing_off_epoch=1)
+def test_mixing_ends_when_asked(loader, workers):
+    mixed = loader(*MIXING, "--mixup-off-epoch", 1, "--workers", workers)
     before, after = epoch(mixed, 0), epoch(mixed, 1)
     assert any((targets.max(1).values < 0.9).any() for _, targets in before)
     assert all(torch.allclose(targets.max(1).values, torch.tensor(0.925)) for _, targets in after)
 
 
-def test_loading_leaves_the_generators_alone(digits):
+def test_loading_leaves_the_generators_alone(loader):
     state = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     with seeded(1, 2):
         first = random.random(), np.random.rand(), torch.rand(1)
     with seeded(1, 2):
         assert first == (random.random(), np.random.rand(), torch.rand(1))
-    dataset = loader(digits)._loader.loader.dataset
+    dataset = loader()._loader.loader.dataset
     dataset.__getitems__([5, 6])
     assert random.getstate() == state[0]
     assert (np.random.get_state()[1] == state[1]).all()
     assert torch.equal(torch.get_rng_state(), state[2])
 
 
-@pytest.mark.parametrize("prefetch", [True, False])
+@pytest.mark.parametrize("prefetch", [(), ("--no-prefetcher",)])
 @pytest.mark.parametrize("kind", ["training", "validation", "store"])
-def test_colours_reach_the_network_as_they_are(tmp_path, kind, prefetch):
+def test_colours_reach_the_network_as_they_are(make_loader, tmp_path, kind, prefetch):
     """Red first, and only normalised."""
     colours = ((200, 100, 20), (255, 255, 255))
     for label, colour in enumerate(colours):
         (tmp_path / "train" / f"class{label}").mkdir(parents=True)
         Image.new("RGB", (40, 30), colour).save(tmp_path / "train" / f"class{label}" / "flat.png")
-    normalisation = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    dataset = create_dataset("", root=str(tmp_path), split="train")
-    config = SoftLabelsConfig(path=tmp_path / "store", seed=0)
-    found = create_loader(
-        dataset,
-        input_size=(3, 24, 24),
-        batch_size=2,
-        normalisation=normalisation,
-        device=torch.device("cpu"),
-        transform={"color_jitter": None},
-        training=kind != "validation",
-        prefetch=prefetch,
-        replayed_images=replayed_images(dataset, config, prefetch) if kind == "store" else None,
-    )
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    stored = SoftLabelsConfig(path=tmp_path / "store", seed=0) if kind == "store" else None
+    options = {"data": tmp_path, "mean": mean, "std": std, "training": kind != "validation", "stored": stored}
+    found = make_loader("--batch-size", 2, "--color-jitter", 0, *prefetch, **options)
     ((images, targets),) = epoch(found, 0)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (normalisation.mean, normalisation.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
     for image, label in zip(images, getattr(targets, "labels", targets).tolist(), strict=True):
         expected = torch.tensor(colours[label]).view(3, 1, 1) / 255
         torch.testing.assert_close(image * std + mean, expected.expand_as(image))

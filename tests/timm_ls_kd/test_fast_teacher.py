@@ -63,29 +63,13 @@ def test_training_with_a_fast_teacher(train, kd, teacher, summary, tmp_path, mod
     assert hashlib.sha256(teacher.read_bytes()).hexdigest() == checksum
 
 
-def test_resumed_run_equals_an_unbroken_one(train, kd, weights, tmp_path):
+def test_resumed_run_equals_an_unbroken_one(train, kd, same_weights, runs):
     flags = [*kd, "--kd-teacher-fast", "float32", "--sched", "none"]
     assert train("whole", *flags, "--epochs", 2).status == 0
     assert train("broken", *flags, "--epochs", 1).status == 0
-    last = tmp_path / "runs" / "broken" / "last.pth.tar"
+    last = runs / "broken" / "last.pth.tar"
     assert train("broken", *flags, "--epochs", 2, "--resume", last).status == 0
-    whole, broken = (weights(tmp_path / "runs" / name) for name in ("whole", "broken"))
-    assert all(torch.equal(whole[key], broken[key]) for key in whole)
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--kd-teacher-fast", "bfloat16", "--kd-teacher-fast-bound", "1e-30"], ["too far", "1e-30"]),
-        (["--kd-teacher-fast", "float32", "--kd-teacher-fast-bound", "0"], ["--kd-teacher-fast-bound"]),
-        (["--kd-teacher-fast", "float32", "--kd-teacher-dtype", "bfloat16"], ["drop --kd-teacher-dtype"]),
-        (["--kd-teacher-fast", "float32", "--kd-preflight-samples", "0"], ["--kd-preflight-samples"]),
-        (["--kd-teacher-compile"], ["add --kd-teacher-fast"]),
-    ],
-)
-def test_refused_before_training(train, kd, tmp_path, flags, words):
-    train("run", *kd, *flags, "--epochs", 1).assert_one_clear_line(*words)
-    assert not list((tmp_path / "runs").glob("run/*.csv"))
+    assert same_weights("whole", "broken")
 
 
 def test_measured_on_training_images_with_or_without_validation_images(train, kd):
@@ -100,10 +84,6 @@ def test_measured_on_training_images_with_or_without_validation_images(train, kd
     lines = [[x for x in run.out.splitlines() if "train loss" in x] for run in (with_, without)]
     losses = [line[0].split("train loss ")[1].split(",")[0] for line in lines]
     assert losses[0] == losses[1]
-
-
-def test_needs_a_teacher(train):
-    train("run", "--kd-teacher-fast", "auto").assert_one_clear_line("need --kd-teacher MODEL")
 
 
 def test_without_bfloat16_it_is_float32_and_said(train, kd, monkeypatch):

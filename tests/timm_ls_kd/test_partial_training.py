@@ -54,19 +54,3 @@ def test_a_run_goes_on(train, runs, weights, teacher):
     assert (whole.status, again.status) == (0, 0)
     files = [weights(runs / name) for name in ("whole", "parts")]
     assert not moved(*files)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--train-only", "head"), "--train-only head: model 'test_resnet' has no such module"),
-        (("--train-only", "layer4.0.bn22"), "did you mean layer4.0.bn2?"),
-        (("--train-only", "fc", "--train-statistics", "bn9"), "--train-statistics bn9: model"),
-        (("--train-statistics", "bn1"), "--train-statistics needs --train-only MODULE"),
-    ],
-)
-def test_bad_names_are_one_line(train, words, message):
-    result = train("bad", *words)
-    assert result.status == 2
-    assert message in result.err
-    assert result.err.count("\n") == 1

@@ -5,39 +5,30 @@ import random
 import numpy as np
 import pytest
 import torch
-from timm.data import create_dataset
+from timm.data import create_dataset, create_transform
 
 from lskd import LskdError
-from lskd.teachers.frozen import Normalisation
 from lskd.teachers.replay import MixingPolicy, augmentation_seed
 from timm_ls_kd.arguments import SoftLabelsConfig
-from timm_ls_kd.loader import create_loader
-from timm_ls_kd.store import KeySampler, ReplayedDataset, replayed_images
+from timm_ls_kd.store import KeySampler, ReplayedDataset
 
 pytestmark = pytest.mark.unit
-ERASING = {"re_prob": 0.8, "re_count": 2}
 BOTH = MixingPolicy(0.8, 1.0, 0.9, 0.5)
+COLOURS = {"color_jitter_prob": 0.8, "grayscale_prob": 0.3, "gaussian_blur_prob": 0.5}
 
 
-def loader(
-    digits, seed, path, transform=None, batch_size=8, workers=0, mixing=BOTH, prefetch=True, **options
-):
-    config = SoftLabelsConfig(path=path, seed=5, mixing=mixing, mixing_off_epoch=2)
-    dataset = create_dataset("", root=str(digits), split="train")
-    return create_loader(
-        dataset,
-        input_size=(3, 24, 24),
-        batch_size=batch_size,
-        normalisation=Normalisation((0.5,) * 3, (0.5,) * 3),
-        device=torch.device("cpu"),
-        transform={"scale": (0.3, 1.0)} | (transform or {}),
-        training=True,
-        seed=seed,
-        workers=workers,
-        prefetch=prefetch,
-        replayed_images=replayed_images(dataset, config, prefetch),
-        **options,
-    )
+@pytest.fixture
+def loader(make_loader, tmp_path):
+    def make(seed, flags="", mixing=BOTH, **more):
+        """More: what timm's own script alone makes the transform with."""
+        config = SoftLabelsConfig(path=tmp_path, seed=5, mixing=mixing, mixing_off_epoch=2)
+        found = make_loader("--scale", 0.3, 1, "--seed", seed, *flags.split(), stored=config)
+        if more:
+            options = {"is_training": True, "use_prefetcher": True, "scale": (0.3, 1.0), **more}
+            found.dataset.transform = create_transform((3, 24, 24), **options)
+        return found
+
+    return make
 
 
 def images(loader, epoch):
@@ -53,31 +44,27 @@ def images(loader, epoch):
 
 
 AUGMENTATIONS = {
-    "RandAugment": ({"auto_augment": "rand-m9-mstd0.5-inc1", "color_jitter": 0.4}, {}),
-    "AutoAugment": ({"auto_augment": "original-mstd0.5"}, {}),
-    "AugMix": ({"auto_augment": "augmix-m5-w4-d2"}, {}),
-    "3-Augment": ({"auto_augment": "3a", "color_jitter": 0.3}, {}),
-    "colours": (
-        {"color_jitter": 0.4, "color_jitter_prob": 0.8, "grayscale_prob": 0.3, "gaussian_blur_prob": 0.5},
-        {},
-    ),
-    "flips, random interpolation": ({"hflip": 0.5, "vflip": 0.5, "interpolation": "random"}, {}),
-    "erasing": ({}, {"prefetch": False, "erasing": ERASING | {"re_mode": "pixel"}}),
-    "erasing by colour": ({}, {"prefetch": False, "erasing": ERASING | {"re_mode": "rand"}}),
-    "key points": ({"train_crop_mode": "rkrc"}, {}),
+    "RandAugment": "--aa rand-m9-mstd0.5-inc1",
+    "AutoAugment": "--aa original-mstd0.5",
+    "AugMix": "--aa augmix-m5-w4-d2",
+    "3-Augment": "--aa 3a --color-jitter 0.3",
+    "colours": "",
+    "flips, random interpolation": "--vflip 0.5",
+    "erasing": "--no-prefetcher --reprob 0.8 --recount 2",
+    "erasing by colour": "--no-prefetcher --reprob 0.8 --recount 2 --remode rand",
+    "key points": "--train-crop-mode rkrc",
 }
 
 
 @pytest.mark.parametrize("mixing", [MixingPolicy(), BOTH], ids=["plain", "mixed"])
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_pixels_are_the_same_in_any_order(digits, tmp_path, name, mixing):
-    transform, options = AUGMENTATIONS[name]
-    options = options | {"mixing": mixing}
-    first = images(loader(digits, 1, tmp_path, transform, **options), 1)
+def test_pixels_are_the_same_in_any_order(loader, name, mixing):
+    more = {"mixing": mixing} | (COLOURS if name == "colours" else {})
+    first = images(loader(1, AUGMENTATIONS[name], **more), 1)
     random.seed(99)
     np.random.seed(99)
     torch.manual_seed(99)
-    other = loader(digits, 2, tmp_path, transform, batch_size=6, **options)
+    other = loader(2, f"{AUGMENTATIONS[name]} --batch-size 6", **more)
     images(other, 0)
     second = images(other, 1)
     assert first.keys() == second.keys() == set(range(96, 192))
@@ -90,18 +77,17 @@ def test_pixels_are_the_same_in_any_order(digits, tmp_path, name, mixing):
     assert sum(torch.equal(first[key][0], later[key + 96][0]) for key in first) < 20
 
 
-def test_worker_processes_make_the_same_images(digits, tmp_path):
-    transform = {"auto_augment": "rand-m9-mstd0.5", "color_jitter": 0.4}
-    here = loader(digits, 1, tmp_path, transform)
-    workers = loader(digits, 2, tmp_path, transform, batch_size=12, workers=2)
+def test_worker_processes_make_the_same_images(loader):
+    here = loader(1, "--aa rand-m9-mstd0.5")
+    workers = loader(2, "--aa rand-m9-mstd0.5 --batch-size 12 --workers 2")
     for epoch in range(2):  # the second time with workers that live on
         expected, found = images(here, epoch), images(workers, epoch)
         assert all(torch.equal(pixels, found[key][0]) for key, (pixels, *_) in expected.items())
 
 
-def test_mixed_images_are_made_of_their_parts(digits, tmp_path):
-    plain = images(loader(digits, 1, tmp_path, mixing=MixingPolicy()), 1)
-    mixed = images(loader(digits, 1, tmp_path), 1)
+def test_mixed_images_are_made_of_their_parts(loader):
+    plain = images(loader(1, mixing=MixingPolicy()), 1)
+    mixed = images(loader(1), 1)
     kinds = set()
     for sample in range(96):
         seed = augmentation_seed(5, 1, sample)
@@ -129,8 +115,8 @@ def test_mixed_images_are_made_of_their_parts(digits, tmp_path):
     assert kinds == {"mixup", "cutmix"}
 
 
-def test_mixing_ends_with_its_epoch(digits, tmp_path):
-    last = images(loader(digits, 1, tmp_path), 2)
+def test_mixing_ends_with_its_epoch(loader):
+    last = images(loader(1), 2)
     assert all(weight == 1 for *_, weight in last.values())
 
 

@@ -19,11 +19,10 @@ def open_run(folder, start_epoch=0, history=2):
     model = torch.nn.Linear(2, 2)
     return RunFolder(
         folder,
-        Namespace(val_split="val", checkpoint_hist=history, model="m"),
+        Namespace(val_split="val", checkpoint_hist=history, model="m", eval_metric="top1"),
         "model: m\n",
         start_epoch,
         False,
-        "top1",
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
     )

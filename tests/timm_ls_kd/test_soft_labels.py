@@ -1,4 +1,4 @@
-"""Students that share one teacher's stored words: exactness, refusals, kills, full disks."""
+"""Students that share one teacher's stored answers: exactness, refusals, kills, full disks."""
 
 import argparse
 import builtins
@@ -22,36 +22,7 @@ pytestmark = pytest.mark.unit
 AUGMENTED = ["--hflip", "0.5", "--scale", "0.3", "1", "--aa", "rand-m5-mstd0.5"]
 MIXED = ["--mixup", "0.5", "--cutmix", "1", "--mixup-off-epoch", "1"]
 # 96 images in batches of 20: 16 of each epoch are in no batch.
-SHORT = ["--batch-size", "20", "--epochs", "2", "--checkpoint-hist", "1"]
-
-
-@pytest.fixture
-def store(tmp_path):
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def student(train, kd, store):
-    """Train a student with the store; its run must end well unless said otherwise."""
-
-    def run(name, *arguments, status=0, data=None, where=store):
-        options = [*kd, *SHORT, *AUGMENTED, "--kd-soft-labels", where, *arguments]
-        result = train(name, *options, data=data)
-        assert result.status == status, result.err
-        return result
-
-    return run
-
-
-@pytest.fixture
-def same_weights(tmp_path, weights):
-    def compare(first, second):
-        other = weights(tmp_path / "runs" / second)
-        return all(
-            torch.equal(value, other[key]) for key, value in weights(tmp_path / "runs" / first).items()
-        )
-
-    return compare
+STUDENT = ["--batch-size", "20", "--epochs", "2", "--checkpoint-hist", "1", *AUGMENTED]
 
 
 @pytest.fixture
@@ -162,20 +133,8 @@ def test_more_epochs_than_stored_are_added(student, same_weights, filled_copy):
     result.assert_one_clear_line("has 3 epoch(s)", "epoch 4", "timm soft-labels")
 
 
-@pytest.fixture
-def ahead(timm_command, kd, digits):
-    """Store ahead of training."""
-
-    def run(*arguments):
-        data = ["--data-dir", digits, "--model", "test_resnet", "--num-classes", 4, "--img-size", 32]
-        options = ["--device", "cpu", "--workers", 0, "--color-jitter", 0, "--kd-soft-labels-top-k", 2]
-        return timm_command("soft-labels", *data, *options, *kd, *AUGMENTED, *SHORT, *arguments)
-
-    return run
-
-
 def test_ahead_of_time(student, ahead, store, filled):
-    result = ahead("--kd-soft-labels", store)
+    result = ahead("--kd-soft-labels-top-k", 2)
     assert result.status == 0, result.err
     assert SoftLabels(store).complete
     student("reads")
@@ -184,7 +143,6 @@ def test_ahead_of_time(student, ahead, store, filled):
     for key in range(192):  # other batches: the same to rounding
         assert (there[key].seeds == stored[key].seeds).all()
         np.testing.assert_allclose(there[key].values, stored[key].values, atol=0.01)
-    ahead().assert_one_clear_line("--kd-soft-labels DIR")
 
 
 @pytest.mark.parametrize("while_ahead", [True, False])
@@ -193,12 +151,12 @@ def test_a_kill_in_an_epoch_loses_that_epoch_only(
 ):
     """The process is killed in its 8th question to the teacher, in the second epoch."""
     monkeypatch.setattr("timm_ls_kd.trainer.main._BATCHES", 2)
-    unchecked = ["--kd-preflight-samples", 0]
+    unchecked = ["--kd-preflight-samples", 0, "--kd-soft-labels-top-k", 2]
 
     def go(*more):
         if while_ahead:
-            return ahead("--kd-soft-labels", store, *unchecked).status
-        return student("killed", "--kd-soft-labels-top-k", 2, *unchecked, *more).status
+            return ahead(*unchecked).status
+        return student("killed", *unchecked, *more).status
 
     sys.stdout.flush()
     child = os.fork()
@@ -283,47 +241,23 @@ def test_a_store_of_other_images_teacher_or_versions_is_refused(
     student("other", status=2, where=filled).assert_one_clear_line("versions.timm is ", "1.0.28")
 
 
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        (["--kd-soft-labels", "x", "--mixup-mode", "pair"], "--mixup-mode pair"),
-        (["--kd-soft-labels", "x", "--kd-soft-labels-top-k", "-1"], "--kd-soft-labels-top-k"),
-        (["--kd-soft-labels", "x", "--kd-soft-labels-top-k", "5"], "top-K must be 1 to 4"),
-        (["--kd-soft-labels-verify", "3"], "needs --kd-soft-labels"),
-        (["--kd-rest", "renormalise"], "needs --kd-soft-labels"),
-    ],
-)
-def test_arguments_that_cannot_be(train, kd, options, word, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    train("run", *kd, *options).assert_one_clear_line(word)
-    assert not (tmp_path / "x").exists()
-
-
-def test_verifying(student, filled_copy):
-    result = student("good", "--kd-soft-labels-verify", "500")
+def test_verifying(student, filled, rewritten):
+    result = student("good", "--kd-soft-labels-verify", "500", where=filled)
     assert "192 images verified" in result.out
-    labels = SoftLabels(filled_copy)
-    layout, identity = labels.layout, labels.identity
-    rows = labels.take(np.arange(192))
-    shutil.rmtree(filled_copy)
-    with SoftLabelsWriter(filled_copy, layout, identity) as writer:
-        # As if the images of the first epoch had been shifted by one place.
-        values, ids = rows.values.copy(), rows.ids.copy()
+
+    def shift(values, ids, seeds):
+        """As if the images of the first epoch had been shifted by one place."""
         values[:96], ids[:96] = np.roll(values[:96], 1, 0), np.roll(ids[:96], 1, 0)
-        writer.append(values, ids, seeds=rows.seeds)
-    result = student("bad", "--kd-soft-labels-verify", "150", status=2)
+
+    result = student("bad", "--kd-soft-labels-verify", "150", where=rewritten(filled, shift), status=2)
     result.assert_one_clear_line("not what the teacher says", "write them again")
 
 
-def test_rows_of_other_augmentation_are_noticed_while_reading(student, filled_copy):
-    labels = SoftLabels(filled_copy)
-    layout, identity, rows = labels.layout, labels.identity, labels.take(np.arange(192))
-    seeds = rows.seeds.copy()
-    seeds[17] += 1
-    shutil.rmtree(filled_copy)
-    with SoftLabelsWriter(filled_copy, layout, identity) as writer:
-        writer.append(rows.values, rows.ids, seeds=seeds)
-    result = student("bad", "--workers", "1", status=2)
+def test_rows_of_other_augmentation_are_noticed_while_reading(student, filled, rewritten):
+    def reseed(values, ids, seeds):
+        seeds[17] += 1
+
+    result = student("bad", "--workers", "1", where=rewritten(filled, reseed), status=2)
     result.assert_one_clear_line("augmented otherwise")
 
 

@@ -23,7 +23,7 @@ def make(tmp_path):
         if settings is not None:
             (tmp_path / "args.yaml").write_text(yaml.safe_dump({"model": name} | settings))
         kd = KdConfig(name, checkpoint=str(tmp_path / "t.pth"), teacher_img_size=size)
-        return create_teacher(kd, 4, 3, NORM)
+        return create_teacher(kd, 4, NORM)
 
     return make_teacher
 
@@ -58,16 +58,10 @@ def test_size_of_pretrained_weights(monkeypatch):
 
     pretrained = timm.create_model("test_resnet", num_classes=4)
     monkeypatch.setattr(teacher, "_pretrained", lambda *args: (pretrained, {}, "of its pretrained weights"))
-    assert seen_sizes(create_teacher(KdConfig("test_resnet"), 4, 3, NORM), 64) == [(160, 160)]
+    assert seen_sizes(create_teacher(KdConfig("test_resnet"), 4, NORM), 64) == [(160, 160)]
 
 
 @pytest.mark.parametrize("settings", [{"img_size": "big"}, {"mean": [0.1, 0.2]}, {"input_size": [3, 32]}])
 def test_settings_that_timm_cannot_use(make, settings):
     with pytest.raises(LskdError, match=r"args\.yaml beside .*t\.pth"):
         make(settings)
-
-
-def test_32_px_teacher_of_a_64_px_student(train, kd):
-    result = train("run", *kd, "--img-size", 64, "--epochs", 1)
-    assert result.status == 0, result.err
-    assert "resized to 32 x 32" in result.out

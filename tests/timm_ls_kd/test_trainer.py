@@ -1,10 +1,11 @@
 """The bundled trainer end to end, in this process, on real digits."""
 
 import argparse
-import copy
 import csv
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,29 +26,50 @@ def header(folder):
 
 
 def close(first, second, tolerance):
-    assert len(first) == len(second)
     for row, other in zip(first, second, strict=True):
         assert row == pytest.approx(other, rel=tolerance, abs=tolerance)
 
 
+@pytest.fixture
+def teachers(monkeypatch):
+    """The teachers of the tasks that are made."""
+    seen = []
+    original = LsKdTask.__init__
+
+    def watch(self, student_model, teacher, **kwargs):
+        original(self, student_model, teacher, **kwargs)
+        seen.append(teacher)
+
+    monkeypatch.setattr(LsKdTask, "__init__", watch)
+    return seen
+
+
+@pytest.fixture
+def own_teacher(train, runs, taught_by):
+    """Train a teacher, and return the flags of its students."""
+
+    def make(*arguments, model="test_resnet"):
+        result = train("teacher", "--model", model, *arguments)
+        assert result.status == 0, result.err
+        return taught_by(runs / "teacher" / "last.pth.tar", model)
+
+    return make
+
+
 def test_plain_run(train, runs, summary):
-    result = train("plain", "--epochs", 2, "--smoothing", 0.2)
-    assert result.status == 0
-    assert result.err == ""
+    result = train("plain", "--epochs", 2, "--smoothing", 0.2, "--log-interval", 2)
+    assert (result.status, result.err) == (0, "")
+    lines = [line for line in result.out.splitlines() if line.startswith("epoch 0 [")]
+    assert [line.split("]")[0] for line in lines] == [f"epoch 0 [{batch}/6" for batch in (1, 3, 5, 6)]
+    assert "images/s" in lines[0]
     assert "target 0.8500 on the label and 0.0500 on each other class" in result.out
     folder = runs / "plain"
     assert header(folder) == ["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"]
     assert [row["epoch"] for row in summary(folder)] == [0, 1]
     settings = yaml.safe_load((folder / "args.yaml").read_text())
     assert (settings["model"], settings["smoothing"], settings["kd_teacher"]) == ("test_resnet", 0.2, None)
-    assert {path.name for path in folder.iterdir()} == {
-        "args.yaml",
-        "summary.csv",
-        "last.pth.tar",
-        "model_best.pth.tar",
-        "checkpoint-0.pth.tar",
-        "checkpoint-1.pth.tar",
-    }
+    checkpoints = {f"{name}.pth.tar" for name in ("last", "model_best", "checkpoint-0", "checkpoint-1")}
+    assert {path.name for path in folder.iterdir()} == {"args.yaml", "summary.csv"} | checkpoints
 
 
 def test_smoothing_conventions_meet(train, runs, summary):
@@ -58,15 +80,7 @@ def test_smoothing_conventions_meet(train, runs, summary):
     close(summary(runs / "paper"), summary(runs / "uniform"), 1e-6)
 
 
-def test_distillation(train, runs, kd, teacher, summary, weights, monkeypatch):
-    seen = []
-    original = LsKdTask.__init__
-
-    def watch(self, student_model, teacher_model, **kwargs):
-        original(self, student_model, teacher_model, **kwargs)
-        seen.append((teacher_model.model, copy.deepcopy(teacher_model.model.state_dict())))
-
-    monkeypatch.setattr(LsKdTask, "__init__", watch)
+def test_distillation(train, runs, kd, teacher, teachers, summary, weights):
     result = train("student", *kd, "--epochs", 3)
     assert result.status == 0
     assert result.err == ""
@@ -75,10 +89,9 @@ def test_distillation(train, runs, kd, teacher, summary, weights, monkeypatch):
     assert "hard term: weight 0, the labels are not trained on" in result.out
     assert "the student's is the same" in result.out
 
-    (model, before), *_ = seen
-    assert not any(module.training for module in model.modules())
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key]), key
+    assert not any(module.training for module in teachers[0].model.modules())
+    before = load_teacher_weights(teacher)
+    assert all(torch.equal(value, before[key]) for key, value in teachers[0].model.state_dict().items())
 
     rows = summary(runs / "student")
     assert header(runs / "student")[2:7] == COLUMNS
@@ -90,8 +103,7 @@ def test_distillation(train, runs, kd, teacher, summary, weights, monkeypatch):
 
     train("plain", "--epochs", 1)
     plain, student = weights(runs / "plain"), weights(runs / "student")
-    assert list(plain) == list(student)
-    assert {key: value.shape for key, value in plain.items()} == {k: v.shape for k, v in student.items()}
+    assert [(key, value.shape) for key, value in plain.items()] == [(k, v.shape) for k, v in student.items()]
     with torch.serialization.safe_globals([argparse.Namespace]):
         keys = [set(torch.load(runs / name / "last.pth.tar")) for name in ("plain", "student")]
     assert keys[0] == keys[1]
@@ -152,7 +164,7 @@ def stop_at(monkeypatch, epoch, steps=2):
         "--aa rand-m5 --opt adamw --lr 0.002",
     ],
 )
-def test_resumed_run_equals_the_unbroken_one(train, runs, kd, monkeypatch, arguments, weights):
+def test_resumed_run_equals_the_unbroken_one(train, runs, kd, monkeypatch, arguments, same_weights):
     options = [*kd, "--epochs", 4, "--kd-hard-weight", 0.2, *arguments.split()]
     assert train("whole", *options).status == 0
     with monkeypatch.context() as patch:
@@ -168,17 +180,13 @@ def test_resumed_run_equals_the_unbroken_one(train, runs, kd, monkeypatch, argum
         result = train("broken", *options, "--resume", last)
         assert f"going on from {runs / 'broken' / 'checkpoint-2.pth.tar'}" in result.out
         assert result.status == 0
-    for name in ("last.pth.tar", "model_best.pth.tar"):
-        whole, broken = weights(runs / "whole", name), weights(runs / "broken", name)
-        for key, value in whole.items():
-            assert torch.equal(value, broken[key]), key
+    assert same_weights("whole", "broken")
+    assert same_weights("whole", "broken", "model_best.pth.tar")
     assert (runs / "whole" / "summary.csv").read_bytes() == (runs / "broken" / "summary.csv").read_bytes()
     assert {p.name for p in (runs / "whole").iterdir()} == {p.name for p in (runs / "broken").iterdir()}
     if "--model-ema" in options:
-        states = [
-            load_teacher_weights(runs / name / "last.pth.tar", use_ema=True) for name in ("whole", "broken")
-        ]
-        assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+        whole, broken = (load_teacher_weights(runs / name / "last.pth.tar") for name in ("whole", "broken"))
+        assert all(torch.equal(value, broken[key]) for key, value in whole.items())
 
 
 def test_stop_before_the_first_checkpoint(train, runs, monkeypatch):
@@ -249,33 +257,28 @@ def test_normalisation_override_reaches_the_teacher(train, runs, kd, summary):
     assert second["train_teacher_entropy"] == pytest.approx(first["train_teacher_entropy"], rel=1e-4)
 
 
-def test_normalisation_of_the_teachers_run_is_used(train, runs, teacher_run, tmp_path):
+def test_normalisation_of_the_teachers_run_is_used(train, taught_by, teacher_run, tmp_path):
     """args.yaml beside the checkpoint says how the teacher was trained."""
-    folder = tmp_path / "moved"
-    folder.mkdir()
-    settings = yaml.safe_load((teacher_run / "args.yaml").read_text()) | {"mean": [0.1], "std": [0.9]}
+    folder = Path(shutil.copytree(teacher_run, tmp_path / "moved"))
+    settings = yaml.safe_load((folder / "args.yaml").read_text()) | {"mean": [0.1], "std": [0.9]}
     (folder / "args.yaml").write_text(yaml.safe_dump(settings))
-    (folder / "last.pth.tar").write_bytes((teacher_run / "last.pth.tar").read_bytes())
-    kd = ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", folder / "last.pth.tar"]
+    kd = taught_by(folder / "last.pth.tar")
     result = train("run", *kd, "--epochs", 1)
     assert "mean (0.1, 0.1, 0.1) std (0.9, 0.9, 0.9), of the run beside its checkpoint" in result.out
     (folder / "args.yaml").unlink()
     assert "timm's default for this model" in train("bare", *kd, "--epochs", 1).out
 
 
-def test_vit_teacher_at_its_own_size(train, runs):
-    assert train("teacher", "--model", "test_vit", "--img-size", 48, "--epochs", 8, "--lr", 0.02).status == 0
-    kd = ["--kd-teacher", "test_vit", "--kd-teacher-checkpoint", runs / "teacher" / "last.pth.tar"]
+def test_vit_teacher_at_its_own_size(train, own_teacher):
+    kd = own_teacher("--img-size", 48, "--epochs", 8, "--lr", 0.02, model="test_vit")
     result = train("student", *kd, "--epochs", 1, "--kd-preflight-samples", 0)
     assert result.status == 0, result.err
     assert "resized to 48 x 48" in result.out
 
 
-def test_grey_images(train, runs, summary):
+def test_grey_images(train, own_teacher):
     grey = ["--in-chans", 1]
-    assert train("teacher", *grey, "--epochs", 10).status == 0
-    kd = ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", runs / "teacher" / "last.pth.tar"]
-    result = train("student", *kd, *grey, "--epochs", 1)
+    result = train("student", *own_teacher(*grey, "--epochs", 10), *grey, "--epochs", 1)
     assert result.status == 0, result.err
     assert "normalisation mean (0.5) std (0.5)" in result.out
 
@@ -295,16 +298,9 @@ def test_validation_interval_and_no_validation(train, runs, summary):
     assert list(summary(runs / "none")[0]) == ["epoch", "train_loss", "lr"]
 
 
-def test_warning_of_a_temperature_above_one(train, runs):
-    train("smooth", "--epochs", 5, "--smoothing", 0.1, "--smoothing-convention", "paper")
-    kd = [
-        "--kd-teacher",
-        "test_resnet",
-        "--kd-teacher-checkpoint",
-        runs / "smooth" / "last.pth.tar",
-        "--epochs",
-        1,
-    ]
+def test_warning_of_a_temperature_above_one(train, own_teacher):
+    kd = own_teacher("--epochs", 5, "--smoothing", 0.1, "--smoothing-convention", "paper")
+    kd += ["--epochs", "1"]
     warm = train("warm", *kd, "--kd-temperature", 3)
     assert warm.status == 0
     # 1 / (1 + 3 (0.1 / 3 / 0.9) ** (1 / 3)) = 0.500
@@ -325,10 +321,12 @@ def test_class_map(train, tmp_path, own_digits):
     train("bad", "--class-map", "nosuch.txt", data=own_digits).assert_one_clear_line("nosuch.txt")
 
 
-def test_each_epoch_sees_other_crops(train, runs, summary):
-    train("run", "--epochs", 2, "--lr", 0)
+def test_each_epoch_sees_other_crops_and_a_run_that_ends_at_chance_says_so(train, runs, summary):
+    result = train("run", "--epochs", 2, "--lr", 0)
     first, second = summary(runs / "run")
     assert first["train_loss"] != pytest.approx(second["train_loss"], rel=1e-5)
+    assert "the run ended at chance: right on " in result.out
+    assert "% of 48 validation images (chance 25.0 %)" in result.out
 
 
 @pytest.mark.parametrize("distils", [False, True])
@@ -347,42 +345,20 @@ def test_mixup_smooths_as_asked_and_not_otherwise(train, runs, kd, summary, dist
     assert summary(runs / "asked")[0]["train_loss"] > 1.02 * summary(runs / "unasked")[0]["train_loss"]
 
 
-def test_teacher_has_the_students_memory_layout(train, kd, monkeypatch):
-    layouts = []
-    original = LsKdTask.__init__
-
-    def watch(self, student_model, teacher_model, **kwargs):
-        original(self, student_model, teacher_model, **kwargs)
-        weight = teacher_model.model.layer2[0].conv2.weight
-        layouts.append(weight.is_contiguous(memory_format=torch.channels_last))
-
-    monkeypatch.setattr(LsKdTask, "__init__", watch)
+def test_teacher_has_the_students_memory_layout(train, kd, teachers):
     train("last", *kd, "--epochs", 1, "--channels-last")
     train("first", *kd, "--epochs", 1)
-    assert layouts == [True, False]
-
-
-def test_progress_lines(train):
-    result = train("run", "--epochs", 1, "--log-interval", 2)
-    lines = [line for line in result.out.splitlines() if line.startswith("epoch 0 [")]
-    assert [line.split("]")[0] for line in lines] == [
-        "epoch 0 [1/6",
-        "epoch 0 [3/6",
-        "epoch 0 [5/6",
-        "epoch 0 [6/6",
-    ]
-    assert "images/s" in lines[0]
+    filters = [teacher.model.layer2[0].conv2.weight for teacher in teachers]
+    layout = {"memory_format": torch.channels_last}
+    assert [weight.is_contiguous(**layout) for weight in filters] == [True, False]
 
 
 def test_resume_with_another_architecture(train, runs):
     train("run", "--epochs", 1)
-    last = runs / "run" / "last.pth.tar"
-    train("run", "--epochs", 2, "--model", "test_vit", "--resume", last).assert_one_clear_line(
-        "another architecture"
-    )
-    train(
-        "run", "--epochs", 2, "--opt", "adamw", "--weight-decay", 0, "--resume", last
-    ).assert_one_clear_line("--resume", "cannot be used")
+    again = ["--epochs", 2, "--resume", runs / "run" / "last.pth.tar"]
+    train("run", *again, "--model", "test_vit").assert_one_clear_line("another architecture")
+    adamw = train("run", *again, "--opt", "adamw", "--weight-decay", 0)
+    adamw.assert_one_clear_line("--resume", "cannot be used")
 
 
 def test_resume_of_a_plain_run_with_a_teacher(train, runs, kd):
@@ -404,9 +380,3 @@ def test_what_the_process_was_started_to_ignore_stays_ignored():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def test_a_run_that_ends_at_chance_says_so(train):
-    result = train("guess", "--epochs", 1, "--lr", 0)
-    assert "the run ended at chance: right on " in result.out
-    assert "% of 48 validation images (chance 25.0 %)" in result.out

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lskd.errors import LskdError
+from lskd.base.tensors import require_finite
+from lskd.errors import LskdError, one_line
 from lskd.terms import centred
 
 Keys = TypeVar("Keys")
@@ -18,6 +19,21 @@ AnswerBatch = tuple[Tensor, Tensor, Tensor, Tensor | None]
 AlphaSchedule = Literal["fixed", "threshold", "adaptive"]
 Autocast = Callable[[], AbstractContextManager[Any]]
 """Makes the context of a forward pass in training, such as ``torch.autocast``."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says of a whole data set, in its order.
+
+    Attributes:
+        logits: ``(N, K)`` float32, on the CPU.
+        labels: ``(N,)`` int64.
+        keys: names of the N images, as in :class:`Answers`.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    keys: list[str]
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,16 @@ class Answers:
     class_names: list[str] | None
     templates: Tensor | None
 
+    def evaluation(self) -> Evaluation:
+        """Take all batches, and return them in the data set's order; for one process, with all of them."""
+        positions, logits, labels, _ = zip(*self.batches, strict=True)
+        order = torch.cat(positions).argsort()
+
+        def ordered(parts: Iterable[Tensor]) -> Tensor:
+            return torch.cat([part.cpu() for part in parts])[order]
+
+        return Evaluation(ordered(logits), ordered(labels).long(), self.keys)
+
 
 def logits_of(output: Any) -> Tensor:
     """Return the logits `(B, K)` in what a classifier returned.
@@ -61,6 +87,65 @@ def logits_of(output: Any) -> Tensor:
         found = f"a tensor {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
         raise LskdError(f"the model returns {found}, not logits (batch, classes); use a classifier")
     return first
+
+
+def answer_batches(
+    batches: Iterable[tuple[Any, Tensor]],
+    positions: Iterable[int],
+    ask: Callable[[Any], Any],
+    *,
+    model: str,
+    advice: str,
+    classifier: nn.Linear | None,
+    device: torch.device,
+    amp: bool,
+) -> Iterator[AnswerBatch]:
+    """Ask a model about labelled images: yield the batches of :class:`Answers`.
+
+    Args:
+        batches: images, in the form that ``ask`` takes, and labels ``(B,)``.
+        positions: of these images in the data set.
+        ask: returns what the model returns for the images of a batch.
+        model: what it is called in messages.
+        advice: what to do where it cannot process its images.
+        classifier: its input is yielded as features; None: there are none.
+        device: where the model is.
+        amp: mixed precision: float16 on CUDA, bfloat16 on CPU.
+
+    Raises:
+        LskdError: images that the model cannot process, no logits, or no one vector of features an image.
+        DivergedError: a logit is not finite.
+    """
+    entered: list[Tensor] = []
+    hook = classifier and classifier.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    positions = iter(positions)
+    try:
+        for images, labels in batches:
+            entered.clear()
+            try:
+                # Within the loop: a generator's context would apply to whoever takes the batches.
+                with torch.inference_mode(), torch.autocast(device.type, enabled=amp):
+                    logits = logits_of(ask(images))
+            except torch.OutOfMemoryError:
+                raise LskdError(
+                    f"{model}: a batch of {len(labels)} does not fit the GPU; use a smaller one"
+                ) from None
+            except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+                shape = " x ".join(map(str, images.shape[1:])) if isinstance(images, Tensor) else "its"
+                raise LskdError(
+                    f"{model} cannot process {shape} images ({one_line(error)}); {advice}"
+                ) from None
+            except LskdError as error:
+                raise LskdError(f"{model}: {error}") from None
+            require_finite(f"{model}: the logits", logits)
+            features = entered[-1].float() if entered else None
+            if features is not None and features.ndim != 2:
+                raise LskdError(f"{model} has no features of one vector an image; choose another model")
+            numbers = torch.tensor([next(positions) for _ in range(len(labels))])
+            yield numbers, logits.float(), labels, features
+    finally:
+        if hook:
+            hook.remove()
 
 
 def whole_batch(images: Tensor, batch_size: int) -> Tensor:

@@ -25,6 +25,7 @@ from lskd import (
 )
 from lskd.base.files import read_yaml
 from lskd.base.install import how_to_install
+from lskd.checkpoints import load_strictly
 from lskd.errors import one_line
 from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
 from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
@@ -350,26 +351,13 @@ def _load(
     model: nn.Module, weights: Mapping[str, Tensor], settings: TeacherSettings, num_classes: int
 ) -> None:
     wanted = model.state_dict()
-    missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    if missing or unexpected:
-        example = (
-            f"it has no '{missing[0]}'" if missing else f"it has '{unexpected[0]}', which the model has not"
-        )
-        raise CheckpointError(
-            f"{settings.checkpoint} contains weights of another architecture than {settings.name}: {example} "
-            f"({len(missing)} missing, {len(unexpected)} unexpected); name the model it was saved from."
-        )
-    for key, tensor in weights.items():
-        if tensor.shape == wanted[key].shape:
-            continue
+    for key in weights.keys() & wanted.keys():
+        found, ours = weights[key].shape, wanted[key].shape
         # The classifier is what has as many rows as there are classes, and for the rest the same shape.
-        if wanted[key].shape[:1] == (num_classes,) and tensor.shape[1:] == wanted[key].shape[1:]:
-            raise CheckpointError(_other_classes(settings.checkpoint, tensor.shape[0], num_classes))
-        raise CheckpointError(
-            f"{settings.checkpoint} does not fit {settings.name}: '{key}' is {list(tensor.shape)}, the "
-            f"model's is {list(wanted[key].shape)}; give model.teacher the kwargs it was trained with."
-        )
-    model.load_state_dict(dict(weights))
+        if found != ours and ours[:1] == (num_classes,) and found[1:] == ours[1:]:
+            raise CheckpointError(_other_classes(settings.checkpoint, found[0], num_classes))
+    fix = "give model.teacher the kwargs it was trained with"
+    load_strictly(model, weights, settings.name, settings.checkpoint, fix)
 
 
 def _other_classes(where: str, found: int, wanted: int) -> str:

@@ -97,12 +97,7 @@ _MODEL = (
         "--grad-checkpointing", False, {}, "save memory by computing activations again in the backward pass"
     ),
     Flag("--channels-last", False, {}, "use the channels-last memory layout"),
-    Flag(
-        "--torchcompile",
-        None,
-        {"nargs": "?", "const": "inductor", "metavar": "BACKEND"},
-        "compile the models",
-    ),
+    Flag("--torchcompile", None, _BACKEND, "compile the models"),
     Flag("--torchcompile-mode", None, _COMPILE_MODES, "mode of torch.compile (default: its own)"),
 )
 _OPTIMISER = (

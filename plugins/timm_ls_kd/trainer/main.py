@@ -4,6 +4,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,11 @@ def _store(args: Namespace) -> int:
         teacher = OnDemandTeacher(run)
         run.prepare(teacher.to(session.device))
         quiet = args.rank != 0 or run.keys >= total or None
+        ask = partial(run.answers, teacher)
         with tqdm(total=total, initial=run.keys, unit=" images", mininterval=1, disable=quiet) as bar:
             while run.keys < total:
                 stop = min(run.keys + window, total)
-                run.complete_by(teacher, stop, lambda count: bar.update(count * args.world_size))
+                run.complete(stop, ask, lambda count: bar.update(count * args.world_size))
                 if run.failed:
                     raise LskdError(f"{run.config.path} cannot be written; what is stored there stays.")
         session.say(run.describe())
@@ -109,7 +111,7 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
     normalisation = session.data.normalisation
     say(f"device {session.device}, {args.world_size} process(es), normalisation {normalisation}")
     task, optimizer = session.task, session.optimizer
-    stored = task if kd is not None and kd.soft_labels is not None else None
+    stored = task.run if kd is not None and kd.soft_labels is not None else None
     start_epoch = _resume(args, task, optimizer, session.scaler)
     eval_models = _wrap(args, task, session.device)
     updates = session.updates
@@ -123,7 +125,6 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
             args_text,
             start_epoch,
             kd is not None,
-            args.eval_metric,
             model=task.get_trainable_module(),
             optimizer=optimizer,
             amp_scaler=session.scaler,
@@ -158,7 +159,7 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
                 scheduler=scheduler,
             )
             if stored is not None:
-                stored.end_epoch()
+                stored.end_epoch(task.teacher)
             if kd is not None:
                 train |= task.epoch_metrics()
             _distribute_bn(args, task.get_trainable_module())
@@ -179,12 +180,12 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
             if scheduler is not None:
                 scheduler.step(epoch + 1)
     except Interrupted as stop:
-        goes_on = run is not None and run.has_checkpoint()
+        goes_on = run is not None and (folder / LAST).exists()
         say(f"stopped in epoch {epoch}; {f'go on by --resume {folder / LAST}' if goes_on else 'start again'}")
         return 128 + int(stop.args[0])
     finally:
         if stored is not None:
-            stored.run.close()
+            stored.close()
     if at_chance:
         say(f"the run ended at chance: right on {at_chance}; it has learned nothing that counts")
     if best[0] is not None:

@@ -146,7 +146,6 @@ class RunFolder:
         args_text: what args.yaml gets.
         start_epoch: rows of summary.csv from this epoch on are of a broken-off epoch and dropped.
         distils: whether summary.csv gets the columns of distillation.
-        eval_metric: what the best checkpoint is best at: 'top1', 'top5' or 'loss'.
         saver: keyword arguments for timm's `CheckpointSaver`.
 
     Raises:
@@ -160,12 +159,11 @@ class RunFolder:
         args_text: str,
         start_epoch: int,
         distils: bool,
-        eval_metric: str,
         **saver: Any,
     ) -> None:
         self.folder = folder
         self.summary = folder / "summary.csv"
-        self._column = "eval_" + eval_metric if args.val_split else "train_loss"
+        self._column = "eval_" + args.eval_metric if args.val_split else "train_loss"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.iterdir():
@@ -183,7 +181,7 @@ class RunFolder:
             args=args,
             checkpoint_dir=str(folder),
             recovery_dir=str(folder),
-            decreasing=eval_metric == "loss",
+            decreasing=args.eval_metric == "loss",
             max_history=args.checkpoint_hist,
             **saver,
         )
@@ -207,10 +205,6 @@ class RunFolder:
             epoch, metric=metrics[self._column]
         )
         return best
-
-    def has_checkpoint(self) -> bool:
-        """Return whether the run can be resumed."""
-        return (self.folder / LAST).exists()
 
     def _trim(self, start_epoch: int, distils: bool) -> dict[int, float]:
         """Drop rows of epochs that are run again; return the tracked metric of those kept."""

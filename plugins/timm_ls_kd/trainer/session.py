@@ -21,7 +21,7 @@ from timm.utils.model import freeze
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lskd import LskdError, convert_alpha, target_values
+from lskd import LskdError, convert_alpha
 from lskd.errors import one_line
 from lskd.teachers.outputs import Autocast, logits_of
 from timm_ls_kd.arguments import KdConfig, kd_config
@@ -36,7 +36,7 @@ from timm_ls_kd.models import (
     load_weights,
 )
 from timm_ls_kd.store import augmentation_of, planned_epochs, replayed_images
-from timm_ls_kd.task import create_kd_task, prepare_distributed
+from timm_ls_kd.task import AnyDeviceTask, create_kd_task, describe_labels
 from timm_ls_kd.teacher import StudentRun
 from timm_ls_kd.trainer.loop import say
 
@@ -44,18 +44,13 @@ Datasets = Callable[[Namespace, int], tuple[Any, Any]]
 """Opens a run's training and validation images (None: it has none) of so many channels."""
 
 
-class PlainTask(ClassificationTask):
-    """timm's classification task, distributed on the CPU too, of the first output where there are several."""
+class PlainTask(AnyDeviceTask, ClassificationTask):
+    """timm's classification task, of the first output where there are several."""
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return 'loss' and 'output'."""
         output = logits_of(self.trainable_module(input))
         return {"loss": self.criterion(output, target), "output": output}
-
-    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> "PlainTask":
-        """Wrap the model in DistributedDataParallel."""
-        prepare_distributed(self, device_ids, **ddp_kwargs)
-        return self
 
 
 @dataclass
@@ -125,7 +120,9 @@ class Session:
         smoothing = uniform_smoothing(args, args.num_classes)
         training, validation = (datasets or open_datasets)(args, data.input_size[0])
         where = torch.device("cpu") if meta else device
-        replayed = replayed_images(training, kd.soft_labels if kd else None, not args.no_prefetcher)
+        replayed = None
+        if kd is not None and kd.soft_labels is not None:
+            replayed = replayed_images(training, kd.soft_labels, not args.no_prefetcher)
         loader = train_loader(training, data, args, where, smoothing, replayed)
         loader_eval = None
         if validation is not None:
@@ -169,10 +166,14 @@ class Session:
         if self.kd is not None:
             return create_kd_task(self.model, self.student_run)
         mixing = self.args.mixup > 0 or self.args.cutmix > 0
-        on, off = target_values(self.args.num_classes, self.smoothing, "uniform")
-        mixed = " before mixing" * mixing
-        self.say(f"target {on:.4f} on the label and {off:.4f} on each other class{mixed}")
-        criterion = _criterion(self.args, mixing, self.smoothing)
+        self.say(describe_labels(self.args.num_classes, self.smoothing, "uniform", mixing))
+        criterion: nn.Module = nn.CrossEntropyLoss()
+        if self.args.bce_loss:
+            criterion = BinaryCrossEntropy(smoothing=0.0 if mixing else self.smoothing)
+        elif mixing:
+            criterion = SoftTargetCrossEntropy()
+        elif self.smoothing:
+            criterion = LabelSmoothingCrossEntropy(smoothing=self.smoothing)
         return PlainTask(self.model, criterion=criterion, device=self.device, verbose=False)
 
     @cached_property
@@ -337,17 +338,6 @@ def uniform_smoothing(args: Namespace, num_classes: int) -> float:
         ) from None
 
 
-def _criterion(args: Namespace, mixing: bool, smoothing: float) -> nn.Module:
-    loss: nn.Module = nn.CrossEntropyLoss()
-    if args.bce_loss:
-        loss = BinaryCrossEntropy(smoothing=0.0 if mixing else smoothing)
-    elif mixing:
-        loss = SoftTargetCrossEntropy()
-    elif smoothing:
-        loss = LabelSmoothingCrossEntropy(smoothing=smoothing)
-    return loss
-
-
 def create_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer:
     """Create the optimiser; without --lr its rate follows from --lr-base and the global batch size."""
     if args.lr is None:
@@ -456,26 +446,15 @@ class Rehearsal:
         return opened
 
 
-@dataclass(frozen=True)
-class Views:
-    """What a run's training images and the teacher's answers to them follow from, beside teacher and data.
-
-    Attributes:
-        settings: equal ones mean equal images, and so one store.
-        epochs: how many the run trains.
-        mixed: whether images are mixed; stored, each image is by itself, otherwise by batches.
-    """
-
-    settings: dict[str, Any]
-    epochs: int
-    mixed: bool
-
-
-def views_of(args: Namespace) -> Views:
+def views_of(args: Namespace) -> tuple[dict[str, Any], int, bool]:
     """Return what the training images of a run with stored soft labels follow from, before there are any.
 
     Args:
         args: the run's arguments; the model is built, without pretrained weights, and its teacher is not.
+
+    Returns:
+        What images and answers follow from beside teacher and data: equal settings mean one store; how many
+        epochs the run trains; whether images are mixed, each one by itself where they are stored.
 
     Raises:
         LskdError: a model, transform or schedule that cannot be made, or a schedule beyond the run's epochs.
@@ -488,8 +467,7 @@ def views_of(args: Namespace) -> Views:
     augmentation.pop("seed")
     asked = {name: str(value) for name, value in vars(run.kd).items() if name.startswith("teacher_")}
     precision = run.kd.teacher_dtype or (str(args.amp_dtype) if args.amp else "float32")
-    settings = {"augmentation": augmentation, "teacher": asked, "precision": precision}
-    return Views(settings, epochs, run.mixes)
+    return {"augmentation": augmentation, "teacher": asked, "precision": precision}, epochs, run.mixes
 
 
 def forward_flops(args: Namespace) -> int:

@@ -165,21 +165,15 @@ class Mmcls:
         ]
 
     def collect(self, folder: Path, data_dir: Path) -> Any:
-        """Return logits, labels and keys of the validation images, as timm's `Evaluation` has them.
+        """Return logits, labels and keys of the validation images, an `lskd.teachers.outputs.Evaluation`.
 
         Raises:
             LskdError: for a run that cannot be evaluated, or whose accuracy is then not the trainer's own.
         """
-        import torch
-
         from mmcls_bnn.evaluation import evaluate_config
-        from timm_ls_kd import Evaluation
 
         config = max(folder.glob("*.py"), key=lambda path: path.stat().st_mtime)  # dumped at each start
-        answers = evaluate_config(config, folder / CHECKPOINT, data_dir, "val")
-        positions, logits, labels, _ = zip(*answers.batches, strict=True)
-        order = torch.cat(positions).argsort()
-        found = Evaluation(torch.cat(logits)[order].cpu(), torch.cat(labels)[order].cpu(), answers.keys)
+        found = evaluate_config(config, folder / CHECKPOINT, data_dir, "val").evaluation()
         top1 = 100 * float((found.logits.argmax(-1) == found.labels).float().mean())
         own = self.read_curves(folder, "student")[-1]["val_top1"]
         # Another normalisation or another transform would go unnoticed in a table.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lskd import LskdError
+from lskd import LskdError, load_teacher_weights
 from lskd_study.base.text import did_you_mean
 from lskd_study.plan.plan import CHECKPOINT, Plan, Run, Store, exact
 from lskd_study.plan.schema import RESERVED, read_trainer_config
@@ -70,7 +70,7 @@ class Timm:
         """Check that timm knows the model, and the classes of weights to start from."""
         from timm.models import get_pretrained_cfg
 
-        from timm_ls_kd.models import check_model_name, read_weights
+        from timm_ls_kd.models import check_model_name
 
         check_model_name(run.model, "model")
         config = plan.configs[run.config]
@@ -89,7 +89,7 @@ class Timm:
             )
         known = None if ":" in run.model else get_pretrained_cfg(run.model)
         classifiers = getattr(known, "classifier", None) or ()
-        content = read_weights(str(path))
+        content = load_teacher_weights(path)
         for classifier in (classifiers,) if isinstance(classifiers, str) else classifiers:
             weight = content.get(f"{classifier}.weight")
             if weight is not None:
@@ -182,7 +182,7 @@ class Timm:
         return curves
 
     def collect(self, folder: Path, data_dir: Path) -> Any:
-        """Return logits, labels and keys of the validation images (`timm_ls_kd.Evaluation`)."""
+        """Return logits, labels and keys of the validation images (`lskd.teachers.outputs.Evaluation`)."""
         from timm_ls_kd.evaluation import collect_logits
 
         return collect_logits(folder, checkpoint=CHECKPOINT, data_dir=data_dir)
@@ -195,11 +195,10 @@ class Timm:
             raise CannotStoreError(f"{run.config} has a store of its own")
         try:
             args = self.arguments(plan, run, "--kd-soft-labels", "labels", "--kd-soft-labels-top-k", "0")
-            found = views_of(args)
+            settings, epochs, mixed = views_of(args)
         except LskdError as error:
             raise CannotStoreError(str(error).rstrip(".")) from error
-        caution = MIXED if found.mixed else ""
-        return Views(json.dumps(found.settings, sort_keys=True), found.epochs, found.epochs, caution)
+        return Views(json.dumps(settings, sort_keys=True), epochs, epochs, MIXED if mixed else "")
 
     def work(self, plan: Plan, teacher: Run) -> int:
         """Return the floating-point operations in which a teacher answers one image."""

@@ -102,7 +102,7 @@ class Trainer(Protocol):
         """Return a run's epochs in the common columns, counted from 0; what was not logged is empty."""
 
     def collect(self, folder: Path, data_dir: Path) -> Any:
-        """Return what a model says of all samples: `timm_ls_kd.Evaluation`, or a list of translations."""
+        """Return an `Evaluation` of all samples (`lskd.teachers.outputs`), or a list of translations."""
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student's training samples follow from.
