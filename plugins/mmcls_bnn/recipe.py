@@ -50,8 +50,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     recipe = read_config(path)
     if "model" not in recipe:
         raise LskdError(f"config {path} has no model; give a recipe.")
-    preprocessor = recipe.get("data_preprocessor")
-    return deployable(recipe.model.to_dict(), preprocessor and preprocessor.to_dict())
+    return deployable(recipe)
 
 
 def settings_of(kind: type[Dataclass], values: Any, where: str, example: str, **defaults: Any) -> Dataclass:

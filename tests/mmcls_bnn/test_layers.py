@@ -11,14 +11,12 @@ from hypothesis import given, settings
 from torch import nn
 from torch.nn import functional
 
-from lskd import LskdError
 from mmcls_bnn.binary.layers import (
     BinaryConv2d,
     RPReLU,
     RSign,
     binary_activation,
     binary_weight,
-    check_binarize,
 )
 
 pytestmark = pytest.mark.unit
@@ -148,9 +146,3 @@ def test_nothing_is_kept_but_the_input():
         binary_activation(x, bias)
     assert sorted(t.numel() for t in kept) == [3, x.numel()]
     assert any(t.data_ptr() == x.data_ptr() for t in kept)
-
-
-def test_what_to_binarise_is_checked():
-    assert check_binarize(["weights", "activations"]) == ("activations", "weights")
-    with pytest.raises(LskdError, match=r"'weight'.*step 1"):
-        check_binarize(("activations", "weight"))
