@@ -82,8 +82,8 @@ def check_variables(recipe: Config) -> None:
     """
     for name, key in _SETTINGS.items():
         used = recipe.get(key.split(".")[0])
-        for word in key.split(".")[1:]:
-            used = used.get(word) if isinstance(used, Mapping) else None
+        for part in key.split(".")[1:]:
+            used = used.get(part) if isinstance(used, Mapping) else None
         if recipe.get(name) not in (None, used):
             raise LskdError(
                 f"{name} is {recipe[name]!r}, but {key}={used!r} is what is used; set {key} alone."

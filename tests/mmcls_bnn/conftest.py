@@ -2,8 +2,10 @@
 
 import copy
 from itertools import count
+from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -99,6 +101,19 @@ def make_config(student, digits, tmp_path):
         return copy.deepcopy(config | changes)
 
     return make
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A checkpoint that would run code wherever it is read unsafely; nothing may have run it."""
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    torch.save({"state_dict": {}, "message_hub": Trap()}, tmp_path / "trap.pth")
+    yield tmp_path / "trap.pth"
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.fixture

@@ -172,17 +172,11 @@ def test_testing_with_augmentation_needs_no_teacher_and_no_store(config, tmp_pat
         "test_evaluator": [{"type": "Accuracy", "topk": (1,)}],
         "test_cfg": {},
     }
-    options = {
-        "show": False,
-        "show_dir": None,
-        "no_pin_memory": True,
-        "cfg_options": None,
-        "launcher": "none",
-    }
+    options = {"show": False, "show_dir": None, "no_pin_memory": True, "cfg_options": None}
     options |= {"work_dir": str(tmp_path / "test"), "checkpoint": str(tmp_path / "epoch_1.pth")}
     found = {}
     for tta in (False, True):
-        given = SimpleNamespace(**options, tta=tta, config="recipe.py")
+        given = SimpleNamespace(**options, launcher="none", tta=tta, config="recipe.py")
         cfg = merge_args(Config(copy.deepcopy(config)), given)
         cfg.experiment_name = f"{tmp_path.name}-{tta}"
         found[tta] = Runner.from_cfg(cfg).test()

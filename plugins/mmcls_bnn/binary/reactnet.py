@@ -243,14 +243,14 @@ class ReActNetA(BinaryBackbone):
 
 def _checked(binarize: Sequence[str]) -> tuple[str, ...]:
     """Return what is to be binarised, in a fixed order."""
-    words = (binarize,) if isinstance(binarize, str) else tuple(binarize)
-    for word in words:
-        if word not in BINARIZED:
+    named = (binarize,) if isinstance(binarize, str) else tuple(binarize)
+    for name in named:
+        if name not in BINARIZED:
             raise LskdError(
-                f"binarize names {word!r}; give ('activations',) for step 1, "
+                f"binarize names {name!r}; give ('activations',) for step 1, "
                 "('activations', 'weights') for step 2 and for single-step training."
             )
-    return tuple(word for word in BINARIZED if word in words)
+    return tuple(name for name in BINARIZED if name in named)
 
 
 def _sign(channels: int, binarize: Sequence[str]) -> nn.Module:

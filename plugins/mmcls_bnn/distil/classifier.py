@@ -289,7 +289,7 @@ class DistillationMetric(BaseMetric):
             self.results.append(sample["distillation"].cpu())
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """Return the means; nothing in a run whose teacher's words are read from a store."""
+        """Return the means; nothing in a run whose teacher's answers are read from a store."""
         means = torch.stack(results).double().mean(0).tolist()
         return {} if all(map(math.isnan, means)) else dict(zip(VALIDATED, means, strict=True))
 

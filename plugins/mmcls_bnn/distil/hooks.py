@@ -86,10 +86,10 @@ class EpochSeedHook(Hook):
 
     def before_train_epoch(self, runner: Any) -> None:
         """Seed."""
-        words = np.random.SeedSequence([runner.seed, runner.epoch, runner.rank]).generate_state(2)
-        random.seed(int(words[0]))
-        np.random.seed(int(words[1]))
-        torch.manual_seed(int(words[0]))
+        seeds = np.random.SeedSequence([runner.seed, runner.epoch, runner.rank]).generate_state(2)
+        random.seed(int(seeds[0]))
+        np.random.seed(int(seeds[1]))
+        torch.manual_seed(int(seeds[0]))
 
 
 @HOOKS.register_module()

@@ -1,4 +1,4 @@
-"""Training images whose augmentation and mixing follow from a seed, so that a teacher's words stay true."""
+"""Training images whose augmentation and mixing follow from a seed, so that a teacher's answers stay true."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A store of the teacher's words: what a recipe says of it, what it must agree in with a run, and its use."""
+"""Stored answers of a teacher: what a recipe says of them, what they must agree in with a run, their use."""
 
 import hashlib
 import json
