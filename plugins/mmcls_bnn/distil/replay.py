@@ -214,15 +214,8 @@ def _label_of(sample: Any) -> Tensor:
 
 
 def keys_of(data_samples: list[Any]) -> Tensor:
-    """Return the keys `(B,)` of a batch.
-
-    Raises:
-        LskdError: the pipeline was not seeded.
-    """
-    keys = [sample.get(KEY) for sample in data_samples]
-    if None in keys:
-        raise LskdError("soft labels need dict(type='SoftLabelsHook') in custom_hooks; add it to the recipe.")
-    return torch.tensor(keys, dtype=torch.int64)
+    """Return the keys `(B,)` of a batch of a :class:`SeededPipeline`."""
+    return torch.tensor([sample.get(KEY) for sample in data_samples], dtype=torch.int64)
 
 
 def mix_by_image(model: Any) -> ImageMixing | None:
