@@ -14,8 +14,7 @@ from lskd.teachers.fast import supported_modes
 from mmcls_bnn import soft_labels
 
 pytestmark = pytest.mark.unit
-SUPPORTED = supported_modes(torch.device("cpu"))
-ROUGHEST = SUPPORTED[-1]  # int8 where the CPU has it
+ROUGHEST = supported_modes(torch.device("cpu"))[-1]  # int8 where the CPU has it
 
 
 @pytest.fixture
