@@ -69,7 +69,6 @@ __all__ = [
     "CustomDataset",
     "ImageClassifier",
     "labels_of",
-    "predictions_of",
     "scores_of",
     "use_registry",
 ]
@@ -98,8 +97,3 @@ def scores_of(predictions: Sequence[Any]) -> Tensor:
     else:
         scores = [sample.pred_label.score for sample in predictions if "pred_label" in sample]
     return torch.cat(scores) if scores else torch.empty(0)
-
-
-def predictions_of(head: Any, logits: Tensor, data_samples: Sequence[Any] | None) -> list[Any]:
-    """Return the head's predictions from its own logits `(B, K)`, one data sample for each image."""
-    return list(head._get_predictions(logits, data_samples))

@@ -228,16 +228,10 @@ def _labelled(batches: Iterable[Any], config: Path) -> Iterator[tuple[Any, Tenso
 
 
 def _one_line_errors(loader: Iterable[Any], config: Path) -> Iterator[Any]:
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches, None)
-        except Exception as error:  # transforms raise whatever they like; workers wrap it in their traceback
-            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise LskdError(
-                f"the data of {config} cannot be read ({one_line(RuntimeError(last[0]))}); "
-                "repair or remove them"
-            ) from None
-        if batch is None:
-            return
-        yield batch
+    try:
+        yield from loader
+    except Exception as error:  # transforms raise whatever they like; workers wrap it in their traceback
+        last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise LskdError(
+            f"the data of {config} cannot be read ({one_line(RuntimeError(last[0]))}); repair or remove them"
+        ) from None

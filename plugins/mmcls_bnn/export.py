@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.files import parse_json, whole_file
@@ -17,7 +16,7 @@ from mmcls_bnn.recipe import read_recipe, run
 
 
 def export(checkpoint: str, output: Path, config: str | None = None) -> str:
-    """Pack a checkpoint's student into `output` and return a line about it.
+    """Pack a checkpoint's student into `output` and return a line about how large it is, and in float32.
 
     The file is read back and its logits are compared before it gets its name.
 
@@ -49,11 +48,6 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
     with whole_file(output) as trial:
         save_packed(packed, description, trial)
         _compare(student, load_packed(trial))
-    return describe(student, packed, output)
-
-
-def describe(student: nn.Module, packed: nn.Module, output: Path) -> str:
-    """Return a line about how large the file is, against the same weights in float32."""
     full = sum(value.numel() * value.element_size() for value in student.state_dict().values())
     bits = sum(math.prod(module.shape) for module in packed.modules() if isinstance(module, PackedConv2d))
     real = sum(parameter.numel() for parameter in packed.parameters())

@@ -50,8 +50,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     recipe = read_config(path)
     if "model" not in recipe:
         raise LskdError(f"config {path} has no model; give a recipe.")
-    preprocessor = recipe.get("data_preprocessor")
-    return deployable(recipe.model.to_dict(), preprocessor and preprocessor.to_dict())
+    return deployable(recipe)
 
 
 def settings_of(kind: type[Dataclass], values: Any, where: str, example: str, **defaults: Any) -> Dataclass:
@@ -83,8 +82,8 @@ def check_variables(recipe: Config) -> None:
     """
     for name, key in _SETTINGS.items():
         used = recipe.get(key.split(".")[0])
-        for word in key.split(".")[1:]:
-            used = used.get(word) if isinstance(used, Mapping) else None
+        for part in key.split(".")[1:]:
+            used = used.get(part) if isinstance(used, Mapping) else None
         if recipe.get(name) not in (None, used):
             raise LskdError(
                 f"{name} is {recipe[name]!r}, but {key}={used!r} is what is used; set {key} alone."

@@ -39,10 +39,10 @@ def _stop_mim() -> None:
     """
     parent = os.getppid()
     try:
-        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        command = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return
-    if any(Path(word).name == "mim" for word in words[:2]):
+    if any(Path(part).name == "mim" for part in command[:2]):
         ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         os.kill(parent, signal.SIGTERM if ignored else signal.SIGINT)
 

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from mmengine.config import DictAction
@@ -49,7 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(args: argparse.Namespace) -> str:
-    cfg, model = _student(args)
+    cfg = read_config(args.config, args.cfg_options)
+    check_variables(cfg)
+    use_registry()
+    init_default_scope(cfg.get("default_scope") or FRAMEWORK)
+    model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.get("data_preprocessor")))
+    if getattr(model, "soft_label_settings", None) is None:
+        raise LskdError(
+            f"config {args.config} has no model.distillation.soft_labels; add it, or give "
+            "--cfg-options model.distillation.soft_labels.path=DIR"
+        )
+    # The student is neither trained nor initialised.
+    model.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu").eval()
     epochs = int(cfg.train_cfg.max_epochs) if args.epochs is None else args.epochs
     if epochs < 1:
         raise LskdError(f"--epochs is {epochs}; it must be 1 or more.")
@@ -57,7 +67,7 @@ def _write(args: argparse.Namespace) -> str:
     loader = Runner.build_dataloader({**cfg.train_dataloader, **alone}, seed=0)
     amp = cfg.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper"
     model.stored = stored = StoredTeacher(model, cfg, loader, epochs, amp)
-    if not stored.covers(epochs):
+    if stored.epochs < epochs:
         if cfg.get("val_dataloader") is not None:  # before anything is written
             validation = Runner.build_dataloader({**cfg.val_dataloader, **alone})
             print(try_teacher(model, validation.dataset, 512))
@@ -75,22 +85,6 @@ def _write(args: argparse.Namespace) -> str:
             stored.close()
     size = SoftLabels(stored.path).info()["bytes"] / 2**20
     return f"{stored.describe()}; {size:.1f} MiB"
-
-
-def _student(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Return the recipe and its student, neither trained nor initialised."""
-    cfg = read_config(args.config, args.cfg_options)
-    check_variables(cfg)
-    use_registry()
-    init_default_scope(cfg.get("default_scope") or FRAMEWORK)
-    model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.get("data_preprocessor")))
-    if getattr(model, "soft_label_settings", None) is None:
-        raise LskdError(
-            f"config {args.config} has no model.distillation.soft_labels; add it, or give "
-            "--cfg-options model.distillation.soft_labels.path=DIR"
-        )
-    device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
-    return cfg, model.to(device).eval()
 
 
 if __name__ == "__main__":

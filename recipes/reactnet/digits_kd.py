@@ -7,20 +7,9 @@
 Hardware: any CPU. Duration: one to two minutes. Expected: 97 to 98.5 % top-1.
 """
 
-_base_ = ["_base_/digits.py", "_base_/runtime.py"]
+_base_ = ["_base_/small_student.py", "_base_/digits.py", "_base_/runtime.py"]
 
 model = dict(
-    type="LsKdClassifier",
-    backbone=dict(
-        type="ReActNet",
-        depth=18,
-        width=0.25,
-        stem="cifar",
-        in_channels=1,
-        binarize=("activations", "weights"),
-    ),
-    neck=dict(type="GlobalAveragePooling"),
-    head=dict(type="LinearClsHead", num_classes=10, in_channels=128),
     teacher=dict(
         config="recipes/reactnet/digits_teacher.py",
         checkpoint="work_dirs/digits_teacher/epoch_10.pth",
@@ -29,5 +18,3 @@ model = dict(
 )
 custom_hooks = [*_base_.custom_hooks, dict(type="TeacherHook")]
 train_cfg = dict(by_epoch=True, max_epochs=20, val_interval=1)
-val_evaluator = [dict(type="Accuracy", topk=(1, 5)), dict(type="DistillationMetric")]
-optim_wrapper = dict(optimizer=dict(type="Adam", lr=2.5e-3, weight_decay=0))

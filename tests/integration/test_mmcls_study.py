@@ -1,6 +1,5 @@
 """`lskd study` with binary students of mmcls, in miniature: two teachers of timm, two students, the page."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lskd.base.files import read_csv
+
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
@@ -16,9 +17,6 @@ TEACHER = yaml.safe_load((ROOT / "recipes" / "digits" / "teacher.yaml").read_tex
 
 
 def test_a_study_of_binary_students(tmp_path):
-    pytest.importorskip(
-        "mmcls_bnn.evaluation", reason="evaluation of mmcls models is not in this release yet"
-    )
     (tmp_path / "teacher.yaml").write_text(yaml.safe_dump({**TEACHER, "epochs": 3, "decay_milestones": [2]}))
     (tmp_path / "student.py").write_text(
         f"_base_ = {str(ROOT / 'recipes' / 'digits_bnn' / 'student.py')!r}\n"
@@ -48,18 +46,12 @@ def test_a_study_of_binary_students(tmp_path):
         # The student was taught by the very file that timm's trainer wrote.
         assert job["teacher"]["checkpoint_sha256"] == json.loads(teacher.read_text())["checkpoint"]["sha256"]
         assert job["rerun_command"].startswith("mim train mmcls student.py --work-dir rerun/")
-        with (folder / "curves.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        with (folder / "epochs.csv").open(newline="") as file:
-            own = list(csv.DictReader(file))
-        assert [row["epoch"] for row in rows] == ["0", "1"]
-        assert [row["val_ce"] for row in rows] == [row["val_ce"] for row in own]
-    measured = {row["run"]: row for row in csv.DictReader((runs / "runs.csv").open(newline=""))}
-    for folder in students:
-        with (folder / "epochs.csv").open(newline="") as file:
-            last = list(csv.DictReader(file))[-1]
+        curves, own = read_csv(folder / "curves.csv"), read_csv(folder / "epochs.csv")
+        assert [row["epoch"] for row in curves] == ["0", "1"]
+        assert [row["val_ce"] for row in curves] == [row["val_ce"] for row in own]
         # From the stored logits, and as the trainer itself counted.
-        assert float(measured[folder.name]["top1"]) == pytest.approx(float(last["val_top1"]), abs=0.2)
+        (measured,) = (row for row in read_csv(runs / "runs.csv") if row["run"] == folder.name)
+        assert float(measured["top1"]) == pytest.approx(float(own[-1]["val_top1"]), abs=0.2)
     page = (runs / "index.html").read_text()
     assert "Fig. 6" in page
     assert "test, α = 0.1" in page

@@ -1,30 +1,26 @@
 """A tiny image folder of real digits, a teacher of timm's for it, and a student's config."""
 
 import copy
+from itertools import count
+from pathlib import Path
 
-import numpy as np
 import pytest
-import timm
 import torch
-from PIL import Image
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from digit_teacher import teach
+from image_folders import write_digits
 
 CLASSES = 4
+NUMBERS = count()
 FORMAT = {"type": "ClsDataPreprocessor", "num_classes": CLASSES, "mean": [127.5], "std": [127.5]}
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """96 training and 48 validation images of 8 x 8, grey."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    root = tmp_path_factory.mktemp("digits")
-    for label in range(CLASSES):
-        for i, index in enumerate(np.flatnonzero(data.target == label)[:36]):
-            folder = root / ("val" if i % 3 == 0 else "train") / f"digit{label}"
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((data.images[index] * 15.9).astype(np.uint8)).save(folder / f"{index:04d}.png")
-    return root
+    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,41 +31,10 @@ def registered():
     compat.use_registry()
 
 
-def filled_by_hand(model):
-    """Give every parameter and buffer values that no initialisation would."""
-    for number, tensor in enumerate(model.state_dict().values()):
-        if tensor.is_floating_point():
-            values = torch.arange(tensor.numel(), dtype=torch.float32).reshape(tensor.shape)
-            tensor.copy_(0.3 + 0.2 * torch.sin(values + number))
-    return model
-
-
 @pytest.fixture(scope="session")
-def teacher_file(tmp_path_factory):
-    """A timm teacher with BatchNorm, and dropout by `drop_rate`."""
-    model = filled_by_hand(timm.create_model("test_resnet", num_classes=CLASSES, in_chans=1))
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    torch.save({"state_dict": model.state_dict()}, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def taught(digits, tmp_path_factory):
-    """A timm model that has learnt the images, so that what it says differs from image to image."""
-    torch.manual_seed(0)
-    files = sorted((digits / "train").rglob("*.png"))
-    images = [torch.from_numpy(np.array(Image.open(file).resize((16, 16)))).float() for file in files]
-    batch = (torch.stack(images)[:, None] - 127.5) / 127.5
-    labels = torch.tensor([int(file.parent.name[-1]) for file in files])
-    model = timm.create_model("test_resnet", num_classes=4, in_chans=1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(30):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(batch), labels, label_smoothing=0.1).backward()
-        optimizer.step()
-    path = tmp_path_factory.mktemp("teacher") / "teacher.pth"
-    torch.save({"state_dict": model.state_dict()}, path)
-    return path
+def teacher_file(digits, tmp_path_factory):
+    """A timm teacher with BatchNorm, and dropout by `drop_rate`, that has learnt the images."""
+    return teach(digits, tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture
@@ -121,7 +86,6 @@ def make_config(student, digits, tmp_path):
         config = {
             "default_scope": "mmcls",
             "work_dir": str(tmp_path / "run"),
-            "experiment_name": tmp_path.name,
             "model": student,
             "train_dataloader": loader("train", *(transforms or [resized])),
             "val_dataloader": loader("val", resized),
@@ -137,6 +101,43 @@ def make_config(student, digits, tmp_path):
         return copy.deepcopy(config | changes)
 
     return make
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A checkpoint that would run code wherever it is read unsafely; nothing may have run it."""
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    torch.save({"state_dict": {}, "message_hub": Trap()}, tmp_path / "trap.pth")
+    yield tmp_path / "trap.pth"
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.fixture
+def runner_of():
+    """Return the maker of a copy of a config's Runner, under a name and in a work folder of its own."""
+
+    def make(config, **changes):
+        name = f"run{next(NUMBERS)}"
+        own = {"experiment_name": name, "work_dir": f"{config['work_dir']}/{name}"}
+        return Runner.from_cfg(Config(copy.deepcopy(config | own | changes)))
+
+    return make
+
+
+@pytest.fixture
+def train(runner_of):
+    """Return what trains a config, and returns the runner."""
+
+    def run(config, **changes):
+        runner = runner_of(config, **changes)
+        runner.train()
+        return runner
+
+    return run
 
 
 @pytest.fixture

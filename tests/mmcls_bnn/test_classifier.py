@@ -17,11 +17,8 @@ pytestmark = pytest.mark.unit
 def by_hand(student, teacher, labels, temperature=1.0):
     """Cross-entropy, KL, entropy, hard cross-entropy and agreement, means in float64."""
     s, t = student.detach().double().numpy(), teacher.detach().double().numpy()
-    p, log_p, log_q = (
-        softmax(t / temperature, -1),
-        log_softmax(t / temperature, -1),
-        log_softmax(s / temperature, -1),
-    )
+    p, log_p = softmax(t / temperature, -1), log_softmax(t / temperature, -1)
+    log_q = log_softmax(s / temperature, -1)
     return {
         "loss_ce": -(p * log_q).sum(-1).mean(),
         "loss_kl": (p * (log_p - log_q)).sum(-1).mean(),
@@ -100,28 +97,19 @@ def test_testing_needs_no_teacher(student, build, samples, images):
         DistillationMetric().process(None, [predictions[0].to_dict()])
 
 
-def test_teacher_is_outside_the_tree(student, build, teacher_file, images):
-    model = build(student)
-    alone = set(model.state_dict())
-    model.init_weights()
-    model.train()
-    teacher = model.teacher
-    assert set(model.state_dict()) == alone
-    own = {id(parameter) for parameter in model.parameters()}
-    assert not own & {id(parameter) for parameter in teacher.model.parameters()}
-    assert not any(module.training for module in teacher.model.modules())
-    assert torch.equal(teacher(images), teacher(images))  # dropout of 0.5 is off
-    weights = torch.load(teacher_file, weights_only=True)["state_dict"]
-    assert all(torch.equal(value, weights[name]) for name, value in teacher.model.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
-    assert copy.deepcopy(model).teacher is teacher
-
-
 def test_teacher_follows_the_student(student, build):
     model = build(student)
     model.load_teacher()
     model.to("meta")
     assert {p.device.type for p in model.teacher.model.parameters()} == {"meta"}
+
+
+def stored(soft_labels):
+    return {"distillation": {"soft_labels": soft_labels}}
+
+
+def fast(teacher_fast):
+    return {"distillation": {"teacher_fast": teacher_fast}}
 
 
 @pytest.mark.parametrize(
@@ -130,7 +118,6 @@ def test_teacher_follows_the_student(student, build):
         ({"teacher": None}, "needs a teacher"),
         ({"teacher": {"checkpoint": "t.pth", "modell": "resnet50"}}, "unknown key 'modell'"),
         ({"teacher": "t.pth"}, "model.teacher is 't.pth'; give dict"),
-        ({"distillation": {"soft_labels": "labels"}}, "soft_labels is 'labels'; give dict"),
         ({"teacher": {"model": "resnet50"}}, "names no checkpoint"),
         ({"teacher": {"checkpoint": "t.pth"}}, "needs model"),
         ({"teacher": {"checkpoint": "t.pth", "source": "mmcls"}}, "needs config"),
@@ -139,6 +126,18 @@ def test_teacher_follows_the_student(student, build):
         ({"teacher": {"checkpoint": "t.pth", "model": "a", "smoothing": 2}}, "alpha is 2"),
         ({"distillation": {"temperature": 0}}, "temperature"),
         ({"distillation": {"temprature": 1}}, "temprature"),
+        (stored("labels"), "soft_labels is 'labels'; give dict"),
+        (stored({"path": ""}), "names no folder"),
+        (stored({"path": "labels", "topk": 3}), "unknown key 'topk'"),
+        (stored({"path": "labels", "top_k": -1}), "top_k is -1"),
+        (stored({"path": "labels", "values": "int8"}), "values is 'int8'; it must be float16 or float32"),
+        (stored({"path": "labels", "rest": "no"}), "rest is 'no'"),
+        (stored({"path": "labels", "on_error": "no"}), "on_error is 'no'"),
+        (fast("auto"), "teacher_fast is 'auto'; give dict"),
+        (fast({"mode": "int4"}), "teacher_fast.mode is 'int4'; it must be one of none, auto"),
+        (fast({"modes": "auto"}), "unknown key 'modes'; there are mode, bound"),
+        (fast({"bound": 0}), "teacher_fast.bound is 0"),
+        (fast({"bound": math.nan}), "teacher_fast.bound is nan"),
     ],
 )
 def test_wrong_settings_are_one_line(student, build, changes, words):

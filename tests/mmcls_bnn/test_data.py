@@ -25,19 +25,16 @@ def idx(array):
 def fashion(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "_DEBIAN", str(tmp_path / "debian"))
     generator = np.random.default_rng(0)
-    arrays = {}
-    for name, count in (("train", 7), ("t10k", 3)):
-        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = generator.integers(0, 10, count, dtype=np.uint8)
-        arrays[name] = (images, labels)
 
     def write(folder, compress):
         folder.mkdir()
-        for name, (images, labels) in arrays.items():
-            files = {f"{name}-images-idx3-ubyte": images, f"{name}-labels-idx1-ubyte": labels}
-            for file, array in files.items():
-                content = gzip.compress(idx(array)) if compress else idx(array)
-                (folder / (file + (".gz" if compress else ""))).write_bytes(content)
+        arrays = {}
+        for name, count in (("train", 7), ("t10k", 3)):
+            images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            arrays[name] = (images, generator.integers(0, 10, count, dtype=np.uint8))
+            for kind, array in zip(("images-idx3", "labels-idx1"), arrays[name], strict=True):
+                file = folder / f"{name}-{kind}-ubyte{'.gz' * compress}"
+                file.write_bytes(gzip.compress(idx(array)) if compress else idx(array))
         return arrays
 
     return write

@@ -1,10 +1,10 @@
 """Stock models of mmcls, on a tiny image folder of real digits."""
 
-import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd.teachers.outputs import Answers
 from mmcls_bnn.evaluation import evaluate_config
 
 pytestmark = pytest.mark.integration
@@ -53,16 +54,21 @@ randomness = dict(seed=0)
 def write_config(tmp_path: Path, digits: Path) -> Callable[..., Path]:
     """Write a configuration; pairs of texts are replaced in it."""
 
-    def write(*changes: tuple[str, str], name: str = "config.py", data: Path | None = None) -> Path:
-        text = CONFIG.format(classes=CLASSES, data=data or digits)
+    def write(*changes: tuple[str, str]) -> Path:
+        text = CONFIG.format(classes=CLASSES, data=digits)
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)
-        path = tmp_path / name
-        path.write_text(text)
-        return path
+        (tmp_path / "config.py").write_text(text)
+        return tmp_path / "config.py"
 
     return write
+
+
+@pytest.fixture
+def moved(digits: Path, tmp_path: Path) -> Path:
+    """A copy of the images, which the test may change."""
+    return Path(shutil.copytree(digits, tmp_path / "moved"))
 
 
 @pytest.fixture(scope="session")
@@ -81,23 +87,25 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def evaluate(trained: Path) -> Callable[..., Answers]:
+    """Ask what mmengine has trained."""
+    return partial(evaluate_config, trained / "config.py", trained / "epoch_2.pth")
+
+
 def gather(answers):
-    """All batches of one process, in the order of the data set."""
-    numbers, logits, labels, features = zip(*answers.batches, strict=True)
+    """Logits, labels and features of one process, in the order of the data set."""
+    numbers, *columns = zip(*answers.batches, strict=True)
     order = torch.cat(numbers).argsort()
-    return (
-        torch.cat(logits)[order].clone(),
-        torch.cat(labels)[order].clone(),
-        None if features[0] is None else torch.cat(features)[order].clone(),
-    )
+    return [None if column[0] is None else torch.cat(column)[order].clone() for column in columns]
 
 
-def test_logits_are_those_of_mmcls_own_prediction(trained, digits):
+def test_logits_are_those_of_mmcls_own_prediction(trained, digits, evaluate):
     """The checkpoint is one that mmengine wrote, with its training log in it."""
     from mmcls.apis import init_model
     from mmengine.runner import Runner
 
-    answers = evaluate_config(trained / "config.py", trained / "epoch_2.pth", batch_size=4)
+    answers = evaluate(batch_size=4)
     logits, labels, _ = gather(answers)
     assert logits.shape == (48, 4)
     assert logits.dtype is torch.float32
@@ -118,22 +126,20 @@ def test_logits_are_those_of_mmcls_own_prediction(trained, digits):
     logits.requires_grad_()  # no inference tensors
 
 
-def test_features_and_templates_give_the_logits(trained):
-    config, checkpoint = trained / "config.py", trained / "epoch_2.pth"
-    answers = evaluate_config(config, checkpoint, features=True)
+def test_features_and_templates_give_the_logits(trained, evaluate):
+    answers = evaluate(features=True)
     logits, _, features = gather(answers)
-    weights = load_teacher_weights(checkpoint)
+    weights = load_teacher_weights(trained / "epoch_2.pth")
     assert torch.equal(answers.templates, weights["head.fc.weight"])
     assert features.shape == (48, 64)
     expected = functional.linear(features, answers.templates, weights["head.fc.bias"])
     torch.testing.assert_close(logits, expected)
-    assert torch.equal(gather(evaluate_config(config, checkpoint))[0], logits)
+    assert torch.equal(gather(evaluate())[0], logits)
 
 
-def test_shares_of_three_processes_are_the_whole(trained):
-    config, checkpoint = trained / "config.py", trained / "epoch_2.pth"
-    whole = gather(evaluate_config(config, checkpoint))
-    shares = [evaluate_config(config, checkpoint, rank=r, world_size=3, batch_size=2) for r in range(3)]
+def test_shares_of_three_processes_are_the_whole(evaluate):
+    whole = gather(evaluate())
+    shares = [evaluate(rank=r, world_size=3, batch_size=2) for r in range(3)]
     numbers, logits, labels, _ = zip(*(batch for share in shares for batch in share.batches), strict=True)
     order = torch.cat(numbers)
     assert sorted(order.tolist()) == list(range(48))
@@ -141,22 +147,17 @@ def test_shares_of_three_processes_are_the_whole(trained):
     assert torch.equal(torch.cat(labels), whole[1][order])
 
 
-def test_data_in_another_folder(trained, digits, tmp_path):
-    config, checkpoint = trained / "config.py", trained / "epoch_2.pth"
-    expected = gather(evaluate_config(config, checkpoint))[0]
-    moved = Path(shutil.copytree(digits, tmp_path / "moved"))
-    answers = evaluate_config(config, checkpoint, moved)
-    assert torch.equal(gather(answers)[0], expected)
-    assert answers.keys[0].startswith("val/digit0/")
-    (moved / "val").rename(moved / "validation")
+def test_data_in_another_folder(evaluate, moved):
+    expected = gather(evaluate())[0]
     shutil.rmtree(moved / "train")
-    answers = evaluate_config(config, checkpoint, moved)
-    assert torch.equal(gather(answers)[0], expected)
-    assert answers.keys[0].startswith("validation/digit0/")
+    for name in ("val", "validation"):
+        (moved / "val").rename(moved / name)
+        answers = evaluate(moved)
+        assert torch.equal(gather(answers)[0], expected)
+        assert answers.keys[0].startswith(f"{name}/digit0/")
 
 
-def test_annotation_files(trained, write_config, digits, tmp_path):
-    moved = Path(shutil.copytree(digits, tmp_path / "moved"))
+def test_annotation_files(trained, write_config, moved):
     config = write_config(
         ("data_prefix='val'", "data_prefix='val', ann_file='meta.txt', classes=list('abcd')")
     )
@@ -217,43 +218,33 @@ def test_a_config_that_cannot_be_used(trained, write_config, changes, words):
         assert word in str(error.value)
 
 
-def test_other_things_that_are_not_there(trained, write_config, digits, tmp_path):
+def test_other_things_that_are_not_there(trained, moved, tmp_path):
     config, checkpoint = trained / "config.py", trained / "epoch_2.pth"
+    shutil.rmtree(moved / "val" / "digit2")
     for arguments, word in (
         ((tmp_path / "nosuch.py", checkpoint), "does not exist"),
         ((config, None), "no weights"),
         ((config, tmp_path / "nosuch.pth"), "does not exist"),
         ((config, checkpoint, tmp_path / "nosuch"), "does not exist"),
         ((config, checkpoint, tmp_path), "has no folder"),
+        ((config, checkpoint, moved), "3 classes, the model 4"),
     ):
         with pytest.raises(LskdError, match=word) as error:
             evaluate_config(*arguments)
         assert "\n" not in str(error.value)
-    moved = Path(shutil.copytree(digits, tmp_path / "moved"))
-    shutil.rmtree(moved / "val" / "digit2")
-    with pytest.raises(LskdError, match="3 classes, the model 4"):
-        evaluate_config(config, checkpoint, moved)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_cannot_be_read(trained, digits, tmp_path, workers):
-    moved = Path(shutil.copytree(digits, tmp_path / "moved"))
+def test_an_image_that_cannot_be_read(evaluate, moved, workers):
     next((moved / "val" / "digit1").iterdir()).write_bytes(b"no image")
     with pytest.raises(LskdError, match="cannot be read") as error:
-        gather(evaluate_config(trained / "config.py", trained / "epoch_2.pth", moved, workers=workers))
+        gather(evaluate(moved, workers=workers))
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_that_would_run_code(trained, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "sprung",)
-
-    content = {"state_dict": {}, "message_hub": Trap()}
-    torch.save(content, tmp_path / "a.pth", pickle_module=pickle)
+def test_a_checkpoint_that_would_run_code(trained, trap):
     with pytest.raises(CheckpointError, match="refused"):
-        evaluate_config(trained / "config.py", tmp_path / "a.pth")
-    assert not (tmp_path / "sprung").exists()
+        evaluate_config(trained / "config.py", trap)
 
 
 def test_what_mmengine_wrote_is_read_without_mmengine(trained):
@@ -266,13 +257,11 @@ def test_what_mmengine_wrote_is_read_without_mmengine(trained):
     assert int(done.stdout) == len(load_teacher_weights(path))
 
 
-def test_a_preprocessor_beside_the_model_is_the_models(trained, write_config):
+def test_a_preprocessor_beside_the_model_is_the_models(trained, evaluate, write_config):
     """mmengine's Runner hands it on; most of mmcls' own configurations have it there."""
     preprocessor = "dict(num_classes=4, mean=[127.5] * 3, std=[64.0] * 3, to_rgb=True)"
     beside = write_config(
         (f",\n    data_preprocessor={preprocessor})", f")\ndata_preprocessor = {preprocessor}")
     )
-    weights = trained / "epoch_2.pth"
-    expected, _, _ = gather(evaluate_config(trained / "config.py", weights))
-    found, _, _ = gather(evaluate_config(beside, weights))
-    torch.testing.assert_close(found, expected)
+    found, _, _ = gather(evaluate_config(beside, trained / "epoch_2.pth"))
+    torch.testing.assert_close(found, gather(evaluate())[0])

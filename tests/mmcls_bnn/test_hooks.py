@@ -1,6 +1,5 @@
 """Hooks, and step 2's start, on models and checkpoints made for the purpose."""
 
-import csv
 import json
 import logging
 from types import SimpleNamespace
@@ -12,13 +11,14 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from lskd import CheckpointError, DivergedError, LskdError
+from lskd.base.files import read_csv
 from mmcls_bnn import recipe
-from mmcls_bnn.binary.layers import BinaryConv2d
+from mmcls_bnn.binary.layers import binary_layers
 from mmcls_bnn.binary.reactnet import ReActNet
 from mmcls_bnn.data import CheckedImageFolder, seed_worker
 from mmcls_bnn.distil.classifier import load_step1
 from mmcls_bnn.distil.curves import COLUMNS, CurvesHook, at_chance
-from mmcls_bnn.distil.hooks import EpochSeedHook, SafeCheckpointHook, flip_ratio, latent_signs
+from mmcls_bnn.distil.hooks import EpochSeedHook, FlipRatioHook, SafeCheckpointHook
 from mmcls_bnn.register import _report
 
 pytestmark = pytest.mark.unit
@@ -30,7 +30,7 @@ class Student(torch.nn.Module):
         self.backbone = ReActNet(**{"width": 0.125, "stem": "cifar", "in_channels": 1, **settings})
 
 
-def save(path, model):
+def save(path, model, described=True):
     hub = MessageHub.get_instance(f"test-{path.name}")
     hub.update_scalar("train/loss", 1.5)
     hub.update_info("best_score", np.float64(0.5))
@@ -38,8 +38,8 @@ def save(path, model):
     hub.update_info("array", np.zeros(3))
     hub.update_info("keep_ckpt_ids", [1, np.int64(2)])
     checkpoint = {"meta": {"epoch": 1}, "state_dict": model.state_dict(), "message_hub": hub.state_dict()}
-    cfg = Config({"model": {"type": "LsKdClassifier", "backbone": {}, "teacher": {"checkpoint": "t"}}})
-    runner = SimpleNamespace(model=model, cfg=cfg)
+    recipe = {"model": {"type": "LsKdClassifier", "backbone": {}, "teacher": {"checkpoint": "t"}}}
+    runner = SimpleNamespace(model=model, cfg=Config(recipe if described else {}))
     SafeCheckpointHook().before_save_checkpoint(runner, checkpoint)
     torch.save(checkpoint, path)
 
@@ -57,13 +57,9 @@ def test_checkpoints_are_read_by_safe_loading(tmp_path):
     hub = MessageHub.get_instance("resumed")
     hub.load_state_dict(content["message_hub"])  # as a resumed run does
     assert hub.get_info("best_score") == 0.5
-
-
-def test_a_model_built_in_python_has_no_config_to_note(tmp_path):
-    checkpoint = {"meta": {}, "state_dict": {}}
-    runner = SimpleNamespace(model=Student(), cfg=Config({}))
-    SafeCheckpointHook().before_save_checkpoint(runner, checkpoint)
-    assert checkpoint["meta"]["mmcls_bnn"] == {"binarize": ["activations", "weights"]}
+    save(tmp_path / "c.pth", model, described=False)  # built in Python
+    note = torch.load(tmp_path / "c.pth", weights_only=True)["meta"]["mmcls_bnn"]
+    assert note == {"binarize": ["activations", "weights"]}
 
 
 def test_without_the_hook_they_are_read_where_the_package_is_imported(tmp_path):
@@ -93,8 +89,9 @@ def test_step_1_loads_into_step_2(tmp_path):
     first, second = Student(binarize=("activations",)), Student()
     save(tmp_path / "step1.pth", first)
     load_step1(second, str(tmp_path / "step1.pth"))
-    for name, value in first.state_dict().items():
-        assert torch.equal(second.state_dict()[name], value)
+    torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=0, atol=0)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_step1(second, str(tmp_path / "nosuch.pth"))
 
 
 @pytest.mark.parametrize(
@@ -111,22 +108,27 @@ def test_step_2_refuses_what_is_not_step_1(tmp_path, model, words):
     with pytest.raises(CheckpointError, match=words) as error:
         load_step1(Student(), str(tmp_path / "c.pth"))
     assert "\n" not in str(error.value)
-    with pytest.raises(CheckpointError, match="does not exist"):
-        load_step1(Student(), str(tmp_path / "nosuch.pth"))
 
 
 def test_flip_ratio_counts_signs():
-    model = Student()
-    before = latent_signs(model)
-    convolutions = [module for module in model.modules() if isinstance(module, BinaryConv2d)]
-    total = sum(module.weight.numel() for module in convolutions)
+    model, logged = Student(), []
+    runner = SimpleNamespace(model=model, epoch=0, logger=logging.getLogger("flips"))
+    runner.visualizer = SimpleNamespace(add_scalar=lambda *_, **__: None)
+    runner.message_hub = SimpleNamespace(update_scalar=lambda _, ratio: logged.append(ratio))
+    hook = FlipRatioHook()
+    hook.before_train(runner)
+    convolutions = list(binary_layers(model).values())
     with torch.no_grad():
         convolutions[0].weight.neg_()
         convolutions[1].weight.mul_(2)  # another size, the same sign
-    flipped = convolutions[0].weight.numel()
-    assert flip_ratio(before, latent_signs(model)) == pytest.approx(flipped / total)
-    assert flip_ratio(before, before) == 0
-    assert flip_ratio(*[latent_signs(Student(binarize=("activations",)))] * 2) is None
+    hook.after_train_epoch(runner)
+    hook.after_train_epoch(runner)
+    total = sum(layer.weight.numel() for layer in convolutions)
+    assert logged == [pytest.approx(convolutions[0].weight.numel() / total), 0]
+    runner.model = Student(binarize=("activations",))
+    hook.before_train(runner)
+    hook.after_train_epoch(runner)
+    assert len(logged) == 2  # step 1 has no binary weights
 
 
 def test_epochs_are_seeded_apart_and_repeatably():
@@ -141,23 +143,18 @@ def test_epochs_are_seeded_apart_and_repeatably():
     assert len({numpy_draw for _, numpy_draw in draws}) == 3
 
 
-class Loop:
-    val_begin, val_interval, max_epochs = 1, 1, 3
-
-
 def curve_runner(folder, epoch):
     runner = SimpleNamespace(work_dir=str(folder), epoch=epoch, model=torch.nn.Linear(1, 1), ran=[])
     runner.logger = logging.getLogger("curves")
     runner.optim_wrapper = SimpleNamespace(get_lr=lambda: {"lr": [0.1]})
     runner.message_hub = SimpleNamespace(log_scalars={})
-    runner.train_loop = Loop()
+    runner.train_loop = SimpleNamespace(val_begin=1, val_interval=1, max_epochs=3)
     runner.val_loop = SimpleNamespace(run=lambda: runner.ran.append(runner.epoch))
     return runner
 
 
 def rows(folder):
-    with (folder / "epochs.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(folder / "epochs.csv")
 
 
 def test_curves_of_a_run_killed_before_its_validation(tmp_path):
@@ -204,13 +201,3 @@ def test_a_diverged_run_has_a_status_of_its_own(error, status, capsys):
         raise error
 
     assert recipe.run(work) == status
-
-
-def test_the_loss_is_added_up_on_a_device_without_float64(tmp_path, without_float64):
-    hook, runner = CurvesHook(), curve_runner(tmp_path, 0)
-    hook.before_train(runner)
-    with without_float64():
-        for loss, size in ((1.0, 3), (5.0, 1)):
-            hook.after_train_iter(runner, 0, {"inputs": [0] * size}, {"loss": torch.tensor(loss)})
-    hook.after_train_epoch(runner)
-    assert float(rows(tmp_path)[0]["train_hard_ce"]) == 2.0

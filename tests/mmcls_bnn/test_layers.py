@@ -11,14 +11,12 @@ from hypothesis import given, settings
 from torch import nn
 from torch.nn import functional
 
-from lskd import LskdError
 from mmcls_bnn.binary.layers import (
     BinaryConv2d,
     RPReLU,
     RSign,
     binary_activation,
     binary_weight,
-    check_binarize,
 )
 
 pytestmark = pytest.mark.unit
@@ -98,23 +96,6 @@ def test_rprelu_is_torchs_prelu_between_shifts(seed, batch, channels, size):
     agree(layer(x), theirs, x, layer.bias_before, layer.slope, layer.bias_after)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [1, 3])
-def test_binary_convolution_pads_with_zero(stride, size):
-    torch.manual_seed(0)
-    layer = BinaryConv2d(3, 4, size, stride).double()
-    x = torch.where(torch.rand(2, 3, 5, 5) < 0.5, -1.0, 1.0).double()
-    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (size // 2,) * 2, (size // 2,) * 2))
-    weight = plain["binary_weight"](layer.weight).detach().numpy()
-    out = -(-5 // stride)
-    expected = np.zeros((2, 4, out, out))
-    for i in range(out):
-        for j in range(out):
-            window = padded[:, :, i * stride : i * stride + size, j * stride : j * stride + size]
-            expected[:, :, i, j] = np.einsum("bcxy,ocxy->bo", window, weight)
-    np.testing.assert_allclose(layer(x).detach().numpy(), expected, atol=1e-12)
-
-
 def test_step_1_is_an_ordinary_convolution():
     torch.manual_seed(0)
     layer, other = BinaryConv2d(3, 4, 3, binarize=False), BinaryConv2d(3, 4, 3)
@@ -148,9 +129,3 @@ def test_nothing_is_kept_but_the_input():
         binary_activation(x, bias)
     assert sorted(t.numel() for t in kept) == [3, x.numel()]
     assert any(t.data_ptr() == x.data_ptr() for t in kept)
-
-
-def test_what_to_binarise_is_checked():
-    assert check_binarize(["weights", "activations"]) == ("activations", "weights")
-    with pytest.raises(LskdError, match=r"'weight'.*step 1"):
-        check_binarize(("activations", "weight"))

@@ -1,6 +1,5 @@
 """mmpretrain, mmcls' successor, as the second target: the same run gives the same numbers."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from lskd.base.files import read_csv
 
 pytestmark = pytest.mark.integration
 
@@ -34,16 +35,10 @@ def test_the_same_curve_in_both_frameworks(digits, teacher_file, tmp_path):
     for name in ("mmcls", "mmpretrain"):
         script = Path(find_spec(name).origin).parent / ".mim" / "tools" / "train.py"
         words = [sys.executable, script, recipe, "--work-dir", tmp_path / name]
+        words += ["--cfg-options", f"default_scope={name}"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MMCLS_BNN_FRAMEWORK": name}
-        result = subprocess.run(
-            [*map(str, words), "--cfg-options", f"default_scope={name}"],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
+        result = subprocess.run(words, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr
-        with (tmp_path / name / "epochs.csv").open(newline="") as file:
-            curves[name] = list(csv.DictReader(file))
+        curves[name] = read_csv(tmp_path / name / "epochs.csv")
     assert curves["mmcls"] == curves["mmpretrain"]
     assert len(curves["mmcls"]) == 2

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from safetensors.torch import load_file, save_file
 
 from lskd import LskdError
@@ -68,25 +69,15 @@ def test_export_holds_one_bit_a_weight_and_equal_logits(checkpoint, tmp_path, ca
 
 
 @pytest.mark.parametrize("kind", ["ReActNet", "ReActNetA"])
-def test_packing_any_network(kind):
-    torch.manual_seed(0)
-    model = build_student(description(type=kind))
-    packed = pack(model)
-    images = torch.randn(2, 1, 33, 33)
-    with torch.no_grad():
-        assert torch.equal(packed(images, mode="tensor"), model(images, mode="tensor"))
-    assert any(isinstance(module, PackedConv2d) for module in packed.modules())
-    assert not any(isinstance(module, PackedConv2d) for module in model.modules())
-
-
-@pytest.mark.parametrize("kind", ["ReActNet", "ReActNetA"])
-def test_students_pass_through_torch_export(kind):
-    """Packed or not, for any batch, and in torch's core operators, which ONNX and others start from."""
+def test_students_are_packed_and_pass_through_torch_export(kind):
+    """For any batch, and in torch's core operators, which ONNX and others start from."""
     torch.manual_seed(0)
     student = build_student(description(type=kind))
     student.train()(torch.randn(8, 1, 16, 16))
-    images = torch.randn(3, 1, 16, 16)
-    for model in (student.eval(), pack(student)):
+    images, packed = torch.randn(3, 1, 16, 16), pack(student.eval())
+    assert torch.equal(packed(images), student(images))
+    assert not any(isinstance(module, PackedConv2d) for module in student.modules())
+    for model in (student, packed):
         program = torch.export.export(
             model, (images[:2],), dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}}
         )
@@ -135,9 +126,9 @@ def test_only_files_of_ours_are_loaded(tmp_path):
 
 
 def test_deployable_drops_what_training_needs():
-    recipe = {"type": "LsKdClassifier", "backbone": {}, "teacher": {}, "distillation": {}}
+    model = {"type": "LsKdClassifier", "backbone": {}, "teacher": {}, "distillation": {}}
     student = {"type": "ImageClassifier", "backbone": {}, "data_preprocessor": {"mean": [1]}}
-    assert deployable(recipe, {"mean": [1]}) == student
+    assert deployable(Config({"model": model, "data_preprocessor": {"mean": [1]}})) == student
 
 
 def convolutions(channels, size, count, kernel=3):

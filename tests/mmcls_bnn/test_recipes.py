@@ -54,9 +54,7 @@ def test_recipe_builds_and_decays_as_stated(path):
             scheduler.step()
     assert recipe.auto_scale_lr.base_batch_size == recipe.train_dataloader.batch_size
 
-    text = path.read_text()
-    for word in ("mim train mmcls", "Hardware", "hardware"):
-        assert word in text or word.lower() in text.lower()
+    assert "hardware" in path.read_text().lower()
     assert recipe.default_hooks.checkpoint.max_keep_ckpts >= 2
 
 

@@ -4,55 +4,20 @@ Each is one autograd function. Written out in tensor operations, the same mathem
 tensors of the activation's size, and a training step spends most of its time on moving them.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from lskd import LskdError
-
-Binarised = Literal["activations", "weights"]
-Initialisation = Literal["kaiming", "positive"]
-
 _PER_CHANNEL = (0, 2, 3)
 
 
 def binary_layers(model: nn.Module) -> "dict[str, BinaryConv2d]":
     """Return a model's convolutions with binary weights by name."""
-    found = ((name, module) for name, module in model.named_modules() if isinstance(module, BinaryConv2d))
-    return {name: module for name, module in found if module.binarize}
-
-
-def check_binarize(binarize: Sequence[str]) -> tuple[Binarised, ...]:
-    """Return what is to be binarised, in a fixed order.
-
-    Raises:
-        LskdError: for anything but "activations" and "weights".
-    """
-    words = (binarize,) if isinstance(binarize, str) else tuple(binarize)
-    for word in words:
-        if word not in get_args(Binarised):
-            raise LskdError(
-                f"binarize names {word!r}; give ('activations',) for step 1, "
-                "('activations', 'weights') for step 2 and for single-step training."
-            )
-    return tuple(word for word in get_args(Binarised) if word in words)
-
-
-def check_initialisation(initialisation: str) -> Initialisation:
-    """Return the name of an initialisation.
-
-    Raises:
-        LskdError: for one that is unknown.
-    """
-    if initialisation not in get_args(Initialisation):
-        raise LskdError(
-            f"initialisation is {initialisation!r}; it must be 'kaiming', or 'positive' for step 2 alone."
-        )
-    return cast(Initialisation, initialisation)
+    modules = model.named_modules()
+    return {name: each for name, each in modules if isinstance(each, BinaryConv2d) and each.binarize}
 
 
 class _ShiftedSign(torch.autograd.Function):
@@ -191,7 +156,7 @@ class BinaryConv2d(nn.Module):
         kernel_size: int,
         stride: int = 1,
         binarize: bool = True,
-        initialisation: Initialisation = "kaiming",
+        initialisation: str = "kaiming",
     ) -> None:
         super().__init__()
         self.stride = stride

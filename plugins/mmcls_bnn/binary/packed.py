@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -70,18 +71,14 @@ class PackedConv2d(nn.Module):
         return functional.conv2d(x, self.weight(), stride=self.stride, padding=self.padding)
 
 
-def deployable(description: Mapping[str, Any], preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the config of the student alone, without what training needs.
-
-    Args:
-        description: `model` of a recipe.
-        preprocessor: the recipe's own `data_preprocessor`, where the model has none.
-    """
-    kept = {key: value for key, value in description.items() if key not in _TRAINING_ONLY}
-    kept.setdefault("data_preprocessor", dict(preprocessor or {}))
+def deployable(recipe: Config) -> dict[str, Any]:
+    """Return the config of a recipe's student alone, without what training needs."""
+    kept = {key: value for key, value in recipe.model.to_dict().items() if key not in _TRAINING_ONLY}
+    preprocessor = recipe.get("data_preprocessor")
+    kept.setdefault("data_preprocessor", preprocessor.to_dict() if preprocessor else {})
     if kept.get("type") == "LsKdClassifier":
         kept["type"] = "ImageClassifier"
-    return copy.deepcopy(kept)
+    return kept
 
 
 def build_student(description: Mapping[str, Any]) -> nn.Module:

@@ -14,21 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lskd import LskdError
-from mmcls_bnn.binary.layers import (
-    Binarised,
-    BinaryConv2d,
-    Initialisation,
-    RPReLU,
-    RSign,
-    check_binarize,
-    check_initialisation,
-)
+from mmcls_bnn.binary.layers import BinaryConv2d, RPReLU, RSign
 from mmcls_bnn.compat import MODELS, BaseBackbone
 
 DEPTHS = {18: (4, 4, 4, 4), 34: (6, 8, 12, 6)}
 """One-convolution blocks in each stage: twice ResNet's blocks of two convolutions."""
 CHANNELS_A = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 """Of ReActNet-A's stem and of its 13 blocks."""
+BINARIZED = ("activations", "weights")
 
 
 class ReActBlock(nn.Module):
@@ -42,8 +35,8 @@ class ReActBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: int,
-        binarize: Sequence[Binarised],
-        initialisation: Initialisation,
+        binarize: Sequence[str],
+        initialisation: str,
     ) -> None:
         super().__init__()
         self.sign = _sign(in_channels, binarize)
@@ -77,8 +70,8 @@ class ReActNetABlock(nn.Module):
         in_channels: int,
         out_channels: int,
         stride: int,
-        binarize: Sequence[Binarised],
-        initialisation: Initialisation,
+        binarize: Sequence[str],
+        initialisation: str,
     ) -> None:
         super().__init__()
         weights = "weights" in binarize
@@ -134,36 +127,28 @@ class BinaryBackbone(BaseBackbone):
         init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.binarize = check_binarize(binarize)
-        self.initialisation = check_initialisation(initialisation)
+        self.binarize = _checked(binarize)
+        if initialisation not in ("kaiming", "positive"):
+            raise LskdError(
+                f"initialisation is {initialisation!r}; it must be 'kaiming', or 'positive' for step 2 alone."
+            )
         if stem not in ("imagenet", "cifar"):
             raise LskdError(
                 f"stem is {stem!r}; it must be 'imagenet' (large images) or 'cifar' (about 32 x 32)."
             )
         if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
             raise LskdError(f"width is {width!r}; it must be a factor above 0, such as 0.25 or 1.")
-        self.in_channels, self.width, self.large, self.norm_eval = (
-            in_channels,
-            width,
-            stem == "imagenet",
-            norm_eval,
-        )
+        self.in_channels, self.width, self.large = in_channels, width, stem == "imagenet"
+        self.initialisation, self.norm_eval = initialisation, norm_eval
 
-    def build(
+    def _build(
         self,
         block: type[nn.Module],
         channels: int,
         stem: dict[str, nn.Module],
         plan: Iterable[tuple[int, int]],
     ) -> None:
-        """Put the network together.
-
-        Args:
-            block: the class of all blocks.
-            channels: of the stem's output.
-            stem: its layers by name.
-            plan: output channels and stride of each block.
-        """
+        """Put the network together of a stem with so many channels, and of blocks: (channels, stride)."""
         self.stem = nn.Sequential(OrderedDict(stem))
         blocks: list[nn.Module] = []
         for out, stride in plan:
@@ -172,12 +157,8 @@ class BinaryBackbone(BaseBackbone):
         self.blocks = nn.Sequential(*blocks)
         self.out_channels = channels
 
-    def scaled(self, channels: Sequence[int]) -> list[int]:
-        """Return channel counts times the width.
-
-        Raises:
-            LskdError: unless all are whole numbers.
-        """
+    def _scaled(self, channels: Sequence[int]) -> list[int]:
+        """Return channel counts times the width, which must be whole numbers."""
         found = [count * self.width for count in channels]
         if any(value != int(value) for value in found):
             raise LskdError(
@@ -221,7 +202,7 @@ class ReActNet(BinaryBackbone):
             raise LskdError(
                 f"depth is {depth!r}; ReActNet has 18 and 34 layers, ReActNetA is the MobileNet one."
             )
-        channels = self.scaled((64, 128, 256, 512))
+        channels = self._scaled((64, 128, 256, 512))
         kernel, stride = (7, 2) if self.large else (3, 1)
         conv = nn.Conv2d(self.in_channels, channels[0], kernel, stride, kernel // 2, bias=False)
         stem: dict[str, nn.Module] = {"conv": conv, "norm": nn.BatchNorm2d(channels[0])}
@@ -232,7 +213,7 @@ class ReActNet(BinaryBackbone):
             for stage, (out, count) in enumerate(zip(channels, DEPTHS[depth], strict=True))
             for index in range(count)
         ]
-        self.build(ReActBlock, channels[0], stem, plan)
+        self._build(ReActBlock, channels[0], stem, plan)
 
 
 @MODELS.register_module()
@@ -250,16 +231,28 @@ class ReActNetA(BinaryBackbone):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        channels = self.scaled(CHANNELS_A)
+        channels = self._scaled(CHANNELS_A)
         conv = nn.Conv2d(self.in_channels, channels[0], 3, 2 if self.large else 1, padding=1, bias=False)
         # The image is halved wherever the channels double, but for the first block.
         plan = [
             (out, 2 if index > 0 and out != before else 1)
             for index, (before, out) in enumerate(pairwise(channels))
         ]
-        self.build(ReActNetABlock, channels[0], {"conv": conv, "norm": nn.BatchNorm2d(channels[0])}, plan)
+        self._build(ReActNetABlock, channels[0], {"conv": conv, "norm": nn.BatchNorm2d(channels[0])}, plan)
 
 
-def _sign(channels: int, binarize: Sequence[Binarised]) -> nn.Module:
+def _checked(binarize: Sequence[str]) -> tuple[str, ...]:
+    """Return what is to be binarised, in a fixed order."""
+    named = (binarize,) if isinstance(binarize, str) else tuple(binarize)
+    for name in named:
+        if name not in BINARIZED:
+            raise LskdError(
+                f"binarize names {name!r}; give ('activations',) for step 1, "
+                "('activations', 'weights') for step 2 and for single-step training."
+            )
+    return tuple(name for name in BINARIZED if name in named)
+
+
+def _sign(channels: int, binarize: Sequence[str]) -> nn.Module:
     """Return RSign, or nothing where activations stay real."""
     return RSign(channels) if "activations" in binarize else nn.Identity()

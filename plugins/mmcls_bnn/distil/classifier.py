@@ -24,7 +24,7 @@ from lskd.base.tensors import SampleMeans
 from lskd.checkpoints import is_safetensors
 from lskd.teachers.fast import FastMode
 from lskd.teachers.replay import replayed
-from mmcls_bnn.compat import METRICS, MODELS, ImageClassifier, labels_of, predictions_of
+from mmcls_bnn.compat import METRICS, MODELS, ImageClassifier, labels_of
 from mmcls_bnn.distil.store import SoftLabelSettings, StoredTeacher
 from mmcls_bnn.distil.teacher import (
     FastTeacherSettings,
@@ -193,7 +193,7 @@ class LsKdClassifier(ImageClassifier):
             kwargs: none are known to the head of this classifier.
         """
         logits = self.head(self.extract_feat(inputs))
-        predictions = predictions_of(self.head, logits, data_samples)
+        predictions = list(self.head._get_predictions(logits, data_samples))
         if self.teacher is None and self.stored is None:
             return predictions
         if self.teacher is None:
@@ -289,7 +289,7 @@ class DistillationMetric(BaseMetric):
             self.results.append(sample["distillation"].cpu())
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """Return the means; nothing in a run whose teacher's words are read from a store."""
+        """Return the means; nothing in a run whose teacher's answers are read from a store."""
         means = torch.stack(results).double().mean(0).tolist()
         return {} if all(map(math.isnan, means)) else dict(zip(VALIDATED, means, strict=True))
 

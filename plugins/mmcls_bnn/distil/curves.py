@@ -49,20 +49,24 @@ class CurvesHook(Hook):
 
     def __init__(self) -> None:
         self._loss = SampleMeans()
-        self._training = False
+        self._rows: dict[int, dict[str, str]] = {}
+        self._unit = ""  # "epoch" or "iteration", once the run trains
         self._trained = False  # since the last row
         self._top1: float | None = None
 
     def before_train(self, runner: Any) -> None:
         """Drop the rows that will be repeated, and validate where that is missing."""
-        self._training = True
-        done = _done(runner)
-        rows = _read(_path(runner)) if done else {}
-        rows = {number: row for number, row in rows.items() if number <= done}
+        loop = runner.train_loop
+        self._unit = "iteration" if isinstance(loop, IterBasedTrainLoop) else "epoch"
+        done, path = self._done(runner), Path(runner.work_dir, FILE)
+        rows = _read(path) if done and path.is_file() else {}
+        self._rows = {number: row for number, row in rows.items() if number <= done}
         if is_main_process():
-            _write(_path(runner), rows, _unit(runner))
-        last = rows.get(done)
-        if last is not None and not last.get("val_top1") and _validates(runner, done):
+            _write(path, self._rows, self._unit)
+        end = loop.max_iters if self._unit == "iteration" else loop.max_epochs
+        due = done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
+        last = self._rows.get(done)
+        if last is not None and not last.get("val_top1") and runner.val_loop is not None and due:
             runner.val_loop.run()
 
     def after_train_iter(
@@ -70,40 +74,42 @@ class CurvesHook(Hook):
     ) -> None:
         """Add up the loss where the model does not do so itself."""
         self._trained = True
-        if not outputs or "loss" not in outputs or hasattr(unwrapped(runner.model), "epoch_means"):
-            return
-        self._loss.add(outputs["loss"].reshape(1), len(data_batch["inputs"]))
+        if outputs and "loss" in outputs and not hasattr(unwrapped(runner.model), "epoch_means"):
+            self._loss.add(outputs["loss"].reshape(1), len(data_batch["inputs"]))
 
     def after_train_epoch(self, runner: Any) -> None:
         """Write what training has shown."""
         if self._trained:  # by iterations, the last validation may have written it
-            self._write_training(runner, _done(runner) + (_unit(runner) == "epoch"))
+            self._write_training(runner, self._done(runner) + (self._unit == "epoch"))
 
     def before_val_epoch(self, runner: Any) -> None:
         """Write what training by iterations has shown since the last validation."""
-        if self._trained and _unit(runner) == "iteration":
-            self._write_training(runner, _done(runner))
+        if self._trained and self._unit == "iteration":
+            self._write_training(runner, self._done(runner))
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Check that the student's answers are finite."""
-        if self._training and outputs:
-            self._check(runner, "validation outputs", scores_of(outputs), _done(runner))
+        if self._unit and outputs:
+            self._check("validation outputs", scores_of(outputs), self._done(runner))
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Add what validation has shown."""
-        if metrics and self._training:
+        if metrics and self._unit:
             row = {column: metrics[name] for column, name in _VALIDATION.items() if name in metrics}
             for column, value in row.items():
-                self._check(runner, column, value, _done(runner))
+                self._check(column, value, self._done(runner))
             self._top1 = metrics.get("accuracy/top1")
-            self._update(runner, _done(runner), row)
+            self._update(runner, self._done(runner), row)
 
     def after_train(self, runner: Any) -> None:
         """Log a warning where the last validation is no better than guessing."""
         if self._top1 is not None and (line := at_chance(runner.val_dataloader.dataset, self._top1)):
             runner.logger.warning(line)
+
+    def _done(self, runner: Any) -> int:
+        return int(runner.iter if self._unit == "iteration" else runner.epoch)
 
     def _write_training(self, runner: Any, number: int) -> None:
         self._trained = False
@@ -114,9 +120,8 @@ class CurvesHook(Hook):
         elif self._loss:
             (means["loss_hard"],) = self._loss.read(1, next(model.parameters()).device)
         for name, mean in means.items():
-            self._check(runner, f"training {name}", mean, number)
-        epoch = number if _unit(runner) == "epoch" else None
-        require_finite_weights(model.state_dict().items(), epoch)
+            self._check(f"training {name}", mean, number)
+        require_finite_weights(model.state_dict().items(), number if self._unit == "epoch" else None)
         row: dict[str, Any] = {column: means.get(name, "") for column, name in _TRAIN.items()}
         row["lr"] = runner.optim_wrapper.get_lr()["lr"][0]
         scalars = runner.message_hub.log_scalars
@@ -124,19 +129,17 @@ class CurvesHook(Hook):
             row["flip_ratio"] = scalars["flip_ratio"].current()
         self._update(runner, number, row)
 
-    @staticmethod
-    def _check(runner: Any, name: str, value: Any, number: int) -> None:
-        epoch = number if _unit(runner) == "epoch" else None
-        require_finite(f"the {name}" if epoch else f"iteration {number}: the {name}", value, epoch)
+    def _check(self, name: str, value: Any, number: int) -> None:
+        if self._unit == "epoch":
+            require_finite(f"the {name}", value, number)
+        else:
+            require_finite(f"iteration {number}: the {name}", value)
 
-    @staticmethod
-    def _update(runner: Any, number: int, values: dict[str, Any]) -> None:
-        if not is_main_process():
-            return
-        rows = _read(_path(runner))
-        row = rows.setdefault(number, dict.fromkeys(COLUMNS[1:], ""))
+    def _update(self, runner: Any, number: int, values: dict[str, Any]) -> None:
+        row = self._rows.setdefault(number, dict.fromkeys(COLUMNS[1:], ""))
         row.update({name: value if value == "" else f"{value:.9g}" for name, value in values.items()})
-        _write(_path(runner), rows, _unit(runner))
+        if is_main_process():
+            _write(Path(runner.work_dir, FILE), self._rows, self._unit)
 
 
 def at_chance(dataset: Any, top1: float) -> str:
@@ -159,34 +162,9 @@ def at_chance(dataset: Any, top1: float) -> str:
     )
 
 
-def _unit(runner: Any) -> str:
-    return "iteration" if isinstance(runner.train_loop, IterBasedTrainLoop) else "epoch"
-
-
-def _done(runner: Any) -> int:
-    return int(runner.iter if _unit(runner) == "iteration" else runner.epoch)
-
-
-def _validates(runner: Any, number: int) -> bool:
-    loop = runner.train_loop
-    last = loop.max_iters if _unit(runner) == "iteration" else loop.max_epochs
-    due = number % loop.val_interval == 0 or number == last
-    return runner.val_loop is not None and number >= loop.val_begin and due
-
-
-def _path(runner: Any) -> Path:
-    return Path(runner.work_dir, FILE)
-
-
 def _read(path: Path) -> dict[int, dict[str, str]]:
-    if not path.is_file():
-        return {}
-    rows = {}
-    for row in read_csv(path):
-        number = row.pop(next(iter(row)))
-        if number.isdecimal():
-            rows[int(number)] = row
-    return rows
+    numbered = ((row.pop(next(iter(row))), row) for row in read_csv(path))
+    return {int(number): row for number, row in numbered if number.isdecimal()}
 
 
 def _write(path: Path, rows: dict[int, dict[str, str]], unit: str) -> None:

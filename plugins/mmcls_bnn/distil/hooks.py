@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,6 @@ from mmcls_bnn.distil.classifier import NOTE, binarized_in
 from mmcls_bnn.distil.store import StoredTeacher
 from mmcls_bnn.distil.teacher import speed_up, try_teacher
 from mmcls_bnn.recipe import check_variables
-
-_PLAIN = (str, int, float, bool, type(None))
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -61,35 +59,19 @@ class SafeCheckpointHook(Hook):
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Reduce 'message_hub' to plain values, and add the note to 'meta'."""
         hub = checkpoint.get("message_hub") or {}
-        info = _plain(dict(hub.get("runtime_info", {})))
+        info: dict[str, Any] = {}
+        for key, value in hub.get("runtime_info", {}).items():
+            with suppress(TypeError):  # no plain value, such as an array
+                info[key] = json.loads(json.dumps(value, default=np.generic.item))
         resumed = {key: bool(hub.get("resumed_keys", {}).get(key, True)) for key in info}
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": resumed}
-        binarize = binarized_in(unwrapped(runner.model))
-        if binarize is not None:
-            checkpoint["meta"][NOTE] = {"binarize": binarize, **_student(runner.cfg)}
-
-
-def _plain(value: Any) -> Any:
-    """Return a value without what is no plain number, text, list or dictionary."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items() if _is_plain(each)}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping | list | tuple):
-        return all(_is_plain(each) for each in (value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, np.generic) or type(value) in _PLAIN
-
-
-def _student(cfg: Any) -> dict[str, str]:
-    """Return the student's config for the note, as text: a config may contain what safe loading refuses."""
-    model, preprocessor = cfg.get("model"), cfg.get("data_preprocessor")
-    if not isinstance(model, ConfigDict):  # a model built in Python
-        return {}
-    return {"model": json.dumps(deployable(model.to_dict(), preprocessor and preprocessor.to_dict()))}
+        if (binarize := binarized_in(unwrapped(runner.model))) is None:
+            return
+        note: dict[str, Any] = {"binarize": binarize}
+        if isinstance(runner.cfg.get("model"), ConfigDict):  # and not built in Python
+            # As text: a config may contain what safe loading refuses.
+            note["model"] = json.dumps(deployable(runner.cfg))
+        checkpoint["meta"][NOTE] = note
 
 
 @HOOKS.register_module()
@@ -104,10 +86,10 @@ class EpochSeedHook(Hook):
 
     def before_train_epoch(self, runner: Any) -> None:
         """Seed."""
-        words = np.random.SeedSequence([runner.seed, runner.epoch, runner.rank]).generate_state(2)
-        random.seed(int(words[0]))
-        np.random.seed(int(words[1]))
-        torch.manual_seed(int(words[0]))
+        seeds = np.random.SeedSequence([runner.seed, runner.epoch, runner.rank]).generate_state(2)
+        random.seed(int(seeds[0]))
+        np.random.seed(int(seeds[1]))
+        torch.manual_seed(int(seeds[0]))
 
 
 @HOOKS.register_module()
@@ -125,30 +107,20 @@ class FlipRatioHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         """Take down the signs that training starts from, or goes on from."""
-        self._signs = latent_signs(unwrapped(runner.model))
+        layers = binary_layers(unwrapped(runner.model)).values()
+        self._signs = [layer.weight.detach() >= 0 for layer in layers]
 
     def after_train_epoch(self, runner: Any) -> None:
         """Compare with the signs of an epoch ago."""
-        signs = latent_signs(unwrapped(runner.model))
-        ratio = flip_ratio(self._signs, signs)
-        self._signs = signs
-        if ratio is not None:
+        before = self._signs
+        self.before_train(runner)
+        flipped = sum(int((old != new).sum()) for old, new in zip(before, self._signs, strict=True))
+        if before:
+            ratio = flipped / sum(signs.numel() for signs in before)
             # Not under "train/", whose line for this epoch is written: it would come an epoch late.
             runner.message_hub.update_scalar("flip_ratio", ratio)
             runner.visualizer.add_scalar("flip_ratio", ratio, step=runner.epoch + 1)
             runner.logger.info(f"flip ratio of epoch {runner.epoch + 1}: {ratio:.5f}")
-
-
-def latent_signs(model: nn.Module) -> list[Tensor]:
-    """Return for each layer with binary weights which of them count as +1."""
-    return [layer.weight.detach() >= 0 for layer in binary_layers(model).values()]
-
-
-def flip_ratio(before: list[Tensor], after: list[Tensor]) -> float | None:
-    """Return the share of signs that differ; None where there are none."""
-    total = sum(signs.numel() for signs in before)
-    flipped = sum(int((old != new).sum()) for old, new in zip(before, after, strict=True))
-    return flipped / total if total else None
 
 
 @HOOKS.register_module()
@@ -227,7 +199,7 @@ class SoftLabelsHook(Hook):
             stored.speaks(unwrapped(runner.model).speaking_teacher().form)
         if stored.settings.verify:
             runner.logger.info(stored.verify_stored())
-        if not stored.covers(int(runner.max_epochs)):
+        if stored.epochs < int(runner.max_epochs):
             stored.open_writer()
 
     def before_train_epoch(self, runner: Any) -> None:

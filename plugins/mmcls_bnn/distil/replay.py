@@ -1,4 +1,4 @@
-"""Training images whose augmentation and mixing follow from a seed, so that a teacher's words stay true."""
+"""Training images whose augmentation and mixing follow from a seed, so that a teacher's answers stay true."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +71,9 @@ class SeededPipeline(Compose):
         dataset: whose pipeline it takes the place of.
         base_seed: of the store.
         mixing: of images with one another; None: none.
+
+    Attributes:
+        override: another epoch, which this process alone is shown; None: the common one.
     """
 
     def __init__(self, dataset: Any, base_seed: int, mixing: ImageMixing | None = None) -> None:
@@ -78,15 +81,11 @@ class SeededPipeline(Compose):
         self.samples, self.base_seed = len(dataset), base_seed
         self._dataset, self._mixing = dataset, mixing
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._override: int | None = None
+        self.override: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Set, for all loading processes, which epoch comes next."""
         self._epoch[0] = epoch
-
-    def at(self, epoch: int | None) -> None:
-        """Show this process alone another epoch; None: the common one again."""
-        self._override = epoch
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any] | None:
         """Run the transforms, and mix the image.
@@ -95,7 +94,7 @@ class SeededPipeline(Compose):
             LskdError: images that cannot be mixed.
         """
         sample = int(data["sample_idx"])
-        epoch = int(self._epoch) if self._override is None else self._override
+        epoch = int(self._epoch) if self.override is None else self.override
         result = self._augmented(data, epoch)
         if result is None:
             return None
@@ -139,12 +138,11 @@ class KeyedImages(Dataset[Any]):
         """
         key = int(self.keys[place])
         pipeline = self.dataset.pipeline
-        epoch, sample = divmod(key, pipeline.samples)
-        pipeline.at(epoch)
+        pipeline.override, sample = divmod(key, pipeline.samples)
         try:
             item: dict[str, Any] = self.dataset[sample]
         finally:
-            pipeline.at(None)
+            pipeline.override = None
         if item["data_samples"].get(KEY) != key:  # the data set took another image in its place
             raise _unreadable(self.dataset, sample)
         return item
@@ -216,15 +214,8 @@ def _label_of(sample: Any) -> Tensor:
 
 
 def keys_of(data_samples: list[Any]) -> Tensor:
-    """Return the keys `(B,)` of a batch.
-
-    Raises:
-        LskdError: the pipeline was not seeded.
-    """
-    keys = [sample.get(KEY) for sample in data_samples]
-    if None in keys:
-        raise LskdError("soft labels need dict(type='SoftLabelsHook') in custom_hooks; add it to the recipe.")
-    return torch.tensor(keys, dtype=torch.int64)
+    """Return the keys `(B,)` of a batch of a :class:`SeededPipeline`."""
+    return torch.tensor([sample.get(KEY) for sample in data_samples], dtype=torch.int64)
 
 
 def mix_by_image(model: Any) -> ImageMixing | None:

@@ -1,4 +1,4 @@
-"""A store of the teacher's words: what a recipe says of it, what it must agree in with a run, and its use."""
+"""Stored answers of a teacher: what a recipe says of them, what they must agree in with a run, their use."""
 
 import hashlib
 import json
@@ -123,7 +123,7 @@ class StoredTeacher(StoredRun):
         super().__init__(
             settings.path,
             layout,
-            identity_of(model, layout, self.dataset, list(steps), amp, mixing),
+            _identity(model, layout, self.dataset, list(steps), amp, mixing),
             seed=settings.seed,
             on_error=settings.on_error,
             rank=rank,
@@ -132,11 +132,7 @@ class StoredTeacher(StoredRun):
             teacher=model.fast_settings.mode,
             bound=model.fast_settings.bound,
         )
-        self.needs_no_teacher = self.covers(layout.epochs) and not settings.verify
-
-    def covers(self, epochs: int) -> bool:
-        """Return whether that many epochs are stored, so that no teacher is needed for them."""
-        return self.epochs >= epochs
+        self.needs_no_teacher = self.epochs >= epochs and not settings.verify
 
     def begin_epoch(self, epoch: int) -> None:
         """Begin to train an epoch; what is not stored of the epochs before it is asked for now.
@@ -146,10 +142,10 @@ class StoredTeacher(StoredRun):
         """
         self.epoch = epoch
         self._pipeline.set_epoch(epoch)
-        if self.covers(epoch + 1) or self.failed:
+        if self.epochs > epoch or self.failed:
             return
         self.open_writer()
-        if not self.covers(epoch):
+        if self.epochs < epoch:
             self.complete(epoch * self.layout.samples, self.answers)
 
     def answer(self, inputs: Tensor, data_samples: list[Any]) -> Tensor | TopK:
@@ -181,7 +177,7 @@ class StoredTeacher(StoredRun):
         Raises:
             SoftLabelsError: the disk cannot take it, and the run is to stop then.
         """
-        if self.writing and not self.covers(self.epoch + 1):
+        if self.writing and self.epochs <= self.epoch:
             self.complete((self.epoch + 1) * self.layout.samples, self.answers)
 
     def answers(self, keys: Any, batch_size: int = 64, workers: int = 0) -> Iterator[tuple[Any, Tensor]]:
@@ -211,31 +207,19 @@ class StoredTeacher(StoredRun):
         return self
 
 
-def identity_of(
+def _identity(
     model: Any,
     layout: SoftLabelsLayout,
     dataset: Any,
     pipeline: list[Any],
     amp: bool,
-    mixing: ImageMixing | None = None,
+    mixing: ImageMixing | None,
 ) -> dict[str, Any]:
-    """Return what a store must agree in with a run, as names and texts.
-
-    Args:
-        model: an LsKdClassifier with settings of soft labels.
-        layout: of the store.
-        dataset: the training images.
-        pipeline: its transforms as the recipe has them.
-        amp: whether the teacher runs in mixed precision.
-        mixing: of images with one another.
-
-    Raises:
-        LskdError: the teacher's checkpoint cannot be read.
-    """
+    """Return what a store must agree in with a run, as names and texts; `pipeline`: as the recipe has it."""
     teacher: TeacherSettings = model.teacher_settings
     if not Path(teacher.checkpoint).is_file():
         raise LskdError(f"the teacher's checkpoint {teacher.checkpoint} does not exist; check the path.")
-    steps = {f"step{number} {_kind(step)}": _described(step) for number, step in enumerate(pipeline)}
+    steps = dict(_step(number, step) for number, step in enumerate(pipeline))
     policy = MixingPolicy() if mixing is None else mixing.policy
     mixes = policy.probability > 0 and max(policy.mixup_alpha, policy.cutmix_alpha) > 0
     mixed = {each.name: _text(getattr(policy, each.name)) if mixes else "off" for each in fields(policy)}
@@ -254,7 +238,7 @@ def identity_of(
             "run_beside_it": _beside(teacher),
             "precision": "autocast" if amp else "float32",
         },
-        "data": {"images": layout.samples, "listing": listing_checksum(dataset)},
+        "data": {"images": layout.samples, "listing": _listing_checksum(dataset)},
         # The number of steps too: what only one side names would not be compared.
         "augmentation": {"seed": model.soft_label_settings.seed, "steps": len(steps), **steps, **mixed},
         "batches": {
@@ -268,7 +252,7 @@ def identity_of(
     }
 
 
-def listing_checksum(dataset: Any) -> str:
+def _listing_checksum(dataset: Any) -> str:
     """Return a checksum of a data set's relative file names (or arrays) and labels."""
     digest = hashlib.sha256()
     for index in range(len(dataset)):
@@ -296,14 +280,11 @@ def _beside(teacher: TeacherSettings) -> str:
     return file_checksum(arguments) if arguments.is_file() else "none"
 
 
-def _kind(step: Any) -> str:
-    return str(step.get("type")) if isinstance(step, Mapping) else type(step).__name__
-
-
-def _described(step: Any) -> Any:
-    if isinstance(step, Mapping):
-        return {"arguments": len(step), **{str(name): _text(value) for name, value in step.items()}}
-    return repr(step)
+def _step(number: int, step: Any) -> tuple[str, Any]:
+    if not isinstance(step, Mapping):
+        return f"step{number} {type(step).__name__}", repr(step)
+    arguments = {str(name): _text(value) for name, value in step.items()}
+    return f"step{number} {step.get('type')}", {"arguments": len(step), **arguments}
 
 
 def _text(value: Any) -> str:

@@ -162,7 +162,7 @@ class LogitsOf(nn.Module):
             raise LskdError(
                 f"{type(last).__name__} gives no one score for each class; use a classifier with one head"
             )
-        last._get_predictions = _as_they_are
+        last._get_predictions = lambda logits, *_: logits
 
     def forward(self, batch: Tensor) -> Tensor:
         """Return logits `(B, K)`."""
@@ -172,10 +172,6 @@ class LogitsOf(nn.Module):
         else:
             logits = classifier.head.predict(classifier.extract_feat(batch))
         return logits
-
-
-def _as_they_are(logits: Tensor, *_: Any) -> Tensor:
-    return logits
 
 
 def normalisation_of(preprocessor: Any, channels: int) -> Normalisation:
@@ -331,7 +327,7 @@ def _mmcls(settings: TeacherSettings, num_classes: int, channels: int) -> _Built
     try:
         config = Config.fromfile(path)
         # Weights come from the checkpoint alone: nothing is to be fetched or drawn for it.
-        description = deployable(config.model.to_dict(), config.get("data_preprocessor"))
+        description = deployable(config)
         description["data_preprocessor"] = {**description["data_preprocessor"], "type": "ClsDataPreprocessor"}
         model: nn.Module = MODELS.build(description)
     except LskdError:

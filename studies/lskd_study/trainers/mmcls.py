@@ -5,7 +5,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from importlib import import_module
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,8 @@ class Mmcls:
     files: tuple[str, ...] = (CHECKPOINT, _LATEST, "epoch_*.pth", "best_*.pth", "epochs.csv", ".epochs.csv")
     without_effect: tuple[str, ...] = (
         *("*_dataloader.num_workers", "*_dataloader.persistent_workers", "*_dataloader.pin_memory"),
-        *(
-            "*_dataloader.prefetch_factor",
-            "default_hooks.logger.*",
-            "default_hooks.checkpoint.max_keep_ckpts",
-        ),
-        *("log_level", "log_processor.*", "vis_backends.*", "visualizer.*", "work_dir"),
+        *("*_dataloader.prefetch_factor", "default_hooks.logger.*", "log_level", "log_processor.*"),
+        *("default_hooks.checkpoint.max_keep_ckpts", "vis_backends.*", "visualizer.*", "work_dir"),
         # What the study sets itself for each run.
         *("teacher_model", "teacher_checkpoint", "teacher_smoothing", "model.teacher.model"),
         *("model.teacher.checkpoint", "model.teacher.smoothing", "randomness.seed"),
@@ -106,32 +103,13 @@ class Mmcls:
 
         assert register  # importing it is what registers
         compat.use_registry()
-        return _Rehearsal(self, plan).try_out
+        return partial(_try_out, plan)
 
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
         """Return ``mim train mmcls ...``."""
-        teacher = plan.run(run.teacher)
         folder = Path(output, run.id) if output else Path(plan.output, run.folder)
-        options = {
-            "randomness.seed": run.seed,
-            "model.teacher.model": teacher.model,
-            "model.teacher.checkpoint": Path(plan.output, teacher.folder, CHECKPOINT),
-            "model.teacher.smoothing": exact(teacher.smoothing),
-            "model.teacher.convention": plan.convention,
-            "model.distillation.temperature": exact(run.temperature),
-            "model.distillation.hard_weight": exact(run.hard_weight),
-            "train_dataloader.dataset.data_root": plan.data,
-            "val_dataloader.dataset.data_root": plan.data,
-        }
-        if plan.temperature_squared:
-            options["model.distillation.temperature_squared"] = True
-        if store := plan.store_of(run):
-            stored = {"path": plan.labels(store, output), "top_k": store.top_k, "values": store.values}
-            # The teacher is shown some images again: so it is there for the validation images, too (Fig. 6).
-            stored |= {"seed": store.seed, "verify": VERIFIED}
-            options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
-        arguments = ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options"]
-        return [*arguments, *(f"{key}={value}" for key, value in options.items())]
+        options = _options(plan, run, output)
+        return ["mim", "train", "mmcls", run.config, "--work-dir", str(folder), "--cfg-options", *options]
 
     def train(self, arguments: list[str]) -> None:
         """Run what ``mim`` runs (``train mmcls CONFIG ...``), and name its last checkpoint."""
@@ -156,13 +134,9 @@ class Mmcls:
         """Return a run's epochs in the common columns, from the table of `CurvesHook`."""
         from mmcls_bnn.distil.curves import FILE
 
-        return [
-            {
-                **{name: row.get(name) or "" for name in self.curve_columns},
-                "epoch": str(int(row["epoch"]) - 1),
-            }
-            for row in read_epochs(folder / FILE)
-        ]
+        rows = read_epochs(folder / FILE)
+        common = [{name: row.get(name) or "" for name in self.curve_columns} for row in rows]
+        return [row | {"epoch": str(int(row["epoch"]) - 1)} for row in common]
 
     def collect(self, folder: Path, data_dir: Path) -> Any:
         """Return logits, labels and keys of the validation images, an `lskd.teachers.outputs.Evaluation`.
@@ -188,38 +162,37 @@ class Mmcls:
         """Return what a student's training images follow from: its data set's and its teacher's settings."""
         config = plan.configs[run.config]
         model, loader = config["model"], config.get("train_dataloader") or {}
-        if model.get("distillation", {}).get("soft_labels"):
-            raise CannotStoreError(f"{run.config} has a store of its own")
-        if "SoftLabelsHook" not in _hooks(config):
-            raise CannotStoreError(f"{run.config} has no SoftLabelsHook in custom_hooks")
-        if not config.get("train_cfg", {}).get("by_epoch"):
-            raise CannotStoreError(f"{run.config} does not train by epochs")
+        loss, dataset = model.get("distillation", {}), dict(loader.get("dataset") or {})
+        sampler = (loader.get("sampler") or {}).get("type", "DefaultSampler")
+        obstacles = {
+            "has a store of its own": loss.get("soft_labels"),
+            "has no SoftLabelsHook in custom_hooks": "SoftLabelsHook" not in _hooks(config),
+            "does not train by epochs": not config.get("train_cfg", {}).get("by_epoch"),
+            f"has {sampler}, and each image must come once in an epoch": sampler not in _SAMPLERS,
+            f"has a data set of data sets, {dataset.get('type')}": {"dataset", "datasets"} & dataset.keys(),
+        }
+        for obstacle, there in obstacles.items():
+            if there:
+                raise CannotStoreError(f"{run.config} {obstacle}")
+        _check_transforms(run.config, dataset.get("pipeline"))
         preprocessors = [
             part["data_preprocessor"] for part in (config, model) if part.get("data_preprocessor")
         ]
         train = model.get("train_cfg") or {}  # mmcls makes its augments those of the preprocessor
         caution = MIXED if any("augments" in key for part in (train, *preprocessors) for key in part) else ""
-        sampler = (loader.get("sampler") or {}).get("type", "DefaultSampler")
-        if sampler not in _SAMPLERS:
-            raise CannotStoreError(f"{run.config} has {sampler}, and each image must come once in an epoch")
-        dataset = dict(loader.get("dataset") or {})
-        if "dataset" in dataset or "datasets" in dataset:
-            raise CannotStoreError(f"{run.config} has a data set of data sets, {dataset.get('type')}")
-        _check_transforms(run.config, dataset.get("pipeline"))
         epochs = int(config["train_cfg"]["max_epochs"])
         dataset.pop("data_root", None)
         taught = {name: value for name, value in model["teacher"].items() if name not in _SET}
         amp = (config.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper"
-        fast = model.get("distillation", {}).get("teacher_fast")
+        fast = loss.get("teacher_fast")
         key = json.dumps([dataset, preprocessors, train, taught, fast, amp], sort_keys=True)
         return Views(key, epochs, epochs, caution)
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``python -m mmcls_bnn.soft_labels ...``."""
         run = plan.run(store.writer)
-        arguments = self.command(plan, run, output)
-        options = arguments[arguments.index("--cfg-options") :]
-        return ["python", "-m", "mmcls_bnn.soft_labels", run.config, *options]
+        options = _options(plan, run, output)
+        return ["python", "-m", "mmcls_bnn.soft_labels", run.config, "--cfg-options", *options]
 
     def store(self, command: list[str]) -> None:
         """Run such a command."""
@@ -248,6 +221,30 @@ def check_class_order(folder: Path, name: str) -> None:
             )
 
 
+def _options(plan: Plan, run: Run, output: str | None = None) -> list[str]:
+    """Return what a study changes in a student's configuration, as `--cfg-options` takes it."""
+    teacher = plan.run(run.teacher)
+    options = {
+        "randomness.seed": run.seed,
+        "model.teacher.model": teacher.model,
+        "model.teacher.checkpoint": Path(plan.output, teacher.folder, CHECKPOINT),
+        "model.teacher.smoothing": exact(teacher.smoothing),
+        "model.teacher.convention": plan.convention,
+        "model.distillation.temperature": exact(run.temperature),
+        "model.distillation.hard_weight": exact(run.hard_weight),
+        "train_dataloader.dataset.data_root": plan.data,
+        "val_dataloader.dataset.data_root": plan.data,
+    }
+    if plan.temperature_squared:
+        options["model.distillation.temperature_squared"] = True
+    if store := plan.store_of(run):
+        stored = {"path": plan.labels(store, output), "top_k": store.top_k, "values": store.values}
+        # The teacher is shown some images again: so it is there for the validation images, too (Fig. 6).
+        stored |= {"seed": store.seed, "verify": VERIFIED}
+        options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
+    return [f"{key}={value}" for key, value in options.items()]
+
+
 def _hooks(config: Mapping[str, Any]) -> set[str]:
     return {str(hook.get("type")) for hook in config.get("custom_hooks") or []}
 
@@ -269,7 +266,7 @@ def _class_counts(config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
 def _check_transforms(path: str, part: Any) -> None:
     """Check a pipeline, transforms within transforms too."""
     from mmcls_bnn import data
-    from mmcls_bnn.compat import FRAMEWORK, use_registry
+    from mmcls_bnn.compat import TRANSFORMS, use_registry
 
     assert data  # importing it registers its transforms
     if isinstance(part, list):
@@ -279,44 +276,39 @@ def _check_transforms(path: str, part: Any) -> None:
         if "type" in part:
             use_registry()
             name = str(part["type"])
-            found = import_module(f"{FRAMEWORK}.registry").TRANSFORMS.get(name)
+            found = TRANSFORMS.get(name)
             if found is None or name in _NOT_REPLAYED or not found.__module__.startswith(_REPLAYED):
                 raise CannotStoreError(f"{path} has {name}, which may draw from a generator of its own")
         _check_transforms(path, list(part.values()))
 
 
-class _Rehearsal:
-    """Builds students; knows which of their parts is being made, for the error."""
+@contextmanager
+def _making(part: str) -> Iterator[None]:
+    try:
+        yield
+    except LskdError:
+        raise
+    except Exception as error:  # a configuration is a program
+        raise LskdError(f"its {part} cannot be made ({one_line(error)}); check it") from None
 
-    def __init__(self, trainer: Mmcls, plan: Plan) -> None:
-        self.trainer, self.plan, self._part = trainer, plan, "configuration"
 
-    def try_out(self, run: Run) -> None:
-        from mmengine.config import Config, DictAction
+def _try_out(plan: Plan, run: Run) -> None:
+    from mmengine.config import Config, DictAction
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import PARAM_SCHEDULERS
+    from mmengine.runner import Runner
 
-        arguments = self.trainer.command(self.plan, run)
-        options = dict(word.split("=", 1) for word in arguments[arguments.index("--cfg-options") + 1 :])
-        try:
-            cfg = Config.fromfile(run.config, import_custom_modules=False)
-            cfg.merge_from_dict({key: DictAction._parse_iterable(text) for key, text in options.items()})
-            self._build(cfg)
-        except LskdError:
-            raise
-        except Exception as error:  # a configuration is a program
-            raise LskdError(f"its {self._part} cannot be made ({one_line(error)}); check it") from None
+    from mmcls_bnn.compat import MODELS
 
-    def _build(self, cfg: Any) -> None:
-        from mmengine.optim import build_optim_wrapper
-        from mmengine.registry import PARAM_SCHEDULERS
-        from mmengine.runner import Runner
-
-        from mmcls_bnn.compat import MODELS
-
-        self._part = "model"
+    with _making("configuration"):
+        cfg = Config.fromfile(run.config, import_custom_modules=False)
+        options = (option.split("=", 1) for option in _options(plan, run))
+        cfg.merge_from_dict({key: DictAction._parse_iterable(text) for key, text in options})
+    with _making("model"):
         model = MODELS.build({"data_preprocessor": cfg.get("data_preprocessor"), **cfg.model.to_dict()})
-        steps = 1
-        if self.plan.data_dir.exists():
-            self._part = "train_dataloader"
+    steps = 1
+    if plan.data_dir.exists():
+        with _making("train_dataloader"):
             train = Runner.build_dataloader(cfg.train_dataloader.copy())
             train.dataset[0]
             Runner.build_dataloader(cfg.val_dataloader.copy())
@@ -325,14 +317,13 @@ class _Rehearsal:
                 raise LskdError(
                     f"{len(train.dataset)} training images do not fill one batch; lower batch_size"
                 )
-        self._part = "optim_wrapper"
+    with _making("optim_wrapper"):
         wrapper = {**cfg.optim_wrapper.to_dict(), "type": "OptimWrapper"}
         for key in ("dtype", "loss_scale", "use_fp16"):  # of mixed precision, which needs a GPU
             wrapper.pop(key, None)
         optimizer = build_optim_wrapper(model, wrapper).optimizer
-        self._part = "param_scheduler"
-        schedules = cfg.get("param_scheduler") or []
-        loop = cfg.get("train_cfg") or {}
+    with _making("param_scheduler"):
+        schedules, loop = cfg.get("param_scheduler") or [], cfg.get("train_cfg") or {}
         epochs = loop.get("max_epochs", 1)
         for schedule in schedules if isinstance(schedules, list) else [schedules]:
             settings = {**schedule.to_dict(), "optimizer": optimizer}
