@@ -113,18 +113,11 @@ def evaluate(
         rank=process.rank,
         world_size=process.world_size,
     )
-    found = collect(answers.batches, answers.samples, answers.num_classes, process, name)
-    if found is None:
+    rows = collect(answers.batches, answers.samples, answers.num_classes, process, name)
+    if rows is None:
         return None
-    outputs = Outputs(
-        name,
-        found.logits,
-        found.labels,
-        answers.keys,
-        answers.class_names,
-        found.features,
-        answers.templates,
-    )
+    logits, labels, found = rows
+    outputs = Outputs(name, logits, labels, answers.keys, answers.class_names, found, answers.templates)
     return outputs.checked(name)
 
 
