@@ -246,8 +246,7 @@ def test_doctor_reports_and_exits_by_what_is_broken(capsys, monkeypatch):
 
 
 def test_doctor_says_how_to_get_what_is_missing():
-    absent = doctor.Adapter("nothing", ("no-such-distribution",), "timm_ls_kd")
-    finding = doctor.check_adapter(absent)
+    finding = doctor.check_adapter("nothing", ("no-such-distribution",), "timm_ls_kd")
     assert (finding.state, finding.mend) == ("missing", how_to_install("nothing"))
 
 

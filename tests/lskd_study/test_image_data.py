@@ -457,7 +457,7 @@ def test_all_readers_see_the_same_images(own, tmp_path, capsys):
     found = look_at(str(own))
     assert (found.train, found.validation, found.classes) == (180, 12, list("abcdef"))
     assert {path.name for path in found.strangers} == {"notes.txt", "x.webp"}
-    assert contrasts._count_files(own / "train") == dict.fromkeys("abcdef", 30)
+    assert contrasts._class_sizes(own / "train") == dict.fromkeys("abcdef", 30)
     assert decide._count(own / "train") == 180
     output = tmp_path / "out" / "noise"
     assert run("noise", own, "--output", output) == 0

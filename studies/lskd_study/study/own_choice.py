@@ -1,6 +1,5 @@
 """Settings chosen from the images: networks, image size, epochs, batch, rate, augmentation."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,9 +103,15 @@ class Choice:
 
 def candidates(images: OwnImages, gpu: bool, cores: int) -> list[Choice]:
     """Return settings to try, the most wanted first, the cheapest last."""
-    size = _image_size(images, gpu)
-    batch = _batch_size(images.train, gpu)
-    epochs = _epochs(images.train, gpu)
+    # The size next to the shorter side, of two the smaller one: nothing is made up by enlarging.
+    side = min(images.width, images.height, _SIZES[-1] if gpu else _LARGEST_ON_CPU)
+    size = max((usual for usual in _SIZES if usual <= side), default=_SIZES[0])
+    # The largest batch of which at least 16 are in an epoch, if there is one.
+    batches = (256, 128, 64, 32, 16, 8) if gpu else (128, 64, 32, 16, 8)
+    batch = next((usual for usual in batches if images.train >= 16 * usual), min(8, images.train))
+    # Until 0.3 million images (on a GPU 6) have been seen.
+    seen, most = (6_000_000, 90) if gpu else (300_000, 30)
+    epochs = max(10, min(most, round(seen / images.train)))
     workers = max(1, min(8, cores)) if gpu else 0
     worth = [networks for networks in LADDER if images.train >= networks.images]
     pairs = [(networks, size) for networks in worth]
@@ -132,24 +137,3 @@ def with_what_was_cut(choice: Choice, wanted: Choice, hours: float) -> Choice:
         return choice
     why = f"to fit --hours {exact(hours)} and the memory of the machine"
     return replace(choice, cut=f"Cut {why}: {', '.join(parts)}.")
-
-
-def _image_size(images: OwnImages, gpu: bool) -> int:
-    """Return the size next to the images' own shorter side, up to what is usual."""
-    side = min(images.width, images.height)
-    largest = _SIZES[-1] if gpu else _LARGEST_ON_CPU
-    fitting: Sequence[int] = [size for size in _SIZES if size <= largest]
-    # Of images between two sizes the smaller one: nothing is made up by enlarging.
-    return max((size for size in fitting if size <= side), default=fitting[0])
-
-
-def _batch_size(train: int, gpu: bool) -> int:
-    """Return the largest batch of which at least 16 are in an epoch, if there is one."""
-    usual = (256, 128, 64, 32, 16, 8) if gpu else (128, 64, 32, 16, 8)
-    return next((size for size in usual if train >= 16 * size), min(8, train))
-
-
-def _epochs(train: int, gpu: bool) -> int:
-    """Return epochs by which 0.3 million images (on a GPU 6) have been seen, between 10 and 30 (90)."""
-    seen, most = (6_000_000, 90) if gpu else (300_000, 30)
-    return max(10, min(most, round(seen / train)))
