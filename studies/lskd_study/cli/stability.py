@@ -161,12 +161,12 @@ def _named(specs: Sequence["TeacherSpec"], names: Sequence[str]) -> list["Teache
     if names and len(names) != len(specs):
         raise LskdError(f"{len(names)} --name for {len(specs)} teachers; give one for each, or none")
     chosen = [" ".join(name.split()) for name in names]
-    if not chosen:
+    if not chosen:  # those that occur more than once are numbered
         found = [spec.default_name for spec in specs]
-        numbers = [
-            f" ({found[: i + 1].count(name)})" * (found.count(name) > 1) for i, name in enumerate(found)
+        chosen = [
+            f"{name} ({found[: i + 1].count(name)})" if found.count(name) > 1 else name
+            for i, name in enumerate(found)
         ]
-        chosen = [name + number for name, number in zip(found, numbers, strict=True)]
     if len(set(chosen)) < len(chosen):
         raise LskdError("two teachers have the same name; give each its own with --name")
     return [replace(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]

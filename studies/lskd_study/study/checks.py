@@ -19,13 +19,9 @@ def check_data_folder(folder: Path, name: str, num_classes: int, fix: str = "") 
     Raises:
         LskdError: for a folder that is missing or contains something else; says how to make it.
     """
-    if not fix:
-        digits = Path(name).name == "digits"
-        fix = (
-            f"make it with `lskd data digits --output {name}`"
-            if digits
-            else "it must contain train/<class>/ and val/<class>/ with images"
-        )
+    if not fix and Path(name).name == "digits":
+        fix = f"make it with `lskd data digits --output {name}`"
+    fix = fix or "it must contain train/<class>/ and val/<class>/ with images"
     if not folder.is_dir():
         raise LskdError(f"data folder {name} does not exist; {fix}")
     classes: dict[str, list[str]] = {}
