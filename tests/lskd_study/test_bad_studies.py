@@ -254,28 +254,6 @@ def test_an_unknown_key_names_the_nearest_at_every_level(scene, change, key, nea
     assert f"study.yaml:{line}: unknown key {key!r}; did you mean {near!r}?" in err
 
 
-@pytest.mark.parametrize(
-    ("change", "key", "near"),
-    [
-        ({"temprature": [1]}, "temprature", "temperatures"),
-        ({"data": {"path": "d", "spilt": "val"}}, "spilt", "split"),
-        ({"teachers": [{"name": "a", "logit": "a.npz"}]}, "logit", "logits"),
-        (
-            {"teachers": [{"name": "a", "logits": "a.npz", "tolerance": {"acuracy": 1, "one_minus_s": 1}}]},
-            "acuracy",
-            "accuracy",
-        ),
-    ],
-)
-def test_an_unknown_key_in_a_list_of_teachers(scene, change, key, near):
-    of_a_study = dict.fromkeys(("data", "smoothing", "seeds", "students"))
-    scene.write(
-        **{**of_a_study, "kind": "stability", "teachers": [{"name": "a", "logits": "a.npz"}], **change}
-    )
-    err = scene.refused("stability", "--list", "study.yaml")
-    assert f"unknown key {key!r}; did you mean {near!r}?" in err
-
-
 # Data: counts, lists, damaged files, a full disk
 
 

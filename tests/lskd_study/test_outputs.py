@@ -54,10 +54,7 @@ def write_safetensors(path, arrays):
 def write_parquet(path, arrays, list_type=lambda number, _: pa.list_(number), **options):
     columns = {}
     for name, array in arrays.items():
-        if name in (
-            "weight",
-            "class_names",
-        ):  # a table has no place for a classifier, nor for names of classes
+        if name in ("weight", "class_names"):  # a table has no place for these
             continue
         kind = list_type(pa.from_numpy_dtype(array.dtype), array.shape[-1]) if array.ndim == 2 else None
         values = list(array) if array.ndim == 2 else array.tolist() if array.dtype.kind == "U" else array
@@ -76,10 +73,7 @@ WAYS = {
     "compressed": (".npz", COMPRESSED),
     "safetensors": (".safetensors", write_safetensors),
     "parquet": (".parquet", write_parquet),
-    "large lists": (
-        ".parquet",
-        partial(write_parquet, list_type=lambda number, _: pa.large_list(number)),
-    ),
+    "large lists": (".parquet", partial(write_parquet, list_type=lambda kind, _: pa.large_list(kind))),
     "fixed lists": (".parquet", partial(write_parquet, list_type=pa.list_)),
     "row groups": (".parquet", partial(write_parquet, row_group_size=5)),
     "row groups of fixed lists": (".parquet", partial(write_parquet, list_type=pa.list_, row_group_size=5)),
@@ -89,9 +83,8 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_all_that_a_file_may_contain(tmp_path, way):
     suffix, write = WAYS[way]
-    path = write(
-        tmp_path / f"teacher{suffix}", ALL | {"keys": np.array(KEYS), "class_names": np.array(NAMES)}
-    )
+    texts = {"keys": np.array(KEYS), "class_names": np.array(NAMES)}
+    path = write(tmp_path / f"teacher{suffix}", ALL | texts)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = read_outputs(path)
