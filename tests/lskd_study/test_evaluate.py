@@ -47,21 +47,6 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({}, "none of them"),
-        ({"model": "resnet18", "logits": Path("a.npz")}, "model and logits"),
-        ({"model": "resnet18", "config": Path("a.py")}, "model and config"),
-        ({"logits": Path("a.npz"), "checkpoint": Path("a.pth")}, "needs no checkpoint"),
-    ],
-)
-def test_one_source_each(given, words):
-    with pytest.raises(LskdError, match=words):
-        TeacherSpec(**given)
-
-
-@pytest.mark.unit
 def test_names_and_sources():
     spec = TeacherSpec(model="resnet18", checkpoint=Path("w.pth"))
     assert (spec.default_name, spec.source) == ("resnet18", "resnet18, weights w.pth")

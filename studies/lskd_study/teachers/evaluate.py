@@ -13,7 +13,7 @@ from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Where a teacher's answers come from: exactly one of model, config and logits.
+    """Where a teacher's answers come from: exactly one of model, config and logits, which has no checkpoint.
 
     Attributes:
         name: how reports call it; None: :attr:`default_name`.
@@ -21,9 +21,6 @@ class TeacherSpec:
         config: configuration file of mmcls.
         checkpoint: the model's weights; without them timm's own pretrained ones.
         logits: file that :func:`read_outputs` reads.
-
-    Raises:
-        LskdError: none or several of them, or a checkpoint beside a file of logits.
     """
 
     name: str | None = None
@@ -31,15 +28,6 @@ class TeacherSpec:
     config: Path | None = None
     checkpoint: Path | None = None
     logits: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Check that there is one source."""
-        given = [name for name in ("model", "config", "logits") if getattr(self, name) is not None]
-        if len(given) != 1:
-            which = " and ".join(given) or "none of them"
-            raise LskdError(f"a teacher is a model, a config or a file of logits, not {which}; name one")
-        if self.logits is not None and self.checkpoint is not None:
-            raise LskdError(f"{self.logits} contains logits and needs no checkpoint; name one of them")
 
     @property
     def default_name(self) -> str:
