@@ -136,10 +136,10 @@ def images(train=1_200, validation=600, side=28, grey=False, smallest=100) -> Ow
 
 def test_settings_follow_the_images():
     small = candidates(images(), gpu=False, cores=2)
-    assert [choice.networks.teacher for choice in small] == ["resnet10t", "test_resnet"]
+    assert [choice.teacher for choice in small] == ["resnet10t", "test_resnet"]
     assert {(choice.img_size, choice.batch_size, choice.epochs) for choice in small} == {(32, 64, 30)}
     many = candidates(images(train=1_000_000, side=400), gpu=True, cores=4)
-    assert (many[0].networks.teacher, many[0].networks.students) == ("resnet50", ("resnet18", "resnet50"))
+    assert (many[0].teacher, many[0].students) == ("resnet50", ("resnet18", "resnet50"))
     assert (many[0].img_size, many[0].batch_size, many[0].epochs, many[0].workers) == (224, 256, 10, 4)
     assert many[0].lr == 0.1
     assert candidates(images(side=400), gpu=False, cores=2)[0].img_size == 96
@@ -161,7 +161,7 @@ def test_the_files_are_a_study_in_order(tmp_path, monkeypatch, gpu, grey):
         plan = make_plan("study.yaml", None)  # the trainer's own parser reads the files
         assert (plan.data, plan.output, plan.num_classes) == ("x", "runs/x", 3)
         assert len(plan.runs) == 18
-        assert {run.model for run in plan.runs if run.role == "student"} == set(choice.networks.students)
+        assert {run.model for run in plan.runs if run.role == "student"} == set(choice.students)
         config = yaml.safe_load((tmp_path / "student.yaml").read_text())
         assert "pretrained" not in config
         assert config["epochs"] == choice.epochs
@@ -273,7 +273,7 @@ def test_settings_that_fit_the_time(monkeypatch):
     costs = {"resnet18": 400.0, "resnet10t": 200.0, "test_resnet": 20.0}
 
     def pretend(images, choice, cores):
-        step = costs[choice.networks.teacher]
+        step = costs[choice.teacher]
         row = run_time("x", 1, start=0, step=step, steps=1, evaluation=0, epochs=choice.epochs)
         return timing.TimeEstimate([row], 18, 1)
 
@@ -281,11 +281,11 @@ def test_settings_that_fit_the_time(monkeypatch):
     monkeypatch.setattr(timing, "_AROUND_RUNS", 0.0)
     many = images(train=10_000)
     first = command._choose(many, 1, 4)[0]
-    assert (first.networks.teacher, first.cut) == ("resnet18", "")
-    assert command._choose(many, 1, 2)[0].networks.teacher == "resnet10t"
-    assert command._choose(many, 1, 0.5)[0].networks.teacher == "test_resnet"
+    assert (first.teacher, first.cut) == ("resnet18", "")
+    assert command._choose(many, 1, 2)[0].teacher == "resnet10t"
+    assert command._choose(many, 1, 0.5)[0].teacher == "test_resnet"
     choice, expected = command._choose(many, 1, 0.1)
-    assert (choice.networks.teacher, choice.epochs) == ("test_resnet", 18)
+    assert (choice.teacher, choice.epochs) == ("test_resnet", 18)
     said = (
         "Cut to fit --hours 0.1 and the memory of the machine: 18 epochs instead of 30, teacher test_resnet "
     )
@@ -312,10 +312,10 @@ def test_a_step_that_fails_is_one_line(here, untrained, monkeypatch):
 
 def test_what_does_not_fit_in_memory_is_not_chosen(monkeypatch):
     def pretend(images, choice, cores):
-        return timing.TimeEstimate([], 18, 1) if choice.networks.teacher == "test_resnet" else None
+        return timing.TimeEstimate([], 18, 1) if choice.teacher == "test_resnet" else None
 
     monkeypatch.setattr(command, "_try", pretend)
-    assert command._choose(images(), 1, 1)[0].networks.teacher == "test_resnet"
+    assert command._choose(images(), 1, 1)[0].teacher == "test_resnet"
     monkeypatch.setattr(command, "_try", lambda images, choice, cores: None)
     with pytest.raises(LskdError, match="more memory than the GPU has"):
         command._choose(images(), 1, 1)

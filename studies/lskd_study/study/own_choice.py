@@ -10,27 +10,14 @@ SMOOTHING = (0, 0.1)
 SEEDS = (0, 1, 2)
 
 
-@dataclass(frozen=True)
-class Networks:
-    """A teacher, a smaller student and one like the teacher, as in the paper's Table 2.
-
-    Attributes:
-        teacher: timm's name.
-        students: likewise.
-        images: training images from which so many parameters are worth their time.
-    """
-
-    teacher: str
-    students: tuple[str, str]
-    images: int
-
-
-# Largest first. The last are timm's smallest, with 0.2 to 0.4 million parameters.
+# A teacher, a smaller student, and training images from which so many parameters are worth their time; the
+# other student is like the teacher, as in the paper's Table 2. Largest first. The last are timm's smallest,
+# with 0.2 to 0.4 million parameters.
 LADDER = (
-    Networks("resnet50", ("resnet18", "resnet50"), 50_000),
-    Networks("resnet18", ("resnet10t", "resnet18"), 5_000),
-    Networks("resnet10t", ("test_resnet", "resnet10t"), 1_000),
-    Networks("test_resnet", ("test_byobnet", "test_resnet"), 0),
+    ("resnet50", "resnet18", 50_000),
+    ("resnet18", "resnet10t", 5_000),
+    ("resnet10t", "test_resnet", 1_000),
+    ("test_resnet", "test_byobnet", 0),
 )
 _SIZES = (32, 48, 64, 96, 128, 160, 224)
 _LARGEST_ON_CPU = 96
@@ -41,7 +28,8 @@ FEWEST_EPOCHS = 5
 class Choice:
     """What a study of one's own images is to do."""
 
-    networks: Networks
+    teacher: str
+    students: tuple[str, str]
     img_size: int
     epochs: int
     batch_size: int
@@ -52,9 +40,9 @@ class Choice:
 
     def describe(self) -> list[str]:
         """Return it in lines."""
-        students = ", ".join(self.networks.students)
+        students = ", ".join(self.students)
         lines = [
-            f"teacher {self.networks.teacher}, students {students}, without pretrained weights",
+            f"teacher {self.teacher}, students {students}, without pretrained weights",
             f"{self.epochs} epochs, batch {self.batch_size}, lr {self.lr:g}, images of {self.img_size} x "
             f"{self.img_size}, on the {'GPU' if self.gpu else 'CPU'}",
         ]
@@ -113,10 +101,13 @@ def candidates(images: OwnImages, gpu: bool, cores: int) -> list[Choice]:
     seen, most = (6_000_000, 90) if gpu else (300_000, 30)
     epochs = max(10, min(most, round(seen / images.train)))
     workers = max(1, min(8, cores)) if gpu else 0
-    worth = [networks for networks in LADDER if images.train >= networks.images]
-    pairs = [(networks, size) for networks in worth]
-    pairs += [(LADDER[-1], smaller) for smaller in reversed(_SIZES) if 32 <= smaller < size and smaller < 96]
-    return [Choice(networks, pixels, epochs, batch, images.grey, gpu, workers) for networks, pixels in pairs]
+    pairs = [(teacher, smaller, size) for teacher, smaller, least in LADDER if images.train >= least]
+    sizes = [usual for usual in reversed(_SIZES) if usual < min(size, 96)]
+    pairs += [(*LADDER[-1][:2], usual) for usual in sizes]
+    return [
+        Choice(teacher, (smaller, teacher), pixels, epochs, batch, images.grey, gpu, workers)
+        for teacher, smaller, pixels in pairs
+    ]
 
 
 def shorter(choice: Choice, factor: float) -> Choice:
@@ -129,7 +120,7 @@ def with_what_was_cut(choice: Choice, wanted: Choice, hours: float) -> Choice:
     """Return a choice that says what of the wanted one it makes smaller."""
     pairs = [
         (f"{choice.epochs} epochs", wanted.epochs, choice.epochs),
-        (f"teacher {choice.networks.teacher}", wanted.networks.teacher, choice.networks.teacher),
+        (f"teacher {choice.teacher}", wanted.teacher, choice.teacher),
         (f"images of {choice.img_size} px", wanted.img_size, choice.img_size),
     ]
     parts = [f"{text} instead of {before}" for text, before, after in pairs if before != after]
