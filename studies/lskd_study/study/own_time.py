@@ -185,8 +185,7 @@ def operations(plan: Plan) -> float:
 
 
 def _arguments(plan: Plan, run: Run, *more: str) -> Namespace:
-    words = trainer_of(plan.ecosystem, run.role).command(plan, run)[2:]
-    return parse_arguments([*words, *more])
+    return parse_arguments([*trainer_of(plan.ecosystem, run.role).command(plan, run)[2:], *more])
 
 
 def open_session(plan: Plan, run: Run, *more: str) -> Session:
