@@ -100,7 +100,7 @@ def evaluate(
     extra = "timm" if spec.config is None else "mmcls"
     if importlib.util.find_spec(extra) is None:
         raise LskdError(f"this needs {extra}, not installed here; {how_to_install(extra)}")
-    own_input = {"img_size": img_size, "crop_pct": crop_pct}
+    own_input: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct}
     if spec.config is None:
         from timm_ls_kd.evaluation import evaluate_model
 
