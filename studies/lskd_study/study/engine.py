@@ -300,8 +300,8 @@ def _forget_orphaned_students(plan: Plan) -> None:
         if not plan.done(run):
             continue
         made = read_record(plan.folder(run) / JOB, Made)
-        other = changes(made.get("settings", {}), plan.settings(run), Path(plan.cwd))
-        again = bool(plan.failed(run) and other)
+        settings = made.get("settings", {})
+        again = bool(plan.failed(run) and changes(settings, plan.settings(run), Path(plan.cwd)))
         if run.role == "student" and not again:
             teacher = read_record(plan.folder(plan.run(run.teacher)) / JOB, Made).get("checkpoint") or {}
             taught_by = (made.get("teacher") or {}).get("checkpoint_sha256")
