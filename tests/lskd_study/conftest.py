@@ -17,6 +17,7 @@ from lskd_study.plan.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, e
 from lskd_study.runs.data_checksum import data_checksum
 from lskd_study.trainers.fairseq import Fairseq
 from lskd_study.trainers.timm import Timm
+from scenes import Scene
 
 NUM_CLASSES = 4
 
@@ -188,6 +189,15 @@ def fake_study(tmp_path: Path) -> StudyMaker:
 @pytest.fixture(scope="session")
 def fake_study_at() -> Callable[[Path], StudyMaker]:
     return study_maker
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Scene:
+    monkeypatch.chdir(tmp_path)
+    capture = "capfd" if "capfd" in request.fixturenames else "capsys"  # a test has one of them
+    found = Scene(tmp_path, request.getfixturevalue(capture))
+    found.set_up()
+    return found
 
 
 WORDS = [f"word{i}" for i in range(40)]

@@ -27,6 +27,12 @@ def interval(low: float, high: float, p: float) -> Interval:
     return Interval((low + high) / 2, low, high, 1.0, p, 3, 100, "m")
 
 
+def draft(name: str, p: float, low: float = 0.01, high: float = 0.3, **more: float) -> Finding:
+    """The first claim of this name, before the verdict."""
+    claim = next(claim for claim in CLAIMS if claim.id == name)
+    return Finding(claim, None, interval(low, high, p), p, **more)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "p", "up", "down"),
     [
@@ -92,44 +98,26 @@ def test_verdicts_of_no_difference_are_rare():
 
 
 def test_holm_takes_a_verdict_back_and_the_finding_says_so():
-    def draft(claim, low, high, p):
-        return Finding(claim, None, interval(low, high, p), p)
-
-    student, *_, loss, instability = (
-        next(claim for claim in CLAIMS if claim.id == name)
-        for name in ("better-student", "larger-loss", "lower-instability")
-    )
-    first = draft(student, 0.01, 0.3, 0.04)
+    first = draft("better-student", 0.04)
     (alone,) = decide([first])
-    assert alone.verdict == "supported"
-    assert not alone.changed_by_holm
-    three = decide([first, draft(instability, -1, 1, 0.9), Finding(loss, None)])
-    assert three[0].verdict == "cannot tell"
-    assert three[0].changed_by_holm
-    assert three[0].adjusted_p == pytest.approx(0.08)
+    assert (alone.verdict, alone.changed_by_holm) == ("supported", False)
+    others = [draft("lower-instability", 0.9, -1, 1), replace(draft("larger-loss", 0.9), interval=None)]
+    found = decide([first, *others])[0]
+    assert (found.verdict, found.changed_by_holm) == ("cannot tell", True)
+    assert found.adjusted_p == pytest.approx(0.08)
 
 
 def test_the_headline_has_half_of_the_error_rate():
-    chosen = [
-        next(claim for claim in CLAIMS if claim.id == name)
-        for name in ("better-student", "larger-loss", "lower-instability")
-    ]
-
     def adjusted(headline):
-        p_values = (headline, 0.02, 0.02)
-        drafts = [Finding(c, None, interval(0.01, 0.3, p), p) for c, p in zip(chosen, p_values, strict=True)]
-        return [finding.adjusted_p for finding in decide(drafts)]
+        others = [draft(name, 0.02) for name in ("larger-loss", "lower-instability")]
+        return [finding.adjusted_p for finding in decide([draft("better-student", headline), *others])]
 
     assert adjusted(0.02) == pytest.approx([0.04, 0.04, 0.04])  # Holm's own are 0.06
     assert adjusted(0.9) == pytest.approx([0.9, 0.08, 0.08])  # and 0.06, 0.06
 
 
 def test_claims_about_one_parameter_count_once():
-    strict, margin = (
-        next(claim for claim in CLAIMS if claim.id == name) for name in ("better-student", "no-worse-student")
-    )
-    found = interval(0.01, 0.3, 0.04)
-    both = decide([Finding(strict, None, found, 0.04), Finding(margin, None, found, 0.01, null=-0.2)])
+    both = decide([draft("better-student", 0.04), draft("no-worse-student", 0.01, null=-0.2)])
     assert [finding.adjusted_p for finding in both] == pytest.approx([0.04, 0.01])
     assert [finding.verdict for finding in both] == ["supported", "supported"]
 

@@ -242,11 +242,7 @@ def entry(name, network="ResNet-18", smoothing=0.0, **more):
 
 def test_papers_figures_stand_beside_the_measured_ones():
     teachers = measured(outputs("plain"), outputs("smooth", 1, 2.0), outputs("mine", 2))
-    entries = [
-        entry("plain"),
-        entry("smooth", smoothing=0.1),
-        TeacherEntry(name="mine", logits="mine.npz"),
-    ]
+    entries = [entry("plain"), entry("smooth", smoothing=0.1), entry("mine", None, None)]
     comparison = compare(teachers, 200)
     for name, definition in (("Table 1", "target_std"), ("Table 10", "between_target_std")):
         table = stability_table(name, comparison, entries)
@@ -273,16 +269,11 @@ def test_papers_figures_stand_beside_the_measured_ones():
 
 def test_change_starts_from_the_teacher_without_smoothing_whatever_the_order():
     smooth, plain = outputs("smooth", 1, 2.0), outputs("plain")
-    forward = stability_table(
-        "Table 1",
-        compare(measured(plain, smooth), 300),
-        [entry("plain"), entry("smooth", smoothing=0.1)],
-    ).changes[0]
-    backward = stability_table(
-        "Table 1",
-        compare(measured(smooth, plain), 300),
-        [entry("smooth", smoothing=0.1), entry("plain")],
-    ).changes[0]
+    entries = [entry("plain"), entry("smooth", smoothing=0.1)]
+    forward, backward = (
+        stability_table("Table 1", compare(measured(*several), 300), of_each).changes[0]
+        for several, of_each in (((plain, smooth), entries), ((smooth, plain), entries[::-1]))
+    )
     assert (backward.without, backward.with_) == (forward.without, forward.with_) == ("plain", "smooth")
     assert backward.measured.value == pytest.approx(forward.measured.value)
     assert backward.measured.low == pytest.approx(forward.measured.low, abs=1e-3)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
-from PIL import Image
 
 from lskd import LskdError
 from lskd.base.files import cannot_write
@@ -22,31 +21,21 @@ from lskd_study.cli import main as cli
 from lskd_study.plan.plan import JOB, PLAN, Plan
 from lskd_study.stores.decide import with_stores
 from lskd_study.study import engine
-from lskd_study.trainers import TIMM
+from lskd_study.trainers import TIMM, trainer_of
 from lskd_study.trainers.same import changes
 
 pytestmark = pytest.mark.unit
 
-STUDY = {
-    "title": "T",
-    "data": {"path": "data", "num_classes": 2},
-    "output": "out",
+MATRIX = {
     "smoothing": {"values": [0.1, 0]},
     "seeds": [0, 1],
-    "teachers": [{"model": "test_resnet", "config": "t.yaml"}],
     "students": [{"model": "test_vit", "config": "t.yaml"}],
 }
 
 
 @pytest.fixture
-def plan(tmp_path, monkeypatch) -> Plan:
-    monkeypatch.chdir(tmp_path)
-    for name in ("train/a", "train/b", "val/a", "val/b"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / "data" / name / "1.png")
-    (tmp_path / "t.yaml").write_text("epochs: 1\nbatch_size: 2\n")
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
-    return engine.make_plan("study.yaml", None)
+def plan(scene) -> Plan:
+    return scene.plan(**MATRIX)
 
 
 @pytest.fixture
@@ -101,24 +90,10 @@ def test_a_failed_run_does_not_lose_the_others(plan, finish, scheduled, capsys):
 
 def test_without_any_result_there_is_no_page(plan, scheduled):
     with pytest.raises(LskdError, match="no run has finished"):
-        engine.run_study("study.yaml", None, 1, False, [])
+        engine.run_study("study.yaml", None, 1, False, ["--executor", "local", "--retries=2"])
+    assert scheduled[0][-3:] == ["--executor", "local", "--retries=2"]  # as they were given
     assert not (plan.root / "index.html").exists()
     assert Plan.read(plan.root / PLAN) == with_stores(plan)
-
-
-def test_options_reach_snakemake_as_they_are(plan, scheduled):
-    with pytest.raises(LskdError):
-        engine.run_study("study.yaml", None, 1, False, ["--executor", "local", "--retries=2"])
-    assert scheduled[0][-3:] == ["--executor", "local", "--retries=2"]
-
-
-def test_runs_of_other_settings_are_not_mixed_in(plan, finish, scheduled):
-    finish(plan)
-    before = sorted(plan.root.rglob("*"))
-    Path("t.yaml").write_text("epochs: 2\n")
-    with pytest.raises(LskdError, match=r"out contains 8 runs of other settings, e\.g\. teacher-"):
-        engine.run_study("study.yaml", None, 1, False, [])
-    assert sorted(plan.root.rglob("*")) == before
 
 
 def test_students_of_a_retrained_teacher_are_made_again(plan, finish, scheduled):
@@ -155,29 +130,33 @@ def test_two_studies_never_share_an_output_folder(plan, finish):
         {"teachers": [{"model": "test_resnet", "config": "./t.yaml"}]},
     ],
 )
-def test_what_changes_no_result_goes_on(plan, finish, scheduled, change, monkeypatch):
+def test_what_changes_no_result_goes_on(scene, finish, scheduled, change, monkeypatch):
     monkeypatch.setattr(TIMM, "check_config", lambda *words: None)
     Path("t.yaml").write_text("epochs: 1\nmodel_kwargs: {a: x/}\n")
-    plan = engine.make_plan("study.yaml", None)
+    plan = scene.plan(**MATRIX)
     finish(plan)
-    text = yaml.safe_dump(STUDY | {key: value for key, value in change.items() if key != "t.yaml"})
-    Path("study.yaml").write_text(text.replace("{here}", str(Path.cwd())))
-    Path("t.yaml").write_text(change.get("t.yaml", "epochs: 1\nmodel_kwargs: {a: x/}\n"))
+    content = {**MATRIX, **change}
+    Path("t.yaml").write_text(content.pop("t.yaml", Path("t.yaml").read_text()))
+    scene.write(**content)
+    file = Path("study.yaml")
+    file.write_text(file.read_text().replace("{here}", str(Path.cwd())))
     assert engine.run_study("./study.yaml", None, 1, False, []) == 0
     assert scheduled == []
     assert Plan.read(plan.root / PLAN).study_file == "study.yaml"
 
 
-def test_a_change_of_the_result_is_named_with_both_values(plan, finish, scheduled):
+def test_a_change_of_the_result_is_named_with_both_values_and_not_mixed_in(plan, finish, scene):
     finish(plan)
+    before = scene.listing()
     Path("t.yaml").write_text("epochs: 1\nbatch_size: 2\nlr: 0.5\nworkers: 3\n")
-    with pytest.raises(LskdError, match=r": lr was not set, now 0.5; set that back, or choose another"):
+    message = r"out contains 8 runs of other settings, e\.g\. teacher-.*: lr was not set, now 0.5; set that"
+    with pytest.raises(LskdError, match=message) as found:
         engine.run_study("study.yaml", None, 1, True, [])
-    Path("t.yaml").write_text("epochs: 2\n")
-    with pytest.raises(LskdError, match="epochs was 1, now 2") as found:
-        engine.run_study("study.yaml", None, 1, False, [])
-    assert "remove" not in str(found.value)
     assert "workers" not in str(found.value)
+    Path("t.yaml").write_text("epochs: 2\n")
+    with pytest.raises(LskdError, match="epochs was 1, now 2"):
+        engine.run_study("study.yaml", None, 1, False, [])
+    assert scene.listing() == before
 
 
 def test_the_folder_of_results_goes_on_with_its_study(plan, finish, scheduled, capsys):
@@ -214,7 +193,7 @@ def test_another_study_file_is_refused_before_anything_is_written(plan, finish, 
     finish(plan)
     engine.run_study("study.yaml", None, 1, False, [])
     before = {path: path.read_bytes() for path in plan.root.rglob("*") if path.is_file()}
-    Path("other.yaml").write_text(yaml.safe_dump(STUDY | {"seeds": [0, 1, 2], "title": "Other"}))
+    Path("other.yaml").write_text(Path("study.yaml").read_text().replace("title: T", "title: Other"))
     with pytest.raises(LskdError, match=r"out contains the results of study.yaml; choose another --output"):
         engine.run_study("other.yaml", None, 1, dry_run, [])
     assert {path: path.read_bytes() for path in plan.root.rglob("*") if path.is_file()} == before
@@ -366,7 +345,7 @@ def test_a_diverged_run_is_named_and_trained_again_when_its_settings_change(
 
 def test_a_study_whose_data_changed_trains_no_further(plan, finish, scheduled):
     finish(plan)
-    (plan.data_dir / "train" / "a" / "1.png").rename(plan.data_dir / "train" / "a" / "2.png")
+    (plan.data_dir / "train" / "cat" / "1.png").rename(plan.data_dir / "train" / "cat" / "2.png")
     assert engine.run_study("study.yaml", None, 1, False, []) == 0  # all is done: the page is made again
     (plan.folder(plan.runs[-1]) / JOB).unlink()
     before = sorted(plan.root.rglob("*"))
@@ -377,3 +356,79 @@ def test_a_study_whose_data_changed_trains_no_further(plan, finish, scheduled):
             engine.run_study("study.yaml", None, 1, dry_run, [])
     assert sorted(plan.root.rglob("*")) == before
     assert scheduled == []
+
+
+# Studies without students, with T^2, and with teachers taken over from another study's folder
+
+TEACHERS = {
+    "teachers": [{"model": name, "config": "t.yaml"} for name in ("test_resnet", "resnet18")],
+    "students": None,
+}
+
+
+def test_teachers_are_compared_alone(scene, finish, capsys):
+    plan = scene.plan(**TEACHERS)
+    assert plan.teachers_alone
+    assert [run.role for run in plan.runs] == ["teacher"] * 4
+    finish(plan)
+    assert engine.run_study("study.yaml", None, 1, False, []) == 0
+    page = (plan.root / "index.html").read_text()
+    assert "<title>T</title>" in page
+    for run in plan.runs:
+        assert run.id.removeprefix("teacher-") in page
+    assert str(plan.root / "index.html") in capsys.readouterr().out
+    assert {"stability.csv", "table1.csv"} <= {path.name for path in plan.root.iterdir()}
+
+
+def test_a_missing_teacher_is_named_and_the_others_are_compared(scene, finish, capsys, monkeypatch):
+    plan = scene.plan(**TEACHERS)
+    finish(plan)
+    (plan.folder(plan.runs[2]) / "job.json").unlink()
+    monkeypatch.setattr(engine, "_snakemake", lambda *args: None)
+    assert engine.run_study("study.yaml", None, 1, False, []) == 1
+    assert f"1 of 4 runs are missing: {plan.runs[2].id}" in capsys.readouterr().err
+    page = (plan.root / "index.html").read_text()
+    assert plan.runs[3].id.removeprefix("teacher-") in page
+    assert "1 of 4 runs are missing" in page
+    assert f"<code>{plan.runs[2].id}</code>" in page
+
+
+def test_the_factor_t_squared_reaches_the_students_and_nothing_else(scene):
+    plain, squared = scene.plan(), scene.plan(temperature_squared=True)
+    for before, after in zip(plain.runs, squared.runs, strict=True):
+        words, more = TIMM.command(plain, before), TIMM.command(squared, after)
+        changed = before.role == "student"
+        assert ("--kd-temperature-squared" in more) == changed
+        assert [word for word in more if word != "--kd-temperature-squared"] == words
+        assert (plain.settings(before) != squared.settings(after)) == changed
+    student = squared.runs[-1]
+    assert "model.distillation.temperature_squared=True" in trainer_of("mmcls", "student").command(
+        squared, student
+    )
+    assert not any("squared" in word for word in trainer_of("mmcls", "student").command(plain, student))
+
+
+def test_teachers_are_taken_over_from_a_study_that_trained_them(scene, finish):
+    """What the headers of some recipes offer: cp -r FIRST/teachers SECOND/."""
+    first = scene.plan(**TEACHERS)
+    finish(first)
+    second = scene.plan(teachers=TEACHERS["teachers"], output="second", temperatures=[1, 2])
+    second.root.mkdir()
+    shutil.copytree(first.root / "teachers", second.root / "teachers")
+    assert {run.role for run in second.unfinished()} == {"student"}
+    assert not engine._changed_settings(second)
+
+
+def test_a_failed_teacher_is_named_and_not_compared(scene, finish, fail, capsys):
+    plan = scene.plan(**TEACHERS)
+    finish(plan)
+    fail(plan, plan.runs[2], "epoch 3: the training loss is nan")
+    assert engine.run_study("study.yaml", None, 1, False, []) == 1
+    assert f"{plan.runs[2].id}: epoch 3: the training loss is nan" in capsys.readouterr().err
+    page = (plan.root / "index.html").read_text()
+    assert "1 of 4 runs failed." in page.split('id="answer"')[0]
+    assert f'<th scope="col" class="n">{plan.runs[2].id.removeprefix("teacher-")}</th>' not in page
+    for one in plan.runs[:2] + plan.runs[3:]:
+        fail(plan, one, "epoch 3: the training loss is nan")
+    with pytest.raises(LskdError, match=r"there is nothing to compare: run teacher-.*, and 3 more"):
+        engine.run_study("study.yaml", None, 1, False, [])

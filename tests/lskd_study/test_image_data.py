@@ -457,7 +457,7 @@ def test_all_readers_see_the_same_images(own, tmp_path, capsys):
     found = look_at(str(own))
     assert (found.train, found.validation, found.classes) == (180, 12, list("abcdef"))
     assert {path.name for path in found.strangers} == {"notes.txt", "x.webp"}
-    assert contrasts._count_files(own / "train") == dict.fromkeys("abcdef", 30)
+    assert contrasts._class_sizes(own / "train") == dict.fromkeys("abcdef", 30)
     assert decide._count(own / "train") == 180
     output = tmp_path / "out" / "noise"
     assert run("noise", own, "--output", output) == 0
@@ -547,6 +547,8 @@ def test_the_published_numbers_are_those_of_table_5():
     assert first["cub200"] == parse_expected("train=5994,val=5794,classes=200")
     assert first["inat2019"] == parse_expected("train=265213,val=3030,classes=1010")
     assert first["imagenet-lt"] == parse_expected("train=115846,val=20000,classes=1000")
+    assert first["places-lt"] == parse_expected("train=62500,val=7300,classes=365")
+    assert first["imaterialist"] == parse_expected("train=1011532,val=10095,classes=2019")
     assert {"train": 184_500, "val": 7_300, "classes": 365} in PUBLISHED["places-lt"].numbers
 
 

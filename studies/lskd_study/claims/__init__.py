@@ -5,8 +5,8 @@
 ``several``: several together.
 """
 
-from lskd_study.claims.findings import Finding, Verdict, number_of_tests, verdict
-from lskd_study.claims.judging import Groups, estimate, groups, judge
+from lskd_study.claims.findings import Finding, number_of_tests, verdict
+from lskd_study.claims.judging import estimate, groups, judge
 from lskd_study.claims.several import judge_several
 from lskd_study.claims.statements import CLAIMS, Claim, Setting, claims_of, settings
 
@@ -14,9 +14,7 @@ __all__ = [
     "CLAIMS",
     "Claim",
     "Finding",
-    "Groups",
     "Setting",
-    "Verdict",
     "claims_of",
     "estimate",
     "groups",

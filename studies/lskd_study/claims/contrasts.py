@@ -18,7 +18,7 @@ import torch
 
 from lskd import LskdError
 from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
-from lskd.base.images import class_folders, class_images
+from lskd_study.data.folders.image_folder import read_classes
 from lskd_study.plan.plan import Plan
 from lskd_study.results.images import read_logits
 from lskd_study.results.results import PerSample, Result
@@ -110,14 +110,15 @@ def _per_sample(measure: Measure, result: Result) -> PerSample:
 
 def is_long_tailed(plan: Plan) -> bool:
     """Whether the training data are there and some class has 10 times the images of another."""
-    counts = _counts(plan)
+    counts = _class_sizes(plan.data_dir / "train")
     return bool(counts) and max(counts.values()) >= RATIO * min(counts.values())
 
 
 def classes_of_shot(plan: Plan, quantity: str) -> frozenset[str]:
     """Return the names of the classes that a quantity of ``SHOTS`` is about."""
     many = quantity == SHOTS[0]
-    return frozenset(name for name, count in _counts(plan).items() if (count > MANY if many else count < FEW))
+    sizes = _class_sizes(plan.data_dir / "train")
+    return frozenset(name for name, count in sizes.items() if (count > MANY if many else count < FEW))
 
 
 def shot_measure(plan: Plan, quantity: str) -> Measure:
@@ -141,19 +142,13 @@ def class_of_key(key: str) -> str:
     return key.rsplit("/", 2)[-2] if "/" in key else ""
 
 
-def _counts(plan: Plan) -> dict[str, int]:
-    if plan.num_classes == 0:  # translation
-        return {}
-    return _count_files(plan.data_dir / "train")
-
-
 @lru_cache(maxsize=16)
-def _count_files(folder: Path) -> dict[str, int]:
+def _class_sizes(folder: Path) -> dict[str, int]:
+    """Return the number of images by class; nothing where the page is made without the data, or of text."""
     try:
-        counts = {name: len(class_images(folder / name)[0]) for name in class_folders(folder)}
+        return {name: len(images) for name, images in read_classes(folder).items()}
     except (OSError, LskdError):
-        return {}  # the page may be made where the data are not
-    return {name: count for name, count in counts.items() if count}
+        return {}
 
 
 # Similar classes

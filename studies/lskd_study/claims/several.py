@@ -257,7 +257,7 @@ def _trend(claim: Claim, studies: Sequence[Results[Any]], student: Student | Non
     contributing = []
     for study in studies:
         before = len(networks)
-        for protocol in _teachers(study.plan):
+        for protocol in _protocols(study):
             if protocol not in networks:
                 names = [student[0]] if student else []
                 networks[protocol] = network_kinds(study, claim, setting, protocol[0], names)
@@ -271,9 +271,3 @@ def _trend(claim: Claim, studies: Sequence[Results[Any]], student: Student | Non
     titles = ", ".join(f"“{plan.title}”" for plan in contributing)
     setting = replace(setting, words=f"{words}; teachers of {titles}")
     return [estimate_trend(Finding(claim, setting), list(networks.values()))]
-
-
-def _teachers(plan: Plan) -> list[tuple[str, str]]:
-    """Return each teacher network once, with what the trainer's file of its first run says."""
-    first = {run.model: run for run in reversed(plan.runs) if run.role == "teacher"}
-    return [_protocol(plan, first[name]) for name in models_of(plan, "teacher")]

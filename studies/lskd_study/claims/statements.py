@@ -127,37 +127,32 @@ def settings_of(claim: Claim, plan: Plan) -> list[Setting]:
     """Return the settings that a claim is tested in; of a trend each has all that the trend is over."""
     baseline, *others = plan.smoothing
     losses, temperatures, hard_weights = _losses(plan), temperatures_of(plan), hard_weights_of(plan)
-    first_t, first_hard = losses[0]
-    if claim.role == "teacher":
-        return [Setting(baseline, alpha, first_t, first_hard) for alpha in others]
-    if claim.contrast == "hard-weight":
-        arms = {alpha: f"teacher’s α = {exact(alpha)}" for alpha in plan.smoothing}
-    else:
-        arms = {alpha: _arms(baseline, alpha) for alpha in others}
-    if claim.contrast in ("hard-weight", "gain-hard-weight"):
-        over = f"λ {exact(hard_weights[0])} to {exact(hard_weights[-1])}"
-        return [
-            Setting(baseline, alpha, t, first_hard, f"{words}, T = {exact(t)}, {over}")
-            for t in temperatures
-            for alpha, words in arms.items()
-        ]
-    if claim.contrast == "gain-temperature":
-        low, *higher = temperatures
-        over = f"T = {', '.join(map(exact, higher))} against {exact(low)}"
-        return [
-            Setting(baseline, alpha, low, hard, f"{words}, {over}, λ = {exact(hard)}")
-            for hard in hard_weights
-            for alpha, words in arms.items()
-        ]
     if claim.contrast == "networks":
         every = every_arm(plan)
         if claim.measured_on == "teacher":
-            return [Setting(baseline, others[-1], first_t, first_hard, every)]
+            return [Setting(baseline, others[-1], *losses[0], every)]
         return [
             Setting(baseline, others[-1], t, hard, f"{every}; T = {exact(t)}, λ = {exact(hard)}")
             for t, hard in losses
         ]
-    return [Setting(baseline, alpha, t, hard) for t, hard in losses for alpha in others]
+    if claim.contrast in ("hard-weight", "gain-hard-weight"):
+        over = f"λ {exact(hard_weights[0])} to {exact(hard_weights[-1])}"
+        fixed = [(t, losses[0][1], f"T = {exact(t)}, {over}") for t in temperatures]
+    elif claim.contrast == "gain-temperature":
+        low, *higher = temperatures
+        over = f"T = {', '.join(map(exact, higher))} against {exact(low)}"
+        fixed = [(low, hard, f"{over}, λ = {exact(hard)}") for hard in hard_weights]
+    else:
+        losses = losses[:1] if claim.role == "teacher" else losses
+        return [Setting(baseline, alpha, t, hard) for t, hard in losses for alpha in others]
+    arms = {alpha: _arms(baseline, alpha) for alpha in others}
+    if claim.contrast == "hard-weight":
+        arms = {alpha: f"teacher’s α = {exact(alpha)}" for alpha in plan.smoothing}
+    return [
+        Setting(baseline, alpha, t, hard, f"{words}, {rest}")
+        for t, hard, rest in fixed
+        for alpha, words in arms.items()
+    ]
 
 
 def every_arm(plan: Plan) -> str:

@@ -26,28 +26,20 @@ class Finding:
     mend: str = ""
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """A framework's name, the distributions that provide it, and our package for it."""
-
-    framework: str
-    distributions: tuple[str, ...]
-    package: str
-
-
 # The first patch release without CVE-2025-4517, -8194 (tarfile) and -8291 (zipfile).
 _SAFE_PATCH = {(3, 11): 14, (3, 12): 12}
 
+# Each framework's name, the distributions that provide it, and our package for it.
 ADAPTERS = (
-    Adapter("timm", ("timm",), "timm_ls_kd"),
-    Adapter("fairseq", ("ve-fairseq", "fairseq-fixed", "fairseq"), "fairseq_kd"),
-    Adapter("mmcls", ("mmcls",), "mmcls_bnn"),
+    ("timm", ("timm",), "timm_ls_kd"),
+    ("fairseq", ("ve-fairseq", "fairseq-fixed", "fairseq"), "fairseq_kd"),
+    ("mmcls", ("mmcls",), "mmcls_bnn"),
 )
 
 
 def diagnose() -> list[Finding]:
     """Return what is here of each part; imports the frameworks that are here, which takes some seconds."""
-    adapters = [check_adapter(adapter) for adapter in ADAPTERS]
+    adapters = [check_adapter(*adapter) for adapter in ADAPTERS]
     return [check_python(*sys.version_info[:3]), _core(), *adapters, _study(), _chromium(), _machine()]
 
 
@@ -69,22 +61,21 @@ def render(findings: Sequence[Finding], *, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def check_adapter(adapter: Adapter) -> Finding:
-    """Return whether an adapter's framework is here, and whether both load."""
-    part = f"{adapter.framework} adapter"
-    version = next(filter(None, map(_version, adapter.distributions)), None)
+def check_adapter(framework: str, distributions: Sequence[str], package: str) -> Finding:
+    """Return whether an adapter's framework is here, by one of its distributions, and whether both load."""
+    part = f"{framework} adapter"
+    version = next(filter(None, map(_version, distributions)), None)
     if version is None:
-        found = f"{adapter.framework} is not installed"
-        return Finding(part, "missing", found, how_to_install(adapter.framework))
+        return Finding(part, "missing", f"{framework} is not installed", how_to_install(framework))
     try:
-        importlib.import_module(adapter.framework)
-        package = importlib.import_module(adapter.package)
-        for name in getattr(package, "__all__", ()):  # a package imports its modules when they are asked for
-            getattr(package, name)
+        importlib.import_module(framework)
+        adapter = importlib.import_module(package)
+        for name in getattr(adapter, "__all__", ()):  # a package imports its modules when they are asked for
+            getattr(adapter, name)
     except Exception as error:  # whatever a framework raises at import is the finding
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Finding(part, "broken", reason, how_to_install(adapter.framework, "--force-reinstall"))
-    return Finding(part, "usable", f"{adapter.framework} {version}")
+        return Finding(part, "broken", reason, how_to_install(framework, "--force-reinstall"))
+    return Finding(part, "usable", f"{framework} {version}")
 
 
 def _version(distribution: str) -> str | None:

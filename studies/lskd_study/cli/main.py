@@ -22,11 +22,6 @@ for name, group in {"data": data, "figure": figure, "soft-labels": soft_labels, 
     app.add_typer(group.app, name=name)
 
 
-@app.callback()
-def _lskd() -> None:
-    """Keep sub-commands even where there is one only."""
-
-
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def study(
     context: typer.Context,

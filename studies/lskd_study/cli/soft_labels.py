@@ -76,10 +76,10 @@ def write(
         return
     if ecosystem not in WRITERS:
         raise LskdError(f"there is no writer for '{ecosystem}'; give one of {', '.join(WRITERS)}")
-    packages, words = WRITERS[ecosystem]
+    packages, module = WRITERS[ecosystem]
     if not any(importlib.util.find_spec(package) for package in packages):
         raise LskdError(f"{ecosystem} is not installed here; {how_to_install(ecosystem)}")
-    done = subprocess.run([sys.executable, "-m", *words, *context.args], check=False)
+    done = subprocess.run([sys.executable, "-m", *module, *context.args], check=False)
     raise typer.Exit(done.returncode)
 
 

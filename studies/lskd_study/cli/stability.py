@@ -1,6 +1,5 @@
 """``lskd stability``: which of several teachers, measured on one data set, promises to teach best."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -161,19 +160,13 @@ def _model_specs(
 def _named(specs: Sequence["TeacherSpec"], names: Sequence[str]) -> list["TeacherSpec"]:
     if names and len(names) != len(specs):
         raise LskdError(f"{len(names)} --name for {len(specs)} teachers; give one for each, or none")
-    chosen = [" ".join(name.split()) for name in names] or _distinguishing(
-        [spec.default_name for spec in specs]
-    )
+    chosen = [" ".join(name.split()) for name in names]
+    if not chosen:  # those that occur more than once are numbered
+        found = [spec.default_name for spec in specs]
+        chosen = [
+            f"{name} ({found[: i + 1].count(name)})" if found.count(name) > 1 else name
+            for i, name in enumerate(found)
+        ]
     if len(set(chosen)) < len(chosen):
         raise LskdError("two teachers have the same name; give each its own with --name")
     return [replace(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]
-
-
-def _distinguishing(names: Sequence[str]) -> list[str]:
-    """Number the names that occur more than once."""
-    seen: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        seen[name] += 1
-        numbered.append(f"{name} ({seen[name]})" if names.count(name) > 1 else name)
-    return numbered

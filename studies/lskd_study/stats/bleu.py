@@ -11,18 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sacrebleu.metrics.bleu import BLEU
 
-from lskd import LskdError
-from lskd.base.install import how_to_install
 from lskd_study.stats.bootstrap import Estimate, of_draws, resampled_means
 
 Array = NDArray[np.float64]
 Statistics = NDArray[np.int64]
-
-try:
-    from sacrebleu.metrics.bleu import BLEU
-except ModuleNotFoundError as missing:
-    raise LskdError(f"this needs sacrebleu, not installed here; {how_to_install('fairseq')}") from missing
 
 ORDER = 4
 REPLICATES, SEED = 1000, 12345  # sacreBLEU's own defaults
@@ -40,14 +34,12 @@ class Score:
     statistics: Statistics
 
 
-def metric(tokenised: bool = False) -> Any:
-    """Return sacreBLEU's BLEU with its defaults; ``tokenised``: for text that is tokenised already."""
-    return BLEU(tokenize="none", force=True) if tokenised else BLEU()
-
-
 def score(hypotheses: Sequence[str], references: Sequence[str], tokenised: bool = False) -> Score:
-    """Return the corpus BLEU of one hypothesis and one reference for each sentence."""
-    scorer = metric(tokenised)
+    """Return the corpus BLEU of one hypothesis and one reference for each sentence; sacreBLEU's defaults.
+
+    ``tokenised``: the text is tokenised already.
+    """
+    scorer: Any = BLEU(tokenize="none", force=True) if tokenised else BLEU()
     whole = scorer.corpus_score(list(hypotheses), [list(references)])
     rows = []
     for hypothesis, reference in zip(hypotheses, references, strict=True):

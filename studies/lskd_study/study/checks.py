@@ -19,7 +19,9 @@ def check_data_folder(folder: Path, name: str, num_classes: int, fix: str = "") 
     Raises:
         LskdError: for a folder that is missing or contains something else; says how to make it.
     """
-    fix = fix or _how_to_make(name)
+    if not fix and Path(name).name == "digits":
+        fix = f"make it with `lskd data digits --output {name}`"
+    fix = fix or "it must contain train/<class>/ and val/<class>/ with images"
     if not folder.is_dir():
         raise LskdError(f"data folder {name} does not exist; {fix}")
     classes: dict[str, list[str]] = {}
@@ -29,16 +31,14 @@ def check_data_folder(folder: Path, name: str, num_classes: int, fix: str = "") 
         except OSError as error:
             raise LskdError(f"data folder {name} has no {split} folder; {fix}") from error
         classes[split] = names
-        empty = [label for label in names if not class_images(folder / split / label)[0]]
-        if empty:
+        if empty := [label for label in names if not class_images(folder / split / label)[0]]:
             raise LskdError(f"class folder {name}/{split}/{empty[0]} has no images; {fix}")
         if len(names) != num_classes:
             raise LskdError(
                 f"{name}/{split} has {len(names)} class folders but num_classes is {num_classes}; fix one"
             )
     check_names(folder / "val", f"{name}/val")
-    if classes["train"] != classes["val"]:
-        odd = sorted(set(classes["train"]) ^ set(classes["val"]))
+    if odd := sorted(set(classes["train"]) ^ set(classes["val"])):
         raise LskdError(
             f"train and val of {name} have different classes, e.g. {odd[0]}; they must be the same"
         )
@@ -88,12 +88,6 @@ def check_data_bin(folder: Path, name: str, options: Options, fix: str = "") -> 
                 f"data-bin {name} was made with {option} {made[option]}, the study asks for {value}; "
                 "choose another data.path or remove it"
             )
-
-
-def _how_to_make(name: str) -> str:
-    if Path(name).name == "digits":
-        return f"make it with `lskd data digits --output {name}`"
-    return "it must contain train/<class>/ and val/<class>/ with images"
 
 
 def check_runs(plan: Plan) -> None:

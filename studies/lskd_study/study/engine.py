@@ -18,7 +18,7 @@ from lskd_study.base.text import storable
 from lskd_study.pages.verdicts import VERDICTS_FILE
 from lskd_study.plan.folders import check_no_link, full_disk
 from lskd_study.plan.kinds import TRANSLATION
-from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
+from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, exact, expand
 from lskd_study.plan.recipes import find_study_file
 from lskd_study.plan.records import Begun, Made, read_record
 from lskd_study.plan.schema import Network, load_study
@@ -71,8 +71,7 @@ def run_study(
     _check_no_other_study(plan)
     for folder in [run.folder for run in plan.unfinished()] + [store.folder for store in plan.stores]:
         check_no_link(plan.root / folder)
-    changed = _changed_settings(plan)
-    if changed:
+    if changed := _changed_settings(plan):
         run, what = next(iter(changed.items()))
         listed = "; ".join(what[:3]) + (f" (and {len(what) - 3} more)" if len(what) > 3 else "")
         raise LskdError(
@@ -170,30 +169,21 @@ def describe(plan: Plan) -> str:
         runs = [run for run in plan.runs if run.role == role]
         models = ", ".join(dict.fromkeys(run.model for run in runs))
         lines.append(f"  {role}s {len(runs):3d}  {models}")
-    smoothing = ", ".join(f"{exact(value)}" for value in plan.smoothing)
-    lines.append(f"  teachers' smoothing {smoothing} ({plan.convention}); seeds {_join(plan.seeds)}")
+    smoothing = ", ".join(map(exact, plan.smoothing))
+    seeds = ", ".join(map(str, plan.seeds))
+    lines.append(f"  teachers' smoothing {smoothing} ({plan.convention}); seeds {seeds}")
     lines += describe_stores(plan)
     todo = plan.unfinished()
     lines.append(f"  {len(plan.runs)} runs: {len(plan.runs) - len(todo)} finished, {len(todo)} to do")
     return "\n".join(lines)
 
 
-def _join(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
 def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
-    """Run what is to do; what runs say is shown, what Snakemake says is in its log.
-
-    Raises:
-        StoppedError: somebody asked for the end; all that was started has ended.
-        LskdError: the disk is full.
-    """
+    """Run what is to do; what runs say is shown, what Snakemake says is in its log."""
     if schedule.executor == "slurm" and (orphans := clusters.cancel_orphans(plan.root)):
         print(f"lskd: cancelled {orphans} jobs that a killed study had left in the queue", file=sys.stderr)
     schedule.prepare(plan)
     shown: list[str] = []
-    status = 0
 
     def show(line: str) -> None:
         shown.append(line)
@@ -242,7 +232,7 @@ def _write_page(plan: Plan) -> int:
         print(write_report(plan))
         print(f"{plan.output}/index.html")
     if missing:
-        names = _join([run.id for run in missing[:3]]) + (" ..." if len(missing) > 3 else "")
+        names = ", ".join(run.id for run in missing[:3]) + " ..." * (len(missing) > 3)
         print(f"lskd: error: {len(missing)} of {len(plan.runs)} runs are missing: {names}", file=sys.stderr)
     failed = any(plan.failed(run) for run in plan.runs)  # named before the answer
     return 1 if missing or failed else 0
@@ -296,13 +286,9 @@ def _changed_settings(plan: Plan) -> dict[str, list[str]]:
     changed = {}
     for run in plan.runs:
         begun = read_record(plan.folder(run) / BEGUN, Begun)
-        if (
-            begun
-            and not plan.failed(run)
-            and (what := changes(begun.get("settings", {}), plan.settings(run), Path(plan.cwd)))
-        ):
-            changed[run.id] = what
-    return changed
+        if begun and not plan.failed(run):
+            changed[run.id] = changes(begun.get("settings", {}), plan.settings(run), Path(plan.cwd))
+    return {name: what for name, what in changed.items() if what}
 
 
 def _forget_orphaned_students(plan: Plan) -> None:
@@ -313,18 +299,15 @@ def _forget_orphaned_students(plan: Plan) -> None:
     for run in plan.runs:
         if not plan.done(run):
             continue
-        other = plan.failed(run) and changes(
-            read_record(plan.folder(run) / JOB, Made).get("settings", {}), plan.settings(run), Path(plan.cwd)
-        )
-        if other or (run.role == "student" and not belongs_to_teacher(plan, run)):
+        made = read_record(plan.folder(run) / JOB, Made)
+        settings = made.get("settings", {})
+        again = bool(plan.failed(run) and changes(settings, plan.settings(run), Path(plan.cwd)))
+        if run.role == "student" and not again:
+            teacher = read_record(plan.folder(plan.run(run.teacher)) / JOB, Made).get("checkpoint") or {}
+            taught_by = (made.get("teacher") or {}).get("checkpoint_sha256")
+            again = not teacher or teacher.get("sha256") != taught_by
+        if again:
             (plan.folder(run) / JOB).unlink()
-
-
-def belongs_to_teacher(plan: Plan, run: Run) -> bool:
-    """Whether a finished student was distilled from the teacher that now lies in the output folder."""
-    teacher = read_record(plan.folder(plan.run(run.teacher)) / JOB, Made).get("checkpoint") or {}
-    student = read_record(plan.folder(run) / JOB, Made).get("teacher") or {}
-    return bool(teacher) and teacher.get("sha256") == student.get("checkpoint_sha256")
 
 
 @contextmanager

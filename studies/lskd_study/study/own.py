@@ -175,7 +175,7 @@ def _in_memory(expected: TimeEstimate | None) -> TimeEstimate:
 
 @contextmanager
 def _plan_of(images: OwnImages, choice: Choice) -> Iterator[Plan]:
-    """Give the plan of a choice, whose files lie in a scratch folder."""
+    """Yield the plan of a choice, whose files lie in a scratch folder."""
     with tempfile.TemporaryDirectory(prefix="lskd-own-") as folder:
         if not images.usual_names:
             _link(images, Path(data_path(images, folder)))
@@ -190,7 +190,7 @@ def _work(images: OwnImages, choice: Choice) -> float:
 
 
 def _link(images: OwnImages, folder: Path) -> None:
-    """Give the splits their usual names, by links."""
+    """Link the splits under their usual names."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for split, path in images.splits.items():

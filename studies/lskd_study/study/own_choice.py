@@ -1,6 +1,5 @@
 """Settings chosen from the images: networks, image size, epochs, batch, rate, augmentation."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,27 +10,14 @@ SMOOTHING = (0, 0.1)
 SEEDS = (0, 1, 2)
 
 
-@dataclass(frozen=True)
-class Networks:
-    """A teacher, a smaller student and one like the teacher, as in the paper's Table 2.
-
-    Attributes:
-        teacher: timm's name.
-        students: likewise.
-        images: training images from which so many parameters are worth their time.
-    """
-
-    teacher: str
-    students: tuple[str, str]
-    images: int
-
-
-# Largest first. The last are timm's smallest, with 0.2 to 0.4 million parameters.
+# A teacher, a smaller student, and training images from which so many parameters are worth their time; the
+# other student is like the teacher, as in the paper's Table 2. Largest first. The last are timm's smallest,
+# with 0.2 to 0.4 million parameters.
 LADDER = (
-    Networks("resnet50", ("resnet18", "resnet50"), 50_000),
-    Networks("resnet18", ("resnet10t", "resnet18"), 5_000),
-    Networks("resnet10t", ("test_resnet", "resnet10t"), 1_000),
-    Networks("test_resnet", ("test_byobnet", "test_resnet"), 0),
+    ("resnet50", "resnet18", 50_000),
+    ("resnet18", "resnet10t", 5_000),
+    ("resnet10t", "test_resnet", 1_000),
+    ("test_resnet", "test_byobnet", 0),
 )
 _SIZES = (32, 48, 64, 96, 128, 160, 224)
 _LARGEST_ON_CPU = 96
@@ -42,7 +28,8 @@ FEWEST_EPOCHS = 5
 class Choice:
     """What a study of one's own images is to do."""
 
-    networks: Networks
+    teacher: str
+    students: tuple[str, str]
     img_size: int
     epochs: int
     batch_size: int
@@ -53,9 +40,9 @@ class Choice:
 
     def describe(self) -> list[str]:
         """Return it in lines."""
-        students = ", ".join(self.networks.students)
+        students = ", ".join(self.students)
         lines = [
-            f"teacher {self.networks.teacher}, students {students}, without pretrained weights",
+            f"teacher {self.teacher}, students {students}, without pretrained weights",
             f"{self.epochs} epochs, batch {self.batch_size}, lr {self.lr:g}, images of {self.img_size} x "
             f"{self.img_size}, on the {'GPU' if self.gpu else 'CPU'}",
         ]
@@ -104,14 +91,23 @@ class Choice:
 
 def candidates(images: OwnImages, gpu: bool, cores: int) -> list[Choice]:
     """Return settings to try, the most wanted first, the cheapest last."""
-    size = _image_size(images, gpu)
-    batch = _batch_size(images.train, gpu)
-    epochs = _epochs(images.train, gpu)
+    # The size next to the shorter side, of two the smaller one: nothing is made up by enlarging.
+    side = min(images.width, images.height, _SIZES[-1] if gpu else _LARGEST_ON_CPU)
+    size = max((usual for usual in _SIZES if usual <= side), default=_SIZES[0])
+    # The largest batch of which at least 16 are in an epoch, if there is one.
+    batches = (256, 128, 64, 32, 16, 8) if gpu else (128, 64, 32, 16, 8)
+    batch = next((usual for usual in batches if images.train >= 16 * usual), min(8, images.train))
+    # Until 0.3 million images (on a GPU 6) have been seen.
+    seen, most = (6_000_000, 90) if gpu else (300_000, 30)
+    epochs = max(10, min(most, round(seen / images.train)))
     workers = max(1, min(8, cores)) if gpu else 0
-    worth = [networks for networks in LADDER if images.train >= networks.images]
-    pairs = [(networks, size) for networks in worth]
-    pairs += [(LADDER[-1], smaller) for smaller in reversed(_SIZES) if 32 <= smaller < size and smaller < 96]
-    return [Choice(networks, pixels, epochs, batch, images.grey, gpu, workers) for networks, pixels in pairs]
+    pairs = [(teacher, smaller, size) for teacher, smaller, least in LADDER if images.train >= least]
+    sizes = [usual for usual in reversed(_SIZES) if usual < min(size, 96)]
+    pairs += [(*LADDER[-1][:2], usual) for usual in sizes]
+    return [
+        Choice(teacher, (smaller, teacher), pixels, epochs, batch, images.grey, gpu, workers)
+        for teacher, smaller, pixels in pairs
+    ]
 
 
 def shorter(choice: Choice, factor: float) -> Choice:
@@ -124,7 +120,7 @@ def with_what_was_cut(choice: Choice, wanted: Choice, hours: float) -> Choice:
     """Return a choice that says what of the wanted one it makes smaller."""
     pairs = [
         (f"{choice.epochs} epochs", wanted.epochs, choice.epochs),
-        (f"teacher {choice.networks.teacher}", wanted.networks.teacher, choice.networks.teacher),
+        (f"teacher {choice.teacher}", wanted.teacher, choice.teacher),
         (f"images of {choice.img_size} px", wanted.img_size, choice.img_size),
     ]
     parts = [f"{text} instead of {before}" for text, before, after in pairs if before != after]
@@ -132,24 +128,3 @@ def with_what_was_cut(choice: Choice, wanted: Choice, hours: float) -> Choice:
         return choice
     why = f"to fit --hours {exact(hours)} and the memory of the machine"
     return replace(choice, cut=f"Cut {why}: {', '.join(parts)}.")
-
-
-def _image_size(images: OwnImages, gpu: bool) -> int:
-    """Return the size next to the images' own shorter side, up to what is usual."""
-    side = min(images.width, images.height)
-    largest = _SIZES[-1] if gpu else _LARGEST_ON_CPU
-    fitting: Sequence[int] = [size for size in _SIZES if size <= largest]
-    # Of images between two sizes the smaller one: nothing is made up by enlarging.
-    return max((size for size in fitting if size <= side), default=fitting[0])
-
-
-def _batch_size(train: int, gpu: bool) -> int:
-    """Return the largest batch of which at least 16 are in an epoch, if there is one."""
-    usual = (256, 128, 64, 32, 16, 8) if gpu else (128, 64, 32, 16, 8)
-    return next((size for size in usual if train >= 16 * size), min(8, train))
-
-
-def _epochs(train: int, gpu: bool) -> int:
-    """Return epochs by which 0.3 million images (on a GPU 6) have been seen, between 10 and 30 (90)."""
-    seen, most = (6_000_000, 90) if gpu else (300_000, 30)
-    return max(10, min(most, round(seen / train)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lskd import LskdError
-from lskd.base.images import check_images, class_folders, class_images, is_image
+from lskd.base.images import EXTENSIONS, check_images, class_folders, class_images, is_image
 
 # The names that timm takes for a split, the usual one first. Nobody trains on a folder called test.
 SPLITS = {
@@ -70,10 +70,8 @@ def look_at(folder: str) -> OwnImages:
     if not root.is_dir():
         raise LskdError(f"{folder} is {'no folder' if root.exists() else 'not there'}; {_NEEDS}")
     splits = {split: _split(root, split, names) for split, names in SPLITS.items()}
-    found: dict[str, dict[str, list[Path]]] = {}
     strangers: list[Path] = []
-    for split, path in splits.items():
-        found[split] = _classes(path, strangers)
+    found = {split: _classes(path, strangers) for split, path in splits.items()}
     odd = sorted(found["train"].keys() ^ found["val"].keys())
     if odd:
         having, lacking = ("train", "val") if odd[0] in found["train"] else ("val", "train")
@@ -107,11 +105,8 @@ def _split(root: Path, split: str, names: Sequence[str]) -> Path:
     if split == "val" and len(there) > 1:
         there = [path for path in there if path.name != "test"]
     if len(there) > 1:
-        raise LskdError(
-            f"{root} has {' and '.join(path.name for path in there)}; keep one, the {split}ing images"
-            if split == "train"
-            else f"{root} has {' and '.join(path.name for path in there)}; keep one to validate on"
-        )
+        keep = "keep one, the training images" if split == "train" else "keep one to validate on"
+        raise LskdError(f"{root} has {' and '.join(path.name for path in there)}; {keep}")
     if not there:
         here = class_folders(root)
         seen = f"it has {', '.join(here[:3])}{', ...' * (len(here) > 3)}" if here else "it has no folders"
@@ -121,19 +116,17 @@ def _split(root: Path, split: str, names: Sequence[str]) -> Path:
 
 def _classes(folder: Path, strangers: list[Path]) -> dict[str, list[Path]]:
     """Return the images of each class folder; other files are added to ``strangers``."""
-    extensions = _extensions()
     labels = class_folders(folder)
-    loose = sorted(entry.path for entry in os.scandir(folder) if is_image(entry.name, extensions))
+    loose = sorted(entry.path for entry in os.scandir(folder) if is_image(entry.name))
     if not labels:
-        outside = len(loose)
-        seen = f"{outside} images outside of any class" if outside else "no class folders"
+        seen = f"{len(loose)} images outside of any class" if loose else "no class folders"
         raise LskdError(f"{folder} has {seen}; {_NEEDS}")
     classes = {}
     for label in labels:
-        images, others = class_images(folder / label, extensions)
+        images, others = class_images(folder / label)
         if not images:
             seen = f"{len(others)} files, none with a name of an image" if others else "no images"
-            kinds = f"; images end in {', '.join(sorted(extensions))}" if others else ""
+            kinds = f"; images end in {', '.join(sorted(EXTENSIONS))}" if others else ""
             raise LskdError(f"class folder {folder / label} has {seen}{kinds}; fix or remove it")
         classes[label] = [folder / label / name for name in images]
         strangers += [folder / label / name for name in others]
@@ -142,18 +135,8 @@ def _classes(folder: Path, strangers: list[Path]) -> dict[str, list[Path]]:
     return classes
 
 
-def _extensions() -> frozenset[str]:
-    from timm.data.readers.img_extensions import get_img_extensions
-
-    return frozenset(get_img_extensions(as_set=True))
-
-
 def _sizes(paths: Sequence[Path]) -> tuple[int, int, bool]:
-    """Return median width and height, and whether all are grey, of images spread over the whole.
-
-    Raises:
-        LskdError: for an image that cannot be read.
-    """
+    """Return median width and height, and whether all are grey, of images spread over the whole."""
     from PIL import Image
 
     check_images(paths)

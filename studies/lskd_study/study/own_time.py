@@ -1,10 +1,7 @@
 """How long a study will take here, by a few real steps of each kind of run, before anything is trained."""
 
-import contextlib
-import io
 import tempfile
 import time
-import warnings
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +20,7 @@ from lskd_study.base import gpus
 from lskd_study.plan.plan import CHECKPOINT, JOB, Plan, Run
 from lskd_study.stores.decide import with_stores
 from lskd_study.trainers import trainer_of
+from lskd_study.trainers.trainer import quiet
 from timm_ls_kd.loader import Loader
 from timm_ls_kd.trainer.arguments import parse_arguments
 from timm_ls_kd.trainer.loop import train_one_epoch, validate
@@ -138,15 +136,9 @@ def estimate_time(plan: Plan, cores: int) -> TimeEstimate | None:
 
 
 def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
-    """Return the times of runs of one kind, after those of the stores that they are to read.
-
-    Args:
-        plan: the study.
-        scratch: the same without stores, in a folder of its own.
-        runs: those of the kind.
-    """
+    """Return the times of runs of one kind, after their stores'; ``scratch``: without any, elsewhere."""
     run = runs[0]
-    with _quiet():
+    with quiet():
         begun = time.perf_counter()
         session = open_session(scratch, run)
         assert session.loader_eval is not None
@@ -193,8 +185,7 @@ def operations(plan: Plan) -> float:
 
 
 def _arguments(plan: Plan, run: Run, *more: str) -> Namespace:
-    words = trainer_of(plan.ecosystem, run.role).command(plan, run)[2:]
-    return parse_arguments([*words, *more])
+    return parse_arguments([*trainer_of(plan.ecosystem, run.role).command(plan, run)[2:], *more])
 
 
 def open_session(plan: Plan, run: Run, *more: str) -> Session:
@@ -243,12 +234,7 @@ def _seconds_of_a_batch(loader: Loader, limit: float, use: Callable[[Any], objec
 
 
 class _Timed:
-    """Batches of a loader, again and again until the time is over.
-
-    Attributes:
-        device: of the batches.
-        laps: the time before the first request for a batch, and at each that followed.
-    """
+    """Batches of a loader, again and again until the time is over; ``laps``: when each was asked for."""
 
     def __init__(self, loader: Loader, limit: float) -> None:
         self.device = loader.device
@@ -271,14 +257,6 @@ class _Timed:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.laps.append(time.perf_counter())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the trainer's own progress to itself."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def duration(seconds: float) -> str:

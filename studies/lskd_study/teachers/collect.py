@@ -33,21 +33,6 @@ class Process:
     device: torch.device
 
 
-@dataclass(frozen=True)
-class Collected:
-    """All rows, in the order of the data set, mapped from an unnamed temporary file.
-
-    Attributes:
-        logits: ``(N, K)`` float32.
-        labels: ``(N,)`` int64.
-        features: ``(N, D)`` float32, where there are some.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    features: Tensor | None
-
-
 def join_processes(device: str | None = None) -> Process:
     """Join the other processes of torchrun, by NCCL on GPUs and by Gloo elsewhere.
 
@@ -73,7 +58,7 @@ def join_processes(device: str | None = None) -> Process:
         if not distributed.is_initialized():
             backend = "nccl" if where.type == "cuda" else "gloo"
             distributed.init_process_group(backend, timeout=_PATIENCE)
-            atexit.register(_leave)
+            atexit.register(distributed.destroy_process_group)
     return Process(rank, world_size, where)
 
 
@@ -92,14 +77,9 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _leave() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def collect(
     batches: Iterable[AnswerBatch], samples: int, num_classes: int, process: Process, name: str
-) -> Collected | None:
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """Put the rows of all processes at their positions in the data set.
 
     The first process receives batch by batch and keeps none in memory.
@@ -112,13 +92,18 @@ def collect(
         name: the teacher's, for the progress bar and messages.
 
     Returns:
-        All rows; None on the processes other than the first.
+        All rows in the order of the data set: logits ``(N, K)`` float32, labels ``(N,)`` int64 and, where
+        there are some, features ``(N, D)`` float32, the matrices mapped from unnamed temporary files. None on
+        the processes other than the first.
 
     Raises:
         LskdError: no room for the file, or a model that does not give ``K`` logits.
     """
     if process.rank:
-        _send(batches)
+        for batch in chain(batches, [None]):
+            # Copies: what was computed in inference mode, or is part of more, is not sent as it is.
+            copies = batch and tuple(part if part is None else part.cpu().clone() for part in batch)
+            _exchange(distributed.send_object_list, [copies], 0)
         return None
     logits = _scratch(samples, num_classes)
     labels = torch.empty(samples, dtype=torch.int64)
@@ -143,15 +128,11 @@ def collect(
     if not bool(seen.all()):
         missing = int((~seen).nonzero()[0])
         raise LskdError(f"{name}: sample {missing} of {samples} never came; check how the data are read")
-    return Collected(logits, labels, features)
+    return logits, labels, features
 
 
 def _scratch(rows: int, columns: int) -> Tensor:
-    """Return ``(rows, columns)`` float32 in an unnamed temporary file, which goes with the tensor.
-
-    Raises:
-        LskdError: no room for it.
-    """
+    """Return ``(rows, columns)`` float32 in an unnamed temporary file, which goes with the tensor."""
     size = 4 * rows * columns
     try:
         with tempfile.TemporaryFile() as file:
@@ -172,25 +153,15 @@ def _all(batches: Iterable[AnswerBatch], process: Process) -> Iterator[AnswerBat
     left = list(range(process.world_size))
     while left:
         for rank in list(left):
-            batch = _receive(rank) if rank else next(own, None)
-            if batch is None:
+            box: list[AnswerBatch | None] = [None]
+            if rank:
+                _exchange(distributed.recv_object_list, box, rank)
+            else:
+                box = [next(own, None)]
+            if (batch := box[0]) is None:
                 left.remove(rank)
             else:
                 yield batch
-
-
-def _send(batches: Iterable[AnswerBatch]) -> None:
-    """Send the own batches to the first process, and None after them."""
-    for batch in chain(batches, [None]):
-        # Copies: what was computed in inference mode, or is part of more, is not sent as it is.
-        copies = batch and tuple(part if part is None else part.cpu().clone() for part in batch)
-        _exchange(distributed.send_object_list, [copies], 0)
-
-
-def _receive(rank: int) -> AnswerBatch | None:
-    box: list[AnswerBatch | None] = [None]
-    _exchange(distributed.recv_object_list, box, rank)
-    return box[0]
 
 
 def _exchange(do: Callable[[list[Any], int], object], box: list[Any], rank: int) -> None:

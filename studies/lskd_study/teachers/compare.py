@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from torch import Tensor
 
 from lskd import LskdError, TeacherMeasures, measure_teacher, target_mass
 from lskd.analysis.calibration import target_probability
@@ -148,7 +147,8 @@ def measure(
         measured = float(own.mean())
         masses.append(Mass(t, measured, ideal, measured < chance_like_mass(measures.num_classes)))
     teacher = Teacher(outputs.name, source, measures, masses, outputs.class_names, outputs.keys)
-    if _looks_like_probabilities(outputs.logits):
+    rows = outputs.logits[:1000].double()
+    if (rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all():
         teacher.warnings.append("its logits look like probabilities; store what comes before the softmax")
     teacher.warnings.extend(_warnings(teacher))
     return teacher
@@ -232,11 +232,6 @@ def _without_error(measures: TeacherMeasures, definition: str) -> float:
     counted = measures.counts[~measures.class_values(definition).isnan()]  # type: ignore[arg-type]
     needed = 2 if definition.startswith("between") else 3
     return float((counted < needed).double().mean()) if len(counted) else 1.0
-
-
-def _looks_like_probabilities(logits: Tensor) -> bool:
-    rows = logits[:1000].double()
-    return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
 
 
 def _same_samples(first: Teacher, second: Teacher) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:

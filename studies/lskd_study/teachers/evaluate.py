@@ -1,21 +1,19 @@
 """Ask a teacher about every sample of a data set: a file of its answers, or the model itself."""
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
 from lskd.base.install import how_to_install
-from lskd.teachers.outputs import Answers
 from lskd_study.teachers.collect import collect, join_processes
 from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Where a teacher's answers come from: exactly one of model, config and logits.
+    """Where a teacher's answers come from: exactly one of model, config and logits, which has no checkpoint.
 
     Attributes:
         name: how reports call it; None: :attr:`default_name`.
@@ -23,9 +21,6 @@ class TeacherSpec:
         config: configuration file of mmcls.
         checkpoint: the model's weights; without them timm's own pretrained ones.
         logits: file that :func:`read_outputs` reads.
-
-    Raises:
-        LskdError: none or several of them, or a checkpoint beside a file of logits.
     """
 
     name: str | None = None
@@ -33,15 +28,6 @@ class TeacherSpec:
     config: Path | None = None
     checkpoint: Path | None = None
     logits: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Check that there is one source."""
-        given = [name for name in ("model", "config", "logits") if getattr(self, name) is not None]
-        if len(given) != 1:
-            which = " and ".join(given) or "none of them"
-            raise LskdError(f"a teacher is a model, a config or a file of logits, not {which}; name one")
-        if self.logits is not None and self.checkpoint is not None:
-            raise LskdError(f"{self.logits} contains logits and needs no checkpoint; name one of them")
 
     @property
     def default_name(self) -> str:
@@ -100,49 +86,34 @@ def evaluate(
     process = join_processes(device)
     if spec.logits is not None:
         return read_outputs(spec.logits, name) if process.rank == 0 else None
-    answers = _ask(
-        spec,
-        {"img_size": img_size, "crop_pct": crop_pct},
-        data_dir=data_dir,
-        split=split or "validation",
-        features=features,
-        batch_size=batch_size,
-        workers=workers,
-        device=process.device,
-        amp=amp,
-        rank=process.rank,
-        world_size=process.world_size,
-    )
-    found = collect(answers.batches, answers.samples, answers.num_classes, process, name)
-    if found is None:
-        return None
-    outputs = Outputs(
-        name,
-        found.logits,
-        found.labels,
-        answers.keys,
-        answers.class_names,
-        found.features,
-        answers.templates,
-    )
-    return outputs.checked(name)
-
-
-def _ask(spec: TeacherSpec, own_input: Mapping[str, Any], **options: Any) -> Answers:
-    """Hand the question to the plugin that knows the model; ``own_input``: what a configuration fixes."""
-    if spec.config is None:
-        _require("timm")
-        from timm_ls_kd.evaluation import evaluate_model
-
-        return evaluate_model(str(spec.model), spec.checkpoint, **options, **own_input)
-    _require("mmcls")
-    if given := [key for key, value in own_input.items() if value is not None]:
-        raise LskdError(f"{spec.config} says itself what images become; change {given[0]} there")
-    from mmcls_bnn.evaluation import evaluate_config
-
-    return evaluate_config(spec.config, spec.checkpoint, **options)
-
-
-def _require(extra: str) -> None:
+    options: dict[str, Any] = {
+        "data_dir": data_dir,
+        "split": split or "validation",
+        "features": features,
+        "batch_size": batch_size,
+        "workers": workers,
+        "device": process.device,
+        "amp": amp,
+        "rank": process.rank,
+        "world_size": process.world_size,
+    }
+    extra = "timm" if spec.config is None else "mmcls"
     if importlib.util.find_spec(extra) is None:
         raise LskdError(f"this needs {extra}, not installed here; {how_to_install(extra)}")
+    own_input: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct}
+    if spec.config is None:
+        from timm_ls_kd.evaluation import evaluate_model
+
+        answers = evaluate_model(str(spec.model), spec.checkpoint, **options, **own_input)
+    else:
+        if given := [key for key, value in own_input.items() if value is not None]:
+            raise LskdError(f"{spec.config} says itself what images become; change {given[0]} there")
+        from mmcls_bnn.evaluation import evaluate_config
+
+        answers = evaluate_config(spec.config, spec.checkpoint, **options)
+    rows = collect(answers.batches, answers.samples, answers.num_classes, process, name)
+    if rows is None:
+        return None
+    logits, labels, found = rows
+    outputs = Outputs(name, logits, labels, answers.keys, answers.class_names, found, answers.templates)
+    return outputs.checked(name)

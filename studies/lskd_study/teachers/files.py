@@ -25,7 +25,6 @@ from lskd_study.base.text import storable
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 MATRICES = {
     "logits": "(samples, classes)",
@@ -74,16 +73,19 @@ def read_file(path: Path) -> dict[str, Any]:
     return parts | {name: found[name] for name in TEXTS if name in found}
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[str, Sequence[str]]) -> None:
-    """Write a file whole or not at all.
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor | None], texts: Mapping[str, Sequence[str] | None]
+) -> None:
+    """Write a file whole or not at all, without what is None.
 
     Raises:
         LskdError: a folder that cannot be written, or a name that is no UTF-8 text in one line.
     """
-    stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    stored = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
     for name, lines in texts.items():
-        broken = [line for line in lines if not storable(line)]
-        if broken:
+        if lines is None:
+            continue
+        if broken := [line for line in lines if not storable(line)]:
             raise LskdError(f"cannot store {broken[0]!r} in {path}: a line break, or no UTF-8; rename it")
         stored[name] = torch.frombuffer(bytearray("\n".join(lines).encode()), dtype=torch.uint8)
     try:
@@ -109,16 +111,10 @@ def _check_present(path: Path, present: Iterable[str]) -> None:
 
 
 def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse, before anything is read, what would fill the memory.
+    """Refuse, before anything is read, parts that would fill the memory; ``sizes``: in memory, in the file.
 
-    Args:
-        path: the file.
-        sizes: of each part, the bytes that it becomes and those that it is read from. A part may become 1 GiB
-            or 100 times as much; all together, of which two copies are in memory at times, half of the
-            memory.
-
-    Raises:
-        LskdError: more than that.
+    A part may become 1 GiB or 100 times as much; all together, of which two copies are in memory at times,
+    half of the memory.
     """
     for name, (unpacked, packed) in sizes.items():
         if unpacked > max(_UNCOUNTED, _MOST_TIMES * packed):
@@ -196,17 +192,13 @@ def _read_npz(path: Path) -> dict[str, Any]:
                     ) from None
                 if content.read(1):  # at its end the checksum is compared
                     raise ValueError(f"'{name}' is longer than its header says")
-            found[name] = _npz_texts(path, name, array) if name in TEXTS else array
+            if name in TEXTS and (array.ndim != 1 or array.dtype.kind != "U" or not array.dtype.itemsize):
+                raise LskdError(
+                    f"{path}: '{name}' has shape {array.shape} and dtype {array.dtype}; "
+                    "store a row of texts (dtype str)"
+                )
+            found[name] = array.tolist() if name in TEXTS else array
     return found
-
-
-def _npz_texts(path: Path, name: str, array: NDArray[Any]) -> list[str]:
-    if array.ndim != 1 or array.dtype.kind != "U" or not array.dtype.itemsize:
-        raise LskdError(
-            f"{path}: '{name}' has shape {array.shape} and dtype {array.dtype}; "
-            "store a row of texts (dtype str)"
-        )
-    return [str(text) for text in array.tolist()]
 
 
 # safetensors: texts are UTF-8 in uint8, joined by newlines
@@ -246,10 +238,12 @@ def _read_parquet(path: Path) -> dict[str, Any]:
         if file.metadata.num_rows == 0:
             raise LskdError(f"{path} has no rows; store at least one sample")
         used = [name for name in ("labels", "logits", "features", "keys") if name in schema.names]
-        numbers, packed = _numbers(file.metadata), path.stat().st_size
-        _check_sizes(
-            path, {name: (_bytes_each(schema.field(name).type) * numbers[name], packed) for name in used}
-        )
+        numbers: Counter[str] = Counter()  # in each column, with those in its lists
+        for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                numbers[column.path_in_schema.partition(".")[0]] += column.num_values
+        bytes_of = {name: _bytes_each(schema.field(name).type) * numbers[name] for name in used}
+        _check_sizes(path, {name: (size, path.stat().st_size) for name, size in bytes_of.items()})
     # Each distinct key once in memory, however often it stands there.
     coded = [name for name in used if name == "keys"]
     with pq.ParquetFile(path, memory_map=True, read_dictionary=coded) as file:
@@ -260,17 +254,16 @@ def _read_parquet(path: Path) -> dict[str, Any]:
     if coded:
         found["keys"] = _parquet_keys(path, table["keys"])
     if (text := (schema.metadata or {}).get(b"class_names")) is not None:
-        found["class_names"] = _parquet_names(path, text)
+        try:
+            names = parse_json(text.decode())
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise LskdError(
+                f"{path}: class_names in the schema's metadata is no list of texts in JSON; repair it"
+            )
+        found["class_names"] = names
     return found
-
-
-def _numbers(metadata: "pq.FileMetaData") -> dict[str, int]:
-    """Return how many numbers there are in each column, with those in its lists."""
-    counts: Counter[str] = Counter()
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            counts[column.path_in_schema.partition(".")[0]] += column.num_values
-    return counts
 
 
 def _bytes_each(kind: "pa.DataType") -> int:
@@ -315,18 +308,6 @@ def _parquet_keys(path: Path, column: "pa.ChunkedArray") -> list[str]:
     if len(column.unique()) < len(column):
         raise LskdError(f"{path}: keys has a name twice; each needs a name of its own")
     return [str(key) for key in column.to_pylist()]
-
-
-def _parquet_names(path: Path, text: bytes) -> list[str]:
-    try:
-        names = parse_json(text.decode())
-    except ValueError:
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise LskdError(
-            f"{path}: class_names in the schema's metadata is no list of texts in JSON; repair it"
-        )
-    return names
 
 
 _READERS: Mapping[str, tuple[str, Callable[[Path], dict[str, Any]]]] = {

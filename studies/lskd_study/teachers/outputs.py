@@ -79,12 +79,9 @@ class Outputs:
             )
         for name, texts in (("keys", self.keys), ("class_names", self.class_names)):
             if texts is not None and len(set(texts)) < len(texts):
-                raise LskdError(f"{where}: {name} has {_twice(texts)!r} twice; each needs a name of its own")
+                twice = Counter(texts).most_common(1)[0][0]
+                raise LskdError(f"{where}: {name} has {twice!r} twice; each needs a name of its own")
         return self
-
-
-def _twice(names: Sequence[str]) -> str:
-    return Counter(names).most_common(1)[0][0]
 
 
 def default_name(path: Path) -> str:
@@ -108,16 +105,8 @@ def read_outputs(path: Path | str, name: str | None = None) -> Outputs:
     """
     path = Path(path)
     found = read_file(path)
-    outputs = Outputs(
-        name or default_name(path),
-        found.get("logits"),
-        found["labels"],
-        found.get("keys"),
-        found.get("class_names"),
-        found.get("features"),
-        found.get("weight"),
-    )
-    return outputs.checked(path)
+    logits, templates = (found.pop(part, None) for part in ("logits", "weight"))
+    return Outputs(name or default_name(path), logits, templates=templates, **found).checked(path)
 
 
 def write_outputs(outputs: Outputs, path: Path | str) -> None:
@@ -135,9 +124,4 @@ def write_outputs(outputs: Outputs, path: Path | str) -> None:
         "features": outputs.features,
         "weight": outputs.templates,
     }
-    texts = {"keys": outputs.keys, "class_names": outputs.class_names}
-    write_safetensors(
-        path,
-        {name: tensor for name, tensor in tensors.items() if tensor is not None},
-        {name: lines for name, lines in texts.items() if lines is not None},
-    )
+    write_safetensors(path, tensors, {"keys": outputs.keys, "class_names": outputs.class_names})

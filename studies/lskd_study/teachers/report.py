@@ -202,25 +202,20 @@ def measure_rows(comparison: Comparison) -> Iterator[tuple[str, list[str]]]:
         yield cells[0][2], [_text(name, value) for name, value, _ in cells]
 
 
-def _text(name: str, value: float) -> str:
+def _text(name: str, value: float, sign: str = "") -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if not math.isfinite(value):
         return "–"
-    return f"{value:.3f}" if name in PERCENT or name == "fitted_temperature" else f"{value:.4f}"
-
-
-def _signed(name: str, value: float) -> str:
-    if not math.isfinite(value):
-        return "–"
-    digits = 3 if name in PERCENT else 4
-    return f"{value:+.{digits}f}".replace("-", "−")
+    digits = 3 if name in PERCENT or name == "fitted_temperature" else 4
+    return f"{value:{sign}.{digits}f}"
 
 
 def difference_rows(comparison: Comparison) -> Iterator[list[str]]:
     """Yield each difference as texts: quantity, of which teacher, from which, value, interval, p-value."""
     for i, j, name, e in comparison.rows():
         of, origin = comparison.teachers[j].name, comparison.teachers[i].name
-        ends = f"{_signed(name, e.low)} to {_signed(name, e.high)}" if math.isfinite(e.low) else "–"
+        value, low, high = (_text(name, x, "+").replace("-", "−") for x in (e.value, e.low, e.high))
+        ends = f"{low} to {high}" if math.isfinite(e.low) else "–"
         p_value = f"{e.p_value:.2g}" if math.isfinite(e.p_value) else "–"
-        yield [LABELS[name], of, origin, _signed(name, e.value), ends, p_value]
+        yield [LABELS[name], of, origin, value, ends, p_value]

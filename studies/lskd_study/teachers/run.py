@@ -24,7 +24,7 @@ WRITERS = {".json": render.as_json, ".csv": render.as_csv}
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """What holds for all teachers of one call; ``evaluation`` is passed on to ``evaluate``."""
+    """Settings of all teachers of one call; ``evaluation`` is passed on to ``evaluate``."""
 
     temperatures: Sequence[float] = (1.0,)
     replicates: int = 2000
