@@ -13,8 +13,8 @@ from lskd.base.files import read_bytes
 from lskd_study.data.arguments import Copy, EvaluateOn, Expect, Lists, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
-from lskd_study.data.folders.layout import Image, build
-from lskd_study.data.folders.rows import Rows, file_names
+from lskd_study.data.folders.layout import build
+from lskd_study.data.folders.rows import Image, Rows, file_names
 from lskd_study.data.manifest import Made
 
 LISTS = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT"}

@@ -18,9 +18,10 @@ from lskd import LskdError
 from lskd.base.files import to_disk
 from lskd.base.images import passed_over
 from lskd.base.install import how_to_install
-from lskd_study.data.manifest import MANIFEST, Made, read_manifest
+from lskd_study.data.manifest import MANIFEST, OTHER_PLACE, Made, read_manifest, refuse_other
 
 SPLITS = ("train", "valid", "test")
+LANGUAGES = ("de", "en")
 
 Pair = tuple[str, str]
 
@@ -52,7 +53,7 @@ def write_parallel(
     finished = _finished(output, settings)
     if finished is not None:
         return Made(output, finished, False)
-    _refuse_other(output, "data set; choose another --output")
+    refuse_other(output, "data set", OTHER_PLACE)
     splits, more = make()
     for split in SPLITS:
         if not splits[split]:
@@ -80,11 +81,10 @@ def write_data_bin(
         LskdError: for an output that cannot be written or contains something else, or without fairseq.
     """
     made = read_manifest(output)
-    if made.get("text_sha256") == manifest["listing_sha256"] and made.get(
-        "listing_sha256"
-    ) == listing_checksum(output):
+    source = manifest["listing_sha256"]
+    if made.get("text_sha256") == source and made.get("listing_sha256") == text_checksum(output):
         return Made(output, made, False)
-    _refuse_other(output, "data-bin; choose another one")
+    refuse_other(output, "data-bin", "choose another one or remove it")
     if find_spec("fairseq_cli") is None:
         raise LskdError(f"this needs fairseq, not installed here; {how_to_install('fairseq')}")
     with _whole_folder(output) as scratch:
@@ -101,16 +101,11 @@ def write_data_bin(
             "name": manifest["name"],
             "options": dict(options),
             "pairs": manifest["pairs"],
-            "text_sha256": manifest["listing_sha256"],
-            "listing_sha256": listing_checksum(scratch),
+            "text_sha256": source,
+            "listing_sha256": text_checksum(scratch),
         }
         _write_manifest(scratch, made)
     return Made(output, made, True)
-
-
-def _refuse_other(output: Path, what: str) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise LskdError(f"{output} exists and is not this {what} or remove it")
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -166,7 +161,7 @@ def tokenizer(language: str) -> Callable[[str], str]:
 def _write(folder: Path, splits: Mapping[str, Sequence[Pair]], bpe_tokens: int) -> dict[str, Any]:
     apply = _subwords(folder, splits["train"], bpe_tokens) if bpe_tokens else None
     for split in SPLITS:
-        for column, language in enumerate(("de", "en")):
+        for column, language in enumerate(LANGUAGES):
             words = [pair[column] for pair in splits[split]]
             if apply is not None:
                 _write_lines(folder / "words" / f"{split}.{language}", words)
@@ -174,7 +169,7 @@ def _write(folder: Path, splits: Mapping[str, Sequence[Pair]], bpe_tokens: int) 
             _write_lines(folder / f"{split}.{language}", words)
     return {
         "pairs": {split: len(splits[split]) for split in SPLITS},
-        "listing_sha256": listing_checksum(folder),
+        "listing_sha256": text_checksum(folder),
     }
 
 
@@ -206,7 +201,7 @@ def _write_lines(file: Path, lines: Sequence[str]) -> None:
         out.writelines(f"{line}\n" for line in lines)
 
 
-def listing_checksum(folder: Path) -> str:
+def text_checksum(folder: Path) -> str:
     """Return the sha256 of the names and contents of the texts."""
     digest = hashlib.sha256()
     files = (path for path in folder.rglob("*") if path.is_file() and not passed_over(path.name))
@@ -223,10 +218,6 @@ def _finished(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
         return None
     for key, value in settings.items():
         if manifest.get(key) != value:
-            raise LskdError(
-                f"{output} was made with {key} {manifest.get(key)}, not {value}; "
-                "choose another --output or remove it"
-            )
-    pairs = manifest.get("pairs")
-    counted = isinstance(pairs, dict) and all(type(pairs.get(split)) is int for split in SPLITS)
-    return manifest if counted and manifest.get("listing_sha256") == listing_checksum(output) else None
+            raise LskdError(f"{output} was made with {key} {manifest.get(key)}, not {value}; {OTHER_PLACE}")
+    counted = manifest["pairs"].keys() >= set(SPLITS)
+    return manifest if counted and manifest.get("listing_sha256") == text_checksum(output) else None
