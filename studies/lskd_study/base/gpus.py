@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lskd import LskdError
-from lskd.base.files import take_lock
+from lskd.base.files import lock
 
 # The devices to choose from, set by `lskd study` where it is the one who chooses.
 CANDIDATES = "LSKD_GPUS"
@@ -144,16 +144,15 @@ def _take(count: int, names: list[str], locks: contextlib.ExitStack) -> list[str
 @contextlib.contextmanager
 def _locked(path: Path, wait: bool = False) -> Iterator[bool]:
     """Lock a file if nobody has; gives whether it did."""
-    handle = take_lock(path, wait)
-    if handle is None:
-        yield False
-        return
-    _held.append(handle)
-    try:
-        yield True
-    finally:
-        _held.remove(handle)
-        os.close(handle)
+    with lock(path, wait) as handle:
+        if handle is None:
+            yield False
+            return
+        _held.append(handle)
+        try:
+            yield True
+        finally:
+            _held.remove(handle)
 
 
 def _lock_folder() -> Path:

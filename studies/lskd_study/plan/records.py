@@ -42,7 +42,7 @@ class Begun(Record):
     resumed: int = Field(0, ge=0)
 
 
-class Made(Record):
+class MadeRun(Record):
     """``job.json`` of a run, as far as other runs depend on it."""
 
     teacher: Taught | None = None
@@ -57,7 +57,7 @@ class MadeStore(Record):
     wall_time_s: float
 
 
-class Data(Record):
+class TrainingData(Record):
     """The data that a run was trained on."""
 
     path: str
@@ -79,14 +79,14 @@ class Machine(Record):
     gpus: list[str]
 
 
-class Job(Made):
+class Job(MadeRun):
     """``job.json`` of a finished run, as tables and page show it."""
 
     run: str
     command: str
     rerun_command: str = ""
     environment: dict[str, str]
-    data: Data
+    data: TrainingData
     versions: dict[str, str]
     git: Code | None
     hardware: Machine

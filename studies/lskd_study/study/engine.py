@@ -20,7 +20,7 @@ from lskd_study.plan.folders import check_no_link, full_disk
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, Run, exact, expand
 from lskd_study.plan.recipes import find_study_file
-from lskd_study.plan.records import Begun, Made, read_record
+from lskd_study.plan.records import Begun, MadeRun, read_record
 from lskd_study.plan.schema import Network, load_study
 from lskd_study.plan.teacher_list import is_teacher_list
 from lskd_study.runs import clusters
@@ -314,7 +314,9 @@ def _forget_orphaned_students(plan: Plan) -> None:
         if not plan.done(run):
             continue
         other = plan.failed(run) and changes(
-            read_record(plan.folder(run) / JOB, Made).get("settings", {}), plan.settings(run), Path(plan.cwd)
+            read_record(plan.folder(run) / JOB, MadeRun).get("settings", {}),
+            plan.settings(run),
+            Path(plan.cwd),
         )
         if other or (run.role == "student" and not belongs_to_teacher(plan, run)):
             (plan.folder(run) / JOB).unlink()
@@ -322,8 +324,8 @@ def _forget_orphaned_students(plan: Plan) -> None:
 
 def belongs_to_teacher(plan: Plan, run: Run) -> bool:
     """Whether a finished student was distilled from the teacher that now lies in the output folder."""
-    teacher = read_record(plan.folder(plan.run(run.teacher)) / JOB, Made).get("checkpoint") or {}
-    student = read_record(plan.folder(run) / JOB, Made).get("teacher") or {}
+    teacher = read_record(plan.folder(plan.run(run.teacher)) / JOB, MadeRun).get("checkpoint") or {}
+    student = read_record(plan.folder(run) / JOB, MadeRun).get("teacher") or {}
     return bool(teacher) and teacher.get("sha256") == student.get("checkpoint_sha256")
 
 
