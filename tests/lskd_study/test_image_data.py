@@ -24,6 +24,7 @@ from timm.data import create_dataset
 from torchvision.datasets import ImageFolder, ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 
+from archives import pack
 from lskd import LskdError
 from lskd_study.claims import contrasts
 from lskd_study.cli import main as cli
@@ -45,19 +46,6 @@ def picture(number: int, form: str = "JPEG") -> bytes:
     pixels = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(content, form)
     return content.getvalue()
-
-
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
-
-
-def pack(file: Path, members: dict[str, bytes], mode: str = "w:gz") -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, mode) as tar:
-        for name, content in members.items():
-            add(tar, name, content)
 
 
 class Made(NamedTuple):
