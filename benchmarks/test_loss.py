@@ -36,9 +36,7 @@ LOSSES = {
 @pytest.mark.parametrize(
     ("samples", "classes", "rounds", "bar"), [(256, 1000, 101, 0.45), (4096, 10000, 9, 0.25)]
 )
-def test_loss_against_kl_div(
-    ratio: Callable[..., None], name: str, samples: int, classes: int, rounds: int, bar: float
-) -> None:
+def test_loss_against_kl_div(ratio, name, samples, classes, rounds, bar):
     student = torch.randn(samples, classes, requires_grad=True)
     teacher = torch.randn(samples, classes)
     ratio(
@@ -64,9 +62,7 @@ class _Logits(nn.Module):
 
 
 @sizes
-def test_loss_against_the_task_of_timm(
-    ratio: Callable[..., None], samples: int, classes: int, rounds: int
-) -> None:
+def test_loss_against_the_task_of_timm(ratio, samples, classes, rounds):
     """Half soft, half hard, on the same logits; timm's task also passes an image to its two models."""
     task_module = pytest.importorskip("timm.task", reason="this timm has no tasks")
     student, teacher = _Logits(torch.randn(samples, classes)), _Logits(torch.randn(samples, classes))
@@ -88,9 +84,7 @@ def test_loss_against_the_task_of_timm(
 
 
 @sizes
-def test_loss_against_torchdistill(
-    ratio: Callable[..., None], samples: int, classes: int, rounds: int
-) -> None:
+def test_loss_against_torchdistill(ratio, samples, classes, rounds):
     """Half soft, half hard, T^2 on the soft half; torchdistill leaves T^2 out where alpha is 0 or None."""
     module = pytest.importorskip("torchdistill.losses.mid_level", reason="torchdistill is not installed")
     student = torch.randn(samples, classes, requires_grad=True)
@@ -141,7 +135,7 @@ print(memory("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-def test_peak_memory_against_kl_div(quantity: Callable[..., None]) -> None:
+def test_peak_memory_against_kl_div(quantity):
     """What a process needs at most above its inputs, each in a process of its own."""
 
     def peak(which: str) -> float:
@@ -155,7 +149,7 @@ def test_peak_memory_against_kl_div(quantity: Callable[..., None]) -> None:
     )
 
 
-def test_fused_top_8_against_cross_entropy(ratio: Callable[..., None]) -> None:
+def test_fused_top_8_against_cross_entropy(ratio):
     student = torch.randn(4096, 10000, requires_grad=True)
     values, ids = torch.randn(4096, 10000).log_softmax(-1).topk(8)
     labels = torch.randint(10000, (4096,))

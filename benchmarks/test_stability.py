@@ -1,6 +1,5 @@
 """What it costs to measure a teacher: beside its evaluation, and from a file of logits."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from lskd_study.teachers.outputs import read_outputs
 DEFINITIONS = ("target_std", "vector_l2", "between_vector_l2", "between_target_std")
 
 
-def test_metrics_beside_an_evaluation(ratio: Callable[..., None]) -> None:
+def test_metrics_beside_an_evaluation(ratio):
     """A ResNet-18 over images of 224 px with the four stabilities, against without."""
     model = timm.create_model("resnet18", pretrained=False).eval()
     images = [torch.randn(8, 3, 224, 224) for _ in range(4)]
@@ -51,7 +50,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_file_of_logits(ratio: Callable[..., None], file: Path) -> None:
+def test_file_of_logits(ratio, file):
     """Everything `lskd stability` says of one teacher, against NumPy reading it and taking one softmax."""
 
     def ours() -> None:

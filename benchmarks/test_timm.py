@@ -99,14 +99,7 @@ def _ours(
         ("auto", False, True, None),
     ],
 )
-def test_step_online(
-    ratio: Callable[..., None],
-    work: SimpleNamespace,
-    mode: FastMode,
-    compiled: bool,
-    channels_last: bool,
-    bar: float | None,
-) -> None:
+def test_step_online(ratio, work, mode, compiled, channels_last, bar):
     """The same flags on both sides; the teacher is ours."""
     students = [copy.deepcopy(work.student) for _ in range(2)]
     images, teacher = work.images, copy.deepcopy(work.teacher)
@@ -150,7 +143,7 @@ def _rows(store: SoftLabels, indices: Iterable[Any]) -> TopK:
     return TopK(values, torch.stack([torch.tensor(row.ids[0].astype("int64")) for row in rows]))
 
 
-def test_step_from_the_store(ratio: Callable[..., None], work: SimpleNamespace, tmp_path: Path) -> None:
+def test_step_from_the_store(ratio, work, tmp_path):
     store = _store(tmp_path / "s", torch.randn(BATCH, CLASSES))
     ours = _StoredTask(copy.deepcopy(work.student))
     plain = ClassificationTask(copy.deepcopy(work.student), criterion=nn.CrossEntropyLoss(), verbose=False)
@@ -168,7 +161,7 @@ TEACHERS, SEEDS = 2, 3
 STUDENTS = ("resnet10t", "mobilenetv2_050", "test_resnet")
 
 
-def test_study(ratio: Callable[..., None], tmp_path: Path) -> None:
+def test_study(ratio, tmp_path):
     """2 teachers x 3 students x 3 seeds, each run of a few steps with its data loading.
 
     As in the study engine, a teacher is a checkpoint of one smoothing and one seed, and teaches the three
