@@ -87,7 +87,6 @@ def pair(store: Path) -> Iterator[Callable[..., tuple[Processes, Processes]]]:
 @pytest.mark.parametrize(
     ("first", "how"),
     [(False, "in batches"), (True, "for the first time (checksums)")],
-    ids=["again", "first"],
 )
 def test_reading_batches(ratio, store, pair, first, how):
     """For the first time every block is checked against its checksum: so in every epoch of a training."""
