@@ -28,21 +28,6 @@ from lskd_study.data.text.iwslt14 import prepare_iwslt14
 from lskd_study.data.text.number_words import prepare_number_words
 from lskd_study.data.text.parallel import write_data_bin
 
-_IMAGE_FOLDERS: tuple[Callable[..., Made], ...] = (
-    prepare_imagenet,
-    prepare_cub200,
-    prepare_imaterialist,
-    prepare_inat2019,
-    prepare_imagenet_lt,
-    prepare_places_lt,
-    prepare_fashion_mnist,
-    prepare_imagenet_subset,
-    prepare_subset,
-    prepare_long_tail,
-    prepare_noise,
-    prepare_digits,
-)
-_PARALLEL_TEXT: tuple[Callable[..., Made], ...] = (prepare_iwslt14, prepare_ding, prepare_number_words)
 _DATA_BIN = inspect.Parameter(
     "data_bin",
     inspect.Parameter.KEYWORD_ONLY,
@@ -110,7 +95,20 @@ def _print_text(made: Made, data_bin: Path | None, arguments: Mapping[str, Any])
         print(f"lskd: warning: expected {expected}; the archive is not the one of 2014", file=sys.stderr)
 
 
-for _prepare in _IMAGE_FOLDERS:
+for _prepare in (
+    prepare_imagenet,
+    prepare_cub200,
+    prepare_imaterialist,
+    prepare_inat2019,
+    prepare_imagenet_lt,
+    prepare_places_lt,
+    prepare_fashion_mnist,
+    prepare_imagenet_subset,
+    prepare_subset,
+    prepare_long_tail,
+    prepare_noise,
+    prepare_digits,
+):
     _add(_prepare)
-for _prepare in _PARALLEL_TEXT:
+for _prepare in (prepare_iwslt14, prepare_ding, prepare_number_words):
     _add(_prepare, _DATA_BIN)
