@@ -93,8 +93,7 @@ def _prepare(
 
     def plan() -> Rows:
         entries = {split: _read(file, name) for split, file in files.items()}
-        labels = _labels(entries, files)
-        folders = _folder_names(labels)
+        folders = _class_folders(entries, files)
         numbers = count((split, folders[entry.label]) for split in entries for entry in entries[split])
         check_numbers(name, numbers, expect)
         images, missing = [], []
@@ -145,8 +144,8 @@ def _read(file: Path, name: str) -> list[_Entry]:
     return entries
 
 
-def _labels(entries: Mapping[str, Sequence[_Entry]], files: Mapping[str, Path]) -> dict[int, str]:
-    """Return the class of each number in the lists."""
+def _class_folders(entries: Mapping[str, Sequence[_Entry]], files: Mapping[str, Path]) -> dict[int, str]:
+    """Return the folder of each number in the lists: its class, so named that folders sort by the numbers."""
     labels: dict[int, str] = {}
     for split, part in entries.items():
         for entry in part:
@@ -163,7 +162,11 @@ def _labels(entries: Mapping[str, Sequence[_Entry]], files: Mapping[str, Path]) 
     only_one = {split: {entry.label for entry in part} for split, part in entries.items()}
     if odd := only_one["train"] ^ only_one["val"]:
         raise LskdError(f"class {labels[min(odd)]} is in one of {files['train']} and {files['val']} only")
-    return labels
+    names = [labels[number] for number in range(len(labels))]
+    if names == sorted(names):
+        return labels
+    width = len(str(len(names) - 1))
+    return {number: f"{number:0{width}d}_{name}" for number, name in enumerate(names)}
 
 
 def _class_of(path: PurePosixPath) -> str:
@@ -178,15 +181,6 @@ def _class_of(path: PurePosixPath) -> str:
     if len(parts) > 1 and len(parts[0]) == 1 and parts[1].startswith(parts[0]):
         parts = parts[1:]
     return "-".join(parts)
-
-
-def _folder_names(labels: Mapping[int, str]) -> dict[int, str]:
-    """Name the folders so that they sort by the numbers of the lists."""
-    names = [labels[number] for number in range(len(labels))]
-    if names == sorted(names):
-        return dict(labels)
-    width = len(str(len(names) - 1))
-    return {number: f"{number:0{width}d}_{name}" for number, name in enumerate(names)}
 
 
 def _folders(source: Path, name: str, path: PurePosixPath) -> Iterator[Path]:
