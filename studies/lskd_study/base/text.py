@@ -90,7 +90,7 @@ def first_problem(error: Any) -> str:
 
 
 def storable(name: str) -> bool:
-    """Whether a name is UTF-8 text in one line, as tables and files of keys need it."""
+    """Return whether a name is UTF-8 text in one line, as tables and files of keys need it."""
     try:
         name.encode()
     except UnicodeEncodeError:  # bytes that Python could not decode

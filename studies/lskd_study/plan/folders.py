@@ -1,4 +1,4 @@
-"""The folder of a run or a store: held, begun or gone on with; only what the study wrote is removed."""
+"""The folder of a run or a store: locked, begun or gone on with; only what the study wrote is removed."""
 
 import contextlib
 import errno
@@ -24,8 +24,8 @@ LABELS = tuple(f"labels/{name}" for name in ("manifest.json", ".*.new", "lock", 
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it; the kernel lets go when the process ends, however it ends.
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder and lock it; the kernel lets go when the process ends, however it ends.
 
     Raises:
         LskdError: another process is at work in it, it is a link, or it cannot be made.
@@ -58,7 +58,7 @@ def begin(
     can_go_on: Callable[[], bool],
     files: Sequence[str],
 ) -> tuple[int, bool]:
-    """Note what is begun in a folder that is held; return how often that was resumed, and whether it is now.
+    """Note what is begun in a locked folder; return how often that was resumed, and whether it is now.
 
     What was begun as something else is of no use and goes, by the names that it wrote. Where nothing says
     what was begun, everything is moved aside.

@@ -158,5 +158,5 @@ def _same(row: Row, key: RowKey) -> bool:
 
 
 def names_table(plan: Plan, tables: Sequence[str]) -> bool:
-    """Whether a study says that it reproduces one of these tables."""
+    """Return whether a study says that it reproduces one of these tables."""
     return any(name in tables for name in plan.paper)

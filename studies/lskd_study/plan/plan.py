@@ -200,7 +200,7 @@ class Plan:
         return self.root / run.folder
 
     def done(self, run: Run) -> bool:
-        """Whether the run is finished: ``job.json`` is written last and whole."""
+        """Return whether the run is finished: ``job.json`` is written last and whole."""
         return (self.folder(run) / JOB).exists()
 
     def failed(self, made: Run | Store) -> str:

@@ -20,7 +20,7 @@ from lskd.checkpoints import file_checksum
 from lskd_study.base import provenance
 from lskd_study.base.gpus import chosen_gpus
 from lskd_study.base.progress import open_log, say
-from lskd_study.plan.folders import LOG, begin, held
+from lskd_study.plan.folders import LOG, begin, locked
 from lskd_study.plan.plan import JOB, TEACHER_FAILED, Plan, Run, Store
 from lskd_study.plan.records import MadeRun, read_record
 from lskd_study.runs.data_checksum import check_same_data, data_checksum
@@ -42,7 +42,7 @@ def run_job(plan: Plan, made: Run | Store) -> None:
     os.chdir(plan.cwd)
     folder = Path(plan.output, made.folder)
     work = Training(plan, made) if isinstance(made, Run) else Storing(plan, made)
-    with held(folder), chosen_gpus(plan.resources, lambda line: say(f"{work.name}  {line}")) as devices:
+    with locked(folder), chosen_gpus(plan.resources, lambda line: say(f"{work.name}  {line}")) as devices:
         started = time.monotonic()
         teacher, data = teacher_identity(plan, made), data_checksum(plan)
         resumed, said = 0, ""

@@ -95,7 +95,7 @@ def prepare_long_tail(
     output: OutputBeside = None,
     copy: Copy = False,
 ) -> Made:
-    """Give the training classes of any image folder the sizes of a Pareto distribution.
+    """Keep so many images of any image folder that training classes have the sizes of a Pareto distribution.
 
     Which class gets which size, and which of its images stay, is drawn at random; validation stays as it is.
     ``alpha`` is 6 in the paper's Appendix A.
@@ -142,7 +142,7 @@ def pareto_sizes(classes: int, alpha: float, head: int, tail: int) -> list[int]:
 def _assign(
     sizes: Sequence[int], classes: Mapping[str, Sequence[str]], generator: random.Random, source: Path
 ) -> dict[str, int]:
-    """Give the sizes, largest first, to classes that have as many images, at random among those."""
+    """Assign the sizes, largest first, to classes that have as many images, at random among those."""
     left = sorted(classes)
     assigned = {}
     for size in sizes:
@@ -166,7 +166,7 @@ def prepare_noise(
     output: OutputBeside = None,
     copy: Copy = False,
 ) -> Made:
-    """Give training images of any image folder wrong labels; noise.csv says which.
+    """Put wrong labels on training images of any image folder; noise.csv says which.
 
     Each other class is equally likely (symmetric noise). Exactly ``round(rate * images)`` labels are
     changed, so ``rate`` counts wrong labels: a definition that draws from all classes, the right one among

@@ -42,7 +42,7 @@ def write_parallel(
     Args:
         output: folder to write.
         name: of the data set, for the manifest.
-        make: gives the pairs (German, English) by split, and what else belongs into the manifest.
+        make: returns the pairs (German, English) by split, and what else belongs into the manifest.
         bpe_tokens: subwords to learn on the joint training text; 0 for none.
         source: fingerprint of the file that the text comes from, if there is one.
 
@@ -114,7 +114,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _whole_folder(output: Path) -> Iterator[Path]:
-    """Give a scratch folder, which becomes ``output`` (absent, or empty) when all is written, or is removed.
+    """Yield a scratch folder, which becomes ``output`` (absent, or empty) when all is written, or is removed.
 
     Raises:
         LskdError: the disk cannot take it.
