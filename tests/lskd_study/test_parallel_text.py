@@ -11,7 +11,7 @@ from lskd_study.cli.main import main
 from lskd_study.data.text.ding import prepare_ding
 from lskd_study.data.text.iwslt14 import prepare_iwslt14, segments
 from lskd_study.data.text.number_words import prepare_number_words
-from lskd_study.data.text.parallel import SPLITS, clean_pairs
+from lskd_study.data.text.parallel import TEXT_SPLITS, clean_pairs
 
 pytestmark = pytest.mark.unit
 
@@ -42,9 +42,9 @@ def test_number_words_are_disjoint_whole_and_repeatable(tmp_path):
     again = prepare_number_words(tmp_path / "b", 300, 30, 20, bpe_tokens=50).manifest
     other = prepare_number_words(tmp_path / "c", 300, 30, 20, bpe_tokens=50, seed=2).manifest
     assert again["listing_sha256"] == manifest["listing_sha256"] != other["listing_sha256"]
-    everything = [line for split in SPLITS for line in lines(tmp_path / "a", split, "en")]
+    everything = [line for split in TEXT_SPLITS for line in lines(tmp_path / "a", split, "en")]
     assert len(set(everything)) == 350
-    for split in SPLITS:
+    for split in TEXT_SPLITS:
         for language in ("de", "en"):
             words = lines(tmp_path / "a" / "words", split, language)
             assert [line.replace("@@ ", "") for line in lines(tmp_path / "a", split, language)] == words

@@ -20,7 +20,7 @@ LOCK = ".lock"
 LOG = "train.log"
 # What a job writes itself, whatever trains; the second is left by a process that is killed while it writes.
 _OWN = (BEGUN, ".*.new", LOG, CURVES, LOGITS, f".{LOGITS}", TRANSLATIONS, JOB)
-LABELS = tuple(f"labels/{name}" for name in ("manifest.json", ".*.new", "lock", "*.bin", "*.bin.sums"))
+LABEL_FILES = tuple(f"labels/{name}" for name in ("manifest.json", ".*.new", "lock", "*.bin", "*.bin.sums"))
 
 
 @contextlib.contextmanager

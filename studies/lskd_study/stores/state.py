@@ -11,7 +11,7 @@ from typing import Any
 from lskd import LskdError, SoftLabels, SoftLabelsError
 from lskd.base.files import write_text
 from lskd_study.base.gpus import VISIBLE
-from lskd_study.plan.folders import LABELS, remove_files
+from lskd_study.plan.folders import LABEL_FILES, remove_files
 from lskd_study.plan.plan import JOB, Plan, Run, Store
 from lskd_study.plan.records import MadeRun, MadeStore, read_record
 from lskd_study.trainers import trainer_of
@@ -88,7 +88,7 @@ def release_stores(plan: Plan) -> None:
             if record := record_of(plan, store):
                 write_text(labels.parent / JOB, json.dumps({**record, "removed": True}, indent=2) + "\n")
             with contextlib.suppress(OSError):
-                remove_files(labels.parent, LABELS)
+                remove_files(labels.parent, LABEL_FILES)
                 labels.rmdir()  # where nothing else lies in it
 
 
