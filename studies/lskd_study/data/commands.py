@@ -110,5 +110,5 @@ for _prepare in (
     prepare_digits,
 ):
     _add(_prepare)
-for _prepare in (prepare_iwslt14, prepare_ding, prepare_number_words):
-    _add(_prepare, _DATA_BIN)
+for _prepare_text in (prepare_iwslt14, prepare_ding, prepare_number_words):
+    _add(_prepare_text, _DATA_BIN)
