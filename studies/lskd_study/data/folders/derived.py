@@ -95,7 +95,7 @@ def prepare_long_tail(
     output: OutputBeside = None,
     copy: Copy = False,
 ) -> Made:
-    """Keep so many images of any image folder that training classes have the sizes of a Pareto distribution.
+    """Draw training images of any image folder so that its class sizes follow a Pareto distribution.
 
     Which class gets which size, and which of its images stay, is drawn at random; validation stays as it is.
     ``alpha`` is 6 in the paper's Appendix A.
