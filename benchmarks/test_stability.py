@@ -1,9 +1,6 @@
 """What it costs to measure a teacher: beside its evaluation, and from a file of logits."""
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 import timm
 import torch
 from torchmetrics import MetricCollection
@@ -39,19 +36,12 @@ def test_metrics_beside_an_evaluation(ratio):
     )
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    generator = np.random.default_rng(0)
-    labels = np.repeat(np.arange(1000), 50)
-    logits = generator.standard_normal((50_000, 1000), dtype=np.float32)
-    logits[np.arange(len(labels)), labels] += 4
-    path = tmp_path_factory.mktemp("logits") / "logits.npz"
-    np.savez(path, logits=logits, labels=labels)
-    return path
-
-
-def test_file_of_logits(ratio, file):
+def test_file_of_logits(ratio, tmp_path):
     """Everything `lskd stability` says of one teacher, against NumPy reading it and taking one softmax."""
+    file, labels = tmp_path / "logits.npz", np.repeat(np.arange(1000), 50)
+    logits = np.random.default_rng(0).standard_normal((50_000, 1000), dtype=np.float32)
+    logits[np.arange(len(labels)), labels] += 4
+    np.savez(file, logits=logits, labels=labels)
 
     def ours() -> None:
         outputs = read_outputs(file)
