@@ -72,7 +72,8 @@ def prepare_imagenet(
                 linked += [Image(split, k, name, folder / k / name) for k in labels for name in labels[k]]
             else:
                 assert devkit is not None
-                linked += _flat_validation(folder, devkit)
+                matches = {path: _VALIDATION.fullmatch(path.name) for path in sorted(folder.iterdir())}
+                linked += [devkit.image(match, path, folder) for path, match in matches.items() if match]
 
         def unpacked() -> Iterator[Image]:
             if "train" in files:
@@ -128,11 +129,6 @@ def _read_devkit(file: Path) -> _Devkit:
                 f"get it again from {PUBLISHED['imagenet'].get}"
             ) from error
         return _Devkit((Path(scratch) / META).read_bytes(), load_meta_file(scratch)[1])
-
-
-def _flat_validation(folder: Path, devkit: _Devkit) -> list[Image]:
-    matches = {path: _VALIDATION.fullmatch(path.name) for path in sorted(folder.iterdir())}
-    return [devkit.image(match, path, folder) for path, match in matches.items() if match]
 
 
 def _training(file: Path) -> Iterator[Image]:

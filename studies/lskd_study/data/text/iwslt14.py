@@ -85,7 +85,7 @@ def train_lines(text: str) -> list[str]:
     >>> train_lines("<url>x</url>\\n<title>Ein Titel</title>\\n Das ist gut. \\n")
     ['Ein Titel', ' Das ist gut. ']
     """
-    lines = text.split("\n")[:-1] if text.endswith("\n") else text.split("\n")
+    lines = text.removesuffix("\n").split("\n")
     return [_TAGS.sub("", line) for line in lines if not any(tag in line for tag in _DROPPED)]
 
 

@@ -166,7 +166,7 @@ def _subwords(folder: Path, train: Sequence[Pair], tokens: int) -> Callable[[str
     from subword_nmt.apply_bpe import BPE
     from subword_nmt.learn_bpe import learn_bpe
 
-    text = io.StringIO("".join(f"{line}\n" for column in (0, 1) for line in (pair[column] for pair in train)))
+    text = io.StringIO("".join(f"{pair[column]}\n" for column in (0, 1) for pair in train))
     codes = io.StringIO()
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # its progress bar
         learn_bpe(text, codes, num_symbols=tokens)
