@@ -3,14 +3,15 @@
 python benchmarks/growth.py                     # or make bench-growth: about a minute on one core
 """
 
-import argparse
 import csv
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 
@@ -19,7 +20,6 @@ import numpy as np
 import timm
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from torch.nn import functional
@@ -28,19 +28,18 @@ from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter, TopK
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.terms import top_k_log_probabilities
 
-HERE = Path(__file__).parent
+CSV, FIGURE = (Path(__file__).with_suffix(suffix) for suffix in (".csv", ".png"))
 TOP_K = 10
 
 
 @dataclass(frozen=True)
-class Point:
-    """One measurement: a curve of a panel, where on it, what was measured, and what was expected there."""
+class Curve:
+    """A curve of a panel: what was measured, by size, and what is expected at any size."""
 
     panel: str
-    curve: str
-    x: int
-    y: float
-    expected: float
+    name: str
+    measured: dict[int, float]
+    expected: Callable[[Any], Any]
 
 
 PANELS = {
@@ -54,25 +53,17 @@ PANELS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--csv", type=Path, default=HERE / "growth.csv", help="default: benchmarks/growth.csv"
-    )
-    parser.add_argument(
-        "--figure", type=Path, default=HERE / "growth.png", help="default: benchmarks/growth.png"
-    )
-    args = parser.parse_args()
     torch.manual_seed(0)
-    points = [*batches(), *losses("classes", (10, 100, 1000, 5000, 10_000, 21_843))]
-    points += [*losses("vocabulary", (1000, 4000, 16_000, 32_000, 64_000, 128_000)), *stores()]
-    with args.csv.open("w", encoding="utf-8", newline="") as file:
+    curves = [*batches(), *losses("classes", (10, 100, 1000, 5000, 10_000, 21_843))]
+    curves += [*losses("vocabulary", (1000, 4000, 16_000, 32_000, 64_000, 128_000)), *stores()]
+    with CSV.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["panel", "curve", "x", "y", "expected"])
-        writer.writerows([p.panel, p.curve, p.x, f"{p.y:.6g}", f"{p.expected:.6g}"] for p in points)
-    draw(points, args.figure)
-    print(f"{args.csv}\n{args.figure}")
+        for curve in curves:
+            for x, y in curve.measured.items():
+                writer.writerow([curve.panel, curve.name, x, f"{y:.6g}", f"{curve.expected(x):.6g}"])
+    draw(curves)
+    print(f"{CSV}\n{FIGURE}")
 
 
 def milliseconds(work: Callable[[], object], least: float = 0.3) -> float:
@@ -87,15 +78,14 @@ def milliseconds(work: Callable[[], object], least: float = 0.3) -> float:
     return 1000 * statistics.median(times)
 
 
-def linear(panel: str, curve: str, measured: dict[int, float]) -> Iterator[Point]:
+def linear(panel: str, name: str, measured: dict[int, float]) -> Curve:
     """Expected is a fixed part and one in proportion, as the smallest and the largest measurement say."""
     first, last = min(measured), max(measured)
     slope = (measured[last] - measured[first]) / (last - first)
-    for x, y in measured.items():
-        yield Point(panel, curve, x, y, measured[first] + slope * (x - first))
+    return Curve(panel, name, measured, lambda x: measured[first] + slope * (x - first))
 
 
-def batches() -> Iterator[Point]:
+def batches() -> Iterator[Curve]:
     student = timm.create_model("resnet18", num_classes=1000)
     teacher = timm.create_model("resnet18", num_classes=1000).eval().requires_grad_(False)
     loss = DistillationLoss()
@@ -122,10 +112,12 @@ def batches() -> Iterator[Point]:
             step(lambda z: functional.cross_entropy(z, labels)),
         )
 
-    return curves("batch", ("online", "from the store", "cross-entropy"), (2, 4, 8, 16, 32, 64), measure)
+    return side_by_side(
+        "batch", ("online", "from the store", "cross-entropy"), (2, 4, 8, 16, 32, 64), measure
+    )
 
 
-def losses(panel: str, sizes: tuple[int, ...]) -> Iterator[Point]:
+def losses(panel: str, sizes: tuple[int, ...]) -> Iterator[Curve]:
     loss = DistillationLoss()
 
     def measure(size: int) -> tuple[float, ...]:
@@ -147,40 +139,40 @@ def losses(panel: str, sizes: tuple[int, ...]) -> Iterator[Point]:
         )
 
     names = ("all classes of the teacher", f"its top {TOP_K}", "cross-entropy")
-    return curves(panel, names, sizes, measure)
+    return side_by_side(panel, names, sizes, measure)
 
 
-def curves(
+def side_by_side(
     panel: str, names: tuple[str, ...], sizes: tuple[int, ...], measure: Callable[[int], tuple[float, ...]]
-) -> Iterator[Point]:
+) -> Iterator[Curve]:
     measured = {size: measure(size) for size in sizes}
     for number, name in enumerate(names):
-        yield from linear(panel, name, {size: times[number] for size, times in measured.items()})
+        yield linear(panel, name, {size: times[number] for size, times in measured.items()})
 
 
-def stores() -> Iterator[Point]:
+def stores() -> Iterator[Curve]:
     """Sizes are expected to be 4 + 4 K bytes an image and epoch; times to be linear."""
-    reading: dict[int, float] = {}
-    for samples in (1000, 10_000, 100_000, 1_000_000):
-        with tempfile.TemporaryDirectory() as folder:
-            size = write(Path(folder) / "s", samples, 1)
-            yield Point("samples", "on disk", samples, size, (4 + 4 * TOP_K) * samples)
+    by_samples, by_epochs, reading = {}, {}, {}
+
+    def read(path: Path, order: Any) -> None:
+        labels = SoftLabels(path)
+        for start in range(0, len(order), 256):
+            labels.take(order[start : start + 256])
+
+    with tempfile.TemporaryDirectory() as folder:
+        for samples in (1000, 10_000, 100_000, 1_000_000):
+            path = Path(folder) / f"samples{samples}"
+            by_samples[samples] = write(path, samples, 1)
             order = np.random.default_rng(0).permutation(samples)
-
-            def read(folder: str = folder, order: np.ndarray = order) -> None:  # type: ignore[type-arg]
-                labels = SoftLabels(Path(folder) / "s")
-                for start in range(0, len(order), 256):
-                    labels.take(order[start : start + 256])
-
-            reading[samples] = milliseconds(read)
-    yield from linear("reading", "SoftLabels.take", reading)
-    for epochs in (1, 3, 10, 30, 100):
-        with tempfile.TemporaryDirectory() as folder:
-            size = write(Path(folder) / "s", 10_000, epochs)
-            yield Point("epochs", "on disk", epochs, size, (4 + 4 * TOP_K) * 10_000 * epochs)
+            reading[samples] = milliseconds(partial(read, path, order))
+        for epochs in (1, 3, 10, 30, 100):
+            by_epochs[epochs] = write(Path(folder) / f"epochs{epochs}", 10_000, epochs)
+    yield Curve("samples", "on disk", by_samples, lambda samples: (4 + 4 * TOP_K) * samples)
+    yield linear("reading", "SoftLabels.take", reading)
+    yield Curve("epochs", "on disk", by_epochs, lambda epochs: (4 + 4 * TOP_K) * 10_000 * epochs)
 
 
-def write(path: Path, samples: int, epochs: int) -> int:
+def write(path: Path, samples: int, epochs: int) -> float:
     """Write random soft labels and return what they take on the disk."""
     layout = SoftLabelsLayout(1000, TOP_K, samples, epochs, rows_per_sample=1, seeds=True)
     generator = np.random.default_rng(0)
@@ -191,13 +183,16 @@ def write(path: Path, samples: int, epochs: int) -> int:
     return sum(file.stat().st_size for file in path.iterdir())
 
 
-def draw(points: list[Point], path: Path) -> None:
+def draw(curves: list[Curve]) -> None:
     """Panels of two logarithmic axes: dots are measured, lines expected."""
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
     for axis, (panel, (x_name, y_name, title)) in zip(axes.flat, PANELS.items(), strict=True):
-        curves = dict.fromkeys(point.curve for point in points if point.panel == panel)
-        for number, curve in enumerate(curves):
-            _curve(axis, [p for p in points if (p.panel, p.curve) == (panel, curve)], f"C{number}")
+        for number, curve in enumerate(curve for curve in curves if curve.panel == panel):
+            colour, sizes = f"C{number}", list(curve.measured)
+            axis.plot(sizes, list(curve.measured.values()), "o", color=colour, label=curve.name)
+            # A straight line with a fixed part is a curve on logarithmic axes.
+            x = np.geomspace(sizes[0], sizes[-1], 100)
+            axis.plot(x, curve.expected(x), "-", color=colour, linewidth=1, alpha=0.7)
         axis.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name, title=title)
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.legend(frameon=False, fontsize="small")
@@ -205,16 +200,7 @@ def draw(points: list[Point], path: Path) -> None:
     figure.suptitle(
         "Dots: measured. Lines: expected (times: linear between the ends; bytes: 4 + 4K an image and epoch)"
     )
-    figure.savefig(path, dpi=110)
-
-
-def _curve(axis: Axes, points: list[Point], colour: str) -> None:
-    axis.plot([p.x for p in points], [p.y for p in points], "o", color=colour, label=points[0].curve)
-    # A straight line with a fixed part is a curve on logarithmic axes.
-    first, last = points[0], points[-1]
-    x = np.geomspace(first.x, last.x, 100)
-    slope = (last.expected - first.expected) / (last.x - first.x)
-    axis.plot(x, first.expected + slope * (x - first.x), "-", color=colour, linewidth=1, alpha=0.7)
+    figure.savefig(FIGURE, dpi=110)
 
 
 if __name__ == "__main__":

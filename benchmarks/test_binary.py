@@ -13,7 +13,7 @@ from mmcls_bnn.binary.reactnet import ReActNet
 _PLAIN = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "mmcls_bnn" / "straightforward.py"))
 
 
-def test_binary_activation_against_the_polynomial(ratio: Callable[..., None]) -> None:
+def test_binary_activation_against_the_polynomial(ratio):
     x = torch.randn(32, 64, 56, 56, requires_grad=True)
     bias = torch.zeros(1, 64, 1, 1, requires_grad=True)
     gradient = torch.randn(32, 64, 56, 56)
@@ -30,7 +30,7 @@ def test_binary_activation_against_the_polynomial(ratio: Callable[..., None]) ->
     )
 
 
-def test_training_step_of_reactnet18(ratio: Callable[..., None]) -> None:
+def test_training_step_of_reactnet18(ratio):
     torch.manual_seed(0)
     plain = _PLAIN["ReActNet18"]()
     ours = ReActNet(18)

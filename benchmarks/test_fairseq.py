@@ -82,9 +82,7 @@ def _distilling(work: SimpleNamespace, **flags: Any) -> LsKdCriterion:
     return criterion
 
 
-def test_stored_top_8_against_label_smoothed_cross_entropy(
-    ratio: Callable[..., None], work: SimpleNamespace
-) -> None:
+def test_stored_top_8_against_label_smoothed_cross_entropy(ratio, work):
     plain = LabelSmoothedCrossEntropyCriterion(work.task, False, 0.1)
     ratio(
         "fairseq step, stored top-8 / label_smoothed_cross_entropy",
@@ -94,7 +92,7 @@ def test_stored_top_8_against_label_smoothed_cross_entropy(
     )
 
 
-def test_online_against_plain_and_a_forward(ratio: Callable[..., None], work: SimpleNamespace) -> None:
+def test_online_against_plain_and_a_forward(ratio, work):
     criterion = _distilling(work)
     criterion.teacher = SimpleNamespace(
         to=lambda like: None, logits=torch.inference_mode()(lambda net_input: work.teacher(**net_input)[0])

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lskd import DistillationLoss, LossComponents, TopK, fused_distillation
+from lskd import DistillationLoss, TopK, fused_distillation
 
-# Samples, classes, rounds, bar on the time.
-SIZES = [(256, 1000, 101, 0.45), (4096, 10000, 9, 0.25)]
+sizes = pytest.mark.parametrize(("samples", "classes", "rounds"), [(256, 1000, 101), (4096, 10000, 5)])
 
 
 def _naive(student: Tensor, teacher: Tensor) -> Tensor:
@@ -34,10 +33,10 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize(("samples", "classes", "rounds", "bar"), SIZES)
-def test_loss_against_kl_div(
-    ratio: Callable[..., None], name: str, samples: int, classes: int, rounds: int, bar: float
-) -> None:
+@pytest.mark.parametrize(
+    ("samples", "classes", "rounds", "bar"), [(256, 1000, 101, 0.45), (4096, 10000, 9, 0.25)]
+)
+def test_loss_against_kl_div(ratio, name, samples, classes, rounds, bar):
     student = torch.randn(samples, classes, requires_grad=True)
     teacher = torch.randn(samples, classes)
     ratio(
@@ -62,22 +61,14 @@ class _Logits(nn.Module):
         return self.logits
 
 
-@pytest.mark.parametrize(("samples", "classes", "rounds"), [(256, 1000, 101), (4096, 10000, 5)])
-def test_loss_against_the_task_of_timm(
-    ratio: Callable[..., None], samples: int, classes: int, rounds: int
-) -> None:
+@sizes
+def test_loss_against_the_task_of_timm(ratio, samples, classes, rounds):
     """Half soft, half hard, on the same logits; timm's task also passes an image to its two models."""
     task_module = pytest.importorskip("timm.task", reason="this timm has no tasks")
     student, teacher = _Logits(torch.randn(samples, classes)), _Logits(torch.randn(samples, classes))
     labels, images = torch.randint(classes, (samples,)), torch.zeros(1, 3, 1, 1)
-    task = task_module.LogitDistillationTask(
-        student,
-        teacher,
-        criterion=nn.CrossEntropyLoss(),
-        task_loss_weight=0.5,
-        temperature=4.0,
-        verbose=False,
-    )
+    weights = {"task_loss_weight": 0.5, "temperature": 4.0, "verbose": False}
+    task = task_module.LogitDistillationTask(student, teacher, criterion=nn.CrossEntropyLoss(), **weights)
     loss = DistillationLoss(4.0, True, 0.5)
 
     def peer() -> None:
@@ -92,10 +83,8 @@ def test_loss_against_the_task_of_timm(
     )
 
 
-@pytest.mark.parametrize(("samples", "classes", "rounds"), [(256, 1000, 101), (4096, 10000, 5)])
-def test_loss_against_torchdistill(
-    ratio: Callable[..., None], samples: int, classes: int, rounds: int
-) -> None:
+@sizes
+def test_loss_against_torchdistill(ratio, samples, classes, rounds):
     """Half soft, half hard, T^2 on the soft half; torchdistill leaves T^2 out where alpha is 0 or None."""
     module = pytest.importorskip("torchdistill.losses.mid_level", reason="torchdistill is not installed")
     student = torch.randn(samples, classes, requires_grad=True)
@@ -110,32 +99,19 @@ def test_loss_against_torchdistill(
     def ours(logits: Tensor, given: Tensor) -> Tensor:
         return loss(logits, given, labels)
 
-    _assert_same(ours, peer, student, teacher, loss.components(student, teacher, labels))
+    # The peer has the divergence alone, without the teacher's entropy.
+    constant = 0.5 * 16 * loss.components(student, teacher, labels).teacher_entropy
+    losses = [ours(student, teacher), peer(student, teacher)]
+    torch.testing.assert_close(losses[0] - constant, losses[1], rtol=1e-4, atol=1e-4)
+    # Of a sample: the mean's gradients are too small to compare.
+    gradients = [torch.autograd.grad(value, student)[0] * samples for value in losses]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
     ratio(
         f"DistillationLoss {samples} x {classes}, T = 4, with labels / torchdistill's KDLoss",
         _step(ours, student, teacher),
         _step(peer, student, teacher),
         rounds=rounds,
     )
-
-
-def _assert_same(
-    ours: Callable[[Tensor, Tensor], Tensor],
-    peer: Callable[[Tensor, Tensor], Tensor],
-    student: Tensor,
-    teacher: Tensor,
-    parts: LossComponents,
-) -> None:
-    """Compare losses, ours less the teacher's entropy (a peer has the divergence alone), and gradients."""
-    constant = 0.5 * 16 * parts.teacher_entropy
-    torch.testing.assert_close(
-        ours(student, teacher) - constant, peer(student, teacher), rtol=1e-4, atol=1e-4
-    )
-    gradients = []
-    for loss in (ours, peer):
-        (gradient,) = torch.autograd.grad(loss(student, teacher), student)
-        gradients.append(gradient * len(student))  # of a sample: the mean's are too small to compare
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 _PEAK = """
@@ -159,7 +135,7 @@ print(memory("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-def test_peak_memory_against_kl_div(quantity: Callable[..., None]) -> None:
+def test_peak_memory_against_kl_div(quantity):
     """What a process needs at most above its inputs, each in a process of its own."""
 
     def peak(which: str) -> float:
@@ -173,7 +149,7 @@ def test_peak_memory_against_kl_div(quantity: Callable[..., None]) -> None:
     )
 
 
-def test_fused_top_8_against_cross_entropy(ratio: Callable[..., None]) -> None:
+def test_fused_top_8_against_cross_entropy(ratio):
     student = torch.randn(4096, 10000, requires_grad=True)
     values, ids = torch.randn(4096, 10000).log_softmax(-1).topk(8)
     labels = torch.randint(10000, (4096,))

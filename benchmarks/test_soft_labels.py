@@ -3,7 +3,6 @@
 import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +84,12 @@ def pair(store: Path) -> Iterator[Callable[..., tuple[Processes, Processes]]]:
         processes.end()
 
 
-def _in_batches(store: Path, pair: Any) -> tuple[SoftLabels, Processes, Processes]:
+@pytest.mark.parametrize(
+    ("first", "how"),
+    [(False, "in batches"), (True, "for the first time (checksums)")],
+)
+def test_reading_batches(ratio, store, pair, first, how):
+    """For the first time every block is checked against its checksum: so in every epoch of a training."""
     labels = SoftLabels(store)
     rows = np.memmap(store / "rows.bin", LAYOUT.row, mode="r")
 
@@ -98,40 +102,18 @@ def _in_batches(store: Path, pair: Any) -> tuple[SoftLabels, Processes, Processe
             there = rows[keys]
             _ = there["values"], there["ids"]
 
-    return labels, *pair(ours, peer)
+    one, other = pair(ours, peer)
 
-
-def test_reading_batches(ratio: Callable[..., None], store: Path, pair: Any) -> None:
-    _, one, other = _in_batches(store, pair)
-    ratio(
-        "store, 8 processes read an epoch in batches / NumPy: memmap[keys]",
-        one.read_an_epoch,
-        other.read_an_epoch,
-        bar=1 / 0.7,
-        rounds=11,
-    )
-
-
-def test_reading_batches_of_a_store_that_was_just_opened(
-    ratio: Callable[..., None], store: Path, pair: Any
-) -> None:
-    """Every block is checked against its checksum in every round, as in every epoch of a training."""
-    labels, one, other = _in_batches(store, pair)
-
-    def anew() -> None:
-        labels._rows_file._checked[:] = False  # shared with the processes
+    def read() -> None:
+        if first:
+            labels._rows_file._checked[:] = False  # shared with the processes
         one.read_an_epoch()
 
-    ratio(
-        "store, 8 processes read an epoch for the first time (checksums) / NumPy: memmap[keys]",
-        anew,
-        other.read_an_epoch,
-        bar=1 / 0.7,
-        rounds=11,
-    )
+    name = f"store, 8 processes read an epoch {how} / NumPy: memmap[keys]"
+    ratio(name, read, other.read_an_epoch, bar=1 / 0.7, rounds=11)
 
 
-def test_reading_one_by_one(ratio: Callable[..., None], store: Path, pair: Any) -> None:
+def test_reading_one_by_one(ratio, store, pair):
     labels = SoftLabels(store)
     rows = np.asarray(np.memmap(store / "rows.bin", LAYOUT.row, mode="r"))
 
@@ -159,9 +141,7 @@ def test_reading_one_by_one(ratio: Callable[..., None], store: Path, pair: Any) 
     ("ours", "theirs", "bar"),
     [("float32", "float32", 0.5), ("float16", "float32", 0.5), ("float16", "float16", None)],
 )
-def test_size_against_fkd(
-    quantity: Callable[..., None], tmp_path: Path, ours: str, theirs: str, bar: float | None
-) -> None:
+def test_size_against_fkd(quantity, tmp_path, ours, theirs, bar):
     """An image's 500 crops with the top 5, as FKD's generate_soft_label.py saves them (float32 by default).
 
     It saves a list of three NumPy arrays: coordinates (500, 4), flips (500,), and class ids and probabilities

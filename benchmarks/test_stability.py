@@ -1,10 +1,6 @@
 """What it costs to measure a teacher: beside its evaluation, and from a file of logits."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
-import pytest
 import timm
 import torch
 from torchmetrics import MetricCollection
@@ -15,7 +11,7 @@ from lskd_study.teachers.outputs import read_outputs
 DEFINITIONS = ("target_std", "vector_l2", "between_vector_l2", "between_target_std")
 
 
-def test_metrics_beside_an_evaluation(ratio: Callable[..., None]) -> None:
+def test_metrics_beside_an_evaluation(ratio):
     """A ResNet-18 over images of 224 px with the four stabilities, against without."""
     model = timm.create_model("resnet18", pretrained=False).eval()
     images = [torch.randn(8, 3, 224, 224) for _ in range(4)]
@@ -40,19 +36,12 @@ def test_metrics_beside_an_evaluation(ratio: Callable[..., None]) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    generator = np.random.default_rng(0)
-    labels = np.repeat(np.arange(1000), 50)
-    logits = generator.standard_normal((50_000, 1000), dtype=np.float32)
-    logits[np.arange(len(labels)), labels] += 4
-    path = tmp_path_factory.mktemp("logits") / "logits.npz"
-    np.savez(path, logits=logits, labels=labels)
-    return path
-
-
-def test_file_of_logits(ratio: Callable[..., None], file: Path) -> None:
+def test_file_of_logits(ratio, tmp_path):
     """Everything `lskd stability` says of one teacher, against NumPy reading it and taking one softmax."""
+    file, labels = tmp_path / "logits.npz", np.repeat(np.arange(1000), 50)
+    logits = np.random.default_rng(0).standard_normal((50_000, 1000), dtype=np.float32)
+    logits[np.arange(len(labels)), labels] += 4
+    np.savez(file, logits=logits, labels=labels)
 
     def ours() -> None:
         outputs = read_outputs(file)

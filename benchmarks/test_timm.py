@@ -99,14 +99,7 @@ def _ours(
         ("auto", False, True, None),
     ],
 )
-def test_step_online(
-    ratio: Callable[..., None],
-    work: SimpleNamespace,
-    mode: FastMode,
-    compiled: bool,
-    channels_last: bool,
-    bar: float | None,
-) -> None:
+def test_step_online(ratio, work, mode, compiled, channels_last, bar):
     """The same flags on both sides; the teacher is ours."""
     students = [copy.deepcopy(work.student) for _ in range(2)]
     images, teacher = work.images, copy.deepcopy(work.teacher)
@@ -144,17 +137,13 @@ def _store(path: Path, logits: Tensor) -> SoftLabels:
     return SoftLabels(path)
 
 
-def _rows(store: SoftLabels, indices: Iterable[int]) -> TopK:
+def _rows(store: SoftLabels, indices: Iterable[Any]) -> TopK:
     rows = [store[int(index)] for index in indices]
     values = torch.stack([torch.tensor(row.values[0], dtype=torch.float32) for row in rows])
     return TopK(values, torch.stack([torch.tensor(row.ids[0].astype("int64")) for row in rows]))
 
 
-def _reader(store: SoftLabels, indices: Tensor) -> Callable[[], TopK]:
-    return lambda: _rows(store, indices.tolist())
-
-
-def test_step_from_the_store(ratio: Callable[..., None], work: SimpleNamespace, tmp_path: Path) -> None:
+def test_step_from_the_store(ratio, work, tmp_path):
     store = _store(tmp_path / "s", torch.randn(BATCH, CLASSES))
     ours = _StoredTask(copy.deepcopy(work.student))
     plain = ClassificationTask(copy.deepcopy(work.student), criterion=nn.CrossEntropyLoss(), verbose=False)
@@ -172,7 +161,7 @@ TEACHERS, SEEDS = 2, 3
 STUDENTS = ("resnet10t", "mobilenetv2_050", "test_resnet")
 
 
-def test_study(ratio: Callable[..., None], tmp_path: Path) -> None:
+def test_study(ratio, tmp_path):
     """2 teachers x 3 students x 3 seeds, each run of a few steps with its data loading.
 
     As in the study engine, a teacher is a checkpoint of one smoothing and one seed, and teaches the three
@@ -183,11 +172,10 @@ def test_study(ratio: Callable[..., None], tmp_path: Path) -> None:
     torch.manual_seed(0)
     samples = STEPS * BATCH
     images, labels = torch.randn(samples, 3, PIXELS, PIXELS), torch.randint(STUDY_CLASSES, (samples,))
-    data = TensorDataset(images, labels)
-    numbered = TensorDataset(data.tensors[0], torch.arange(len(data)))
+    data, numbered = TensorDataset(images, labels), TensorDataset(images, torch.arange(samples))
     teacher = timm.create_model("resnet50", num_classes=STUDY_CLASSES)
-    _batch_statistics(teacher, data.tensors[0][:BATCH])
-    fast = choose_fast(teacher.requires_grad_(False), data.tensors[0], "auto")
+    _batch_statistics(teacher, images[:BATCH])
+    fast = choose_fast(teacher.requires_grad_(False), images, "auto")
     print(f"\nstudy: {fast.line}")
     counter = iter(range(1_000_000))
 
@@ -209,7 +197,7 @@ def test_study(ratio: Callable[..., None], tmp_path: Path) -> None:
             store = _store(tmp_path / str(next(counter)), logits)
             for name in STUDENTS:
                 loader = DataLoader(numbered, BATCH, shuffle=True)
-                run(_StoredTask(student(name)), loader, partial(_reader, store))
+                run(_StoredTask(student(name)), loader, partial(partial, _rows, store))
 
     def peer() -> None:
         for _ in range(TEACHERS * SEEDS):

@@ -110,7 +110,6 @@ def without_float64(monkeypatch):
     ``lskd`` believes it of the processor for the whole test; within the context every operation that would
     make such a tensor raises.
     """
-    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 

@@ -1,7 +1,5 @@
 """Finished studies without any training: run folders with simulated results, as a job would write them."""
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from lskd_study.base.text import csv_text
 from lskd_study.cli.doctor import find_chromium
 from lskd_study.plan.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
 from lskd_study.runs.data_checksum import data_checksum
@@ -72,11 +71,7 @@ def write_run(plan: Plan, run: Run, logits: np.ndarray, labels: np.ndarray, curv
 
 
 def write_curves(folder: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    (folder / CURVES).write_text(text.getvalue())
+    (folder / CURVES).write_text(csv_text(columns, ([row[name] for name in columns] for row in rows)))
 
 
 def write_job(plan: Plan, run: Run) -> None:
@@ -152,11 +147,8 @@ def study_maker(root: Path) -> StudyMaker:
                 curves["train_hard_ce"] = 0.2 + jitter
             else:
                 parts = {"train_kl": 0.05 + jitter, "train_teacher_entropy": entropy + jitter}
-                curves |= parts | {
-                    "train_ce": sum(parts.values()),
-                    "train_hard_ce": 0.2,
-                    "train_agreement": 0.9,
-                }
+                curves |= parts | {"train_ce": sum(parts.values())}
+                curves |= {"train_hard_ce": 0.2, "train_agreement": 0.9}
             write_run(plan, run, logits, labels, curves)
         plan.write()
         return plan

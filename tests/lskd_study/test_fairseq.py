@@ -366,7 +366,7 @@ def test_a_data_bin_appears_whole_or_not_at_all(tmp_path, preprocess):
     assert not parallel.write_data_bin(output, tmp_path / "text", text, {"train": 1}).written
     assert preprocess["calls"] == 2
     manifest = parallel.read_manifest(output)
-    assert manifest["listing_sha256"] == parallel.listing_checksum(output)
+    assert manifest["listing_sha256"] == parallel.text_checksum(output)
     assert not (output / "preprocess.log").exists()
     checks.check_data_bin(output, "d-bin", {"train": 1, "seed": 5})
     with pytest.raises(LskdError, match="d-bin was made with train 1, the study asks for 2; choose another"):

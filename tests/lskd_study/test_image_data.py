@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -23,13 +24,15 @@ from timm.data import create_dataset
 from torchvision.datasets import ImageFolder, ImageNet
 from torchvision.datasets import imagenet as torchvision_imagenet
 
+from archives import pack
 from lskd import LskdError
 from lskd_study.claims import contrasts
 from lskd_study.cli import main as cli
-from lskd_study.data.expected import PUBLISHED, parse_expected
+from lskd_study.data.expected import PUBLISHED
 from lskd_study.data.folders import layout as _layout
 from lskd_study.data.folders.archives import MEMBER_LIMIT, read_members
 from lskd_study.data.folders.derived import pareto_sizes
+from lskd_study.paper.printed import load_tables
 from lskd_study.stores import decide
 from lskd_study.study.checks import check_data_folder
 from lskd_study.study.own_images import look_at
@@ -45,38 +48,50 @@ def picture(number: int, form: str = "JPEG") -> bytes:
     return content.getvalue()
 
 
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
+class Made(NamedTuple):
+    """What a command has made: folder, manifest, the class of each image by split, and what was printed."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    labels: dict[str, dict[str, int]]
+    said: str
 
 
-def pack(file: Path, members: dict[str, bytes], mode: str = "w:gz") -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, mode) as tar:
-        for name, content in members.items():
-            add(tar, name, content)
+class Command:
+    """`lskd data`, in a test's own folder."""
+
+    def __init__(self, folder: Path, capsys) -> None:
+        self.folder, self.capsys = folder, capsys
+
+    def run(self, *words: object, status: int = 0) -> str:
+        self.capsys.readouterr()
+        assert cli.main(["data", *map(str, words)]) == status
+        return "".join(self.capsys.readouterr())
+
+    def make(self, *words: object, name: str = "made") -> Made:
+        """Make a data set; timm, torchvision and the manifest must agree about it."""
+        output = self.folder / "out" / name
+        said = self.run(*words, "--output", output)
+        manifest = manifest_of(output)
+        assert not [path for path in output.parent.iterdir() if path.name.startswith(".")]
+        return Made(output, manifest, agree(output, manifest), said)
+
+    def refuse(self, *words: object, output: Path | None = None) -> str:
+        """Insist on one line, status 2, and nothing left of the output or beside it."""
+        output = output or self.folder / "refused" / "x"
+        before = sorted(output.parent.rglob("*"))
+        error = self.run(*words, "--output", output, status=2)
+        assert error.startswith("lskd: error: ")
+        assert error.count("\n") == 1
+        assert sorted(output.parent.rglob("*")) == before
+        return error
 
 
-def run(*words: object) -> int:
-    return cli.main(["data", *map(str, words)])
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
 
 
-def refused(capsys, output: Path, *words: object) -> str:
-    """Insist on one line, status 2, and nothing left of the output or beside it."""
-    before = sorted(output.parent.rglob("*")) if output.parent.exists() else None
-    assert run(*words, "--output", output) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("lskd: error: ")
-    assert err.count("\n") == 1
-    after = sorted(output.parent.rglob("*")) if output.parent.exists() else None
-    assert after == before or after == []
-    return err
-
-
-def agree(folder: Path) -> dict[str, dict[str, int]]:
-    """Read a result by timm and torchvision, and insist that they and the manifest agree."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+def agree(folder: Path, manifest: dict[str, Any]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     for split in ("train", "val"):
         theirs = ImageFolder(folder / split)
@@ -87,14 +102,20 @@ def agree(folder: Path) -> dict[str, dict[str, int]]:
         assert len(theirs) == manifest["images"][split]
         theirs[0]
         found[split] = {Path(path).name: label for path, label in theirs.samples}
-    assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
     return found
 
 
-# ImageNet
+@pytest.fixture
+def data(tmp_path, capsys) -> Command:
+    return Command(tmp_path, capsys)
+
+
+# Publishers' files
 
 
 WNIDS = ("n01440764", "n01443537", "n02084071")
+IMAGENET = ("--expect", "train=12,val=6,classes=3")
+CUB = ("--expect", "train=4,val=2,classes=2", "--no-checksum")
 
 
 @pytest.fixture
@@ -103,101 +124,27 @@ def ilsvrc(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "ilsvrc"
     outer = {}
     for wnid in WNIDS:
-        inner = io.BytesIO()
-        with tarfile.open(fileobj=inner, mode="w") as tar:
-            for i in range(4):
-                add(tar, f"{wnid}_{i}.JPEG", picture(i))
-        outer[f"{wnid}.tar"] = inner.getvalue()
+        pack(folder / wnid, {f"{wnid}_{i}.JPEG": picture(i) for i in range(4)}, "w")
+        outer[f"{wnid}.tar"] = (folder / wnid).read_bytes()
     pack(folder / "ILSVRC2012_img_train.tar", outer, "w")
-    pack(
-        folder / "ILSVRC2012_img_val.tar",
-        {f"ILSVRC2012_val_{i:08d}.JPEG": picture(i) for i in (3, 1, 2, 4, 5, 6)},
-        "w",
-    )
-    kinds = [
-        ("ILSVRC2012_ID", object),
-        ("WNID", object),
-        ("words", object),
-        ("gloss", object),
-        ("num_children", object),
-    ]
+    images = {f"ILSVRC2012_val_{i:08d}.JPEG": picture(i) for i in (3, 1, 2, 4, 5, 6)}
+    pack(folder / "ILSVRC2012_img_val.tar", images, "w")
+    kinds = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
     rows = [
         (1, WNIDS[2], "dog, hound", "", 0),
         (2, WNIDS[0], "tench", "", 0),
         (3, WNIDS[1], "goldfish", "", 0),
+        (4, "n00001740", "entity", "", 3),
     ]
-    rows.append((4, "n00001740", "entity", "", 3))
     meta = io.BytesIO()
     scipy.io.savemat(meta, {"synsets": np.array(rows, dtype=kinds)})
-    devkit = {
-        "ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue(),
-        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": b"1\n2\n3\n3\n2\n1\n",
-    }
+    devkit = {"meta.mat": meta.getvalue(), "ILSVRC2012_validation_ground_truth.txt": b"1\n2\n3\n3\n2\n1\n"}
+    devkit = {f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in devkit.items()}
     pack(folder / "ILSVRC2012_devkit_t12.tar.gz", devkit)
     for split, (name, _) in torchvision_imagenet.ARCHIVE_META.items():
         digest = hashlib.md5((folder / name).read_bytes()).hexdigest()
         monkeypatch.setitem(torchvision_imagenet.ARCHIVE_META, split, (name, digest))
     return folder
-
-
-IMAGENET = ("--expect", "train=12,val=6,classes=3")
-
-
-def test_imagenet_from_its_archives(ilsvrc, tmp_path, capsys):
-    output = tmp_path / "out" / "imagenet"
-    assert run("imagenet", ilsvrc, "--output", output, *IMAGENET) == 0
-    assert "3 classes; images in a class: train 4 to 4, median 4; val 2 to 2" in capsys.readouterr().out
-    found = agree(output)
-    assert {int(name[-8:-5]): label for name, label in ((n, v) for n, v in found["val"].items())} == {
-        1: 2, 2: 0, 3: 1, 4: 1, 5: 0, 6: 2
-    }  # fmt: skip
-    assert (output / "train" / WNIDS[1] / f"{WNIDS[1]}_3.JPEG").read_bytes() == picture(3)
-    assert ImageNet(output, "val").classes[2] == ("dog", "hound")
-    # What is there is not made again; its folders do as a source, with links.
-    assert run("imagenet", ilsvrc, "--output", output, *IMAGENET) == 0
-    assert "already there" in capsys.readouterr().out
-    again = tmp_path / "out" / "again"
-    assert run("imagenet", output, "--output", again, *IMAGENET) == 0
-    image = f"train/{WNIDS[0]}/{WNIDS[0]}_0.JPEG"
-    assert (again / image).samefile(output / image)
-    assert agree(again) == found
-    flat = tmp_path / "flat"
-    (flat / "val").mkdir(parents=True)
-    (flat / "train").symlink_to(output / "train")
-    for path in output.glob("val/*/*"):
-        (flat / "val" / path.name).symlink_to(path)
-    (flat / "ILSVRC2012_devkit_t12.tar.gz").symlink_to(ilsvrc / "ILSVRC2012_devkit_t12.tar.gz")
-    assert run("imagenet", flat, "--output", tmp_path / "out" / "flat", *IMAGENET, "--copy") == 0
-    assert agree(tmp_path / "out" / "flat") == found
-    assert not (tmp_path / "out" / "flat" / image).samefile(output / image)
-
-
-def test_imagenet_refuses_what_is_not_whole(ilsvrc, tmp_path, capsys):
-    output = tmp_path / "out" / "imagenet"
-    err = refused(capsys, output, "imagenet", ilsvrc)
-    assert (
-        "expected 1,281,167 training and 50,000 validation images in 1,000 classes, found 12 training" in err
-    )
-    train = ilsvrc / "ILSVRC2012_img_train.tar"
-    whole = train.read_bytes()
-    for cut in (len(whole) // 2, 600):
-        train.write_bytes(whole[:cut])
-        assert "cut short" in refused(capsys, output, "imagenet", ilsvrc, *IMAGENET)
-    train.write_bytes(b"no archive at all" * 100)
-    assert "is no tar archive" in refused(capsys, output, "imagenet", ilsvrc, *IMAGENET)
-    train.write_bytes(whole + b"\0" * 512)
-    assert "expected md5" in refused(capsys, output, "imagenet", ilsvrc, *IMAGENET)
-    assert run("imagenet", ilsvrc, "--output", output, *IMAGENET, "--no-checksum") == 0
-    train.unlink()
-    assert "image-net.org" in refused(capsys, tmp_path / "two" / "x", "imagenet", ilsvrc, *IMAGENET)
-    (ilsvrc / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"x")
-    assert "not the devkit" in refused(capsys, tmp_path / "two" / "x", "imagenet", ilsvrc, *IMAGENET)
-
-
-# CUB-200-2011
-
-
-CUB = ("--expect", "train=4,val=2,classes=2", "--no-checksum")
 
 
 @pytest.fixture
@@ -214,41 +161,78 @@ def cub() -> dict[str, bytes]:
     return members | {f"CUB_200_2011/images/{name}": picture(i) for i, name in enumerate(names)}
 
 
-def test_cub_with_its_official_split(cub, tmp_path):
+def unpack(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+
+
+def test_imagenet_from_archives_and_from_folders(data, ilsvrc, tmp_path):
+    made = data.make("imagenet", ilsvrc, *IMAGENET)
+    assert "3 classes; images in a class: train 4 to 4, median 4; val 2 to 2" in made.said
+    numbers = {int(name[-8:-5]): label for name, label in made.labels["val"].items()}
+    assert numbers == {1: 2, 2: 0, 3: 1, 4: 1, 5: 0, 6: 2}
+    assert (made.folder / "train" / WNIDS[1] / f"{WNIDS[1]}_3.JPEG").read_bytes() == picture(3)
+    assert ImageNet(made.folder, "val").classes[2] == ("dog", "hound")
+    # What is there is not made again; its folders do as a source, with links.
+    assert "already there" in data.make("imagenet", ilsvrc, *IMAGENET).said
+    again = data.make("imagenet", made.folder, *IMAGENET, name="again")
+    image = f"train/{WNIDS[0]}/{WNIDS[0]}_0.JPEG"
+    assert (again.folder / image).samefile(made.folder / image)
+    flat = tmp_path / "flat"
+    (flat / "val").mkdir(parents=True)
+    (flat / "train").symlink_to(made.folder / "train")
+    for path in made.folder.glob("val/*/*"):
+        (flat / "val" / path.name).symlink_to(path)
+    (flat / "ILSVRC2012_devkit_t12.tar.gz").symlink_to(ilsvrc / "ILSVRC2012_devkit_t12.tar.gz")
+    copied = data.make("imagenet", flat, *IMAGENET, "--copy", name="copied")
+    assert made.labels == again.labels == copied.labels
+    assert not (copied.folder / image).samefile(made.folder / image)
+
+
+def test_imagenet_refuses_what_is_not_whole(data, ilsvrc):
+    words = ("imagenet", ilsvrc, *IMAGENET)
+    expected = "expected 1,281,167 training and 50,000 validation images in 1,000 classes, found 12 training"
+    assert expected in data.refuse(*words[:2])
+    train = ilsvrc / "ILSVRC2012_img_train.tar"
+    whole = train.read_bytes()
+    for content, message in (
+        (whole[: len(whole) // 2], "cut short"),
+        (whole[:600], "cut short"),
+        (b"no archive at all" * 100, "is no tar archive"),
+        (whole + b"\0" * 512, "expected md5"),
+    ):
+        train.write_bytes(content)
+        assert message in data.refuse(*words)
+    data.make(*words, "--no-checksum")
+    train.unlink()
+    assert "image-net.org" in data.refuse(*words)
+    (ilsvrc / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"x")
+    assert "not the devkit" in data.refuse(*words)
+
+
+def test_cub_with_its_official_split(data, cub, tmp_path):
     pack(tmp_path / "cub" / "CUB_200_2011.tgz", cub)
-    output = tmp_path / "out" / "cub"
-    assert run("cub200", tmp_path / "cub", "--output", output, *CUB) == 0
-    found = agree(output)
-    assert found["val"] == {"Bird_1_1.jpg": 0, "Bird_2_0.jpg": 1}
-    with tarfile.open(tmp_path / "cub" / "CUB_200_2011.tgz") as tar:
-        tar.extractall(tmp_path / "open", filter="data")
-    assert run("cub200", tmp_path / "open", "--output", tmp_path / "out" / "linked", *CUB) == 0
-    assert agree(tmp_path / "out" / "linked") == found
+    made = data.make("cub200", tmp_path / "cub", *CUB)
+    assert made.labels["val"] == {"Bird_1_1.jpg": 0, "Bird_2_0.jpg": 1}
+    unpack(tmp_path / "cub" / "CUB_200_2011.tgz", tmp_path / "open")
+    assert data.make("cub200", tmp_path / "open", *CUB, name="linked").labels == made.labels
+    (tmp_path / "open" / "CUB_200_2011" / "images" / "002.Bird_2" / "Bird_2_1.jpg").unlink()
+    assert "missing, e.g. 002.Bird_2/Bird_2_1.jpg" in data.refuse("cub200", tmp_path / "open", *CUB)
 
 
-def test_cub_refuses_what_contradicts_itself(cub, tmp_path, capsys):
+def test_cub_refuses_what_contradicts_itself(data, cub, tmp_path):
     archive = tmp_path / "cub" / "CUB_200_2011.tgz"
-    output = tmp_path / "out" / "cub"
     pack(archive, cub)
-    assert "expected md5" in refused(capsys, output, "cub200", archive, *CUB[:2])
-    archive.write_bytes(archive.read_bytes()[:-200])
-    assert "cut short" in refused(capsys, output, "cub200", archive, *CUB)
+    assert "expected md5" in data.refuse("cub200", archive, *CUB[:2])
     pack(archive, {name: content for name, content in cub.items() if "Bird_2_1" not in name})
-    assert "1 of them are missing, e.g. 002.Bird_2/Bird_2_1.jpg" in refused(
-        capsys, output, "cub200", archive, *CUB
-    )
+    assert "1 of them are missing, e.g. 002.Bird_2/Bird_2_1.jpg" in data.refuse("cub200", archive, *CUB)
     pack(archive, cub | {"CUB_200_2011/image_class_labels.txt": b"1 2\n"})
-    assert "contradict each other" in refused(capsys, output, "cub200", archive, *CUB)
-    pack(archive, cub | {"../../evil.jpg": b"x"})
-    assert "leads out of it" in refused(capsys, output, "cub200", archive, *CUB)
-    assert "vision.caltech.edu" in refused(capsys, output, "cub200", tmp_path, *CUB)
+    assert "contradict each other" in data.refuse("cub200", archive, *CUB)
+    assert "vision.caltech.edu" in data.refuse("cub200", tmp_path, *CUB)
 
 
-# iNaturalist, iMaterialist
-
-
-def test_inat_is_split_by_its_annotations(tmp_path, capsys):
-    source, output = tmp_path / "inat", tmp_path / "out" / "inat"
+def test_inat_is_split_by_its_annotations(data, tmp_path):
+    source = tmp_path / "inat"
     names = {i: f"train_val2019/Birds/{c}/{i:032x}.jpg" for i, c in enumerate((2, 10, 2, 10, 2, 10))}
     for split, ids in (("train", (0, 1, 2, 3)), ("val", (4, 5))):
         text = {
@@ -258,21 +242,20 @@ def test_inat_is_split_by_its_annotations(tmp_path, capsys):
         pack(source / f"{split}2019.json.tar.gz", {f"{split}2019.json": json.dumps(text).encode()})
     pack(source / "train_val2019.tar.gz", {names[i]: picture(i) for i in names})
     words = ("inat2019", source, "--expect", "train=4,val=2,classes=2")
-    assert "train2019.json.tar.gz: expected md5 b06a6683" in refused(capsys, output, *words)
+    assert "train2019.json.tar.gz: expected md5 b06a6683" in data.refuse(*words)
     for split in ("train", "val"):
-        with tarfile.open(source / f"{split}2019.json.tar.gz") as tar:
-            tar.extractall(source, filter="data")
+        unpack(source / f"{split}2019.json.tar.gz", source)
         (source / f"{split}2019.json.tar.gz").unlink()
-    assert "expected md5 c60a6e29" in refused(capsys, output, *words)
-    assert run(*words, "--no-checksum", "--output", output) == 0
-    assert sorted(agree(output)["val"].values()) == [0, 1]
-    assert json.loads((output / "manifest.json").read_text())["classes"] == ["0002", "0010"]
+    assert "expected md5 c60a6e29" in data.refuse(*words)
+    made = data.make(*words, "--no-checksum")
+    assert sorted(made.labels["val"].values()) == [0, 1]
+    assert made.manifest["classes"] == ["0002", "0010"]
     pack(source / "train_val2019.tar.gz", {names[i]: picture(i) for i in range(5)})
-    assert "1 of them are missing" in refused(capsys, tmp_path / "two" / "x", *words, "--no-checksum")
+    assert "1 of them are missing" in data.refuse(*words, "--no-checksum")
 
 
-def test_imaterialist_says_what_is_missing(tmp_path, capsys):
-    source, output = tmp_path / "imat", tmp_path / "out" / "imat"
+def test_imaterialist_says_what_is_missing(data, tmp_path):
+    source = tmp_path / "imat"
     (source / "train").mkdir(parents=True)
     entries = {"train": [(f"{i}a.jpg", i % 2) for i in range(6)], "val": [("0b.jpg", 0), ("1b.jpg", 1)]}
     for split, part in entries.items():
@@ -283,24 +266,19 @@ def test_imaterialist_says_what_is_missing(tmp_path, capsys):
     for name, _ in entries["val"]:
         (source / name).write_bytes(picture(9))
     words = ("imaterialist", source, "--expect", "train=6,val=2,classes=2")
-    assert "1 of 6 training and 0 of 2 validation images are missing, e.g. 5a.jpg" in refused(
-        capsys, output, *words
-    )
-    assert run(*words, "--allow-missing", "--output", output) == 0
-    assert len(agree(output)["train"]) == 5
-    assert json.loads((output / "manifest.json").read_text())["missing"] == {"train": 1, "val": 0}
-
-
-# Lists
+    missing = "1 of 6 training and 0 of 2 validation images are missing, e.g. 5a.jpg"
+    assert missing in data.refuse(*words)
+    made = data.make(*words, "--allow-missing")
+    assert len(made.labels["train"]) == 5
+    assert made.manifest["missing"] == {"train": 1, "val": 0}
 
 
 @pytest.mark.parametrize("layout", ["easy", "nested"])
-def test_places_goes_by_the_numbers_of_the_lists(tmp_path, capsys, layout):
+def test_places_goes_by_the_numbers_of_the_lists(data, tmp_path, layout):
     """`desert_road` comes before `desert-sand` in the lists and after it as text."""
-    source, output = tmp_path / "places", tmp_path / "out" / "places"
-    labels = ["airfield", "desert_road", "desert-sand"]
+    source = tmp_path / "places"
     lists = {"train": "", "val": ""}
-    for number, label in enumerate(labels):
+    for number, label in enumerate(("airfield", "desert_road", "desert-sand")):
         nested = f"data_256/{label[0]}/{label.replace('-', '/')}"
         folder = source / (f"train/{label}" if layout == "easy" else nested)
         folder.mkdir(parents=True)
@@ -311,19 +289,14 @@ def test_places_goes_by_the_numbers_of_the_lists(tmp_path, capsys, layout):
     for split, text in lists.items():
         (source / f"Places_LT_{split}.txt").write_text(text)
     words = ("places-lt", source, "--expect", "train=6,val=3,classes=3")
-    assert run(*words, "--output", output) == 0
-    agree(output)
-    classes = json.loads((output / "manifest.json").read_text())["classes"]
-    assert classes == ["0_airfield", "1_desert_road", "2_desert-sand"]
+    assert data.make(*words).manifest["classes"] == ["0_airfield", "1_desert_road", "2_desert-sand"]
     next(source.rglob("00000002.jpg")).unlink()
-    assert "1 of the 9 images that the lists name are missing" in refused(
-        capsys, tmp_path / "two" / "x", *words
-    )
+    assert "1 of the 9 images that the lists name are missing" in data.refuse(*words)
     (source / "Places_LT_val.txt").write_text("../../etc/x.jpg 0\n")
-    assert "Places_LT_val.txt:1: expected" in refused(capsys, tmp_path / "two" / "x", *words)
+    assert "Places_LT_val.txt:1: expected" in data.refuse(*words)
 
 
-def test_imagenet_lt_keeps_the_names(tmp_path):
+def test_imagenet_lt_keeps_the_names(data, tmp_path):
     source = tmp_path / "imagenet"
     for number, wnid in enumerate(WNIDS):
         (source / "train" / wnid).mkdir(parents=True)
@@ -331,30 +304,38 @@ def test_imagenet_lt_keeps_the_names(tmp_path):
             (source / "train" / wnid / f"{wnid}_{i}.JPEG").write_bytes(picture(i))
             with open(source / f"ImageNet_LT_{'train' if i else 'val'}.txt", "a") as file:
                 file.write(f"train/{wnid}/{wnid}_{i}.JPEG {number}\n")
-    output = tmp_path / "out" / "lt"
-    words = ("--output", output, "--expect", "train=6,val=3,classes=3")
-    assert run("imagenet-lt", source, *words) == 0
-    assert agree(output)["val"] == {f"{wnid}_0.JPEG": i for i, wnid in enumerate(WNIDS)}
+    made = data.make("imagenet-lt", source, "--expect", "train=6,val=3,classes=3")
+    assert made.labels["val"] == {f"{wnid}_0.JPEG": i for i, wnid in enumerate(WNIDS)}
 
 
-def test_fashion_mnist_is_read_by_torchvision(tmp_path, capsys):
-    source, output = tmp_path / "fashion", tmp_path / "out" / "fashion"
+def test_fashion_mnist_is_read_by_torchvision(data, tmp_path):
+    source = tmp_path / "fashion"
     source.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (20, 28, 28), dtype=np.uint8)
     for split, n in (("train", 20), ("t10k", 10)):
-        head = np.array([2051, n, 28, 28], dtype=">i4").tobytes()
-        with gzip.open(source / f"{split}-images-idx3-ubyte.gz", "wb") as file:
-            file.write(head + pixels[:n].tobytes())
-        with gzip.open(source / f"{split}-labels-idx1-ubyte.gz", "wb") as file:
-            file.write(np.array([2049, n], dtype=">i4").tobytes() + bytes(i % 10 for i in range(n)))
+        for kind, head, content in (
+            ("images-idx3", [2051, n, 28, 28], pixels[:n]),
+            ("labels-idx1", [2049, n], np.arange(n, dtype=np.uint8) % 10),
+        ):
+            with gzip.open(source / f"{split}-{kind}-ubyte.gz", "wb") as file:
+                file.write(np.array(head, dtype=">i4").tobytes() + content.tobytes())
     words = ("fashion-mnist", source, "--expect", "train=20,val=10,classes=10")
-    assert run(*words, "--output", output) == 0
-    agree(output)
-    np.testing.assert_array_equal(np.asarray(Image.open(output / "train" / "3" / "00013.png")), pixels[13])
-    assert "expected 60,000 training" in refused(capsys, tmp_path / "two" / "x", *words[:2])
+    image = data.make(*words).folder / "train" / "3" / "00013.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(image)), pixels[13])
+    assert "expected 60,000 training" in data.refuse(*words[:2])
     file = source / "train-images-idx3-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-300])
-    assert "cut short" in refused(capsys, tmp_path / "two" / "x", *words)
+    assert "cut short" in data.refuse(*words)
+
+
+def test_the_published_numbers_are_those_of_table_5():
+    """Of iMaterialist the paper rounds."""
+    names = {"imagenet": "ImageNet-1K", "cub200": "CUB200-2011", "inat2019": "iNaturalist 2019"}
+    names |= {"imagenet-lt": "ImageNet-LT", "places-lt": "Places-LT"}
+    for name, printed in names.items():
+        row = load_tables()["Table 5"].row(printed)
+        keys = {"train": "training_images", "val": "test_images", "classes": "classes"}
+        assert {key: row.number(column) for key, column in keys.items()} in PUBLISHED[name].numbers
 
 
 # Any image folder
@@ -372,19 +353,14 @@ def own(tmp_path) -> Path:
     return tmp_path / "own"
 
 
-def test_a_long_tail(own, tmp_path, capsys):
-    output = tmp_path / "out" / "lt"
+def test_a_long_tail(data, own):
     words = ("long-tail", own, "--head", 30, "--tail", 3, "--seed", 4)
-    assert run(*words, "--output", output) == 0
-    agree(output)
-    manifest = json.loads((output / "manifest.json").read_text())
+    manifest = data.make(*words).manifest
     assert sorted(manifest["images_per_class"]["train"], reverse=True) == pareto_sizes(6, 6, 30, 3)
     assert manifest["images_per_class"]["val"] == [2] * 6
-    assert run(*words, "--output", tmp_path / "out" / "again") == 0
-    again = json.loads((tmp_path / "out" / "again" / "manifest.json").read_text())
-    assert again["listing_sha256"] == manifest["listing_sha256"]
-    assert "the largest has 30" in refused(capsys, tmp_path / "two" / "x", "long-tail", own, "--head", 31)
-    assert "--seed" not in refused(capsys, tmp_path / "two" / "x", "long-tail", own, "--head", 3)
+    assert data.make(*words, name="again").manifest["listing_sha256"] == manifest["listing_sha256"]
+    assert "the largest has 30" in data.refuse("long-tail", own, "--head", 31)
+    assert "--seed" not in data.refuse("long-tail", own, "--head", 3)
 
 
 def test_pareto_sizes_follow_the_distribution():
@@ -399,41 +375,35 @@ def test_pareto_sizes_follow_the_distribution():
         assert abs(sizes[int(share * 1000)] / expected - 1) < 0.05
 
 
-def test_label_noise(own, tmp_path, capsys):
-    output = tmp_path / "out" / "noise"
-    assert run("noise", own, "--rate", 0.3, "--seed", 1, "--output", output) == 0
-    found = agree(output)
-    with open(output / "noise.csv") as file:
+def test_label_noise(data, own):
+    made = data.make("noise", own, "--rate", 0.3, "--seed", 1)
+    with open(made.folder / "noise.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == round(0.3 * 180) == len([name for name in found["train"] if name.startswith("from-")])
+    renamed = [name for name in made.labels["train"] if name.startswith("from-")]
+    assert len(rows) == round(0.3 * 180) == len(renamed)
     for row in rows:
         assert row["label"] != row["true_label"]
         original = own / "train" / row["true_label"] / row["source_file"]
-        assert (output / "train" / row["label"] / row["file"]).read_bytes() == original.read_bytes()
-    assert len(found["train"]) == 180
-    assert "--rate must be" in refused(capsys, tmp_path / "two" / "x", "noise", own, "--rate", 1.5)
+        assert (made.folder / "train" / row["label"] / row["file"]).read_bytes() == original.read_bytes()
+    assert len(made.labels["train"]) == 180
+    assert "--rate must be" in data.refuse("noise", own, "--rate", 1.5)
 
 
-def test_a_subset_and_its_list(own, tmp_path, capsys):
-    output = tmp_path / "out" / "subset"
-    assert run("subset", own, "--classes", 3, "--output", output) == 0
-    agree(output)
-    words = ("subset", own, "--list", output / "classes.txt", "--output", tmp_path / "out" / "again")
-    assert run(*words) == 0
-    assert agree(tmp_path / "out" / "again") == agree(output)
-    assert run("imagenet-subset", own, "--classes", 2, "--expect", "train=180,val=12,classes=6") == 0
-    assert agree(tmp_path / "own_2")
-    capsys.readouterr()
-    assert "expected 1,281,167" in refused(capsys, tmp_path / "two" / "x", "imagenet-subset", own)
-    assert "has 6 classes" in refused(capsys, tmp_path / "two" / "x", "subset", own, "--classes", 7)
-    assert "contains subset with classes_asked 3, not 2" in refused(
-        capsys, output, "subset", own, "--classes", 2
-    )
+def test_a_subset_and_its_list(data, own, tmp_path):
+    made = data.make("subset", own, "--classes", 3)
+    again = data.make("subset", own, "--list", made.folder / "classes.txt", name="again")
+    assert again.labels == made.labels
+    data.run("imagenet-subset", own, "--classes", 2, "--expect", "train=180,val=12,classes=6")
+    assert agree(tmp_path / "own_2", manifest_of(tmp_path / "own_2"))
+    assert "expected 1,281,167" in data.refuse("imagenet-subset", own)
+    assert "has 6 classes" in data.refuse("subset", own, "--classes", 7)
+    other = data.refuse("subset", own, "--classes", 2, output=made.folder)
+    assert "contains subset with classes_asked 3, not 2" in other
     (own / "val" / "a" / "deeper").mkdir()
-    assert "has a folder in it" in refused(capsys, tmp_path / "two" / "x", "subset", own, "--classes", 2)
+    assert "has a folder in it" in data.refuse("subset", own, "--classes", 2)
 
 
-def test_all_readers_see_the_same_images(own, tmp_path, capsys):
+def test_all_readers_see_the_same_images(data, own):
     """Whatever a Mac, Windows or a notebook leaves in the folders, for every one who looks."""
     mmcls = pytest.importorskip("mmcls_bnn.data", reason="mmcls is not installed")
     clean = {split: dict(ImageFolder(own / split).samples) for split in ("train", "val")}
@@ -459,21 +429,17 @@ def test_all_readers_see_the_same_images(own, tmp_path, capsys):
     assert {path.name for path in found.strangers} == {"notes.txt", "x.webp"}
     assert contrasts._class_sizes(own / "train") == dict.fromkeys("abcdef", 30)
     assert decide._count(own / "train") == 180
-    output = tmp_path / "out" / "noise"
-    assert run("noise", own, "--output", output) == 0
-    agree(output)
-    (output / "train" / "a" / ".DS_Store").touch()
-    assert run("noise", own, "--output", output) == 0
-    assert "already there" in capsys.readouterr().out
+    (data.make("noise", own).folder / "train" / "a" / ".DS_Store").touch()
+    assert "already there" in data.run("noise", own, "--output", data.folder / "out" / "made")
     assert {path for path in own.rglob("*") if path.is_file()} == before
 
 
 # What can go wrong while writing
 
 
-def test_a_killed_command_goes_on(own, tmp_path):
+def test_a_killed_command_goes_on(data, own):
     """SIGKILL after 40 images; what was there is kept and the result is that of a run without a break."""
-    output = tmp_path / "out" / "noise"
+    output = data.folder / "out" / "made"
     script = (
         "import os, signal, sys\n"
         "from lskd_study.cli import main as cli\n"
@@ -489,67 +455,118 @@ def test_a_killed_command_goes_on(own, tmp_path):
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert not output.exists()
-    partial = output.parent / ".noise.partial"
+    partial = output.with_name(".made.partial")
     before = {path.relative_to(partial): path.stat().st_ino for path in partial.rglob("*.png")}
     assert len(before) == 40
-    assert cli.main(words) == 0
-    agree(output)
+    made, whole = (data.make("noise", own, "--copy", name=name) for name in ("made", "whole"))
     after = {path.relative_to(output): path.stat().st_ino for path in output.rglob("*.png")}
     assert before.items() <= after.items()
-    assert run("noise", own, "--copy", "--output", tmp_path / "out" / "whole") == 0
-    first, second = (
-        json.loads((tmp_path / "out" / n / "manifest.json").read_text()) for n in ("noise", "whole")
-    )
-    assert first["listing_sha256"] == second["listing_sha256"]
+    assert made.manifest["listing_sha256"] == whole.manifest["listing_sha256"]
 
 
-def test_a_full_disk(own, cub, tmp_path, capsys, monkeypatch):
+def test_a_full_disk(data, own, cub, tmp_path, monkeypatch):
     def full(self, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     pack(tmp_path / "cub" / "CUB_200_2011.tgz", cub)
-    output = tmp_path / "out" / "x"
-    output.parent.mkdir()
+    words = ("cub200", tmp_path / "cub", *CUB)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        err = refused(capsys, output, "cub200", tmp_path / "cub", *CUB)
-        assert "No space left on device" in err
-        assert "free some space" in err
+        assert "(No space left on device); free some space, or choose" in data.refuse(*words)
     usage = _layout.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(_layout.shutil, "disk_usage", lambda folder: usage._replace(free=100))
-    assert "this needs" in refused(capsys, output, "cub200", tmp_path / "cub", *CUB)
-    assert "this needs" in refused(capsys, output, "subset", own, "--classes", 2, "--copy")
+    assert "has 100 bytes free, this needs" in data.refuse(*words)
+    assert "this needs" in data.refuse("subset", own, "--classes", 2, "--copy")
 
 
-def test_symbolic_links_where_hard_ones_are_impossible(own, tmp_path, monkeypatch):
+def test_symbolic_links_where_hard_ones_are_impossible(data, own, monkeypatch):
     def refuse(*words, **more):
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     monkeypatch.setattr(os, "link", refuse)
-    output = tmp_path / "out" / "x"
-    assert run("subset", own, "--classes", 2, "--output", output) == 0
-    assert next(output.glob("train/*/*")).is_symlink()
-    agree(output)
-    assert set(json.loads((output / "manifest.json").read_text())["files"]) == {"symbolic"}
+    made = data.make("subset", own, "--classes", 2)
+    assert next(made.folder.glob("train/*/*")).is_symlink()
+    assert set(made.manifest["files"]) == {"symbolic"}
 
 
-def test_an_output_that_is_taken(own, tmp_path, capsys):
+def test_an_output_that_is_taken(data, own, tmp_path):
     (tmp_path / "out" / "x").mkdir(parents=True)
     (tmp_path / "out" / "x" / "mine").write_text("keep")
     words = ("subset", own, "--classes", 2)
-    assert "is not this data set" in refused(capsys, tmp_path / "out" / "x", *words)
-    assert "is a file" in refused(capsys, tmp_path / "out" / "x" / "mine" / "y", *words)
+    assert "is not this data set" in data.refuse(*words, output=tmp_path / "out" / "x")
+    assert "is a file" in data.refuse(*words, output=tmp_path / "out" / "x" / "mine" / "y")
 
 
-def test_the_published_numbers_are_those_of_table_5():
-    first = {name: PUBLISHED[name].numbers[0] for name in PUBLISHED}
-    assert first["imagenet"] == parse_expected("train=1281167,val=50000,classes=1000")
-    assert first["cub200"] == parse_expected("train=5994,val=5794,classes=200")
-    assert first["inat2019"] == parse_expected("train=265213,val=3030,classes=1010")
-    assert first["imagenet-lt"] == parse_expected("train=115846,val=20000,classes=1000")
-    assert first["places-lt"] == parse_expected("train=62500,val=7300,classes=365")
-    assert first["imaterialist"] == parse_expected("train=1011532,val=10095,classes=2019")
-    assert {"train": 184_500, "val": 7_300, "classes": 365} in PUBLISHED["places-lt"].numbers
+def test_a_data_set_is_already_there_only_from_the_same_source(data, cub, own, tmp_path):
+    archive, chosen = tmp_path / "cub" / "CUB_200_2011.tgz", tmp_path / "list.txt"
+    pack(archive, cub)
+    chosen.write_text("a\nb\n")
+    words = {
+        "cub200": ("cub200", archive.parent, *CUB),
+        "list": ("subset", own, "--list", chosen),
+        "noise": ("noise", own),
+    }
+    for name, command in words.items():
+        data.make(*command, name=name)
+        assert "already there" in data.make(*command, name=name).said
+    archive.write_bytes(archive.read_bytes() + b"\0")
+    chosen.write_text("a\nc\n")
+    next((own / "train" / "a").iterdir()).unlink()
+    for name, command in words.items():
+        other = data.refuse(*command, output=tmp_path / "out" / name)
+        assert "was made when the source was another" in other
+    archive.unlink()
+    gone = data.refuse(*words["cub200"], output=tmp_path / "out" / "cub200")
+    assert "has no CUB_200_2011" in gone
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_nothing_of_others_is_removed(data, own, tmp_path, kind):
+    """What lies where the hidden folder is made was once emptied, through a link too."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    hidden = tmp_path / "out" / ".noise.partial"
+    hidden.parent.mkdir()
+    if kind == "link":
+        (mine / ".settings.json").write_text('{"name": "noise"}')
+        hidden.symlink_to(mine)
+    elif kind == "folder":
+        mine = mine.rename(hidden)
+    else:
+        hidden.write_text("mine")
+    other = data.refuse("noise", own, output=tmp_path / "out" / "noise")
+    assert "was not made by this command; move it away" in other
+    assert (hidden if kind == "file" else mine / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_run_of_other_settings_left_is_removed(data, own, tmp_path):
+    hidden = tmp_path / "out" / ".made.partial"
+    (hidden / "train").mkdir(parents=True)
+    (hidden / ".settings.json").write_text('{"name": "noise"}')
+    (hidden / "train" / "old").touch()
+    (tmp_path / "foreign").mkdir()
+    (hidden / "val").symlink_to(tmp_path / "foreign")
+    data.make("noise", own)
+    assert not list((tmp_path / "foreign").iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": []},
+        {"images": {"train": 1, "val": 2}},
+        {"images_per_class": {"train": [1], "val": "x"}},
+        {"images_per_class": None},
+        {"classes": []},
+        {"num_classes": "6"},
+        {"files": None},
+    ],
+)
+def test_a_forged_manifest_is_not_believed(data, own, change):
+    made = data.make("noise", own)
+    (made.folder / "manifest.json").write_text(json.dumps(made.manifest | change))
+    assert "exists and is not this data set" in data.refuse("noise", own, output=made.folder)
 
 
 # Hostile archives
@@ -610,83 +627,3 @@ def test_a_member_is_no_larger_than_it_can_be(tmp_path):
 class Zeros(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         return bytes(size)
-
-
-def test_a_data_set_is_already_there_only_from_the_same_source(cub, own, tmp_path, capsys):
-    archive = tmp_path / "cub" / "CUB_200_2011.tgz"
-    pack(archive, cub)
-    chosen = tmp_path / "list.txt"
-    chosen.write_text("a\nb\n")
-    words = {
-        "cub200": ("cub200", archive.parent, *CUB),
-        "list": ("subset", own, "--list", chosen),
-        "noise": ("noise", own),
-    }
-    for name, command in words.items():
-        assert run(*command, "--output", tmp_path / "out" / name) == 0
-        assert run(*command, "--output", tmp_path / "out" / name) == 0
-        assert "already there" in capsys.readouterr().out
-    archive.write_bytes(archive.read_bytes() + b"\0")
-    chosen.write_text("a\nc\n")
-    for name in ("cub200", "list"):
-        assert run(*words[name], "--output", tmp_path / "out" / name) == 2
-        assert "was made when the source was another" in capsys.readouterr().err
-    next((own / "train" / "a").iterdir()).unlink()
-    assert run(*words["noise"], "--output", tmp_path / "out" / "noise") == 2
-    assert "was made when the source was another" in capsys.readouterr().err
-    archive.unlink()
-    assert run(*words["cub200"], "--output", tmp_path / "out" / "cub200") == 2
-    assert "has no CUB_200_2011" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("kind", ["folder", "link", "file"])
-def test_nothing_of_others_is_removed(own, tmp_path, capsys, kind):
-    """What lies where the hidden folder is made was once emptied, through a link too."""
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "notes.txt").write_text("mine")
-    hidden = tmp_path / "out" / ".noise.partial"
-    hidden.parent.mkdir()
-    if kind == "link":
-        (mine / ".settings.json").write_text('{"name": "noise"}')
-        hidden.symlink_to(mine)
-    elif kind == "folder":
-        mine = mine.rename(hidden)
-    else:
-        hidden.write_text("mine")
-    assert run("noise", own, "--output", tmp_path / "out" / "noise") == 2
-    assert "was not made by this command; move it away" in capsys.readouterr().err
-    assert (hidden if kind == "file" else mine / "notes.txt").read_text() == "mine"
-
-
-def test_what_a_run_of_other_settings_left_is_removed(own, tmp_path):
-    hidden = tmp_path / "out" / ".noise.partial"
-    (hidden / "train").mkdir(parents=True)
-    (hidden / ".settings.json").write_text('{"name": "noise"}')
-    (hidden / "train" / "old").touch()
-    (tmp_path / "foreign").mkdir()
-    (hidden / "val").symlink_to(tmp_path / "foreign")
-    assert run("noise", own, "--output", tmp_path / "out" / "noise") == 0
-    agree(tmp_path / "out" / "noise")
-    assert not list((tmp_path / "foreign").iterdir())
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"images": []},
-        {"images": {"train": 1, "val": 2}},
-        {"images_per_class": {"train": [1], "val": "x"}},
-        {"images_per_class": None},
-        {"classes": []},
-        {"num_classes": "6"},
-        {"files": None},
-    ],
-)
-def test_a_forged_manifest_is_not_believed(own, tmp_path, capsys, change):
-    output = tmp_path / "out" / "noise"
-    assert run("noise", own, "--output", output) == 0
-    file = output / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    assert run("noise", own, "--output", output) == 2
-    assert "exists and is not this data set" in capsys.readouterr().err

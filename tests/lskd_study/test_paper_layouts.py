@@ -14,7 +14,7 @@ import pytest
 
 from lskd_study.pages.paper_tables import Accuracy, Text, paper_table, papers_tables, published_table
 from lskd_study.paper.printed import load_tables
-from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table, kinds_of, row_of, teacher_name
+from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table, row_of, runs_by_row, teacher_name
 from lskd_study.plan.plan import Plan, Run
 from lskd_study.plan.recipes import catalogue
 from lskd_study.results.images import ImageResult
@@ -99,7 +99,7 @@ def test_every_run_of_a_recipe_that_names_a_table_has_a_row_or_is_known_to_have_
     missing, seen = set(), set()
     for name, plan in plans().items():
         for table in plan.paper:
-            for kind in kinds_of(plan, load_tables()[table]):
+            for kind in runs_by_row(plan, load_tables()[table]):
                 row = row_of(load_tables(), table, kind)
                 if row is None:
                     missing.add((name, table, kind.teacher, kind.smoothing))
@@ -144,7 +144,7 @@ def test_what_makes_a_teacher_long():
 
 @pytest.mark.parametrize("change", [{"temperature": 2.0}, {"smoothing": 0.05}, {"hard_weight": 0.3}])
 def test_another_setting_is_not_the_papers_row(change):
-    (kind, *_) = kinds_of(plans()["imagenet/table2"], load_tables()["Table 2"])
+    (kind, *_) = runs_by_row(plans()["imagenet/table2"], load_tables()["Table 2"])
     assert row_of(load_tables(), "Table 2", kind) is not None
     assert row_of(load_tables(), "Table 2", replace(kind, **change)) is None
 

@@ -1,18 +1,17 @@
 """Parallel text: number words, the Ding dictionary and IWSLT'14."""
 
-import io
 import json
 import subprocess
-import tarfile
 
 import pytest
 
+from archives import pack
 from lskd import LskdError
 from lskd_study.cli.main import main
 from lskd_study.data.text.ding import prepare_ding
 from lskd_study.data.text.iwslt14 import prepare_iwslt14, segments
 from lskd_study.data.text.number_words import prepare_number_words
-from lskd_study.data.text.parallel import SPLITS, clean_pairs
+from lskd_study.data.text.parallel import TEXT_SPLITS, clean_pairs
 
 pytestmark = pytest.mark.unit
 
@@ -21,8 +20,18 @@ def lines(folder, split, language):
     return (folder / f"{split}.{language}").read_text(encoding="utf-8").splitlines()
 
 
-def joined(line):
-    return line.replace("@@ ", "")
+def run(*words, status=0):
+    assert main(["data", *map(str, words)]) == status
+
+
+def refused(capsys, *words):
+    """Return the one line on stderr."""
+    capsys.readouterr()
+    run(*words, status=2)
+    error = capsys.readouterr().err
+    assert error.startswith("lskd: error: ")
+    assert error.count("\n") == 1
+    return error
 
 
 def test_number_words_are_disjoint_whole_and_repeatable(tmp_path):
@@ -33,12 +42,12 @@ def test_number_words_are_disjoint_whole_and_repeatable(tmp_path):
     again = prepare_number_words(tmp_path / "b", 300, 30, 20, bpe_tokens=50).manifest
     other = prepare_number_words(tmp_path / "c", 300, 30, 20, bpe_tokens=50, seed=2).manifest
     assert again["listing_sha256"] == manifest["listing_sha256"] != other["listing_sha256"]
-    everything = [line for split in SPLITS for line in lines(tmp_path / "a", split, "en")]
+    everything = [line for split in TEXT_SPLITS for line in lines(tmp_path / "a", split, "en")]
     assert len(set(everything)) == 350
-    for split in SPLITS:
+    for split in TEXT_SPLITS:
         for language in ("de", "en"):
             words = lines(tmp_path / "a" / "words", split, language)
-            assert [joined(line) for line in lines(tmp_path / "a", split, language)] == words
+            assert [line.replace("@@ ", "") for line in lines(tmp_path / "a", split, language)] == words
     assert any("@@" in line for line in lines(tmp_path / "a", "train", "de"))
 
 
@@ -55,16 +64,12 @@ def test_a_damaged_data_set_and_a_folder_of_something_else(tmp_path):
 def test_subwords_are_learned_on_training_text_alone(tmp_path):
     """A word that only test has is spelled with the pieces of others."""
     dictionary = [f"Das ist Satz {i}. :: This is sentence {i}." for i in range(40)]
-    dictionary += [
-        f"Xylophonquartett {i} spielt laut. :: A xylophone quartet plays {i} times." for i in range(40)
-    ]
+    dictionary += [f"Xylophonquartett {i} spielt laut. :: A xylophone quartet plays {i}." for i in range(40)]
     (tmp_path / "d").write_text("\n".join(dictionary), encoding="utf-8")
     prepare_ding(tmp_path / "d", tmp_path / "out", bpe_tokens=60, held_out=5)
-    code = (tmp_path / "out" / "code").read_text()
-    train = " ".join(
-        lines(tmp_path / "out" / "words", "train", "de") + lines(tmp_path / "out" / "words", "train", "en")
-    )
-    for pair in code.splitlines()[1:]:
+    words = tmp_path / "out" / "words"
+    train = " ".join(lines(words, "train", "de") + lines(words, "train", "en"))
+    for pair in (tmp_path / "out" / "code").read_text().splitlines()[1:]:
         assert pair.replace("</w>", "").replace(" ", "") in train
 
 
@@ -77,20 +82,12 @@ Guten Tag! Wie geht es? :: Hello! How are you?
 
 
 def test_ding_has_no_test_sentence_in_train(tmp_path):
-    text = (
-        DING
-        + "Es kostet 3 Euro heute. :: That is 3 euros for you.\n"
-        + "es kostet 4 Euro heute. :: a phrase\n"
-    )
-    (tmp_path / "de-en").write_text(text, encoding="utf-8")
+    text = "Es kostet 3 Euro heute. :: That is 3 euros for you.\nes kostet 4 Euro heute. :: a phrase\n"
+    (tmp_path / "de-en").write_text(DING + text, encoding="utf-8")
     manifest = prepare_ding(tmp_path / "de-en", tmp_path / "out", bpe_tokens=30, held_out=9).manifest
     words = tmp_path / "out" / "words"
-    held = {
-        line
-        for split in ("valid", "test")
-        for language in ("de", "en")
-        for line in lines(words, split, language)
-    }
+    held = [lines(words, split, language) for split in ("valid", "test") for language in ("de", "en")]
+    held = {line for part in held for line in part}
     for language in ("de", "en"):
         assert held.isdisjoint(lines(words, "train", language))
         assert set(lines(words, "valid", language)).isdisjoint(lines(words, "test", language))
@@ -111,15 +108,12 @@ def test_ding_bad_input_is_one_line_through_the_command(tmp_path, capsys, conten
     file = tmp_path / "de-en"
     if content is not None:
         file.write_bytes(content)
-    assert main(["data", "ding", "--file", str(file), "--output", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("lskd: error: ")
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in refused(capsys, "ding", "--file", file, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def archive(path, missing=""):
+def iwslt14():
+    """Return the publisher's files, in small."""
     tags = "<url>http://x</url>\n<keywords>k</keywords>\n<title>Der Titel</title>\n"
     files = {}
     for language, word in (("de", "Wort"), ("en", "word")):
@@ -130,17 +124,11 @@ def archive(path, missing=""):
             files[f"de-en/IWSLT14.{name}.de-en.{language}.xml"] = (
                 f'<mteval>\n<doc>\n<seg id="1"> {name} It’s me. </seg>\n<seg id="2">Second</seg>\n</doc>'
             )
-    with tarfile.open(path, "w:gz") as tar:
-        for name, text in files.items():
-            if missing not in name or not missing:
-                info = tarfile.TarInfo(name)
-                info.size = len(text.encode())
-                tar.addfile(info, io.BytesIO(text.encode()))
-    return path
+    return {name: text.encode() for name, text in files.items()}
 
 
 def test_iwslt14_is_what_fairseqs_script_makes(tmp_path):
-    manifest = prepare_iwslt14(archive(tmp_path / "de-en.tgz"), tmp_path / "out").manifest
+    manifest = prepare_iwslt14(pack(tmp_path / "de-en.tgz", iwslt14()), tmp_path / "out").manifest
     words = tmp_path / "out" / "words"
     # 100 sentences and a title; the uneven pair is longer than 1.5 times the other; every 23rd is valid.
     assert manifest["training_lines"] == 102
@@ -154,43 +142,41 @@ def test_iwslt14_is_what_fairseqs_script_makes(tmp_path):
 
 
 def test_iwslt14_bad_archives(tmp_path, capsys):
-    (tmp_path / "no.tgz").write_bytes(b"hello")
-    whole = archive(tmp_path / "whole.tgz").read_bytes()
-    (tmp_path / "half.tgz").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "cut.tgz").write_bytes(whole[:-6])  # all texts are there, the checksum is not
-    (tmp_path / "flipped.tgz").write_bytes(whole[:-8] + b"\0\0\0\0" + whole[-4:])
-    with tarfile.open(tmp_path / "out.tgz", "w:gz") as tar:
-        tar.addfile(tarfile.TarInfo("../../escape"), io.BytesIO(b""))
-    archive(tmp_path / "missing.tgz", "tst2011.de-en.de")
-    for name, message in {
-        "nowhere.tgz": "No such file",
-        "no.tgz": "no tar archive",
-        "half.tgz": "damaged or cut short",
-        "cut.tgz": "damaged or cut short",
-        "flipped.tgz": "damaged or cut short",
-        "out.tgz": "leads out of it",
-        "missing.tgz": "has no IWSLT14.TED.tst2011.de-en.de.xml",
+    files = iwslt14()
+    whole = pack(tmp_path / "whole.tgz", files).read_bytes()
+    for name, content in {
+        "no": b"hello",
+        "half": whole[: len(whole) // 2],
+        "cut": whole[:-6],  # all texts are there, the checksum is not
+        "flipped": whole[:-8] + b"\0\0\0\0" + whole[-4:],
     }.items():
-        output = ["--output", str(tmp_path / "out")]
-        assert main(["data", "iwslt14", "--archive", str(tmp_path / name), *output]) == 2
-        error = capsys.readouterr().err
-        assert message in error, name
-        assert error.count("\n") == 1
-        assert not (tmp_path / "out").exists()
+        (tmp_path / f"{name}.tgz").write_bytes(content)
+    pack(tmp_path / "out.tgz", {"../../escape": b""})
+    uneven = "de-en/IWSLT14.TED.tst2010.de-en.de.xml"
+    pack(tmp_path / "uneven.tgz", files | {uneven: files[uneven] + b'\n<seg id="3">mehr</seg>'})
+    del files["de-en/IWSLT14.TED.tst2011.de-en.de.xml"]
+    pack(tmp_path / "missing.tgz", files)
+    for name, message in {
+        "nowhere": "No such file",
+        "no": "no tar archive",
+        "half": "damaged or cut short",
+        "cut": "damaged or cut short",
+        "flipped": "damaged or cut short",
+        "out": "leads out of it",
+        "uneven": "TED.tst2010 has 3 German and 2 English sentences",
+        "missing": "has no IWSLT14.TED.tst2011.de-en.de.xml",
+    }.items():
+        words = ("iwslt14", "--archive", tmp_path / f"{name}.tgz", "--output", tmp_path / "output")
+        assert message in refused(capsys, *words), name
+        assert not (tmp_path / "output").exists()
 
 
 def test_the_command_says_what_comes_next_and_warns_of_other_sizes(tmp_path, capsys):
-    output = tmp_path / "out"
-    source = archive(tmp_path / "de-en.tgz")
-    assert main(["data", "iwslt14", "--archive", str(source), "--output", str(output)]) == 0
+    run("iwslt14", "--archive", pack(tmp_path / "de-en.tgz", iwslt14()), "--output", tmp_path / "out")
     said = capsys.readouterr()
     assert "next: fairseq-preprocess -s de -t en" in said.out
     assert "160239" in said.err
-    assert json.loads((output / "manifest.json").read_text())["expected"]["train"] == 160_239
-    numbers = ["--train", "50", "--valid", "5", "--test", "5", "--output", str(tmp_path / "n")]
-    assert main(["data", "number-words", *numbers]) == 0
-    assert main(["data", "number-words", *numbers]) == 0
-    assert "already there" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["expected"]["train"] == 160_239
 
 
 def test_cleaning_is_moses():
@@ -207,25 +193,10 @@ def test_iwslt14_goes_on_where_a_segment_is_not_closed_on_its_line(tmp_path):
     assert segments(broken) == done.stdout.decode().replace("’", "'").splitlines()
 
 
-def test_iwslt14_with_unequal_evaluation_sets_is_one_line(tmp_path):
-    file = archive(tmp_path / "de-en.tgz")
-    with tarfile.open(file) as tar:
-        texts = {member.name: tar.extractfile(member).read() for member in tar}
-    texts["de-en/IWSLT14.TED.tst2010.de-en.de.xml"] += b'\n<seg id="3">mehr</seg>'
-    with tarfile.open(file, "w:gz") as tar:
-        for name, text in texts.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(text)
-            tar.addfile(info, io.BytesIO(text))
-    with pytest.raises(LskdError, match=r"TED.tst2010 has 3 German and 2 English sentences"):
-        prepare_iwslt14(file, tmp_path / "out")
-
-
 def test_text_is_already_there_only_from_the_same_source(tmp_path, capsys):
     """Another archive, or none, once got "already there" for an answer."""
-    one, other = tmp_path / "one.tgz", tmp_path / "other.tgz"
-    archive(one)
-    other.write_bytes(archive(tmp_path / "x.tgz").read_bytes() + b"\0")
+    one, other = (pack(tmp_path / name, iwslt14()) for name in ("one.tgz", "other.tgz"))
+    other.write_bytes(other.read_bytes() + b"\0")
     for name in ("d1", "d2"):
         (tmp_path / name).write_text(DING + f"# {name}\n", encoding="utf-8")
     small = ["--held-out", "5", "--bpe-tokens", "30"]
@@ -233,10 +204,9 @@ def test_text_is_already_there_only_from_the_same_source(tmp_path, capsys):
         (["iwslt14", "--archive"], one, other),
         (["ding", *small, "--file"], tmp_path / "d1", tmp_path / "d2"),
     ):
-        output = ["--output", str(tmp_path / words[0])]
-        assert main(["data", *words, str(first), *output]) == 0
-        assert main(["data", *words, str(first), *output]) == 0
-        assert "already there" in capsys.readouterr().out
-        for file, message in ((second, "was made with source_sha256"), (tmp_path / "none", "No such file")):
-            assert main(["data", *words, str(file), *output]) == 2
-            assert message in capsys.readouterr().err
+        output = ("--output", tmp_path / words[0])
+        for said in ("written", "already there"):
+            run(*words, first, *output)
+            assert said in capsys.readouterr().out
+        assert "was made with source_sha256" in refused(capsys, *words, second, *output)
+        assert "No such file" in refused(capsys, *words, tmp_path / "none", *output)

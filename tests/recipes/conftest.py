@@ -5,7 +5,6 @@ two forward passes; data come in time.
 """
 
 import re
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -13,33 +12,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lskd_study.data.expected import PUBLISHED, numbers
+
 ROOT = Path(__file__).parents[2]
 # Operations in a second of an H100 that trains a ResNet-50 in mixed precision: 2,790 images a second
 # (published), of 3 x 8.18 GFLOPs each.
 SUSTAINED = 68.5e12
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """What a recipe's data folder contains when it is the real one."""
-
-    classes: int
-    train: int
-    validation: int
-
-
-# By the folder's name; numbers as in Table 5 and Appendix A, Places-LT as it is published now (errata E25).
-DATA_SETS = {
-    "imagenet": DataSet(1000, 1_281_167, 50_000),
-    "imagenet_100": DataSet(100, 128_117, 5_000),
-    "imagenet_500": DataSet(500, 640_584, 25_000),
-    "imagenet_lt": DataSet(1000, 115_846, 20_000),
-    "cub200": DataSet(200, 5_994, 5_794),
-    "imaterialist": DataSet(2019, 1_011_532, 10_095),
-    "inat2019": DataSet(1010, 265_213, 3_030),
-    "places_lt": DataSet(365, 62_500, 7_300),
-    "digits": DataSet(10, 1_201, 596),
-    "raw": DataSet(10, 6_000, 2_000),  # data/FashionMNIST/raw
+# Of what is in a recipe's data folder when it is the real one, by the folder's name: as published (Places-LT
+# as it is now, errata E25) or as `lskd data` makes it.
+DATA_SETS = {name.replace("-", "_"): published.numbers[0] for name, published in PUBLISHED.items()} | {
+    "imagenet_100": numbers(128_117, 5_000, 100),
+    "imagenet_500": numbers(640_584, 25_000, 500),
+    "digits": numbers(1_201, 596, 10),
+    "raw": numbers(6_000, 2_000, 10),  # data/FashionMNIST/raw
 }
 
 

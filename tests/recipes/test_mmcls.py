@@ -35,14 +35,14 @@ def test_configuration(name, miniature, costs, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT.parent)  # recipes name each other from there
     cfg = Config.fromfile(str(RUNS[name]), import_custom_modules=False)
     data = costs.data_sets[Path(cfg.data_root).name]
-    assert cfg.num_classes == data.classes
+    assert cfg.num_classes == data["classes"]
     epochs, real, channels = cfg.train_cfg.max_epochs, side(cfg), len(cfg.data_preprocessor.mean)
     with quiet():
         student, teacher = build(cfg), teacher_of(cfg, channels)
-        take_two_steps(cfg, student, teacher, miniature(data.classes), tmp_path)
+        take_two_steps(cfg, student, teacher, miniature(data["classes"]), tmp_path)
         sizes = [operations(model, channels, real) for model in (student, teacher)]
     if name != "digits_bnn":  # a study with teachers of timm's
-        costs.check(name, costs.hours(epochs, data.train, data.validation, *sizes))
+        costs.check(name, costs.hours(epochs, data["train"], data["val"], *sizes))
 
 
 def build(cfg):

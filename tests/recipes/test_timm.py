@@ -50,7 +50,7 @@ def stepped() -> set[str]:
 def test_study(recipe, miniature, stepped, costs, tmp_path):
     whole = make_plan(str(recipe.path), None)
     data = costs.data_sets[Path(whole.data).name]
-    assert whole.num_classes == data.classes
+    assert whole.num_classes == data["classes"]
     runs = [run for run in whole.runs if recipe.ecosystem == "timm" or run.role == "teacher"]
     small = shrunk(replace(whole, runs=runs), miniature(CLASSES), tmp_path)
     try_out(small)  # at the real image size
@@ -61,13 +61,13 @@ def test_study(recipe, miniature, stepped, costs, tmp_path):
         args = arguments(whole, run)
         if args.pretrained:
             check_pretrained(run.model, reach=False)
-        rates = learning_rates(args, data.train)
+        rates = learning_rates(args, data["train"])
         check_schedule(recipe.name, run, rates)
         teacher = operations(arguments(whole, whole.run(run.teacher))) if run.teacher else 0.0
         student = operations(args)
         backward = 0.0 if args.train_only else 2.0
-        validation = data.validation if args.val_split else 0
-        hours += count * costs.hours(len(rates), data.train, validation, student, teacher, backward)
+        validation = data["val"] if args.val_split else 0
+        hours += count * costs.hours(len(rates), data["train"], validation, student, teacher, backward)
 
         options = {key: value for key, value in small.configs[run.config].items() if key not in SCHEDULE}
         new = {run.model.partition(".")[0], run.role + json.dumps(options, sort_keys=True)} - stepped

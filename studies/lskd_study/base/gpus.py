@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lskd import LskdError
-from lskd.base.files import take_lock
+from lskd.base.files import lock
 
 # The devices to choose from, set by `lskd study` where it is the one who chooses.
 CANDIDATES = "LSKD_GPUS"
@@ -128,9 +128,7 @@ def _take(count: int, names: list[str], locks: contextlib.ExitStack) -> list[str
     """Lock that many free devices, or none."""
     folder = _lock_folder()
     # One chooser at a time, so that two runs of two GPUs each do not end up with one each.
-    with _locked(folder / "choosing", wait=True) as choosing, contextlib.ExitStack() as taken:
-        if not choosing:
-            return []
+    with lock(folder / "choosing", wait=True), contextlib.ExitStack() as taken:
         chosen: list[str] = []
         for name in names:
             if len(chosen) < count and taken.enter_context(_locked(folder / f"gpu-{name.replace('/', '_')}")):
@@ -142,18 +140,17 @@ def _take(count: int, names: list[str], locks: contextlib.ExitStack) -> list[str
 
 
 @contextlib.contextmanager
-def _locked(path: Path, wait: bool = False) -> Iterator[bool]:
+def _locked(path: Path) -> Iterator[bool]:
     """Lock a file if nobody has; gives whether it did."""
-    handle = take_lock(path, wait)
-    if handle is None:
-        yield False
-        return
-    _held.append(handle)
-    try:
-        yield True
-    finally:
-        _held.remove(handle)
-        os.close(handle)
+    with lock(path) as handle:
+        if handle is None:
+            yield False
+            return
+        _held.append(handle)
+        try:
+            yield True
+        finally:
+            _held.remove(handle)
 
 
 def _lock_folder() -> Path:

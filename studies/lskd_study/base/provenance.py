@@ -1,5 +1,6 @@
 """What a result was made with: versions, hardware, git state."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -20,10 +21,8 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that matter; a missing one is left out."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -38,12 +37,10 @@ def hardware() -> dict[str, Any]:
 
 def cpu_name() -> str:
     """Return the CPU's name as the operating system gives it."""
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 

@@ -17,7 +17,6 @@ class StoppedError(LskdError):
     """Somebody asked for the end of a study; ``status`` is the command's exit status."""
 
     def __init__(self, message: str, number: int) -> None:
-        """Take the one line, and the signal."""
         super().__init__(message)
         self.status = 128 + number
 

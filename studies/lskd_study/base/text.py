@@ -4,12 +4,11 @@ import csv
 import difflib
 import html
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,8 @@ class Measured:
     @classmethod
     def of(cls, values: Sequence[float], failed: int = 0) -> "Measured":
         """Summarise one value per seed."""
+        import numpy as np
+
         if not values:
             return cls(float("nan"), float("nan"), 0, failed)
         std = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
@@ -64,7 +65,7 @@ def escaped(text: str) -> str:
 
 def cell(number: float) -> str:
     """Return a number for a CSV file; empty for NaN."""
-    return "" if np.isnan(number) else f"{number:.8g}"
+    return "" if math.isnan(number) else f"{number:.8g}"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -90,7 +91,7 @@ def first_problem(error: Any) -> str:
 
 
 def storable(name: str) -> bool:
-    """Whether a name is UTF-8 text in one line, as tables and files of keys need it."""
+    """Return whether a name is UTF-8 text in one line, as tables and files of keys need it."""
     try:
         name.encode()
     except UnicodeEncodeError:  # bytes that Python could not decode

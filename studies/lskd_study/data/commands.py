@@ -4,7 +4,7 @@ import functools
 import inspect
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,24 +28,14 @@ from lskd_study.data.text.iwslt14 import prepare_iwslt14
 from lskd_study.data.text.number_words import prepare_number_words
 from lskd_study.data.text.parallel import write_data_bin
 
-_IMAGE_FOLDERS: tuple[Callable[..., Made], ...] = (
-    prepare_imagenet,
-    prepare_cub200,
-    prepare_imaterialist,
-    prepare_inat2019,
-    prepare_imagenet_lt,
-    prepare_places_lt,
-    prepare_fashion_mnist,
-    prepare_imagenet_subset,
-    prepare_subset,
-    prepare_long_tail,
-    prepare_noise,
-    prepare_digits,
+_DATA_BIN = inspect.Parameter(
+    "data_bin",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None, typer.Option(help="Folder for fairseq-preprocess' output too, made in the same step.")
+    ],
 )
-_PARALLEL_TEXT: tuple[Callable[..., Made], ...] = (prepare_iwslt14, prepare_ding, prepare_number_words)
-_DATA_BIN = Annotated[
-    Path | None, typer.Option(help="Folder for fairseq-preprocess' output too, made in the same step.")
-]
 
 app = typer.Typer(
     help="Make data sets: image folders (train/<class>/, val/<class>/) and parallel text for fairseq.",
@@ -53,41 +43,22 @@ app = typer.Typer(
 )
 
 
-def _images(prepare: Callable[..., Made]) -> Callable[..., None]:
-    @functools.wraps(prepare)
-    def command(**arguments: Any) -> None:
-        _print_images(prepare(**arguments))
-
-    return command
-
-
-def _text(prepare: Callable[..., Made]) -> Callable[..., None]:
-    """Return the command of parallel text, which may be made into a data-bin in the same step."""
+def _add(prepare: Callable[..., Made], *more: inspect.Parameter) -> None:
+    """Add the command of a function: its name, its arguments and ``more``, what its docstring begins with."""
+    signature = inspect.signature(prepare)
 
     @functools.wraps(prepare)
     def command(data_bin: Path | None = None, **arguments: Any) -> None:
-        options = {
-            name.replace("_", "-"): value for name, value in arguments.items() if not isinstance(value, Path)
-        }
-        _print_text(prepare(**arguments), data_bin, options)
+        made = prepare(**arguments)
+        if more:
+            _print_text(made, data_bin, arguments)
+        else:
+            _print_images(made)
 
-    signature = inspect.signature(prepare)
-    extra = inspect.Parameter("data_bin", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_DATA_BIN)
-    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), extra]
-    )
-    return command
-
-
-def _add(prepare: Callable[..., Made], command: Callable[..., None]) -> None:
+    parameters = [*signature.parameters.values(), *more]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     name = prepare.__name__.removeprefix("prepare_").replace("_", "-")
     app.command(name, help=(inspect.getdoc(prepare) or "").partition("\n\n")[0])(command)
-
-
-for _prepare in _IMAGE_FOLDERS:
-    _add(_prepare, _images(_prepare))
-for _prepare in _PARALLEL_TEXT:
-    _add(_prepare, _text(_prepare))
 
 
 def _print_images(made: Made) -> None:
@@ -104,7 +75,7 @@ def _print_images(made: Made) -> None:
         print(f"{manifest['wrong_labels']:,} wrong labels, listed in {made.folder}/noise.csv")
 
 
-def _print_text(made: Made, data_bin: Path | None, options: dict[str, bool | int | str]) -> None:
+def _print_text(made: Made, data_bin: Path | None, arguments: Mapping[str, Any]) -> None:
     """Print what was written, and binarise it or print the command that does."""
     folder, pairs = made.folder, made.manifest["pairs"]
     print(
@@ -112,6 +83,7 @@ def _print_text(made: Made, data_bin: Path | None, options: dict[str, bool | int
         f"{made.state}"
     )
     if data_bin is not None:
+        options = {name.replace("_", "-"): v for name, v in arguments.items() if not isinstance(v, Path)}
         print(f"{data_bin}: data-bin, {write_data_bin(data_bin, folder, made.manifest, options).state}")
     else:
         print(
@@ -121,3 +93,22 @@ def _print_text(made: Made, data_bin: Path | None, options: dict[str, bool | int
     if not made.manifest.get("sizes_as_expected", True):
         expected = made.manifest["expected"]
         print(f"lskd: warning: expected {expected}; the archive is not the one of 2014", file=sys.stderr)
+
+
+for _prepare in (
+    prepare_imagenet,
+    prepare_cub200,
+    prepare_imaterialist,
+    prepare_inat2019,
+    prepare_imagenet_lt,
+    prepare_places_lt,
+    prepare_fashion_mnist,
+    prepare_imagenet_subset,
+    prepare_subset,
+    prepare_long_tail,
+    prepare_noise,
+    prepare_digits,
+):
+    _add(_prepare)
+for _prepare_text in (prepare_iwslt14, prepare_ding, prepare_number_words):
+    _add(_prepare_text, _DATA_BIN)

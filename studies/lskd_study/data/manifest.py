@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lskd import LskdError
 from lskd_study.base.files import read_object
 
 MANIFEST = "manifest.json"
+OTHER_PLACE = "choose another --output or remove it"
 
 
 class Made(NamedTuple):
@@ -36,6 +38,7 @@ def _lists(value: Any) -> bool:
 _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "name": lambda value: isinstance(value, str),
     "num_classes": lambda value: type(value) is int,
+    "classes": lambda value: isinstance(value, list),
     "images": _counts,
     "images_per_class": _lists,
     "files": _counts,
@@ -57,3 +60,13 @@ def read_manifest(folder: Path, needs: Set[str] = frozenset()) -> dict[str, Any]
     content = read_object(folder / MANIFEST)
     fits = all(kind(content[key]) for key, kind in _KINDS.items() if key in content)
     return content if fits and needs <= content.keys() else {}
+
+
+def refuse_other(output: Path, what: str, fix: str) -> None:
+    """Refuse an output that has something in it and is not ``what`` is to be written.
+
+    Raises:
+        LskdError: saying so, and how to fix it.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise LskdError(f"{output} exists and is not this {what}; {fix}")

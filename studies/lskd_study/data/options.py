@@ -1,9 +1,9 @@
 """Options of `lskd data` in a study file, checked against the command's own signature."""
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from lskd_study.base.text import did_you_mean
 from lskd_study.data.expected import PUBLISHED, parse_expected
 
 Value = bool | int | float | str
@@ -34,9 +34,7 @@ def arguments_of(prepare: str, options: Options) -> list[str]:
         elif value is True:
             arguments.append(f"--{name}")
         elif value is False:
-            arguments += [f"--no-{name}"] * (
-                f"--no-{name}" in _flags(prepare)
-            )  # else off is how it is unasked
+            arguments += _parameters(prepare)[name].secondary_opts  # none where off is how it is unasked
         else:
             arguments += [f"--{name}", str(value)]
     return arguments
@@ -49,8 +47,7 @@ def problem(prepare: str, options: Options) -> tuple[tuple[str, ...], str] | Non
         if name in _SET_BY_THE_STUDY:
             return (name,), "the study sets the folders itself; remove it"
         if name not in valid:
-            near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-            fix = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(valid) or 'none'}"
+            fix = did_you_mean(name, valid, f"valid here: {', '.join(valid) or 'none'}")
             return (name,), f"unknown option of `lskd data {prepare}`; {fix}"
     try:
         _, *arguments = arguments_of(prepare, options)
@@ -65,10 +62,7 @@ def problem(prepare: str, options: Options) -> tuple[tuple[str, ...], str] | Non
 
 def valid_options(prepare: str) -> list[str]:
     """Return the names of a command's options, without the dashes and those that the study sets."""
-    names = [option.removeprefix("--") for option in _flags(prepare) if option.startswith("--")]
-    names += [SOURCE for parameter in command_of(prepare).params if parameter.name == SOURCE]
-    negatives = {name for name in names if name.startswith("no-") and name.removeprefix("no-") in names}
-    return sorted(set(names) - negatives - _SET_BY_THE_STUDY)
+    return sorted(_parameters(prepare).keys() - _SET_BY_THE_STUDY)
 
 
 def known_classes(prepare: str, options: Options) -> int | None:
@@ -93,11 +87,6 @@ def command_of(prepare: str) -> Any:
     return get_command(app).commands[prepare]  # type: ignore[attr-defined]
 
 
-def _flags(prepare: str) -> list[str]:
-    """Return all spellings of a command's options."""
-    return [
-        option
-        for parameter in command_of(prepare).params
-        if parameter.param_type_name == "option"
-        for option in (*parameter.opts, *parameter.secondary_opts)
-    ]
+def _parameters(prepare: str) -> dict[str, Any]:
+    """Return a command's parameters by the names that a study file has for them."""
+    return {parameter.opts[0].removeprefix("--"): parameter for parameter in command_of(prepare).params}

@@ -14,7 +14,7 @@ import numpy as np
 
 from lskd_study.base.text import Measured, cell, csv_text, escaped
 from lskd_study.paper.printed import Erratum, LayoutColumn, Paper, Row, Table, load_tables
-from lskd_study.plan.matching import PAPERS_ALPHA, Kind, data_sets, kinds_of, row_of
+from lskd_study.plan.matching import PAPERS_ALPHA, RowKey, data_sets, row_of, runs_by_row
 from lskd_study.plan.plan import exact, rest_of
 from lskd_study.results.images import ImageResult
 from lskd_study.results.results import Results
@@ -233,7 +233,7 @@ class Measurement:
     ``results``: of the teachers and of the students; ``failed``: how many more of them failed.
     """
 
-    kind: Kind
+    kind: RowKey
     data: str
     results: dict[str, list[ImageResult]]
     failed: dict[str, int] = field(default_factory=dict)
@@ -246,10 +246,10 @@ class Measurement:
 
 def measurements(studies: Studies, table: Table) -> list[Measurement]:
     """Return what studies measured for a table; of a kind that several have, the first with results."""
-    found: dict[tuple[Kind, str], Measurement] = {}
+    found: dict[tuple[RowKey, str], Measurement] = {}
     for results in studies:
         data = Path(results.plan.data).name
-        for kind, runs in kinds_of(results.plan, table).items():
+        for kind, runs in runs_by_row(results.plan, table).items():
             names = {
                 "teacher": dict.fromkeys(run.teacher or run.id for run in runs),
                 "student": dict.fromkeys(run.id for run in runs if run.role == "student"),
@@ -283,7 +283,7 @@ class Match:
         return self.row.name if self.row else ""
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> RowKey:
         """Of the runs that were measured."""
         assert self.measured is not None
         return self.measured.kind
@@ -424,7 +424,7 @@ def _parts(paper: Paper, table: Table, found: Sequence[Measurement]) -> Iterator
             yield replace(part, errata=paper.errata_of_data_set(table.name, place))
 
 
-def _half(kind: Kind) -> str:
+def _half(kind: RowKey) -> str:
     same = kind.teacher.partition("+")[0].replace("-", "") == "ResNet50"
     return "same architecture" if same else "different architectures"
 

@@ -1,4 +1,4 @@
-"""The folder of a run or a store: held, begun or gone on with; only what the study wrote is removed."""
+"""The folder of a run or a store: locked, begun or gone on with; only what the study wrote is removed."""
 
 import contextlib
 import errno
@@ -20,12 +20,12 @@ LOCK = ".lock"
 LOG = "train.log"
 # What a job writes itself, whatever trains; the second is left by a process that is killed while it writes.
 _OWN = (BEGUN, ".*.new", LOG, CURVES, LOGITS, f".{LOGITS}", TRANSLATIONS, JOB)
-LABELS = tuple(f"labels/{name}" for name in ("manifest.json", ".*.new", "lock", "*.bin", "*.bin.sums"))
+LABEL_FILES = tuple(f"labels/{name}" for name in ("manifest.json", ".*.new", "lock", "*.bin", "*.bin.sums"))
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it; the kernel lets go when the process ends, however it ends.
+def locked(folder: Path) -> Iterator[None]:
+    """Make a folder and lock it; the kernel lets go when the process ends, however it ends.
 
     Raises:
         LskdError: another process is at work in it, it is a link, or it cannot be made.
@@ -58,7 +58,7 @@ def begin(
     can_go_on: Callable[[], bool],
     files: Sequence[str],
 ) -> tuple[int, bool]:
-    """Note what is begun in a folder that is held; return how often that was resumed, and whether it is now.
+    """Note what is begun in a locked folder; return how often that was resumed, and whether it is now.
 
     What was begun as something else is of no use and goes, by the names that it wrote. Where nothing says
     what was begun, everything is moved aside.

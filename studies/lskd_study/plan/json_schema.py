@@ -81,13 +81,11 @@ def _plain(schema: Any) -> Any:
         return [_plain(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    plain = {}
-    for key, value in schema.items():
-        if key == "title" and isinstance(value, str):
-            continue
-        if key == "default" and value is None:
-            continue
-        plain[key] = _plain(value)
+    plain = {
+        key: _plain(value)
+        for key, value in schema.items()
+        if not ((key == "title" and isinstance(value, str)) or (key == "default" and value is None))
+    }
     if "$ref" in plain and len(plain) > 1:  # draft 7 looks at nothing beside a reference
         plain["allOf"] = [{"$ref": plain.pop("$ref")}]
     return plain

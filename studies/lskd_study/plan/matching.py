@@ -34,8 +34,8 @@ _DEFAULT_DATA = "ImageNet-1K"  # of tables that have no column for it
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a table can have a row for; networks by the paper's names where it has one.
+class RowKey:
+    """What tells a table's rows apart; networks by the paper's names where it has one.
 
     Attributes:
         data_set: the paper's, empty for one of one's own.
@@ -108,58 +108,55 @@ def data_sets(table: Table) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(row["dataset"]) for row in table.rows))
 
 
-def data_set_of(table: Table, classes: int) -> str:
-    """Return a table's data set by its number of classes, which tells them apart; empty where none has it."""
-    return next((name for name in data_sets(table) if data_set_classes(name) == classes), "")
-
-
-def kinds_of(plan: Plan, table: Table) -> dict[Kind, list[Run]]:
-    """Return what a study has for a table, in the order of its file, with the runs of each kind.
+def runs_by_row(plan: Plan, table: Table) -> dict[RowKey, list[Run]]:
+    """Return what a study has for a table, in the order of its file: the runs that a row could be of.
 
     For tables of teachers these alone, for the others the students.
     """
-    data_set = data_set_of(table, plan.num_classes)
+    # The number of classes tells a table's data sets apart.
+    there = (name for name in data_sets(table) if data_set_classes(name) == plan.num_classes)
+    data_set = next(there, "")
     wanted = "teacher" if table.name in OF_TEACHERS else "student"
-    kinds: dict[Kind, list[Run]] = {}
+    found: dict[RowKey, list[Run]] = {}
     for run in plan.runs:
         if run.role == wanted:
             teacher = run if wanted == "teacher" else plan.run(run.teacher)
             name = teacher_name(teacher.model, plan.configs.get(teacher.config, {}), plan.num_classes)
             student = network_name(run.model) if wanted == "student" else ""
-            kind = Kind(data_set, name, run.smoothing, student, run.temperature, run.hard_weight)
-            kinds.setdefault(kind, []).append(run)
-    return kinds
+            key = RowKey(data_set, name, run.smoothing, student, run.temperature, run.hard_weight)
+            found.setdefault(key, []).append(run)
+    return found
 
 
-def row_of(paper: Paper, table: str, kind: Kind) -> Row | None:
-    """Return the paper's row of a kind of run; None where the table has none."""
-    if not kind.data_set or kind.temperature != 1 or kind.smoothing not in (0, PAPERS_ALPHA):
+def row_of(paper: Paper, table: str, key: RowKey) -> Row | None:
+    """Return the paper's row of such runs; None where the table has none."""
+    if not key.data_set or key.temperature != 1 or key.smoothing not in (0, PAPERS_ALPHA):
         return None
-    if table != "Table 9" and kind.hard_weight:
+    if table != "Table 9" and key.hard_weight:
         return None
-    return next((row for row in paper[table].rows if _same(row, kind)), None)
+    return next((row for row in paper[table].rows if _same(row, key)), None)
 
 
-def _same(row: Row, kind: Kind) -> bool:
+def _same(row: Row, key: RowKey) -> bool:
     values = row.values
-    smoothed = bool(kind.smoothing)
-    if values.get("dataset", _DEFAULT_DATA) != kind.data_set:
+    smoothed = bool(key.smoothing)
+    if values.get("dataset", _DEFAULT_DATA) != key.data_set:
         return False
     if row.table == "Table 9":  # ResNet-50 and ResNet-18, says the caption
-        networks = (kind.teacher, kind.student) == ("ResNet-50", "ResNet-18")
-        return networks and (values["hard_ratio"], values["smoothed"]) == (kind.hard_weight, smoothed)
+        networks = (key.teacher, key.student) == ("ResNet-50", "ResNet-18")
+        return networks and (values["hard_ratio"], values["smoothed"]) == (key.hard_weight, smoothed)
     if row.table == "Table 8":
-        networks = (kind.teacher, kind.student) == (values["network"], values["student"])
+        networks = (key.teacher, key.student) == (values["network"], values["student"])
         return networks and smoothed == (row.name not in TABLE_8_WITHOUT)
     if "instability_with" in values:  # Tables 1 and 10, both sides in one row
         side = "with" if smoothed else "without"
-        return kind.teacher == row.name and values[f"instability_{side}"] is not None
+        return key.teacher == row.name and values[f"instability_{side}"] is not None
     if "student" in values:
-        own = (kind.teacher, kind.student, smoothed)
+        own = (key.teacher, key.student, smoothed)
         return own == (values["teacher"], values["student"], values["smoothed"])
-    return (kind.teacher, smoothed) == (values["network"], values["smoothed"])
+    return (key.teacher, smoothed) == (values["network"], values["smoothed"])
 
 
 def names_table(plan: Plan, tables: Sequence[str]) -> bool:
-    """Whether a study says that it reproduces one of these tables."""
+    """Return whether a study says that it reproduces one of these tables."""
     return any(name in tables for name in plan.paper)

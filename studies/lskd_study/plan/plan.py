@@ -200,7 +200,7 @@ class Plan:
         return self.root / run.folder
 
     def done(self, run: Run) -> bool:
-        """Whether the run is finished: ``job.json`` is written last and whole."""
+        """Return whether the run is finished: ``job.json`` is written last and whole."""
         return (self.folder(run) / JOB).exists()
 
     def failed(self, made: Run | Store) -> str:
@@ -239,10 +239,11 @@ class Plan:
         try:
             # As JSON, in which a run is a mapping; strictly, "1" is no number.
             plan = TypeAdapter(cls).validate_json(json.dumps(content))
+            odd = plan._odd()
         except ValidationError as error:
-            raise _other_version(path, first_problem(error)) from error
-        if found := plan._odd():
-            raise _other_version(path, found)
+            odd = first_problem(error)
+        if odd:
+            raise LskdError(f"{path} is not a plan of this version ({odd}); run `lskd study` again")
         return plan
 
     def _odd(self) -> str:
@@ -257,10 +258,6 @@ class Plan:
             if not {store.teacher, store.writer, *store.students} <= self.by_id.keys():
                 return f"{store.id} has no teacher or no students"
         return ""
-
-
-def _other_version(path: Path, reason: str) -> LskdError:
-    return LskdError(f"{path} is not a plan of this version ({reason}); run `lskd study` again")
 
 
 def expand(

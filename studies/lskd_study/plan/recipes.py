@@ -1,7 +1,6 @@
 """The recipes that came with this installation: their files, names, headers, and what each asks for."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,11 +49,6 @@ class Recipe:
         return header_of(self.files[0])
 
     @property
-    def title(self) -> str:
-        """The header's first paragraph's first sentence or line."""
-        return self.header.split("\n", 1)[0]
-
-    @property
     def place(self) -> str:
         """Tables, figures or sections of the paper that the header's first paragraph names; '' for none."""
         first = self.header.split("\n\n", 1)[0].replace("\n", " ")
@@ -81,9 +75,7 @@ def find_study_file(name: str) -> Path:
         packaged = recipes_folder().joinpath(*path.parts[1:])
         if packaged.is_file():
             return packaged
-    known = sorted(
-        f"recipes/{found.parent.name}/study.yaml" for found in recipes_folder().glob("*/study.yaml")
-    )
+    known = sorted(f"recipes/{file.parent.name}/study.yaml" for file in recipes_folder().glob("*/study.yaml"))
     raise LskdError(f"no study file {name}; recipes that come with lskd: {', '.join(known) or 'none'}")
 
 
@@ -100,27 +92,23 @@ def header_of(path: Path) -> str:
     return "\n".join(comment)
 
 
-def catalogue(folder: Path | None = None) -> list[Recipe]:
+def catalogue() -> list[Recipe]:
     """Return all recipes, sorted by name."""
-    return sorted(_found(folder or recipes_folder()), key=lambda recipe: recipe.name)
-
-
-def _found(root: Path) -> Iterator[Recipe]:
-    studies = {path: of_file(path, _name(path, root)) for path in sorted(root.glob("*/*.yaml"))}
-    yield from filter(None, studies.values())
+    root = recipes_folder()
+    recipes = [found for path in root.glob("*/*.yaml") if (found := _of_file(path, _name(path, root)))]
     # A trainer's file is a recipe only where no study beside it runs it.
-    run = {file for recipe in studies.values() if recipe for file in recipe.files}
-    for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
+    folders, run = {recipe.path.parent for recipe in recipes}, {f for recipe in recipes for f in recipe.files}
+    for path in (*root.glob("*.py"), *root.glob("*/*.py")):
         if not path.parent.name.startswith("_") and path not in run:
-            yield Recipe(_name(path, root), path, "run", "mmcls")
-    for path in sorted(root.glob("*/teacher.yaml")):
-        alone = not any(recipe for other, recipe in studies.items() if other.parent == path.parent)
-        content = read_yaml(path)
-        if alone and isinstance(content, dict) and isinstance(content.get("task"), dict):
-            yield Recipe(path.parent.name, path.parent, "run", "fairseq")
+            recipes.append(Recipe(_name(path, root), path, "run", "mmcls"))
+    for path in root.glob("*/teacher.yaml"):
+        content = read_yaml(path) if path.parent not in folders else None
+        if isinstance(content, dict) and isinstance(content.get("task"), dict):
+            recipes.append(Recipe(path.parent.name, path.parent, "run", "fairseq"))
+    return sorted(recipes, key=lambda recipe: recipe.name)
 
 
-def of_file(path: Path, name: str | None = None) -> Recipe | None:
+def _of_file(path: Path, name: str) -> Recipe | None:
     """Return the recipe that a study file is; None for a file of a trainer's options."""
     try:
         content = read_yaml(path)
@@ -129,12 +117,8 @@ def of_file(path: Path, name: str | None = None) -> Recipe | None:
     if not isinstance(content, dict) or not any(keys <= content.keys() for keys in _STUDY_KEYS):
         return None
     ecosystem = content.get("ecosystem", "timm")
-    return Recipe(
-        name or str(path),
-        path,
-        "teachers" if "kind" in content else "study",
-        ecosystem if ecosystem in ("mmcls", "fairseq") else "timm",
-    )
+    kind: Literal["study", "teachers"] = "teachers" if "kind" in content else "study"
+    return Recipe(name, path, kind, ecosystem if ecosystem in ("mmcls", "fairseq") else "timm")
 
 
 def _name(path: Path, root: Path) -> str:
@@ -151,11 +135,11 @@ def find_recipe(name: str) -> Recipe:
     known = {recipe.name: recipe for recipe in catalogue()}
     short = name.removeprefix("recipes/").removesuffix("/")
     short = short.removesuffix(".yaml").removesuffix(".py").removesuffix("/study")
-    path, found = Path(name), known.get(short)
-    if path.is_file() and path.suffix == ".yaml" and (own := of_file(path)) is not None:
-        return found if found is not None and found.path.resolve() == path.resolve() else own
-    if found is not None:
-        return found
+    path = Path(name)
+    if path.is_file() and path.suffix == ".yaml" and (own := _of_file(path, name)):
+        return own
+    if short in known:
+        return known[short]
     if path.is_file():
         raise LskdError(f"{name} is a trainer's own file; name the study that runs it (`lskd recipe list`)")
     # 'imagenet' means one of imagenet/table2, imagenet/table7, ...

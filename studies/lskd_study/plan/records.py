@@ -16,21 +16,15 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-class Taught(Record):
-    """The teacher that a run or a store belongs to."""
-
+class _Taught(Record):
     checkpoint_sha256: str
 
 
-class Checkpoint(Record):
-    """A run's weights."""
-
+class _Checkpoint(Record):
     sha256: str
 
 
-class StoredLabels(Record):
-    """What a store contains."""
-
+class _StoredLabels(Record):
     bytes: int
 
 
@@ -38,58 +32,52 @@ class Begun(Record):
     """``begun.json``: what a run or a store was begun as, and how often it was gone on with."""
 
     settings: dict[str, Any] = {}
-    teacher: Taught | None = None
+    teacher: _Taught | None = None
     resumed: int = Field(0, ge=0)
 
 
-class Made(Record):
+class MadeRun(Record):
     """``job.json`` of a run, as far as other runs depend on it."""
 
-    teacher: Taught | None = None
-    checkpoint: Checkpoint | None = None
+    teacher: _Taught | None = None
+    checkpoint: _Checkpoint | None = None
 
 
 class MadeStore(Record):
     """``job.json`` of a store."""
 
-    teacher: Taught
-    soft_labels: StoredLabels | None = None  # of one that failed there are none
+    teacher: _Taught
+    soft_labels: _StoredLabels | None = None  # of one that failed there are none
     wall_time_s: float
 
 
-class Data(Record):
-    """The data that a run was trained on."""
-
+class _TrainingData(Record):
     path: str
     sha256: str = ""  # of earlier versions there is none
 
 
-class Code(Record):
-    """The checkout that a run was made with."""
-
+class _Code(Record):
     commit: str
     modified: bool
 
 
-class Machine(Record):
-    """Where a run was made."""
-
+class _Machine(Record):
     cpu: str
     cores: int
     gpus: list[str]
 
 
-class Job(Made):
+class Job(MadeRun):
     """``job.json`` of a finished run, as tables and page show it."""
 
     run: str
     command: str
     rerun_command: str = ""
     environment: dict[str, str]
-    data: Data
+    data: _TrainingData
     versions: dict[str, str]
-    git: Code | None
-    hardware: Machine
+    git: _Code | None
+    hardware: _Machine
     finished: str
     wall_time_s: float
     resumed: int

@@ -82,7 +82,11 @@ Prepare = Literal[
     "number-words",
 ]
 
-_UNIQUE = {"uniqueItems": True}  # for editors; _distinct says which one is there twice
+Item = TypeVar("Item")
+# uniqueItems is for editors; _distinct says which one is there twice.
+Distinct = Annotated[
+    list[Item], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(_distinct)
+]
 
 
 class Data(Strict):
@@ -99,16 +103,10 @@ class Data(Strict):
 class Smoothing(Strict):
     """The arms: label-smoothing values of the teachers; the smallest is the baseline."""
 
-    values: Annotated[
-        list[Alpha],
-        Field(
-            min_length=1,
-            description="0 or more and below 1; at least two",
-            json_schema_extra={"minItems": 2, "uniqueItems": True},
-        ),
-        AfterValidator(_distinct),
-        AfterValidator(_with_baseline),
-    ]
+    values: Annotated[Distinct[Alpha], AfterValidator(_with_baseline)] = Field(
+        description="0 or more and below 1; at least two",
+        json_schema_extra={"minItems": 2, "uniqueItems": True},
+    )
     convention: Literal["paper", "uniform"] = Field(
         "paper",
         description="paper: Eq. 1, alpha / (K - 1) to every other class; uniform: alpha / K to every one",
@@ -183,31 +181,15 @@ class Study(Strict):
     data: Data = Field(description="what is trained and evaluated on")
     output: Name = Field(description="folder of results, relative to where the command runs")
     smoothing: Smoothing = Field(description="of the teachers' labels: the arms that are compared")
-    seeds: Annotated[
-        list[Seed],
-        Field(
-            min_length=1, description="one run each; three or more for a verdict", json_schema_extra=_UNIQUE
-        ),
-        AfterValidator(_distinct),
-    ]
+    seeds: Distinct[Seed] = Field(description="one run each; three or more for a verdict")
     teachers: Annotated[list[Network], Field(min_length=1, description="trained with every smoothing value")]
     students: list[Network] = Field(default=[], description="none: teachers are trained and compared alone")
-    temperatures: Annotated[
-        list[Temperature],
-        Field(
-            min_length=1, description="that logits are divided by; 1 in the paper", json_schema_extra=_UNIQUE
-        ),
-        AfterValidator(_distinct),
-    ] = [1.0]
-    hard_weights: Annotated[
-        list[HardWeight],
-        Field(
-            min_length=1,
-            description="weight of the labels in the students' loss; 0 in the paper, 0.1 in translation",
-            json_schema_extra=_UNIQUE,
-        ),
-        AfterValidator(_distinct),
-    ] = [0.0]
+    temperatures: Distinct[Temperature] = Field(
+        [1.0], description="that logits are divided by; 1 in the paper"
+    )
+    hard_weights: Distinct[HardWeight] = Field(
+        [0.0], description="weight of the labels in the students' loss; 0 in the paper, 0.1 in translation"
+    )
     temperature_squared: bool = Field(False, description="the soft term times T^2 (Hinton et al., 2015)")
     soft_labels: SoftLabels = Field(
         default_factory=lambda: SoftLabels.model_validate({}),
@@ -277,22 +259,20 @@ class Study(Strict):
         if kind_of(self.ecosystem) is TRANSLATION and (self.paper or self.published):
             message = "the figures are accuracies, of images; remove it"
             raise _error(message, self.ecosystem, "paper" if self.paper else "published")
-        for index, figure in enumerate(self.published.figures if self.published else ()):
-            for key, known in self._matrix().items():
-                given = getattr(figure, key)
-                if given not in known and not (given is None and len(known) == 1):
-                    message = f"the study has no such {key}; it has {', '.join(map(str, known))}"
-                    raise _error(message, given, "published", "figures", index, key)
-        return self
-
-    def _matrix(self) -> dict[str, list[Any]]:
-        return {
+        matrix: dict[str, list[Any]] = {
             "student": [network.model for network in self.students],
             "teacher": [network.model for network in self.teachers],
             "smoothing": self.smoothing.values,
             "temperature": self.temperatures,
             "hard_weight": self.hard_weights,
         }
+        for index, figure in enumerate(self.published.figures if self.published else ()):
+            for key, known in matrix.items():
+                given = getattr(figure, key)
+                if given not in known and not (given is None and len(known) == 1):
+                    message = f"the study has no such {key}; it has {', '.join(map(str, known))}"
+                    raise _error(message, given, "published", "figures", index, key)
+        return self
 
 
 def _error(message: str | None, value: object, *place: str | int) -> ValidationError:

@@ -99,7 +99,7 @@ def load_teachers(path: Path) -> TeacherList:
 
 
 def is_teacher_list(path: Path) -> bool:
-    """Whether a study file is a list of teachers; False for what cannot be read, which says so elsewhere."""
+    """Return whether a study file is a list of teachers; what cannot be read is none, said elsewhere."""
     try:
         content = read_yaml(path)
     except LskdError:

@@ -20,9 +20,9 @@ from lskd.checkpoints import file_checksum
 from lskd_study.base import provenance
 from lskd_study.base.gpus import chosen_gpus
 from lskd_study.base.progress import open_log, say
-from lskd_study.plan.folders import LOG, begin, held
+from lskd_study.plan.folders import LOG, begin, locked
 from lskd_study.plan.plan import JOB, TEACHER_FAILED, Plan, Run, Store
-from lskd_study.plan.records import Made, read_record
+from lskd_study.plan.records import MadeRun, read_record
 from lskd_study.runs.data_checksum import check_same_data, data_checksum
 from lskd_study.runs.work import Storing, Training
 from lskd_study.stores.state import release_stores
@@ -42,7 +42,7 @@ def run_job(plan: Plan, made: Run | Store) -> None:
     os.chdir(plan.cwd)
     folder = Path(plan.output, made.folder)
     work = Training(plan, made) if isinstance(made, Run) else Storing(plan, made)
-    with held(folder), chosen_gpus(plan.resources, lambda line: say(f"{work.name}  {line}")) as devices:
+    with locked(folder), chosen_gpus(plan.resources, lambda line: say(f"{work.name}  {line}")) as devices:
         started = time.monotonic()
         teacher, data = teacher_identity(plan, made), data_checksum(plan)
         resumed, said = 0, ""
@@ -116,7 +116,7 @@ def teacher_identity(plan: Plan, made: Run | Store) -> dict[str, str] | None:
         return None
     teacher = plan.run(made.teacher)
     if plan.failed(teacher):
-        checkpoint = read_record(plan.folder(teacher) / JOB, Made).get("checkpoint") or {}
+        checkpoint = read_record(plan.folder(teacher) / JOB, MadeRun).get("checkpoint") or {}
         return {"run": teacher.id, "checkpoint_sha256": checkpoint.get("sha256", "")}
     path = plan.folder(teacher) / trainer_of(plan.ecosystem, "teacher").checkpoint
     if not path.exists():

@@ -18,7 +18,7 @@ from lskd.base.tensors import require_finite
 from lskd.checkpoints import file_checksum
 from lskd.terms import centred
 from lskd_study.base.text import gigabytes
-from lskd_study.plan.folders import LABELS, LOG
+from lskd_study.plan.folders import LABEL_FILES, LOG
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import CURVES, LOGITS, TRANSLATIONS, Plan, Run, Store
 from lskd_study.runs.log import logged
@@ -97,7 +97,7 @@ class Storing:
         self.trainer = trainer_of(plan.ecosystem, "student")
         self.name = f"soft labels of {store.teacher}"
         self.done = f"{self.name} were written"
-        self.command, self.files = self.trainer.store_command(plan, store), LABELS
+        self.command, self.files = self.trainer.store_command(plan, store), LABEL_FILES
         self._written: dict[str, Any] = {}
 
     def identity(self, data: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 from lskd import LskdError, SoftLabels, SoftLabelsError
 from lskd.base.files import write_text
 from lskd_study.base.gpus import VISIBLE
-from lskd_study.plan.folders import LABELS, remove_files
+from lskd_study.plan.folders import LABEL_FILES, remove_files
 from lskd_study.plan.plan import JOB, Plan, Run, Store
-from lskd_study.plan.records import Made, MadeStore, read_record
+from lskd_study.plan.records import MadeRun, MadeStore, read_record
 from lskd_study.trainers import trainer_of
 
 # Where a command that is copied from the page writes: the trainer refuses a folder that contains a run.
@@ -32,7 +32,7 @@ def record_of(plan: Plan, store: Store) -> dict[str, Any]:
 
 def contains(plan: Plan, store: Store) -> bool:
     """Whether a store has all that the plan needs, of the teacher that now lies in the output folder."""
-    made = read_record(plan.folder(plan.run(store.teacher)) / JOB, Made)
+    made = read_record(plan.folder(plan.run(store.teacher)) / JOB, MadeRun)
     record = record_of(plan, store)
     if not record or record["teacher"]["checkpoint_sha256"] != (made.get("checkpoint") or {}).get("sha256"):
         return False
@@ -88,7 +88,7 @@ def release_stores(plan: Plan) -> None:
             if record := record_of(plan, store):
                 write_text(labels.parent / JOB, json.dumps({**record, "removed": True}, indent=2) + "\n")
             with contextlib.suppress(OSError):
-                remove_files(labels.parent, LABELS)
+                remove_files(labels.parent, LABEL_FILES)
                 labels.rmdir()  # where nothing else lies in it
 
 

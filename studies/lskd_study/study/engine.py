@@ -20,7 +20,7 @@ from lskd_study.plan.folders import check_no_link, full_disk
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, exact, expand
 from lskd_study.plan.recipes import find_study_file
-from lskd_study.plan.records import Begun, Made, read_record
+from lskd_study.plan.records import Begun, MadeRun, read_record
 from lskd_study.plan.schema import Network, load_study
 from lskd_study.plan.teacher_list import is_teacher_list
 from lskd_study.runs import clusters
@@ -299,11 +299,11 @@ def _forget_orphaned_students(plan: Plan) -> None:
     for run in plan.runs:
         if not plan.done(run):
             continue
-        made = read_record(plan.folder(run) / JOB, Made)
+        made = read_record(plan.folder(run) / JOB, MadeRun)
         settings = made.get("settings", {})
         again = bool(plan.failed(run) and changes(settings, plan.settings(run), Path(plan.cwd)))
         if run.role == "student" and not again:
-            teacher = read_record(plan.folder(plan.run(run.teacher)) / JOB, Made).get("checkpoint") or {}
+            teacher = read_record(plan.folder(plan.run(run.teacher)) / JOB, MadeRun).get("checkpoint") or {}
             taught_by = (made.get("teacher") or {}).get("checkpoint_sha256")
             again = not teacher or teacher.get("sha256") != taught_by
         if again:

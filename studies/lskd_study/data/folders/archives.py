@@ -26,11 +26,9 @@ def find_source(source: Path, names: tuple[str, ...], dataset: str) -> Path:
     Raises:
         LskdError: when there is none; says where to get it.
     """
-    if source.name in names and os.path.exists(source):
-        return source
-    for name in names:
-        if os.path.exists(source / name):
-            return source / name
+    for file in (source, *(source / name for name in names)):
+        if file.name in names and os.path.exists(file):
+            return file
     raise LskdError(
         f"{source} has no {' or '.join(names)}; get it from {PUBLISHED[dataset].get} and put it into {source}"
     )
@@ -93,23 +91,19 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
         bar = stack.enter_context(
             tqdm(total=size, desc=title, unit="B", unit_scale=True, leave=False, disable=not title or None)
         )
-        with _one_line_errors(archive):
-            tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header))
+        stack.enter_context(_one_line_errors(archive))
+        tar = stack.enter_context(tarfile.open(fileobj=raw, mode="r:*", tarinfo=_Header))
         end = 0
-        while True:
-            with _one_line_errors(archive):
-                header = tar.next()
-                if header is None:
-                    _check_end(tar)
-                    return
-                if header.size < 0 or tar.offset <= end:
-                    raise tarfile.ReadError(f"{header.name} has a negative size")
-                _refuse_to_leave(archive, header)
+        while (header := tar.next()) is not None:
+            if header.size < 0 or tar.offset <= end:
+                raise tarfile.ReadError(f"{header.name} has a negative size")
+            _refuse_to_leave(archive, header)
             end = tar.offset
             vars(tar)["members"] = []  # tarfile keeps all that it has seen: gigabytes for a million images
             if header.isfile():
                 yield Member(archive, tar, header)
             bar.update(raw.tell() - bar.n)
+        _check_end(tar)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import csv
 import io
 import random
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +15,8 @@ from lskd_study.data.arguments import Copy, Expect, OfFolder, OutputBeside, Seed
 from lskd_study.data.expected import check_numbers, count
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
 from lskd_study.data.folders.image_folder import ImageFolder
-from lskd_study.data.folders.layout import Image, build, listing_checksum
-from lskd_study.data.folders.rows import Rows
+from lskd_study.data.folders.layout import build, listing_checksum
+from lskd_study.data.folders.rows import Image, Rows
 from lskd_study.data.manifest import Made, read_manifest
 
 CLASS_LIST = "classes.txt"
@@ -65,13 +65,10 @@ def prepare_subset(
 
     def plan() -> Rows:
         folder = ImageFolder.read(source)
-        if list is not None:
-            return _keep(folder, _read_classes(list, folder.splits["train"], source))
-        assert classes is not None
-        return _keep(folder, _drawn(folder, classes, seed))
+        return _keep(folder, _read_classes(list, folder) if list else _drawn(folder, classes or 0, seed))
 
-    choice = {"classes_asked": classes, "seed": seed} if list is None else {"list": str(list)}
-    lists = {} if list is None else {list.name: fingerprint(list, _ONE_EACH)}
+    choice = {"list": str(list)} if list else {"classes_asked": classes, "seed": seed}
+    lists = {list.name: fingerprint(list, _ONE_EACH)} if list else {}
     return build(output or _beside(source, "subset"), "subset", _origin(source) | choice, plan, copy, lists)
 
 
@@ -98,7 +95,7 @@ def prepare_long_tail(
     output: OutputBeside = None,
     copy: Copy = False,
 ) -> Made:
-    """Give the training classes of any image folder the sizes of a Pareto distribution.
+    """Draw training images of any image folder so that its class sizes follow a Pareto distribution.
 
     Which class gets which size, and which of its images stay, is drawn at random; validation stays as it is.
     ``alpha`` is 6 in the paper's Appendix A.
@@ -145,7 +142,7 @@ def pareto_sizes(classes: int, alpha: float, head: int, tail: int) -> list[int]:
 def _assign(
     sizes: Sequence[int], classes: Mapping[str, Sequence[str]], generator: random.Random, source: Path
 ) -> dict[str, int]:
-    """Give the sizes, largest first, to classes that have as many images, at random among those."""
+    """Assign the sizes, largest first, to classes that have as many images, at random among those."""
     left = sorted(classes)
     assigned = {}
     for size in sizes:
@@ -169,7 +166,7 @@ def prepare_noise(
     output: OutputBeside = None,
     copy: Copy = False,
 ) -> Made:
-    """Give training images of any image folder wrong labels; noise.csv says which.
+    """Put wrong labels on training images of any image folder; noise.csv says which.
 
     Each other class is equally likely (symmetric noise). Exactly ``round(rate * images)`` labels are
     changed, so ``rate`` counts wrong labels: a definition that draws from all classes, the right one among
@@ -235,14 +232,14 @@ def _beside(source: Path, name: str) -> Path:
     return source.parent / f"{source.name}_{name}"
 
 
-def _read_classes(file: Path, known: Container[str], source: Path) -> Sequence[str]:
+def _read_classes(file: Path, folder: ImageFolder) -> Sequence[str]:
     try:
         text = read_bytes(file, MEMBER_LIMIT, "a list of classes", _ONE_EACH).decode()
     except UnicodeDecodeError:
         raise LskdError(f"{file} is no text in UTF-8; {_ONE_EACH}") from None
     names = [line.strip() for line in text.splitlines() if line.strip()]
-    if unknown := [name for name in names if name not in known]:
-        raise LskdError(f"{file} names {unknown[0]!r}, which is no class of {source}")
+    if unknown := [name for name in names if name not in folder.splits["train"]]:
+        raise LskdError(f"{file} names {unknown[0]!r}, which is no class of {folder.path}")
     if len(names) < 2 or len(set(names)) != len(names):
         raise LskdError(f"{file} must name two classes or more, each once")
     return sorted(names)

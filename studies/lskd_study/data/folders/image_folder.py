@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.images import class_folders, class_images
-from lskd_study.data.folders.layout import SPLITS, Image
+from lskd_study.data.folders.rows import SPLITS, Image
 
 _CONTAINS = "the source must contain train/<class>/ and val/<class>/"
 

@@ -13,16 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lskd import LskdError
 from lskd.base.files import lock, write_text
 from lskd.base.images import passed_over
 from lskd_study.base.files import read_object
-from lskd_study.data.folders.archives import Member
-from lskd_study.data.manifest import MANIFEST, Made, read_manifest
+from lskd_study.base.text import gigabytes
+from lskd_study.data.folders.archives import check_md5
+from lskd_study.data.folders.rows import SPLITS, Image, Rows
+from lskd_study.data.manifest import MANIFEST, OTHER_PLACE, Made, read_manifest, refuse_other
 
-SPLITS = ("train", "val")
 _SETTINGS = ".settings.json"
 _CHECKED = ".checked.json"
 _LOCK = ".lock"
@@ -33,18 +34,6 @@ _NO_LINK = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 )
 
-Fill = Callable[["Tree"], dict[str, Any]]
-"""Puts the images into a tree and returns what else belongs into the manifest."""
-
-
-class Image(NamedTuple):
-    """An image and where it goes: ``source`` is a file, a member of an archive, or what is to be written."""
-
-    split: str
-    label: str
-    name: str
-    source: Path | Member | bytes
-
 
 class Tree:
     """The folder while it is made.
@@ -52,16 +41,34 @@ class Tree:
     Attributes:
         counts: images put there so far, by split and class.
         links: files by how they came: ``hard``, ``symbolic``, ``copied``, ``written``.
-        copies: whether files are to be copied where links would do.
     """
 
     def __init__(self, folder: Path, copy: bool) -> None:
-        self.copies = copy
         self._folder = folder
+        self._copies = copy
         self._ways: tuple[str, ...] = ("copied",) if copy else ("hard", "symbolic", "copied")
         self._made: set[Path] = set()
         self.counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
         self.links: Counter[str] = Counter()
+
+    def fill(self, rows: Rows) -> None:
+        """Check the archives and the space, then put everything there.
+
+        Raises:
+            LskdError: for an archive that is not its publisher's, a disk without room, and what reading
+                raises.
+        """
+        from tqdm import tqdm
+
+        copied = [image.source for image in rows.linked if isinstance(image.source, Path) and self._copies]
+        self._require_space(rows.size + sum(path.stat().st_size for path in copied))
+        self._check_archives(rows.archives)
+        for image in tqdm(rows.linked, desc="images", unit=" images", leave=False, disable=None):
+            self.add(image)
+        for image in rows.unpacked():
+            self.add(image)
+        for name, content in rows.files.items():
+            self.write(name, content)
 
     def add(self, image: Image) -> None:
         """Put an image there unless an earlier run left it whole: a file is linked to, or copied."""
@@ -81,27 +88,27 @@ class Tree:
         incoming.write_bytes(content)
         os.replace(incoming, target)
 
-    def require_space(self, size: int) -> None:
-        """Check that ``size`` bytes fit in all, those of an earlier run included.
-
-        Raises:
-            LskdError: when they do not.
-        """
+    def _require_space(self, size: int) -> None:
+        """Check that ``size`` bytes fit in all, those of an earlier run included."""
         usage = shutil.disk_usage(self._folder)
         if size > usage.free:
             there = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
             if size - there > usage.free:
                 raise LskdError(
-                    f"the disk of {self._folder.parent} has {_gigabytes(usage.free)} free, this needs "
-                    f"{_gigabytes(size - there)}; free some, or choose another --output"
+                    f"the disk of {self._folder.parent} has {gigabytes(usage.free)} free, this needs "
+                    f"{gigabytes(size - there)}; free some, or choose another --output"
                 )
 
-    def once(self, key: str, check: Callable[[], None]) -> None:
-        """Run a check unless a run that was killed had passed it; ``key`` names what it is about."""
+    def _check_archives(self, archives: Mapping[Path, str]) -> None:
+        """Compare MD5s, but of archives that a run which was killed had compared."""
         passed = read_object(self._folder / _CHECKED)
-        if key not in passed:
-            check()
-            self.write(_CHECKED, json.dumps(passed | {key: True}).encode())
+        for archive, md5 in archives.items():
+            about = archive.stat()
+            key = f"{archive.resolve()} {about.st_size} {about.st_mtime_ns} {md5}"
+            if key not in passed:
+                check_md5(archive, md5)
+                passed[key] = True
+                self.write(_CHECKED, json.dumps(passed).encode())
 
     def _link(self, target: Path, source: Path) -> str:
         """Make a hard link, a symbolic link or a copy, the first that is possible; return which."""
@@ -150,7 +157,7 @@ def build(
     output: Path,
     name: str,
     settings: Mapping[str, Any],
-    plan: Callable[[], Fill],
+    plan: Callable[[], Rows],
     copy: bool = False,
     sources: Mapping[str, str] | None = None,
 ) -> Made:
@@ -160,7 +167,7 @@ def build(
         output: folder to write.
         name: of the data set, for the manifest.
         settings: what decides what is in the folder, e.g. a seed; kept in the manifest and compared with it.
-        plan: checks the source, as far as can be told without writing, and returns what fills the folder.
+        plan: checks the source, as far as can be told without writing, and returns what is to be written.
         copy: copy files where links would do.
         sources: fingerprints of the files that the images or their labels come from.
 
@@ -172,12 +179,12 @@ def build(
     if finished is not None:
         return Made(output, finished, False)
     _check_place(output)
-    fill = plan()
+    rows = plan()
     try:
         with _partial(output, asked) as folder:
             tree = Tree(folder, copy)
-            manifest = asked | fill(tree)
-            manifest |= _contents(folder, tree)
+            tree.fill(rows)
+            manifest = asked | dict(rows.more) | _contents(folder, tree)
             tree.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
             for leftover in (_SETTINGS, _CHECKED):
                 (folder / leftover).unlink(missing_ok=True)
@@ -186,7 +193,10 @@ def build(
             os.replace(folder, output)
             (output / _LOCK).unlink()
     except OSError as error:
-        raise LskdError(f"cannot write {output} ({error.strerror}); {_fix(error)}") from error
+        space = "free some space, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise LskdError(
+            f"cannot write {output} ({error.strerror}); {space}choose another --output"
+        ) from error
     return Made(output, manifest, True)
 
 
@@ -227,43 +237,30 @@ def _contents(folder: Path, tree: Tree) -> dict[str, Any]:
 
 
 def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    manifest = read_manifest(output, {"num_classes", "images", "images_per_class"})
+    manifest = read_manifest(output, {"num_classes", "classes", "images", "images_per_class"})
     if manifest.get("name") != asked["name"]:
         return None
     for key, value in asked.items():
         # Older manifests do not say that they contain copies, nor of which files they were made.
         unknown = key == "copies" or (key in _OF_SOURCES and manifest.get(key) is None)
-        if key in _OF_SOURCES and not unknown and manifest[key] != value:
-            raise LskdError(
-                f"{output} was made when the source was another; choose another --output or remove it"
-            )
         if not unknown and manifest.get(key) != value:
-            raise LskdError(
-                f"{output} contains {asked['name']} with {key} {manifest.get(key)}, not {value}; "
-                "choose another --output or remove it"
-            )
-    whole = manifest.get("listing_sha256") == listing_checksum(output) and _consistent(manifest)
-    if whole and asked["copies"] and set(manifest.get("files", {})) & {"hard", "symbolic"}:
-        raise LskdError(f"{output} contains links; for copies choose another --output or remove it")
-    return manifest if whole else None
-
-
-def _consistent(manifest: Mapping[str, Any]) -> bool:
-    """Return whether the numbers in a manifest, whose kinds are known, fit one another."""
-    try:
-        counts, classes = manifest["images_per_class"], len(manifest["classes"])
-        return (
-            manifest["images"] == {split: sum(counts[split]) for split in SPLITS}
-            and all(len(counts[split]) == classes for split in SPLITS)
-            and manifest["num_classes"] == classes
-        )
-    except (KeyError, TypeError):
-        return False
+            other = f"contains {asked['name']} with {key} {manifest.get(key)}, not {value}"
+            other = "was made when the source was another" if key in _OF_SOURCES else other
+            raise LskdError(f"{output} {other}; {OTHER_PLACE}")
+    counts = [manifest["images_per_class"].get(split, []) for split in SPLITS]
+    if (
+        manifest.get("listing_sha256") != listing_checksum(output)
+        or manifest["images"] != dict(zip(SPLITS, map(sum, counts), strict=True))
+        or {manifest["num_classes"], *map(len, counts)} != {len(manifest["classes"])}
+    ):
+        return None
+    if asked["copies"] and set(manifest.get("files", {})) & {"hard", "symbolic"}:
+        raise LskdError(f"{output} contains links; for copies {OTHER_PLACE}")
+    return manifest
 
 
 def _check_place(output: Path) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise LskdError(f"{output} exists and is not this data set; choose another --output or remove it")
+    refuse_other(output, "data set", OTHER_PLACE)
     above = output.absolute().parent
     while not above.exists():
         above = above.parent
@@ -300,13 +297,3 @@ def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
         except Exception:  # not KeyboardInterrupt: the same command goes on from there
             shutil.rmtree(folder, ignore_errors=True)
             raise
-
-
-def _fix(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space, or choose another --output"
-    return "choose another --output"
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

@@ -1,23 +1,32 @@
-"""What becomes of a publisher's files: rows of (split, class, file), linked, unpacked or written."""
+"""What becomes of a publisher's files: images in splits and classes, to be linked, unpacked or written."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lskd import LskdError
-from lskd_study.data.expected import PUBLISHED
-from lskd_study.data.folders.archives import check_md5, read_members
-from lskd_study.data.folders.layout import Image, Tree
+from lskd_study.data.expected import PUBLISHED, check_numbers, count
+from lskd_study.data.folders.archives import Member, read_members
+
+SPLITS = ("train", "val")
 
 Place = tuple[str, str, str]  # split, class, file
 
 
+class Image(NamedTuple):
+    """An image and where it goes: ``source`` is a file, a member of an archive, or what is to be written."""
+
+    split: str
+    label: str
+    name: str
+    source: Path | Member | bytes
+
+
 @dataclass(frozen=True)
 class Rows:
-    """The images of a data set; called with a tree, it puts them there.
+    """The images of a data set.
 
     Attributes:
         linked: those that are files, which are linked or copied.
@@ -35,69 +44,58 @@ class Rows:
     files: Mapping[str, bytes] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, tree: Tree) -> dict[str, Any]:
-        """Fill a tree and return what else belongs into the manifest."""
-        from tqdm import tqdm
-
-        copied = [image.source for image in self.linked if isinstance(image.source, Path) and tree.copies]
-        tree.require_space(self.size + sum(path.stat().st_size for path in copied))
-        for archive, md5 in self.archives.items():
-            about = archive.stat()
-            key = f"{archive.resolve()} {about.st_size} {about.st_mtime_ns} {md5}"
-            tree.once(key, partial(check_md5, archive, md5))
-        for image in tqdm(self.linked, desc="images", unit=" images", leave=False, disable=None):
-            tree.add(image)
-        for image in self.unpacked():
-            tree.add(image)
-        for name, content in self.files.items():
-            tree.write(name, content)
-        return dict(self.more)
-
 
 def extracted(
     found: Path,
     dataset: str,
-    wanted: Mapping[str, tuple[str, str, str]],
-    checksum: bool,
-    size: int,
+    wanted: Mapping[str, Place],
     what: str,
+    expect: str | None,
+    checksum: bool,
+    folder: str,
+    present: Container[str] | None = None,
 ) -> Rows:
     """Return the rows of images that lie in a publisher's folder, or in the archive of that folder.
 
     Args:
         found: the folder or the archive.
         dataset: as `lskd data` calls it.
-        wanted: split, class and file of each image, by its path within the folder.
-        checksum: whether to check the archive's MD5.
-        size: bytes of the images in the archive.
+        wanted: where each image goes, by its path within ``folder``.
         what: names the images, for the message where one is missing.
+        expect: numbers of images instead of the published ones.
+        checksum: whether to check the archive's MD5.
+        folder: of the images, as the archive has it.
+        present: the images in the archive, if that has been read.
+
+    Raises:
+        LskdError: for other numbers of images than expected, and for images that are missing.
     """
+    check_numbers(dataset, count((split, label) for split, label, _ in wanted.values()), expect)
+
+    def refuse_missing(missing: Sequence[str]) -> None:
+        if missing:
+            raise LskdError(
+                f"{found}: {what} {len(wanted):,} images, {len(missing):,} of them are missing, e.g. "
+                f"{missing[0]}; get it again from {PUBLISHED[dataset].get}"
+            )
+
     if found.is_dir():
-        return Rows([Image(*row, found / name) for name, row in wanted.items()], more={"checksums": False})
-    folder = found.name.partition(".")[0]
+        files = {name: found.parent / folder / name for name in wanted}
+        refuse_missing([name for name, file in files.items() if not file.is_file()])
+        return Rows([Image(*wanted[name], file) for name, file in files.items()], more={"checksums": False})
+    if present is not None:
+        refuse_missing([name for name in wanted if name not in present])
 
     def unpacked() -> Iterable[Image]:
         left = dict(wanted)
         for member in read_members(found, title="images"):
-            if (row := left.pop(member.name.removeprefix(f"{folder}/"), None)) is not None:
-                yield Image(*row, member)
-        refuse_missing(found, dataset, what, sorted(left), len(wanted))
+            if (place := left.pop(member.name.removeprefix(f"{folder}/"), None)) is not None:
+                yield Image(*place, member)
+        refuse_missing(sorted(left))
 
     archives = {found: PUBLISHED[dataset].md5[found.name]} if checksum else {}
+    size = found.stat().st_size  # images are packed already
     return Rows(unpacked=unpacked, size=size, archives=archives, more={"checksums": checksum})
-
-
-def refuse_missing(found: Path, dataset: str, what: str, missing: Sequence[str], total: int) -> None:
-    """Refuse a source that lacks images, which ``what`` names.
-
-    Raises:
-        LskdError: naming the first.
-    """
-    if missing:
-        raise LskdError(
-            f"{found}: {what} {total:,} images, {len(missing):,} of them are missing, e.g. {missing[0]}; "
-            f"get it again from {PUBLISHED[dataset].get}"
-        )
 
 
 def file_names(folder: Path) -> frozenset[str]:

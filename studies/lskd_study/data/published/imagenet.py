@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +12,8 @@ from lskd_study.data.arguments import Copy, Expect, NoChecksum, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import Member, find_source, fingerprints, read_members
 from lskd_study.data.folders.image_folder import read_classes
-from lskd_study.data.folders.layout import SPLITS, Image, build
-from lskd_study.data.folders.rows import Rows
+from lskd_study.data.folders.layout import build
+from lskd_study.data.folders.rows import SPLITS, Image, Rows
 from lskd_study.data.manifest import Made
 
 META = "meta.bin"
@@ -72,7 +72,8 @@ def prepare_imagenet(
                 linked += [Image(split, k, name, folder / k / name) for k in labels for name in labels[k]]
             else:
                 assert devkit is not None
-                linked += _flat_validation(folder, devkit)
+                matches = {path: _VALIDATION.fullmatch(path.name) for path in sorted(folder.iterdir())}
+                linked += [devkit.image(match, path, folder) for path, match in matches.items() if match]
 
         def unpacked() -> Iterator[Image]:
             if "train" in files:
@@ -83,11 +84,16 @@ def prepare_imagenet(
 
         places = [image[:2] for image in linked]
         size = 0
-        for *place, member in unpacked():
-            assert isinstance(member, Member)
-            places.append((place[0], place[1]))
-            size += member.size
-        _check(places, source, expect)
+        for image in unpacked():
+            assert isinstance(image.source, Member)
+            places.append(image[:2])
+            size += image.source.size
+        classes = {split: {label for one, label in places if one == split} for split in SPLITS}
+        check_numbers("imagenet", count(places) | {"classes": len(classes["train"])}, expect)
+        if odd := classes["train"] ^ classes["val"]:
+            raise LskdError(
+                f"training and validation images of {source} have different classes, e.g. {min(odd)}"
+            )
         return Rows(
             linked,
             unpacked,
@@ -125,36 +131,25 @@ def _read_devkit(file: Path) -> _Devkit:
         return _Devkit((Path(scratch) / META).read_bytes(), load_meta_file(scratch)[1])
 
 
-def _flat_validation(folder: Path, devkit: _Devkit) -> list[Image]:
-    matches = {path: _VALIDATION.fullmatch(path.name) for path in sorted(folder.iterdir())}
-    return [devkit.image(match, path, folder) for path, match in matches.items() if match]
-
-
 def _training(file: Path) -> Iterator[Image]:
-    for member in read_members(file, title=f"reading {file.name}"):
-        if not (label := _CLASS_ARCHIVE.fullmatch(member.name)):
-            raise LskdError(
-                f"{file} has {member.name}, which is no class archive; get the training archive again"
-            )
-        for image in read_members(file, member.open()):
-            if not (match := _TRAINING.fullmatch(image.name)):
-                raise LskdError(
-                    f"{file} has {image.name}, which is no image of ImageNet; get the training archive again"
-                )
+    archives = read_members(file, title=f"reading {file.name}")
+    for label, archive in _named(file, archives, _CLASS_ARCHIVE, "class archive", "training"):
+        images = read_members(file, archive.open())
+        for match, image in _named(file, images, _TRAINING, "image of ImageNet", "training"):
             yield Image("train", label[1], match[1], image)
 
 
 def _validation(file: Path, devkit: _Devkit) -> Iterator[Image]:
-    for member in read_members(file, title=f"reading {file.name}"):
-        if not (match := _VALIDATION.fullmatch(member.name)):
-            raise LskdError(
-                f"{file} has {member.name}, which is no validation image; get the validation archive again"
-            )
-        yield devkit.image(match, member, file)
+    images = read_members(file, title=f"reading {file.name}")
+    for match, image in _named(file, images, _VALIDATION, "validation image", "validation"):
+        yield devkit.image(match, image, file)
 
 
-def _check(places: Sequence[tuple[str, str]], source: Path, expect: str | None) -> None:
-    classes = {split: {label for one, label in places if one == split} for split in SPLITS}
-    check_numbers("imagenet", count(places) | {"classes": len(classes["train"])}, expect)
-    if odd := classes["train"] ^ classes["val"]:
-        raise LskdError(f"training and validation images of {source} have different classes, e.g. {min(odd)}")
+def _named(
+    file: Path, members: Iterable[Member], form: re.Pattern[str], what: str, split: str
+) -> Iterator[tuple[re.Match[str], Member]]:
+    """Yield what an archive has with the match of its name; anything of another name is refused."""
+    for member in members:
+        if not (match := form.fullmatch(member.name)):
+            raise LskdError(f"{file} has {member.name}, which is no {what}; get the {split} archive again")
+        yield match, member

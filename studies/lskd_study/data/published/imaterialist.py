@@ -9,8 +9,8 @@ from lskd import LskdError
 from lskd_study.data.arguments import Copy, Expect, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints, only_name, read_annotations
-from lskd_study.data.folders.layout import SPLITS, Image, build
-from lskd_study.data.folders.rows import Rows, file_names
+from lskd_study.data.folders.layout import build
+from lskd_study.data.folders.rows import SPLITS, Image, Rows, file_names
 from lskd_study.data.manifest import Made
 
 
@@ -43,13 +43,13 @@ def prepare_imaterialist(
         numbers = count((split, f"{label}") for split in SPLITS for _, label in entries[split])
         check_numbers("imaterialist", numbers, expect)
         listed = {split: len(entries[split]) for split in SPLITS}
-        distinct = {split: dict.fromkeys(entries[split]) for split in SPLITS}
+        twice = sum(len(part) - len(set(part)) for part in entries.values())
         found: list[Image] = []
         lost: list[Image] = []
         flat = file_names(where)
         for split in SPLITS:
             there = file_names(where / split)
-            for name, label in distinct[split]:
+            for name, label in dict.fromkeys(entries[split]):
                 folder = where / split if name in there else where
                 image = Image(split, f"{label:04d}", name, folder / name)
                 (found if name in there or name in flat else lost).append(image)
@@ -66,7 +66,6 @@ def prepare_imaterialist(
                 raise LskdError(
                     f"{where}: {empty} of {numbers['classes']} classes would have no {split} image"
                 )
-        twice = sum(listed.values()) - sum(map(len, distinct.values()))
         return Rows(found, more={"listed": listed, "missing": missing, "listed_twice": twice})
 
     names = [f"{split}.json" for split in SPLITS]

@@ -4,15 +4,14 @@ from pathlib import Path, PurePosixPath
 
 from lskd import LskdError
 from lskd_study.data.arguments import Copy, Expect, NoChecksum, Output, Source
-from lskd_study.data.expected import check_numbers, count, origin
+from lskd_study.data.expected import origin
 from lskd_study.data.folders.archives import find_source, fingerprints, only_name, read_annotations
-from lskd_study.data.folders.layout import SPLITS, build
-from lskd_study.data.folders.rows import Place, Rows, extracted, refuse_missing
+from lskd_study.data.folders.layout import build
+from lskd_study.data.folders.rows import SPLITS, Place, Rows, extracted
 from lskd_study.data.manifest import Made
 
 FOLDER = "train_val2019"
 ARCHIVE = f"{FOLDER}.tar.gz"
-_NAMED = "the annotations name"
 
 
 def prepare_inat2019(
@@ -41,20 +40,14 @@ def prepare_inat2019(
         wanted: dict[str, Place] = {}
         for split in SPLITS:
             wanted |= _join(source, split, not no_checksum)
-        check_numbers("inat2019", count((split, label) for split, label, _ in wanted.values()), expect)
-        size = 0
-        if found.is_dir():
-            missing = [name for name in wanted if not (found / name).is_file()]
-            refuse_missing(found, "inat2019", _NAMED, missing, len(wanted))
-        else:
-            size = found.stat().st_size
-        return extracted(found, "inat2019", wanted, not no_checksum, size, _NAMED)
+        named = "the annotations name"
+        return extracted(found, "inat2019", wanted, named, expect, not no_checksum, FOLDER)
 
     return build(output, "inat2019", origin("inat2019", expect), plan, copy, fingerprints([found, *lists]))
 
 
 def _join(source: Path, split: str, checksum: bool) -> dict[str, Place]:
-    """Return split, class folder and file by image, as ``super/category/hash.jpg``."""
+    """Return where each image of a split goes, by its name, ``super/category/hash.jpg``."""
     file = f"{split}2019.json"
     content = read_annotations(source, file, "inat2019", checksum)
     try:

@@ -1,8 +1,8 @@
 """ImageNet-LT and Places-LT: the lists of Liu et al. (2019) over ImageNet and Places365."""
 
-import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -13,8 +13,8 @@ from lskd.base.files import read_bytes
 from lskd_study.data.arguments import Copy, EvaluateOn, Expect, Lists, Output, Source
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
-from lskd_study.data.folders.layout import Image, build
-from lskd_study.data.folders.rows import Rows, file_names
+from lskd_study.data.folders.layout import build
+from lskd_study.data.folders.rows import Image, Rows, file_names
 from lskd_study.data.manifest import Made
 
 LISTS = {"imagenet-lt": "ImageNet_LT", "places-lt": "Places_LT"}
@@ -30,98 +30,75 @@ class _Entry(NamedTuple):
     label: int
 
 
-def prepare_imagenet_lt(
-    source: Source,
-    output: Output = Path("data/imagenet_lt"),
-    lists: Lists = None,
-    evaluate_on: EvaluateOn = "val",
-    copy: Copy = False,
-    expect: Expect = None,
-) -> Made:
-    """Write ImageNet-LT: the published lists over an ImageNet folder.
-
-    Raises:
-        LskdError: as :func:`_prepare`.
-    """
-    return _prepare("imagenet-lt", source, output, lists, evaluate_on, copy, expect)
-
-
-def prepare_places_lt(
-    source: Source,
-    output: Output = Path("data/places_lt"),
-    lists: Lists = None,
-    evaluate_on: EvaluateOn = "val",
-    copy: Copy = False,
-    expect: Expect = None,
-) -> Made:
-    """Write Places-LT: the published lists over a folder of Places365.
-
-    Five of its classes are not numbered as the official ones of Places365. Nested classes
-    (``bus_station/indoor``) become one folder. There are two published training sets, 62,500 images in the
-    list of today and 184,500 in the papers; either is taken.
-
-    Raises:
-        LskdError: as :func:`_prepare`.
-    """
-    return _prepare("places-lt", source, output, lists, evaluate_on, copy, expect)
-
-
-def _prepare(
-    name: str,
-    source: Path,
-    output: Path,
-    lists: Path | None,
-    evaluate_on: str,
-    copy: bool,
-    expect: str | None,
-) -> Made:
-    """Write ``train`` from the training list, ``val`` from the list of validation or test.
+def _over_lists(name: str, about: str) -> Callable[..., Made]:
+    """Return what writes a data set: ``train`` by the training list, ``val`` by that of validation or test.
 
     The paper's "testing sets" of 20,000 and 7,300 images are the validation lists, which come from the
-    training images. Classes go by the numbers in the lists.
-
-    Raises:
-        LskdError: for lists that are missing, damaged, contradict each other or name images that are not
-            there, or an output that cannot be written.
+    training images. Classes go by the numbers in the lists. It raises ``LskdError`` for lists that are
+    missing, damaged, contradict each other or name images that are not there, and for an output that cannot
+    be written.
     """
-    if evaluate_on not in ("val", "test"):
-        raise typer.BadParameter(f"--evaluate-on must be val or test, got {evaluate_on!r}")
-    files = {
-        split: (lists or source) / f"{LISTS[name]}_{part}.txt"
-        for split, part in (("train", "train"), ("val", evaluate_on))
-    }
+    folder = Path("data", name.replace("-", "_"))
 
-    def plan() -> Rows:
-        entries = {split: _read(file, name) for split, file in files.items()}
-        labels = _labels(entries, files)
-        folders = _folder_names(labels)
-        numbers = count((split, folders[entry.label]) for split in entries for entry in entries[split])
-        check_numbers(name, numbers, expect)
-        images, missing = [], []
-        names = functools.cache(file_names)
-        for split, part in entries.items():
-            for entry in part:
-                image = entry.path.name
-                where = (folder for folder in _folders(source, name, entry.path) if image in names(folder))
-                if (folder := next(where, None)) is None:
-                    missing.append(str(entry.path))
-                else:
-                    images.append(Image(split, folders[entry.label], image, folder / image))
-        if missing:
-            raise LskdError(
-                f"{source}: {len(missing):,} of the {len(missing) + len(images):,} images that the lists "
-                f"name are missing, e.g. {missing[0]}"
-            )
-        known = PUBLISHED[name].md5
-        digests = {
-            file.name: hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
-            for file in files.values()
+    def prepare(
+        source: Source,
+        output: Output = folder,
+        lists: Lists = None,
+        evaluate_on: EvaluateOn = "val",
+        copy: Copy = False,
+        expect: Expect = None,
+    ) -> Made:
+        if evaluate_on not in ("val", "test"):
+            raise typer.BadParameter(f"--evaluate-on must be val or test, got {evaluate_on!r}")
+        files = {
+            split: (lists or source) / f"{LISTS[name]}_{part}.txt"
+            for split, part in (("train", "train"), ("val", evaluate_on))
         }
-        same = [file for file, digest in digests.items() if known.get(file) == digest]
-        return Rows(images, more={"lists_md5": digests, "lists_known": same})
+        sources = {file.name: fingerprint(file, _how_to_get(name)) for file in files.values()}
+        settings = origin(name, expect) | {"evaluate_on": evaluate_on}
+        return build(output, name, settings, partial(_rows, name, source, files, expect), copy, sources)
 
-    sources = {file.name: fingerprint(file, _how_to_get(name)) for file in files.values()}
-    return build(output, name, origin(name, expect) | {"evaluate_on": evaluate_on}, plan, copy, sources)
+    prepare.__name__, prepare.__doc__ = f"prepare_{folder.name}", about
+    return prepare
+
+
+prepare_imagenet_lt = _over_lists(
+    "imagenet-lt", "Write ImageNet-LT: the published lists over an ImageNet folder."
+)
+# Five of its classes are not numbered as the official ones of Places365. Nested classes (bus_station/indoor)
+# become one folder. There are two published training sets, 62,500 images in the list of today and 184,500 in
+# the papers; either is taken.
+prepare_places_lt = _over_lists(
+    "places-lt", "Write Places-LT: the published lists over a folder of Places365."
+)
+
+
+def _rows(name: str, source: Path, files: Mapping[str, Path], expect: str | None) -> Rows:
+    entries = {split: _read(file, name) for split, file in files.items()}
+    folders = _class_folders(entries, files)
+    numbers = count((split, folders[entry.label]) for split in entries for entry in entries[split])
+    check_numbers(name, numbers, expect)
+    images, missing = [], []
+    names = cache(file_names)
+    for split, part in entries.items():
+        for entry in part:
+            image = entry.path.name
+            where = (folder for folder in _folders(source, name, entry.path) if image in names(folder))
+            if (folder := next(where, None)) is None:
+                missing.append(str(entry.path))
+            else:
+                images.append(Image(split, folders[entry.label], image, folder / image))
+    if missing:
+        raise LskdError(
+            f"{source}: {len(missing):,} of the {len(missing) + len(images):,} images that the lists "
+            f"name are missing, e.g. {missing[0]}"
+        )
+    digests = {
+        file.name: hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+        for file in files.values()
+    }
+    same = [file for file, digest in digests.items() if PUBLISHED[name].md5.get(file) == digest]
+    return Rows(images, more={"lists_md5": digests, "lists_known": same})
 
 
 def _how_to_get(name: str) -> str:
@@ -145,8 +122,8 @@ def _read(file: Path, name: str) -> list[_Entry]:
     return entries
 
 
-def _labels(entries: Mapping[str, Sequence[_Entry]], files: Mapping[str, Path]) -> dict[int, str]:
-    """Return the class of each number in the lists."""
+def _class_folders(entries: Mapping[str, Sequence[_Entry]], files: Mapping[str, Path]) -> dict[int, str]:
+    """Return the folder of each number in the lists: its class, so named that folders sort by the numbers."""
     labels: dict[int, str] = {}
     for split, part in entries.items():
         for entry in part:
@@ -163,7 +140,11 @@ def _labels(entries: Mapping[str, Sequence[_Entry]], files: Mapping[str, Path]) 
     only_one = {split: {entry.label for entry in part} for split, part in entries.items()}
     if odd := only_one["train"] ^ only_one["val"]:
         raise LskdError(f"class {labels[min(odd)]} is in one of {files['train']} and {files['val']} only")
-    return labels
+    names = [labels[number] for number in range(len(labels))]
+    if names == sorted(names):
+        return labels
+    width = len(str(len(names) - 1))
+    return {number: f"{number:0{width}d}_{name}" for number, name in enumerate(names)}
 
 
 def _class_of(path: PurePosixPath) -> str:
@@ -178,15 +159,6 @@ def _class_of(path: PurePosixPath) -> str:
     if len(parts) > 1 and len(parts[0]) == 1 and parts[1].startswith(parts[0]):
         parts = parts[1:]
     return "-".join(parts)
-
-
-def _folder_names(labels: Mapping[int, str]) -> dict[int, str]:
-    """Name the folders so that they sort by the numbers of the lists."""
-    names = [labels[number] for number in range(len(labels))]
-    if names == sorted(names):
-        return dict(labels)
-    width = len(str(len(names) - 1))
-    return {number: f"{number:0{width}d}_{name}" for number, name in enumerate(names)}
 
 
 def _folders(source: Path, name: str, path: PurePosixPath) -> Iterator[Path]:

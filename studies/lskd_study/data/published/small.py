@@ -14,8 +14,8 @@ from lskd.base.files import read_bytes
 from lskd_study.data.arguments import Expect, Output
 from lskd_study.data.expected import PUBLISHED, check_numbers, count, origin
 from lskd_study.data.folders.archives import find_source, fingerprints
-from lskd_study.data.folders.layout import Image, build
-from lskd_study.data.folders.rows import Rows
+from lskd_study.data.folders.layout import build
+from lskd_study.data.folders.rows import Image, Rows
 from lskd_study.data.manifest import Made
 
 _LIMIT = 256 << 20  # bytes; the largest of Fashion-MNIST's four files has 47 MB

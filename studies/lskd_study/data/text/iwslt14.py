@@ -1,7 +1,7 @@
 """IWSLT'14 German-English, as fairseq's prepare-iwslt14.sh makes it, in Python."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +11,16 @@ from lskd import LskdError
 from lskd_study.data.arguments import Output
 from lskd_study.data.folders.archives import fingerprint, read_members
 from lskd_study.data.manifest import Made
-from lskd_study.data.text.parallel import Pair, clean_pairs, tokenizer, write_parallel
+from lskd_study.data.text.parallel import LANGUAGES, Pair, clean_pairs, tokenizer, write_parallel
 
 EXPECTED = {"train": 160_239, "valid": 7_283, "test": 6_750}
 BPE_TOKENS = 10_000
-_TEST = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+# Files of a language, in the archive.
+_TRAIN = "train.tags.de-en.{}"
+_TEST = {
+    name: f"IWSLT14.{name}.de-en.{{}}.xml"
+    for name in ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+}
 _DROPPED = ("<url>", "<talkid>", "<keywords>")
 _TAGS = re.compile(r"</?(?:title|description)>")
 _SEGMENT = re.compile(r'<seg id="[0-9]*">\s*')
@@ -39,31 +44,26 @@ def prepare_iwslt14(
 
     def make() -> tuple[dict[str, Sequence[Pair]], dict[str, Any]]:
         texts = _read(archive)
-        tokenizers = {"de": tokenizer("de"), "en": tokenizer("en")}
-        sides = {
-            language: [
-                tokenizers[language](line) for line in train_lines(texts[f"train.tags.de-en.{language}"])
+        tokenizers = {language: tokenizer(language) for language in LANGUAGES}
+
+        def sides(cut: Callable[[str], list[str]], file: str) -> list[list[str]]:
+            """Return the tokenised sentences in German and in English."""
+            return [
+                [tokenize(line) for line in cut(texts[file.format(language)])]
+                for language, tokenize in tokenizers.items()
             ]
-            for language in ("de", "en")
-        }
-        if len(sides["de"]) != len(sides["en"]):
-            raise LskdError(
-                f"{archive} has {len(sides['de'])} German and {len(sides['en'])} English training lines"
-            )
-        cleaned = clean_pairs(zip(sides["de"], sides["en"], strict=True), 1.5, 1, 175)
+
+        german, english = sides(train_lines, _TRAIN)
+        if len(german) != len(english):
+            raise LskdError(f"{archive} has {len(german)} German and {len(english)} English training lines")
+        cleaned = list(enumerate(clean_pairs(zip(german, english, strict=True), 1.5, 1, 175), 1))
         splits: dict[str, Sequence[Pair]] = {
-            "train": [pair for number, pair in enumerate(cleaned, 1) if number % _VALID_EVERY],
-            "valid": [pair for number, pair in enumerate(cleaned, 1) if not number % _VALID_EVERY],
+            "train": [pair for number, pair in cleaned if number % _VALID_EVERY],
+            "valid": [pair for number, pair in cleaned if not number % _VALID_EVERY],
         }
         test: list[Pair] = []
-        for name in _TEST:
-            lines = [
-                [
-                    tokenizers[language](line)
-                    for line in segments(texts[f"IWSLT14.{name}.de-en.{language}.xml"])
-                ]
-                for language in ("de", "en")
-            ]
+        for name, file in _TEST.items():
+            lines = sides(segments, file)
             if len(lines[0]) != len(lines[1]):
                 raise LskdError(
                     f"{archive}: {name} has {len(lines[0])} German and {len(lines[1])} English sentences; "
@@ -72,7 +72,7 @@ def prepare_iwslt14(
             test += zip(*lines, strict=True)
         splits["test"] = test
         found = {split: len(pairs) for split, pairs in splits.items()}
-        more = {"source": "IWSLT 2014, de-en.tgz", "training_lines": len(sides["de"]), "expected": EXPECTED}
+        more = {"source": "IWSLT 2014, de-en.tgz", "training_lines": len(german), "expected": EXPECTED}
         return splits, more | {"sizes_as_expected": found == EXPECTED}
 
     fix = "give the publisher's de-en.tgz of IWSLT 2014"
@@ -85,7 +85,7 @@ def train_lines(text: str) -> list[str]:
     >>> train_lines("<url>x</url>\\n<title>Ein Titel</title>\\n Das ist gut. \\n")
     ['Ein Titel', ' Das ist gut. ']
     """
-    lines = text.split("\n")[:-1] if text.endswith("\n") else text.split("\n")
+    lines = text.removesuffix("\n").split("\n")
     return [_TAGS.sub("", line) for line in lines if not any(tag in line for tag in _DROPPED)]
 
 
@@ -100,8 +100,7 @@ def segments(text: str) -> list[str]:
 
 
 def _read(archive: Path) -> dict[str, str]:
-    wanted = [f"train.tags.de-en.{language}" for language in ("de", "en")]
-    wanted += [f"IWSLT14.{name}.de-en.{language}.xml" for name in _TEST for language in ("de", "en")]
+    wanted = [file.format(language) for file in (_TRAIN, *_TEST.values()) for language in LANGUAGES]
     texts = {}
     for member in read_members(archive):
         name = member.name.rpartition("/")[2]

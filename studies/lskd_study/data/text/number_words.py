@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,19 +38,14 @@ def prepare_number_words(
     def make() -> tuple[dict[str, Sequence[Pair]], dict[str, Any]]:
         from num2words import num2words
 
-        numbers = random.Random(seed).sample(range(LARGEST), train + valid + test)
-        parts = {
-            "train": numbers[:train],
-            "valid": numbers[train : train + valid],
-            "test": numbers[train + valid :],
-        }
+        numbers = iter(random.Random(seed).sample(range(LARGEST), train + valid + test))
 
         def words(number: int, language: str) -> str:
             return str(num2words(number, lang=language)).replace(",", "").replace("-", " ")
 
         pairs = {
-            split: [(words(number, "de"), words(number, "en")) for number in part]
-            for split, part in parts.items()
+            split: [(words(number, "de"), words(number, "en")) for number in islice(numbers, size)]
+            for split, size in (("train", train), ("valid", valid), ("test", test))
         }
         return dict(pairs), {"source": "num2words", "seed": seed}
 

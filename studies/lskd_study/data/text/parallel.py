@@ -8,8 +8,8 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from lskd import LskdError
 from lskd.base.files import to_disk
 from lskd.base.images import passed_over
 from lskd.base.install import how_to_install
-from lskd_study.data.manifest import MANIFEST, Made, read_manifest
+from lskd_study.data.manifest import MANIFEST, OTHER_PLACE, Made, read_manifest, refuse_other
 
-SPLITS = ("train", "valid", "test")
+TEXT_SPLITS = ("train", "valid", "test")
+LANGUAGES = ("de", "en")
 
 Pair = tuple[str, str]
 
@@ -41,7 +42,7 @@ def write_parallel(
     Args:
         output: folder to write.
         name: of the data set, for the manifest.
-        make: gives the pairs (German, English) by split, and what else belongs into the manifest.
+        make: returns the pairs (German, English) by split, and what else belongs into the manifest.
         bpe_tokens: subwords to learn on the joint training text; 0 for none.
         source: fingerprint of the file that the text comes from, if there is one.
 
@@ -52,15 +53,17 @@ def write_parallel(
     finished = _finished(output, settings)
     if finished is not None:
         return Made(output, finished, False)
-    _refuse_other(output, "data set; choose another --output")
+    refuse_other(output, "data set", OTHER_PLACE)
     splits, more = make()
-    for split in SPLITS:
+    for split in TEXT_SPLITS:
         if not splits[split]:
             raise LskdError(f"the {split} split of {name} would be empty; the source has too few sentences")
-    with _whole_folder(output) as scratch:
-        manifest = settings | more | _write(scratch, splits, bpe_tokens)
-        _write_manifest(scratch, manifest)
-    return Made(output, manifest, True)
+
+    def fill(scratch: Path) -> dict[str, Any]:
+        _write(scratch, splits, bpe_tokens)
+        return settings | more | {"pairs": {split: len(splits[split]) for split in TEXT_SPLITS}}
+
+    return _write_folder(output, fill)
 
 
 def write_data_bin(
@@ -80,58 +83,42 @@ def write_data_bin(
         LskdError: for an output that cannot be written or contains something else, or without fairseq.
     """
     made = read_manifest(output)
-    if made.get("text_sha256") == manifest["listing_sha256"] and made.get(
-        "listing_sha256"
-    ) == listing_checksum(output):
+    source = manifest["listing_sha256"]
+    if made.get("text_sha256") == source and made.get("listing_sha256") == text_checksum(output):
         return Made(output, made, False)
-    _refuse_other(output, "data-bin; choose another one")
+    refuse_other(output, "data-bin", "choose another one or remove it")
     if find_spec("fairseq_cli") is None:
         raise LskdError(f"this needs fairseq, not installed here; {how_to_install('fairseq')}")
-    with _whole_folder(output) as scratch:
+
+    def fill(scratch: Path) -> dict[str, Any]:
         command = [sys.executable, "-m", "fairseq_cli.preprocess", "-s", "de", "-t", "en"]
         command += ["--destdir", str(scratch)]
-        for split in SPLITS:
+        for split in TEXT_SPLITS:
             command += [f"--{split}pref", str(text / split)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             raise LskdError(f"fairseq-preprocess failed on {text}: {lines[-1] if lines else done.returncode}")
         (scratch / "preprocess.log").unlink(missing_ok=True)  # names the scratch folder
-        made = {
-            "name": manifest["name"],
-            "options": dict(options),
-            "pairs": manifest["pairs"],
-            "text_sha256": manifest["listing_sha256"],
-            "listing_sha256": listing_checksum(scratch),
-        }
-        _write_manifest(scratch, made)
-    return Made(output, made, True)
+        kept = {"name": manifest["name"], "options": dict(options), "pairs": manifest["pairs"]}
+        return kept | {"text_sha256": source}
+
+    return _write_folder(output, fill)
 
 
-def _refuse_other(output: Path, what: str) -> None:
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise LskdError(f"{output} exists and is not this {what} or remove it")
-
-
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """Give a scratch folder, which becomes ``output`` (absent, or empty) when all is written, or is removed.
+def _write_folder(output: Path, fill: Callable[[Path], dict[str, Any]]) -> Made:
+    """Write a folder whole or not at all; ``output`` is absent or empty, ``fill`` returns the manifest.
 
     Raises:
         LskdError: the disk cannot take it.
     """
+    # Not by tempfile, whose folders are for their owner alone.
+    scratch = output.with_name(f".{output.name}-{secrets.token_hex(4)}")
     try:
-        # Not by tempfile, whose folders are for their owner alone.
-        scratch = output.with_name(f".{output.name}-{secrets.token_hex(4)}")
         scratch.mkdir(parents=True)
-    except OSError as error:
-        raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
-    try:
-        yield scratch
+        manifest = fill(scratch)
+        manifest["listing_sha256"] = text_checksum(scratch)
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         to_disk(scratch)
         if output.is_dir():
             output.rmdir()
@@ -140,6 +127,7 @@ def _whole_folder(output: Path) -> Iterator[Path]:
         raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    return Made(output, manifest, True)
 
 
 def clean_pairs(pairs: Iterable[Pair], ratio: float, shortest: int, longest: int) -> list[Pair]:
@@ -163,26 +151,22 @@ def tokenizer(language: str) -> Callable[[str], str]:
     return lambda line: str(moses.tokenize(line, return_str=True)).lower()
 
 
-def _write(folder: Path, splits: Mapping[str, Sequence[Pair]], bpe_tokens: int) -> dict[str, Any]:
+def _write(folder: Path, splits: Mapping[str, Sequence[Pair]], bpe_tokens: int) -> None:
     apply = _subwords(folder, splits["train"], bpe_tokens) if bpe_tokens else None
-    for split in SPLITS:
-        for column, language in enumerate(("de", "en")):
+    for split in TEXT_SPLITS:
+        for column, language in enumerate(LANGUAGES):
             words = [pair[column] for pair in splits[split]]
             if apply is not None:
                 _write_lines(folder / "words" / f"{split}.{language}", words)
                 words = [apply(line) for line in words]
             _write_lines(folder / f"{split}.{language}", words)
-    return {
-        "pairs": {split: len(splits[split]) for split in SPLITS},
-        "listing_sha256": listing_checksum(folder),
-    }
 
 
 def _subwords(folder: Path, train: Sequence[Pair], tokens: int) -> Callable[[str], str]:
     from subword_nmt.apply_bpe import BPE
     from subword_nmt.learn_bpe import learn_bpe
 
-    text = io.StringIO("".join(f"{line}\n" for column in (0, 1) for line in (pair[column] for pair in train)))
+    text = io.StringIO("".join(f"{pair[column]}\n" for column in (0, 1) for pair in train))
     codes = io.StringIO()
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # its progress bar
         learn_bpe(text, codes, num_symbols=tokens)
@@ -206,7 +190,7 @@ def _write_lines(file: Path, lines: Sequence[str]) -> None:
         out.writelines(f"{line}\n" for line in lines)
 
 
-def listing_checksum(folder: Path) -> str:
+def text_checksum(folder: Path) -> str:
     """Return the sha256 of the names and contents of the texts."""
     digest = hashlib.sha256()
     files = (path for path in folder.rglob("*") if path.is_file() and not passed_over(path.name))
@@ -223,10 +207,6 @@ def _finished(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | Non
         return None
     for key, value in settings.items():
         if manifest.get(key) != value:
-            raise LskdError(
-                f"{output} was made with {key} {manifest.get(key)}, not {value}; "
-                "choose another --output or remove it"
-            )
-    pairs = manifest.get("pairs")
-    counted = isinstance(pairs, dict) and all(type(pairs.get(split)) is int for split in SPLITS)
-    return manifest if counted and manifest.get("listing_sha256") == listing_checksum(output) else None
+            raise LskdError(f"{output} was made with {key} {manifest.get(key)}, not {value}; {OTHER_PLACE}")
+    counted = manifest["pairs"].keys() >= set(TEXT_SPLITS)
+    return manifest if counted and manifest.get("listing_sha256") == text_checksum(output) else None
