@@ -1,7 +1,6 @@
 """Every figure command on two teachers trained on real digits, with and without smoothing."""
 
 import contextlib
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 import forked
 from lskd import load_teacher_weights
 from lskd_study.cli import main as cli
+from simulated import rows
 
 pytestmark = pytest.mark.integration
 FIGURES = ("projection", "class-probabilities", "minor-probabilities", "smoothing-loss")
@@ -80,11 +80,6 @@ def figure(work: Path, *words: str) -> None:
         assert cli.main(["figure", *words]) == 0
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def arguments(option: str, ending: str) -> list[str]:
     return [word for alpha in SMOOTHING for word in (option, f"{alpha}{ending}")]
 
@@ -108,8 +103,8 @@ def test_every_figure_from_saved_outputs(saved: Path) -> None:
         with Image.open(saved / f"figures/{name}.png") as image:
             image.verify()
         assert (saved / f"figures/{name}.svg").read_text().rstrip().endswith("</svg>")
-        assert table(saved / f"figures/{name}.csv")
-    major = table(saved / "figures/class-probabilities.csv")
+        assert rows(saved / f"figures/{name}.csv")
+    major = rows(saved / "figures/class-probabilities.csv")
     without, smoothed = (np.mean([float(r[f"probability_{a}"]) for r in major]) for a in SMOOTHING)
     assert without > smoothed > 0.5  # both have learned, and smoothing is less sure
 
@@ -120,7 +115,7 @@ def test_models_give_what_their_saved_outputs_give(saved: Path) -> None:
     numbered = ["--classes", "1,3,0", "--replicates", "100"]
     train = arguments("--train-outputs", "-train.safetensors")
     figure(saved, "projection", *OUTPUTS, *train, *numbered, "--output", "read/p")
-    asked, read = table(saved / "asked/projection.csv"), table(saved / "read/p.csv")
+    asked, read = rows(saved / "asked/projection.csv"), rows(saved / "read/p.csv")
     assert len(asked) == len(read) == 2 * 3 * 36
     for first, second in zip(asked, read, strict=True):
         assert (first["teacher"], first["split"], first["class_id"]) == (
@@ -131,7 +126,7 @@ def test_models_give_what_their_saved_outputs_give(saved: Path) -> None:
     for name in ("class-probabilities", "minor-probabilities"):
         figure(saved, name, *MODELS, "--output", f"asked/{name}")
         figure(saved, name, *OUTPUTS, "--output", f"read/{name}")
-        asked, read = table(saved / f"asked/{name}.csv"), table(saved / f"read/{name}.csv")
+        asked, read = rows(saved / f"asked/{name}.csv"), rows(saved / f"read/{name}.csv")
         for first, second in zip(asked, read, strict=True):
             for alpha in SMOOTHING:
                 column = f"probability_{alpha}"

@@ -1,12 +1,12 @@
 """``lskd figure``: files written, choices said, and one line for bad input before anything is written."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lskd_study.cli import main as cli
+from simulated import rows
 
 pytestmark = pytest.mark.unit
 NAMES = ["tench", "toy poodle", "miniature poodle", "hen"]
@@ -74,11 +74,6 @@ def refused(capsys, here: Path, *words: str) -> str:
     return err
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 BOTH = ("--outputs", "a.npz", "--outputs", "b.npz")
 TRAIN = ("--train-outputs", "a-train.npz", "--train-outputs", "b-train.npz")
 
@@ -88,8 +83,8 @@ def test_projection(capsys, here):
     _, new = drawn(capsys, here, "projection", *BOTH, *TRAIN, *words, "--replicates", "100")
     assert new == {f"figures/projection{end}" for end in (".png", ".svg", ".csv", "-distances.csv")}
     points, distances = (
-        table(here / "figures/projection.csv"),
-        table(here / "figures/projection-distances.csv"),
+        rows(here / "figures/projection.csv"),
+        rows(here / "figures/projection-distances.csv"),
     )
     assert {(r["teacher"], r["split"]) for r in points} == {
         (name, split) for name in ("hard", "smoothed") for split in ("train", "val")
@@ -103,7 +98,7 @@ def test_projection(capsys, here):
 def test_classes_are_proposed_and_said(capsys, here, words):
     out, _ = drawn(capsys, here, "projection", *BOTH, *words, "--replicates", "100", "--output", "fig.png")
     assert out.startswith("classes: toy poodle and miniature poodle, which 2 teachers confuse most")
-    assert {r["split"] for r in table(here / "fig.csv")} == {"val"}
+    assert {r["split"] for r in rows(here / "fig.csv")} == {"val"}
 
 
 def test_same_command_same_files(capsys, here):
@@ -117,19 +112,19 @@ def test_same_command_same_files(capsys, here):
 def test_class_means(capsys, here):
     _, new = drawn(capsys, here, "class-probabilities", *BOTH)
     assert new == {f"figures/class-probabilities.{end}" for end in ("png", "svg", "csv")}
-    assert [r["class"] for r in table(here / "figures/class-probabilities.csv")] == NAMES
+    assert [r["class"] for r in rows(here / "figures/class-probabilities.csv")] == NAMES
     drawn(capsys, here, "class-probabilities", *BOTH, "--first", "2", "--output", "two")
-    assert [r["class"] for r in table(here / "two.csv")] == NAMES[:2]
+    assert [r["class"] for r in rows(here / "two.csv")] == NAMES[:2]
     drawn(capsys, here, "minor-probabilities", *BOTH, "--classes", "hen,1", "--log", "--output", "x/minor")
-    assert [r["class"] for r in table(here / "x/minor.csv")] == ["hen"] * 3 + ["toy poodle"] * 3
+    assert [r["class"] for r in rows(here / "x/minor.csv")] == ["hen"] * 3 + ["toy poodle"] * 3
 
 
 def test_figures_without_teachers(capsys, here):
     drawn(capsys, here, "smoothing-loss", "--alphas", "0, 0.2", "--convention", "uniform", "--output", "v1.0")
-    assert [r["alpha"] for r in table(here / "v1.0-minima.csv")] == ["0", "0.2"]
+    assert [r["alpha"] for r in rows(here / "v1.0-minima.csv")] == ["0", "0.2"]
     drawn(capsys, here, "teacher-student", "--paper")
     drawn(capsys, here, "class-count", "--paper")
-    assert len(table(here / "figures/class-count.csv")) == 9
+    assert len(rows(here / "figures/class-count.csv")) == 9
     (here / "t.csv").write_text("n,k,acc,ls\nr,10,80,no\nr,10,81,yes\nr,99,70,no\nr,99,72,yes\n")
     columns = (
         "--network-column",
@@ -141,7 +136,7 @@ def test_figures_without_teachers(capsys, here):
         "--smoothing-column",
     )
     drawn(capsys, here, "class-count", "--table", "t.csv", *columns, "ls", "--output", "cc")
-    assert [float(r["gain_points"]) for r in table(here / "cc.csv")] == [1, 2]
+    assert [float(r["gain_points"]) for r in rows(here / "cc.csv")] == [1, 2]
     columns = (
         "--teacher-column",
         "k",
@@ -153,7 +148,7 @@ def test_figures_without_teachers(capsys, here):
         "ls",
     )
     drawn(capsys, here, "teacher-student", "--table", "t.csv", *columns, "--output", "ts")
-    assert [int(r["n"]) for r in table(here / "ts-correlations.csv")] == [2, 2]
+    assert [int(r["n"]) for r in rows(here / "ts-correlations.csv")] == [2, 2]
 
 
 PROJECTION = ("projection", *BOTH, "--replicates", "100")
@@ -188,6 +183,8 @@ PROJECTION = ("projection", *BOTH, "--replicates", "100")
         (("projection", "--outputs", "nologits.npz"), "no logits to choose classes by"),
         (("projection", "--outputs", "nan.npz", "--classes", "0,1,2"), "sample 7"),
         (("projection", "--outputs", "line.npz", "--classes", "0,1,2"), "on one line"),
+        (("projection", "--outputs", "few.npz", "--classes", "0,1,2"), "0 samples of class miniature poodle"),
+        (("class-probabilities", "--outputs", "few.npz"), "few has no sample of class miniature poodle, hen"),
         (("projection", "--outputs", "a.npz", "--train-outputs", "wide.npz"), "11 wide on train and 8"),
         (("projection", "--outputs", "a.npz", "--outputs", "other.npz"), "a and other have different labels"),
         (("class-probabilities", "--outputs", "a.npz", "--outputs", "three.npz"), "have 4 and 3 classes"),
@@ -214,6 +211,7 @@ def test_bad_input(capsys, here, words, message):
     save_teacher(here / "wide.npz", width=11)
     save_teacher(here / "other.npz", per_class=13)
     save_teacher(here / "line.npz", weight=np.outer(np.arange(4.0), np.ones(8)))
+    save_teacher(here / "few.npz", labels=np.repeat([0, 1], 24))
     nan = np.zeros((48, 8))
     nan[7] = np.nan
     save_teacher(here / "nan.npz", features=nan)

@@ -1,7 +1,6 @@
 """Fig. 1: what is measured, its intervals, and that the CSV holds what the picture shows."""
 
-import csv
-import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from matplotlib.collections import PathCollection
 from lskd import LskdError
 from lskd_study.drawing import projection as figure
 from lskd_study.teachers.outputs import Outputs
+from simulated import rows
 
 pytestmark = pytest.mark.unit
 NAMES = ("tench", "toy poodle", "miniature poodle", "hen")
@@ -24,10 +24,6 @@ def teacher(name="plain", per_class=30, width=12, seed=0, spread=1.0):
     labels = torch.arange(4).repeat(per_class)
     features = 3 * templates[labels] + spread * torch.randn(len(labels), width, generator=g)
     return Outputs(name, features @ templates.T, labels, None, NAMES, features, templates)
-
-
-def rows(text):
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 @pytest.fixture(scope="module")
@@ -151,33 +147,13 @@ def test_intervals_cover_the_truth(width, gap):
         assert count >= 90 if name in ("centre_distance", "separation") else count >= 82, covered
 
 
-def change(outputs, **changes):
-    return Outputs(**{**outputs.__dict__, **changes})
-
-
-def test_unfit_outputs_are_refused():
+def test_outputs_of_two_networks_are_refused():
     good = teacher()
-    nan = good.features.clone()
-    nan[9, 3] = torch.nan
-    for changes, classes, words in (
-        ({}, (1, 2), "2 classes are named; the projection takes three"),
-        ({"features": None}, (1, 2, 0), "plain (val) has no features"),
-        ({"templates": None}, (1, 2, 0), "plain (val) has no classifier's weight"),
-        ({"features": good.features[:, :7]}, (1, 2, 0), "features are 7 wide and the classifier's weight 12"),
-        ({"features": nan}, (1, 2, 0), "sample 9"),
-        ({"labels": good.labels.clamp(max=1)}, (1, 2, 0), "has 0 samples of class miniature poodle"),
-        ({"templates": torch.ones(4, 12)}, (1, 2, 0), "on one line"),
+    figure.check_splits({"train": [good], "val": [good]})
+    for other, words in (
+        (teacher(width=7), "12 wide on train and 7 on val"),
+        (teacher(seed=5), "weight differs"),
+        (replace(good, features=good.features[:, :7]), "7 wide and the classifier's weight 12"),
     ):
-        with pytest.raises(LskdError) as caught:
-            figure.measure_projection(change(good, **changes), "val", classes)
-        assert words in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-def test_splits_of_two_networks_are_refused():
-    good = teacher()
-    figure.check_splits(good, good, ("train", "val"))
-    with pytest.raises(LskdError, match="12 wide on train and 7 on val"):
-        figure.check_splits(good, teacher(width=7), ("train", "val"))
-    with pytest.raises(LskdError, match="weight differs"):
-        figure.check_splits(good, teacher(seed=5), ("train", "val"))
+        with pytest.raises(LskdError, match=words):
+            figure.check_splits({"train": [good], "val": [other]})

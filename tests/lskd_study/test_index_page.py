@@ -12,6 +12,7 @@ from lskd_study.cli.main import main
 from lskd_study.pages.study import write_report
 from lskd_study.pages.teachers import write_teachers_report
 from lskd_study.pages.verdicts import VERDICTS_FILE, read_record
+from simulated import cells, html_tables
 
 pytestmark = pytest.mark.unit
 
@@ -35,10 +36,9 @@ def studies(tmp_path_factory, fake_study_at, translation_study_at) -> list[Path]
     return made
 
 
-def rows_of(html: str) -> list[list[str]]:
-    body = re.search(r"<tbody>(.*?)</tbody>", html, re.S).group(1)
-    cells = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in body.split("<tr>")[1:])
-    return [[" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in row] for row in cells]
+def rows_of(page: Path) -> list[list[str]]:
+    (table,) = html_tables(page, 'class="data cards studies"')
+    return cells(table, "tbody")
 
 
 def test_one_line_per_study_with_relative_links(studies, tmp_path, capsys):
@@ -53,7 +53,7 @@ def test_one_line_per_study_with_relative_links(studies, tmp_path, capsys):
     html = output.read_text()
     assert "Three &lt;of&gt; them" in html
     assert said[0] in html
-    rows = rows_of(html)
+    rows = rows_of(output)
     assert [row[1] for row in rows] == ["✓ supported", "✗ contradicted", "? cannot tell"]
     assert [row[6:] for row in rows] == [["1 × 1 × 3", "0"], ["1 × 1 × 3", "0"], ["1 × 1 × 2", "1 of 12"]]
     assert rows[0][4].startswith(
@@ -69,17 +69,32 @@ def test_one_line_per_study_with_relative_links(studies, tmp_path, capsys):
         assert line.replace("'", "&#39;") in html
 
 
-def test_several_settings_of_a_claim_get_a_mark_each(studies, tmp_path):
+@pytest.fixture
+def copied(studies, tmp_path) -> Path:
     folder = tmp_path / "study"
     folder.mkdir()
     for name in (VERDICTS_FILE, "index.html"):
         shutil.copy(studies[2] / name, folder)
-    content = json.loads((folder / VERDICTS_FILE).read_text())
-    first, second = (f for f in content["findings"] if f["claim"] == "larger-loss")
-    first["verdict"], second["verdict"] = "supported", "cannot tell"
-    (folder / VERDICTS_FILE).write_text(json.dumps(content))
-    assert main(["index", *[str(folder)] * 2, "--output", str(tmp_path / "i.html")]) == 0
-    (row,) = rows_of((tmp_path / "i.html").read_text())  # named twice, shown once
+    return folder
+
+
+def changed(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def change_record(folder: Path) -> None:
+        content = json.loads((folder / VERDICTS_FILE).read_text())
+        change(content)
+        (folder / VERDICTS_FILE).write_text(json.dumps(content))
+
+    return change_record
+
+
+def test_several_settings_of_a_claim_get_a_mark_each(copied, tmp_path):
+    def mark(content: dict) -> None:
+        first, second = (f for f in content["findings"] if f["claim"] == "larger-loss")
+        first["verdict"], second["verdict"] = "supported", "cannot tell"
+
+    changed(mark)(copied)
+    assert main(["index", *[str(copied)] * 2, "--output", str(tmp_path / "i.html")]) == 0
+    (row,) = rows_of(tmp_path / "i.html")  # named twice, shown once
     assert "✓? supported in 1 of 2, cannot tell in 1 of 2: larger loss" in row[4]
 
 
@@ -87,7 +102,7 @@ def test_teachers_alone_have_their_line_too(tmp_path, fake_study):
     plan = fake_study(students=[], seeds=[0])
     write_teachers_report(plan)
     assert main(["index", str(plan.root), "--output", str(tmp_path / "i.html")]) == 0
-    (row,) = rows_of((tmp_path / "i.html").read_text())
+    (row,) = rows_of(tmp_path / "i.html")
     assert row[1:4] == ["no students", "–", "–"]
     assert row[4].startswith("? cannot tell: better teacher")  # one seed
     assert row[5:] == ["data 4 classes, 240 images", "1 × 0 × 1", "0"]
@@ -119,48 +134,15 @@ def test_claims_that_take_several_studies_have_a_section(studies, tmp_path, fake
     assert "claims-together" not in (tmp_path / "j.html").read_text()
 
 
-@pytest.fixture
-def copied(studies, tmp_path) -> Path:
-    folder = tmp_path / "study"
-    folder.mkdir()
-    for name in (VERDICTS_FILE, "index.html"):
-        shutil.copy(studies[0] / name, folder)
-    return folder
-
-
-def numbered(number: str) -> Callable[[Path], None]:
-    """Write a number of samples that is valid JSON, or nearly, and none that a page can show."""
-
-    def act(folder: Path) -> None:
-        path = folder / VERDICTS_FILE
-        path.write_text(re.sub(r'"samples": ?\d+', f'"samples": {number}', path.read_text()))
-
-    return act
-
-
-def damaged(change: Callable[[dict], object]) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        content = json.loads((folder / VERDICTS_FILE).read_text())
-        change(content)
-        (folder / VERDICTS_FILE).write_text(json.dumps(content))
-
-    return damage
-
-
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
         (lambda folder: (folder / VERDICTS_FILE).unlink(), "contains no study"),
-        (lambda folder: (folder / VERDICTS_FILE).write_text("{"), "is damaged"),
         (lambda folder: (folder / "index.html").unlink(), "has no page"),
         (lambda folder: (folder / VERDICTS_FILE).write_text("[" * 100_000), "is damaged"),
-        (lambda folder: (folder / VERDICTS_FILE).write_bytes(b'{"\xff": 1}'), "is damaged"),
-        (numbered("9" * 6000), "is damaged"),
-        (numbered("Infinity"), "is damaged"),
-        (numbered("1e999"), "is damaged"),
-        (damaged(lambda c: c.update(format=2)), "another version"),
-        (damaged(lambda c: c["findings"][0].update(verdict="perhaps")), "findings.0.verdict"),
-        (damaged(lambda c: c.pop("seeds")), "(seeds: Field required)"),
+        (changed(lambda c: c.update(format=2)), "another version"),
+        (changed(lambda c: c["findings"][0].update(verdict="perhaps")), "findings.0.verdict"),
+        (changed(lambda c: c.pop("seeds")), "(seeds: Field required)"),
     ],
 )
 def test_a_folder_without_a_study_is_one_line_and_no_page(copied, tmp_path, capsys, damage, said):
@@ -190,7 +172,7 @@ def test_what_cannot_be_written_is_one_line(studies, tmp_path, capsys):
 
 
 def test_what_a_later_version_adds_is_passed_over(copied, tmp_path):
-    damaged(lambda c: c["findings"][0].update(power=0.8))(copied)
+    changed(lambda c: c["findings"][0].update(power=0.8))(copied)
     assert main(["index", str(copied), "--output", str(tmp_path / "i.html")]) == 0
 
 
@@ -201,6 +183,6 @@ def test_a_study_with_a_failed_run_has_no_verdict_and_says_why(fake_study_at, fa
     output = tmp_path / "all.html"
     assert main(["index", str(plan.root), "--output", str(output)]) == 0
     assert "1 study has no verdict, because runs failed. 2 runs failed." in capsys.readouterr().out
-    (row,) = rows_of(output.read_text())
+    (row,) = rows_of(output)
     assert (row[1], row[-1]) == ("– no verdict", "2 of 8")
     assert f"{plan.runs[0].id}: epoch 3: the training loss is nan" in row[0]

@@ -134,8 +134,8 @@ def test_figure_6_has_both_losses_and_the_best_accuracies():
     np.testing.assert_allclose(losses.get_lines()[3].get_ydata(), [3, 2, 1.5])
     np.testing.assert_allclose(errors.get_lines()[0].get_ydata(), [55, 30, 20])
     loss, error = figure6(arms).panels("f")
-    assert "test, α = 0.1" in loss.svg
-    assert "85.00 / 96.00" in error.svg
+    assert "test, α = 0.1" in loss
+    assert "85.00 / 96.00" in error
 
 
 def test_figure_6_says_what_it_leaves_out():
@@ -144,7 +144,7 @@ def test_figure_6_says_what_it_leaves_out():
     figure = figure6(arms).whole("title")
     assert figure.get_supxlabel() == "not drawn: 1 run that failed"
     assert [line.get_label() for line in figure.axes[0].get_lines()] == ["train, α = 0.1", "test, α = 0.1"]
-    assert all("not drawn: 1 run that failed" in panel.svg for panel in figure6(arms).panels("f"))
+    assert all("not drawn: 1 run that failed" in panel for panel in figure6(arms).panels("f"))
 
 
 def test_figure_6_needs_the_test_loss():

@@ -43,6 +43,38 @@ return [
 """
 
 
+# Names, headings and landmarks.
+STRUCTURE = """
+const problems = [];
+const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+const check = (right, words) => { if (!right) problems.push(words); };
+const name = e => (e.getAttribute('aria-label')
+  || all('#' + CSS.escape(e.getAttribute('aria-labelledby') || 'nothing')).map(l => l.textContent).join('')
+  || e.textContent || e.title).trim();
+for (const tag of ['header', 'main', 'footer'])
+  check(all(tag).filter(e => e.parentElement == document.body).length == 1, 'one ' + tag);
+check(all('h1').length == 1, 'h1');
+const levels = all('h1, h2, h3, h4').map(h => Number(h.tagName[1]));
+levels.forEach((level, i) => check(!i || level <= levels[i - 1] + 1, 'heading ' + i + ' is too deep'));
+const ids = all('[id]').map(e => e.id);
+check(new Set(ids).size == ids.length, 'ids twice');
+all('a[href^="#"]').forEach(a => check(ids.includes(a.hash.slice(1)), a.outerHTML + ' leads nowhere'));
+all('a, button, section, [role=region], [role=img], summary, th').forEach(e =>
+  check(name(e), e.outerHTML.slice(0, 200) + ' has no name'));
+all('section').forEach(s => check(ids.includes(s.getAttribute('aria-labelledby')), s.outerHTML.slice(0, 80)));
+const regions = all('[role=region]').map(name);
+check(new Set(regions).size == regions.length, 'regions of one name');
+all('th').forEach(th => check(th.scope, th.outerHTML + ' has no scope'));
+all('svg:not([role=img], [aria-hidden=true])').forEach(s => check(false, s.outerHTML.slice(0, 80)));
+all('[tabindex]').forEach(e => check(e.tabIndex <= 0, 'tabindex'));
+all('.scroll').forEach(e =>
+  check(e.scrollWidth <= e.clientWidth || e.tabIndex == 0, 'no way to scroll ' + name(e)));
+all('pre').forEach(e => check(e.tabIndex == 0, 'pre'));
+all('button').forEach(e => check(e.getBoundingClientRect().height >= 24, 'a small target ' + name(e)));
+return problems;
+"""
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory, fake_study_at, translation_study_at) -> dict[str, Path]:
     """A page with everything, one with runs missing, one with more arms and settings; and one over all."""
@@ -100,6 +132,7 @@ def teachers_page(folder: Path) -> Path:
 def test_the_page_in_chromium(browser, pages, name, width, scheme):
     browser.get_log("performance")
     show(browser, pages[name], width, scheme)
+    assert browser.execute_script(STRUCTURE) == []
     assert browser.get_log("browser") == []
     asked = [entry["message"] for entry in browser.get_log("performance")]
     assert not [message for message in asked if '"url":"http' in message]
@@ -118,44 +151,6 @@ def test_the_page_in_chromium(browser, pages, name, width, scheme):
     background = browser.execute_script(BACKGROUND)
     assert (background == "rgb(21, 24, 28)") == (scheme == "dark")
     assert browser.execute_script(CONTRAST) == []
-
-
-STRUCTURE = """
-const problems = [];
-const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-const check = (right, words) => { if (!right) problems.push(words); };
-const name = e => (e.getAttribute('aria-label')
-  || all('#' + CSS.escape(e.getAttribute('aria-labelledby') || 'nothing')).map(l => l.textContent).join('')
-  || e.textContent || e.title).trim();
-for (const tag of ['header', 'main', 'footer'])
-  check(all(tag).filter(e => e.parentElement == document.body).length == 1, 'one ' + tag);
-check(all('h1').length == 1, 'h1');
-const levels = all('h1, h2, h3, h4').map(h => Number(h.tagName[1]));
-levels.forEach((level, i) => check(!i || level <= levels[i - 1] + 1, 'heading ' + i + ' is too deep'));
-const ids = all('[id]').map(e => e.id);
-check(new Set(ids).size == ids.length, 'ids twice');
-all('a[href^="#"]').forEach(a => check(ids.includes(a.hash.slice(1)), a.outerHTML + ' leads nowhere'));
-all('a, button, section, [role=region], [role=img], summary, th').forEach(e =>
-  check(name(e), e.outerHTML.slice(0, 200) + ' has no name'));
-all('section').forEach(s => check(ids.includes(s.getAttribute('aria-labelledby')), s.outerHTML.slice(0, 80)));
-const regions = all('[role=region]').map(name);
-check(new Set(regions).size == regions.length, 'regions of one name');
-all('th').forEach(th => check(th.scope, th.outerHTML + ' has no scope'));
-all('svg:not([role=img], [aria-hidden=true])').forEach(s => check(false, s.outerHTML.slice(0, 80)));
-all('[tabindex]').forEach(e => check(e.tabIndex <= 0, 'tabindex'));
-all('.scroll').forEach(e =>
-  check(e.scrollWidth <= e.clientWidth || e.tabIndex == 0, 'no way to scroll ' + name(e)));
-all('pre').forEach(e => check(e.tabIndex == 0, 'pre'));
-all('button').forEach(e => check(e.getBoundingClientRect().height >= 24, 'a small target ' + name(e)));
-return problems;
-"""
-
-
-@pytest.mark.parametrize("name", ["many", "translation", "teachers", "index", "paper"])
-def test_names_headings_and_landmarks(browser, pages, name):
-    for width in (1280, 390):
-        show(browser, pages[name], width)
-        assert browser.execute_script(STRUCTURE) == []
 
 
 def show(browser, page, width=1280, scheme="light", media=""):

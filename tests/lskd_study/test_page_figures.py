@@ -1,9 +1,6 @@
 """Figs. 8 and 9 and stability against accuracy from a study's own runs, the paper's points behind them."""
 
-import csv
-import io
 import re
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -13,21 +10,12 @@ from lskd_study.drawing.scatter import paper_points
 from lskd_study.drawing.style import ARMS, INK, SOFT, write_drawing
 from lskd_study.pages.paper_figures import accuracy_stability, figure8, figure9, study_figures
 from lskd_study.paper.printed import load_tables
-from lskd_study.results.images import ImageResult
 from lskd_study.results.results import Results
+from simulated import image_result, of_kind, rows
 
 pytestmark = pytest.mark.unit
 
-SAMPLES = 60
 TEACHERS = [("mobilenetv2_100", "t.yaml"), ("densenet121", "t.yaml"), ("resnext101_32x8d", "t.yaml")]
-
-
-def result(run) -> ImageResult:
-    rng = np.random.default_rng(zlib.crc32(run.id.encode()))
-    rank = rng.integers(0, 3, SAMPLES)
-    keys, labels = [str(i) for i in range(SAMPLES)], np.zeros(SAMPLES, dtype=np.int64)
-    correct = [(rank < k).astype(float) for k in (1, 5)]
-    return ImageResult(run, {}, {}, keys, labels, rank, *correct, np.full(SAMPLES, 0.5), rng.random())
 
 
 @pytest.fixture
@@ -35,24 +23,14 @@ def study(plan_of, tmp_path):
     def make(classes=1000, paper=("Table 8",), keep=lambda run: True, **changes):
         changes = {"teachers": TEACHERS, "students": [("resnet18", "s.yaml")], "seeds": [0, 1]} | changes
         plan = replace(plan_of(tmp_path, **changes), num_classes=classes, paper=list(paper))
-        finished = {run.id: result(run) for run in plan.runs if keep(run)}
+        finished = {run.id: image_result(run, [0, 1, 2], 60) for run in plan.runs if keep(run)}
         return Results(plan, finished)
 
     return make
 
 
-def rows(text):
-    return list(csv.DictReader(io.StringIO(text)))
-
-
 def mean(results, attribute, **wanted):
-    teachers = results.plan.by_id
-    found = []
-    for one in results.finished.values():
-        model = teachers[one.run.teacher].model if one.run.teacher else one.run.model
-        have = {"teacher": model, "role": one.run.role, "smoothing": one.run.smoothing}
-        if have == wanted:
-            found.append(getattr(one, attribute))
+    found = [getattr(one, attribute) for one in of_kind(results, **wanted)]
     assert len(found) == len(results.plan.seeds)
     return float(np.mean(found))
 
@@ -162,7 +140,7 @@ def test_files_and_the_pages_colours(study, tmp_path):
         write_drawing(figure.drawing, tmp_path / "figures" / figure.stem)
         names = {path.name for path in (tmp_path / "figures").iterdir()}
         assert {f"{figure.stem}.png", f"{figure.stem}.svg", *figure.tables} <= names
-        assert not re.findall(r"(?:fill|stroke): ?#(?!000000)[0-9a-f]{6}", figure.panel.svg)
+        assert not re.findall(r"(?:fill|stroke): ?#(?!000000)[0-9a-f]{6}", figure.panel)
         for color in (INK, SOFT, "#ffffff", ARMS[0]):
-            assert color not in figure.panel.svg
-        assert "var(--soft)" in figure.panel.svg
+            assert color not in figure.panel
+        assert "var(--soft)" in figure.panel

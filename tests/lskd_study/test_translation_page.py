@@ -14,6 +14,7 @@ from lskd_study.pages.notices import at_chance
 from lskd_study.pages.study import write_report
 from lskd_study.plan.plan import CURVES, JOB, TRANSLATIONS
 from lskd_study.results.read import read_results
+from simulated import rows
 
 pytestmark = pytest.mark.unit
 
@@ -33,20 +34,20 @@ def test_a_run_is_read_at_its_best_validation_bleu(translation_study):
     content = sorted(lines_of(path), key=lambda line: line["id"])
     reference = sacrebleu.corpus_bleu([c["hypothesis"] for c in content], [[c["reference"] for c in content]])
     assert found.detokenised.value == pytest.approx(reference.score)
-    rows = list(csv.DictReader((folder / CURVES).open()))
+    table = rows(folder / CURVES)
     assert found.chosen == 4  # of six epochs
-    assert found.value("val_ppl") == pytest.approx(float(rows[4]["val_ppl"]))
-    assert found.value("train_hard_ce") == pytest.approx(float(rows[5]["train_hard_ce"]))
+    assert found.value("val_ppl") == pytest.approx(float(table[4]["val_ppl"]))
+    assert found.value("train_hard_ce") == pytest.approx(float(table[5]["train_hard_ce"]))
     assert found.per_sample("bleu").values.mean() == pytest.approx(reference.score)
 
 
 def test_of_equally_good_epochs_the_later_one_is_fairseqs_best(translation_study):
     plan = translation_study(seeds=[0], sentences=10, **ONE_STUDENT)
     path = plan.folder(plan.runs[0]) / CURVES
-    rows = list(csv.DictReader(path.open()))
-    lines = [dict(row, val_bleu=value) for row, value in zip(rows, "124434", strict=True)]
+    table = rows(path)
+    lines = [dict(row, val_bleu=value) for row, value in zip(table, "124434", strict=True)]
     with path.open("w") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(lines)
     assert read_results(plan).finished[plan.runs[0].id].chosen == 5
@@ -145,7 +146,7 @@ def test_the_page_has_figure_7_both_bleus_and_the_bootstrap(translation_study):
     for column in ("val_bleu", "val_ppl"):
         assert f'id="figure7-0-students-{column}-' in html
         assert f'id="figure7-0-teachers-{column}-' in html
-    bootstrap = list(csv.DictReader((plan.root / "bootstrap.csv").open()))
+    bootstrap = rows(plan.root / "bootstrap.csv")
     assert [(row["role"], row["seed"]) for row in bootstrap] == [
         *(("student", s) for s in "01"),
         *(("teacher", s) for s in "012"),
@@ -154,10 +155,10 @@ def test_the_page_has_figure_7_both_bleus_and_the_bootstrap(translation_study):
     assert signature in table
     widths = {line.count("|") for line in table.splitlines() if line.startswith("|")}
     assert len(widths) == 1
-    runs = list(csv.DictReader((plan.root / "runs.csv").open()))
+    runs = rows(plan.root / "runs.csv")
     assert len(runs) == 11
     assert {row["bleu_signature"] for row in runs} == {signature}
-    row = next(csv.DictReader((plan.root / "table.csv").open()))
+    row = rows(plan.root / "table.csv")[0]
     chosen = [float(r["bleu"]) for r in runs if r["role"] == "student" and r["smoothing"] == "0.0"]
     assert float(row["student_bleu_mean"]) == pytest.approx(np.mean(chosen), rel=1e-6)
     assert {"figure7-small-of-big-T1-hard0.png", "curves.csv"} <= {
@@ -177,9 +178,9 @@ def test_a_translation_run_that_failed_is_in_no_number(translation_study, fail):
     assert html.count(", 1 failed") == 6  # three numbers of the teachers, three of their students
     assert html.count("not drawn: 1 run that failed") == 8
     assert {f.verdict for f in judge(read_results(plan))} <= {"no verdict", None}
-    assert len(list(csv.DictReader((plan.root / "bootstrap.csv").open()))) == 0
-    rows = list(csv.DictReader((plan.root / "runs.csv").open()))
-    assert next(row["failed"] for row in rows if row["failed"]) == "epoch 7: the training loss is nan"
+    assert len(rows(plan.root / "bootstrap.csv")) == 0
+    table = rows(plan.root / "runs.csv")
+    assert next(row["failed"] for row in table if row["failed"]) == "epoch 7: the training loss is nan"
 
 
 @pytest.mark.parametrize("kind", ["constant", "another's", "empty"])

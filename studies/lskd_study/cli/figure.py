@@ -56,18 +56,9 @@ def _teachers(
     """Return what the command line says about teachers."""
     from lskd_study.drawing.inputs import TeacherOptions
 
-    return TeacherOptions(
-        outputs or [],
-        train_outputs=[],
-        models=model or [],
-        checkpoints=checkpoint or [],
-        names=name or [],
-        data_dir=data_dir,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        img_size=img_size,
-    )
+    evaluation: dict[str, Any] = {"data_dir": data_dir, "batch_size": batch_size, "workers": workers}
+    evaluation |= {"device": device, "img_size": img_size}
+    return TeacherOptions(outputs or [], [], model or [], checkpoint or [], name or [], evaluation)
 
 
 def figure(draw: Callable[..., "Drawing | None"]) -> Callable[..., "Drawing | None"]:
@@ -133,23 +124,17 @@ def projection(
     splits = read_splits(options, ["train", "val"], features=True, classes=classes)
     if splits is None:
         return None
-    for split in splits:
-        for teacher in split.teachers:
-            drawn.check_features(teacher, split.name)
-    for others in splits[1:]:
-        for first, second in zip(splits[0].teachers, others.teachers, strict=True):
-            drawn.check_splits(first, second, (splits[0].name, others.name))
-    last = splits[-1].teachers
+    drawn.check_splits(splits)
+    *_, last = splits.values()
     if classes is not None:
         chosen = of_teachers.resolve_classes(classes, of_teachers.class_names(last[0]))
     else:
-        proposal = of_teachers.propose(last)
-        print(f"classes: {proposal.reason}")
-        chosen = list(proposal.classes)
+        chosen, reason = of_teachers.propose(last)
+        print(f"classes: {reason}")
     panels = [
-        drawn.measure_projection(teacher, split.name, chosen, replicates, seed)
-        for split in splits
-        for teacher in split.teachers
+        drawn.measure_projection(teacher, split, chosen, replicates, seed)
+        for split, own in splits.items()
+        for teacher in own
     ]
     return drawn.projection_figure(panels)
 
@@ -277,7 +262,7 @@ def _class_means(
     splits = read_splits(options, [split], features=False, classes=classes)
     if splits is None:
         return None
-    teachers = splits[0].teachers
+    teachers = splits[split]
     names = class_names(teachers[0])
     chosen = resolve_classes(classes, names) if classes is not None else list(range(min(first, len(names))))
     return [measure_class_means(teacher, chosen) for teacher in teachers]

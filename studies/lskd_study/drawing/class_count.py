@@ -1,17 +1,18 @@
 """Fig. 9: what smoothing gains in accuracy, by the number of classes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from lskd import LskdError
 from lskd_study.base.text import cell, csv_text
-from lskd_study.drawing.style import ARMS, INK, MARKERS, SOFT, STYLE, STYLES, Drawing
+from lskd_study.drawing.style import ARMS, INK, MARKERS, SOFT, STYLES, Drawing, styled_axes
 from lskd_study.drawing.tables import read_table, table_flag, table_number
 from lskd_study.paper.printed import load_tables
 
@@ -35,15 +36,17 @@ class Gain:
     points: float
 
 
-def paper_accuracies(column: str = "top1") -> list[Accuracy]:
-    """Return the paper's Table 4; ``column``: ``"top1"`` or ``"top5"``."""
-    found = []
-    for row in load_tables()["Table 4"].rows:
-        accuracy, classes = row.number(column), row.number("classes")
-        assert accuracy is not None
-        assert classes is not None
-        found.append(Accuracy(str(row["network"]), int(classes), bool(row["smoothed"]), accuracy))
-    return found
+def paper_accuracies() -> list[Accuracy]:
+    """Return the top-1 accuracies of the paper's Table 4."""
+    return [
+        Accuracy(
+            str(row["network"]),
+            int(row.number("classes") or 0),
+            bool(row["smoothed"]),
+            row.number("top1") or math.nan,
+        )
+        for row in load_tables()["Table 4"].rows
+    ]
 
 
 def table_accuracies(
@@ -115,31 +118,22 @@ def class_count_figure(
         raise LskdError("no network has an accuracy with and one without smoothing on the same classes")
     networks = list(dict.fromkeys(gain.network for gain in found))
     averages = average_gains(found) if len(networks) > 1 else []
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, 0.74 * width), layout="constrained")
-        axes = figure.add_subplot()
+    behind = average_gains(gains(paper))
+    with styled_axes(width, 0.74 * width) as (figure, axes):
         axes.axhline(0, color=INK, linewidth=0.9)
-        behind = average_gains(gains(paper)) if paper else []
         if behind:
-            x, y = [gain.classes for gain in behind], [gain.points for gain in behind]
-            axes.plot(x, y, color=SOFT, linewidth=1.8, marker="D", markersize=5, label="paper, average")
+            _line(axes, behind, color=SOFT, linewidth=1.8, marker="D", markersize=5, label="paper, average")
         for index, network in enumerate(networks):
             own = [gain for gain in found if gain.network == network]
-            axes.plot(
-                [gain.classes for gain in own],
-                [gain.points for gain in own],
-                color=ARMS[index % len(ARMS)],
-                linestyle=STYLES[(index + 1) % len(STYLES)],
-                marker=MARKERS[index % len(MARKERS)],
-                linewidth=1.4,
-                label=network,
-            )
+            style, marker = STYLES[(index + 1) % len(STYLES)], MARKERS[index % len(MARKERS)]
+            look = {"linestyle": style, "marker": marker, "linewidth": 1.4}
+            _line(axes, own, color=ARMS[index % len(ARMS)], label=network, **look)
         if averages:
-            x, y = [gain.classes for gain in averages], [gain.points for gain in averages]
-            axes.plot(x, y, color=INK, linewidth=2.6, marker="D", markersize=7, label="average")
-            for classes, points in zip(x, y, strict=True):
-                text = axes.annotate(f"{points:+.3f}", (classes, points), (7, 5), textcoords="offset points")
-                text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})
+            _line(axes, averages, color=INK, linewidth=2.6, marker="D", markersize=7, label="average")
+        for gain in averages:
+            place = (gain.classes, gain.points)
+            text = axes.annotate(f"{gain.points:+.3f}", place, (7, 5), textcoords="offset points")
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})
         counts = sorted({gain.classes for gain in (*found, *behind)})
         axes.set_xscale("log")
         axes.margins(x=0.12)
@@ -150,6 +144,10 @@ def class_count_figure(
         axes.legend(frameon=False)
     tables = {"": _csv([*found, *averages])}
     return Drawing(figure, {**tables, "paper": _csv(behind)} if behind else tables)
+
+
+def _line(axes: Axes, shown: Sequence[Gain], **look: Any) -> None:
+    axes.plot([gain.classes for gain in shown], [gain.points for gain in shown], **look)
 
 
 def _csv(shown: Sequence[Gain]) -> str:

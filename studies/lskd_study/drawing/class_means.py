@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ from lskd.analysis.classes import minor_probabilities
 from lskd.analysis.logistic import smoothed_logistic_loss, smoothed_logistic_minimum
 from lskd_study.base.text import cell, csv_text
 from lskd_study.drawing.inputs import class_means, class_names
-from lskd_study.drawing.style import ARMS, INK, STYLE, STYLES, Drawing, listed, short
+from lskd_study.drawing.style import ARMS, INK, STYLES, Drawing, listed, short, styled_axes
 from lskd_study.plan.plan import exact
 from lskd_study.teachers.outputs import Outputs
 
@@ -74,11 +74,9 @@ def major_figure(teachers: Sequence[ClassMeans]) -> Drawing:
     """
     first = teachers[0]
     places = np.arange(len(first.classes))
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(_width(first), 3.0), layout="constrained")
-        axes = figure.add_subplot()
+    with styled_axes(_width(first), 3.0) as (figure, axes):
         widths = np.linspace(0.88, 0.4, len(teachers)) if len(teachers) > 1 else [0.8]
-        for teacher, color, width in zip(teachers, _colors(teachers), widths, strict=True):
+        for teacher, color, width in zip(teachers, cycle(COLORS), widths, strict=False):
             label = f"{teacher.teacher} (mean {teacher.major.mean():.3f})"
             axes.bar(places, teacher.major, width=width, color=color, label=label)
         axes.set_ylim(0, 1)
@@ -106,15 +104,13 @@ def minor_figure(teachers: Sequence[ClassMeans], logarithmic: bool = False) -> D
     places = np.arange(len(first.classes))
     width = 0.84 / len(teachers)
     smallest = min(float(teacher.minor[teacher.minor > 0].min(initial=1)) for teacher in teachers)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(_width(first), 3.4), layout="constrained")
-        axes = figure.add_subplot()
+    with styled_axes(_width(first), 3.4) as (figure, axes):
         if logarithmic:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(LogFormatter())  # the default ones set formulas
             axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
             axes.set_ylim(smallest / 2, max(float(teacher.minor.max()) for teacher in teachers) * 2)
-        for index, (teacher, color) in enumerate(zip(teachers, _colors(teachers), strict=True)):
+        for index, (teacher, color) in enumerate(zip(teachers, cycle(COLORS), strict=False)):
             left = places - 0.42 + index * width
             largest = teacher.minor.max(1)
             base = np.maximum(teacher.minor.min(1), smallest) if logarithmic else np.zeros_like(largest)
@@ -142,10 +138,6 @@ def minor_figure(teachers: Sequence[ClassMeans], logarithmic: bool = False) -> D
     return Drawing(figure, {"": csv_text(header, lines)})
 
 
-def _colors(teachers: Sequence[ClassMeans]) -> list[str]:
-    return [COLORS[index % len(COLORS)] for index in range(len(teachers))]
-
-
 def _width(means: ClassMeans) -> float:
     return float(np.clip(1.2 + 0.42 * len(means.classes), 4.5, 12))
 
@@ -155,11 +147,8 @@ def _finish(axes: Axes, means: ClassMeans, figure: Figure) -> None:
     names = [short(means.names[c]) for c in means.classes]
     places = np.arange(len(names))
     if len(names) <= 30:
-        longest = max(len(name) for name in names)
         turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        if longest <= 3:
-            turned = {}
-        axes.set_xticks(places, names, **turned)
+        axes.set_xticks(places, names, **(turned if max(map(len, names)) > 3 else {}))
         axes.set_xlabel("class of the samples")
     else:
         axes.set_xticks(places[::10], [str(c) for c in means.classes[::10]])
@@ -187,9 +176,7 @@ def smoothing_loss(alphas: Sequence[float], convention: Convention = "paper", re
     ]
     least = [[exact(alpha), cell(m), cell(x)] for alpha, (m, x) in zip(alphas, minima, strict=True)]
     tables = {"": csv_text(header, curves), "minima": csv_text(["alpha", "margin", "loss"], least)}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-        axes = figure.add_subplot()
+    with styled_axes(5.2, 3.6) as (figure, axes):
         styles = [style for style in STYLES if style != ":"]  # dotted is the logistic loss
         for index, (alpha, loss, (margin, minimum)) in enumerate(zip(alphas, losses, minima, strict=True)):
             color, style = ARMS[index % len(ARMS)], styles[index % len(styles)]

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -18,8 +20,8 @@ from lskd_study.drawing.style import (
     STYLE,
     STYLES,
     Drawing,
-    Panel,
     note_failed,
+    styled_axes,
     themed_svg,
 )
 from lskd_study.plan.plan import Plan, exact, slug
@@ -77,15 +79,14 @@ class CurveFigure:
     columns: int
     legend: bool = True
 
-    def panels(self, prefix: str) -> list[Panel]:
+    def panels(self, prefix: str) -> list[Markup]:
         """Draw each plot for the page; ``prefix`` makes ids that no other figure has."""
         panels = []
         for plot in self.plots:
-            with mpl.rc_context(STYLE):
-                figure = Figure(figsize=self.panel_size, layout="constrained")
-                plot.draw(figure.add_subplot(), plot.arms)
+            with styled_axes(*self.panel_size) as (figure, axes):
+                plot.draw(axes, plot.arms)
                 note_failed(figure, len(failures_of(plot.arms.values())))
-            panels.append(Panel(themed_svg(figure, f"{prefix}-{plot.name}"), f"{plot.label} by epoch"))
+            panels.append(themed_svg(figure, f"{prefix}-{plot.name}", f"{plot.label} by epoch"))
         return panels
 
     def whole(self, title: str) -> Figure:
@@ -159,11 +160,12 @@ def best_accuracies(results: Sequence[Result]) -> tuple[float, float]:
     return float(top1), float(top5)
 
 
-def _drawn(arms: Arms) -> Iterator[tuple[int, float, list[Result]]]:
-    """Yield number, smoothing and runs of each arm: of the seeds that all arms have which have any run."""
+def _drawn(arms: Arms) -> Iterator[tuple[str, Any, float, list[Result]]]:
+    """Yield colour, line style, smoothing and runs of each arm: of the seeds that all have which have any."""
     seeds = common_seeds([runs for runs in arms.values() if runs])
     for index, (smoothing, runs) in enumerate(arms.items()):
-        yield index, smoothing, [runs[seed] for seed in seeds if runs]
+        color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
+        yield color, style, smoothing, [runs[seed] for seed in seeds if runs]
 
 
 def _by_epoch(results: Sequence[Result], column: str) -> tuple[Array, Array]:
@@ -176,10 +178,9 @@ def _by_epoch(results: Sequence[Result], column: str) -> tuple[Array, Array]:
 def _draw_curves(axes: Axes, arms: Arms, column: str, title: str) -> None:
     """Draw a curve's mean over seeds for each arm that has a result, and each seed's own, thin."""
     late: list[Array] = []
-    for index, smoothing, results in _drawn(arms):
+    for color, style, smoothing, results in _drawn(arms):
         if not results:
             continue
-        color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
         epochs, values = _by_epoch(results, column)
         axes.plot(epochs, values.T, color=color, linewidth=0.7, alpha=0.4)
         label = f"teacher's smoothing {exact(smoothing)}"
@@ -194,22 +195,21 @@ def _draw_curves(axes: Axes, arms: Arms, column: str, title: str) -> None:
 
 
 def _draw_losses(axes: Axes, arms: Arms) -> None:
-    for index, smoothing, results in _drawn(arms):
+    for color, _, smoothing, results in _drawn(arms):
         for column, name, style in (("train_ce", "train", "-"), ("val_ce", "test", "--")):
             if results:
                 epochs, loss = _by_epoch(results, column)
                 label = f"{name}, α = {exact(smoothing)}"
-                axes.plot(epochs, loss.mean(0), color=ARMS[index % len(ARMS)], linestyle=style, label=label)
+                axes.plot(epochs, loss.mean(0), color=color, linestyle=style, label=label)
     _finish(axes, "Distillation loss (nats)", legend=True)
 
 
 def _draw_errors(axes: Axes, arms: Arms) -> None:
-    for index, smoothing, results in _drawn(arms):
+    for color, style, smoothing, results in _drawn(arms):
         if results:
             epochs, accuracy = _by_epoch(results, "val_top1")
             top1, top5 = best_accuracies(results)
             label = f"α = {exact(smoothing)}: {top1:.2f} / {top5:.2f}"
-            color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
             axes.plot(epochs, 100 - accuracy.mean(0), color=color, linestyle=style, label=label)
     _finish(axes, "Test error (%); best top-1 / top-5 in the legend", legend=True)
 
@@ -220,10 +220,10 @@ def _draw_scores(axes: Axes, arms: Arms, column: str, title: str) -> None:
     best = np.fmin if column == "val_ppl" else np.fmax
     low, high = axes.get_ylim()
     margin = 0.04 * (high - low)
-    for index, _, results in _drawn(arms):
+    for color, _, _, results in _drawn(arms):
         epochs = [result.curves["epoch"][result.chosen] + 1 for result in results]
         values = [result.value(column) for result in results]
-        axes.plot(epochs, values, "o", color=ARMS[index % len(ARMS)], markersize=4)
+        axes.plot(epochs, values, "o", color=color, markersize=4)
         values += [float(best.reduce(result.curves[column])) for result in results]
         seen = [value for value in values if np.isfinite(value)]
         low, high = min([low, *(v - margin for v in seen)]), max([high, *(v + margin for v in seen)])
@@ -254,13 +254,18 @@ def curves_csv(results: Results[Result]) -> str:
 
 @dataclass(frozen=True)
 class StudentKind:
-    """A kind of student of a kind of teacher, whose figures show all arms; ``title`` is their heading."""
+    """A kind of student of a kind of teacher, whose figures show all arms; ``setting``: T and λ in words."""
 
     model: str
     teacher: str
     temperature: float
     hard_weight: float
-    title: str
+    setting: str
+
+    @property
+    def title(self) -> str:
+        """The heading of its figures."""
+        return f"Student {self.model}, teacher {self.teacher}{self.setting}"
 
     def arms(self, results: Results[AnyResult]) -> dict[float, BySeed[AnyResult]]:
         """Return its results by smoothing of the teacher."""
@@ -278,15 +283,13 @@ class StudentKind:
 
 def student_kinds(plan: Plan) -> list[StudentKind]:
     """Return each kind of student of each kind of teacher, in the order of the study's file."""
-    students = [run for run in plan.runs if run.role == "student"]
     kinds = dict.fromkeys(
-        (run.model, plan.run(run.teacher).model, run.temperature, run.hard_weight) for run in students
+        (run.model, plan.run(run.teacher).model, run.temperature, run.hard_weight)
+        for run in plan.runs
+        if run.role == "student"
     )
     setting = "" if plan.papers_loss else ", T = {}, λ = {}"
-    return [
-        StudentKind(*kind, f"Student {kind[0]}, teacher {kind[1]}{setting.format(*map(exact, kind[2:]))}")
-        for kind in kinds
-    ]
+    return [StudentKind(*kind, setting.format(*map(exact, kind[2:]))) for kind in kinds]
 
 
 # The headline's differences
@@ -330,9 +333,7 @@ def differences(results: Results[Result], setting: Setting) -> list[Difference]:
 
 def difference_drawing(rows: Sequence[Difference], score: str) -> Drawing:
     """Draw each row's interval with a dot per seed, around the line of no difference."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 0.7 + 0.4 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
+    with styled_axes(4.6, 0.7 + 0.4 * len(rows)) as (figure, axes):
         axes.axvline(0, color=INK, linewidth=0.9)
         for y, row in enumerate(reversed(rows)):
             pooled = row.name == rows[-1].name

@@ -1,10 +1,10 @@
 """The teachers of a figure and their classes: saved outputs, or models asked now."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -20,26 +20,14 @@ _TIMM_SPLITS = {"train": "train", "val": "validation"}
 
 @dataclass(frozen=True)
 class TeacherOptions:
-    """What the command line says about teachers and data."""
+    """What the command line says about teachers and data; ``evaluation`` is passed on to ``evaluate``."""
 
     outputs: Sequence[Path]
     train_outputs: Sequence[Path]
     models: Sequence[str]
     checkpoints: Sequence[Path]
     names: Sequence[str]
-    data_dir: Path | None
-    batch_size: int
-    workers: int
-    device: str | None
-    img_size: int | None
-
-
-@dataclass(frozen=True)
-class TeachersOnSplit:
-    """All teachers on the samples of one split."""
-
-    name: str
-    teachers: list[Outputs]
+    evaluation: Mapping[str, Any]
 
 
 # Teachers
@@ -47,8 +35,8 @@ class TeachersOnSplit:
 
 def read_splits(
     options: TeacherOptions, splits: Sequence[Split], features: bool, classes: str | None
-) -> list[TeachersOnSplit] | None:
-    """Read or ask all teachers on each split for which there is something; check that they go together.
+) -> dict[Split, list[Outputs]] | None:
+    """Return all teachers on each split for which there is something, read or asked, if they go together.
 
     Args:
         options: the command line's.
@@ -75,8 +63,8 @@ def read_splits(
                 resolve_classes(classes, class_names(outputs))
         if teachers:
             check_teachers(teachers)
-            found[split] = TeachersOnSplit(split, teachers)
-    return [found[split] for split in splits if split in found] or None
+            found[split] = teachers
+    return {split: found[split] for split in splits if split in found} or None
 
 
 def _check(options: TeacherOptions) -> None:
@@ -98,7 +86,7 @@ def _check(options: TeacherOptions) -> None:
         ),
         (checkpoints and not models, "--checkpoint needs the --model that it belongs to"),
         (
-            models and options.data_dir is None,
+            models and options.evaluation["data_dir"] is None,
             "a --model needs images to be asked about; name their folder with --data-dir",
         ),
         (twice, f"two teachers are called {twice}; give each a --name of its own"),
@@ -125,16 +113,7 @@ def _read(
 
     checkpoint = options.checkpoints[index] if options.checkpoints else None
     spec = TeacherSpec(name=name, model=options.models[index], checkpoint=checkpoint)
-    return evaluate(
-        spec,
-        data_dir=options.data_dir,
-        split=_TIMM_SPLITS[split],
-        features=features,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        device=options.device,
-        img_size=options.img_size,
-    )
+    return evaluate(spec, split=_TIMM_SPLITS[split], features=features, **options.evaluation)
 
 
 def check_teachers(teachers: Sequence[Outputs]) -> None:
@@ -251,16 +230,8 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return did_you_mean(name, names, f"there are {listed(names)}{ids}")
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """Three classes for the projection, and why these."""
-
-    classes: tuple[int, int, int]
-    reason: str
-
-
-def propose(teachers: Sequence[Outputs]) -> Proposal:
-    """Choose the most similar pair of classes and the class most unlike both, by the teachers' confusion.
+def propose(teachers: Sequence[Outputs]) -> tuple[list[int], str]:
+    """Return the pair of classes that the teachers confuse most and the class most unlike both, and why.
 
     Raises:
         LskdError: for a teacher without logits, or fewer than three classes with samples.
@@ -277,4 +248,4 @@ def propose(teachers: Sequence[Outputs]) -> Proposal:
         f"(mean probability {float(confusion[a, b]):.2g} for the other), and {names[c]}, which is confused "
         f"least with both ({float(confusion[a, c] + confusion[b, c]) / 2:.2g})"
     )
-    return Proposal((a, b, c), reason)
+    return [a, b, c], reason

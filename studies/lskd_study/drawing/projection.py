@@ -1,7 +1,7 @@
 """Fig. 1: activations of three classes in the plane through their templates, and D1, D2 and Dc measured."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from lskd import LskdError
-from lskd.analysis.projection import ClusterDistances, cluster_distances, projection_plane
+from lskd.analysis.projection import cluster_distances, projection_plane
 from lskd_study.base.text import cell, csv_text
 from lskd_study.drawing.inputs import class_names
 from lskd_study.drawing.style import ARMS, INK, STYLE, Drawing, short
@@ -67,8 +67,8 @@ class Projection:
 
     teacher: str
     split: str
-    classes: tuple[int, int, int]
-    names: tuple[str, str, str]
+    classes: Sequence[int]
+    names: Sequence[str]
     points: Tensor
     position: Tensor
     samples: Tensor
@@ -77,45 +77,40 @@ class Projection:
     in_full_space: dict[str, Distance]
 
 
-def check_features(outputs: Outputs, split: str) -> None:
-    """Check that a teacher can be projected.
+def _checked(outputs: Outputs, split: str) -> tuple[Tensor, Tensor]:
+    """Return the features ``(N, D)`` and templates ``(K, D)`` of a teacher that can be projected."""
+    name, features, templates = f"{outputs.name} ({split})", outputs.features, outputs.templates
+    if features is None or templates is None:
+        what = "features" if features is None else "classifier's weight"
+        raise LskdError(f"{name} has no {what}, which the projection needs; save it beside the logits")
+    if features.shape[-1] != templates.shape[-1]:
+        raise LskdError(
+            f"{name}: features are {features.shape[-1]} wide and the classifier's weight "
+            f"{templates.shape[-1]}; take the activations that the classifier itself gets"
+        )
+    return features, templates
+
+
+def check_splits(splits: Mapping[Any, Sequence[Outputs]]) -> None:
+    """Check that teachers can be projected, and that each is one network on all splits.
 
     Raises:
-        LskdError: for features or templates that are missing, of different widths or not finite.
+        LskdError: for features or templates that are missing, of different widths or of another network.
     """
-    name = f"{outputs.name} ({split})"
-    for what, value in (("features", outputs.features), ("classifier's weight", outputs.templates)):
-        if value is None:
-            raise LskdError(f"{name} has no {what}, which the projection needs; save it beside the logits")
-    assert outputs.features is not None
-    assert outputs.templates is not None
-    width, template = outputs.features.shape[-1], outputs.templates.shape[-1]
-    if width != template:
-        raise LskdError(
-            f"{name}: features are {width} wide and the classifier's weight {template}; "
-            "take the activations that the classifier itself gets"
-        )
-
-
-def check_splits(first: Outputs, second: Outputs, names: tuple[str, str]) -> None:
-    """Check that two splits' outputs are of one teacher.
-
-    Raises:
-        LskdError: for features or templates that cannot be of the same network.
-    """
-    assert first.templates is not None
-    assert second.templates is not None
-    shapes = [tuple(templates.shape) for templates in (first.templates, second.templates)]
-    if shapes[0][1] != shapes[1][1]:
-        raise LskdError(
-            f"{first.name}: features are {shapes[0][1]} wide on {names[0]} and {shapes[1][1]} on {names[1]}; "
-            "take both from one teacher"
-        )
-    if shapes[0] != shapes[1] or not torch.equal(first.templates, second.templates):
-        raise LskdError(
-            f"{first.name}: the classifier's weight differs between {names[0]} and {names[1]}; "
-            "take both from one teacher"
-        )
+    of_splits = {name: [_checked(one, name)[1] for one in own] for name, own in splits.items()}
+    first, of_first = next(iter(of_splits.items()))
+    for split, of_split in of_splits.items():
+        for teacher, a, b in zip(splits[first], of_first, of_split, strict=True):
+            if a.shape[1] != b.shape[1]:
+                raise LskdError(
+                    f"{teacher.name}: features are {a.shape[1]} wide on {first} and {b.shape[1]} on {split}; "
+                    "take both from one teacher"
+                )
+            if a.shape != b.shape or not torch.equal(a, b):
+                raise LskdError(
+                    f"{teacher.name}: the classifier's weight differs between {first} and {split}; "
+                    "take both from one teacher"
+                )
 
 
 def measure_projection(
@@ -135,43 +130,35 @@ def measure_projection(
         seed: of the bootstrap.
 
     Raises:
-        LskdError: for other than three classes, missing or unfit features, or a class of fewer than two
-            examples.
+        LskdError: for missing or unfit features, or a class of fewer than two examples.
     """
-    if len(classes) != 3:
-        raise LskdError(
-            f"{len(classes)} classes are named; the projection takes three, the similar pair first"
-        )
-    check_features(outputs, split)
-    assert outputs.features is not None
-    assert outputs.templates is not None
-    chosen = (int(classes[0]), int(classes[1]), int(classes[2]))
+    features, templates = _checked(outputs, split)
     every = class_names(outputs)
-    members = [(outputs.labels == c).nonzero().flatten() for c in chosen]
-    for c, rows in zip(chosen, members, strict=True):
+    names = tuple(every[c] for c in classes)
+    members = [(outputs.labels == c).nonzero().flatten() for c in classes]
+    for name, rows in zip(names, members, strict=True):
         if len(rows) < 2:
             raise LskdError(
-                f"{outputs.name} ({split}) has {len(rows)} samples of class {every[c]}; "
+                f"{outputs.name} ({split}) has {len(rows)} samples of class {name}; "
                 "the projection needs at least 2 of each"
             )
     samples = torch.cat(members)
-    features = outputs.features[samples].double()
+    features = features[samples].double()
     finite = torch.isfinite(features).all(1)
     if not bool(finite.all()):
         raise LskdError(
             f"{outputs.name} ({split}): features of sample {int(samples[~finite][0])} are not all finite; "
             "leave the sample out or fix the teacher"
         )
-    plane = projection_plane(outputs.templates[list(chosen)])
-    points = plane.project(features)
+    points = projection_plane(templates[list(classes)]).project(features)
     sizes = [len(rows) for rows in members]
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randint(size, (resamples, size), generator=generator) for size in sizes]
     return Projection(
         outputs.name,
         split,
-        chosen,
-        (every[chosen[0]], every[chosen[1]], every[chosen[2]]),
+        classes,
+        names,
         points,
         torch.arange(3).repeat_interleave(torch.tensor(sizes)),
         samples,
@@ -186,7 +173,7 @@ def _estimates(values: Tensor, sizes: list[int], drawn: list[Tensor]) -> dict[st
     measured, whole = cluster_distances(a, b, c), cluster_distances(a, b, c, population=True)
     resampled = cluster_distances(a, b, c, drawn)
     found = {}
-    for name in (field.name for field in fields(ClusterDistances)):
+    for name in QUANTITIES:
         value, draws = float(getattr(measured, name)), getattr(resampled, name).numpy()
         low, high = percentiles(draws)
         if name in _BY_ERROR:
@@ -197,20 +184,21 @@ def _estimates(values: Tensor, sizes: list[int], drawn: list[Tensor]) -> dict[st
 
 
 def projection_figure(panels: Sequence[Projection]) -> Drawing:
-    """Draw one row per teacher and one column per split; a teacher's panels have the same scale."""
+    """Draw one row per teacher, all splits in the same square of the plane, and one column per split."""
     teachers = list(dict.fromkeys(panel.teacher for panel in panels))
-    splits = list(dict.fromkeys(panel.split for panel in panels))
+    splits = len({panel.split for panel in panels})
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(0.3 + 4.1 * len(splits), 0.4 + 5.0 * len(teachers)), layout="constrained")
-        grid = figure.subplots(len(teachers), len(splits), squeeze=False)
+        figure = Figure(figsize=(0.3 + 4.1 * splits, 0.4 + 5.0 * len(teachers)), layout="constrained")
+        grid = figure.subplots(len(teachers), splits, squeeze=False)
         for row, teacher in zip(grid, teachers, strict=True):
-            own = {panel.split: panel for panel in panels if panel.teacher == teacher}
-            for axes, split in zip(row, splits, strict=True):
-                if split in own:
-                    _draw(axes, own[split])
-                else:
-                    axes.set_axis_off()
-            _same_scale([axes for axes, split in zip(row, splits, strict=True) if split in own], own)
+            own = [panel for panel in panels if panel.teacher == teacher]
+            every = torch.cat([panel.points for panel in own]).numpy()
+            centre = (every.max(0) + every.min(0)) / 2
+            half = 0.55 * float((every.max(0) - every.min(0)).max())
+            for axes, panel in zip(row, own, strict=True):
+                _draw(axes, panel)
+                axes.set_xlim(centre[0] - half, centre[0] + half)
+                axes.set_ylim(centre[1] - half, centre[1] + half)
         handles = [
             Line2D(
                 [], [], color=color, marker=marker, linestyle="", markersize=6, label=f"{short(n)} ({role})"
@@ -244,35 +232,22 @@ def _draw(axes: Axes, panel: Projection) -> None:
     axes.set_xlabel(f"from template {short(panel.names[0])} to {short(panel.names[1])}")
     axes.set_ylabel(f"towards template {short(panel.names[2])}")
     axes.set_aspect("equal", adjustable="box")
-    rows = list(QUANTITIES.items())
-    columns = [
-        (0.0, ["[95 %]", *(label for _, label in rows)]),
-        (0.26, ["in the plane", *(panel.in_plane[name].text for name, _ in rows)]),
-        (0.64, [f"all {panel.width} features", *(panel.in_full_space[name].text for name, _ in rows)]),
-    ]
-    for x, lines in columns:
+    for x, lines in (
+        (0.0, ["[95 %]", *QUANTITIES.values()]),
+        (0.26, ["in the plane", *(panel.in_plane[name].text for name in QUANTITIES)]),
+        (0.64, [f"all {panel.width} features", *(panel.in_full_space[name].text for name in QUANTITIES)]),
+    ):
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
         axes.annotate("\n".join(lines), (x, 0), (0, -33), fontsize=7.5, linespacing=1.4, **place)
-
-
-def _same_scale(row: list[Axes], panels: dict[str, Projection]) -> None:
-    """Give a teacher's panels the same square of the plane."""
-    every = torch.cat([panel.points for panel in panels.values()]).numpy()
-    centre = (every.max(0) + every.min(0)) / 2
-    half = 0.55 * float((every.max(0) - every.min(0)).max())
-    for axes in row:
-        axes.set_xlim(centre[0] - half, centre[0] + half)
-        axes.set_ylim(centre[1] - half, centre[1] + half)
 
 
 def _points_csv(panels: Sequence[Projection]) -> str:
     """Return every point: ``sample`` is its row in the teacher's outputs, counted from 0."""
     lines = []
     for panel in panels:
-        for sample, position, (x, y) in zip(
-            panel.samples.tolist(), panel.position.tolist(), panel.points.tolist(), strict=True
-        ):
-            kind = [panel.teacher, panel.split, sample, panel.classes[position], panel.names[position]]
+        columns = (panel.samples, panel.position, panel.points)
+        for sample, own, (x, y) in zip(*(column.tolist() for column in columns), strict=True):
+            kind = [panel.teacher, panel.split, sample, panel.classes[own], panel.names[own]]
             lines.append([*kind, cell(x), cell(y)])
     return csv_text(["teacher", "split", "sample", "class_id", "class", "x", "y"], lines)
 

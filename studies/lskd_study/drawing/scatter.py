@@ -1,10 +1,10 @@
 """A point per teacher: its students' accuracy (Fig. 8, left) or its 1-S (Sec. 5) against its own accuracy."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,7 +14,7 @@ from scipy import stats
 
 from lskd import LskdError
 from lskd_study.base.text import cell, csv_text
-from lskd_study.drawing.style import ARMS, INK, MARKERS, SOFT, STYLE, Drawing
+from lskd_study.drawing.style import ARMS, INK, MARKERS, SOFT, Drawing, styled_axes
 from lskd_study.drawing.tables import read_table, table_flag, table_number
 from lskd_study.paper.printed import load_tables
 from lskd_study.plan.matching import TABLE_8_WITHOUT
@@ -72,13 +72,16 @@ def paper_points() -> list[Point]:
 
 def paper_pairs() -> list[Point]:
     """Return the paper's Table 8."""
-    pairs = []
-    for row in load_tables()["Table 8"].rows:
-        teacher, student = row.number("teacher_top1"), row.number("student_top1")
-        assert teacher is not None
-        assert student is not None
-        pairs.append(Point(row.name, teacher, student, str(row["student"]), row.name not in TABLE_8_WITHOUT))
-    return pairs
+    return [
+        Point(
+            row.name,
+            row.number("teacher_top1") or math.nan,
+            row.number("student_top1") or math.nan,
+            str(row["student"]),
+            row.name not in TABLE_8_WITHOUT,
+        )
+        for row in load_tables()["Table 8"].rows
+    ]
 
 
 def table_pairs(
@@ -141,60 +144,37 @@ def teacher_student_figure(
         paper: drawn in grey behind them.
         width: in inches.
     """
-    labels = ("teacher's top-1 accuracy (%)", "student's top-1 accuracy (%)")
-    figure = _scatter(pairs, labels, "student", paper, width)
     header = ["teacher", "teacher_accuracy", "student", "student_accuracy", "smoothed"]
-    lines = [
-        [[p.name, cell(p.x), p.group, cell(p.y), _flag(p.smoothed)] for p in points]
-        for points in (pairs, paper)
-    ]
-    return _drawing(figure, "student", pairs, header, lines)
+    label = "student's top-1 accuracy (%)"
+    return _scatter(
+        pairs, paper, width, "student", label, header, lambda p: [p.name, cell(p.x), p.group, cell(p.y)]
+    )
 
 
 def accuracy_stability_figure(
     points: Sequence[Point], paper: Sequence[Point] = (), width: float = 5.6
 ) -> Drawing:
     """Draw teachers' 1-S against accuracy, those of the paper in grey; correlations by smoothing apart."""
-    labels = ("teacher's top-1 accuracy (%)", "teacher's 1−S (lower: more stable)")
-    figure = _scatter(points, labels, "teachers", paper, width)
     header = ["teacher", "accuracy", "one_minus_s", "smoothed"]
-    lines = [[[p.name, cell(p.x), cell(p.y), _flag(p.smoothed)] for p in every] for every in (points, paper)]
-    return _drawing(figure, "teachers", points, header, lines)
-
-
-def _flag(smoothed: bool | None) -> str:
-    return "" if smoothed is None else str(smoothed).lower()
-
-
-def _drawing(
-    figure: Figure,
-    group: str,
-    points: Sequence[Point],
-    header: Sequence[str],
-    lines: Sequence[Sequence[Sequence[object]]],
-) -> Drawing:
-    """Return the figure with its points, their correlations, and the paper's points if there are any."""
-    summary = [[c.group, c.n, cell(c.pearson), cell(c.spearman)] for c in correlations(points)]
-    tables = {
-        "": csv_text(header, lines[0]),
-        "correlations": csv_text([group, "n", "pearson", "spearman"], summary),
-    }
-    return Drawing(figure, {**tables, "paper": csv_text(header, lines[1])} if lines[1] else tables)
+    label = "teacher's 1−S (lower: more stable)"
+    return _scatter(points, paper, width, "teachers", label, header, lambda p: [p.name, cell(p.x), cell(p.y)])
 
 
 def _scatter(
     points: Sequence[Point],
-    axes_labels: tuple[str, str],
-    legend_title: str,
     paper: Sequence[Point],
     width: float,
-) -> Figure:
-    """Draw the points, those of the paper in grey behind them; correlations stand in the legend."""
+    group: str,
+    label: str,
+    header: Sequence[str],
+    cells: Callable[[Point], list[str]],
+) -> Drawing:
+    """Draw the points, those of the paper in grey behind them; correlations stand in the legend.
+
+    ``group``: what a group of points is; ``label``: of the y axis; ``cells``: all but a point's last.
+    """
     found, behind = correlations(points), correlations(paper)
-    rows = len(found) + len(behind)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, 0.71 * width + 0.2 * rows), layout="constrained")
-        axes = figure.add_subplot()
+    with styled_axes(width, 0.71 * width + 0.2 * len(found + behind)) as (figure, axes):
         for index, one in enumerate(behind):
             own = [point for point in paper if point.group == one.group]
             _draw(axes, own, SOFT, MARKERS[index % len(MARKERS)], 5, f"paper, {one.text}")
@@ -202,18 +182,26 @@ def _scatter(
             own = [point for point in points if point.group == one.group]
             _draw(axes, own, ARMS[index % len(ARMS)], MARKERS[index % len(MARKERS)], 7, one.text)
         axes.margins(0.12)
-        axes.set_xlabel(axes_labels[0])
-        axes.set_ylabel(axes_labels[1])
+        axes.set_xlabel("teacher's top-1 accuracy (%)")
+        axes.set_ylabel(label)
         if any(point.smoothed is False for point in (*points, *paper)):
             axes.set_title("open markers: teacher trained without smoothing")
-        legend = figure.legend(loc="outside lower left", frameon=False, title=legend_title, alignment="left")
+        legend = figure.legend(loc="outside lower left", frameon=False, title=group, alignment="left")
         for handle in legend.legend_handles:
             if handle is not None:
                 handle.set(markerfacecolor=handle.get_color())  # type: ignore[attr-defined]
         if len(points) <= _LABELS:
             shown = [*((p, INK) for p in points), *((p, SOFT) for p in paper if len(paper) <= _LABELS)]
             _name_points(figure, axes, shown, [*points, *paper])
-    return figure
+
+    def table(shown: Sequence[Point]) -> str:
+        smoothed = ("" if p.smoothed is None else str(p.smoothed).lower() for p in shown)
+        return csv_text(header, [[*cells(p), flag] for p, flag in zip(shown, smoothed, strict=True)])
+
+    summary = [[c.group, c.n, cell(c.pearson), cell(c.spearman)] for c in found]
+    correlated = csv_text([group, "n", "pearson", "spearman"], summary)
+    tables = {"": table(points), "correlations": correlated}
+    return Drawing(figure, tables | ({"paper": table(paper)} if paper else {}))
 
 
 def _draw(axes: Axes, points: Sequence[Point], color: str, marker: str, size: float, label: str) -> None:

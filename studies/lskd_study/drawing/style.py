@@ -3,13 +3,15 @@
 import io
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -55,12 +57,12 @@ class Drawing:
     tables: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One drawing for the page: SVG markup and what it shows, in words."""
-
-    svg: str
-    label: str
+@contextmanager
+def styled_axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Yield a figure of so many inches and its axes, to be drawn on in the style of all figures."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.add_subplot()
 
 
 def note_failed(figure: Figure, failed: int) -> None:
@@ -86,10 +88,11 @@ def listed(names: Iterable[str], limit: int = 5) -> str:
 # The page
 
 
-def themed_svg(figure: Figure, name: str) -> str:
+def themed_svg(figure: Figure, name: str, label: str) -> Markup:
     """Return SVG for inlining: colours as CSS variables, ids of its own, no fixed size, no fonts named.
 
     So it follows the page's light or dark scheme; the files beside the page keep fixed colours on white.
+    ``name`` begins the ids, ``label`` (HTML) says what is shown.
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
         buffer = io.StringIO()
@@ -106,7 +109,7 @@ def themed_svg(figure: Figure, name: str) -> str:
     named = [(INK, "ink"), (RULE, "rule"), (SOFT, "soft"), ("#ffffff", "paper")]
     for color, variable in [*named, *((c, f"arm-{i}") for i, c in enumerate(ARMS))]:
         svg = svg.replace(color, f"var(--{variable})")
-    return svg
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"'))
 
 
 def _only_size(match: re.Match[str]) -> str:

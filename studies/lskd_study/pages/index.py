@@ -1,27 +1,24 @@
 """The page over several studies: one self-contained HTML file, one line per study.
 
-What stands on it is a list of sections, ``SECTIONS``. Each is made from the studies' ``verdicts.json`` alone,
-but the paper's tables and the claims that take several studies, which are made from the studies' runs.
+It is made from the studies' ``verdicts.json`` alone, but the paper's tables and the claims that take several
+studies, which are made from the studies' runs.
 """
 
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
-
-from markupsafe import Markup
 
 from lskd import LskdError
 from lskd.base.files import write_text
 from lskd_study.claims import Finding, judge_several
 from lskd_study.pages.page import MARKS, PAGE, claims_shown, counted, digits_of, ends_text, number, render
-from lskd_study.pages.paper_figures import shared_tables
+from lskd_study.pages.paper_figures import plans_of, shared_tables
 from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord, read_record
-from lskd_study.plan.plan import PLAN, Plan
 from lskd_study.results.read import read_results
 
 # How the verdicts sort: the first is the best news for smoothing.
@@ -57,11 +54,6 @@ class IndexedStudy:
         return [finding for finding in self.record.findings if finding.direction]
 
     @property
-    def supported(self) -> int:
-        """How many of them are supported."""
-        return sum(finding.verdict == "supported" for finding in self.tested)
-
-    @property
     def difference(self) -> str:
         """The headline's difference, a dash where there is none."""
         if self.headline is None or self.headline.estimate is None:
@@ -74,17 +66,6 @@ class IndexedStudy:
         if self.headline is None or self.headline.low is None or self.headline.high is None:
             return "–"
         return ends_text(self.headline.low, self.headline.high, self.headline.unit)
-
-    @property
-    def lost(self) -> int:
-        """How many runs are missing or failed."""
-        return len(self.record.runs.missing) + len(self.record.runs.failed)
-
-    @property
-    def size(self) -> str:
-        """Teachers x students x seeds."""
-        record = self.record
-        return f"{len(record.teachers)} × {len(record.students)} × {len(record.seeds)}"
 
     @property
     def claims(self) -> list[ClaimMarks]:
@@ -104,46 +85,6 @@ class IndexedStudy:
         return found
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: ``id`` for links, ``title`` for its heading, ``html`` below it."""
-
-    id: str
-    title: str
-    html: Markup
-
-
-def studies_section(studies: Sequence[IndexedStudy]) -> Section:
-    """Return the table with one line per study."""
-    claims = {finding.claim: finding for study in studies for finding in study.tested}
-    kinds = {study.record.kind for study in studies}
-    scores = [
-        name
-        for kind, name in (("images", "top-1 accuracy"), ("translation", "BLEU"))
-        if kind in kinds or kinds == {"teachers"}
-    ]
-    shown = {"studies": studies, "claims": claims.values(), "order": ORDER, "scores": " or ".join(scores)}
-    return Section("studies", "The studies", Markup(render("index_studies.html.j2", **shown)))
-
-
-def papers_section(studies: Sequence[IndexedStudy]) -> Section | None:
-    """Return the paper's tables and figures that several of the studies fill together."""
-    tables, drawn = shared_tables([study.folder for study in studies])
-    if not tables:
-        return None
-    html = render("index_paper.html.j2", paper_tables=tables, drawn=drawn)
-    return Section("paper-tables", "The paper’s tables", Markup(html))
-
-
-def claims_section(studies: Sequence[IndexedStudy]) -> Section | None:
-    """Return the verdicts on claims that several of the studies test together."""
-    findings = findings_over([study.folder for study in studies])
-    if not findings:
-        return None
-    html = render("index_claims.html.j2", **claims_shown(findings))
-    return Section("claims-together", "Claims that take several studies", Markup(html))
-
-
 def findings_over(folders: Sequence[Path]) -> list[Finding]:
     """Return the verdicts on the claims that these studies, which may have been moved, test together.
 
@@ -152,21 +93,11 @@ def findings_over(folders: Sequence[Path]) -> list[Finding]:
     Raises:
         LskdError: for runs that are damaged.
     """
-    # Only the results may have been moved: the training data are where they were.
-    plans = [
-        replace(Plan.read(folder / PLAN), output=str(folder.resolve()))
-        for folder in folders
-        if (folder / PLAN).is_file()
-    ]
+    plans = list(plans_of(folders).values())
     kinds = [(plan.convention, tuple(plan.smoothing)) for plan in plans]
     # Studies of other smoothing values are compared with none, so they need not be read.
     wanted = [plan for plan, kind in zip(plans, kinds, strict=True) if kinds.count(kind) > 1]
     return judge_several([results for results in map(read_results, wanted) if results.finished])
-
-
-SectionMaker = Callable[[Sequence[IndexedStudy]], Section | None]
-# In the order of the page. A maker returns None where the studies give it nothing to show.
-SECTIONS: tuple[SectionMaker, ...] = (studies_section, claims_section, papers_section)
 
 
 def write_index(folders: Sequence[Path], output: Path, title: str) -> str:
@@ -182,11 +113,21 @@ def write_index(folders: Sequence[Path], output: Path, title: str) -> str:
     if output.name == PAGE and (output.parent / VERDICTS_FILE).exists():
         raise LskdError(f"{output} is a study's own page; name another file with --output")
     answer = answer_sentence(studies)
+    kinds = {study.record.kind for study in studies}
+    scores = {"images": "top-1 accuracy", "translation": "BLEU"}
+    findings = findings_over(list(distinct.values()))
+    tables, drawn = shared_tables(list(distinct.values()))
     html = render(
         "index.html.j2",
         title=title,
         answer=answer,
-        sections=[section for maker in SECTIONS if (section := maker(studies)) is not None],
+        studies=studies,
+        claims={finding.claim: finding for study in studies for finding in study.tested}.values(),
+        order=ORDER,
+        scores=" or ".join(name for kind, name in scores.items() if kind in kinds or kinds == {"teachers"}),
+        **claims_shown(findings),
+        paper_tables=tables,
+        drawn=drawn,
         version=metadata.version("lskd"),
         command=shlex.join(["lskd", "index", *map(str, folders), "--output", str(output)]),
     )
@@ -201,23 +142,24 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
     if not with_students:
         return f"{total} of teachers alone; no student was taught."
     verdicts = Counter(study.record.headline.verdict for study in with_students)
-    without = verdicts["no verdict"]
+    claim = "the paper’s claim that a label-smoothed teacher distils a better student"
     parts = [
-        f"{counted(verdicts['supported'], 'study supports', 'studies support')} the paper’s claim that a "
-        "label-smoothed teacher distils a better student",
+        f"{counted(verdicts['supported'], 'study supports', 'studies support')} {claim}",
         f"{counted(verdicts['contradicted'], 'contradicts', 'contradict')} it",
-        f"{verdicts['cannot tell']} cannot tell",
+        f"and {verdicts['cannot tell']} cannot tell.",
     ]
-    alone = len(studies) - len(with_students)
-    rest = f" {counted(alone, 'study is', 'studies are')} of teachers alone." if alone else ""
-    if without:
-        rest += f" {counted(without, 'study has', 'studies have')} no verdict, because runs failed."
-    failed = sum(len(study.record.runs.failed) for study in studies)
-    if failed:
-        rest += f" {counted(failed, 'run', 'runs')} failed."
-    missing = sum(len(study.record.runs.missing) for study in studies)
-    lost = f" {counted(missing, 'run is', 'runs are')} missing." if missing else ""
-    return f"Of {total}, {', '.join(parts[:2])}, and {parts[2]}.{rest}{lost}"
+    runs = [study.record.runs for study in studies]
+    rest = [
+        f"{counted(count, *words)} {what}."
+        for count, words, what in (
+            (len(studies) - len(with_students), ("study is", "studies are"), "of teachers alone"),
+            (verdicts["no verdict"], ("study has", "studies have"), "no verdict, because runs failed"),
+            (sum(len(own.failed) for own in runs), ("run", "runs"), "failed"),
+            (sum(len(own.missing) for own in runs), ("run is", "runs are"), "missing"),
+        )
+        if count
+    ]
+    return " ".join([f"Of {total}, {', '.join(parts)}", *rest])
 
 
 def _indexed(folder: Path, output: Path) -> IndexedStudy:

@@ -27,18 +27,14 @@ class Notice:
         return f"{self.title}{' ' if self.items else ''}{'; '.join(self.items[:2])}{rest}"
 
 
-def notices_of(results: Results[AnyResult]) -> list[Notice]:
-    """Return what is to be said before the verdicts: first what takes them away, then what weakens them."""
-    return list(_notices(results))
-
-
 def print_notices(results: Results[AnyResult]) -> None:
-    """Print them on stderr, a line each."""
-    for notice in _notices(results):
+    """Print what is to be said before the verdicts on stderr, a line each."""
+    for notice in notices_of(results):
         print(f"lskd: note: {notice}", file=sys.stderr)
 
 
-def _notices(results: Results[AnyResult]) -> Iterator[Notice]:
+def notices_of(results: Results[AnyResult]) -> Iterator[Notice]:
+    """Yield what is to be said before the verdicts: first what takes them away, then what weakens them."""
     if results.failed:
         count, of = len(results.failed), len(results.plan.runs)
         yield Notice(

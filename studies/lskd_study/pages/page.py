@@ -16,6 +16,7 @@ from markupsafe import Markup
 from lskd.base.files import write_text
 from lskd_study.claims import Claim, Finding, number_of_tests
 from lskd_study.drawing.style import Drawing, write_drawing
+from lskd_study.pages.notices import notices_of
 from lskd_study.plan.plan import Plan, exact
 from lskd_study.results.results import AnyResult, Result, Results, RunKind, kind_name, kind_of_run
 from lskd_study.stats.intervals import Interval
@@ -66,9 +67,16 @@ def environment() -> Environment:
     found = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    numbers = {"number": number, "exact": exact, "interval": interval_text, "digits": digits_of}
-    words = {"sentence": sentence, "unit": unit_text, "method": method_text, "counted": counted}
-    found.filters.update(**numbers, **words, markup=Markup, css_string=css_string)
+    found.filters.update(
+        number=number,
+        exact=exact,
+        interval=interval_text,
+        digits=digits_of,
+        sentence=sentence,
+        unit=unit_text,
+        method=method_text,
+        css_string=css_string,
+    )
     script = loader.get_source(found, "page.js")[0]
     found.globals.update(marks=MARKS, script=Markup(script), policy=content_security_policy(script))
     return found
@@ -163,25 +171,33 @@ def claims_shown(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
+def results_shown(results: Results[AnyResult], findings: Sequence[Finding]) -> dict[str, Any]:
+    """Return what the pages of studies take alike: notices, missing runs, claims, provenance, commands."""
+    return {
+        **claims_shown(findings),
+        "notices": list(notices_of(results)),
+        "missing": results.missing,
+        "provenance": provenance_rows(results),
+        "commands": commands_of(results),
+    }
+
+
 # Provenance
 
 
 @dataclass(frozen=True)
-class Command:
-    """What repeats one run, to be pasted in the folder where the study was started."""
-
-    run: str
-    seconds: float
-    words: str
-
-
-@dataclass(frozen=True)
 class Commands:
-    """The commands of the finished runs of one kind, one for each seed; ``id`` is where they stand."""
+    """What repeats the finished runs of one kind, to be pasted in the folder where the study was started.
+
+    Attributes:
+        id: where it stands on the page.
+        title: its heading.
+        of_runs: run, seconds and command for each seed.
+    """
 
     id: str
     title: str
-    of_runs: list[Command]
+    of_runs: list[tuple[str, float, str]]
 
 
 def commands_of(results: Results[AnyResult]) -> dict[RunKind, Commands]:
@@ -199,14 +215,12 @@ def commands_of(results: Results[AnyResult]) -> dict[RunKind, Commands]:
     }
 
 
-def _command(plan: Plan, result: Result) -> Command:
-    job = result.job
-    set_first = " ".join(
-        f"{name}={shlex.quote(value)}" for name, value in job["environment"].items() if value
-    )
+def _command(plan: Plan, result: Result) -> tuple[str, float, str]:
+    job, environment = result.job, result.job["environment"]
+    set_first = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items() if value)
     # Not as recorded: the output folder may have been moved since, and the teacher's weights with it.
-    words = rerun_command(plan, result.run, environment=job["environment"])
-    return Command(job["run"], job["wall_time_s"], f"{set_first} {words}".lstrip())
+    command = rerun_command(plan, result.run, environment=environment)
+    return job["run"], job["wall_time_s"], f"{set_first} {command}".lstrip()
 
 
 def provenance_rows(results: Results[AnyResult]) -> list[tuple[str, str]]:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
+from markupsafe import Markup
 
 from lskd import LskdError
 from lskd_study.base.text import Measured
 from lskd_study.drawing.class_count import Accuracy, Gain, class_count_figure, gains, paper_accuracies
-from lskd_study.drawing.curves import StudentKind, student_kinds
+from lskd_study.drawing.curves import student_kinds
 from lskd_study.drawing.scatter import (
     Point,
     accuracy_stability_figure,
@@ -23,7 +24,7 @@ from lskd_study.drawing.scatter import (
     teacher_point,
     teacher_student_figure,
 )
-from lskd_study.drawing.style import STYLE, Drawing, Panel, note_failed, themed_svg
+from lskd_study.drawing.style import STYLE, Drawing, note_failed, themed_svg
 from lskd_study.pages.paper_tables import PaperTable, Studies, paper_table
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.matching import names_table, network_name, teacher_name
@@ -50,7 +51,7 @@ class PageFigure:
 
     stem: str
     title: str
-    panel: Panel
+    panel: Markup
     drawing: Drawing
     note: str
 
@@ -172,7 +173,7 @@ def _figure(
     for drawing in drawings:
         with mpl.rc_context(STYLE):
             note_failed(drawing.figure, failed)
-    panel = Panel(themed_svg(drawings[0].figure, f"paper-{stem}"), label)
+    panel = themed_svg(drawings[0].figure, f"paper-{stem}", label)
     return PageFigure(stem, title, panel, drawings[1], note)
 
 
@@ -197,16 +198,11 @@ def _arms(results: Results[ImageResult]) -> Iterator[_Arm]:
                 name = teacher_name(model, config, plan.num_classes)
                 name += f", α = {exact(alpha)}" if several and alpha else ""
                 students = [
-                    (_student_name(plan, student), list(student.arms(results)[alpha].values()))
-                    for student in student_kinds(plan)
-                    if student.teacher == model
+                    (network_name(own.model) + own.setting, list(own.arms(results)[alpha].values()))
+                    for own in student_kinds(plan)
+                    if own.teacher == model
                 ]
                 yield _Arm(name, alpha, teachers, students)
-
-
-def _student_name(plan: Plan, student: StudentKind) -> str:
-    setting = f", T = {exact(student.temperature)}, λ = {exact(student.hard_weight)}"
-    return network_name(student.model) + ("" if plan.papers_loss else setting)
 
 
 def _mean(results: Sequence[ImageResult], quantity: str) -> float:
@@ -223,32 +219,31 @@ _ORDER = ("Table 2", "Table 3", "Table 4", "Table 6", "Table 7", "Table 8", "Tab
 _WITH = {"Table 8": (figure8, accuracy_stability), "Table 4": (figure9,)}
 
 
-def read_studies(folders: Sequence[Path], tables: Sequence[str] = ()) -> list[Results[ImageResult]]:
-    """Return the results of the studies in these output folders, which may have been moved.
+def plans_of(folders: Sequence[Path]) -> dict[Path, Plan]:
+    """Return the studies' plans by output folder, which may have been moved; without what is no study."""
+    # Only the results may have been moved: the training data are where they were.
+    return {
+        folder: replace(Plan.read(folder / PLAN), output=str(folder.resolve()))
+        for folder in folders
+        if (folder / PLAN).is_file()
+    }
 
-    Args:
-        folders: of ``lskd study``.
-        tables: only studies of images that name one of these; all for none.
+
+def read_studies(folders: Sequence[Path]) -> list[Results[ImageResult]]:
+    """Return the results of the studies of images in these output folders, which may have been moved.
 
     Raises:
-        LskdError: for a folder that has no study of images, if all are wanted, or whose runs are damaged.
+        LskdError: for a folder that has no study of images, or whose runs are damaged.
     """
-    found = []
+    plans = plans_of(folders)
     for folder in folders:
-        if not (folder / PLAN).is_file():
-            if tables:
-                continue
+        if folder not in plans:
             raise LskdError(f"{folder} contains no study ({PLAN} is missing); name the output folder of one")
-        plan = Plan.read(folder / PLAN)
-        if plan.kind is TRANSLATION or (tables and not names_table(plan, tables)):
-            if tables:
-                continue
+        if plans[folder].kind is TRANSLATION:
             raise LskdError(
                 f"{folder} contains a study of translation, which has no accuracies; leave it out"
             )
-        whole = folder.resolve()
-        found.append(read_results(replace(plan, cwd=str(whole.parent), output=whole.name)))
-    return found
+    return [read_results(plans[folder]) for folder in folders]
 
 
 def shared_tables(folders: Sequence[Path]) -> tuple[list[PaperTable], list[PageFigure]]:
@@ -260,11 +255,13 @@ def shared_tables(folders: Sequence[Path]) -> tuple[list[PaperTable], list[PageF
     Raises:
         LskdError: for runs that are damaged.
     """
-    named = Counter(
-        name for folder in folders if (folder / PLAN).is_file() for name in Plan.read(folder / PLAN).paper
-    )
+    plans = plans_of(folders)
+    named = Counter(name for plan in plans.values() for name in plan.paper)
     shared = [name for name in _ORDER if named[name] > 1]
-    studies = [results for results in read_studies(folders, shared) if results.finished] if shared else []
+    wanted = [
+        folder for folder, plan in plans.items() if plan.kind is not TRANSLATION and names_table(plan, shared)
+    ]
+    studies = [results for results in read_studies(wanted) if results.finished]
     tables, figures = [], []
     for name in shared:
         own = [results for results in studies if name in results.plan.paper]

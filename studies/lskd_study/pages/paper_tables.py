@@ -7,13 +7,13 @@ or not, and after them what they measured and the paper has not.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lskd_study.base.text import Measured, cell, csv_text, escaped
-from lskd_study.paper.printed import Erratum, LayoutColumn, Paper, Row, Table, load_tables
+from lskd_study.paper.printed import Erratum, LayoutColumn, Row, Table, load_tables
 from lskd_study.plan.matching import PAPERS_ALPHA, RowKey, data_sets, row_of, runs_by_row
 from lskd_study.plan.plan import exact, rest_of
 from lskd_study.results.images import ImageResult
@@ -228,154 +228,100 @@ def _entries(errata: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one kind: a result for each seed; ``data`` is the folder's name.
+    """What was measured of one kind: a result for each seed.
 
-    ``results``: of the teachers and of the students; ``failed``: how many more of them failed.
+    ``place``: the data set's name, or that of the folder; ``results``: of the teachers and of the students;
+    ``failed``: how many more of them failed.
     """
 
     kind: RowKey
-    data: str
+    place: str
     results: dict[str, list[ImageResult]]
-    failed: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def place(self) -> str:
-        """The data set's name, or that of the folder."""
-        return self.kind.data_set or self.data
+    failed: dict[str, int]
 
 
 def measurements(studies: Studies, table: Table) -> list[Measurement]:
     """Return what studies measured for a table; of a kind that several have, the first with results."""
     found: dict[tuple[RowKey, str], Measurement] = {}
     for results in studies:
-        data = Path(results.plan.data).name
+        finished, lost = results.finished, results.failed
         for kind, runs in runs_by_row(results.plan, table).items():
-            names = {
-                "teacher": dict.fromkeys(run.teacher or run.id for run in runs),
-                "student": dict.fromkeys(run.id for run in runs if run.role == "student"),
-            }
-            measured = Measurement(
-                kind,
-                data,
-                {
-                    role: [results.finished[n] for n in own if n in results.finished]
-                    for role, own in names.items()
-                },
-                {role: len(own.keys() & results.failed) for role, own in names.items()},
-            )
-            known = found.get((kind, measured.place))
+            place = kind.data_set or Path(results.plan.data).name
+            known = found.get((kind, place))
             if known is None or not any(known.results.values()):
-                found[kind, measured.place] = measured
+                names = {
+                    "teacher": dict.fromkeys(run.teacher or run.id for run in runs),
+                    "student": dict.fromkeys(run.id for run in runs if run.role == "student"),
+                }
+                measured = {role: [finished[n] for n in own if n in finished] for role, own in names.items()}
+                failed = {role: len(own.keys() & lost) for role, own in names.items()}
+                found[kind, place] = Measurement(kind, place, measured, failed)
     return list(found.values())
 
 
-@dataclass(frozen=True)
-class Match:
-    """A row of the paper and what was measured for it; one of the two may be missing."""
-
-    paper: Paper
-    row: Row | None
-    measured: Measurement | None
-
-    @property
-    def name(self) -> str:
-        """The paper's name of the row; empty for none."""
-        return self.row.name if self.row else ""
-
-    @property
-    def kind(self) -> RowKey:
-        """Of the runs that were measured."""
-        assert self.measured is not None
-        return self.measured.kind
-
-    @property
-    def alpha(self) -> float:
-        """The teacher's smoothing."""
-        if self.measured is not None:
-            return self.kind.smoothing
-        return PAPERS_ALPHA if self.row is not None and self.row["smoothed"] else 0.0
-
-    @property
-    def temperature(self) -> str:
-        """The temperature in words; empty for the paper's."""
-        return f", T = {exact(self.kind.temperature)}" if self.kind.temperature != 1 else ""
-
-    def cell(self, column: LayoutColumn, k: int) -> Cell:
-        """Return what a column shows of it; ``k`` is that of the data set."""
-        role, _, rank = column.shows.partition(" top-")
-        if rank:
-            return self._accuracy(column.printed, role, k if rank == "k" else int(rank))
-        shown = {
-            "teacher": self._teacher,
-            "student": self._student,
-            "row": self._row,
-            "smoothing": self._smoothing,
-            "ratio": self._ratio,
-        }
-        return shown[column.shows]()
-
-    def _accuracy(self, column: str, role: str, k: int) -> Accuracy:
-        """Return the top-k accuracy of teachers or students and that of a column of the paper."""
-        results = self.measured.results[role] if self.measured else []
-        failed = self.measured.failed[role] if self.measured else 0
-        summary, row = Measured.of([result.topk(k) for result in results], failed), self.row
-        if row is None:
-            return Accuracy(summary)
-        std = f"{column}_std"
-        deviation = row.number(std) if std in row.values else None
-        return Accuracy(summary, row.number(column), deviation, self.paper.errata_of_cell(row, column))
-
-    def _teacher(self) -> Text:
-        values = self.row.values if self.row else {"teacher": self.kind.teacher}
-        return Text(str(values.get("teacher", values.get("network"))))
-
-    def _student(self) -> Text:
-        """The student as in the table; with temperature and hard weight where the paper has no such row."""
-        if self.row is not None:
-            return Text(str(self.row["student"]))
-        hard = f", λ = {exact(self.kind.hard_weight)}" if self.kind.hard_weight else ""
-        return Text(f"{self.kind.student}{self.temperature}{hard}")
-
-    def _row(self) -> Text:
-        if self.name:
-            return Text(self.name)
-        alpha = self.kind.smoothing
-        side = f"with{'' if alpha else 'out'} LS"
-        return Text(
-            f"{self.kind.teacher}, {side}"
-            + (f", α = {exact(alpha)}" if alpha not in (0, PAPERS_ALPHA) else "")
-        )
-
-    def _smoothing(self) -> Text:
-        """Return the paper's cross or tick, with alpha where it is neither 0 nor the paper's."""
-        mark = "✓" if self.alpha else "✗"
-        known = self.alpha in (0, PAPERS_ALPHA)
-        return Text(mark if known else f"{mark} α = {exact(self.alpha)}", self.alpha)
-
-    def _ratio(self) -> Text:
-        row = self.row
-        if row is not None:
-            errata = self.paper.errata_of_cell(row, "hard_ratio")
-            return Text(f"{row['hard_ratio']} – {row['soft_ratio']}", row.number("hard_ratio"), errata)
-        kind = self.kind
-        text = f"{exact(kind.hard_weight)} – {exact(rest_of(kind.hard_weight))}"
-        if (kind.teacher, kind.student) != ("ResNet-50", "ResNet-18"):
-            text += f", {kind.teacher} to {kind.student}"
-        return Text(text + self.temperature, kind.hard_weight)
-
-
-def _matches(paper: Paper, table: Table, rows: Sequence[Row], found: Sequence[Measurement]) -> list[Match]:
+def _matches(
+    table: Table, rows: Sequence[Row], found: Sequence[Measurement]
+) -> list[tuple[Row | None, Measurement | None]]:
     """Return rows of the paper with what was measured, then what was measured and is in none of them."""
     by_row: dict[str, Measurement] = {}
     others = []
     for m in found:
-        row = row_of(paper, table.name, m.kind)
+        row = row_of(load_tables(), table.name, m.kind)
         if row is not None and row in rows and row.name not in by_row:
             by_row[row.name] = m
         else:
             others.append(m)
-    printed = [Match(paper, row, by_row.get(row.name)) for row in rows]
-    return printed + [Match(paper, None, m) for m in others]
+    return [*((row, by_row.get(row.name)) for row in rows), *((None, m) for m in others)]
+
+
+def _cell(column: LayoutColumn, row: Row | None, measured: Measurement | None, k: int) -> Cell:
+    """Return what a column shows of a row and what was measured for it, one of which may be missing.
+
+    ``k`` is that of the data set's top-k.
+    """
+    role, _, rank = column.shows.partition(" top-")
+    if rank:
+        return _accuracy(column.printed, row, measured, role, k if rank == "k" else int(rank))
+    if role == "smoothing":  # the paper's cross or tick, with alpha where it is neither 0 nor the paper's
+        alpha = measured.kind.smoothing if measured else PAPERS_ALPHA * bool(row and row["smoothed"])
+        mark = "✓" if alpha else "✗"
+        return Text(mark if alpha in (0, PAPERS_ALPHA) else f"{mark} α = {exact(alpha)}", alpha)
+    if row is None:
+        assert measured is not None
+        return _unprinted(role, measured.kind)
+    if role == "ratio":
+        errata = load_tables().errata_of_cell(row, "hard_ratio")
+        return Text(f"{row['hard_ratio']} – {row['soft_ratio']}", row.number("hard_ratio"), errata)
+    return Text(str(row[column.printed]) if column.printed else row.name)
+
+
+def _accuracy(column: str, row: Row | None, measured: Measurement | None, role: str, k: int) -> Accuracy:
+    """Return the top-k accuracy of teachers or students and that of a column of the paper."""
+    results, failed = (measured.results[role], measured.failed[role]) if measured else ([], 0)
+    summary = Measured.of([result.topk(k) for result in results], failed)
+    if row is None:
+        return Accuracy(summary)
+    std = f"{column}_std"
+    deviation = row.number(std) if std in row.values else None
+    return Accuracy(summary, row.number(column), deviation, load_tables().errata_of_cell(row, column))
+
+
+def _unprinted(shows: str, kind: RowKey) -> Text:
+    """Return what names a kind of run that the paper has no row for, with what sets it apart."""
+    temperature = f", T = {exact(kind.temperature)}" if kind.temperature != 1 else ""
+    if shows == "teacher":
+        return Text(kind.teacher)
+    if shows == "student":
+        hard = f", λ = {exact(kind.hard_weight)}" if kind.hard_weight else ""
+        return Text(f"{kind.student}{temperature}{hard}")
+    if shows == "row":
+        alpha = kind.smoothing
+        other = f", α = {exact(alpha)}" if alpha not in (0, PAPERS_ALPHA) else ""
+        return Text(f"{kind.teacher}, with{'' if alpha else 'out'} LS{other}")
+    text = f"{exact(kind.hard_weight)} – {exact(rest_of(kind.hard_weight))}"
+    if (kind.teacher, kind.student) != ("ResNet-50", "ResNet-18"):
+        text += f", {kind.teacher} to {kind.student}"
+    return Text(text + temperature, kind.hard_weight)
 
 
 # Tables
@@ -397,31 +343,31 @@ def paper_table(name: str, studies: Studies) -> PaperTable:
     Raises:
         KeyError: for a table that the paper does not have.
     """
-    paper = load_tables()
-    table = paper[name]
-    parts = list(_parts(paper, table, measurements(studies, table)))
+    table = load_tables()[name]
+    parts = list(_parts(table, measurements(studies, table)))
     if table.side_by_side and parts:
-        parts = [_beside(paper, table, parts)]
+        parts = [_beside(table, parts)]
     return PaperTable(name, table.title, name.lower().replace(" ", "").replace(".", ""), tuple(parts))
 
 
-def _parts(paper: Paper, table: Table, found: Sequence[Measurement]) -> Iterator[Part]:
+def _parts(table: Table, found: Sequence[Measurement]) -> Iterator[Part]:
     """Yield a part for each data set, or half of the table, that something was measured for."""
+    paper, by_data_set = load_tables(), "dataset" in table.columns
     for half, caption in table.halves.items():
         if own := [m for m in found if half == _half(m.kind)]:
             # A study's other arms follow, as the paper has one arm for each row.
             rows = table.where(group=half) if any(m.kind.data_set for m in own) else ()
-            yield _part(caption, paper, table, rows, own)
+            yield _part(caption, table, rows, own)
     if not table.halves:
-        kinds = {row.name: str(row["property"]) for row in paper["Table 5"].rows}
-        for place, own in _by_place(table, found).items():
-            rows, caption = (), place
-            if place in data_sets(table):
-                rows = table.where(dataset=place) if "dataset" in table.columns else table.rows
-            if place in kinds and "dataset" in table.columns and not table.side_by_side:
-                caption += f" ({kinds[place]})"
-            part = _part(caption, paper, table, rows, own)
-            yield replace(part, errata=paper.errata_of_data_set(table.name, place))
+        kinds = {row.name: row["property"] for row in paper["Table 5"].rows}
+        papers = data_sets(table)
+        for place in dict.fromkeys((*papers, *(m.place for m in found))):  # those of one's own come last
+            if own := [m for m in found if m.place == place]:
+                of_place = table.where(dataset=place) if by_data_set else table.rows
+                named = place in kinds and by_data_set and not table.side_by_side
+                caption = f"{place} ({kinds[place]})" if named else place
+                part = _part(caption, table, of_place if place in papers else (), own)
+                yield replace(part, errata=paper.errata_of_data_set(table.name, place))
 
 
 def _half(kind: RowKey) -> str:
@@ -429,28 +375,19 @@ def _half(kind: RowKey) -> str:
     return "same architecture" if same else "different architectures"
 
 
-def _by_place(table: Table, found: Sequence[Measurement]) -> dict[str, list[Measurement]]:
-    """Return what was measured by data set, in the paper's order; those of one's own come last."""
-    seen = dict.fromkeys(m.place for m in found)
-    order = [*(name for name in data_sets(table) if name in seen), *seen]
-    return {place: [m for m in found if m.place == place] for place in order}
-
-
-def _part(
-    caption: str, paper: Paper, table: Table, rows: Sequence[Row], found: Sequence[Measurement]
-) -> Part:
+def _part(caption: str, table: Table, rows: Sequence[Row], found: Sequence[Measurement]) -> Part:
     k = int(rows[0].values.get("k", 5) or 5) if rows else 5  # of the paper's top-k; 5 for data of one's own
     columns = tuple(
-        Column(c.heading.format(k=k), c.name.format(k=k), numbers=bool(c.printed)) for c in table.layout
+        Column(c.heading.format(k=k), c.name.format(k=k), numbers=" top-" in c.shows) for c in table.layout
     )
     lines = tuple(
-        Line(tuple(match.cell(column, k) for column in table.layout), match.name)
-        for match in _matches(paper, table, rows, found)
+        Line(tuple(_cell(column, row, own, k) for column in table.layout), row.name if row else "")
+        for row, own in _matches(table, rows, found)
     )
     return Part(caption, columns, lines)
 
 
-def _beside(paper: Paper, table: Table, parts: Sequence[Part]) -> Part:
+def _beside(table: Table, parts: Sequence[Part]) -> Part:
     """Return data sets side by side: a pair of columns for each, a row for each network and smoothing."""
     columns = list(parts[0].columns[:2])
     by_key: dict[tuple[Cell, ...], dict[str, Line]] = {}
@@ -469,7 +406,7 @@ def _beside(paper: Paper, table: Table, parts: Sequence[Part]) -> Part:
         cells = [own[p.caption].cells[2:] if p.caption in own else (nothing, nothing) for p in parts]
         printed = next((line.printed for line in own.values() if line.printed), "")
         lines.append(Line((*key, *(one for pair in cells for one in pair)), printed))
-    foot = _averages(paper, [part.caption for part in parts], lines) if table.name == "Table 4" else None
+    foot = _averages([part.caption for part in parts], lines) if table.name == "Table 4" else None
     return Part("", tuple(columns), tuple(lines), foot)
 
 
@@ -478,8 +415,9 @@ def _value(smoothing: Cell) -> float:
     return float(smoothing.value or 0)
 
 
-def _averages(paper: Paper, places: Sequence[str], lines: Sequence[Line]) -> Line:
+def _averages(places: Sequence[str], lines: Sequence[Line]) -> Line:
     """Table 4's last row: gains averaged over networks, the paper's two where these were measured."""
+    paper = load_tables()
     printed = {str(row["dataset"]): row for row in paper["Table 4 (average)"].rows}
     cells: list[Cell] = [Text("Average (↑)"), Text("")]
     for index, place in enumerate(places):

@@ -13,17 +13,9 @@ from lskd_study.drawing.curves import (
     figure6,
     student_kinds,
 )
-from lskd_study.drawing.style import ARMS, Drawing, Panel, themed_svg
-from lskd_study.pages.notices import notices_of, print_notices
-from lskd_study.pages.page import (
-    Page,
-    claims_shown,
-    commands_of,
-    counted,
-    interval_text,
-    number,
-    provenance_rows,
-)
+from lskd_study.drawing.style import ARMS, Drawing, themed_svg
+from lskd_study.pages.notices import print_notices
+from lskd_study.pages.page import Page, counted, interval_text, number, results_shown
 from lskd_study.pages.paper_figures import study_figures
 from lskd_study.pages.paper_tables import papers_tables, published_table
 from lskd_study.pages.tables import COLUMNS, markdown, runs_csv, table_csv, table_rows
@@ -70,17 +62,16 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
     difference, drawings = None, dict(own.drawings)
     if found := differences(results, settings(results)[0]):
         drawings = {"difference": difference_drawing(found, kind.score), **drawings}
-        difference = Panel(
-            themed_svg(difference_drawing(found, kind.score).figure, "difference"),
-            f"Difference in the students' {kind.measure}, with 95 % interval, for each student and on "
-            "average",
+        label = (
+            f"Difference in the students' {kind.measure}, with 95 % interval, for each student and on average"
         )
+        difference = themed_svg(difference_drawing(found, kind.score).figure, "difference", label)
     shown = {
         "plan": plan,
         "kind": kind,
         "headline": findings[0],
         "answer": answer,
-        **claims_shown(findings),
+        **results_shown(results, findings),
         "verdicts": VERDICTS,
         "scores": COLUMNS[kind].scores,
         "varied": not plan.papers_loss,
@@ -89,10 +80,6 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
         "arms": list(enumerate(plan.smoothing)),
         "colors": len(ARMS),
         "samples": results.samples,
-        "notices": notices_of(results),
-        "missing": results.missing,
-        "provenance": provenance_rows(results),
-        "commands": commands_of(results),
     }
     texts = {
         **own.texts,

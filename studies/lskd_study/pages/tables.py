@@ -48,10 +48,6 @@ def _value(quantity: str) -> Callable[[Result], str]:
     return lambda result: cell(result.value(quantity))
 
 
-def _job(name: str) -> Callable[[Result], object]:
-    return lambda result: result.job[name]
-
-
 def _accuracy(role: str) -> Score:
     heading = Markup(f"{role.capitalize()} top‑1&nbsp;/&nbsp;top‑5 (%)")
     quantities = {f"{role}_top1": "top1", f"{role}_top5": "top5"}
@@ -67,7 +63,10 @@ def _translation(role: str) -> list[Score]:
     ]
 
 
-_JOB = {"wall_time_s": _job("wall_time_s"), "resumed": _job("resumed")}
+_JOB: dict[str, Callable[[Result], object]] = {
+    "wall_time_s": lambda result: result.job["wall_time_s"],
+    "resumed": lambda result: result.job["resumed"],
+}
 COLUMNS = {
     IMAGES: Columns(
         {
@@ -170,19 +169,11 @@ def table_csv(rows: Sequence[TeacherRow]) -> str:
     lines: list[list[object]] = []
     for row in rows:
         for s in row.students:
-            kind = [
-                row.model,
-                row.smoothing,
-                s.model,
-                s.temperature,
-                s.hard_weight,
-                s.runs.seeds,
-                s.runs.failed,
-            ]
+            student = [s.model, s.temperature, s.hard_weight, s.runs.seeds, s.runs.failed]
             measured = {**row.measured, **s.measured}
             names = [f"{name}_{part}" for name in measured for part in ("mean", "std")]
             numbers = (number for item in measured.values() for number in (item.mean, item.std))
-            lines.append([*kind, *map(cell, numbers)])
+            lines.append([row.model, row.smoothing, *student, *map(cell, numbers)])
     return csv_text([*header, *names], lines)
 
 

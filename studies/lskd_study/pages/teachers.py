@@ -14,14 +14,14 @@ from lskd_study.base import provenance
 from lskd_study.base.text import cell, csv_text
 from lskd_study.claims import judge
 from lskd_study.drawing.scatter import Correlation, Point, correlations
-from lskd_study.pages.notices import notices_of, print_notices
-from lskd_study.pages.page import PAGE, Page, claims_shown, commands_of, machine_text, provenance_rows
+from lskd_study.pages.notices import print_notices
+from lskd_study.pages.page import PAGE, Page, claims_shown, machine_text, results_shown
 from lskd_study.pages.paper_figures import study_figures
 from lskd_study.pages.paper_tables import papers_tables
 from lskd_study.pages.verdicts import VERDICTS_FILE, DataRecord, study_record, teachers_record
 from lskd_study.paper.printed import Row, load_tables
 from lskd_study.plan.matching import names_table, teacher_name
-from lskd_study.plan.plan import LOGITS, Plan, Run
+from lskd_study.plan.plan import LOGITS, Plan
 from lskd_study.plan.teacher_list import TeacherEntry, TeacherList
 from lskd_study.results.images import ImageResult
 from lskd_study.results.read import read_results
@@ -59,9 +59,7 @@ class TeacherLine:
     ``reproduced``: whether accuracy and 1-S are within the entry's tolerance; None where it gives none.
     """
 
-    name: str
-    network: str | None
-    smoothing: float | None
+    entry: TeacherEntry
     measured: Figures
     paper: Figures
     reproduced: bool | None
@@ -112,9 +110,9 @@ def stability_table(name: str, comparison: Comparison, entries: Sequence[Teacher
         if entry.tolerance is not None and all(math.isfinite(x) for x in paper):
             allowed = Figures(entry.tolerance.accuracy, entry.tolerance.accuracy, entry.tolerance.one_minus_s)
             reproduced = all(abs(a - b) <= t for a, b, t in zip(measured, paper, allowed, strict=True))
-        lines.append(TeacherLine(entry.name, entry.network, entry.smoothing, measured, paper, reproduced))
+        lines.append(TeacherLine(entry, measured, paper, reproduced))
     changes = _changes(definition, rows, comparison, entries)
-    points = [Point(line.name, line.measured.top1, line.measured.instability, "") for line in lines]
+    points = [Point(line.entry.name, line.measured.top1, line.measured.instability, "") for line in lines]
     return StabilityTable(name, table.title, definition, lines, changes, correlations(points)[0])
 
 
@@ -148,9 +146,9 @@ def stability_csv(table: StabilityTable) -> str:
     lines: list[list[object]] = []
     for line in table.lines:
         reproduced = "" if line.reproduced is None else str(line.reproduced).lower()
-        alpha = "" if line.smoothing is None else line.smoothing
+        alpha = "" if line.entry.smoothing is None else line.entry.smoothing
         numbers = map(cell, (*line.measured, *line.paper))
-        lines.append([line.name, line.network or "", alpha, *numbers, reproduced])
+        lines.append([line.entry.name, line.entry.network or "", alpha, *numbers, reproduced])
     return csv_text(header, lines)
 
 
@@ -182,7 +180,12 @@ def run_teacher_list(
         if path is not None:
             raise LskdError(f"a list of teachers writes into its own folder, {output}; leave out {path}")
     own = {suffix: output / f"stability{suffix}" for suffix in WRITERS}
-    comparison = run_teachers([_spec(entry) for entry in study.teachers], settings, own)
+    specs = []
+    for entry in study.teachers:
+        given = ((name, getattr(entry, name)) for name in ("config", "checkpoint", "logits"))
+        paths = {name: Path(value) for name, value in given if value is not None}
+        specs.append(TeacherSpec(name=entry.name, model=entry.model, **paths))
+    comparison = run_teachers(specs, settings, own)
     if comparison is None:
         return None
     teachers_page(study, comparison, of_study).write(output)
@@ -200,15 +203,6 @@ def _with_data(study: TeacherList, settings: ComparisonSettings) -> ComparisonSe
     return replace(settings, evaluation={**settings.evaluation, **data, **given})
 
 
-def _spec(entry: TeacherEntry) -> TeacherSpec:
-    paths = {
-        name: Path(value)
-        for name in ("config", "checkpoint", "logits")
-        if (value := getattr(entry, name)) is not None
-    }
-    return TeacherSpec(name=entry.name, model=entry.model, **paths)
-
-
 # A study without students
 
 
@@ -223,17 +217,19 @@ def write_teachers_report(plan: Plan) -> None:
     """
     papers = plan.data_dir.name == _PAPERS_DATA or names_table(plan, ("Table 1", "Table 10"))
     papers = papers and plan.num_classes == 1000 and len(plan.seeds) == 1
+    rows = {row.name for row in load_tables()["Table 1"].rows} if papers else set()
     results = read_results(plan)
-    entries = [
-        TeacherEntry(
-            name=run.id.removeprefix("teacher-"),
-            logits=str(plan.folder(run) / LOGITS),
-            network=_row(plan, run) if papers else None,
-            smoothing=run.smoothing,
+    entries = []
+    for run in (result.run for result in results.finished.values()):
+        name = teacher_name(run.model, plan.configs.get(run.config, {}), plan.num_classes)
+        entries.append(
+            TeacherEntry(
+                name=run.id.removeprefix("teacher-"),
+                logits=str(plan.folder(run) / LOGITS),
+                network=name if name in rows else None,
+                smoothing=run.smoothing,
+            )
         )
-        for run in plan.runs
-        if run.id in results.finished
-    ]
     if not entries:
         raise LskdError(f"there is nothing to compare: {failure_words(list(results.failed.values()))}")
     study = TeacherList(
@@ -241,11 +237,6 @@ def write_teachers_report(plan: Plan) -> None:
     )
     print_notices(results)
     run_teacher_list(study, ComparisonSettings(), of_study=results)
-
-
-def _row(plan: Plan, run: Run) -> str | None:
-    name = teacher_name(run.model, plan.configs.get(run.config, {}), plan.num_classes)
-    return name if any(row.name == name for row in load_tables()["Table 1"].rows) else None
 
 
 # The page
@@ -266,6 +257,7 @@ def teachers_page(study: TeacherList, comparison: Comparison, of_study: Results[
         "differences": list(render.difference_rows(comparison)),
         "method": render.method_line(comparison),
     }
+    drawn, papers = [], []
     if of_study is None:
         first = comparison.teachers[0].measures
         data = DataRecord(
@@ -273,17 +265,15 @@ def teachers_page(study: TeacherList, comparison: Comparison, of_study: Results[
         )
         names = [teacher.name for teacher in comparison.teachers]
         record = teachers_record(study.title, names, answer, data)
-        shown |= {**claims_shown([]), "missing": [], "notices": [], "paper_tables": [], "drawn": []}
+        shown |= {**claims_shown([]), "notices": [], "missing": []}
         shown |= {"provenance": measured_with(comparison), "commands": {}}
-        drawn = []
     else:
         findings, drawn, papers = judge(of_study), study_figures(of_study), papers_tables([of_study])
         record = study_record(of_study, findings, answer)
+        shown |= results_shown(of_study, findings)
         for table in papers:
             texts |= table.files()
-        shown |= {**claims_shown(findings), "missing": of_study.missing, "notices": notices_of(of_study)}
-        shown |= {"paper_tables": papers, "drawn": drawn}
-        shown |= {"provenance": provenance_rows(of_study), "commands": commands_of(of_study)}
+    shown |= {"drawn": drawn, "paper_tables": papers}
     texts[VERDICTS_FILE] = record.text()
     return Page("teachers.html.j2", shown, texts, {figure.stem: figure.drawing for figure in drawn})
 

@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from lskd_study.base.text import cell, csv_text
 from lskd_study.claims import claims_of, groups, settings
 from lskd_study.drawing.curves import TRANSLATION_CURVES, drawable, figure5, figure7, student_kinds
-from lskd_study.drawing.style import Drawing, Panel
+from lskd_study.drawing.style import Drawing
 from lskd_study.pages.page import Page
 from lskd_study.pages.tables import markdown, table_rows
 from lskd_study.results.results import Results, common_seeds, failures_of
@@ -32,8 +34,8 @@ class Resampled:
 def translation_page(results: Results[TranslationResult]) -> Page:
     """Return what the page of a study of translation has of its own."""
     plan, rows, resampled = results.plan, table_rows(results), list(_resampled(results))
-    curves: list[tuple[str, list[Panel]]] = []
-    losses: list[tuple[str, list[Panel]]] = []
+    curves: list[tuple[str, list[Markup]]] = []
+    losses: list[tuple[str, list[Markup]]] = []
     drawings = {}
     for index, student in enumerate(student_kinds(plan)):
         arms = student.arms(results)

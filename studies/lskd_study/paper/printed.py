@@ -54,8 +54,8 @@ class LayoutColumn(NamedTuple):
     """A column of a table that has measured figures beside the printed ones.
 
     ``shows``: ``teacher``, ``student``, ``row`` (the row's name), ``smoothing``, ``ratio``; or an accuracy,
-    ``teacher top-1``, which is printed in the column ``printed``. ``top-k`` and ``{k}`` in heading and name
-    (of a CSV's column) are the data set's own k.
+    ``teacher top-1``; ``printed``: the column it is printed in. ``top-k`` and ``{k}`` in heading and name (of
+    a CSV's column) are the data set's own k.
     """
 
     heading: str
