@@ -19,8 +19,6 @@ _SPAWNED = re.compile(rf"^{re.escape(LskdError.__module__)}\.(\w+): (.*)\Z", re.
 
 def install() -> None:
     """Print such errors without a traceback; every other exception is shown as before."""
-    if getattr(sys.excepthook, "of_fairseq_kd", False):
-        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or hydra prints a traceback of its own and exits with 1
     before = sys.excepthook
 
@@ -35,7 +33,6 @@ def install() -> None:
         # Not sys.exit: fairseq's thread that reads ahead would turn it into an abort with lines of its own.
         os._exit(status)
 
-    hook.of_fairseq_kd = True  # type: ignore[attr-defined]
     sys.excepthook = hook
 
 
@@ -43,9 +40,7 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     """Return the line, None for an error that is none of ours, and the exit status."""
     text = str(error)
     if isinstance(error, LskdError):
-        return PREFIX + " ".join(text.split()), DivergedError.STATUS if isinstance(
-            error, DivergedError
-        ) else 2
+        return PREFIX + " ".join(text.split()), getattr(error, "STATUS", 2)
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in text.lower().replace(" ", "_"):
         refused = _REFUSED.search(text)
         what = refused[1] if refused else "something other than weights and settings"

@@ -2,12 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils
@@ -53,11 +51,12 @@ class Teacher:
         self.recorded: list[float | None] = []
         self.checked: list[str | None] = []
         names = []
-        with _same_random_numbers_after():
+        # Building a model draws numbers; a run that is continued must go on with those of an unbroken one.
+        with torch.random.fork_rng(), data_utils.numpy_seed(0):
             for path in self.paths:
                 state, model, task, checked = _load(path, data, source, target)
                 try:
-                    recorded, bleu = _recorded_nll(state), _bleu_of(state)
+                    recorded, bleu = _validated(state)
                 except UNFIT as error:
                     raise CheckpointError(
                         f"checkpoint {path} has a training state that fairseq does not write "
@@ -120,10 +119,6 @@ class Teacher:
                 logging.INFO if checked else logging.WARNING,
                 f"teacher {path}: {found}; {checked or 'its dictionaries cannot be compared: ' + _NOTHING}",
             )
-
-    def __str__(self) -> str:
-        """Name the files."""
-        return ":".join(map(str, self.paths))
 
 
 def split_paths(text: str) -> list[str]:
@@ -231,32 +226,17 @@ def _record(state: dict[str, Any]) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _recorded_nll(state: dict[str, Any]) -> float | None:
-    """Return nats a token in validation: as the plugin or its metric records it, or by fairseq's meter."""
-    if isinstance(own := _record(state).get("valid_nll"), float):
-        return own
+def _validated(state: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Return nats a token in validation, by the plugin's record, the metric or fairseq's meter; and BLEU."""
     extra = state.get("extra_state") or {}
-    bits = None
-    if setting(setting(state["cfg"], "checkpoint"), "best_checkpoint_metric") in ("loss", "nll_loss"):
-        bits = extra.get("val_loss")
+    metric = setting(setting(state["cfg"], "checkpoint"), "best_checkpoint_metric")
+    best = extra.get("val_loss")
+    bleu = float(best) if metric == "bleu" and best is not None else None
+    if isinstance(own := _record(state).get("valid_nll"), float):
+        return own, bleu
+    bits = best if metric in ("loss", "nll_loss") else None
     if bits is None:  # a mean over the validations of the run
         meters = (extra.get("metrics") or {}).get("valid") or ()
         sums = [meter[3] for meter in meters if meter[1] == "nll_loss" and meter[3].get("count")]
         bits = float(sums[0]["sum"]) / float(sums[0]["count"]) if sums else None
-    return None if bits is None else float(bits) * math.log(2)
-
-
-def _bleu_of(state: dict[str, Any]) -> float | None:
-    if setting(setting(state["cfg"], "checkpoint"), "best_checkpoint_metric") != "bleu":
-        return None
-    value = state.get("extra_state", {}).get("val_loss")
-    return None if value is None else float(value)
-
-
-@contextmanager
-def _same_random_numbers_after() -> Iterator[None]:
-    """Building a model draws numbers; a run that is continued must go on with those of an unbroken one."""
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    np.random.set_state(numpy_state)
+    return None if bits is None else float(bits) * math.log(2), bleu

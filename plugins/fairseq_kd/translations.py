@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from fairseq.data import encoders
 
-from fairseq_kd.passes import Pass
+from fairseq_kd.passes import Pass, windows
 from fairseq_kd.teacher import Teacher
-from lskd import LskdError
 from lskd.base.files import parse_json
 
 _UNKNOWN = {"reference": "UNKNOWNTOKENINREF", "hypothesis": "UNKNOWNTOKENINHYP"}
@@ -53,8 +52,7 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
     settings, task = teacher.settings, teacher.task
     max_tokens = settings.dataset.max_tokens_valid or settings.dataset.max_tokens or 4096
     asked = Pass(teacher, subset, max_tokens, cpu=settings.common.cpu, teaches=False)
-    search = _json(task.cfg.eval_bleu_args, "eval_bleu_args")
-    generator = task.build_generator(teacher.models, Namespace(**search))
+    generator = task.build_generator(teacher.models, Namespace(**_json(task.cfg.eval_bleu_args)))
     own = _detokeniser(task.cfg, None)
     of_source = _detokeniser(task.cfg, task.cfg.source_lang)
     nothing = torch.tensor([task.target_dictionary.eos()])
@@ -64,7 +62,7 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
         return str(dictionary.string(tokens.int(), task.cfg.eval_bleu_remove_bpe, unk_string=unknown))
 
     found = []
-    for window in asked.windows(bar=False):
+    for window in windows(asked.pairs, bar=False):
         said = asked.translated(window, generator)
         for index in window:
             source = words(asked.pairs.src[index], task.source_dictionary, "source")
@@ -77,18 +75,13 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
 
 def _detokeniser(cfg: Any, language: str | None) -> Callable[[str], str]:
     """Return the detokeniser of validation BLEU; for another side of the text with that side's language."""
-    arguments = _json(cfg.eval_bleu_detok_args, "eval_bleu_detok_args")
+    arguments = _json(cfg.eval_bleu_detok_args)
     if language is not None and cfg.eval_bleu_detok == "moses":
         arguments["target_lang"] = language
     tokenizer = encoders.build_tokenizer(Namespace(tokenizer=cfg.eval_bleu_detok, **arguments))
     return (lambda text: str(tokenizer.decode(text))) if tokenizer else (lambda text: text)
 
 
-def _json(text: str | None, name: str) -> dict[str, Any]:
-    try:
-        content = parse_json(text or "{}")
-        if isinstance(content, dict):
-            return content
-    except ValueError:
-        pass
-    raise LskdError(f"task.{name} is {text!r}; it must be a JSON object such as '{{\"beam\": 5}}'")
+def _json(text: str | None) -> dict[str, Any]:
+    content: dict[str, Any] = parse_json(text or "{}")  # an object: it was checked with the checkpoint
+    return content
