@@ -38,21 +38,17 @@ _TERMS = {
 }
 _LINE = re.compile(r".*\[(train|valid)\]\[INFO\] - (\{.*\})\s*$")
 _PLAIN = re.compile(r"[\w./+\-]+", re.ASCII)
-# What a study reads or relies on, by section: the only value that works, and why.
-_NEEDED: dict[str, dict[str, tuple[Any, str]]] = {
-    "task": {
-        "_name": ("translation_ls_kd", "whose runs go on along the same curve"),
-        "eval_bleu": (True, "the study goes by validation BLEU"),
-    },
-    "checkpoint": {
-        "best_checkpoint_metric": ("bleu", "the best epoch is chosen by validation BLEU"),
-        "maximize_best_checkpoint_metric": (True, "more BLEU is better"),
-    },
-}
-_REFUSED = {
-    "checkpoint": ("no_save", "no_last_checkpoints", "no_save_optimizer_state", "finetune_from_model"),
-    "dataset": ("disable_validation",),
-}
+# What a study reads or relies on: section, setting, the only value that works, and why.
+_NEEDED: tuple[tuple[str, str, Any, str], ...] = (
+    ("task", "_name", "translation_ls_kd", "whose runs go on along the same curve"),
+    ("task", "eval_bleu", True, "the study goes by validation BLEU"),
+    ("checkpoint", "best_checkpoint_metric", "bleu", "the best epoch is chosen by validation BLEU"),
+    ("checkpoint", "maximize_best_checkpoint_metric", True, "more BLEU is better"),
+)
+_USELESS = (
+    *("checkpoint.no_save", "checkpoint.no_last_checkpoints", "checkpoint.no_save_optimizer_state"),
+    *("checkpoint.finetune_from_model", "dataset.disable_validation"),
+)
 _CRITERIA = {"teacher": "label_smoothed_cross_entropy", "student": "ls_kd"}
 
 
@@ -96,14 +92,13 @@ class Fairseq:
         check_model(settings, f"{path}: this model")
         if settings.get("adaptive_softmax_cutoff"):
             raise LskdError(f"{path}: model.adaptive_softmax_cutoff leaves no logits to distil; remove it")
-        for section, needed in _NEEDED.items():
-            for name, (value, reason) in needed.items():
-                if _section(config, section).get(name) != value:
-                    raise LskdError(f"{path}: set {section}.{name}: {str(value).lower()}; {reason}")
-        for section, names in _REFUSED.items():
-            for name in names:
-                if _section(config, section).get(name):
-                    raise LskdError(f"{path}: {section}.{name} is of no use in a study; remove it")
+        for section, name, value, reason in _NEEDED:
+            if _section(config, section).get(name) != value:
+                raise LskdError(f"{path}: set {section}.{name}: {str(value).lower()}; {reason}")
+        for key in _USELESS:
+            section, _, name = key.partition(".")
+            if _section(config, section).get(name):
+                raise LskdError(f"{path}: {key} is of no use in a study; remove it")
         if _section(config, "dataset").get("valid_subset", "valid") != "valid":
             raise LskdError(f"{path}: dataset.valid_subset must be valid, never test; remove it")
         criterion = _section(config, "criterion").get("_name")
@@ -248,21 +243,15 @@ class Fairseq:
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``python -m fairseq_kd.soft_labels ...``."""
-        teacher = plan.run(store.teacher)
-        arguments = ["python", "-m", "fairseq_kd.soft_labels", plan.data]
-        arguments += [
-            "--path",
-            str(Path(plan.output, teacher.folder, CHECKPOINT)),
-            "--top-k",
-            str(store.top_k),
-        ]
-        arguments += ["--values", store.values, "--output", str(plan.labels(store, output))]
+        teacher = Path(plan.output, plan.run(store.teacher).folder, CHECKPOINT)
+        arguments = ["python", "-m", "fairseq_kd.soft_labels", plan.data, "--path", str(teacher)]
+        arguments += ["--top-k", str(store.top_k), "--values", store.values]
+        arguments += ["--output", str(plan.labels(store, output))]
         cpu = _section(plan.configs[plan.run(store.writer).config], "common").get("cpu")
         return [*arguments, "--cpu"] if cpu else arguments
 
     def store(self, command: list[str]) -> None:
         """Run such a command."""
-        os.environ["HYDRA_FULL_ERROR"] = "1"
         from fairseq_kd.soft_labels import main
 
         main(command[3:])
