@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -37,16 +36,6 @@ def own_locks(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
-def holder() -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-
-
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -69,15 +58,15 @@ def test_without_the_variable_torch_counts():
 
 
 def test_runs_take_different_devices_and_the_dead_give_theirs_back():
-    other = holder()
-    try:
-        assert other.stdout.readline().strip() == "0"
-        with chosen_gpus({"gpu": 1}) as devices:
-            assert devices == {VISIBLE: "1"}
-            assert os.environ[VISIBLE] == "1"
-        assert VISIBLE not in os.environ
-    finally:
-        end(other)
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline().strip() == "0"
+            with chosen_gpus({"gpu": 1}) as devices:
+                assert devices == {VISIBLE: "1"}
+                assert os.environ[VISIBLE] == "1"
+            assert VISIBLE not in os.environ
+        finally:
+            other.kill()
     said = []
     with chosen_gpus({"gpu": 1}, said.append) as devices:
         assert devices == {VISIBLE: "0"}
@@ -111,9 +100,8 @@ def test_a_child_that_outlives_its_run_keeps_the_device():
 @pytest.mark.parametrize("candidates", ["", None])
 def test_where_a_cluster_gives_the_devices_nothing_is_changed(candidates, monkeypatch):
     monkeypatch.setenv(VISIBLE, "5")
-    if candidates is None:
-        monkeypatch.delenv(CANDIDATES)
-    else:
+    monkeypatch.delenv(CANDIDATES)
+    if candidates is not None:
         monkeypatch.setenv(CANDIDATES, candidates)
     with chosen_gpus({"gpu": 1}) as devices:
         assert (devices, os.environ[VISIBLE]) == ({}, "5")
@@ -130,12 +118,7 @@ def test_all_visible_ones_unless_it_is_said(monkeypatch):
     ("visible", "resources", "limit", "message"),
     [
         ("", {"gpu": 1}, None, r"each run asks for 1 GPU but 0 are visible \(CUDA_VISIBLE_DEVICES=\); take"),
-        (
-            "0",
-            {"gpu": 2},
-            None,
-            r"each run asks for 2 GPUs but 1 is visible \(CUDA_VISIBLE_DEVICES=0\)",
-        ),
+        ("0", {"gpu": 2}, None, r"each run asks for 2 GPUs but 1 is visible \(CUDA_VISIBLE_DEVICES=0\)"),
         ("0", {"gpu": 1}, 4, r"--resources gpu=4 but 1 is visible \(CUDA_VISIBLE_DEVICES=0\); give 1"),
         ("0,1", {"gpu": 2}, 1, "each run asks for 2 GPUs but --resources gives 1; give 2 or more"),
         ("0", {"gpu": "two"}, None, "resources.extra.gpu is 'two'; it is the number"),
