@@ -177,10 +177,7 @@ def _load(
     if isinstance(own, dict) and own:
         here = dictionary_checksums(task)
         if different := [side for side, checksum in own.items() if here.get(side) != checksum]:
-            raise CheckpointError(
-                f"checkpoint {path} has another dictionary, by the checksum of {' and '.join(different)}; "
-                "give a teacher that was trained on this data-bin"
-            )
+            raise _other_dictionary(path, f", by the checksum of {' and '.join(different)}")
         checked = "its dictionaries have the checksums of these"
     return state, model.eval().requires_grad_(False), task, checked
 
@@ -204,19 +201,19 @@ def _check_dictionaries(path: Path, state: dict[str, Any], data: str, own_data: 
         here = Dictionary.load(str(file))
         weight = state["model"].get(f"{part}.embed_tokens.weight")
         if weight is not None and len(weight) != len(here):
-            raise CheckpointError(
-                f"checkpoint {path} has another dictionary: {len(weight)} entries in its {part}, {file} has "
-                f"{len(here)}; give a teacher that was trained on this data-bin"
-            )
+            counts = f"{len(weight)} entries in its {part}, {file} has {len(here)}"
+            raise _other_dictionary(path, f": {counts}")
         own = Path((own_data or "").split(":")[0]) / f"dict.{language}.txt"
         if own_data and own.is_file():
             compared += 1
             if Dictionary.load(str(own)).symbols != here.symbols:
-                raise CheckpointError(
-                    f"checkpoint {path} has another dictionary: {own} and {file} differ; give a teacher that "
-                    "was trained on this data-bin"
-                )
+                raise _other_dictionary(path, f": {own} and {file} differ")
     return f"its dictionaries are those of its own data-bin {own_data}" if compared == 2 else None
+
+
+def _other_dictionary(path: Path, how: str) -> CheckpointError:
+    fix = "give a teacher that was trained on this data-bin"
+    return CheckpointError(f"checkpoint {path} has another dictionary{how}; {fix}")
 
 
 def _record(state: dict[str, Any]) -> dict[str, Any]:

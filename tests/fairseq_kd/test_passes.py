@@ -39,14 +39,6 @@ def test_soft_labels_are_what_the_teacher_says_sentence_by_sentence(corpus, stor
     assert set(identity["data"]) >= {"source_dictionary", "target_dictionary", "source_sentences"}
 
 
-def test_lskd_reads_and_verifies_them(commands, store):
-    command = [sys.executable, "-m", "lskd_study", "soft-labels"]
-    said = commands.run(*command, "info", store).output
-    assert re.search(r"^written +complete: 400 samples, 1 epoch$", said, re.MULTILINE)
-    assert re.search(r"^teacher.architecture +transformer$", said, re.MULTILINE)
-    assert "all as they were written" in commands.run(*command, "verify", store).output
-
-
 SLOWLY = """
 import time
 import lskd.soft_labels.store

@@ -4,6 +4,7 @@ A trainer's file is one for fairseq-hydra-train and works with it alone too; wha
 comes as overrides behind it.
 """
 
+import contextlib
 import copy
 import math
 import os
@@ -190,19 +191,17 @@ class Fairseq:
         # A run ended after an epoch's lines and before its checkpoint repeats that epoch.
         epochs: dict[int, dict[str, Any]] = {}
         for line in text.splitlines():
-            if (found := _LINE.match(line)) and (row := _row(found[2])):
-                epochs.setdefault(int(row["epoch"]), {}).update(row)
+            if found := _LINE.match(line):
+                with contextlib.suppress(ValueError, KeyError):  # a line cut short, or settings
+                    row = parse_json(found[2])
+                    epochs.setdefault(int(row["epoch"]), {}).update(row)
         if not epochs:
             raise no_epochs(path)
         return [self._common(row, epoch) for epoch, row in sorted(epochs.items())]
 
     def _common(self, row: Mapping[str, Any], epoch: int) -> dict[str, str]:
         # A teacher that a schedule has silenced was not measured.
-        row = {
-            name: value
-            for name, value in row.items()
-            if not (name.startswith("train_kd_") and value == "nan")
-        }
+        row = {key: value for key, value in row.items() if not (key[:9] == "train_kd_" and value == "nan")}
         terms = {name: _nats(row.get(own)) for name, own in _TERMS.items()}
         if not terms["train_ce"]:
             terms["train_hard_ce"] = _nats(row.get("train_loss"))
@@ -290,14 +289,6 @@ def _override(key: str, value: object) -> str:
     if not _PLAIN.fullmatch(text):
         text = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"{key}={text}"
-
-
-def _row(text: str) -> dict[str, Any] | None:
-    try:
-        row = parse_json(text)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and "epoch" in row else None
 
 
 def _nats(bits: Any) -> str:
