@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +15,16 @@ from lskd.base.files import parse_json
 _UNKNOWN = {"reference": "UNKNOWNTOKENINREF", "hypothesis": "UNKNOWNTOKENINHYP"}
 
 
-@dataclass(frozen=True)
-class Translation:
-    """One sentence.
-
-    Attributes:
-        id: its place in the data-bin.
-        source: detokenised, without subwords.
-        reference: detokenised, as validation BLEU reads it.
-        hypothesis: the same of what the model says; empty for a sentence that it cannot read.
-        reference_tokens: without subwords, tokens of the corpus separated by spaces.
-        hypothesis_tokens: the same of what the model says.
-    """
-
-    id: int
-    source: str
-    reference: str
-    hypothesis: str
-    reference_tokens: str
-    hypothesis_tokens: str
-
-
-def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") -> list[Translation]:
+def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") -> list[dict[str, Any]]:
     """Translate a subset with the search, subwords and detokeniser of the checkpoint's `eval_bleu` settings.
 
     As in fairseq's validation BLEU an unknown word never matches one of the other side.
 
     Returns:
-        All sentences of the subset, in its order.
+        All sentences of the subset, in its order: ``id``, the place in the data-bin; ``source``, detokenised;
+        ``reference``, detokenised as validation BLEU reads it; ``hypothesis``, the same of what the model
+        says, empty for a sentence that it cannot read; and of both, with ``_tokens`` behind the name, the
+        tokens of the corpus, separated by spaces and without subwords.
 
     Raises:
         LskdError: for a checkpoint or data-bin that cannot be used.
@@ -68,8 +49,9 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
             source = words(asked.pairs.src[index], task.source_dictionary, "source")
             reference = words(asked.pairs.tgt[index], task.target_dictionary, "reference")
             hypothesis = words(said.get(index, nothing), task.target_dictionary, "hypothesis")
-            texts = of_source(source), own(reference), own(hypothesis)
-            found.append(Translation(index, *texts, reference, hypothesis))
+            texts = {"source": of_source(source), "reference": own(reference), "hypothesis": own(hypothesis)}
+            tokens = {"reference_tokens": reference, "hypothesis_tokens": hypothesis}
+            found.append({"id": index, **texts, **tokens})
     return found
 
 

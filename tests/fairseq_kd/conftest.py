@@ -50,15 +50,14 @@ class Result(SimpleNamespace):
         lines = [found[1] for line in self.output.splitlines() if (found := marker.search(line))]
         return [{name: float(value) for name, value in json.loads(line).items()} for line in lines]
 
-    def curve(self, *names):
+    def curve(self):
         """Return what does not depend on the clock, of every update and validation."""
-        names = names or ("loss", "nll_loss", "kd_ce", "kd_kl", "kd_weight", "num_updates", "lr", "gnorm")
-        inner = [{name: row[name] for name in names if name in row} for row in self.numbers("train_inner")]
-        valid = [
-            {name: row[name] for name in ("valid_loss", "valid_nll_loss", "valid_bleu") if name in row}
-            for row in self.numbers("valid")
-        ]
-        return inner, valid
+        inner = ("loss", "nll_loss", "kd_ce", "kd_kl", "kd_weight", "num_updates", "lr", "gnorm")
+        valid = ("valid_loss", "valid_nll_loss", "valid_bleu")
+        return tuple(
+            [{name: row[name] for name in names if name in row} for row in self.numbers(kind)]
+            for kind, names in (("train_inner", inner), ("valid", valid))
+        )
 
     @property
     def error(self):
@@ -124,13 +123,9 @@ def train(data, save, *arguments):
 
 def start_training(data, save, *arguments):
     name, *words = map(str, training(data, save, *arguments))
-    return subprocess.Popen(
-        [str(Path(sys.executable).with_name(name)), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(),
-    )
+    command = [str(Path(sys.executable).with_name(name)), *words]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment(), **output)
 
 
 def write_numbers(folder, numbers):

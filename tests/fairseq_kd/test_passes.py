@@ -113,8 +113,8 @@ def translated(generated):
 
 def test_translations_have_the_bleu_that_the_checkpoint_was_chosen_by(corpus):
     found = translate(corpus.teacher, corpus.data, "valid")
-    assert [line.id for line in found] == list(range(30))
-    assert [line.source for line in found] == (corpus.text / "valid.de").read_text().splitlines()
+    assert [line["id"] for line in found] == list(range(30))
+    assert [line["source"] for line in found] == (corpus.text / "valid.de").read_text().splitlines()
     teacher = corpus.teach(corpus.teacher)
     # Of 30 sentences fairseq validates on 24: it leaves out a last batch that is no multiple of 8.
     teacher.task.load_dataset("valid", task_cfg=teacher.task.cfg)
@@ -123,7 +123,7 @@ def test_translations_have_the_bleu_that_the_checkpoint_was_chosen_by(corpus):
     ).frozen_batches
     validated = [found[index] for batch in batches for index in batch]
     assert len(validated) == 24
-    said, references = ([getattr(line, name) for line in validated] for name in ("hypothesis", "reference"))
+    said, references = ([line[name] for line in validated] for name in ("hypothesis", "reference"))
     # fairseq rounds to two digits.
     assert sacrebleu.corpus_bleu(said, [references]).score == pytest.approx(teacher.bleu, abs=0.006)
 
@@ -132,7 +132,7 @@ def test_translations_are_those_of_fairseq_generate(corpus, commands):
     words = ("fairseq-generate", corpus.data, "--user-dir", commands.plugin, "--path", corpus.teacher)
     search = ("--beam", 2, "--max-len-a", 1.2, "--max-len-b", 10, "--max-tokens", 1000, "--cpu")
     search += ("--required-batch-size-multiple", 1)  # or fairseq leaves out the last batch
-    ours = {line.id: line.hypothesis_tokens for line in translate(corpus.teacher, corpus.data)}
+    ours = {line["id"]: line["hypothesis_tokens"] for line in translate(corpus.teacher, corpus.data)}
     assert translated(commands.run(*words, *search)) == ours
 
 
@@ -147,8 +147,8 @@ def test_unknown_words_match_nothing(corpus, commands, tmp_path):
     dictionaries = [f"--{side}dict={corpus.data}/dict.{language}.txt" for side, language in sides]
     data = commands.preprocess(text, tmp_path / "bin", *dictionaries)
     (line,) = translate(corpus.teacher, data)
-    assert line.reference == line.reference_tokens == "UNKNOWNTOKENINREF UNKNOWNTOKENINREF"
-    assert "INREF" not in line.hypothesis
+    assert line["reference"] == line["reference_tokens"] == "UNKNOWNTOKENINREF UNKNOWNTOKENINREF"
+    assert "INREF" not in line["hypothesis"]
 
 
 def test_a_window_has_a_bound_in_bytes(corpus, commands, tmp_path, store, monkeypatch):

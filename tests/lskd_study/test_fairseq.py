@@ -74,6 +74,14 @@ def test_recipes_are_studies(monkeypatch, name):
             r":7: data.options.output: the study sets the folders itself",
         ),
         (
+            {"data": {"path": "d", "prepare": "number-words", "options": {"trian": 3}}},
+            r":\d: data.options.trian: unknown option of `lskd data number-words`; did you mean 'train'",
+        ),
+        (
+            {"data": {"path": "d", "prepare": "number-words", "options": {"train": "many"}}},
+            r":\d: data.options: lskd data number-words: Invalid value for '--train'",
+        ),
+        (
             {"ecosystem": "timm", "data": {"path": "d", "num_classes": 3, "prepare": "ding"}},
             r":6: data.prepare: it makes no data for timm, which takes cub200, digits, fashion",
         ),
@@ -283,18 +291,6 @@ def test_data_are_made_in_one_command(make):
     words = ["data", "ding", "--sentences-only", "--output", "d-text", "--data-bin", "d"]
     assert make(data=ding).prepare_arguments == words
     assert make(data={"path": "d"}).prepare_arguments == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"trian": 3}, ".trian: unknown option of `lskd data number-words`; did you mean 'train'"),
-        ({"train": "many"}, ": lskd data number-words: Invalid value for '--train'"),
-    ],
-)
-def test_options_of_the_data_are_checked_before_any_run(make, options, message):
-    with pytest.raises(LskdError, match=rf"study.yaml:\d+: data.options{message}"):
-        make(data={"path": "d", "prepare": "number-words", "options": options})
 
 
 SPLITS = product(("train", "valid", "test"), ("de", "en"), ("bin", "idx"))

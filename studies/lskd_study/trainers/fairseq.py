@@ -12,7 +12,6 @@ import re
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -219,7 +218,7 @@ class Fairseq:
         """Return what the best epoch translates the test set to, a mapping a sentence, ordered by id."""
         from fairseq_kd.translations import translate
 
-        return [asdict(translation) for translation in translate(folder / CHECKPOINT, data_dir, _SUBSET)]
+        return translate(folder / CHECKPOINT, data_dir, _SUBSET)
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student learns from: the training sentences, which are the same in every epoch."""
