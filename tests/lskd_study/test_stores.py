@@ -23,7 +23,7 @@ from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import SNAKEFILE
 from lskd_study.stores.decide import with_stores
 from lskd_study.stores.state import contains, release_stores, renew_stores, rerun_command
-from lskd_study.stores.words import describe_stores, loss_note, page_rows
+from lskd_study.stores.summary import describe_stores, loss_note, page_rows
 from lskd_study.trainers import TIMM, trainer_of
 from lskd_study.trainers.trainer import CannotStoreError, Trainer, Views
 

@@ -29,7 +29,6 @@ CHECKPOINT = "checkpoint_best.pt"
 LOG = "hydra_train.log"
 _LATEST = "checkpoint_last.pt"
 _SUBSET = "test"
-_PRESETS_TOP_K = {"tan2019": 8}
 _TERMS = {
     "train_ce": "train_kd_ce",
     "train_kl": "train_kd_kl",
@@ -222,6 +221,8 @@ class Fairseq:
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student learns from: the training sentences, which are the same in every epoch."""
+        from fairseq_kd.criterion import PRESETS
+
         config = plan.configs[run.config]
         task, criterion = _section(config, "task"), _section(config, "criterion")
         if task.get("kd_soft_labels"):
@@ -232,8 +233,8 @@ class Fairseq:
             )
         if _section(config, "dataset").get("train_subset", "train") != "train":
             raise CannotStoreError(f"{run.config} trains on something else than train")
-        asked = criterion.get("kd_top_k")
-        wanted = _PRESETS_TOP_K.get(str(criterion.get("kd_preset")), 0) if asked is None else int(asked)
+        preset = PRESETS.get(str(criterion.get("kd_preset")), PRESETS["shen2021"])
+        wanted = int(preset["kd_top_k"] if criterion.get("kd_top_k") is None else criterion["kd_top_k"])
         if wanted > int(plan.soft_labels["top_k"]):
             raise CannotStoreError(f"{run.config} asks for the top {wanted}, more than soft_labels.top_k")
         epochs = int(_section(config, "optimization").get("max_epoch") or 0)
