@@ -293,14 +293,15 @@ def test_a_damaged_note_of_what_was_begun_is_one_line(study, capfd, text):
 # A trainer that is stopped, and disks that are full
 
 
-@pytest.fixture
 def own_streams(monkeypatch) -> None:
     """Put Python's streams on the descriptors themselves, as they are in a process without pytest."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         monkeypatch.setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115
 
 
-def test_a_trainers_own_advice_is_not_said_when_it_is_stopped(study, own_streams, capfd):
+def test_a_trainers_own_advice_is_not_said_when_it_is_stopped(study, capfd, monkeypatch):
+    own_streams(monkeypatch)
+
     def stop(words):
         print("stopped in epoch 1; go on by --resume last.pth.tar")
         raise SystemExit(130)
@@ -328,8 +329,9 @@ TORCH = "[enforce fail at inline_container.cc:626] . unexpected pos 35008 vs 349
         (LskdError("something that came of it"), True),
     ],
 )
-def test_a_full_disk_is_one_line(study, own_streams, capfd, monkeypatch, failure, full):
+def test_a_full_disk_is_one_line(study, capfd, monkeypatch, failure, full):
     """The log takes nothing either: whatever is printed fails."""
+    own_streams(monkeypatch)
 
     def fail(words):
         for stream in (sys.stdout, sys.stderr):
