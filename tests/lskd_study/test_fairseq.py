@@ -59,37 +59,31 @@ def test_recipes_are_studies(monkeypatch, name):
     assert options_of(words)["common.user_dir"] == "plugins/fairseq_kd"
 
 
+WORDS = {"prepare": "number-words"}
+UNKNOWN = "unknown option of `lskd data number-words`; did you mean 'train'"
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("ecosystem", "data", "message"),
     [
-        ({"data": {"path": "d", "num_classes": 3}}, r":5: data.num_classes: a fairseq study has no classes"),
-        *(
-            ({"ecosystem": name, "data": {"path": "d"}}, r":3: 'data.num_classes' is missing; add it")
-            for name in ("timm", "mmcls")
-        ),
-        ({"data": {"path": "d", "prepare": "digits"}}, r":5: data.prepare: it makes no data for fairseq"),
-        ({"data": {"path": "d", "options": {"train": 3}}}, r":5: data.options: they belong to data.prepare"),
+        ("fairseq", {"num_classes": 3}, ":5: data.num_classes: a fairseq study has no classes"),
+        ("timm", {}, ":3: 'data.num_classes' is missing; add it"),
+        ("mmcls", {}, ":3: 'data.num_classes' is missing; add it"),
+        ("fairseq", {"prepare": "digits"}, ":5: data.prepare: it makes no data for fairseq"),
+        ("timm", {"num_classes": 3, "prepare": "ding"}, "it makes no data for timm, which takes cub200, dig"),
+        ("fairseq", {"options": {"train": 3}}, ":5: data.options: they belong to data.prepare"),
         (
-            {"data": {"path": "d", "prepare": "ding", "options": {"output": "x"}}},
-            r":7: data.options.output: the study sets the folders itself",
+            "fairseq",
+            {"prepare": "ding", "options": {"output": "x"}},
+            ":7: data.options.output: the study set",
         ),
-        (
-            {"data": {"path": "d", "prepare": "number-words", "options": {"trian": 3}}},
-            r":\d: data.options.trian: unknown option of `lskd data number-words`; did you mean 'train'",
-        ),
-        (
-            {"data": {"path": "d", "prepare": "number-words", "options": {"train": "many"}}},
-            r":\d: data.options: lskd data number-words: Invalid value for '--train'",
-        ),
-        (
-            {"ecosystem": "timm", "data": {"path": "d", "num_classes": 3, "prepare": "ding"}},
-            r":6: data.prepare: it makes no data for timm, which takes cub200, digits, fashion",
-        ),
+        ("fairseq", WORDS | {"options": {"trian": 3}}, f":7: data.options.trian: {UNKNOWN}"),
+        ("fairseq", WORDS | {"options": {"train": "many"}}, "number-words: Invalid value for '--train'"),
     ],
 )
-def test_data_are_those_of_the_ecosystem(make, change, message):
+def test_data_are_those_of_the_ecosystem(make, ecosystem, data, message):
     with pytest.raises(LskdError, match=message) as caught:
-        make(**change)
+        make(ecosystem=ecosystem, data={"path": "d"} | data)
     assert "\n" not in str(caught.value)
 
 

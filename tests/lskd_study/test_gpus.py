@@ -36,6 +36,12 @@ def own_locks(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
+def taken(count: int = 1) -> str:
+    """Return which devices a run gets now."""
+    with chosen_gpus({"gpu": count}) as devices:
+        return devices[VISIBLE]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -88,13 +94,11 @@ def test_a_child_that_outlives_its_run_keeps_the_device():
         assert devices == {VISIBLE: "0"}
         child = subprocess.Popen(["sleep", "60"], pass_fds=held_locks())
     try:
-        with chosen_gpus({"gpu": 1}) as devices:
-            assert devices == {VISIBLE: "1"}
+        assert taken() == "1"
     finally:
         child.kill()
         child.wait()
-    with chosen_gpus({"gpu": 1}) as devices:
-        assert devices == {VISIBLE: "0"}
+    assert taken() == "0"
 
 
 @pytest.mark.parametrize("candidates", ["", None])
@@ -135,8 +139,7 @@ def test_fewer_devices_than_asked_for_is_one_line(visible, resources, limit, mes
 def test_allocations_of_slurm_may_both_have_a_device_0(monkeypatch):
     with chosen_gpus({"gpu": 2}):
         monkeypatch.setenv("SLURM_JOB_ID", "7")
-        with chosen_gpus({"gpu": 2}) as devices:
-            assert devices == {VISIBLE: "0,1"}
+        assert taken(2) == "0,1"
 
 
 def test_the_script_of_mmcls_holds_the_device_too(tmp_path, monkeypatch):
@@ -160,8 +163,8 @@ def test_the_script_of_mmcls_holds_the_device_too(tmp_path, monkeypatch):
 
 def test_somebody_elses_lock_folder_is_not_used(tmp_path):
     (tmp_path / f"lskd-gpus-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(LskdError, match="belongs to somebody else; set TMPDIR"), chosen_gpus({"gpu": 1}):
-        pass
+    with pytest.raises(LskdError, match="belongs to somebody else; set TMPDIR"):
+        taken()
 
 
 def test_the_trainer_sees_the_chosen_device_and_the_page_repeats_it(tmp_path, plan_of, monkeypatch, capsys):
