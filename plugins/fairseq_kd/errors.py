@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
 
 from lskd import DivergedError, LskdError
 
@@ -51,15 +50,10 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     return None, 1
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command of this plugin and exit."""
+def run(main: Callable[[], None]) -> None:
+    """Run a command of this plugin; its errors are shown as those of fairseq's commands."""
     try:
         main()
-    except LskdError as error:
-        line, status = _as_line(error)
-        print(line, file=sys.stderr, flush=True)
-        sys.exit(status)
     except KeyboardInterrupt:
         print("fairseq_kd: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    sys.exit(0)
