@@ -25,7 +25,7 @@ from lskd.teachers.outputs import selective_weight
 from lskd.terms import Rest, top_k_log_probabilities
 
 # What the papers say. What Shen et al. leave open is assumed, see docs/fairseq.md.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
+PRESETS: Mapping[str, dict[str, Any]] = {
     "shen2021": {
         "kd_weight": 0.9,
         "kd_temperature": 1.0,
@@ -33,6 +33,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "kd_top_k": 0,
         "kd_rest": "renormalise",
         "label_smoothing": 0.0,
+        "smoothing_convention": "paper",
     },
     "tan2019": {
         "kd_weight": 0.9,
@@ -44,7 +45,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "smoothing_convention": "uniform",
     },
 }
-_DEFAULTS = {**PRESETS["shen2021"], "smoothing_convention": "paper"}
 _TRUE, _FALSE = ("true", "yes", "1", ""), ("false", "no", "0")
 
 # Sums over the tokens of a batch, in nats, and their names in the core's terms; logged as means, in bits
@@ -123,12 +123,11 @@ def resolve(cfg: LsKdConfig, classes: int) -> Distillation:
     Raises:
         LskdError: with the flag, what is wrong and what to do.
     """
-    if cfg.kd_preset is not None and cfg.kd_preset not in PRESETS:
-        raise LskdError(
-            f"--kd-preset '{cfg.kd_preset}' does not exist; there are {' and '.join(sorted(PRESETS))}"
-        )
-    values = {**_DEFAULTS, **(PRESETS[cfg.kd_preset] if cfg.kd_preset else {})}
-    values |= {name: getattr(cfg, name) for name in values if getattr(cfg, name) is not None}
+    preset = "shen2021" if cfg.kd_preset is None else cfg.kd_preset
+    if preset not in PRESETS:
+        raise LskdError(f"--kd-preset '{preset}' does not exist; there are {' and '.join(sorted(PRESETS))}")
+    own = {name: getattr(cfg, name) for name in PRESETS[preset]}
+    values = PRESETS[preset] | {name: value for name, value in own.items() if value is not None}
     squared = str(values["kd_temperature_squared"]).lower()
     if squared not in _TRUE + _FALSE:
         raise LskdError(f"--kd-temperature-squared is '{squared}'; give it alone, or with true or false")
@@ -188,11 +187,6 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         # No nn.Module: not in the checkpoint, the optimiser, train() or DDP.
         self.teacher: Teacher | None = None
         self._ready = False
-
-    @classmethod
-    def build_criterion(cls, cfg: LsKdConfig, task: Any) -> Self:
-        """Build it from fairseq's configuration."""
-        return cls(cfg, task)
 
     @property
     def weight(self) -> float:
@@ -274,17 +268,11 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         return sample["target"][:, skip:].ne(self.padding_idx).sum() if skip > 0 else sample["ntokens"]
 
     def _distil(self, logits: Tensor, sample: dict[str, Any], weight: float) -> LossComponents:
-        skip, settings = self.ignore_prefix_size, self.settings
-        teacher, target = self._teacher_of(sample, logits), sample["target"]
-        if skip > 0:
-            logits, target = logits[:, skip:], target[:, skip:]
-            if isinstance(teacher, TopK):
-                teacher = TopK(teacher.values[:, skip:], teacher.ids[:, skip:], teacher.rest)
-            else:
-                teacher = teacher[:, skip:]
+        skip, settings = max(self.ignore_prefix_size, 0), self.settings
+        target = sample["target"][:, skip:]
         terms: LossComponents = fused_distillation(
-            logits,
-            teacher,
+            logits[:, skip:],
+            self._teacher_of(sample, logits, skip),
             target,
             target.ne(self.padding_idx),
             hard_weight=1 - weight,
@@ -296,16 +284,16 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         )
         return terms
 
-    def _teacher_of(self, sample: dict[str, Any], logits: Tensor) -> Tensor | TopK:
+    def _teacher_of(self, sample: dict[str, Any], logits: Tensor, skip: int = 0) -> Tensor | TopK:
         stored = sample.get("soft_labels")
         if stored is not None:
             values, ids = stored[0].view(torch.float32), stored[1]
             k = self.settings.top_k or values.shape[-1]
-            return TopK(values[..., :k], ids[..., :k], self.settings.rest)
+            return TopK(values[:, skip:, :k], ids[:, skip:, :k], self.settings.rest)
         if self.teacher is None:
             raise RuntimeError("the criterion was not put into training mode: call criterion.train()")
         self.teacher.to(logits)
-        spoken = self.teacher.logits(sample["net_input"])
+        spoken = self.teacher.logits(sample["net_input"])[:, skip:]
         if self.settings.top_k:
             return TopK(*top_k_log_probabilities(spoken, self.settings.top_k), self.settings.rest)
         return spoken

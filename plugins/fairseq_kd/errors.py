@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
 
 from lskd import DivergedError, LskdError
 
@@ -19,8 +18,6 @@ _SPAWNED = re.compile(rf"^{re.escape(LskdError.__module__)}\.(\w+): (.*)\Z", re.
 
 def install() -> None:
     """Print such errors without a traceback; every other exception is shown as before."""
-    if getattr(sys.excepthook, "of_fairseq_kd", False):
-        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or hydra prints a traceback of its own and exits with 1
     before = sys.excepthook
 
@@ -35,7 +32,6 @@ def install() -> None:
         # Not sys.exit: fairseq's thread that reads ahead would turn it into an abort with lines of its own.
         os._exit(status)
 
-    hook.of_fairseq_kd = True  # type: ignore[attr-defined]
     sys.excepthook = hook
 
 
@@ -43,9 +39,7 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     """Return the line, None for an error that is none of ours, and the exit status."""
     text = str(error)
     if isinstance(error, LskdError):
-        return PREFIX + " ".join(text.split()), DivergedError.STATUS if isinstance(
-            error, DivergedError
-        ) else 2
+        return PREFIX + " ".join(text.split()), getattr(error, "STATUS", 2)
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in text.lower().replace(" ", "_"):
         refused = _REFUSED.search(text)
         what = refused[1] if refused else "something other than weights and settings"
@@ -56,15 +50,10 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     return None, 1
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command of this plugin and exit."""
+def run(main: Callable[[], None]) -> None:
+    """Run a command of this plugin; its errors are shown as those of fairseq's commands."""
     try:
         main()
-    except LskdError as error:
-        line, status = _as_line(error)
-        print(line, file=sys.stderr, flush=True)
-        sys.exit(status)
     except KeyboardInterrupt:
         print("fairseq_kd: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    sys.exit(0)

@@ -100,20 +100,6 @@ class Pass:
         source, target = self._longest
         return bool(self.pairs.src_sizes[index] <= source and self.pairs.tgt_sizes[index] <= target)
 
-    def windows(self, start: int = 0, token_bytes: int = 0, *, bar: bool = True) -> Iterator[range]:
-        """Yield the numbers of the sentences from ``start`` on, some at a time, with a progress bar.
-
-        Args:
-            start: the first sentence.
-            token_bytes: what is kept of each target token, for `WINDOW_BYTES` in all.
-            bar: whether the bar is shown.
-        """
-        total = len(self.pairs)
-        with tqdm(total=total, initial=start, unit=" sentences", mininterval=1, disable=not bar) as shown:
-            for window in windows(self.pairs, start, token_bytes):
-                yield window
-                shown.update(len(window))
-
     def batches(self, window: range) -> Iterator[dict[str, Any]]:
         """Yield collated batches of a window's sentences, alike in length; without those that do not fit."""
         pairs = self.pairs
@@ -146,18 +132,21 @@ class Pass:
         return utils.move_to_cuda(batch, self._device) if self._device.type == "cuda" else batch
 
 
-def windows(pairs: Any, start: int, token_bytes: int = 0, size: int | None = None) -> Iterator[range]:
-    """Yield the numbers of the sentences from ``start`` on, some at a time.
+def windows(pairs: Any, start: int = 0, token_bytes: int = 0, bar: bool = True) -> Iterator[range]:
+    """Yield the numbers of the sentences from ``start`` on, some at a time, with a progress bar.
 
     Args:
         pairs: the sentence pairs.
         start: the first sentence.
         token_bytes: what is kept of each target token, for `WINDOW_BYTES` in all.
-        size: most sentences; `WINDOW` if it is not given.
+        bar: whether the bar is shown.
     """
-    while start < len(pairs):
-        end = min(start + (size or WINDOW), len(pairs))
-        kept = np.cumsum(np.asarray(pairs.tgt_sizes[start:end], np.int64)) * token_bytes
-        end = start + max(1, int(np.searchsorted(kept, WINDOW_BYTES, side="right")))
-        yield range(start, end)
-        start = end
+    total = len(pairs)
+    with tqdm(total=total, initial=start, unit=" sentences", mininterval=1, disable=not bar) as shown:
+        while start < total:
+            sizes = np.asarray(pairs.tgt_sizes[start : start + WINDOW], np.int64)
+            kept = np.searchsorted(np.cumsum(sizes) * token_bytes, WINDOW_BYTES, side="right")
+            window = range(start, start + max(1, int(kept)))
+            yield window
+            shown.update(len(window))
+            start = window.stop

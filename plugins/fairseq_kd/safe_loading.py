@@ -11,7 +11,6 @@ import functools
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from fairseq.models.lstm import LSTMModel
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_align import TransformerAlignModel
 from numpy._core import multiarray
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
@@ -93,16 +92,13 @@ def install() -> None:
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Put ``around(original, *args, **kwargs)`` in the place of a function of fairseq; twice is once."""
+    """Put ``around(original, *args, **kwargs)`` in the place of a function of fairseq."""
     original = getattr(owner, name)
-    if getattr(original, "of_fairseq_kd", False):
-        return
 
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs)
 
-    wrapped.of_fairseq_kd = True  # type: ignore[attr-defined]
     setattr(owner, name, wrapped)
 
 
@@ -158,7 +154,10 @@ def check_model(settings: Any, file: str) -> None:
         if key.endswith("layers") and number and float(value) > _MOST_LAYERS:
             raise _refused(file, f"its setting {key} is {float(value):g}, more than {_MOST_LAYERS} layers")
         if key.endswith("embed_path") and value:
-            _forget(owner, key)
+            if isinstance(owner, argparse.Namespace):
+                setattr(owner, key, None)
+            else:
+                owner[key] = None
 
 
 def _check_task(settings: Any, file: str) -> None:
@@ -205,14 +204,6 @@ def _is_inert(value: Any) -> bool:
     return not isinstance(value, bytes | bytearray | Mapping) and all(
         isinstance(one, int | float) for one in value
     )
-
-
-def _forget(owner: Any, key: str) -> None:
-    if isinstance(owner, argparse.Namespace):
-        setattr(owner, key, None)
-    else:
-        with open_dict(owner) if isinstance(owner, DictConfig) else nullcontext():
-            owner[key] = None
 
 
 def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:

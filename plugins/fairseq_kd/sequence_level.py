@@ -93,7 +93,7 @@ def _decode(file: Path, asked: passes.Pass, args: Namespace) -> None:
     # A sentence that the teacher cannot read keeps an empty translation, and fairseq drops it.
     nothing = torch.tensor([task.target_dictionary.eos()])
     with open(file, "a", encoding="ascii") as lines:
-        for window in asked.windows(done):
+        for window in passes.windows(asked.pairs, done):
             said = asked.translated(window, generator)
             tokens = [said.get(index, nothing).tolist() for index in window]
             lines.writelines(" ".join(map(str, numbers)) + "\n" for numbers in tokens)

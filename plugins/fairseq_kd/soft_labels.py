@@ -71,7 +71,7 @@ def identity(teacher: Teacher, subset: str, output: Path) -> dict[str, Any]:
 
 def _write(writer: SoftLabelsWriter, asked: passes.Pass) -> None:
     k = writer.layout.k
-    for window in asked.windows(writer.keys, k * _HELD.itemsize):
+    for window in passes.windows(asked.pairs, writer.keys, k * _HELD.itemsize):
         fitting = [asked.fits(index) for index in window]
         lengths = np.where(fitting, asked.pairs.tgt_sizes[window.start : window.stop], 0)
         ends = np.cumsum(lengths)

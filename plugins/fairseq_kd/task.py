@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Self
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from fairseq.data import BaseWrapperDataset, LanguagePairDataset, data_utils
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
 from omegaconf import II
-from torch import Tensor
 
 from lskd import LskdError, SoftLabels, SoftLabelsError
 from lskd.checkpoints import file_checksum
@@ -75,14 +74,11 @@ class SoftLabelledPairs(SteadyPairs):
         The values are float32, seen as int32: fairseq casts a batch's float32 to the student's precision.
         """
         batch: dict[str, Any] = self.dataset.collater(samples, pad_to_length=pad_to_length)
-        if batch.get("target") is not None:
-            batch["soft_labels"] = self._rows_of(batch["id"].tolist(), batch["target"])
-        return batch
-
-    def _rows_of(self, keys: list[int], target: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (*target.shape, self.labels.layout.k)
+        if batch.get("target") is None:
+            return batch
+        shape = (*batch["target"].shape, self.labels.layout.k)
         values, ids = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
-        for row, key in enumerate(keys):
+        for row, key in enumerate(batch["id"].tolist()):
             stored = self.labels[key]
             length = len(stored.ids)
             if length == 0:
@@ -92,7 +88,8 @@ class SoftLabelledPairs(SteadyPairs):
                 )
             place = slice(-length, None) if self.dataset.left_pad_target else slice(0, length)
             values[row, place], ids[row, place] = stored.values, stored.ids
-        return torch.from_numpy(values).view(torch.int32), torch.from_numpy(ids)
+        batch["soft_labels"] = torch.from_numpy(values).view(torch.int32), torch.from_numpy(ids)
+        return batch
 
 
 def language_pair(data: str, subset: str, source: str, target: str) -> str:
@@ -153,12 +150,6 @@ class TranslationLsKdTask(TranslationTask):
         # In the checkpoint: a run that goes on must have the weight of an unbroken one.
         self._kd: dict[str, Any] = {}
 
-    @classmethod
-    def setup_task(cls, cfg: TranslationLsKdConfig, **kwargs: Any) -> Self:
-        """Load the dictionaries."""
-        task: Self = super().setup_task(cfg, **kwargs)
-        return task
-
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split; the training set of a training run with its soft labels.
 
@@ -174,7 +165,13 @@ class TranslationLsKdTask(TranslationTask):
         # Soft labels are of one file of sentences; train1, train2, ... would follow under the same numbers.
         super().load_dataset(split, epoch, False, **kwargs)
         if self.soft_labels is None:
-            self.soft_labels = self._open_soft_labels(split)
+            cfg = self.cfg
+            expected = {"data": data_identity(cfg.data, split, cfg.source_lang, cfg.target_lang)}
+            if cfg.truncate_source:
+                raise LskdError(
+                    "--truncate-source changes what the teacher read; soft labels are of whole sentences"
+                )
+            self.soft_labels = SoftLabels(cfg.kd_soft_labels, expected)
         self.datasets[split] = SoftLabelledPairs(self.datasets[split], self.soft_labels)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, seed: int = 1, **kwargs: Any) -> Any:
@@ -234,15 +231,6 @@ class TranslationLsKdTask(TranslationTask):
             return
         for name in _BLEU_SUMS:
             sums[name] += float(sum(float(log.get(name, 0)) for log in logging_outputs))
-
-    def _open_soft_labels(self, split: str) -> SoftLabels:
-        cfg = self.cfg
-        expected: dict[str, Any] = {"data": data_identity(cfg.data, split, cfg.source_lang, cfg.target_lang)}
-        if cfg.truncate_source:
-            raise LskdError(
-                "--truncate-source changes what the teacher read; soft labels are of whole sentences"
-            )
-        return SoftLabels(cfg.kd_soft_labels, expected)
 
 
 def _bleu(sums: Mapping[str, float] | None) -> float | None:

@@ -2,12 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils
@@ -53,11 +51,12 @@ class Teacher:
         self.recorded: list[float | None] = []
         self.checked: list[str | None] = []
         names = []
-        with _same_random_numbers_after():
+        # Building a model draws numbers; a run that is continued must go on with those of an unbroken one.
+        with torch.random.fork_rng(), data_utils.numpy_seed(0):
             for path in self.paths:
                 state, model, task, checked = _load(path, data, source, target)
                 try:
-                    recorded, bleu = _recorded_nll(state), _bleu_of(state)
+                    recorded, bleu = _validated(state)
                 except UNFIT as error:
                     raise CheckpointError(
                         f"checkpoint {path} has a training state that fairseq does not write "
@@ -121,10 +120,6 @@ class Teacher:
                 f"teacher {path}: {found}; {checked or 'its dictionaries cannot be compared: ' + _NOTHING}",
             )
 
-    def __str__(self) -> str:
-        """Name the files."""
-        return ":".join(map(str, self.paths))
-
 
 def split_paths(text: str) -> list[str]:
     """Split `A:B` into its files; a colon within the name of one that exists does not split.
@@ -182,10 +177,7 @@ def _load(
     if isinstance(own, dict) and own:
         here = dictionary_checksums(task)
         if different := [side for side, checksum in own.items() if here.get(side) != checksum]:
-            raise CheckpointError(
-                f"checkpoint {path} has another dictionary, by the checksum of {' and '.join(different)}; "
-                "give a teacher that was trained on this data-bin"
-            )
+            raise _other_dictionary(path, f", by the checksum of {' and '.join(different)}")
         checked = "its dictionaries have the checksums of these"
     return state, model.eval().requires_grad_(False), task, checked
 
@@ -209,19 +201,19 @@ def _check_dictionaries(path: Path, state: dict[str, Any], data: str, own_data: 
         here = Dictionary.load(str(file))
         weight = state["model"].get(f"{part}.embed_tokens.weight")
         if weight is not None and len(weight) != len(here):
-            raise CheckpointError(
-                f"checkpoint {path} has another dictionary: {len(weight)} entries in its {part}, {file} has "
-                f"{len(here)}; give a teacher that was trained on this data-bin"
-            )
+            counts = f"{len(weight)} entries in its {part}, {file} has {len(here)}"
+            raise _other_dictionary(path, f": {counts}")
         own = Path((own_data or "").split(":")[0]) / f"dict.{language}.txt"
         if own_data and own.is_file():
             compared += 1
             if Dictionary.load(str(own)).symbols != here.symbols:
-                raise CheckpointError(
-                    f"checkpoint {path} has another dictionary: {own} and {file} differ; give a teacher that "
-                    "was trained on this data-bin"
-                )
+                raise _other_dictionary(path, f": {own} and {file} differ")
     return f"its dictionaries are those of its own data-bin {own_data}" if compared == 2 else None
+
+
+def _other_dictionary(path: Path, how: str) -> CheckpointError:
+    fix = "give a teacher that was trained on this data-bin"
+    return CheckpointError(f"checkpoint {path} has another dictionary{how}; {fix}")
 
 
 def _record(state: dict[str, Any]) -> dict[str, Any]:
@@ -231,32 +223,17 @@ def _record(state: dict[str, Any]) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _recorded_nll(state: dict[str, Any]) -> float | None:
-    """Return nats a token in validation: as the plugin or its metric records it, or by fairseq's meter."""
-    if isinstance(own := _record(state).get("valid_nll"), float):
-        return own
+def _validated(state: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Return nats a token in validation, by the plugin's record, the metric or fairseq's meter; and BLEU."""
     extra = state.get("extra_state") or {}
-    bits = None
-    if setting(setting(state["cfg"], "checkpoint"), "best_checkpoint_metric") in ("loss", "nll_loss"):
-        bits = extra.get("val_loss")
+    metric = setting(setting(state["cfg"], "checkpoint"), "best_checkpoint_metric")
+    best = extra.get("val_loss")
+    bleu = float(best) if metric == "bleu" and best is not None else None
+    if isinstance(own := _record(state).get("valid_nll"), float):
+        return own, bleu
+    bits = best if metric in ("loss", "nll_loss") else None
     if bits is None:  # a mean over the validations of the run
         meters = (extra.get("metrics") or {}).get("valid") or ()
         sums = [meter[3] for meter in meters if meter[1] == "nll_loss" and meter[3].get("count")]
         bits = float(sums[0]["sum"]) / float(sums[0]["count"]) if sums else None
-    return None if bits is None else float(bits) * math.log(2)
-
-
-def _bleu_of(state: dict[str, Any]) -> float | None:
-    if setting(setting(state["cfg"], "checkpoint"), "best_checkpoint_metric") != "bleu":
-        return None
-    value = state.get("extra_state", {}).get("val_loss")
-    return None if value is None else float(value)
-
-
-@contextmanager
-def _same_random_numbers_after() -> Iterator[None]:
-    """Building a model draws numbers; a run that is continued must go on with those of an unbroken one."""
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    np.random.set_state(numpy_state)
+    return None if bits is None else float(bits) * math.log(2), bleu

@@ -2,49 +2,29 @@
 
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq.data import encoders
 
-from fairseq_kd.passes import Pass
+from fairseq_kd.passes import Pass, windows
 from fairseq_kd.teacher import Teacher
-from lskd import LskdError
 from lskd.base.files import parse_json
 
 _UNKNOWN = {"reference": "UNKNOWNTOKENINREF", "hypothesis": "UNKNOWNTOKENINHYP"}
 
 
-@dataclass(frozen=True)
-class Translation:
-    """One sentence.
-
-    Attributes:
-        id: its place in the data-bin.
-        source: detokenised, without subwords.
-        reference: detokenised, as validation BLEU reads it.
-        hypothesis: the same of what the model says; empty for a sentence that it cannot read.
-        reference_tokens: without subwords, tokens of the corpus separated by spaces.
-        hypothesis_tokens: the same of what the model says.
-    """
-
-    id: int
-    source: str
-    reference: str
-    hypothesis: str
-    reference_tokens: str
-    hypothesis_tokens: str
-
-
-def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") -> list[Translation]:
+def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") -> list[dict[str, Any]]:
     """Translate a subset with the search, subwords and detokeniser of the checkpoint's `eval_bleu` settings.
 
     As in fairseq's validation BLEU an unknown word never matches one of the other side.
 
     Returns:
-        All sentences of the subset, in its order.
+        All sentences of the subset, in its order: ``id``, the place in the data-bin; ``source``, detokenised;
+        ``reference``, detokenised as validation BLEU reads it; ``hypothesis``, the same of what the model
+        says, empty for a sentence that it cannot read; and of both, with ``_tokens`` behind the name, the
+        tokens of the corpus, separated by spaces and without subwords.
 
     Raises:
         LskdError: for a checkpoint or data-bin that cannot be used.
@@ -53,8 +33,7 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
     settings, task = teacher.settings, teacher.task
     max_tokens = settings.dataset.max_tokens_valid or settings.dataset.max_tokens or 4096
     asked = Pass(teacher, subset, max_tokens, cpu=settings.common.cpu, teaches=False)
-    search = _json(task.cfg.eval_bleu_args, "eval_bleu_args")
-    generator = task.build_generator(teacher.models, Namespace(**search))
+    generator = task.build_generator(teacher.models, Namespace(**_json(task.cfg.eval_bleu_args)))
     own = _detokeniser(task.cfg, None)
     of_source = _detokeniser(task.cfg, task.cfg.source_lang)
     nothing = torch.tensor([task.target_dictionary.eos()])
@@ -64,31 +43,27 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
         return str(dictionary.string(tokens.int(), task.cfg.eval_bleu_remove_bpe, unk_string=unknown))
 
     found = []
-    for window in asked.windows(bar=False):
+    for window in windows(asked.pairs, bar=False):
         said = asked.translated(window, generator)
         for index in window:
             source = words(asked.pairs.src[index], task.source_dictionary, "source")
             reference = words(asked.pairs.tgt[index], task.target_dictionary, "reference")
             hypothesis = words(said.get(index, nothing), task.target_dictionary, "hypothesis")
-            texts = of_source(source), own(reference), own(hypothesis)
-            found.append(Translation(index, *texts, reference, hypothesis))
+            texts = {"source": of_source(source), "reference": own(reference), "hypothesis": own(hypothesis)}
+            tokens = {"reference_tokens": reference, "hypothesis_tokens": hypothesis}
+            found.append({"id": index, **texts, **tokens})
     return found
 
 
 def _detokeniser(cfg: Any, language: str | None) -> Callable[[str], str]:
     """Return the detokeniser of validation BLEU; for another side of the text with that side's language."""
-    arguments = _json(cfg.eval_bleu_detok_args, "eval_bleu_detok_args")
+    arguments = _json(cfg.eval_bleu_detok_args)
     if language is not None and cfg.eval_bleu_detok == "moses":
         arguments["target_lang"] = language
     tokenizer = encoders.build_tokenizer(Namespace(tokenizer=cfg.eval_bleu_detok, **arguments))
     return (lambda text: str(tokenizer.decode(text))) if tokenizer else (lambda text: text)
 
 
-def _json(text: str | None, name: str) -> dict[str, Any]:
-    try:
-        content = parse_json(text or "{}")
-        if isinstance(content, dict):
-            return content
-    except ValueError:
-        pass
-    raise LskdError(f"task.{name} is {text!r}; it must be a JSON object such as '{{\"beam\": 5}}'")
+def _json(text: str | None) -> dict[str, Any]:
+    content: dict[str, Any] = parse_json(text or "{}")  # an object: it was checked with the checkpoint
+    return content

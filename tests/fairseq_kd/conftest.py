@@ -14,8 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from fairseq import checkpoint_utils
+from num2words import num2words
 
 import forked
+from fairseq_kd.teacher import Teacher  # all of the plugin, before any test: torch's list of safe types too
 
 FAIRSEQ = ("fairseq_cli.train", "fairseq_cli.preprocess", "fairseq_cli.generate", "fairseq_cli.validate")
 PLUGIN = Path(__file__).parents[2] / "plugins" / "fairseq_kd"
@@ -46,15 +50,14 @@ class Result(SimpleNamespace):
         lines = [found[1] for line in self.output.splitlines() if (found := marker.search(line))]
         return [{name: float(value) for name, value in json.loads(line).items()} for line in lines]
 
-    def curve(self, *names):
+    def curve(self):
         """Return what does not depend on the clock, of every update and validation."""
-        names = names or ("loss", "nll_loss", "kd_ce", "kd_kl", "kd_weight", "num_updates", "lr", "gnorm")
-        inner = [{name: row[name] for name in names if name in row} for row in self.numbers("train_inner")]
-        valid = [
-            {name: row[name] for name in ("valid_loss", "valid_nll_loss", "valid_bleu") if name in row}
-            for row in self.numbers("valid")
-        ]
-        return inner, valid
+        inner = ("loss", "nll_loss", "kd_ce", "kd_kl", "kd_weight", "num_updates", "lr", "gnorm")
+        valid = ("valid_loss", "valid_nll_loss", "valid_bleu")
+        return tuple(
+            [{name: row[name] for name in names if name in row} for row in self.numbers(kind)]
+            for kind, names in (("train_inner", inner), ("valid", valid))
+        )
 
     @property
     def error(self):
@@ -82,8 +85,6 @@ def run(*command, cwd=None, check=True):
 
 def call(name, *words):
     """Call a command in this process: its errors as they are raised, without the seconds of an import."""
-    import fairseq_kd  # noqa: F401 - as --user-dir does, where it is given
-
     words = [str(word) for word in words]
     root = logging.getLogger()
     with pytest.MonkeyPatch.context() as patch:
@@ -102,9 +103,6 @@ def training(data, save, *arguments):
 
 def train(data, save, *arguments):
     """Train in this process, as in one of its own: with one thread, and a best validation of its own."""
-    import torch
-    from fairseq import checkpoint_utils
-
     lines = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(f"| {record.name} | {record.getMessage()}")
@@ -125,19 +123,13 @@ def train(data, save, *arguments):
 
 def start_training(data, save, *arguments):
     name, *words = map(str, training(data, save, *arguments))
-    return subprocess.Popen(
-        [str(Path(sys.executable).with_name(name)), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(),
-    )
+    command = [str(Path(sys.executable).with_name(name)), *words]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment(), **output)
 
 
 def write_numbers(folder, numbers):
     """German as letters, English as words: a task that a tiny model learns in seconds."""
-    from num2words import num2words
-
     folder.mkdir()
     for split, part in numbers.items():
         for language in ("de", "en"):
@@ -157,7 +149,7 @@ def preprocess(text, destination, *arguments):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """Return text, data-bin, a teacher's file and what loads one; for all processes of pytest-xdist."""
+    """Return text, data-bin, a teacher, what loads and forges one; for all processes of pytest-xdist."""
     root = tmp_path_factory.getbasetemp()
     root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "numbers"
     with open(f"{root}.lock", "w") as lock:
@@ -166,13 +158,18 @@ def corpus(tmp_path_factory):
             shutil.rmtree(root, ignore_errors=True)  # of a process that failed
             make_corpus(root)
     teacher, data = root / "teacher" / "checkpoint_best.pt", root / "bin"
+    classes = len((data / "dict.en.txt").read_text().splitlines()) + 4  # and fairseq's own words
+    same = {"root": root, "text": root / "text", "data": data, "teacher": teacher, "classes": classes}
 
-    def teach(path):
-        from fairseq_kd.teacher import Teacher
+    def forge(path, change):
+        """Write the teacher's checkpoint with a change."""
+        state = torch.load(teacher, weights_only=True)
+        change(state)
+        path.parent.mkdir(exist_ok=True)
+        torch.save(state, path)
+        return path
 
-        return Teacher([path], str(data), "de", "en")
-
-    return SimpleNamespace(root=root, text=root / "text", data=data, teacher=teacher, teach=teach)
+    return SimpleNamespace(**same, forge=forge, teach=lambda path: Teacher([path], str(data), "de", "en"))
 
 
 def make_corpus(root):
@@ -209,11 +206,3 @@ def commands():
         plugin=PLUGIN,
         bleu=BLEU,
     )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def imported() -> None:
-    """Import what adds to torch's list of safe types, and more that tests share, before any test."""
-    import fairseq_kd
-
-    assert fairseq_kd

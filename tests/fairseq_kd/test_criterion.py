@@ -1,22 +1,20 @@
 """The criterion in one process: settings, half precision, and what it refuses."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
+import sacrebleu
 import torch
+from fairseq import utils
+from fairseq.logging import metrics
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
-from lskd import LskdError
+from fairseq_kd.criterion import LsKdConfig, LsKdCriterion, resolve
+from fairseq_kd.task import SoftLabelledPairs, _bleu
+from fairseq_kd.teacher import split_paths
+from lskd import LskdError, SoftLabels
 
 pytestmark = pytest.mark.unit
-
-
-@pytest.fixture(scope="module")
-def plugin():
-    import fairseq_kd
-    from fairseq_kd import criterion, task
-
-    return SimpleNamespace(package=fairseq_kd, criterion=criterion, task=task)
 
 
 @pytest.mark.parametrize(
@@ -38,52 +36,49 @@ def plugin():
         ({"kd_alpha_interval": 0}, "--kd-alpha-interval is 0"),
     ],
 )
-def test_values_out_of_range_are_one_line(plugin, flags, message):
+def test_values_out_of_range_are_one_line(flags, message):
     with pytest.raises(LskdError, match=message) as caught:
-        plugin.criterion.resolve(plugin.criterion.LsKdConfig(**flags), 40)
+        resolve(LsKdConfig(**flags), 40)
     assert "\n" not in str(caught.value)
 
 
-def test_presets_and_what_overrides_them(plugin):
-    def resolve(**flags):
-        return plugin.criterion.resolve(plugin.criterion.LsKdConfig(**flags), 40)
+def test_presets_and_what_overrides_them():
+    def resolved(**flags):
+        return resolve(LsKdConfig(**flags), 40)
 
-    tan = resolve(kd_preset="tan2019")
+    tan = resolved(kd_preset="tan2019")
     assert (tan.weight, tan.temperature, tan.temperature_squared, tan.top_k) == (0.9, 0.6, True, 8)
     assert (tan.rest, tan.label_smoothing, tan.convention) == ("renormalise", 0.1, "uniform")
-    assert resolve() == resolve(kd_preset="shen2021")
-    changed = resolve(
+    assert resolved() == resolved(kd_preset="shen2021")
+    changed = resolved(
         kd_preset="tan2019", kd_temperature=2.0, kd_temperature_squared="false", label_smoothing=0.0
     )
     assert (changed.temperature, changed.temperature_squared, changed.label_smoothing) == (2.0, False, 0.0)
     assert changed.top_k == 8
-    assert resolve(kd_temperature_squared="True").temperature_squared
+    assert resolved(kd_temperature_squared="True").temperature_squared
 
 
-def make(plugin, corpus, **flags):
-    from fairseq.tasks.translation import TranslationConfig, TranslationTask
+@pytest.fixture
+def make(corpus):
+    """Return a function that makes a task and its criterion, with the teacher unless it is told otherwise."""
 
-    task = TranslationTask.setup_task(
-        TranslationConfig(
-            data=str(corpus.data),
-            source_lang="de",
-            target_lang="en",
-            train_subset="train",
-            dataset_impl=None,
-            required_seq_len_multiple=1,
-        )
-    )
-    task.load_dataset("train")
-    cfg = plugin.criterion.LsKdConfig(sentence_avg=False, **flags)
-    return task, plugin.criterion.LsKdCriterion.build_criterion(cfg, task)
+    def build(**flags):
+        where = {"data": str(corpus.data), "source_lang": "de", "target_lang": "en", "train_subset": "train"}
+        config = TranslationConfig(**where, dataset_impl=None, required_seq_len_multiple=1)
+        task = TranslationTask.setup_task(config)
+        task.load_dataset("train")
+        flags = {"kd_teacher": str(corpus.teacher), "sentence_avg": False} | flags
+        return task, LsKdCriterion.build_criterion(LsKdConfig(**flags), task)
+
+    return build
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_student_and_teacher(plugin, corpus, dtype):
+def test_half_precision_student_and_teacher(make, corpus, dtype):
     """What --bf16 and --fp16 do: weights in half precision, a loss scale before backward."""
     results = []
     for kind in (torch.float32, dtype):
-        task, criterion = make(plugin, corpus, kd_teacher=str(corpus.teacher), kd_weight=0.7)
+        task, criterion = make(kd_weight=0.7)
         model = corpus.teach(corpus.teacher.with_name("checkpoint_last.pt")).models[0]
         torch.manual_seed(0)
         for parameter in model.parameters():
@@ -93,9 +88,7 @@ def test_half_precision_student_and_teacher(plugin, corpus, dtype):
         for module in model.modules():
             module.training = False
         model.training = True  # the criterion distils; dropout stays off, so that the two can be compared
-        pairs = task.dataset("train")
-        sample = pairs.collater([pairs[index] for index in range(24)])
-        loss, _, log = criterion(model, sample)
+        loss, _, log = criterion(model, batch_of(task, 24))
         (loss * 128).backward()
         gradients = torch.cat(
             [p.grad.float().flatten() / 128 for p in model.parameters() if p.grad is not None]
@@ -109,8 +102,8 @@ def test_half_precision_student_and_teacher(plugin, corpus, dtype):
     assert log["kd_kl"] > 0
 
 
-def test_teacher_is_no_part_of_the_criterion(plugin, corpus):
-    _, criterion = make(plugin, corpus, kd_teacher=str(corpus.teacher))
+def test_teacher_is_no_part_of_the_criterion(make):
+    _, criterion = make()
     assert criterion.teacher is None  # validation and generation do not need it
     before = torch.get_rng_state()
     criterion.train()
@@ -124,32 +117,25 @@ def test_teacher_is_no_part_of_the_criterion(plugin, corpus):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
-def test_no_teacher_is_one_line(plugin, corpus):
+def test_what_the_plain_task_cannot_do_is_one_line(make):
     with pytest.raises(LskdError, match="has no teacher: give --kd-teacher FILE"):
-        make(plugin, corpus)
-    make(plugin, corpus, kd_weight=0.0)
-
-
-def test_the_plain_task_cannot_keep_a_schedule(plugin, corpus):
+        make(kd_teacher=None)
+    make(kd_teacher=None, kd_weight=0.0)
     with pytest.raises(LskdError, match="needs --task translation_ls_kd"):
-        make(plugin, corpus, kd_teacher=str(corpus.teacher), kd_alpha_schedule="adaptive")
+        make(kd_alpha_schedule="adaptive")
 
 
-def test_bleu_of_the_task_is_sacrebleus(plugin):
-    import sacrebleu
-
+def test_bleu_of_the_task_is_sacrebleus():
     pairs = (["the cat sat on a mat"], ["the cat sat on the mat today"])
     score = sacrebleu.corpus_bleu(pairs[0], [pairs[1]])
     sums = {f"_bleu_counts_{n}": float(score.counts[n]) for n in range(4)}
     sums |= {f"_bleu_totals_{n}": float(score.totals[n]) for n in range(4)}
     sums |= {"_bleu_sys_len": score.sys_len, "_bleu_ref_len": score.ref_len}
-    assert plugin.task._bleu(sums) == pytest.approx(score.score)
-    assert plugin.task._bleu(None) is None
+    assert _bleu(sums) == pytest.approx(score.score)
+    assert _bleu(None) is None
 
 
 def test_paths_with_a_colon(tmp_path):
-    from fairseq_kd.teacher import split_paths
-
     one, other = str(tmp_path / "a:1.pt"), str(tmp_path / "b.pt")
     for path in (one, other):
         open(path, "w").close()
@@ -184,18 +170,14 @@ def batch_of(task, count=8):
 
 
 def logged(criterion, log):
-    from fairseq.logging import metrics
-
     with metrics.aggregate(new_root=True) as numbers:
         criterion.reduce_metrics([log])
     return numbers.get_smoothed_values()
 
 
-def test_columns_are_means_of_the_tokens_that_count(plugin, corpus):
+def test_columns_are_means_of_the_tokens_that_count(make):
     """With --ignore-prefix-size: half of the tokens of short sentences do not."""
-    task, criterion = make(
-        plugin, corpus, kd_teacher=str(corpus.teacher), kd_weight=0.5, ignore_prefix_size=2
-    )
+    task, criterion = make(kd_weight=0.5, ignore_prefix_size=2)
     criterion.train()
     sample = batch_of(task)
     torch.manual_seed(0)
@@ -211,10 +193,8 @@ def test_columns_are_means_of_the_tokens_that_count(plugin, corpus):
     assert numbers["kd_weight"] == 0.5
 
 
-def test_the_teacher_is_not_asked_when_the_schedule_takes_its_share(plugin, corpus):
-    task, criterion = make(
-        plugin, corpus, kd_teacher=str(corpus.teacher), label_smoothing=0.1, smoothing_convention="uniform"
-    )
+def test_the_teacher_is_not_asked_when_the_schedule_takes_its_share(make):
+    task, criterion = make(label_smoothing=0.1, smoothing_convention="uniform")
     criterion.train()
     sample = batch_of(task)
     student = Logits(torch.randn(*sample["target"].shape, len(task.target_dictionary)))
@@ -230,19 +210,14 @@ def test_the_teacher_is_not_asked_when_the_schedule_takes_its_share(plugin, corp
     assert math.isnan(numbers["kd_ce"])
 
 
-def test_stored_values_stay_float32_for_a_student_in_half_precision(plugin, corpus, store):
+def test_stored_values_stay_float32_for_a_student_in_half_precision(make, store):
     """fairseq's trainer casts what is float32 in a batch."""
-    from fairseq import utils
-
-    from fairseq_kd.task import SoftLabelledPairs
-    from lskd import SoftLabels
-
-    task, criterion = make(plugin, corpus, kd_teacher=str(corpus.teacher))
+    task, criterion = make()
     labels = SoftLabels(store)
     pairs = SoftLabelledPairs(task.dataset("train"), labels)
+    batch = pairs.collater([pairs[index] for index in range(4)])
     sample = utils.apply_to_sample(
-        lambda part: part.bfloat16() if part.dtype is torch.float32 else part,
-        pairs.collater([pairs[index] for index in range(4)]),
+        lambda part: part.bfloat16() if part.dtype is torch.float32 else part, batch
     )
     taught = criterion._teacher_of(sample, torch.zeros(1, dtype=torch.bfloat16))
     assert taught.values.dtype is torch.float32

@@ -1,11 +1,10 @@
 """fairseq-train, -validate, -generate and -hydra-train with the plugin, as users run them."""
 
-import hashlib
 import os
 import re
+import shutil
 import signal
 import socket
-import subprocess
 import time
 
 import pytest
@@ -16,40 +15,44 @@ from lskd import LskdError
 pytestmark = pytest.mark.integration
 
 
-def checksum(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def load(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def online(corpus, *arguments):
-    return ("--criterion", "ls_kd", "--kd-teacher", corpus.teacher, *arguments)
+@pytest.fixture
+def train(corpus, commands, tmp_path):
+    """Return a function that trains in a folder of that name."""
+    return lambda name, *arguments: commands.train(corpus.data, tmp_path / name, *arguments)
+
+
+@pytest.fixture
+def online(corpus):
+    return lambda *arguments: ("--criterion", "ls_kd", "--kd-teacher", corpus.teacher, *arguments)
 
 
 def stored(store, *arguments):
     return ("--task", "translation_ls_kd", "--kd-soft-labels", store, "--criterion", "ls_kd", *arguments)
 
 
-def same_weights(one, other):
-    one, other = load(one)["model"], load(other)["model"]
+def same_weights(*folders):
+    one, other = (load(folder / "checkpoint_last.pt")["model"] for folder in folders)
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def agree(one, other, *names):
+    for ours, theirs in zip(one, other, strict=True):
+        for name in names:
+            assert ours[name] == pytest.approx(theirs[name], abs=2e-3), name
+
+
 @pytest.mark.parametrize("convention", ["paper", "uniform"])
-def test_weight_0_is_label_smoothed_cross_entropy(corpus, commands, tmp_path, convention):
+def test_weight_0_is_label_smoothed_cross_entropy(corpus, train, tmp_path, convention):
     eps = 0.1
-    classes = len((corpus.data / "dict.en.txt").read_text().splitlines()) + 4
-    theirs = eps if convention == "paper" else eps * (classes - 1) / classes
+    theirs = eps if convention == "paper" else eps * (corpus.classes - 1) / corpus.classes
     arguments = ("--max-epoch", 2, "--report-accuracy", "--label-smoothing")
-    plain = commands.train(
-        corpus.data, tmp_path / "plain", "--criterion", "label_smoothed_cross_entropy", *arguments, theirs
-    )
-    ours = commands.train(
-        *(corpus.data, tmp_path / "ours", "--criterion", "ls_kd", "--kd-weight", 0, *arguments, eps),
-        *("--smoothing-convention", convention),
-    )
+    plain = train("plain", "--criterion", "label_smoothed_cross_entropy", *arguments, theirs)
+    ours = ("--criterion", "ls_kd", "--kd-weight", 0, "--smoothing-convention", convention)
+    ours = train("ours", *ours, *arguments, eps)
     clock = {"wps", "ups", "train_wall", "wall", "wpb"}
     for kind in ("train_inner", "valid", "train"):
         rows = [
@@ -62,12 +65,12 @@ def test_weight_0_is_label_smoothed_cross_entropy(corpus, commands, tmp_path, co
         assert rows[0]
         assert rows[0] == rows[1]
     if convention == "paper":
-        assert same_weights(tmp_path / "plain/checkpoint_last.pt", tmp_path / "ours/checkpoint_last.pt")
+        assert same_weights(tmp_path / "plain", tmp_path / "ours")
 
 
-def test_the_teachers_bleu_is_not_the_students(corpus, commands, tmp_path):
+def test_the_teachers_bleu_is_not_the_students(corpus, commands, train, online, tmp_path):
     """With the student's task, loading a teacher replaces the generator that validation decodes with."""
-    result = commands.train(corpus.data, tmp_path, *online(corpus, "--max-update", 1, *commands.bleu))
+    result = train(".", *online("--max-update", 1, *commands.bleu))
     during = result.numbers("valid")[-1]["valid_bleu"]
     alone = commands.run(
         *("fairseq-validate", corpus.data, "--user-dir", commands.plugin, "--task", "translation", "--cpu"),
@@ -80,13 +83,11 @@ def test_the_teachers_bleu_is_not_the_students(corpus, commands, tmp_path):
     assert alone.numbers("valid")[-1]["valid_bleu"] == pytest.approx(during, abs=1)
 
 
-def test_teacher_is_not_in_the_student_and_comes_out_as_it_went_in(corpus, commands, tmp_path):
-    before = checksum(corpus.teacher)
-    result = commands.train(corpus.data, tmp_path / "kd", *online(corpus, "--max-epoch", 2))
-    commands.train(
-        corpus.data, tmp_path / "plain", "--criterion", "ls_kd", "--kd-weight", 0, "--max-epoch", 2
-    )
-    assert checksum(corpus.teacher) == before
+def test_teacher_is_not_in_the_student_and_comes_out_as_it_went_in(corpus, train, online, tmp_path):
+    before = corpus.teacher.read_bytes()
+    result = train("kd", *online("--max-epoch", 2))
+    train("plain", "--criterion", "ls_kd", "--kd-weight", 0, "--max-epoch", 2)
+    assert corpus.teacher.read_bytes() == before
     ours, plain = load(tmp_path / "kd/checkpoint_last.pt"), load(tmp_path / "plain/checkpoint_last.pt")
     assert ours["model"].keys() == plain["model"].keys()
     assert "criterion" not in ours or not ours["criterion"]
@@ -100,69 +101,55 @@ def test_teacher_is_not_in_the_student_and_comes_out_as_it_went_in(corpus, comma
     assert entropies[0] == entropies[1]
 
 
-def test_stored_everything_is_online(corpus, commands, tmp_path):
+def test_stored_everything_is_online(corpus, commands, train, online, tmp_path):
     """Top-K of the whole vocabulary in float32: the same curve and nearly the same weights."""
-    classes = len((corpus.data / "dict.en.txt").read_text().splitlines()) + 4
     commands.call(
         *("fairseq_kd.soft_labels", corpus.data, "--path", corpus.teacher.parent, "--output", tmp_path / "s"),
-        *("--cpu", "--top-k", classes, "--values", "float32"),
+        *("--cpu", "--top-k", corpus.classes, "--values", "float32"),
     )
-    one = commands.train(corpus.data, tmp_path / "a", *online(corpus, "--max-epoch", 2))
-    other = commands.train(corpus.data, tmp_path / "b", *stored(tmp_path / "s", "--max-epoch", 2))
-    for ours, theirs in zip(one.numbers("train_inner"), other.numbers("train_inner"), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-3)
-        assert ours["kd_kl"] == pytest.approx(theirs["kd_kl"], abs=2e-3)
+    one = train("a", *online("--max-epoch", 2))
+    other = train("b", *stored(tmp_path / "s", "--max-epoch", 2))
+    agree(one.numbers("train_inner"), other.numbers("train_inner"), "loss", "kd_kl")
 
 
-def test_goes_on_along_the_curve_of_an_unbroken_run(corpus, commands, tmp_path, store):
+@pytest.mark.parametrize("asked", ["online", "stored"])
+def test_goes_on_along_the_curve_of_an_unbroken_run(train, online, tmp_path, store, asked):
     """Online, with dropout: loading the teacher must not move the random numbers."""
-    steady = ("--task", "translation_ls_kd")
-    for name, arguments in {"online": online(corpus, *steady), "stored": stored(store)}.items():
-        whole = commands.train(corpus.data, tmp_path / name / "whole", *arguments, "--max-epoch", 3)
-        first = commands.train(corpus.data, tmp_path / name / "parts", *arguments, "--max-epoch", 2)
-        second = commands.train(corpus.data, tmp_path / name / "parts", *arguments, "--max-epoch", 3)
-        inner, valid = whole.curve()
-        parts = [first.curve(), second.curve()]
-        assert inner == parts[0][0] + parts[1][0]
-        assert valid == parts[0][1] + parts[1][1]
-        assert same_weights(
-            tmp_path / name / "whole/checkpoint_last.pt", tmp_path / name / "parts/checkpoint_last.pt"
-        )
+    arguments = stored(store) if asked == "stored" else online("--task", "translation_ls_kd")
+    inner, valid = train("whole", *arguments, "--max-epoch", 3).curve()
+    first, second = (train("parts", *arguments, "--max-epoch", last).curve() for last in (2, 3))
+    assert inner == first[0] + second[0]
+    assert valid == first[1] + second[1]
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_killed_in_the_middle_of_an_epoch(corpus, commands, tmp_path):
-    arguments = online(corpus, "--max-epoch", 3, "--save-interval-updates", 4)
-    whole = commands.train(corpus.data, tmp_path / "whole", *arguments)
+def test_killed_in_the_middle_of_an_epoch(corpus, commands, train, online, tmp_path):
+    arguments = online("--max-epoch", 3, "--save-interval-updates", 4)
+    inner, _ = train("whole", *arguments).curve()
     process = commands.start_training(corpus.data, tmp_path / "parts", *arguments)
     while not (tmp_path / "parts/checkpoint_last.pt").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    rest = commands.train(corpus.data, tmp_path / "parts", *arguments)
-    inner, _ = whole.curve()
-    after, _ = rest.curve()
+    after, _ = train("parts", *arguments).curve()
     assert 0 < len(after) < len(inner)
     assert after == inner[-len(after) :]
-    assert same_weights(tmp_path / "whole/checkpoint_last.pt", tmp_path / "parts/checkpoint_last.pt")
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_update_freq_is_a_larger_batch(corpus, commands, tmp_path):
+def test_update_freq_is_a_larger_batch(train, online):
     """Without dropout two halves of a batch are the batch; sums over tokens, not means, make it so."""
-    arguments = online(corpus, "--max-epoch", 1, "--dropout", 0, "--batch-size")
-    large = commands.train(corpus.data, tmp_path / "large", *arguments, 400, "--max-tokens", 100000)
-    small = commands.train(
-        corpus.data, tmp_path / "small", *arguments, 200, "--max-tokens", 100000, "--update-freq", 2
-    )
-    one, other = large.numbers("train")[0], small.numbers("train")[0]
-    assert one["train_num_updates"] == other["train_num_updates"] == 1
-    for name in ("train_loss", "train_kd_ce", "train_kd_kl", "train_gnorm"):
-        assert one[name] == pytest.approx(other[name], abs=2e-3), name
+    arguments = online("--max-epoch", 1, "--dropout", 0, "--max-tokens", 100000, "--batch-size")
+    large = train("large", *arguments, 400).numbers("train")
+    small = train("small", *arguments, 200, "--update-freq", 2).numbers("train")
+    assert large[0]["train_num_updates"] == 1
+    agree(large, small, "train_num_updates", "train_loss", "train_kd_ce", "train_kd_kl", "train_gnorm")
 
 
-def test_two_processes_on_gloo_train_as_one(corpus, commands, tmp_path):
+def test_two_processes_on_gloo_train_as_one(corpus, commands, train, online, tmp_path):
     """The same sentences in two processes: the same sums, so the same losses and gradients."""
-    shared = online(corpus, "--max-epoch", 2, "--dropout", 0, "--max-tokens", 100000, "--batch-size")
-    alone = commands.train(corpus.data, tmp_path / "one", *shared, 200, "--update-freq", 2)
+    shared = online("--max-epoch", 2, "--dropout", 0, "--max-tokens", 100000, "--batch-size")
+    alone = train("one", *shared, 200, "--update-freq", 2)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -178,33 +165,23 @@ def test_two_processes_on_gloo_train_as_one(corpus, commands, tmp_path):
     ]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs[0][-3000:]
-    two = commands.result(outputs[0])
-    for one, other in zip(alone.numbers("train"), two.numbers("train"), strict=True):
-        for name in ("train_loss", "train_kd_kl", "train_kd_teacher_entropy", "train_gnorm"):
-            assert one[name] == pytest.approx(other[name], abs=2e-3), name
+    names = ("train_loss", "train_kd_kl", "train_kd_teacher_entropy", "train_gnorm")
+    agree(alone.numbers("train"), commands.result(outputs[0]).numbers("train"), *names)
 
 
-def test_finetune_from_a_model_of_another_criterion(corpus, commands, tmp_path):
-    result = commands.train(
-        corpus.data,
-        tmp_path,
-        *online(corpus, "--finetune-from-model", corpus.teacher, "--max-epoch", 1, "--lr", 1e-5),
-    )
+def test_finetune_from_a_model_of_another_criterion(corpus, train, online):
+    result = train("s", *online("--finetune-from-model", corpus.teacher, "--max-epoch", 1, "--lr", 1e-5))
     # The student begins as its teacher: what is left of the divergence is the student's dropout.
     assert result.numbers("train_inner")[0]["kd_kl"] < 0.5
 
 
-def test_validate_and_generate_do_without_the_teacher(corpus, commands, tmp_path, store):
-    teacher = tmp_path / "teacher.pt"
-    teacher.write_bytes(corpus.teacher.read_bytes())
-    copy = tmp_path / "store"
-    subprocess.run(["cp", "-r", store, copy], check=True)
-    commands.train(
-        corpus.data, tmp_path / "a", "--criterion", "ls_kd", "--kd-teacher", teacher, "--max-epoch", 1
-    )
-    commands.train(corpus.data, tmp_path / "b", *stored(copy, "--max-epoch", 1))
+def test_validate_and_generate_do_without_the_teacher(corpus, commands, train, tmp_path, store):
+    teacher = shutil.copy(corpus.teacher, tmp_path / "teacher.pt")
+    copy = shutil.copytree(store, tmp_path / "store")
+    train("a", "--criterion", "ls_kd", "--kd-teacher", teacher, "--max-epoch", 1)
+    train("b", *stored(copy, "--max-epoch", 1))
     teacher.unlink()
-    subprocess.run(["rm", "-r", copy], check=True)
+    shutil.rmtree(copy)
     documented = (commands.plugin.parents[1] / "docs" / "fairseq.md").read_text()
     for student, subset in (("a", "valid"), ("b", "train")):
         places = {
@@ -223,26 +200,23 @@ def test_validate_and_generate_do_without_the_teacher(corpus, commands, tmp_path
                 assert "Generate test with beam=5: BLEU4 = " in said.output
 
 
-def test_presets_top_k_spread_and_ensembles(corpus, commands, tmp_path):
-    for number, arguments in enumerate(
-        [
-            ("--kd-preset", "tan2019"),
-            ("--kd-preset", "tan2019", "--kd-temperature", 2, "--kd-temperature-squared", "false"),
-            ("--kd-top-k", 4, "--kd-rest", "spread", "--ignore-prefix-size", 1),
-            ("--kd-teacher", f"{corpus.teacher}:{corpus.teacher.with_name('checkpoint_last.pt')}"),
-        ]
-    ):
-        result = commands.train(
-            corpus.data, tmp_path / str(number), *online(corpus, "--max-update", 3), *arguments
-        )
-        row = result.numbers("train")[-1]
-        assert 0 < row["train_kd_kl"] < row["train_kd_ce"]
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--kd-preset", "tan2019"),
+        ("--kd-preset", "tan2019", "--kd-temperature", 2, "--kd-temperature-squared", "false"),
+        ("--kd-top-k", 4, "--kd-rest", "spread", "--ignore-prefix-size", 1),
+        ("--kd-teacher", "{0}/checkpoint_best.pt:{0}/checkpoint_last.pt"),
+    ],
+)
+def test_presets_top_k_spread_and_ensembles(corpus, train, online, arguments):
+    words = [str(word).format(corpus.teacher.parent) for word in arguments]
+    row = train("s", *online("--max-update", 3, *words)).numbers("train")[-1]
+    assert 0 < row["train_kd_kl"] < row["train_kd_ce"]
 
 
-def test_hydra_train_gives_the_same_numbers(corpus, commands, tmp_path):
-    plain = commands.train(
-        corpus.data, tmp_path / "cli", *online(corpus, "--max-epoch", 2, "--kd-temperature", 2)
-    )
+def test_hydra_train_gives_the_same_numbers(corpus, commands, train, online, tmp_path):
+    plain = train("cli", *online("--max-epoch", 2, "--kd-temperature", 2))
     config = f"""
 common: {{user_dir: {commands.plugin}, cpu: true, seed: 3, log_format: json, log_interval: 1,
          no_progress_bar: true}}
@@ -260,28 +234,22 @@ model:
   decoder: {{layers: 1, embed_dim: 32, ffn_embed_dim: 64, attention_heads: 2}}
 """
     (tmp_path / "kd.yaml").write_text(config)
-    result = commands.run(
-        "fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "kd", cwd=tmp_path
-    )
-    assert result.curve() == plain.curve()
-    refused = commands.run(
-        *("fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "kd", "+criterion.kd_weight=3"),
-        cwd=tmp_path,
-        check=False,
-    )
+    hydra = ("fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", "kd")
+    assert commands.run(*hydra, cwd=tmp_path).curve() == plain.curve()
+    refused = commands.run(*hydra, "+criterion.kd_weight=3", cwd=tmp_path, check=False)
     assert refused.status == 2
     assert "--kd-weight is 3.0" in refused.error
 
 
-def test_selective_distillation_by_validation_bleu_survives_an_end(corpus, commands, tmp_path, store):
+def test_selective_distillation_by_validation_bleu_survives_an_end(commands, train, store):
     """The teacher's BLEU is said to be low, so that the student passes it and the weight falls."""
     arguments = stored(
         *(store, "--kd-alpha-schedule", "adaptive", "--kd-alpha-interval", 1, "--kd-teacher-bleu", 1),
         *commands.bleu,
     )
-    whole = commands.train(corpus.data, tmp_path / "whole", *arguments, "--max-epoch", 8)
-    commands.train(corpus.data, tmp_path / "parts", *arguments, "--max-epoch", 7)
-    last = commands.train(corpus.data, tmp_path / "parts", *arguments, "--max-epoch", 8)
+    whole = train("whole", *arguments, "--max-epoch", 8)
+    train("parts", *arguments, "--max-epoch", 7)
+    last = train("parts", *arguments, "--max-epoch", 8)
     weights = [row["train_kd_weight"] for row in whole.numbers("train")]
     bleus = [row["valid_bleu"] for row in whole.numbers("valid")]
     expected = [0.9, *[round(0.9 * 0.5 ** max(bleu - 1 + 2, 0), 3) for bleu in bleus[:-1]]]
@@ -291,25 +259,22 @@ def test_selective_distillation_by_validation_bleu_survives_an_end(corpus, comma
     assert last.curve()[0] == whole.curve()[0][-len(last.curve()[0]) :]
 
 
-def test_interval_of_three_epochs(corpus, commands, tmp_path, store):
+def test_interval_of_three_epochs(commands, train, store):
     arguments = stored(store, "--kd-alpha-schedule", "threshold", "--kd-teacher-bleu", -0.5, *commands.bleu)
-    result = commands.train(corpus.data, tmp_path, *arguments, "--max-epoch", 5)
+    result = train("s", *arguments, "--max-epoch", 5)
     weights = [row["train_kd_weight"] for row in result.numbers("train")]
     bleu = result.numbers("valid")[2]["valid_bleu"]
     assert weights[:3] == [0.9] * 3
     assert weights[3:] == ([0.0] * 2 if bleu >= 0.5 else [0.9] * 2)
 
 
-def test_checkpoint_with_foreign_code_is_refused_everywhere(corpus, commands, tmp_path):
-    state = load(corpus.teacher)
-    state["extra_state"]["surprise"] = os.system
+def test_checkpoint_with_foreign_code_is_refused_everywhere(corpus, commands, train, tmp_path):
     bad = tmp_path / "bad" / "checkpoint_last.pt"
-    bad.parent.mkdir()
-    torch.save(state, bad)
+    corpus.forge(bad, lambda state: state["extra_state"].update(surprise=os.system))
     shared = (corpus.data, "--user-dir", commands.plugin, "--cpu", "--path", bad)
     for command in (("generate",), ("validate", "--task", "translation", "--max-tokens", 1000)):
         with pytest.raises(LskdError, match=r"posix\.system"):
             commands.call(f"fairseq-{command[0]}", *shared, *command[1:])
-    for save, teacher in ((bad.parent, ("--kd-weight", 0)), (tmp_path / "s", ("--kd-teacher", bad))):
+    for save, teacher in (("bad", ("--kd-weight", 0)), ("s", ("--kd-teacher", bad))):
         with pytest.raises(LskdError, match=r"posix\.system"):
-            commands.train(corpus.data, save, "--criterion", "ls_kd", *teacher, "--max-epoch", 1)
+            train(save, "--criterion", "ls_kd", *teacher, "--max-epoch", 1)

@@ -1,29 +1,32 @@
 """What every run that loads the plugin gets: an end when it diverges, and checkpoints that are whole."""
 
-import contextlib
 import math
-import os
 import resource
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
+from fairseq.file_io import PathManager
 
+from fairseq_kd import errors
+from fairseq_kd import watched_trainer as watched
 from lskd import DivergedError, LskdError
 
 STOCK = ("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1")
 
 
-@pytest.fixture(scope="module")
-def watched():
-    from fairseq_kd import watched_trainer
-
-    return watched_trainer
-
-
-def at_epoch(watched, epoch):
+def at_epoch(epoch):
     return SimpleNamespace(kd_watch=watched._Watch(epoch=epoch), get_model=lambda: torch.nn.Linear(2, 2))
+
+
+def raising(text):
+    def step(*_):
+        raise FloatingPointError(text)
+
+    return step
 
 
 @pytest.mark.unit
@@ -35,41 +38,36 @@ def at_epoch(watched, epoch):
         "Fatal error: gradients are inconsistent between workers.\nrank   0 = 1.0\nrank   1 = nan",
     ],
 )
-def test_what_fairseq_says_of_gradients_is_a_run_that_diverged(watched, text):
-    def step(*_):
-        raise FloatingPointError(text)
-
+def test_what_fairseq_says_of_gradients_is_a_run_that_diverged(text):
     def and_fails_itself(*_):
         try:
-            step()
+            raise FloatingPointError(text)
         except FloatingPointError:
             raise StopIteration from None
 
-    for one in (step, and_fails_itself):
+    for step in (raising(text), and_fails_itself):
         with pytest.raises(DivergedError, match=r"^epoch 3: the gradient is nan; the run diverged"):
-            watched._train_step(one, at_epoch(watched, 3), [])
+            watched._train_step(step, at_epoch(3), [])
 
 
 @pytest.mark.unit
-def test_an_error_of_the_machine_stays_what_it_is(watched):
-    def step(*_):
-        raise FloatingPointError("gradients are inconsistent between workers.\nrank 0 = 1.0\nrank 1 = 2.0")
-
+def test_an_error_of_the_machine_stays_what_it_is():
+    step = raising("gradients are inconsistent between workers.\nrank 0 = 1.0\nrank 1 = 2.0")
     with pytest.raises(FloatingPointError, match="inconsistent"):
-        watched._train_step(step, at_epoch(watched, 3), [])
+        watched._train_step(step, at_epoch(3), [])
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_losses_and_weights_are_finite_or_the_run_failed(watched, value):
+def test_losses_and_weights_are_finite_or_the_run_failed(value):
     def log(*_):
         return {"loss": value}
 
     with pytest.raises(DivergedError, match="epoch 2: the training loss is"):
-        watched._train_step(log, at_epoch(watched, 2), [])
+        watched._train_step(log, at_epoch(2), [])
     with pytest.raises(DivergedError, match="epoch 2: the validation loss is"):
-        watched._valid_step(log, at_epoch(watched, 2), {"ntokens": 3})
-    trainer = at_epoch(watched, 2)
+        watched._valid_step(log, at_epoch(2), {"ntokens": 3})
+    trainer = at_epoch(2)
     model = trainer.get_model()
     model.bias.data[1] = value
     trainer.get_model = lambda: model
@@ -92,9 +90,7 @@ def test_a_run_that_diverges_ends_with_3_and_one_line(corpus, commands, tmp_path
 
 
 @pytest.mark.integration
-def test_checkpoints_know_dictionaries_and_validation(corpus, watched):
-    from fairseq.data import Dictionary
-
+def test_checkpoints_know_dictionaries_and_validation(corpus):
     # No class of the plugin is pickled, so that old checkpoints do not depend on where a class lies.
     unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(corpus.teacher)
     assert not [name for name in unsafe if name.startswith("fairseq_kd")]
@@ -111,7 +107,7 @@ def test_checkpoints_know_dictionaries_and_validation(corpus, watched):
 
 
 @pytest.mark.unit
-def test_a_run_that_learnt_nothing_is_named(watched, capsys):
+def test_a_run_that_learnt_nothing_is_named(capsys):
     def run(nll, words=40):
         watched._Watch(words, nll=nll * 10, tokens=10).warn_if_guessing()
         return capsys.readouterr().out
@@ -122,7 +118,7 @@ def test_a_run_that_learnt_nothing_is_named(watched, capsys):
 
 @pytest.mark.unit
 @pytest.mark.parametrize(("command", "says"), [("/bin/fairseq-train", True), ("/bin/lskd", False)])
-def test_a_command_of_fairseq_says_it_at_its_end(watched, monkeypatch, command, says):
+def test_a_command_of_fairseq_says_it_at_its_end(monkeypatch, command, says):
     at_the_end = []
     monkeypatch.setattr(watched.atexit, "register", at_the_end.append)
     monkeypatch.setattr("sys.argv", [command])
@@ -131,10 +127,7 @@ def test_a_command_of_fairseq_says_it_at_its_end(watched, monkeypatch, command, 
 
 
 @pytest.mark.unit
-def test_a_checkpoint_is_whole_or_the_one_before(watched, tmp_path, monkeypatch):
-    from fairseq import checkpoint_utils
-    from fairseq.file_io import PathManager
-
+def test_a_checkpoint_is_whole_or_the_one_before(tmp_path, monkeypatch):
     last, best = tmp_path / "checkpoint_last.pt", tmp_path / "checkpoint_best.pt"
     checkpoint_utils.torch_persistent_save({"epoch": 1}, str(best))
     PathManager.copy(str(best), str(last), overwrite=True)
@@ -155,9 +148,7 @@ def test_a_checkpoint_is_whole_or_the_one_before(watched, tmp_path, monkeypatch)
 
 
 @pytest.mark.unit
-def test_a_full_disk_is_one_line(watched, tmp_path):
-    from fairseq import checkpoint_utils
-
+def test_a_full_disk_is_one_line(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
@@ -177,40 +168,32 @@ def test_a_checkpoint_that_was_cut_says_how_to_go_on(corpus, commands, tmp_path)
     for size in (0, 5000):
         last.write_bytes(best.read_bytes()[:size])
         with pytest.raises(LskdError, match="was cut while it was written; go on from a whole one") as caught:
-            commands.call("fairseq-train", *commands.training(corpus.data, tmp_path, *STOCK)[1:])
+            commands.call(*commands.training(corpus.data, tmp_path, *STOCK))
         assert f"--restore-file {best}" in str(caught.value)
     best.unlink()
     with pytest.raises(LskdError, match="was cut while it was written; remove it to begin anew"):
-        commands.call("fairseq-train", *commands.training(corpus.data, tmp_path, *STOCK)[1:])
+        commands.call(*commands.training(corpus.data, tmp_path, *STOCK))
 
 
 @pytest.mark.integration
 def test_two_processes_that_would_train_alone(corpus, commands, tmp_path, monkeypatch):
     """What torchrun sets, without --distributed-world-size."""
-    for name, value in {
-        "WORLD_SIZE": "2",
-        "RANK": "0",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": "1",
-    }.items():
-        monkeypatch.setitem(os.environ, name, value)
-    words = commands.training(corpus.data, tmp_path, *STOCK, "--max-update", 1)
+    for name in ("WORLD_SIZE=2", "RANK=0", "MASTER_ADDR=localhost", "MASTER_PORT=1"):
+        monkeypatch.setenv(*name.split("="))
     with pytest.raises(LskdError, match=r"2 processes were started .* add --distributed-world-size 2"):
-        commands.call("fairseq-train", *words[1:])
+        commands.call(*commands.training(corpus.data, tmp_path, *STOCK, "--max-update", 1))
     assert not list(tmp_path.glob("*.pt"))
 
 
 @pytest.mark.integration
 def test_adaptive_softmax_is_refused_before_the_first_update(corpus, commands, tmp_path):
     adaptive = ("--adaptive-softmax-cutoff", "10,20", "--max-update", 1, "--ddp-backend", "legacy_ddp")
-    words = commands.training(corpus.data, tmp_path / "a", "--criterion", "adaptive_loss", *adaptive)
-    with contextlib.redirect_stdout(None):
-        commands.call("fairseq-train", *words[1:])
+    commands.train(corpus.data, tmp_path / "a", "--criterion", "adaptive_loss", *adaptive)
     with pytest.raises(LskdError, match="has an adaptive softmax, which gives no logits"):
         corpus.teach(tmp_path / "a" / "checkpoint_last.pt")
     student = ("--criterion", "ls_kd", "--kd-teacher", corpus.teacher, *adaptive)
     with pytest.raises(LskdError, match="drop --adaptive-softmax-cutoff"):
-        commands.call("fairseq-train", *commands.training(corpus.data, tmp_path / "b", *student)[1:])
+        commands.train(corpus.data, tmp_path / "b", *student)
     assert not list((tmp_path / "b").glob("*.pt"))
 
 
@@ -230,14 +213,12 @@ def test_tasks_that_do_not_translate_are_one_line(corpus, commands, tmp_path):
     assert "distils translation, and the task is LanguageModelingTask" in result.error
     pairs = ("--task", "translation_multi_simple_epoch", "--langs", "de,en", "--lang-pairs", "de-en")
     with pytest.raises(LskdError, match="the task is TranslationMultiSimpleEpochTask"):
-        commands.call("fairseq-train", *commands.training(corpus.data, tmp_path / "s", *pairs, *teacher)[1:])
+        commands.train(corpus.data, tmp_path / "s", *pairs, *teacher)
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize(("name", "status"), [("DivergedError", 3), ("CheckpointError", 2)])
 def test_an_error_of_a_process_that_fairseq_spawned_is_one_line_too(name, status):
-    from fairseq_kd import errors
-
     text = f"\n\n-- Process 1 terminated:\nTraceback ...\nlskd.errors.{name}: epoch 2: no\n"
     assert errors._as_line(Exception(text)) == ("fairseq_kd: error: epoch 2: no", status)
     assert errors._as_line(Exception("lskd is not at fault"))[0] is None

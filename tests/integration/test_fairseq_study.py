@@ -45,9 +45,11 @@ def study(folder: Path) -> subprocess.Popen[str]:
 
 
 def kill_the_first_run(process: subprocess.Popen[str], runs: Path) -> str:
-    """Kill the job that trains, once it has a checkpoint; return the run's name."""
+    """Kill the job that trains, once an epoch is logged, its checkpoint written; return the run's name."""
     while process.poll() is None:
-        for found in runs.glob("teachers/*/checkpoint_last.pt"):
+        for found in runs.glob("teachers/*/hydra_train.log"):
+            if "[train][INFO] - {" not in found.read_text():
+                continue
             for job in psutil.Process(process.pid).children(recursive=True):
                 words = job.cmdline()
                 if words[1:3] == ["-m", "lskd_study.runs"] and words[-1] == found.parent.name:

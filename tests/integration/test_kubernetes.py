@@ -56,19 +56,14 @@ class StandIn(ThreadingHTTPServer):
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         for variable in container["env"]:
             where = variable["valueFrom"]["secretKeyRef"]
-            environment[variable["name"]] = base64.b64decode(
-                self.secrets[where["name"]][where["key"]]
-            ).decode()
+            secret = self.secrets[where["name"]][where["key"]]
+            environment[variable["name"]] = base64.b64decode(secret).decode()
         workdir = self.folder / name
         workdir.mkdir()
         with (workdir / "log").open("w") as log:
-            self.states[name] = subprocess.Popen(
-                [*container["command"], *container["args"]],
-                cwd=workdir,
-                env=environment,
-                stdout=log,
-                stderr=log,
-            )
+            command = [*container["command"], *container["args"]]
+            output = {"stdout": log, "stderr": log}
+            self.states[name] = subprocess.Popen(command, cwd=workdir, env=environment, **output)
 
     def status(self, name: str) -> dict[str, int]:
         process = self.states[name]

@@ -123,14 +123,8 @@ def test_a_study_on_slurm(cluster, tmp_path):
     command = [sys.executable, "-m", "lskd_study", "study", "study.yaml", *OPTIONS]
     log = tmp_path / "first.log"
     with log.open("w") as file:
-        first = subprocess.Popen(
-            [*command, "--verbose"],
-            cwd=tmp_path,
-            env=cluster,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+        output = {"stdout": file, "stderr": file, "start_new_session": True}
+        first = subprocess.Popen([*command, "--verbose"], cwd=tmp_path, env=cluster, **output)
     while " starts " not in log.read_text():
         assert first.poll() is None, log.read_text()[-3000:]
         time.sleep(0.2)

@@ -1,16 +1,18 @@
 """A study of translation: its file, its commands, its data-bin, and fairseq's logs in nats."""
 
 import json
+import logging
 import math
 import shlex
 import subprocess
 import zipfile
+from itertools import product
 from pathlib import Path
 
 import pytest
 import yaml
 
-from lskd import LskdError
+from lskd import DivergedError, LskdError
 from lskd_study.data.text import parallel
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.schema import load_study
@@ -22,9 +24,10 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 RECIPES = ("number_words_de_en", "ding_de_en", "iwslt14_de_en")
 FAIRSEQ = trainer_of("fairseq", "student")
-STUDY = yaml.safe_load((ROOT / "recipes" / RECIPES[0] / "study.yaml").read_text())
-TEACHER = yaml.safe_load((ROOT / "recipes" / RECIPES[0] / "teacher.yaml").read_text())
-STUDENT = yaml.safe_load((ROOT / "recipes" / RECIPES[0] / "student.yaml").read_text())
+STUDY, TEACHER, STUDENT = (
+    yaml.safe_load((ROOT / "recipes" / RECIPES[0] / f"{name}.yaml").read_text())
+    for name in ("study", "teacher", "student")
+)
 
 
 @pytest.fixture
@@ -33,10 +36,9 @@ def make(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def plan(teacher=TEACHER, student=STUDENT, **changes) -> Plan:
-        (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher))
-        (tmp_path / "student.yaml").write_text(yaml.safe_dump(student))
         content = {k: v for k, v in (STUDY | {"title": "T"} | changes).items() if v is not None}
-        (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        for name, file in (("teacher", teacher), ("student", student), ("study", content)):
+            (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(file, sort_keys=False))
         return engine.make_plan("study.yaml", None)
 
     return plan
@@ -57,27 +59,31 @@ def test_recipes_are_studies(monkeypatch, name):
     assert options_of(words)["common.user_dir"] == "plugins/fairseq_kd"
 
 
+WORDS = {"prepare": "number-words"}
+UNKNOWN = "unknown option of `lskd data number-words`; did you mean 'train'"
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("ecosystem", "data", "message"),
     [
-        ({"data": {"path": "d", "num_classes": 3}}, r":5: data.num_classes: a fairseq study has no classes"),
-        ({"ecosystem": "timm", "data": {"path": "d"}}, r":3: 'data.num_classes' is missing; add it"),
-        ({"ecosystem": "mmcls", "data": {"path": "d"}}, r":3: 'data.num_classes' is missing; add it"),
-        ({"data": {"path": "d", "prepare": "digits"}}, r":5: data.prepare: it makes no data for fairseq"),
-        ({"data": {"path": "d", "options": {"train": 3}}}, r":5: data.options: they belong to data.prepare"),
+        ("fairseq", {"num_classes": 3}, ":5: data.num_classes: a fairseq study has no classes"),
+        ("timm", {}, ":3: 'data.num_classes' is missing; add it"),
+        ("mmcls", {}, ":3: 'data.num_classes' is missing; add it"),
+        ("fairseq", {"prepare": "digits"}, ":5: data.prepare: it makes no data for fairseq"),
+        ("timm", {"num_classes": 3, "prepare": "ding"}, "it makes no data for timm, which takes cub200, dig"),
+        ("fairseq", {"options": {"train": 3}}, ":5: data.options: they belong to data.prepare"),
         (
-            {"data": {"path": "d", "prepare": "ding", "options": {"output": "x"}}},
-            r":7: data.options.output: the study sets the folders itself",
+            "fairseq",
+            {"prepare": "ding", "options": {"output": "x"}},
+            ":7: data.options.output: the study set",
         ),
-        (
-            {"ecosystem": "timm", "data": {"path": "d", "num_classes": 3, "prepare": "ding"}},
-            r":6: data.prepare: it makes no data for timm, which takes cub200, digits, fashion",
-        ),
+        ("fairseq", WORDS | {"options": {"trian": 3}}, f":7: data.options.trian: {UNKNOWN}"),
+        ("fairseq", WORDS | {"options": {"train": "many"}}, "number-words: Invalid value for '--train'"),
     ],
 )
-def test_data_are_those_of_the_ecosystem(make, change, message):
+def test_data_are_those_of_the_ecosystem(make, ecosystem, data, message):
     with pytest.raises(LskdError, match=message) as caught:
-        make(**change)
+        make(ecosystem=ecosystem, data={"path": "d"} | data)
     assert "\n" not in str(caught.value)
 
 
@@ -112,13 +118,10 @@ def test_a_command_decides_what_the_study_decides(make):
 
 def test_smoothing_of_the_other_convention_is_the_plugins(make):
     plan = make(smoothing={"values": [0, 0.1], "convention": "uniform"})
-    options = options_of(FAIRSEQ.command(plan, next(run for run in plan.runs if run.smoothing)))
-    assert {key: value for key, value in options.items() if key.startswith("++")} == {
-        "++criterion._name": "ls_kd",
-        "++criterion.kd_weight": "0",
-        "++criterion.smoothing_convention": "uniform",
-        "++criterion.label_smoothing": "0.1",
-    }
+    words = FAIRSEQ.command(plan, next(run for run in plan.runs if run.smoothing))
+    own = {"_name": "ls_kd", "kd_weight": "0", "smoothing_convention": "uniform", "label_smoothing": "0.1"}
+    expected = {f"++criterion.{name}={value}" for name, value in own.items()}
+    assert {word for word in words if word.startswith("++")} == expected
 
 
 @pytest.mark.parametrize("output", ["runs/a b", "runs/it's, [odd]", "runs/a=b{c}", "runs/ä"])
@@ -159,10 +162,7 @@ IWSLT = "the study file says transformer; make them equal"
         (STUDENT, "criterion._name is ls_kd; a teacher's is label_smoothed_cross_entropy"),
         (TEACHER | {"defaults": ["_self_"]}, "it has defaults"),
         (changed(TEACHER, "model", _name="fconv", encoder=None, decoder=None), "its architecture is 'fconv'"),
-        (
-            changed(TEACHER, "model", encoder_xformers_att_config="f()"),
-            "xformers_att_config would be run as code",
-        ),
+        (changed(TEACHER, "model", encoder_xformers_att_config="f()"), "att_config would be run as code"),
         (changed(TEACHER, "model", adaptive_softmax_cutoff=[10]), "leaves no logits to distil"),
     ],
 )
@@ -178,8 +178,6 @@ def test_flat_names_of_a_model_are_known_too(make):
 
 
 def test_checking_leaves_logging_as_it_was(make):
-    import logging
-
     root = logging.getLogger()
     before = root.level, list(root.handlers)
     make()
@@ -225,12 +223,11 @@ def test_curves_are_in_nats(tmp_path):
 
 def test_a_teacher_that_was_not_asked_is_not_measured(tmp_path):
     """As the threshold schedule leaves it at weight 0."""
-    silent = dict.fromkeys(
-        ("train_kd_ce", "train_kd_kl", "train_kd_teacher_entropy", "train_kd_agreement"), "nan"
-    )
-    log(tmp_path, line("train", epoch=1, train_loss=2, train_kd_hard_ce=2, train_kd_weight=0, **silent))
+    silent = ("ce", "kl", "teacher_entropy", "agreement")
+    terms = {f"train_kd_{name}": "nan" for name in silent}
+    log(tmp_path, line("train", epoch=1, train_loss=2, train_kd_hard_ce=2, train_kd_weight=0, **terms))
     (row,) = FAIRSEQ.read_curves(tmp_path, "student")
-    assert row["train_ce"] == row["train_kl"] == row["train_teacher_entropy"] == row["train_agreement"] == ""
+    assert [row[f"train_{name}"] for name in silent] == [""] * 4
     assert float(row["train_hard_ce"]) == pytest.approx(2 * math.log(2))
 
 
@@ -290,27 +287,8 @@ def test_data_are_made_in_one_command(make):
     assert make(data={"path": "d"}).prepare_arguments == []
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"trian": 3},
-            "data.options.trian: unknown option of `lskd data number-words`; did you mean 'train'",
-        ),
-        ({"train": "many"}, "data.options: lskd data number-words: Invalid value for '--train'"),
-    ],
-)
-def test_options_of_the_data_are_checked_before_any_run(make, options, message):
-    with pytest.raises(LskdError, match=rf"study.yaml:\d+: {message}"):
-        make(data={"path": "d", "prepare": "number-words", "options": options})
-
-
-FILES = [f"dict.{language}.txt" for language in ("de", "en")] + [
-    f"{split}.de-en.{language}.{kind}"
-    for split in ("train", "valid", "test")
-    for language in ("de", "en")
-    for kind in ("bin", "idx")
-]
+SPLITS = product(("train", "valid", "test"), ("de", "en"), ("bin", "idx"))
+FILES = ["dict.de.txt", "dict.en.txt", *(f"{split}.de-en.{side}.{kind}" for split, side, kind in SPLITS)]
 
 
 def write_files(folder: Path, *left_out: str) -> None:
@@ -347,8 +325,8 @@ def preprocess(monkeypatch):
         folder = Path(words[words.index("--destdir") + 1])
         write_files(folder, *(FILES[3:] if state["fails"] else ()))
         (folder / "preprocess.log").write_text(str(folder))
-        status = 1 if state["fails"] else 0
-        return subprocess.CompletedProcess(words, status, "", "Traceback\nValueError: no words\n")
+        said = "Traceback\nValueError: no words\n"
+        return subprocess.CompletedProcess(words, int(state["fails"]), "", said)
 
     monkeypatch.setattr(parallel.subprocess, "run", run)
     return state
@@ -376,14 +354,10 @@ def test_a_data_bin_appears_whole_or_not_at_all(tmp_path, preprocess):
 
 
 def test_a_run_that_diverged_is_told_from_a_mistake(monkeypatch):
-    import fairseq_cli.hydra_train
-
-    from lskd import DivergedError
-
     def diverge():
         raise DivergedError("epoch 3: the validation loss is nan")
 
-    monkeypatch.setattr(fairseq_cli.hydra_train, "cli_main", diverge)
+    monkeypatch.setattr("fairseq_cli.hydra_train.cli_main", diverge)
     with pytest.raises(DivergedError, match=r"^epoch 3: the validation loss is nan$"):
         FAIRSEQ.train([])
 

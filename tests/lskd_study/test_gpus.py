@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -37,14 +36,10 @@ def own_locks(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
-def holder() -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+def taken(count: int = 1) -> str:
+    """Return which devices a run gets now."""
+    with chosen_gpus({"gpu": count}) as devices:
+        return devices[VISIBLE]
 
 
 @pytest.mark.parametrize(
@@ -69,15 +64,15 @@ def test_without_the_variable_torch_counts():
 
 
 def test_runs_take_different_devices_and_the_dead_give_theirs_back():
-    other = holder()
-    try:
-        assert other.stdout.readline().strip() == "0"
-        with chosen_gpus({"gpu": 1}) as devices:
-            assert devices == {VISIBLE: "1"}
-            assert os.environ[VISIBLE] == "1"
-        assert VISIBLE not in os.environ
-    finally:
-        end(other)
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline().strip() == "0"
+            with chosen_gpus({"gpu": 1}) as devices:
+                assert devices == {VISIBLE: "1"}
+                assert os.environ[VISIBLE] == "1"
+            assert VISIBLE not in os.environ
+        finally:
+            other.kill()
     said = []
     with chosen_gpus({"gpu": 1}, said.append) as devices:
         assert devices == {VISIBLE: "0"}
@@ -99,21 +94,18 @@ def test_a_child_that_outlives_its_run_keeps_the_device():
         assert devices == {VISIBLE: "0"}
         child = subprocess.Popen(["sleep", "60"], pass_fds=held_locks())
     try:
-        with chosen_gpus({"gpu": 1}) as devices:
-            assert devices == {VISIBLE: "1"}
+        assert taken() == "1"
     finally:
         child.kill()
         child.wait()
-    with chosen_gpus({"gpu": 1}) as devices:
-        assert devices == {VISIBLE: "0"}
+    assert taken() == "0"
 
 
 @pytest.mark.parametrize("candidates", ["", None])
 def test_where_a_cluster_gives_the_devices_nothing_is_changed(candidates, monkeypatch):
     monkeypatch.setenv(VISIBLE, "5")
-    if candidates is None:
-        monkeypatch.delenv(CANDIDATES)
-    else:
+    monkeypatch.delenv(CANDIDATES)
+    if candidates is not None:
         monkeypatch.setenv(CANDIDATES, candidates)
     with chosen_gpus({"gpu": 1}) as devices:
         assert (devices, os.environ[VISIBLE]) == ({}, "5")
@@ -130,12 +122,7 @@ def test_all_visible_ones_unless_it_is_said(monkeypatch):
     ("visible", "resources", "limit", "message"),
     [
         ("", {"gpu": 1}, None, r"each run asks for 1 GPU but 0 are visible \(CUDA_VISIBLE_DEVICES=\); take"),
-        (
-            "0",
-            {"gpu": 2},
-            None,
-            r"each run asks for 2 GPUs but 1 is visible \(CUDA_VISIBLE_DEVICES=0\)",
-        ),
+        ("0", {"gpu": 2}, None, r"each run asks for 2 GPUs but 1 is visible \(CUDA_VISIBLE_DEVICES=0\)"),
         ("0", {"gpu": 1}, 4, r"--resources gpu=4 but 1 is visible \(CUDA_VISIBLE_DEVICES=0\); give 1"),
         ("0,1", {"gpu": 2}, 1, "each run asks for 2 GPUs but --resources gives 1; give 2 or more"),
         ("0", {"gpu": "two"}, None, "resources.extra.gpu is 'two'; it is the number"),
@@ -152,8 +139,7 @@ def test_fewer_devices_than_asked_for_is_one_line(visible, resources, limit, mes
 def test_allocations_of_slurm_may_both_have_a_device_0(monkeypatch):
     with chosen_gpus({"gpu": 2}):
         monkeypatch.setenv("SLURM_JOB_ID", "7")
-        with chosen_gpus({"gpu": 2}) as devices:
-            assert devices == {VISIBLE: "0,1"}
+        assert taken(2) == "0,1"
 
 
 def test_the_script_of_mmcls_holds_the_device_too(tmp_path, monkeypatch):
@@ -177,8 +163,8 @@ def test_the_script_of_mmcls_holds_the_device_too(tmp_path, monkeypatch):
 
 def test_somebody_elses_lock_folder_is_not_used(tmp_path):
     (tmp_path / f"lskd-gpus-{os.getuid()}").symlink_to(tmp_path)
-    with pytest.raises(LskdError, match="belongs to somebody else; set TMPDIR"), chosen_gpus({"gpu": 1}):
-        pass
+    with pytest.raises(LskdError, match="belongs to somebody else; set TMPDIR"):
+        taken()
 
 
 def test_the_trainer_sees_the_chosen_device_and_the_page_repeats_it(tmp_path, plan_of, monkeypatch, capsys):

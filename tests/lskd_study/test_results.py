@@ -20,52 +20,57 @@ def rewrite(folder, **changes):
     save_file(tensors, folder / LOGITS)
 
 
-def test_accuracy_and_instability_come_from_the_stored_logits(fake_study):
-    plan = fake_study()
-    run = plan.runs[0]
-    tensors = load_file(plan.folder(run) / LOGITS)
+@pytest.fixture
+def plan(fake_study):
+    return fake_study()
+
+
+@pytest.fixture
+def folder(plan):
+    """Return the folder of the first run."""
+    return plan.folder(plan.runs[0])
+
+
+def read(plan):
+    return read_image_result(plan.folder(plan.runs[0]), plan.runs[0], plan.num_classes)
+
+
+def test_accuracy_and_instability_come_from_the_stored_logits(plan, folder):
+    tensors = load_file(folder / LOGITS)
     logits, labels = torch.from_numpy(tensors["logits"]).float(), torch.from_numpy(tensors["labels"])
-    found = read_image_result(plan.folder(run), run, plan.num_classes)
+    found = read(plan)
     assert found.top1 == pytest.approx(100 * (logits.argmax(-1) == labels).float().mean().item())
-    assert found.top5 == 100.0
-    assert found.instability == pytest.approx(
-        1 - float(stability(logits, labels, plan.num_classes)), abs=1e-6
-    )
+    assert found.value("top5") == 100.0
+    expected = 1 - float(stability(logits, labels, plan.num_classes))
+    assert found.instability == pytest.approx(expected, abs=1e-6)
     assert found.value("val_top1") == found.curves["val_top1"][-1]
     assert np.isnan(found.value("train_kl"))  # a teacher has none
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
-def test_top_k(fake_study, k):
-    plan = fake_study()
-    run = plan.runs[0]
-    tensors = load_file(plan.folder(run) / LOGITS)
+def test_top_k(plan, folder, k):
+    tensors = load_file(folder / LOGITS)
     order = np.argsort(-tensors["logits"].astype(float), axis=1)[:, :k]
-    found = read_image_result(plan.folder(run), run, plan.num_classes)
-    assert found.topk(k) == pytest.approx(100 * (order == tensors["labels"][:, None]).any(1).mean())
+    assert read(plan).topk(k) == pytest.approx(100 * (order == tensors["labels"][:, None]).any(1).mean())
 
 
-def test_samples_are_matched_by_key_in_whatever_order_they_were_measured(fake_study):
-    plan = fake_study()
-    run = plan.runs[0]
-    before = read_image_result(plan.folder(run), run, plan.num_classes)
-    tensors = load_file(plan.folder(run) / LOGITS)
+def test_samples_are_matched_by_key_in_whatever_order_they_were_measured(plan, folder):
+    before = read(plan)
+    tensors = load_file(folder / LOGITS)
     order = np.random.default_rng(0).permutation(len(tensors["labels"]))
     names = bytes(tensors["keys"]).decode().split("\n")
     keys = np.frombuffer("\n".join(names[i] for i in order).encode(), dtype=np.uint8)
-    rewrite(plan.folder(run), logits=tensors["logits"][order], labels=tensors["labels"][order], keys=keys)
-    after = read_image_result(plan.folder(run), run, plan.num_classes)
+    rewrite(folder, logits=tensors["logits"][order], labels=tensors["labels"][order], keys=keys)
+    after = read(plan)
     assert after.keys == before.keys
     np.testing.assert_array_equal(after.correct, before.correct)
 
 
-def test_a_run_with_logits_that_are_not_finite_failed(fake_study):
-    plan = fake_study()
-    run = plan.runs[0]
-    logits = load_file(plan.folder(run) / LOGITS)["logits"]
+def test_a_run_with_logits_that_are_not_finite_failed(plan, folder):
+    logits = load_file(folder / LOGITS)["logits"]
     logits[3, 1] = np.nan
-    rewrite(plan.folder(run), logits=logits)
-    results = read_results(plan)
+    rewrite(folder, logits=logits)
+    run, results = plan.runs[0], read_results(plan)
     assert run.id not in results.finished
     assert results.missing == []
     assert str(results.failed[run.id]) == f"run {run.id} failed in epoch 4"
@@ -73,9 +78,7 @@ def test_a_run_with_logits_that_are_not_finite_failed(fake_study):
     assert (sorted(found), [one.run.id for one in found.failed]) == ([1, 2], [run.id])
 
 
-def test_runs_measured_on_different_samples_are_not_compared(fake_study):
-    plan = fake_study()
-    folder = plan.folder(plan.runs[3])
+def test_runs_measured_on_different_samples_are_not_compared(plan, folder):
     names = bytes(load_file(folder / LOGITS)["keys"]).decode().replace("val/0/0000", "val/0/9999")
     rewrite(folder, keys=np.frombuffer(names.encode(), dtype=np.uint8))
     with pytest.raises(LskdError, match="different validation samples"):
@@ -83,18 +86,15 @@ def test_runs_measured_on_different_samples_are_not_compared(fake_study):
 
 
 @pytest.mark.parametrize("name", [LOGITS, CURVES, JOB])
-def test_a_damaged_run_folder_is_named(fake_study, name):
-    plan = fake_study()
-    folder = plan.folder(plan.runs[2])
+def test_a_damaged_run_folder_is_named(plan, folder, name):
     (folder / name).write_bytes(b"{")
     with pytest.raises(LskdError, match="is damaged") as caught:
         read_results(plan)
     assert str(folder) in str(caught.value)
-    assert json.dumps(str(caught.value)).count("\\n") == 0
+    assert "\n" not in str(caught.value)
 
 
-def test_missing_runs_are_listed(fake_study):
-    plan = fake_study()
+def test_missing_runs_are_listed(plan):
     (plan.folder(plan.runs[-1]) / JOB).unlink()
     assert read_results(plan).missing == [plan.runs[-1].id]
 
@@ -121,12 +121,10 @@ def test_students_of_several_teachers_are_told_apart(fake_study):
         lambda job: job["environment"].update(OMP_NUM_THREADS=1),
     ],
 )
-def test_a_record_of_other_types_or_of_an_older_version_is_one_line(fake_study, change):
-    plan = fake_study()
-    path = plan.folder(plan.runs[2]) / JOB
-    job = json.loads(path.read_text())
+def test_a_record_of_other_types_or_of_an_older_version_is_one_line(plan, folder, change):
+    job = json.loads((folder / JOB).read_text())
     change(job)
-    path.write_text(json.dumps(job))
+    (folder / JOB).write_text(json.dumps(job))
     with pytest.raises(LskdError, match=r"job.json is damaged or of another version \(") as caught:
         provenance_rows(read_results(plan))
     assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -32,9 +33,7 @@ def slurm_here(monkeypatch):
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
         pytest.skip("snakemake-executor-plugin-slurm is not installed")
     real = shutil.which
-    monkeypatch.setattr(
-        scheduler.shutil, "which", lambda name: "/usr/bin/sbatch" if name == "sbatch" else real(name)
-    )
+    monkeypatch.setattr(shutil, "which", lambda name: "/sbatch" if name == "sbatch" else real(name))
     monkeypatch.setattr(clusters, "_accounting", lambda: False)
 
 
@@ -44,11 +43,10 @@ def value(words, option):
 
 def test_alone_it_is_this_machine_and_one_run_at_a_time(plan):
     schedule = make_schedule(plan, None, [])
-    words = schedule.command(plan)
     assert schedule.executor == "local"
-    assert value(words, "--cores") == "1"
+    assert value(schedule.command(plan), "--cores") == "1"
+    assert "--logger" not in schedule.command(plan)
     assert schedule.environment == {progress.VARIABLE: str(plan.root / "progress.log")}
-    assert "--logger" not in words
     assert value(make_schedule(plan, 3, []).command(plan), "--cores") == "3"
 
 
@@ -93,6 +91,8 @@ def test_a_profile_that_comes_with_lskd_is_known_by_its_name(form, plan, slurm_h
 
 
 def test_what_the_user_says_of_slurm_stands(plan, slurm_here):
+    with pytest.raises(LskdError, match="--executor slurm needs --jobs N too"):
+        make_schedule(plan, None, ["--executor", "slurm"])
     given = ["--profile", "slurm", "--slurm-status-command", "sacct", "--slurm-jobname-prefix", "mine"]
     schedule = make_schedule(plan, 8, given)
     assert schedule.options[2:] == given[2:]
@@ -111,10 +111,7 @@ def test_a_profile_of_the_users_comes_first(plan, tmp_path):
     [
         (["--profile", "slrum"], "no profile slrum: no such folder with a config.yaml; with lskd come "),
         (["--executor", "slurm"], "no sbatch here; start the study on a machine of the cluster"),
-        (
-            ["--executor", "condor"],
-            "executor condor is not installed here; pip install snakemake-exec",
-        ),
+        (["--executor", "condor"], "executor condor is not installed here; pip install snakemake-exec"),
         (["--profile", "broken"], "not valid YAML"),
         (["--profile", "odd"], "fix the profile odd"),
         (["--directory", "x"], "--directory is set by lskd study itself"),
@@ -137,16 +134,9 @@ def test_what_cannot_work_is_one_line_before_anything(options, message, plan, tm
 @pytest.mark.parametrize("name", shipped_profiles())
 def test_a_missing_executor_names_the_extra(name, plan, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        scheduler.importlib.util, "find_spec", lambda module: None if name in module else real(module)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if name in module else real(module))
     with pytest.raises(LskdError, match=re.escape(f"{name} is not installed here; {how_to_install(name)}")):
         make_schedule(plan, None, ["--profile", name])
-
-
-def test_a_remote_executor_needs_a_number_of_jobs(plan, slurm_here):
-    with pytest.raises(LskdError, match="--executor slurm needs --jobs N too"):
-        make_schedule(plan, None, ["--executor", "slurm"])
 
 
 @pytest.mark.parametrize("options", [["--verbose"], ["-p"]])
@@ -175,18 +165,10 @@ def test_jobs_that_a_killed_study_left_are_cancelled(tmp_path, monkeypatch):
     prefix, asked = clusters.job_prefix(tmp_path), []
     queue = f"7 {prefix}_aa\n8 other\n9_3 {prefix}_aa\n10 {prefix}0_aa\n"
 
-    class Done:
-        returncode = 0
-
-        def __init__(self, stdout):
-            self.stdout = stdout
-
     def run(words, **options):
-        nonlocal queue
         asked.append(words)
-        if words[0] == "scancel":
-            queue = "8 other\n"
-        return Done(queue)
+        cancelled = any(words[0] == "scancel" for words in asked)
+        return subprocess.CompletedProcess(words, 0, "8 other\n" if cancelled else queue)
 
     monkeypatch.setattr(clusters.subprocess, "run", run)
     assert clusters.cancel_orphans(tmp_path) == 2
@@ -204,18 +186,21 @@ def test_profiles_say_how_they_are_used(name):
     assert f"pip install -c constraints.txt -e '.[all,{name}]'" in text
 
 
+IMAGE = ["--container-image", "i"]
+
+
 @pytest.mark.parametrize(
     ("options", "changes", "message"),
     [
         ([], {}, "needs --container-image IMAGE too"),
-        (["--container-image", "i"], {}, "needs --kubernetes-persistent-volumes CLAIM:PATH too"),
+        (IMAGE, {}, "needs --kubernetes-persistent-volumes CLAIM:PATH too"),
         (
-            ["--container-image", "i", "--kubernetes-persistent-volumes", "a:/mnt/a", "b:/mnt/b"],
+            [*IMAGE, "--kubernetes-persistent-volumes", "a:/mnt/a", "b:/mnt/b"],
             {},
             " is not below /mnt/a, /mnt/b; jobs see nothing but that volume",
         ),
         (
-            ["--container-image", "i", "--kubernetes-persistent-volumes", "a:/"],
+            [*IMAGE, "--kubernetes-persistent-volumes", "a:/"],
             {"prepare": "digits"},
             "data is not there yet; make it with `lskd data digits --output data`",
         ),
@@ -229,8 +214,8 @@ def test_kubernetes_needs_an_image_and_all_on_a_volume(options, changes, message
 
 def test_kubernetes_is_sent_the_workflow_and_looks_on_the_volume(plan):
     pytest.importorskip("snakemake_executor_plugin_kubernetes")
-    options = ["--profile", "kubernetes", "--container-image", "i"]
-    schedule = make_schedule(plan, None, [*options, "--kubernetes-persistent-volumes", "a:/"])
+    options = ["--profile", "kubernetes", *IMAGE, "--kubernetes-persistent-volumes", "a:/"]
+    schedule = make_schedule(plan, None, options)
     words = schedule.command(plan)
     assert value(words, "--default-storage-prefix") == str(plan.root)
     schedule.prepare(plan)

@@ -45,10 +45,20 @@ def store(request, tmp_path):
     return write(tmp_path / "store", layout, layout.keys)
 
 
-def test_info_for_people(tmp_path, capsys):
-    images = write(tmp_path / "images", LAYOUTS["images"], 30_000)
-    assert main(["soft-labels", "info", str(images)]) == 0
-    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != "s")
+@pytest.fixture
+def info(capsys):
+    """Return what `info` prints of a store, whole and by name."""
+
+    def read(path):
+        assert main(["soft-labels", "info", str(path)]) == 0
+        said = capsys.readouterr().out
+        return said, dict(line.split(None, 1) for line in said.splitlines())
+
+    return read
+
+
+def test_info_for_people(tmp_path, info):
+    said, lines = info(write(tmp_path / "images", LAYOUTS["images"], 30_000))
     assert lines["written"] == (
         "unfinished: 30000 of 40000 (1 of 2 epochs and 10000 of 20000 samples); "
         "the command that wrote them goes on"
@@ -56,22 +66,18 @@ def test_info_for_people(tmp_path, capsys):
     assert lines["classes"] == "top 5 of 1000, float16"
     assert lines["teacher.architecture"] == "resnet50"
     assert lines["augmentation"] == "none"
-    assert main(["soft-labels", "info", str(images)]) == 0
-    assert "0.7 MiB, 24 bytes a sample and epoch" in capsys.readouterr().out  # 4 + 4 K
-    sentences = write(tmp_path / "sentences", LAYOUTS["sentences"], 20_000)
-    assert main(["soft-labels", "info", str(sentences)]) == 0
-    said = capsys.readouterr().out
+    assert "0.7 MiB, 24 bytes a sample and epoch" in said  # 4 + 4 K
+    said, _ = info(write(tmp_path / "sentences", LAYOUTS["sentences"], 20_000))
     assert "complete: 20000 samples, 1 epoch\n" in said
     assert "40000, any number a sample" in said
     assert "64 bytes a row (a target token)" in said  # 4 bytes an id beyond 65,536 classes
 
 
-def test_info_shows_the_form_of_the_teacher(tmp_path, capsys):
+def test_info_shows_the_form_of_the_teacher(tmp_path, info):
     form = {"mode": "int8", "made": "convolutions in int8", "mean_kl": 5e-4, "max_kl": 0.003, "images": 36}
     layout = LAYOUTS["images"]
     SoftLabelsWriter(tmp_path / "store", layout, IDENTITY | {"teacher_form": form}).close()
-    assert main(["soft-labels", "info", str(tmp_path / "store")]) == 0
-    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if line[0] != "s")
+    _, lines = info(tmp_path / "store")
     for name, value in form.items():
         assert lines[f"teacher_form.{name}"] == str(value)
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lskd import DivergedError, LskdError, SoftLabels, SoftLabelsWriter
+from lskd.checkpoints import file_checksum
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
 from lskd_study.plan.schema import SoftLabels as Asked
@@ -22,7 +23,7 @@ from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import SNAKEFILE
 from lskd_study.stores.decide import with_stores
 from lskd_study.stores.state import contains, release_stores, renew_stores, rerun_command
-from lskd_study.stores.words import describe_stores, loss_note, page_rows
+from lskd_study.stores.summary import describe_stores, loss_note, page_rows
 from lskd_study.trainers import TIMM, trainer_of
 from lskd_study.trainers.trainer import CannotStoreError, Trainer, Views
 
@@ -56,10 +57,13 @@ def decided(tmp_path, plan_of, monkeypatch, data):
 
     def decide(change=None, students=(("small", "student.yaml"), ("big", "student.yaml")), **asked) -> Plan:
         found.update(change or {})
-        plan = plan_of(tmp_path, students=list(students))
-        return with_stores(replace(plan, soft_labels=Asked.model_validate(asked).model_dump()))
+        return with_stores(asking(plan_of(tmp_path, students=list(students)), **asked))
 
     return decide
+
+
+def asking(plan: Plan, **asked) -> Plan:
+    return replace(plan, soft_labels=Asked.model_validate(asked).model_dump())
 
 
 def begin(plan: Plan, run: Run) -> None:
@@ -94,10 +98,7 @@ def test_one_store_for_each_teacher_and_all_its_students(decided):
 
 
 def test_temperatures_and_hard_weights_share_a_store(tmp_path, plan_of, decided):
-    plan = replace(
-        plan_of(tmp_path, students=[("small", "student.yaml")], temperatures=[1.0, 2.0]),
-        soft_labels=Asked.model_validate({}).model_dump(),
-    )
+    plan = asking(plan_of(tmp_path, students=[("small", "student.yaml")], temperatures=[1.0, 2.0]))
     assert [len(store.students) for store in with_stores(plan).stores] == [2] * 6
 
 
@@ -134,15 +135,6 @@ def test_teachers_that_answer_faster_than_an_image_is_loaded(decided, monkeypatc
     assert len(decided(mode="always").stores) == 6
 
 
-def test_what_a_teachers_answer_takes(tmp_path, plan_of, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER))
-    plan = plan_of(tmp_path, teachers=[("resnet10t", "one.yaml")], students=[("test_byobnet", "one.yaml")])
-    small = TIMM.work(plan, plan.runs[0])
-    (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | {"img_size": 64}))
-    assert 3.5 < TIMM.work(plan, plan.runs[0]) / small < 4.5  # four times the pixels
-
-
 def test_room_on_the_disk(decided, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 15_000))
     assert "more than half of the 15 kB that are free" in decided().store_notes[0]
@@ -151,8 +143,8 @@ def test_room_on_the_disk(decided, monkeypatch):
 def test_data_that_is_not_there_yet(decided, data, plan_of, tmp_path):
     shutil.rmtree(data.parent)
     assert "is not known before the data is there" in decided().store_notes[0]
-    plan = replace(plan_of(tmp_path), prepare="digits", soft_labels=Asked.model_validate({}).model_dump())
-    assert with_stores(plan).stores[0].size == 1201 * EPOCHS * (4 + CLASSES * 6)
+    plan = with_stores(asking(replace(plan_of(tmp_path), prepare="digits")))
+    assert plan.stores[0].size == 1201 * EPOCHS * (4 + CLASSES * 6)
 
 
 def test_a_study_goes_on_as_it_was_begun(decided):
@@ -181,11 +173,10 @@ def test_what_is_asked_for_is_done_or_refused(decided, monkeypatch):
 
 
 def test_translations_are_stored_only_as_top_k(tmp_path, plan_of):
-    plan = replace(plan_of(tmp_path, ecosystem="fairseq"), num_classes=0)
-    plan = replace(plan, configs={"student.yaml": {"optimization": {"max_epoch": 5}}, "teacher.yaml": {}})
-
-    def decide(**asked):
-        return with_stores(replace(plan, soft_labels=Asked.model_validate(asked).model_dump()))
+    def decide(student=None, **asked):
+        configs = {"student.yaml": student or {"optimization": {"max_epoch": 5}}, "teacher.yaml": {}}
+        plan = replace(plan_of(tmp_path, ecosystem="fairseq"), num_classes=0, configs=configs)
+        return with_stores(asking(plan, **asked))
 
     assert decide().stores == []
     assert "needs soft_labels.top_k" in decide().store_notes[0]
@@ -205,41 +196,48 @@ def test_translations_are_stored_only_as_top_k(tmp_path, plan_of):
         ({"criterion": {"kd_preset": "tan2019"}}, "asks for the top 8"),
         ({"task": {"truncate_source": True}}, "truncate_source"),
     ):
-        plan = replace(plan, configs={"student.yaml": section, "teacher.yaml": {}})
         with pytest.raises(LskdError, match=reason):
-            decide(top_k=7)
+            decide(section, top_k=7)
+
+
+class Study:
+    """A study whose first teacher is trained, and whose trainer's command stores half before it is killed."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.store, self.calls = plan, plan.stores[0], []
+        self.folder, self.labels = plan.root / self.store.folder, Path(plan.labels(self.store))
+        self.students = [plan.run(name) for name in self.store.students]
+        self.teacher = plan.folder(plan.run(self.store.teacher))
+        self.teacher.mkdir(parents=True)
+        (self.teacher / CHECKPOINT).write_text("weights")
+        checkpoint = {"sha256": file_checksum(self.teacher / CHECKPOINT)}
+        (self.teacher / JOB).write_text(json.dumps({"checkpoint": checkpoint}))
+        plan.write()
+
+    def write(self, words: list[str]) -> None:
+        self.calls.append(words)
+        layout = SoftLabelsLayout(CLASSES, CLASSES, IMAGES, EPOCHS, 1, "float32", True)
+        with SoftLabelsWriter(Path(words[words.index("--kd-soft-labels") + 1]), layout, {}) as writer:
+            count = layout.keys // 2 if len(self.calls) == 1 else layout.keys - writer.keys
+            values, ids = np.zeros((count, CLASSES), np.float32), np.tile(np.arange(CLASSES), (count, 1))
+            writer.append(values, ids, seeds=np.zeros(count, np.uint32))
+            writer.commit()
+            if len(self.calls) == 1:
+                raise KeyboardInterrupt
+
+    def main(self, name: str = "") -> int:
+        return main([str(self.plan.root / PLAN), name or self.store.id])
+
+    def record(self) -> dict:
+        return json.loads((self.folder / JOB).read_text())
 
 
 @pytest.fixture
 def study(decided, tmp_path, monkeypatch):
-    """A study whose first teacher is trained, and whose trainer's command stores half before it is killed."""
-    plan = decided()
-    store = plan.stores[0]
-    teacher = plan.run(store.teacher)
-    plan.folder(teacher).mkdir(parents=True)
-    (plan.folder(teacher) / CHECKPOINT).write_text("weights")
-    identity = job.teacher_identity(plan, plan.run(store.students[0]))
-    (plan.folder(teacher) / JOB).write_text(
-        json.dumps({"checkpoint": {"sha256": identity["checkpoint_sha256"]}})
-    )
     monkeypatch.chdir(tmp_path)
-    calls: list[list[str]] = []
-    keys = IMAGES * EPOCHS
-
-    def write(words: list[str]) -> None:
-        calls.append(words)
-        layout = SoftLabelsLayout(CLASSES, CLASSES, IMAGES, EPOCHS, 1, "float32", True)
-        with SoftLabelsWriter(Path(words[words.index("--kd-soft-labels") + 1]), layout, {}) as writer:
-            count = keys // 2 if len(calls) == 1 else keys - writer.keys
-            values, ids = np.zeros((count, CLASSES), np.float32), np.tile(np.arange(CLASSES), (count, 1))
-            writer.append(values, ids, seeds=np.zeros(count, np.uint32))
-            writer.commit()
-            if len(calls) == 1:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(TIMM, "store", write)
-    plan.write()
-    return plan, store, calls
+    found = Study(decided())
+    monkeypatch.setattr(TIMM, "store", found.write)
+    return found
 
 
 def finish(plan: Plan, run: Run) -> None:
@@ -248,71 +246,110 @@ def finish(plan: Plan, run: Run) -> None:
 
 
 def test_a_store_is_written_gone_on_with_read_and_removed(study):
-    plan, store, calls = study
-    arguments = [str(plan.root / PLAN), store.id]
-    assert main(arguments) == 130
+    plan, store, labels = study.plan, study.store, study.labels
+    assert study.main() == 130
     assert not contains(plan, store)
     with pytest.raises(LskdError, match=r"does not contain what student-.* reads; run `lskd study` again"):
-        job.run_job(plan, plan.run(store.students[0]))
-    half = SoftLabels(plan.labels(store))
-    assert len(half) == IMAGES * EPOCHS // 2
-    assert main(arguments) == 0
-    assert len(calls) == 2
-    assert calls[1][:2] == ["timm", "soft-labels"]
-    assert "--experiment" not in calls[1]
+        job.run_job(plan, study.students[0])
+    assert len(SoftLabels(labels)) == IMAGES * EPOCHS // 2
+    assert study.main() == 0
+    assert len(study.calls) == 2
+    assert study.calls[1][:2] == ["timm", "soft-labels"]
+    assert "--experiment" not in study.calls[1]
     assert contains(plan, store)
-    record = json.loads((plan.root / store.folder / JOB).read_text())
-    assert record["resumed"] == 1
-    assert record["soft_labels"]["rows"] == IMAGES * EPOCHS
-    assert record["soft_labels"]["checksum"] == SoftLabels(plan.labels(store)).info()["checksum"]
+    assert study.record()["resumed"] == 1
+    assert study.record()["soft_labels"]["rows"] == IMAGES * EPOCHS
+    assert study.record()["soft_labels"]["checksum"] == SoftLabels(labels).info()["checksum"]
     # It stays until its last student is finished.
-    first, second = (plan.run(student) for student in store.students)
+    first, second = study.students
     finish(plan, first)
     release_stores(plan)
-    assert plan.labels(store).exists()
+    assert labels.exists()
     finish(plan, second)
     release_stores(replace(plan, soft_labels={**plan.soft_labels, "keep": True}))
-    assert plan.labels(store).exists()
-    notes = plan.labels(store) / "mine.txt"
+    assert labels.exists()
+    notes = labels / "mine.txt"
     notes.write_text("mine")
     release_stores(plan)
-    assert list(plan.labels(store).iterdir()) == [notes]  # what nobody but the user wrote stays
+    assert list(labels.iterdir()) == [notes]  # what nobody but the user wrote stays
     notes.unlink()
     release_stores(plan)
-    assert not plan.labels(store).exists()
-    assert json.loads((plan.root / store.folder / JOB).read_text())["removed"] is True
+    assert not labels.exists()
+    assert study.record()["removed"] is True
     assert "removed after use" in dict(page_rows(plan))["Teacher asked once"]
     renew_stores(plan)
-    assert (plan.root / store.folder / JOB).exists()  # nobody needs it
+    assert (study.folder / JOB).exists()  # nobody needs it
     (plan.folder(second) / JOB).unlink()
     renew_stores(plan)
-    assert not (plan.root / store.folder / JOB).exists()  # so that it is written again
+    assert not (study.folder / JOB).exists()  # so that it is written again
 
 
-def test_a_retrained_teacher_is_asked_again(study):
-    plan, store, _ = study
-    main([str(plan.root / PLAN), store.id])
-    (plan.folder(plan.run(store.teacher)) / CHECKPOINT).write_text("other weights")
-    assert main([str(plan.root / PLAN), store.id]) == 0
-    record = json.loads((plan.root / store.folder / JOB).read_text())
-    assert record["resumed"] == 0
-    assert not contains(plan, store)  # the teacher's own record is still the old one
+def test_a_retrained_teacher_is_asked_again_and_only_what_the_study_wrote_is_removed(study):
+    study.main()
+    notes = study.folder / "notes" / "mine.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    (study.teacher / CHECKPOINT).write_text("other weights")
+    assert study.main() == 0
+    assert study.record()["resumed"] == 0
+    assert notes.read_text() == "mine"
+    assert not contains(study.plan, study.store)  # the teacher's own record is still the old one
     with pytest.raises(LskdError, match="does not contain"):
-        job.run_job(plan, plan.run(store.students[0]))
+        job.run_job(study.plan, study.students[0])
 
 
 def test_a_failing_store_is_one_line(study, monkeypatch, capfd):
-    plan, store, _ = study
-
     def fail(words):
         os.write(2, b"timm: error: No space left on device\n")
         raise SystemExit(2)
 
     monkeypatch.setattr(TIMM, "store", fail)
-    assert main([str(plan.root / PLAN), store.id]) == 1
+    assert study.main() == 1
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"lskd: error: soft labels {store.id} failed: No space left on device; ")
+    assert last.startswith(f"lskd: error: soft labels {study.store.id} failed: No space left on device; ")
     assert "train.log" in last
+
+
+def test_soft_labels_of_others_are_moved_aside(study, capsys):
+    study.labels.mkdir(parents=True)
+    (study.labels / "mine").write_text("mine")
+    assert study.main() == 130
+    assert "it was moved to" in capsys.readouterr().err
+    assert Path(f"{study.folder}.aside-1", "labels", "mine").read_text() == "mine"
+    assert not (study.labels / "mine").exists()
+    assert len(study.calls) == 1
+
+
+@pytest.mark.parametrize("who", ["teacher", "store"])
+def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monkeypatch, who):
+    def diverge(words):
+        raise DivergedError("epoch 0: the teacher's answers are nan")
+
+    if who == "teacher":
+        job_of_teacher = json.loads((study.teacher / JOB).read_text())
+        (study.teacher / JOB).write_text(json.dumps(job_of_teacher | {"failed": "epoch 3: nan"}))
+    else:
+        monkeypatch.setattr(TIMM, "store", diverge)
+    own = f"its teacher {study.store.teacher} failed: epoch 3: nan"
+    reason = own if who == "teacher" else "epoch 0: the teacher's answers are nan"
+    assert study.main() == 0
+    assert study.plan.failed(study.store) == reason
+    assert not contains(study.plan, study.store)
+    assert study.main(study.students[0].id) == 0
+    assert study.plan.failed(study.students[0]).endswith(reason)
+    assert study.calls == []
+    assert "Teacher asked once" in dict(page_rows(study.plan))
+
+
+def test_soft_labels_of_other_data_are_not_read(study):
+    study.main()
+    assert study.main() == 0
+    (study.plan.data_dir / "train" / "new").mkdir(parents=True)
+    (study.plan.data_dir / "train" / "new" / "1.png").write_bytes(b"1")
+    with pytest.raises(LskdError, match=r"the data in data changed since out/soft_labels/.* was written"):
+        job.run_job(study.plan, study.students[0])
+    with pytest.raises(LskdError, match=r"the data in data changed since 1 runs of out"):
+        check_unchanged(study.plan)
 
 
 def said_of(trainer: Trainer, plan: Plan, run: Run) -> str:
@@ -325,6 +362,27 @@ def said_of(trainer: Trainer, plan: Plan, run: Run) -> str:
 
 
 TRAINER = {"in_chans": 1, "img_size": 32, "epochs": 3, "warmup_epochs": 0, "sched": "cosine", "lr": 0.1}
+
+
+@pytest.fixture
+def timm_plan(tmp_path, plan_of, monkeypatch):
+    """Make a plan of a file of timm's with these options, for a teacher and a student."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(teacher="test_resnet", **options) -> Plan:
+        (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | options))
+        plan = plan_of(tmp_path, teachers=[(teacher, "one.yaml")], students=[("test_byobnet", "one.yaml")])
+        return replace(plan, configs={"one.yaml": TRAINER | options})
+
+    return make
+
+
+def test_what_a_teachers_answer_takes(timm_plan):
+    work = []
+    for pixels in (32, 64):
+        plan = timm_plan("resnet10t", img_size=pixels)
+        work.append(TIMM.work(plan, plan.runs[0]))
+    assert 3.5 < work[1] / work[0] < 4.5  # four times the pixels
 
 
 @pytest.mark.parametrize(
@@ -340,13 +398,10 @@ TRAINER = {"in_chans": 1, "img_size": 32, "epochs": 3, "warmup_epochs": 0, "sche
         ({"reprob": 0.2}, {"reprob": 0.2, "lr": 0.2}, True),
     ],
 )
-def test_what_timms_images_follow_from(tmp_path, plan_of, monkeypatch, one, other, same):
-    monkeypatch.chdir(tmp_path)
+def test_what_timms_images_follow_from(timm_plan, one, other, same):
     found = []
-    for name, options in (("one.yaml", one), ("other.yaml", other)):
-        (tmp_path / name).write_text(yaml.safe_dump(TRAINER | options))
-        plan = plan_of(tmp_path, teachers=[("test_resnet", name)], students=[("test_byobnet", name)])
-        plan = replace(plan, configs={name: TRAINER | options})
+    for options in (one, other):
+        plan = timm_plan(**options)
         found.append(TIMM.views(plan, plan.runs[-1]))
     assert (found[0].key == found[1].key) is same
     assert found[0].epochs == 3
@@ -362,14 +417,12 @@ def test_what_timms_images_follow_from(tmp_path, plan_of, monkeypatch, one, othe
         ({"kd_teacher_fast": "float32", "kd_teacher_dtype": "bfloat16"}, "--kd-teacher-fast"),
     ],
 )
-def test_what_timm_cannot_store(tmp_path, plan_of, monkeypatch, options, reason):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "one.yaml").write_text(yaml.safe_dump(TRAINER | options))
-    plan = plan_of(tmp_path, teachers=[("test_resnet", "one.yaml")], students=[("test_byobnet", "one.yaml")])
-    plan = replace(plan, configs={"one.yaml": TRAINER | options})
+def test_what_timm_cannot_store(timm_plan, options, reason):
+    plan = timm_plan(**options)
     assert reason in said_of(TIMM, plan, plan.runs[-1])
 
 
+PIPELINE = "train_dataloader = dict(dataset=dict(pipeline="
 BINARY = str(Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py")
 
 
@@ -387,19 +440,12 @@ def recipe():
         ("train_cfg = dict(max_epochs=20)", True),
         ("train_dataloader = dict(dataset=dict(data_prefix='other'))", False),
         ("model = dict(teacher=dict(mean=[1.0]))", False),
-        (
-            "model = dict(train_cfg=dict(augments=dict(type='Mixup', alpha=0.2, num_classes=10)))",
-            "one by one",
-        ),
+        ("model = dict(train_cfg=dict(augments=dict(type='Mixup', num_classes=10)))", "one by one"),
         ("model = dict(distillation=dict(soft_labels=dict(path='x')))", "a store of its own"),
         ("custom_hooks = [dict(type='TeacherHook')]", "no SoftLabelsHook"),
         ("train_dataloader = dict(sampler=dict(type='RepeatAugSampler'))", "has RepeatAugSampler"),
-        (
-            "train_dataloader = dict(dataset=dict(pipeline=[dict(type='RandomApply', transforms="
-            "[dict(type='Albumentations', transforms=[])])]))",
-            "has Albumentations",
-        ),
-        ("train_dataloader = dict(dataset=dict(pipeline=[dict(type='Mine')]))", "has Mine"),
+        (f"{PIPELINE}[dict(type='RandomApply', transforms=[dict(type='Albumentations')])]))", "has Albument"),
+        (f"{PIPELINE}[dict(type='Mine')]))", "has Mine"),
     ],
 )
 def test_what_mmcls_images_follow_from(tmp_path, plan_of, recipe, change, outcome):
@@ -426,70 +472,3 @@ def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(dec
     for made in (plan.runs[0], plan.stores[0]):
         record = Path(made.folder, JOB)
         assert f"{made.id} && cp {plan.root / record} {record}\n" in printed
-
-
-def test_only_what_the_study_wrote_is_removed(study):
-    """Whatever else lay in a store's folder went with the words of a teacher that was trained anew."""
-    plan, store, _ = study
-    main([str(plan.root / PLAN), store.id])
-    notes = plan.root / store.folder / "notes" / "mine.txt"
-    notes.parent.mkdir()
-    notes.write_text("mine")
-    (plan.folder(plan.run(store.teacher)) / CHECKPOINT).write_text("other weights")
-    assert main([str(plan.root / PLAN), store.id]) == 0
-    assert json.loads((plan.root / store.folder / JOB).read_text())["resumed"] == 0
-    assert notes.read_text() == "mine"
-
-
-def test_soft_labels_of_others_are_moved_aside(study, capsys):
-    plan, store, calls = study
-    labels = Path(plan.labels(store))
-    labels.mkdir(parents=True)
-    (labels / "mine").write_text("mine")
-    assert main([str(plan.root / PLAN), store.id]) == 130
-    assert "it was moved to" in capsys.readouterr().err
-    aside = plan.root / f"{store.folder}.aside-1"
-    assert (aside / "labels" / "mine").read_text() == "mine"
-    assert not (labels / "mine").exists()
-    assert len(calls) == 1
-
-
-def test_a_store_of_what_diverged_is_failed_and_so_are_its_students(study, monkeypatch):
-    plan, store, calls = study
-    teacher = plan.run(store.teacher)
-    path = plan.folder(teacher) / JOB
-    good = path.read_text()
-    student = plan.run(store.students[0])
-    for reason in (
-        f"its teacher {teacher.id} failed: epoch 3: nan",
-        "epoch 0: the teacher's answers are nan",
-    ):
-        if reason.startswith("its"):
-            path.write_text(json.dumps(json.loads(good) | {"failed": "epoch 3: nan"}))
-        else:
-            path.write_text(good)
-
-            def diverge(words, reason=reason):
-                raise DivergedError(reason)
-
-            monkeypatch.setattr(TIMM, "store", diverge)
-        assert main([str(plan.root / PLAN), store.id]) == 0
-        assert plan.failed(store) == reason
-        assert not contains(plan, store)
-        assert main([str(plan.root / PLAN), student.id]) == 0
-        assert plan.failed(student).endswith(reason)
-    assert calls == []
-    assert "Teacher asked once" in dict(page_rows(plan))
-
-
-def test_soft_labels_of_other_data_are_not_read(study):
-    plan, store, _ = study
-    arguments = [str(plan.root / PLAN), store.id]
-    main(arguments)
-    assert main(arguments) == 0
-    (plan.data_dir / "train" / "new").mkdir(parents=True)
-    (plan.data_dir / "train" / "new" / "1.png").write_bytes(b"1")
-    with pytest.raises(LskdError, match=r"the data in data changed since out/soft_labels/.* was written"):
-        job.run_job(plan, plan.run(store.students[0]))
-    with pytest.raises(LskdError, match=r"the data in data changed since 1 runs of out"):
-        check_unchanged(plan)

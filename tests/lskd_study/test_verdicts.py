@@ -74,7 +74,6 @@ def simulate(plan, world, seed):
             labels=labels,
             rank=1 - correct.astype(np.int64),
             correct=correct,
-            correct5=np.ones(samples),
             target_probability=probability,
             instability=0.2,
         )

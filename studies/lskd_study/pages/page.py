@@ -21,7 +21,7 @@ from lskd_study.plan.plan import Plan, exact
 from lskd_study.results.results import AnyResult, Result, Results, RunKind, kind_name, kind_of_run
 from lskd_study.stats.intervals import Interval
 from lskd_study.stores.state import rerun_command
-from lskd_study.stores.words import page_rows
+from lskd_study.stores.summary import page_rows
 
 PAGE = "index.html"  # of each study
 MARKS = {"supported": "✓", "contradicted": "✗", "cannot tell": "?", "no verdict": "–"}

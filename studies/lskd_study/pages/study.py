@@ -25,7 +25,7 @@ from lskd_study.plan.plan import Plan, exact
 from lskd_study.results.images import ImageResult
 from lskd_study.results.read import read_results
 from lskd_study.results.results import Results
-from lskd_study.stores.words import loss_note
+from lskd_study.stores.summary import loss_note
 
 VERDICTS = {
     "supported": "Supported",

@@ -23,7 +23,6 @@ class ImageResult(Result):
     labels: NDArray[np.int64]
     rank: NDArray[np.int64]  # classes that are scored at least as high as the right one
     correct: Array
-    correct5: Array
     target_probability: Array
     instability: float
 
@@ -32,14 +31,9 @@ class ImageResult(Result):
         """Top-1 accuracy in percent."""
         return 100 * float(self.correct.mean())
 
-    @property
-    def top5(self) -> float:
-        """Top-5 accuracy in percent."""
-        return 100 * float(self.correct5.mean())
-
     def value(self, quantity: str) -> float:
         """Return accuracy or 1-S over all images, or what a curve has in the last epoch."""
-        measured = {"top1": self.top1, "top5": self.top5, "one_minus_s": self.instability}
+        measured = {"top1": self.top1, "top5": self.topk(5), "one_minus_s": self.instability}
         return measured[quantity] if quantity in measured else super().value(quantity)
 
     def topk(self, k: int) -> float:
@@ -100,7 +94,6 @@ def read_image_result(folder: Path, run: Run, num_classes: int) -> ImageResult:
         labels=labels,
         rank=rank,
         correct=(rank < 1).astype(np.float64),
-        correct5=(rank < 5).astype(np.float64),
         target_probability=scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy(),
         instability=1 - float(stability(scores, classes, num_classes)),
     )

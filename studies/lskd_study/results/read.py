@@ -1,6 +1,5 @@
 """Read a study's run folders: each finished run as what its trainer's kind of model leaves."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from lskd import DivergedError, LskdError
@@ -30,7 +29,14 @@ def read_results(plan: Plan) -> Results[Any]:
             except DivergedError as error:  # recorded as finished by a version that did not look
                 record = read_json(plan.folder(run) / JOB)
                 failed[run.id] = Failure(run, record | {"failed": str(error)})
-    _same_samples(finished.values(), plan.kind.samples if plan.kind is TRANSLATION else "validation samples")
+    for result in finished.values():
+        first = next(iter(finished.values()))
+        if not result.same_samples(first):
+            samples = plan.kind.samples if plan.kind is TRANSLATION else "validation samples"
+            raise LskdError(
+                f"{result.run.id} and {first.run.id} were measured on different {samples}; "
+                "the data changed in between: remove the older runs"
+            )
     return Results(plan, finished, missing, failed)
 
 
@@ -45,14 +51,3 @@ def _read(plan: Plan, run: Run) -> Result:
     except Exception as error:  # safetensors has an exception class of its own
         reason = " ".join(str(error).split())
         raise LskdError(f"run folder {folder} is damaged ({reason}); remove it to run it again") from error
-
-
-def _same_samples(results: Iterable[Result], samples: str) -> None:
-    first: Result | None = None
-    for result in results:
-        first = first or result
-        if not result.same_samples(first):
-            raise LskdError(
-                f"{result.run.id} and {first.run.id} were measured on different {samples}; "
-                "the data changed in between: remove the older runs"
-            )

@@ -40,19 +40,13 @@ class TranslationResult(Result):
     @cached_property
     def detokenised(self) -> bleu.Score:
         """BLEU of the detokenised text, tokenised by sacreBLEU: the one that compares across papers."""
-        return bleu.score(
-            [sentence.hypothesis for sentence in self.sentences],
-            [sentence.reference for sentence in self.sentences],
-        )
+        return bleu.score([s.hypothesis for s in self.sentences], [s.reference for s in self.sentences])
 
     @cached_property
     def tokenised(self) -> bleu.Score:
         """BLEU of the text as the data was tokenised, as ``fairseq-generate`` reports it."""
-        return bleu.score(
-            [sentence.hypothesis_tokens for sentence in self.sentences],
-            [sentence.reference_tokens for sentence in self.sentences],
-            tokenised=True,
-        )
+        references = [s.reference_tokens for s in self.sentences]
+        return bleu.score([s.hypothesis_tokens for s in self.sentences], references, tokenised=True)
 
     @property
     def chosen(self) -> int:

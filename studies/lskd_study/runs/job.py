@@ -64,7 +64,7 @@ def run_job(plan: Plan, made: Run | Store) -> None:
             check_same_data(plan, data, work.done)
         wall = time.monotonic() - started
         record = {
-            **work.record(failed=bool(failed)),
+            **work.record(),
             "command": shlex.join(work.command),
             "cwd": plan.cwd,
             "environment": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", ""), **devices},

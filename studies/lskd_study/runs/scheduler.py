@@ -97,11 +97,8 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
     if names:
         environment[gpus.CANDIDATES] = ",".join(names)
         if "gpu" not in given:
-            arguments += [
-                "--resources",
-                *(f"{name}={value}" for name, value in given.items()),
-                f"gpu={total}",
-            ]
+            others = [f"{name}={value}" for name, value in given.items()]
+            arguments += ["--resources", *others, f"gpu={total}"]
     return Schedule(executor, arguments, cores or 1, environment, speaks)
 
 

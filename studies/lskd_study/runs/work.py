@@ -73,7 +73,7 @@ class Training:
         writer.writerows(rows)
         write_text(self.folder / CURVES, text.getvalue())
 
-    def record(self, failed: bool) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Return the run's settings, weights and soft labels."""
         weights = self.folder / self.trainer.checkpoint  # of a failed run perhaps not there
         checksum = file_checksum(weights) if weights.exists() else ""
@@ -131,9 +131,9 @@ class Storing:
         }
         return gigabytes(info["bytes"])
 
-    def record(self, failed: bool) -> dict[str, Any]:
-        """Return the store's students, and what was stored."""
-        written = {} if failed else {"soft_labels": self._written}
+    def record(self) -> dict[str, Any]:
+        """Return the store's students, and what was stored; of a store that failed there is nothing."""
+        written = {"soft_labels": self._written} if self._written else {}
         return {"store": self.store.id, "students": self.store.students, **written}
 
 

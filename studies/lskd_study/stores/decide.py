@@ -12,7 +12,7 @@ from typing import Any
 
 from lskd import LskdError
 from lskd.base.images import class_folders, class_images
-from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.soft_labels.format import SoftLabelsLayout, ValueDtype
 from lskd_study.base.text import gigabytes
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, Plan, Run, Store
@@ -132,7 +132,8 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
         raise CannotStoreError("no other student of a teacher has the same training images")
     if views.caution:
         raise CannotStoreError(f"{views.caution}; soft_labels.mode: always would do so")
-    if (work := _work(plan, group)) < _WORTH:
+    teachers = {(run.model, run.config): run for run in (plan.run(student.teacher) for student in group)}
+    if (work := max(TIMM.work(plan, teacher) for teacher in teachers.values())) < _WORTH:
         raise CannotStoreError(
             f"a teacher's answer to an image takes {work / 1e6:.3g} million operations, less than loading "
             "the image once more to store it; soft_labels.mode: always would do so"
@@ -149,18 +150,13 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
             f"{len(stores)} stores would take {gigabytes(total)}, more than soft_labels.limit_gb, "
             f"{gigabytes(limit)}{other}"
         )
-    free = _free(plan.root)
+    root = plan.root.absolute()
+    free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
     if total > free / 2:
         raise CannotStoreError(
             f"{len(stores)} stores would take {gigabytes(total)}, more than half of the {gigabytes(free)} "
             f"that are free at {plan.output}"
         )
-
-
-def _work(plan: Plan, group: Iterable[Run]) -> int:
-    """Return the most floating-point operations in which a teacher of these students answers one image."""
-    teachers = {(run.model, run.config): run for run in (plan.run(student.teacher) for student in group)}
-    return max(TIMM.work(plan, teacher) for teacher in teachers.values())
 
 
 def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:
@@ -174,25 +170,19 @@ def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:
 
 def _bytes_an_epoch(plan: Plan, top_k: int, values: str) -> int:
     """Return the bytes of one epoch of images; 0 where that is not known yet."""
-    if not plan.num_classes:
-        return 0
-    images = training_images(plan)
+    images, classes = training_images(plan), plan.num_classes
     if not images:
         return 0
-    layout = SoftLabelsLayout(
-        plan.num_classes,
-        min(top_k, plan.num_classes) or plan.num_classes,
-        images,
-        1,
-        rows_per_sample=1,
-        values="float32" if values == "float32" else "float16",
-        seeds=True,
-    )
+    kind: ValueDtype = "float32" if values == "float32" else "float16"
+    kept = min(top_k, classes) or classes
+    layout = SoftLabelsLayout(classes, kept, images, rows_per_sample=1, values=kind, seeds=True)
     return images * int(layout.row.itemsize)
 
 
 def training_images(plan: Plan) -> int:
-    """Return how many training images there are; 0 where that is not known yet."""
+    """Return how many training images there are; 0 where that is not known yet, and in translation."""
+    if plan.kind is TRANSLATION:
+        return 0
     folder = plan.data_dir / "train"
     return _count(folder) if folder.is_dir() else _MADE.get(plan.prepare, 0)
 
@@ -200,8 +190,3 @@ def training_images(plan: Plan) -> int:
 @cache
 def _count(folder: Path) -> int:
     return sum(len(class_images(folder / label)[0]) for label in class_folders(folder))
-
-
-def _free(folder: Path) -> int:
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free

@@ -28,7 +28,7 @@ from lskd_study.runs.data_checksum import check_unchanged
 from lskd_study.runs.scheduler import Schedule, make_schedule
 from lskd_study.stores.decide import with_stores
 from lskd_study.stores.state import release_stores, renew_stores
-from lskd_study.stores.words import describe_stores
+from lskd_study.stores.summary import describe_stores
 from lskd_study.study.checks import (
     check_data_bin,
     check_data_folder,

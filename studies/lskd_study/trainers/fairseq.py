@@ -4,6 +4,7 @@ A trainer's file is one for fairseq-hydra-train and works with it alone too; wha
 comes as overrides behind it.
 """
 
+import contextlib
 import copy
 import math
 import os
@@ -11,7 +12,6 @@ import re
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ CHECKPOINT = "checkpoint_best.pt"
 LOG = "hydra_train.log"
 _LATEST = "checkpoint_last.pt"
 _SUBSET = "test"
-_PRESETS_TOP_K = {"tan2019": 8}
 _TERMS = {
     "train_ce": "train_kd_ce",
     "train_kl": "train_kd_kl",
@@ -38,21 +37,17 @@ _TERMS = {
 }
 _LINE = re.compile(r".*\[(train|valid)\]\[INFO\] - (\{.*\})\s*$")
 _PLAIN = re.compile(r"[\w./+\-]+", re.ASCII)
-# What a study reads or relies on, by section: the only value that works, and why.
-_NEEDED: dict[str, dict[str, tuple[Any, str]]] = {
-    "task": {
-        "_name": ("translation_ls_kd", "whose runs go on along the same curve"),
-        "eval_bleu": (True, "the study goes by validation BLEU"),
-    },
-    "checkpoint": {
-        "best_checkpoint_metric": ("bleu", "the best epoch is chosen by validation BLEU"),
-        "maximize_best_checkpoint_metric": (True, "more BLEU is better"),
-    },
-}
-_REFUSED = {
-    "checkpoint": ("no_save", "no_last_checkpoints", "no_save_optimizer_state", "finetune_from_model"),
-    "dataset": ("disable_validation",),
-}
+# What a study reads or relies on: section, setting, the only value that works, and why.
+_NEEDED: tuple[tuple[str, str, Any, str], ...] = (
+    ("task", "_name", "translation_ls_kd", "whose runs go on along the same curve"),
+    ("task", "eval_bleu", True, "the study goes by validation BLEU"),
+    ("checkpoint", "best_checkpoint_metric", "bleu", "the best epoch is chosen by validation BLEU"),
+    ("checkpoint", "maximize_best_checkpoint_metric", True, "more BLEU is better"),
+)
+_USELESS = (
+    *("checkpoint.no_save", "checkpoint.no_last_checkpoints", "checkpoint.no_save_optimizer_state"),
+    *("checkpoint.finetune_from_model", "dataset.disable_validation"),
+)
 _CRITERIA = {"teacher": "label_smoothed_cross_entropy", "student": "ls_kd"}
 
 
@@ -96,14 +91,13 @@ class Fairseq:
         check_model(settings, f"{path}: this model")
         if settings.get("adaptive_softmax_cutoff"):
             raise LskdError(f"{path}: model.adaptive_softmax_cutoff leaves no logits to distil; remove it")
-        for section, needed in _NEEDED.items():
-            for name, (value, reason) in needed.items():
-                if _section(config, section).get(name) != value:
-                    raise LskdError(f"{path}: set {section}.{name}: {str(value).lower()}; {reason}")
-        for section, names in _REFUSED.items():
-            for name in names:
-                if _section(config, section).get(name):
-                    raise LskdError(f"{path}: {section}.{name} is of no use in a study; remove it")
+        for section, name, value, reason in _NEEDED:
+            if _section(config, section).get(name) != value:
+                raise LskdError(f"{path}: set {section}.{name}: {str(value).lower()}; {reason}")
+        for key in _USELESS:
+            section, _, name = key.partition(".")
+            if _section(config, section).get(name):
+                raise LskdError(f"{path}: {key} is of no use in a study; remove it")
         if _section(config, "dataset").get("valid_subset", "valid") != "valid":
             raise LskdError(f"{path}: dataset.valid_subset must be valid, never test; remove it")
         criterion = _section(config, "criterion").get("_name")
@@ -195,19 +189,17 @@ class Fairseq:
         # A run ended after an epoch's lines and before its checkpoint repeats that epoch.
         epochs: dict[int, dict[str, Any]] = {}
         for line in text.splitlines():
-            if (found := _LINE.match(line)) and (row := _row(found[2])):
-                epochs.setdefault(int(row["epoch"]), {}).update(row)
+            if found := _LINE.match(line):
+                with contextlib.suppress(ValueError, KeyError):  # a line cut short, or settings
+                    row = parse_json(found[2])
+                    epochs.setdefault(int(row["epoch"]), {}).update(row)
         if not epochs:
             raise no_epochs(path)
         return [self._common(row, epoch) for epoch, row in sorted(epochs.items())]
 
     def _common(self, row: Mapping[str, Any], epoch: int) -> dict[str, str]:
         # A teacher that a schedule has silenced was not measured.
-        row = {
-            name: value
-            for name, value in row.items()
-            if not (name.startswith("train_kd_") and value == "nan")
-        }
+        row = {key: value for key, value in row.items() if not (key[:9] == "train_kd_" and value == "nan")}
         terms = {name: _nats(row.get(own)) for name, own in _TERMS.items()}
         if not terms["train_ce"]:
             terms["train_hard_ce"] = _nats(row.get("train_loss"))
@@ -225,10 +217,12 @@ class Fairseq:
         """Return what the best epoch translates the test set to, a mapping a sentence, ordered by id."""
         from fairseq_kd.translations import translate
 
-        return [asdict(translation) for translation in translate(folder / CHECKPOINT, data_dir, _SUBSET)]
+        return translate(folder / CHECKPOINT, data_dir, _SUBSET)
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student learns from: the training sentences, which are the same in every epoch."""
+        from fairseq_kd.criterion import PRESETS
+
         config = plan.configs[run.config]
         task, criterion = _section(config, "task"), _section(config, "criterion")
         if task.get("kd_soft_labels"):
@@ -239,8 +233,8 @@ class Fairseq:
             )
         if _section(config, "dataset").get("train_subset", "train") != "train":
             raise CannotStoreError(f"{run.config} trains on something else than train")
-        asked = criterion.get("kd_top_k")
-        wanted = _PRESETS_TOP_K.get(str(criterion.get("kd_preset")), 0) if asked is None else int(asked)
+        preset = PRESETS.get(str(criterion.get("kd_preset")), PRESETS["shen2021"])
+        wanted = int(preset["kd_top_k"] if criterion.get("kd_top_k") is None else criterion["kd_top_k"])
         if wanted > int(plan.soft_labels["top_k"]):
             raise CannotStoreError(f"{run.config} asks for the top {wanted}, more than soft_labels.top_k")
         epochs = int(_section(config, "optimization").get("max_epoch") or 0)
@@ -248,21 +242,15 @@ class Fairseq:
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``python -m fairseq_kd.soft_labels ...``."""
-        teacher = plan.run(store.teacher)
-        arguments = ["python", "-m", "fairseq_kd.soft_labels", plan.data]
-        arguments += [
-            "--path",
-            str(Path(plan.output, teacher.folder, CHECKPOINT)),
-            "--top-k",
-            str(store.top_k),
-        ]
-        arguments += ["--values", store.values, "--output", str(plan.labels(store, output))]
+        teacher = Path(plan.output, plan.run(store.teacher).folder, CHECKPOINT)
+        arguments = ["python", "-m", "fairseq_kd.soft_labels", plan.data, "--path", str(teacher)]
+        arguments += ["--top-k", str(store.top_k), "--values", store.values]
+        arguments += ["--output", str(plan.labels(store, output))]
         cpu = _section(plan.configs[plan.run(store.writer).config], "common").get("cpu")
         return [*arguments, "--cpu"] if cpu else arguments
 
     def store(self, command: list[str]) -> None:
         """Run such a command."""
-        os.environ["HYDRA_FULL_ERROR"] = "1"
         from fairseq_kd.soft_labels import main
 
         main(command[3:])
@@ -301,14 +289,6 @@ def _override(key: str, value: object) -> str:
     if not _PLAIN.fullmatch(text):
         text = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return f"{key}={text}"
-
-
-def _row(text: str) -> dict[str, Any] | None:
-    try:
-        row = parse_json(text)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and "epoch" in row else None
 
 
 def _nats(bits: Any) -> str:

@@ -40,7 +40,8 @@ def check_settings(content: Mapping[str, Any], path: str) -> None:
         try:
             OmegaConf.merge(OmegaConf.structured(kind()), given)
         except ConfigKeyError as error:
-            raise LskdError(f"{path}: unknown setting {section}.{error.full_key}; {_hint(error)}") from None
+            near = _near(str(error.full_key).rpartition(".")[2], map(str, error.parent_node or ()))
+            raise LskdError(f"{path}: unknown setting {section}.{error.full_key}; {near}") from None
         except OmegaConfBaseException as error:
             name = f"{section}.{error.full_key}"
             raise LskdError(f"{path}: {name}: {str(error).splitlines()[0]}; fix it") from None
@@ -56,7 +57,10 @@ def _named(section: str, given: Any, path: str) -> Any:
     if section == "task":
         registry = TASK_DATACLASS_REGISTRY
     elif section == "model":
-        registry = {**{arch: _settings_of(arch) for arch in ARCH_MODEL_REGISTRY}, **MODEL_DATACLASS_REGISTRY}
+        registry = dict.fromkeys(ARCH_MODEL_REGISTRY)  # None: fairseq has no dataclass of its settings
+        kinds = ARCH_MODEL_REGISTRY.items()
+        transformers = [arch for arch, kind in kinds if issubclass(kind, TransformerModelBase)]
+        registry |= dict.fromkeys(transformers, TransformerConfig) | MODEL_DATACLASS_REGISTRY
     else:
         registry = REGISTRIES[section]["dataclass_registry"] if section in REGISTRIES else {}
     if name not in registry:
@@ -64,21 +68,10 @@ def _named(section: str, given: Any, path: str) -> Any:
     return registry[name]
 
 
-def _settings_of(architecture: str) -> Any:
-    """Return the settings of a model that has no dataclass of its own; None where fairseq has none either."""
-    return TransformerConfig if issubclass(ARCH_MODEL_REGISTRY[architecture], TransformerModelBase) else None
-
-
 def _flat_names() -> set[str]:
     parser = ArgumentParser()
     gen_parser_from_dataclass(parser, TransformerConfig(), delete_default=True, with_prefix="")
     return {action.dest for action in parser._actions}
-
-
-def _hint(error: ConfigKeyError) -> str:
-    key = str(error.full_key).rpartition(".")[2]
-    valid = [str(name) for name in error.parent_node] if error.parent_node is not None else []
-    return _near(key, valid)
 
 
 def _near(name: str, valid: Iterable[str]) -> str:

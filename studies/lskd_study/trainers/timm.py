@@ -134,12 +134,8 @@ class Timm:
             arguments += ["--kd-temperature-squared"] * plan.temperature_squared
             if store := plan.store_of(run):
                 arguments += ["--kd-soft-labels", str(plan.labels(store, output))]
-                arguments += [
-                    "--kd-soft-labels-top-k",
-                    str(store.top_k),
-                    "--kd-soft-labels-values",
-                    store.values,
-                ]
+                arguments += ["--kd-soft-labels-top-k", str(store.top_k)]
+                arguments += ["--kd-soft-labels-values", store.values]
                 arguments += ["--kd-soft-labels-seed", str(store.seed)]
         return [*arguments, "--output", output or str(folder.parent), "--experiment", folder.name]
 

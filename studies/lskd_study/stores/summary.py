@@ -1,7 +1,6 @@
 """What a study says about its stores: before it runs, and on its page."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from lskd_study.base.text import gigabytes
 from lskd_study.plan.plan import Plan, Store
@@ -15,8 +14,8 @@ def describe_stores(plan: Plan) -> list[str]:
     if plan.stores:
         size = sum(store.size for store in plan.stores)
         about = f", {gigabytes(size)}" if size else ""
-        lines.append(f"  soft labels: {_stored(plan, plan.stores)}{about}")
-        if saved := _saved(plan, plan.stores):
+        lines.append(f"  soft labels: {_stored(plan.stores)}{about}")
+        if saved := _saved(plan):
             lines.append(f"    {saved}")
     return lines + [f"  no soft labels stored for {note}" for note in plan.store_notes]
 
@@ -26,7 +25,7 @@ def page_rows(plan: Plan) -> list[tuple[str, str]]:
     rows = []
     if plan.stores:
         records = [record for store in plan.stores if "soft_labels" in (record := record_of(plan, store))]
-        parts = [_stored(plan, plan.stores), _saved(plan, plan.stores)]
+        parts = [_stored(plan.stores), _saved(plan)]
         if records:
             size = sum(record["soft_labels"]["bytes"] for record in records)
             minutes = sum(record["wall_time_s"] for record in records) / 60
@@ -53,7 +52,7 @@ def loss_note(plan: Plan) -> str:
     )
 
 
-def _stored(plan: Plan, stores: Sequence[Store]) -> str:
+def _stored(stores: Sequence[Store]) -> str:
     readers = sum(len(store.students) for store in stores)
     kept = {f"top {store.top_k}" if store.top_k else "all classes" for store in stores}
     exact = all(not store.top_k and store.values == "float32" for store in stores)
@@ -62,16 +61,16 @@ def _stored(plan: Plan, stores: Sequence[Store]) -> str:
     return f"{len(stores)} stores, {', '.join(sorted(kept))} in {values}, serve {readers} students{note}"
 
 
-def _saved(plan: Plan, stores: Sequence[Store]) -> str:
+def _saved(plan: Plan) -> str:
     """Return how often teachers are asked about a training image, with and without stores."""
-    stored, asked = sum(store.epochs for store in stores), sum(store.asked for store in stores)
+    stored, asked = sum(store.epochs for store in plan.stores), sum(store.asked for store in plan.stores)
     if not asked:
         return ""
-    what: Any = "sentences" if not plan.num_classes else "images"
-    count = training_images(plan) if plan.num_classes else 0
+    count = training_images(plan)
     if not count:
-        return f"teachers pass over the training {what} {stored} times instead of {asked}"
+        samples = "images" if plan.num_classes else "sentences"
+        return f"teachers pass over the training {samples} {stored} times instead of {asked}"
     return (
-        f"teachers are asked about {stored * count:,} {what} instead of {asked * count:,}: "
+        f"teachers are asked about {stored * count:,} images instead of {asked * count:,}: "
         f"{(asked - stored) * count:,} passes saved"
     )
