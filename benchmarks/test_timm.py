@@ -187,8 +187,8 @@ def test_study(ratio: Callable[..., None], tmp_path: Path) -> None:
     numbered = TensorDataset(data.tensors[0], torch.arange(len(data)))
     teacher = timm.create_model("resnet50", num_classes=STUDY_CLASSES)
     _batch_statistics(teacher, data.tensors[0][:BATCH])
-    fast = choose_fast(teacher.requires_grad_(False), data.tensors[0], "auto")
-    print(f"\nstudy: {fast.line}")
+    fast, line = choose_fast(teacher.requires_grad_(False), data.tensors[0], "auto")
+    print(f"\nstudy: {line}")
     counter = iter(range(1_000_000))
 
     def run(task: Any, loader: Iterable[Any], labels: Callable[[Tensor], Any]) -> None:
@@ -205,7 +205,7 @@ def test_study(ratio: Callable[..., None], tmp_path: Path) -> None:
     def ours() -> None:
         for _ in range(TEACHERS * SEEDS):
             with torch.inference_mode():
-                logits = torch.cat([fast.teacher(images) for images, _ in DataLoader(data, BATCH)])
+                logits = torch.cat([fast(images) for images, _ in DataLoader(data, BATCH)])
             store = _store(tmp_path / str(next(counter)), logits)
             for name in STUDENTS:
                 loader = DataLoader(numbered, BATCH, shuffle=True)
