@@ -6,6 +6,7 @@ import torch
 
 from lskd import LskdError
 from lskd.analysis.classes import class_separation, nearest_classes
+from lskd.analysis.projection import project
 
 pytestmark = pytest.mark.unit
 
@@ -74,14 +75,12 @@ def test_scale_and_bias_of_the_logits_change_nothing():
 
 def test_it_is_the_first_axis_of_the_projection():
     """The two logits' difference is the coordinate between the templates, up to scale and origin."""
-    from lskd.analysis.projection import projection_plane
-
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 8, dtype=torch.float64, generator=generator)
     features = torch.randn(40, 8, dtype=torch.float64, generator=generator)
     labels = torch.arange(40) % 3
     logits = features @ weight.T
-    x = projection_plane(weight).project(features)[:, 0]
+    x = project(features, weight)[:, 0]
     first, second = x[labels == 0], x[labels == 1]
     within = torch.cat([first - first.mean(), second - second.mean()])
     expected = (second.mean() - first.mean()) / (within.square().sum() / (len(within) - 2)).sqrt()

@@ -86,7 +86,7 @@ def test_rows_are_views_of_the_map_and_cannot_be_written(tmp_path):
 )
 def test_ids_are_as_wide_as_the_class_count_needs(tmp_path, num_classes, width):
     shape = SoftLabelsLayout(num_classes=num_classes, k=2, samples=1, rows_per_sample=1)
-    assert shape.id_dtype.itemsize == width
+    assert shape.row["ids"].base.itemsize == width
     with SoftLabelsWriter(tmp_path / "s", shape, {}) as writer:
         writer.append([[-0.1, -3]], [[num_classes - 1, 0]])
     assert SoftLabels(tmp_path / "s")[0].ids.tolist() == [[num_classes - 1, 0]]
