@@ -14,7 +14,7 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lskd.base.tensors import accumulator_dtype, widened
-from lskd.targets import check_labels, check_logits
+from lskd.targets import check_samples
 from lskd.terms import centred
 
 Definition = Literal["target_std", "vector_l2", "between_vector_l2", "between_target_std"]
@@ -86,7 +86,13 @@ class Stability(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add samples: logits ``(N, K)`` before softmax, and integer labels ``(N,)``."""
-        _check_batch(logits, labels, self.num_classes)
+        # The next check waits for the device anyway.
+        check_samples(logits, labels, self.num_classes, any_device=True)
+        finite = torch.isfinite(logits).all(1)
+        if not bool(finite.all()):
+            raise ValueError(
+                f"the logits of sample {int((~finite).nonzero()[0])} of this batch are not all finite"
+            )
         for chunk, ids in zip(torch.split(logits, _CHUNK), torch.split(labels.long(), _CHUNK), strict=True):
             self._add(centred(chunk), ids)
 
@@ -351,16 +357,6 @@ def stability(
     metric = Stability(num_classes, definition).to(logits.device)
     metric.update(logits, labels)
     return metric.compute()
-
-
-def _check_batch(logits: Tensor, labels: Tensor, num_classes: int) -> None:
-    check_logits(logits, labels, num_classes)
-    check_labels(labels, num_classes, any_device=True)  # the next check waits for the device anyway
-    finite = torch.isfinite(logits).all(1)
-    if not bool(finite.all()):
-        raise ValueError(
-            f"the logits of sample {int((~finite).nonzero()[0])} of this batch are not all finite"
-        )
 
 
 def _warn_of_classes(values: Tensor, counts: Tensor) -> None:

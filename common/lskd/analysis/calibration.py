@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lskd.targets import check_labels, check_temperature
+from lskd.targets import check_samples, check_smoothing, check_temperature
 from lskd.terms import centred
 
 BINS = 15
@@ -62,11 +62,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, progress: Progress | None = 
     >>> round(fit_temperature(logits, labels).temperature, 4) == round(3 / math.log(3), 4)
     True
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must be (N, K) and (N,)"
-        )
-    check_labels(labels, logits.shape[1])
+    check_samples(logits, labels, least=1)
     logits, labels = logits.detach(), labels.long()
     inverse, bend = 1.0, None
     for size in _SUBSAMPLES:
@@ -224,8 +220,7 @@ def equivalent_smoothing(target_probability: Tensor, num_classes: int, conventio
     >>> round(equivalent_smoothing(torch.tensor([0.91]), 10), 4)
     0.1
     """
-    if convention not in ("paper", "uniform"):
-        raise ValueError(f"convention is {convention!r}; it must be 'paper' or 'uniform'")
+    check_smoothing(2, 0.0, convention)
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; smoothing needs at least 2")
     others = 1 - float(target_probability.double().mean())
@@ -253,7 +248,7 @@ def target_probability(
     tensor([0.6225], dtype=torch.float64)
     """
     check_temperature(temperature)
-    check_labels(labels, logits.shape[1])
+    check_samples(logits, labels)
     found = torch.empty(len(labels), dtype=torch.float64)
     for rows in _blocks(len(labels), logits.shape[1]):
         z = centred(logits[rows]).div_(temperature)
