@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ LIMITS = (0.01, 100.0)
 Progress = Callable[[int], object]
 """Is told how many samples were just looked at."""
 
+_LOWEST, _HIGHEST = 1 / LIMITS[1], 1 / LIMITS[0]  # of 1 / T
 _CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's cache
 _SUBSAMPLES = (512, 4096)  # samples on which the search begins
 _NEAR = 0.01  # relative step within which the second-order expansion is exact to about 1e-6
@@ -68,14 +70,14 @@ def fit_temperature(logits: Tensor, labels: Tensor, progress: Progress | None = 
     for size in _SUBSAMPLES:
         if len(labels) > 2 * size:
             every = len(labels) // size
-            inverse, looked = _search(logits[::every], labels[::every], inverse, None, None)
+            inverse, looked = _search(partial(_Expansion, logits[::every], labels[::every]), inverse)
             bend = looked.bend
     if len(labels) <= 2 * _SUBSAMPLES[-1]:
         bend = None
-    inverse, looked = _search(logits, labels, inverse, bend, progress)
-    bounds = (1 / LIMITS[1], 1 / LIMITS[0])
+    look = partial(_Expansion, logits, labels, bend=bend, progress=progress)
+    inverse, looked = _search(look, inverse)
     nll, confidence = looked.at(inverse)
-    at_limit = inverse <= bounds[0] * (1 + 1e-9) or inverse >= bounds[1] * (1 - 1e-9)
+    at_limit = inverse <= _LOWEST * (1 + 1e-9) or inverse >= _HIGHEST * (1 - 1e-9)
     return TemperatureFit(1 / inverse, at_limit, nll, confidence)
 
 
@@ -99,23 +101,17 @@ def calibration_contributions(confidence: Tensor, correct: Tensor) -> Tensor:
     return gap * sums.sign()[bins]
 
 
-def _search(
-    logits: Tensor,
-    labels: Tensor,
-    inverse: float,
-    bend: float | None,
-    progress: Progress | None,
-) -> tuple[float, "_Expansion"]:
+def _search(look: Callable[[float], "_Expansion"], inverse: float) -> tuple[float, "_Expansion"]:
     """Return the best ``1 / T`` and an expansion that is valid there."""
-    low, high = 1 / LIMITS[1], 1 / LIMITS[0]
+    low, high = _LOWEST, _HIGHEST
     untried = [low, high]
-    looked = _Expansion(logits, labels, inverse, bend, progress)
+    looked = look(inverse)
     for _ in range(100):
         slope = looked.slope
         low, high = (low, inverse) if slope > 0 else (inverse, high)
         best = inverse + looked.step()
         if abs(best - inverse) <= _NEAR * inverse:
-            return min(max(best, 1 / LIMITS[1]), 1 / LIMITS[0]), looked
+            return min(max(best, _LOWEST), _HIGHEST), looked
         if high <= low * (1 + 1e-12):
             return inverse, looked
         limit = low if best <= low else high
@@ -127,7 +123,7 @@ def _search(
         else:
             # Newton's method has lost its way: halve the bracket, on the scale of T.
             inverse = math.sqrt(low * high)
-        looked = _Expansion(logits, labels, inverse, bend, progress)
+        looked = look(inverse)
     return inverse, looked
 
 
@@ -143,8 +139,8 @@ class _Expansion:
         logits: Tensor,
         labels: Tensor,
         inverse: float,
-        bend: float | None,
-        progress: Progress | None,
+        bend: float | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.inverse = inverse
         # Rows: logarithm of the sum of exponentials over the largest, and its derivatives; the label's logit.
