@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from lskd.kernel import native as _compiled
+from lskd.soft_labels.format import Manifest
 
 Array = NDArray[np.float64]
 
@@ -101,6 +102,17 @@ def reference() -> type[Reference]:
 
 
 ROOT = Path(__file__).parents[2]
+_manifest = Manifest.__init__
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Give stores blocks of 40 bytes, so that a few rows fill many; the size is part of each store."""
+
+    def small(self, *arguments, **named):
+        _manifest(self, *arguments, **({"block_bytes": 40} | named))
+
+    monkeypatch.setattr(Manifest, "__init__", small)
 
 
 @pytest.fixture(scope="session")
