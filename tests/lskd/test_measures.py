@@ -2,16 +2,18 @@ import copy
 import math
 import pickle
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import special
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from draws import DEFINITIONS, PROPERTY, draw_samples, every_definition
 from lskd import Stability, measure_teacher, smooth_targets
 from lskd.analysis import calibration as _calibration
 from lskd.analysis import measures as _measures
@@ -20,18 +22,8 @@ from lskd.analysis.classes import class_mean_probabilities, class_separation
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning")]
 
-PROPERTY = settings(deadline=None, max_examples=80, derandomize=True, database=None)
-DEFINITIONS = ("target_std", "vector_l2", "between_vector_l2", "between_target_std")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-every_definition = pytest.mark.parametrize("definition", DEFINITIONS)
-
-
-def draw(samples, num_classes, seed=0, scale=2.0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(samples, num_classes, generator=generator, dtype=torch.float64) * scale
-    labels = torch.randint(num_classes, (samples,), generator=generator)
-    logits[torch.arange(samples), labels] += 0.3 * scale
-    return logits.to(dtype), labels
+draw = partial(draw_samples, lead=0.3)
 
 
 @dataclass

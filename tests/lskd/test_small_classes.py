@@ -1,27 +1,20 @@
 """What small classes add to the stabilities, and the correction."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy import special
 
+from draws import draw_samples, every_definition
 from lskd import measure_teacher
 from lskd.stability import small_class_factor
 
 pytestmark = pytest.mark.unit
 
-DEFINITIONS = ("target_std", "vector_l2", "between_vector_l2", "between_target_std")
-every_definition = pytest.mark.parametrize("definition", DEFINITIONS)
-
-
-def draw(samples, num_classes, seed=0, scale=2.0):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(samples, num_classes, generator=generator) * scale
-    labels = torch.randint(num_classes, (samples,), generator=generator)
-    logits[torch.arange(samples), labels] += 0.3 * scale
-    return logits, labels
+draw = partial(draw_samples, lead=0.3)
 
 
 def expected_values(reference, logits, labels, num_classes, definition):
