@@ -17,7 +17,7 @@ from draws import DEFINITIONS, PROPERTY, draw_samples, every_definition
 from lskd import Stability, measure_teacher, smooth_targets
 from lskd.analysis import calibration as _calibration
 from lskd.analysis import measures as _measures
-from lskd.analysis.calibration import equivalent_smoothing, target_probability
+from lskd.analysis.calibration import target_probability
 from lskd.analysis.classes import class_mean_probabilities, class_separation
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning")]
@@ -254,10 +254,9 @@ def test_equivalent_smoothing_of_an_ideal_teacher(convention):
 
 def test_equivalent_smoothing_refuses():
     with pytest.raises(ValueError, match=r"'szegedy'.*'paper' or 'uniform'"):
-        equivalent_smoothing(torch.tensor([0.9]), 10, "szegedy")
+        measure_teacher(*draw(20, 3)).equivalent_smoothing("szegedy")
     with pytest.raises(ValueError, match="at least 2"):
-        equivalent_smoothing(torch.tensor([0.9]), 1)
-    assert equivalent_smoothing(torch.tensor([0.9]), 2, "paper") == pytest.approx(0.1)
+        measure_teacher(*draw(20, 1)).equivalent_smoothing()
 
 
 # Any order, kind of memory and size

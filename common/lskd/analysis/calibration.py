@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lskd.targets import check_samples, check_smoothing, check_temperature
+from lskd.targets import check_samples, check_temperature
 from lskd.terms import centred
 
 BINS = 15
@@ -196,31 +196,6 @@ def _blocks(samples: int, classes: int) -> Iterator[slice]:
     step = max(_CHUNK // classes, 1)
     for start in range(0, samples, step):
         yield slice(start, min(start + step, samples))
-
-
-def equivalent_smoothing(target_probability: Tensor, num_classes: int, convention: str = "uniform") -> float:
-    """Return the label smoothing that puts as much on the other classes as a teacher does on average.
-
-    It is the ``gamma`` of Mueller et al. (NeurIPS 2019, Sec. 4), ``K / (K - 1)`` times the mean probability
-    that is not the label's; there over the training data. What a teacher gets wrong counts as smoothing too,
-    so on other data it is an upper bound.
-
-    Args:
-        target_probability: probabilities of the label, any shape.
-        num_classes: number of classes ``K``, at least 2.
-        convention: of the smoothing that is returned, ``"uniform"`` (as Mueller et al.) or ``"paper"``.
-
-    Raises:
-        ValueError: for a convention that does not exist or fewer than two classes.
-
-    >>> round(equivalent_smoothing(torch.tensor([0.91]), 10), 4)
-    0.1
-    """
-    check_smoothing(2, 0.0, convention)
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; smoothing needs at least 2")
-    others = 1 - float(target_probability.double().mean())
-    return others * num_classes / (num_classes - 1) if convention == "uniform" else others
 
 
 def target_probability(

@@ -17,11 +17,10 @@ from lskd.analysis.calibration import (
     Progress,
     TemperatureFit,
     calibration_contributions,
-    equivalent_smoothing,
     fit_temperature,
 )
 from lskd.stability import Definition, class_deviations, class_moments, small_class_factor
-from lskd.targets import check_samples
+from lskd.targets import check_samples, check_smoothing
 
 Rows = slice | Tensor
 """Some of the samples: neighbours, which are read without a copy, or any."""
@@ -103,8 +102,23 @@ class TeacherMeasures:
         return float(binary_calibration_error(confidence.float(), self.correct.long(), n_bins=BINS))
 
     def equivalent_smoothing(self, convention: str = "uniform") -> float:
-        """Return the smoothing that it looks trained with; as :func:`equivalent_smoothing` does."""
-        return equivalent_smoothing(self.target_probability, self.num_classes, convention)
+        """Return the label smoothing that puts as much on the other classes as the teacher does on average.
+
+        It is the ``gamma`` of Mueller et al. (NeurIPS 2019, Sec. 4), ``K / (K - 1)`` times the mean
+        probability that is not the label's; there over the training data. What a teacher gets wrong counts
+        as smoothing too, so on other data it is an upper bound.
+
+        Args:
+            convention: of the smoothing that is returned, ``"uniform"`` (as Mueller et al.) or ``"paper"``.
+
+        Raises:
+            ValueError: for a convention that does not exist or fewer than two classes.
+        """
+        check_smoothing(2, 0.0, convention)
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes is {self.num_classes}; smoothing needs at least 2")
+        others = 1 - float(self.target_probability.mean())
+        return others * self.num_classes / (self.num_classes - 1) if convention == "uniform" else others
 
     def class_values(self, definition: Definition) -> Tensor:
         """Return the value of each class, ``(K,)`` float64; NaN where it has too few samples.

@@ -108,11 +108,9 @@ class TeacherForm:
 
     def __str__(self) -> str:
         """Return whose answers these are."""
-        return (
-            "of the exact teacher"
-            if self.mode == "none"
-            else f"of a fast teacher ({self.mode}): {self.error}"
-        )
+        if self.mode == "none":
+            return "of the exact teacher"
+        return f"of a fast teacher ({self.mode}): {self.error}"
 
 
 @dataclass
@@ -264,14 +262,10 @@ def _has_eight_bit() -> bool:
 
 
 def quantise_convolutions(model: nn.Module, images: Tensor) -> nn.Module:
-    """Return a model whose convolutions, and the sums between them, work on 8-bit numbers.
+    """Return a copy whose convolutions, and the sums between them, work on 8-bit numbers.
 
     Weights have a scale for each channel, activations one for each layer, from the range that they have on
     ``images``. Linear layers stay as they are: 8 bits of a logit are too few for a teacher.
-
-    Args:
-        model: in eval mode, batch norm folded; it is not changed.
-        images: ``(N, C, H, W)``, which ranges are taken from.
 
     Raises:
         LskdError: the model cannot be traced or has nothing that can be quantised.
