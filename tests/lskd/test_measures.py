@@ -209,18 +209,6 @@ def test_classes_of_no_and_of_one_sample(reference, definition):
     assert float(contributions[11]) == pytest.approx(1 - expected, abs=1e-6)
 
 
-def test_resolution_beside_a_large_logit(reference):
-    logits = torch.tensor([[1e4, 1e4 - 1], [1e4, 1e4 - 2], [1e4, 1e4 - 0.5], [-1e4, 1e4]])
-    labels = torch.tensor([0, 0, 0, 0])
-    measures = measure_teacher(logits, labels)
-    plain = Plain.of(logits, labels)
-    np.testing.assert_allclose(measures.nll.numpy(), plain.nll, rtol=1e-6)
-    np.testing.assert_allclose(measures.distance.numpy(), plain.distance, atol=1e-6)
-    for definition in DEFINITIONS:
-        expected = reference.stability(logits.double().numpy(), labels.numpy(), 2, definition)
-        np.testing.assert_allclose(1 - measures.one_minus_stability(definition), expected, atol=1e-6)
-
-
 def test_unknown_definition():
     measures = measure_teacher(*draw(20, 3))
     for ask in (measures.class_values, measures.one_minus_stability):
@@ -404,46 +392,13 @@ def test_logits_that_are_not_finite_are_named_by_the_lowest_sample(bad, dtype):
     logits[7, 1] = 0
     with pytest.raises(ValueError, match=r"sample 23\b"):
         measure_teacher(logits, labels.sort().values)
-
-
-def test_logits_that_are_not_finite_far_in():
-    logits, labels = draw(3000, 3)
-    logits[2500, 2] = logits[2900, 1] = float("nan")
-    with pytest.raises(ValueError, match=r"sample 2500\b"):
-        measure_teacher(logits, labels)
+    with pytest.raises(ValueError, match=r"sample 2543\b"):  # far in
+        measure_teacher(torch.cat([draw(2520, 3)[0].to(dtype), logits]), torch.arange(2560) % 3)
 
 
 def test_logits_too_large_for_their_difference():
     with pytest.raises(ValueError, match="too large"):
         measure_teacher(torch.tensor([[3e38, -3e38], [0.0, 0.0]]), torch.tensor([0, 1]))
-
-
-@pytest.mark.parametrize("bad", [-1, 3, -100])
-def test_labels_out_of_range_are_named_by_sample(bad):
-    logits, labels = draw(20, 3)
-    labels[13] = bad
-    with pytest.raises(ValueError, match=rf"\b13\b.*{bad}\b"):
-        measure_teacher(logits, labels)
-
-
-@pytest.mark.parametrize(
-    ("logits", "labels"),
-    [
-        (torch.zeros(4, 3), torch.zeros(3).long()),
-        (torch.zeros(4, 3), torch.zeros(4, 1).long()),
-        (torch.zeros(3), torch.zeros(1).long()),
-        (torch.zeros(3), torch.zeros(3).long()),
-        (torch.zeros(2, 2, 3), torch.zeros(2, 2).long()),
-        (torch.zeros(0, 3), torch.zeros(0).long()),
-        (torch.zeros(4, 3).long(), torch.zeros(4).long()),
-        (torch.zeros(4, 3), torch.zeros(4)),
-        (torch.zeros(4, 3), torch.zeros(4).bool()),
-        (torch.zeros(4, 3).to(torch.complex64), torch.zeros(4).long()),
-    ],
-)
-def test_shapes_and_dtypes_that_do_not_fit(logits, labels):
-    with pytest.raises(ValueError, match=r"shape|dtype"):
-        measure_teacher(logits, labels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -466,5 +421,5 @@ def test_an_offset_of_the_logits_changes_no_measure(dtype):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
     one, other = (class_mean_probabilities(z, labels, 8) for z in (shifted, logits))
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
-    one, other = (class_separation(z, labels, [(0, 1), (2, 3)]).contributions for z in (shifted, logits))
+    one, other = (class_separation(z, labels, [(0, 1), (2, 3)]) for z in (shifted, logits))
     torch.testing.assert_close(one, other, rtol=tolerance, atol=10 * tolerance)
