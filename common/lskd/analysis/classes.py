@@ -170,7 +170,12 @@ def class_separation(logits: Tensor, labels: Tensor, pairs: Sequence[tuple[int, 
     if not pairs or any(a == b for a, b in pairs):
         raise ValueError("pairs are two different classes each, and there must be one")
     check_labels(torch.tensor(list(pairs)).flatten(), logits.shape[1], "pairs")
-    rows = _rows_of_classes(labels, {c for pair in pairs for c in pair})
+    rows = labels.argsort(stable=True).split(labels.bincount(minlength=logits.shape[1]).tolist())
+    for c in sorted({c for pair in pairs for c in pair}):
+        if len(rows[c]) < _SMALLEST:
+            raise LskdError(
+                f"class {c} has {len(rows[c])} examples; its separation from another needs {_SMALLEST}"
+            )
     samples = len(labels)
     contributions = torch.zeros(samples, dtype=torch.float64)
     separations = []
@@ -205,17 +210,3 @@ def nearest_classes(confusion: Tensor) -> list[tuple[int, int]]:
     known = (~confusion.isnan()).any(1).nonzero().flatten().tolist()
     nearest = confusion.nan_to_num(nan=-1.0).argmax(1).tolist()
     return list(dict.fromkeys((min(c, nearest[c]), max(c, nearest[c])) for c in known))
-
-
-def _rows_of_classes(labels: Tensor, classes: set[int]) -> dict[int, Tensor]:
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
-    ends = counts.cumsum(0)
-    found = {}
-    for c in sorted(classes):
-        size = int(counts[c]) if c < len(counts) else 0
-        if size < _SMALLEST:
-            raise LskdError(f"class {c} has {size} examples; its separation from another needs {_SMALLEST}")
-        end = int(ends[c])
-        found[c] = order[end - size : end]
-    return found

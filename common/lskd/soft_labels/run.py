@@ -116,7 +116,6 @@ class StoredRun:
         teacher: FastMode = "none",
         bound: float = FAST_BOUND,
     ) -> None:
-        """Look at what is there."""
         self.path, self.layout, self.identity = Path(path), layout, identity
         self.seed, self.rank, self.processes = seed, rank, processes
         self._stops, self._say = on_error == "stop", say
