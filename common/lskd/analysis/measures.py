@@ -149,21 +149,16 @@ class TeacherMeasures:
             value = float(values.mean())
         else:
             value = float(values.std()) if len(values) > 1 else math.nan
-        between = definition.startswith("between")
-        return value - self.small_class_bias(definition) if self.small_class_correction and between else value
+        if self.small_class_correction and definition.startswith("between"):
+            value -= self._small_class_bias(definition)
+        return value
 
-    def small_class_bias(self, definition: Definition) -> float:
-        """Return what small classes add to ``1 - S``, to first order, before any correction.
+    def _small_class_bias(self, definition: Definition) -> float:
+        """Return what small classes add between classes to ``1 - S``, to first order, before any correction.
 
-        Within classes it is too small, see :func:`small_class_factor`. Between classes it is too large,
-        because the mean of ``n`` samples varies by their variance over ``n`` beside what the classes vary; a
-        class of one sample is taken to vary as the others do.
+        The mean of ``n`` samples varies by their variance over ``n`` beside what the classes vary; a class of
+        one sample is taken to vary as the others do.
         """
-        if definition in ("target_std", "vector_l2"):
-            values = self.class_values(definition)
-            factor = small_class_factor(self.counts, definition)
-            raw = values / factor if self.small_class_correction else values
-            return float((raw - raw * factor).nanmean())
         counted = self.counts >= 1
         if definition == "between_target_std":
             if int(counted.sum()) < 2:
@@ -245,7 +240,7 @@ class TeacherMeasures:
         widened = (n / (n - 1).clamp(min=1)).sqrt() / n.clamp(min=1) * self.samples
         if self.small_class_correction and definition.startswith("between"):
             # Taking the noise out of a length makes what is left as much more sensitive as it is shorter.
-            widened *= (value + self.small_class_bias(definition)) / value if value > 0 else math.nan
+            widened *= (value + self._small_class_bias(definition)) / value if value > 0 else math.nan
         return value + torch.where(counted[self.labels], by_sample * widened[self.labels], 0.0)
 
 
