@@ -170,11 +170,12 @@ def class_separation(logits: Tensor, labels: Tensor, pairs: Sequence[tuple[int, 
     if not pairs or any(a == b for a, b in pairs):
         raise ValueError("pairs are two different classes each, and there must be one")
     check_labels(torch.tensor(list(pairs)).flatten(), logits.shape[1], "pairs")
-    rows = labels.argsort(stable=True).split(labels.bincount(minlength=logits.shape[1]).tolist())
+    sizes = labels.bincount(minlength=logits.shape[1]).tolist()
+    rows = torch.split(labels.argsort(stable=True), sizes)
     for c in sorted({c for pair in pairs for c in pair}):
-        if len(rows[c]) < _SMALLEST:
+        if sizes[c] < _SMALLEST:
             raise LskdError(
-                f"class {c} has {len(rows[c])} examples; its separation from another needs {_SMALLEST}"
+                f"class {c} has {sizes[c]} examples; its separation from another needs {_SMALLEST}"
             )
     samples = len(labels)
     contributions = torch.zeros(samples, dtype=torch.float64)

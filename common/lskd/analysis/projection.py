@@ -53,7 +53,8 @@ def project(features: Tensor, templates: Tensor) -> Tensor:
         raise LskdError(
             "the templates of the three classes lie on one line, so they span no plane; name others"
         )
-    return (features.double() - (w[0] + w[1]) / 2) @ (basis * triangle.diagonal().sign())
+    points: Tensor = (features.double() - (w[0] + w[1]) / 2) @ (basis * triangle.diagonal().sign())
+    return points
 
 
 @dataclass(frozen=True)

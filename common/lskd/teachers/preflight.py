@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def binomial_tail(right: int, total: int, chance: float) -> float:
     """
     if right <= 0 or chance >= 1:
         return 1.0
-    draws = torch.distributions.Binomial(total, torch.tensor(chance, dtype=torch.float64))
+    draws: Any = torch.distributions.Binomial(total, torch.tensor(chance, dtype=torch.float64))
     masses = draws.log_prob(torch.arange(right, total + 1, dtype=torch.float64)).exp()
     return min(1.0, float(masses.sum()))
 
