@@ -272,8 +272,6 @@ def test_settings_out_of_range():
         Stability(0)
     with pytest.raises(ValueError, match="definition"):
         stability(torch.zeros(1, 3), torch.zeros(1).long(), 3, "eq2")
-    with pytest.raises(ValueError, match="vector_l2"):
-        type(Stability(3, "vector_l2"))(3, "target_std")
 
 
 def test_settings_by_name_and_by_position():

@@ -19,7 +19,7 @@ from lskd.analysis.calibration import (
     calibration_contributions,
     fit_temperature,
 )
-from lskd.stability import Definition, class_deviations, class_moments, small_class_factor
+from lskd.stability import Definition, class_deviations, class_moments, over_classes, small_class_factor
 from lskd.targets import check_samples, check_smoothing
 
 Rows = slice | Tensor
@@ -143,12 +143,7 @@ class TeacherMeasures:
 
     def one_minus_stability(self, definition: Definition = "target_std") -> float:
         """Return ``1 - S`` by a definition of :class:`~lskd.Stability`; NaN where no class can count."""
-        values = self.class_values(definition)
-        values = values[~values.isnan()]
-        if definition != "between_target_std":
-            value = float(values.mean())
-        else:
-            value = float(values.std()) if len(values) > 1 else math.nan
+        value = float(over_classes(self.class_values(definition), definition))
         if self.small_class_correction and definition.startswith("between"):
             value -= self._small_class_bias(definition)
         return value

@@ -98,7 +98,6 @@ class KnownTeacher:
     def __init__(self, teacher: TopK, samples: Samples, classes: int, temperature: float) -> None:
         k = teacher.ids.shape[-1]
         self.ids = flatten(teacher.ids, samples, 1, 0).long()
-        self.rest: Rest = teacher.rest
         if samples.mask is not None:  # distinct, like everybody's
             self.ids = torch.where(samples.mask, self.ids, torch.arange(k, device=self.ids.device))
         check_labels(self.ids, classes, "top-K ids")
