@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special
 
-from lskd.kernel import native as _compiled
+from lskd.kernel import native
 from lskd.soft_labels.format import Manifest
 
 Array = NDArray[np.float64]
@@ -117,7 +117,7 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture(scope="session")
 def compile_loss(tmp_path_factory):
-    """Compile the loss by the build's own hook, whatever the installation holds."""
+    """Compile the loss by the build's own hook, whatever the installation contains."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler (cc)")
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
@@ -125,11 +125,11 @@ def compile_loss(tmp_path_factory):
     spec.loader.exec_module(hook)
 
     def compiled(*flags):
-        library = tmp_path_factory.mktemp("compiled") / _compiled.LIBRARY
+        library = tmp_path_factory.mktemp("compiled") / native.LIBRARY
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CC", " ".join(["cc", *flags]))
             assert hook.compile_loss(ROOT / "common" / "lskd" / "kernel" / "rows.c", library)
-        return _compiled.load(library)
+        return native.load(library)
 
     return compiled
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from lskd import TopK, distillation_terms, fused_distillation
-from lskd.kernel import chunks as _fused_chunks
-from lskd.kernel import native as _compiled
+from lskd.kernel import chunks, native
 
 pytestmark = pytest.mark.unit
 
@@ -20,7 +19,7 @@ SHAPE = (7, 5, 23)
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Four samples a chunk, so that 35 samples fill eight and a part of one."""
-    monkeypatch.setitem(_fused_chunks._CHUNK_ELEMENTS, "cpu", 4 * SHAPE[-1])
+    monkeypatch.setitem(chunks._CHUNK_ELEMENTS, "cpu", 4 * SHAPE[-1])
 
 
 def inputs(kind, dtype=torch.float32, spread=2.0):
@@ -65,10 +64,10 @@ def both(*given, **arguments):
 @pytest.fixture(params=["native", "chunks", "elsewhere"])
 def device_path(request, monkeypatch, compiled_loss):
     """Compiled code, the chunks on a CPU, and on the CPU those of a GPU, which ask nothing of it."""
-    monkeypatch.setattr(_compiled, "function", lambda: compiled_loss if request.param == "native" else None)
+    monkeypatch.setattr(native, "function", lambda: compiled_loss if request.param == "native" else None)
     if request.param == "elsewhere":
-        monkeypatch.setattr(_fused_chunks, "on_cpu", lambda tensor: False)
-        monkeypatch.setattr(_fused_chunks, "_CHUNK_ELEMENTS_ELSEWHERE", 4 * SHAPE[-1])
+        monkeypatch.setattr(chunks, "on_cpu", lambda tensor: False)
+        monkeypatch.setattr(chunks, "_CHUNK_ELEMENTS_ELSEWHERE", 4 * SHAPE[-1])
 
 
 SETTINGS = [
@@ -123,7 +122,7 @@ def test_every_implementation_is_the_plain_loss_in_float64(shape, dtype, kind, l
 
 
 def test_a_named_implementation_runs_or_says_why_not(monkeypatch, compiled_loss):
-    monkeypatch.setattr(_compiled, "function", lambda: compiled_loss)
+    monkeypatch.setattr(native, "function", lambda: compiled_loss)
     student, teacher, labels, _ = inputs("dense")
     terms = {
         impl: fused_distillation(student, teacher, labels, hard_weight=0.3, impl=impl)
@@ -136,7 +135,7 @@ def test_a_named_implementation_runs_or_says_why_not(monkeypatch, compiled_loss)
     for given in ((student.double(), teacher), (strided, teacher), inputs("spread")[:2]):
         with pytest.raises(RuntimeError, match=r"takes contiguous float32 .* on the CPU$"):
             fused_distillation(*given, impl="native")
-    monkeypatch.setattr(_compiled, "function", lambda: None)
+    monkeypatch.setattr(native, "function", lambda: None)
     with pytest.raises(RuntimeError, match="no compiled code"):
         fused_distillation(student, teacher, impl="native")
 
@@ -592,8 +591,8 @@ def test_a_device_without_float64(kind, temperature, monkeypatch, without_float6
         teacher = TopK(teacher.values.float(), teacher.ids, teacher.rest)
     arguments = {"temperature": temperature, "hard_weight": 0.3, "alpha": 0.1}
     expected = both(student, teacher, labels, mask, **arguments)
-    monkeypatch.setattr(_fused_chunks, "on_cpu", lambda tensor: False)
-    monkeypatch.setattr(_compiled, "function", lambda: None)
+    monkeypatch.setattr(chunks, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(native, "function", lambda: None)
     leaf = student.clone().requires_grad_()
     with without_float64():
         fused = fused_distillation(leaf, teacher, labels, mask, **arguments)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from lskd import LskdError, SoftLabels, SoftLabelsError, SoftLabelsWriter
-from lskd.soft_labels import store as _soft_labels
+from lskd.soft_labels import store
 from soft_label_stores import (
     FILES,
     IDENTITY,
@@ -258,7 +258,7 @@ def test_a_damaged_block_is_found_when_it_is_read_and_named(tmp_path):
     for keys in ([0, 40], [-1]):
         with pytest.raises(IndexError, match=rf"key {keys[-1]} is not in"):
             labels.take(keys)
-    assert not _soft_labels._locks or all(lock.closed for lock in _soft_labels._locks)
+    assert not store._locks or all(lock.closed for lock in store._locks)
 
 
 @pytest.mark.parametrize("name", ["rows.bin", "index.bin", "rows.bin.sums", "manifest.json"])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lskd import SoftLabelsError, SoftLabelsWriter
-from lskd.soft_labels import blocks as _block_file
+from lskd.soft_labels import blocks
 from lskd.soft_labels import format as manifest_module
 from lskd.soft_labels.forms import form_of_store
 from lskd.soft_labels.run import SCRATCH, StoredRun
@@ -103,8 +103,8 @@ def dying_at(step):
             os.kill(os.getpid(), signal.SIGKILL)
         real_flush(self)
 
-    real_flush = _block_file._Appended._flush
-    _block_file._Appended._flush = flush
+    real_flush = blocks._Appended._flush
+    blocks._Appended._flush = flush
     os.fsync, os.replace = counted(os.fsync), counted(os.replace)
 
 

@@ -290,7 +290,7 @@ def test_an_offset_of_the_logits_costs_nothing(reference, definition, offset):
     logits, labels = draw(400, 8, dtype=torch.float64)
     expected = reference.stability(logits.numpy(), labels.numpy(), 8, definition)
     np.testing.assert_allclose(float(stability(logits + offset, labels, 8, definition)), expected, atol=5e-8)
-    rounded = (logits + offset).float()  # what float32 cannot hold is lost before we see it, and no more
+    rounded = (logits + offset).float()  # what float32 cannot express is lost before we see it, and no more
     expected = reference.stability(rounded.double().numpy(), labels.numpy(), 8, definition)
     np.testing.assert_allclose(float(stability(rounded, labels, 8, definition)), expected, atol=5e-8)
 
