@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import special
+from torch import Tensor
 
 from lskd.kernel import native
 from lskd.soft_labels.format import Manifest
@@ -87,6 +88,11 @@ class Reference:
             elif definition == "between_target_std" and len(rows):
                 values[c] = rows[:, c].mean()
         return values
+
+    @classmethod
+    def every_class(cls, logits: Tensor, labels: Tensor, num_classes: int, definition: str) -> Array:
+        values = cls.class_values(logits.double().numpy(), labels.numpy(), num_classes, definition)
+        return np.array([values.get(c, np.nan) for c in range(num_classes)])
 
     @classmethod
     def stability(cls, logits: Array, labels: NDArray[np.int64], num_classes: int, definition: str) -> float:

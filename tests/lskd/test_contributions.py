@@ -1,6 +1,7 @@
 """`TeacherMeasures.contributions`: exact means, numerical derivatives, and sampling errors by simulation."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-from draws import DEFINITIONS, PROPERTY, every_definition
+from draws import DEFINITIONS, PROPERTY, draw_samples, every_definition
 from lskd import measure_teacher
 from lskd.stability import small_class_factor
 
@@ -18,12 +19,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("error")]
 SIMPLE = ("top1", "top5", "nll", "entropy", "ece", "calibrated_nll", "calibrated_ece")
 
 
-def draw(samples, num_classes, seed=0, scale=2.0):
-    generator = np.random.default_rng(seed)
-    logits = generator.normal(size=(samples, num_classes)) * scale
-    labels = generator.integers(num_classes, size=samples)
-    logits[np.arange(samples), labels] += scale
-    return torch.from_numpy(logits), torch.from_numpy(labels)
+draw = partial(draw_samples, dtype=torch.float64, lead=1.0)
 
 
 def quantity(measures, name):

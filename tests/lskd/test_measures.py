@@ -52,11 +52,6 @@ class Plain:
         )
 
 
-def expected_values(reference, logits, labels, num_classes, definition):
-    values = reference.class_values(logits.double().numpy(), labels.numpy(), num_classes, definition)
-    return np.array([values.get(c, np.nan) for c in range(num_classes)])
-
-
 def same(first, second, atol=1e-7):
     for name in ("nll", "entropy", "confidence", "rank", "distance", "between_distance"):
         one, two = getattr(first, name), getattr(second, name)
@@ -108,7 +103,7 @@ def test_definitions(reference, num_classes, samples, scale, dtype, ties, in_ord
     for definition in DEFINITIONS:
         np.testing.assert_allclose(
             measures.class_values(definition).numpy(),
-            expected_values(reference, logits, labels, num_classes, definition),
+            reference.every_class(logits, labels, num_classes, definition),
             atol=atol,
         )
         expected = reference.stability(logits.double().numpy(), labels.numpy(), num_classes, definition)
