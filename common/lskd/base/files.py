@@ -89,24 +89,23 @@ def cannot_write(path: str | Path, error: OSError) -> LskdError:
     return LskdError(f"cannot write {path} ({error.strerror or error}); name another place")
 
 
-def read_json(path: str | Path, what: str = "", limit: int = JSON_LIMIT) -> Any:
+def read_json(path: str | Path, what: str = "") -> Any:
     """Return what a JSON file contains: numbers are finite, text is UTF-8, nesting and size are bounded.
 
     Args:
         path: the file.
         what: what the file should be, for the message.
-        limit: bytes.
 
     Raises:
         LskdError: it is missing, too large, or not such a file.
     """
     try:
         with open(path, "rb") as file:
-            raw = file.read(limit + 1)
+            raw = file.read(JSON_LIMIT + 1)
     except OSError as error:
         raise LskdError(f"cannot read {path} ({error.strerror})") from error
-    if len(raw) > limit:
-        raise LskdError(f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}")
+    if len(raw) > JSON_LIMIT:
+        raise LskdError(f"{path} has more than {JSON_LIMIT >> 20} MiB, so it is not {what or 'such a file'}")
     try:
         return parse_json(raw.decode("utf-8"))
     except ValueError as error:
@@ -261,7 +260,7 @@ def _written_out(node: yaml.Node, known: dict[yaml.Node, int], depth: int) -> in
 
 
 @contextlib.contextmanager
-def lock(path: str | Path, wait: bool = False) -> Iterator[int | None]:
+def lock(path: str | Path) -> Iterator[int | None]:
     """Lock a file, which is created where there is none and never changed; yield None where it is locked.
 
     The kernel lets go when the process ends, however it ends. A link in the file's place is not followed.
@@ -269,7 +268,7 @@ def lock(path: str | Path, wait: bool = False) -> Iterator[int | None]:
     Raises:
         LskdError: the file cannot be opened, or this system has no such locks.
     """
-    handle = take_lock(path, wait)
+    handle = take_lock(path)
     try:
         yield handle
     finally:

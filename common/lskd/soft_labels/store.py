@@ -120,16 +120,6 @@ class SoftLabels:
         """Return the number of keys that are there."""
         return self._manifest.keys
 
-    def key(self, sample: int, epoch: int = 0) -> int:
-        """Return the key of a sample in an epoch.
-
-        Raises:
-            IndexError: for a sample or an epoch that the store does not have.
-        """
-        if not (0 <= sample < self.layout.samples and 0 <= epoch < self.layout.epochs):
-            raise IndexError(f"no sample {sample} in epoch {epoch} of {self.path}")
-        return epoch * self.layout.samples + sample
-
     def __getitem__(self, key: int) -> SoftLabelRows:
         """Return the rows of a key, without copying.
 

@@ -29,16 +29,13 @@ def binomial_tail(right: int, total: int, chance: float) -> float:
     return min(1.0, float(masses.sum()))
 
 
-def compare_with_chance(
-    right: int, total: int, chance: float, significance: float = SIGNIFICANCE
-) -> Literal["above", "at", "too few"]:
+def compare_with_chance(right: int, total: int, chance: float) -> Literal["above", "at", "too few"]:
     """Return whether ``right`` of ``total`` answers are more than chance gives: a one-sided binomial test.
 
     Args:
         right: right answers.
         total: answers.
         chance: probability of a right answer by guessing.
-        significance: level of the test.
 
     Returns:
         ``"too few"`` where not even ``total`` right answers would tell.
@@ -46,9 +43,9 @@ def compare_with_chance(
     >>> compare_with_chance(60, 100, 0.1), compare_with_chance(10, 100, 0.1), compare_with_chance(1, 1, 0.1)
     ('above', 'at', 'too few')
     """
-    if total == 0 or binomial_tail(total, total, chance) > significance:
+    if total == 0 or binomial_tail(total, total, chance) > SIGNIFICANCE:
         return "too few"
-    return "at" if binomial_tail(right, total, chance) > significance else "above"
+    return "at" if binomial_tail(right, total, chance) > SIGNIFICANCE else "above"
 
 
 def spread_indices(total: int, count: int) -> list[int]:
