@@ -175,8 +175,8 @@ def test_study(ratio, tmp_path):
     data, numbered = TensorDataset(images, labels), TensorDataset(images, torch.arange(samples))
     teacher = timm.create_model("resnet50", num_classes=STUDY_CLASSES)
     _batch_statistics(teacher, images[:BATCH])
-    fast = choose_fast(teacher.requires_grad_(False), images, "auto")
-    print(f"\nstudy: {fast.line}")
+    fast, line = choose_fast(teacher.requires_grad_(False), images, "auto")
+    print(f"\nstudy: {line}")
     counter = iter(range(1_000_000))
 
     def run(task: Any, loader: Iterable[Any], labels: Callable[[Tensor], Any]) -> None:
@@ -193,7 +193,7 @@ def test_study(ratio, tmp_path):
     def ours() -> None:
         for _ in range(TEACHERS * SEEDS):
             with torch.inference_mode():
-                logits = torch.cat([fast.teacher(images) for images, _ in DataLoader(data, BATCH)])
+                logits = torch.cat([fast(images) for images, _ in DataLoader(data, BATCH)])
             store = _store(tmp_path / str(next(counter)), logits)
             for name in STUDENTS:
                 loader = DataLoader(numbered, BATCH, shuffle=True)

@@ -8,53 +8,31 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from lskd.analysis.calibration import fit_temperature
-    from lskd.analysis.measures import TeacherMeasures, measure_teacher
-    from lskd.checkpoints import load_teacher_weights
-    from lskd.errors import CheckpointError, DivergedError, LskdError, SoftLabelsError
-    from lskd.kernel.fused import LossComponents, fused_distillation
-    from lskd.loss import DistillationLoss
-    from lskd.soft_labels.store import SoftLabels, SoftLabelsWriter
-    from lskd.stability import Stability
-    from lskd.targets import (
-        Convention,
-        convert_alpha,
-        smooth_targets,
-        target_entropy,
-        target_mass,
-        target_values,
-    )
-    from lskd.teachers.frozen import FrozenTeacher
-    from lskd.teachers.outputs import AlphaSchedule, ensemble_logits
-    from lskd.terms import TopK, distillation_terms
-
-__all__ = [
-    "AlphaSchedule",
-    "CheckpointError",
-    "Convention",
-    "DistillationLoss",
-    "DivergedError",
-    "FrozenTeacher",
-    "LossComponents",
-    "LskdError",
-    "SoftLabels",
-    "SoftLabelsError",
-    "SoftLabelsWriter",
-    "Stability",
-    "TeacherMeasures",
-    "TopK",
-    "convert_alpha",
-    "distillation_terms",
-    "ensemble_logits",
-    "fit_temperature",
-    "fused_distillation",
-    "load_teacher_weights",
-    "measure_teacher",
-    "smooth_targets",
-    "target_entropy",
-    "target_mass",
-    "target_values",
-]
+    from lskd.analysis.calibration import fit_temperature as fit_temperature
+    from lskd.analysis.measures import TeacherMeasures as TeacherMeasures
+    from lskd.analysis.measures import measure_teacher as measure_teacher
+    from lskd.checkpoints import load_teacher_weights as load_teacher_weights
+    from lskd.errors import CheckpointError as CheckpointError
+    from lskd.errors import DivergedError as DivergedError
+    from lskd.errors import LskdError as LskdError
+    from lskd.errors import SoftLabelsError as SoftLabelsError
+    from lskd.kernel.fused import LossComponents as LossComponents
+    from lskd.kernel.fused import fused_distillation as fused_distillation
+    from lskd.loss import DistillationLoss as DistillationLoss
+    from lskd.soft_labels.store import SoftLabels as SoftLabels
+    from lskd.soft_labels.store import SoftLabelsWriter as SoftLabelsWriter
+    from lskd.stability import Stability as Stability
+    from lskd.targets import Convention as Convention
+    from lskd.targets import convert_alpha as convert_alpha
+    from lskd.targets import smooth_targets as smooth_targets
+    from lskd.targets import target_entropy as target_entropy
+    from lskd.targets import target_mass as target_mass
+    from lskd.targets import target_values as target_values
+    from lskd.teachers.frozen import FrozenTeacher as FrozenTeacher
+    from lskd.teachers.outputs import AlphaSchedule as AlphaSchedule
+    from lskd.teachers.outputs import ensemble_logits as ensemble_logits
+    from lskd.terms import TopK as TopK
+    from lskd.terms import distillation_terms as distillation_terms
 
 _HOMES = {
     "lskd.analysis.calibration": "fit_temperature",
@@ -71,6 +49,7 @@ _HOMES = {
     "lskd.terms": "TopK distillation_terms",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME_OF)  # imported above for those who check types
 
 
 def __getattr__(name: str) -> typing.Any:

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from lskd.kernel.fused import Implementation, LossComponents, fused_distillation
+from lskd.kernel.chunks import Implementation
+from lskd.kernel.fused import LossComponents, fused_distillation
 from lskd.targets import Convention, check_smoothing, check_temperature
 from lskd.terms import TopK
 
@@ -21,7 +22,7 @@ class DistillationLoss(nn.Module):
         hard_weight: the paper's lambda, 0 to 1: the weight of the hard labels.
         alpha: smoothing of integer hard labels. It is 0 unless asked for.
         convention: how ``alpha`` is meant, see :data:`lskd.Convention`.
-        impl: what computes it, see :data:`lskd.kernel.fused.Implementation`.
+        impl: what computes it, see :data:`lskd.kernel.chunks.Implementation`.
 
     It runs on :func:`lskd.fused_distillation`, whose gradient is ready when forward ends. For terms by sample
     and second derivatives there is :func:`lskd.distillation_terms`.

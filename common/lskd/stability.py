@@ -14,7 +14,7 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lskd.base.tensors import accumulator_dtype, widened
-from lskd.targets import check_labels, check_logits
+from lskd.targets import check_samples
 from lskd.terms import centred
 
 Definition = Literal["target_std", "vector_l2", "between_vector_l2", "between_target_std"]
@@ -64,10 +64,8 @@ class Stability(Metric):
     higher_is_better = True
     full_state_update = False
 
-    definition: ClassVar[str] = ""
+    definition: ClassVar[Definition]
     """Name of what is computed."""
-    source: ClassVar[str] = ""
-    """Where the paper has it."""
 
     def __new__(
         cls, num_classes: int = 0, definition: str | None = None, *args: Any, **kwargs: Any
@@ -80,23 +78,26 @@ class Stability(Metric):
         super().__init__(**kwargs)
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
-        if definition not in (None, self.definition):
-            raise ValueError(f"{type(self).__name__} computes {self.definition!r}, not {definition!r}")
         self.num_classes = num_classes
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add samples: logits ``(N, K)`` before softmax, and integer labels ``(N,)``."""
-        _check_batch(logits, labels, self.num_classes)
+        # The next check waits for the device anyway.
+        check_samples(logits, labels, self.num_classes, any_device=True)
+        finite = torch.isfinite(logits).all(1)
+        if not bool(finite.all()):
+            raise ValueError(
+                f"the logits of sample {int((~finite).nonzero()[0])} of this batch are not all finite"
+            )
         for chunk, ids in zip(torch.split(logits, _CHUNK), torch.split(labels.long(), _CHUNK), strict=True):
             self._add(centred(chunk), ids)
 
     def compute(self) -> Tensor:
         """Return ``S``, a scalar; NaN where no class can count."""
         values = self.class_values()
-        counted = ~values.isnan()
-        if not bool(counted.all()):
+        if bool(values.isnan().any()):
             _warn_of_classes(values, self.counts)
-        return 1 - self._aggregate(values[counted])
+        return 1 - over_classes(values, self.definition)
 
     @property
     def counts(self) -> Tensor:
@@ -119,9 +120,6 @@ class Stability(Metric):
     def __repr__(self) -> str:
         """Show what is computed; the class is private."""
         return f"Stability({self.num_classes}, definition={self.definition!r})"
-
-    def _aggregate(self, values: Tensor) -> Tensor:
-        return values.mean()
 
     def _counts(self) -> Tensor:
         raise NotImplementedError
@@ -155,7 +153,6 @@ class _TargetProbability(Stability):
 
 class _TargetStd(_TargetProbability):
     definition = "target_std"
-    source = "Algorithm 1, Table 1"
 
     def class_values(self) -> Tensor:
         return class_deviations(self.moments)
@@ -163,19 +160,14 @@ class _TargetStd(_TargetProbability):
 
 class _BetweenTargetStd(_TargetProbability):
     definition = "between_target_std"
-    source = "Table 10"
 
     def class_values(self) -> Tensor:
         count, mean, _ = self.moments
         return torch.where(count >= 1, mean, torch.nan)
 
-    def _aggregate(self, values: Tensor) -> Tensor:
-        return values.std() if values.numel() > 1 else values.new_tensor(torch.nan)
-
 
 class _VectorL2(Stability):
     definition = "vector_l2"
-    source = "Eq. 2"
 
     logits: list[Tensor]
     labels: list[Tensor]
@@ -222,7 +214,6 @@ class _VectorL2(Stability):
 
 class _BetweenVectorL2(Stability):
     definition = "between_vector_l2"
-    source = "Eq. 5"
 
     sums: Tensor
     samples: Tensor
@@ -289,6 +280,14 @@ def class_deviations(moments: Tensor) -> Tensor:
     return torch.where(count >= 2, (squares / (count - 1).clamp(min=1)).sqrt(), torch.nan)
 
 
+def over_classes(values: Tensor, definition: Definition) -> Tensor:
+    """Return ``1 - S`` from the classes' values ``(K,)``, of which those count that are not NaN."""
+    values = values[~values.isnan()]
+    if definition != "between_target_std":
+        return values.mean()
+    return values.std() if values.numel() > 1 else values.new_tensor(torch.nan)
+
+
 def small_class_factor(counts: Tensor, definition: Definition) -> Tensor:
     """Return what the value of a class of ``n`` samples must be multiplied by to lose its small-sample bias.
 
@@ -351,16 +350,6 @@ def stability(
     metric = Stability(num_classes, definition).to(logits.device)
     metric.update(logits, labels)
     return metric.compute()
-
-
-def _check_batch(logits: Tensor, labels: Tensor, num_classes: int) -> None:
-    check_logits(logits, labels, num_classes)
-    check_labels(labels, num_classes, any_device=True)  # the next check waits for the device anyway
-    finite = torch.isfinite(logits).all(1)
-    if not bool(finite.all()):
-        raise ValueError(
-            f"the logits of sample {int((~finite).nonzero()[0])} of this batch are not all finite"
-        )
 
 
 def _warn_of_classes(values: Tensor, counts: Tensor) -> None:

@@ -189,8 +189,23 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
-def check_logits(logits: Tensor, labels: Tensor, num_classes: int | None = None) -> None:
-    """Raise ``ValueError`` unless logits are floating ``(N, num_classes)``, None: any; labels ``(N,)``."""
+def check_samples(
+    logits: Tensor,
+    labels: Tensor,
+    num_classes: int | None = None,
+    *,
+    least: int = 0,
+    any_device: bool = False,
+) -> None:
+    """Raise ``ValueError`` unless logits are floating ``(N, K)``, and labels ``(N,)`` integers of ``0..K-1``.
+
+    Args:
+        logits: of the samples.
+        labels: of the samples.
+        num_classes: ``K``; None: any.
+        least: the smallest ``N``.
+        any_device: see :func:`check_labels`.
+    """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or num_classes not in (None, logits.shape[1]):
         raise ValueError(
             f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; "
@@ -198,6 +213,9 @@ def check_logits(logits: Tensor, labels: Tensor, num_classes: int | None = None)
         )
     if not logits.is_floating_point():
         raise ValueError(f"logits have dtype {logits.dtype}; they must be floating point")
+    if len(labels) < least:
+        raise ValueError(f"logits have shape {tuple(logits.shape)}; there must be at least one sample")
+    check_labels(labels, logits.shape[1], any_device=any_device)
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str = "labels", any_device: bool = False) -> None:

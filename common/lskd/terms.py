@@ -140,9 +140,9 @@ def _weighted(probabilities: Tensor, log_values: Tensor) -> Tensor:
     return torch.where(probabilities == 0, 0.0, probabilities * log_values)
 
 
-def _terms(student: Tensor, teacher: Tensor) -> DistillationTerms:
-    """Return the terms from two tensors of log-probabilities of the same shape."""
-    probabilities = teacher.exp()
+def _terms(student: Tensor, teacher: Tensor, counts: Tensor | None = None) -> DistillationTerms:
+    """Return the terms from two tensors of log-probabilities, and of how many classes each column is."""
+    probabilities = teacher.exp() if counts is None else counts * teacher.exp()
     return DistillationTerms(
         cross_entropy=-_weighted(probabilities, student).sum(-1),
         # Not cross-entropy minus entropy: the difference of two large numbers would not be 0 for p = q.
@@ -162,13 +162,7 @@ def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> Distilla
     values = teacher.values.detach().to(student.dtype)
     log_teacher, counts = completed(values, num_classes, temperature)
     mean_other = student.scatter(-1, ids, 0.0).sum(-1, keepdim=True) / (num_classes - k)
-    log_student = torch.cat([known, mean_other], -1)
-    probabilities = counts * log_teacher.exp()
-    return DistillationTerms(
-        cross_entropy=-_weighted(probabilities, log_student).sum(-1),
-        kl=_weighted(probabilities, log_teacher - log_student).sum(-1),
-        teacher_entropy=-_weighted(probabilities, log_teacher).sum(-1),
-    )
+    return _terms(torch.cat([known, mean_other], -1), log_teacher, counts)
 
 
 def completed(values: Tensor, num_classes: int, temperature: float) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import special
+from torch import Tensor
 
-from lskd.kernel import native as _compiled
+from lskd.kernel import native
+from lskd.soft_labels.format import Manifest
 
 Array = NDArray[np.float64]
 
@@ -88,6 +90,11 @@ class Reference:
         return values
 
     @classmethod
+    def every_class(cls, logits: Tensor, labels: Tensor, num_classes: int, definition: str) -> Array:
+        values = cls.class_values(logits.double().numpy(), labels.numpy(), num_classes, definition)
+        return np.array([values.get(c, np.nan) for c in range(num_classes)])
+
+    @classmethod
     def stability(cls, logits: Array, labels: NDArray[np.int64], num_classes: int, definition: str) -> float:
         values = np.array(list(cls.class_values(logits, labels, num_classes, definition).values()))
         if definition == "between_target_std":
@@ -101,11 +108,22 @@ def reference() -> type[Reference]:
 
 
 ROOT = Path(__file__).parents[2]
+_manifest = Manifest.__init__
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Give stores blocks of 40 bytes, so that a few rows fill many; the size is part of each store."""
+
+    def small(self, *arguments, **named):
+        _manifest(self, *arguments, **({"block_bytes": 40} | named))
+
+    monkeypatch.setattr(Manifest, "__init__", small)
 
 
 @pytest.fixture(scope="session")
 def compile_loss(tmp_path_factory):
-    """Compile the loss by the build's own hook, whatever the installation holds."""
+    """Compile the loss by the build's own hook, whatever the installation contains."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler (cc)")
     spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
@@ -113,11 +131,11 @@ def compile_loss(tmp_path_factory):
     spec.loader.exec_module(hook)
 
     def compiled(*flags):
-        library = tmp_path_factory.mktemp("compiled") / _compiled.LIBRARY
+        library = tmp_path_factory.mktemp("compiled") / native.LIBRARY
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CC", " ".join(["cc", *flags]))
             assert hook.compile_loss(ROOT / "common" / "lskd" / "kernel" / "rows.c", library)
-        return _compiled.load(library)
+        return native.load(library)
 
     return compiled
 

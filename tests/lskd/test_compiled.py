@@ -9,14 +9,14 @@ import torch
 from scipy import special
 
 from lskd import fused_distillation
-from lskd.kernel import native as _compiled
+from lskd.kernel import native
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(autouse=True)
 def use_compiled(monkeypatch, compiled_loss):
-    monkeypatch.setattr(_compiled, "function", lambda: compiled_loss)
+    monkeypatch.setattr(native, "function", lambda: compiled_loss)
 
 
 def run(student, teacher, *rest, **arguments):
@@ -69,7 +69,7 @@ def test_threads_share_the_rows(monkeypatch):
     mask = torch.rand(37, generator=generator) < 0.6
     arguments = {"hard_weight": 0.3, "alpha": 0.1, "temperature": 2.0}
     one, expected = run(student, teacher, labels, mask, **arguments)
-    monkeypatch.setattr(_compiled, "_SMALLEST_SHARE", 50)
+    monkeypatch.setattr(native, "_SMALLEST_SHARE", 50)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     several, gradient = run(student, teacher, labels, mask, **arguments)
     assert torch.equal(gradient, expected)
@@ -86,10 +86,10 @@ def test_a_gradient_does_not_depend_on_where_a_row_lies_in_memory():
 
 
 def test_a_library_of_another_machine_is_passed_over(tmp_path):
-    assert _compiled.load(tmp_path / "none.so") is None
+    assert native.load(tmp_path / "none.so") is None
     damaged = tmp_path / "damaged.so"
     damaged.write_bytes(b"\x7fELF" + bytes(60))
-    assert _compiled.load(damaged) is None
+    assert native.load(damaged) is None
 
 
 CLONES = {
@@ -101,10 +101,10 @@ CLONES = {
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="one build alone")
 @pytest.mark.parametrize("clone", [name for name, runs in CLONES.items() if runs])
-def test_nan_of_any_payload_comes_out_of_the_clone_for_each_processor(clone, compile_loss, monkeypatch):
+def test_nan_of_any_payload_comes_out_of_the_clone_for_each_cpu(clone, compile_loss, monkeypatch):
     """At the seams of vectors, blocks and parts of a row, and in its last classes."""
     built = compile_loss(f"-march={clone}", "-DLSKD_ONE_TARGET")
-    monkeypatch.setattr(_compiled, "function", lambda: built)
+    monkeypatch.setattr(native, "function", lambda: built)
     patterns = [0x7FC00000, 0x7FFFFFFF, 0x7FC00001, 0x7F800001]
     bits = torch.tensor([*patterns, *(pattern - 2**31 for pattern in patterns)], dtype=torch.int32)
     for classes in (1, 5, 16, 37, 2054):

@@ -9,7 +9,7 @@ from torch import nn
 
 import lskd.teachers.fast as fast_teacher
 from lskd import LskdError
-from lskd.teachers.fast import Deviation, choose_fast, fold_batch_norm
+from lskd.teachers.fast import TeacherForm, choose_fast, fold_batch_norm
 
 pytestmark = pytest.mark.unit
 
@@ -60,10 +60,9 @@ def images():
 
 def test_folding_leaves_the_function_as_it_is(net, images):
     expected = net(images)
-    folding = fold_batch_norm(net)
-    torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-5)
     # Not what is seen in between, used twice, or after no convolution.
-    assert (folding.folded, folding.total) == (2, 5)
+    assert fold_batch_norm(net) == "2 of 5 batch norms folded"
+    torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-5)
     assert isinstance(net.stem[1], nn.Identity)
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
@@ -73,7 +72,7 @@ def test_folding_in_other_dimensions(dimensions, shape):
     layers = getattr(nn, f"Conv{dimensions}d")(3, 4, 3), getattr(nn, f"BatchNorm{dimensions}d")(4)
     model = with_statistics(nn.Sequential(*layers))
     expected = model(torch.ones(shape))
-    assert fold_batch_norm(model).folded == 1
+    assert fold_batch_norm(model) == "1 of 1 batch norms folded"
     torch.testing.assert_close(model(torch.ones(shape)), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -93,10 +92,9 @@ def test_what_cannot_be_folded_is_left(images):
     batch_statistics = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
     for model in (standardised, batch_statistics, with_statistics(Untraceable())):
         expected = model(images)
-        assert fold_batch_norm(model).folded == 0
+        assert fold_batch_norm(model).startswith(("0 of 1", "batch norm not folded (it cannot be traced"))
         assert torch.equal(model(images), expected)
-    assert "cannot be traced" in str(fold_batch_norm(with_statistics(Untraceable())))
-    assert str(fold_batch_norm(nn.Linear(2, 2).eval())) == "no batch norm to fold"
+    assert fold_batch_norm(nn.Linear(2, 2).eval()) == "no batch norm to fold"
     with pytest.raises(ValueError, match="eval"):
         fold_batch_norm(Net())
 
@@ -107,30 +105,30 @@ def test_deviation_is_the_divergence(images):
         np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (exact.double().numpy(), fast.double().numpy())
     )
     expected = (p * np.log(p / q)).sum(1)
-    found = Deviation.between(exact, fast)
+    found = TeacherForm.measured("int8", "", exact, fast)
     assert found.mean_kl == pytest.approx(expected.mean(), rel=1e-9)
     assert found.max_kl == pytest.approx(expected.max(), rel=1e-9)
     assert found.agreement == pytest.approx((p.argmax(1) == q.argmax(1)).mean())
-    assert found.samples == 7
+    assert found.images == 7
 
 
 @pytest.mark.parametrize("mode", ["float32", "bfloat16", "auto"])
 def test_fast_teacher_is_close_and_leaves_the_exact_one_alone(net, images, mode, monkeypatch):
     monkeypatch.setattr(fast_teacher, "supported_modes", lambda device: ["float32", "bfloat16"])
     before = copy.deepcopy(net.state_dict())
-    choice = choose_fast(net, images, mode)
+    teacher, line = choose_fast(net, images, mode)
     for key, value in net.state_dict().items():
         assert torch.equal(value, before[key]), key
-    error = (choice.teacher(images).float() - net(images)).abs().max()
-    assert error < (0.1 if choice.teacher.dtype == torch.bfloat16 else 1e-5)
-    assert choice.deviation.samples == 18  # of 24: every fourth is for ranges
-    assert f"KL(exact || fast) {choice.deviation.mean_kl:.2g} nats" in choice.line
-    assert "2 of 5 batch norms folded, channels-last" in choice.line
-    assert "\n" not in choice.line
+    error = (teacher(images).float() - net(images)).abs().max()
+    assert error < (0.1 if teacher.dtype == torch.bfloat16 else 1e-5)
+    assert teacher.form.images == 18  # of 24: every fourth is for ranges
+    assert f"KL(exact || fast) {teacher.form.mean_kl:.2g} nats" in line
+    assert "2 of 5 batch norms folded, channels-last" in line
+    assert "\n" not in line
 
 
 def test_fast_teacher_keeps_its_precision_under_autocast(net, images):
-    teacher = choose_fast(net, images, "float32").teacher
+    teacher, _ = choose_fast(net, images, "float32")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert teacher(images).dtype == torch.float32
 
@@ -140,7 +138,7 @@ def test_too_large_an_error_is_refused(net, images, monkeypatch):
     with pytest.raises(LskdError, match=r"bfloat16\) is too far from the exact one: KL.*the bound is 1e-09"):
         choose_fast(net, images, "bfloat16", 1e-9)
     # auto takes what is within the bound instead.
-    assert choose_fast(net, images, "auto", 1e-9).teacher.mode == "float32"
+    assert choose_fast(net, images, "auto", 1e-9)[0].form.mode == "float32"
     with torch.no_grad():
         net.head.bias[0] = torch.nan
     with pytest.raises(LskdError, match="too far"):
@@ -154,9 +152,9 @@ def test_without_the_arithmetic_it_is_float32_and_said(net, images, mode, limit,
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(limit))
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: bool(limit))
-    choice = choose_fast(net, images, mode)
-    assert choice.teacher.mode == "float32"
-    assert f"no {mode} on this CPU" in choice.line
+    teacher, line = choose_fast(net, images, mode)
+    assert teacher.form.mode == "float32"
+    assert f"no {mode} on this CPU" in line
 
 
 def test_images_are_needed(net, images):
@@ -175,11 +173,11 @@ class TestEightBit:
 
     def test_close(self, net, images):
         engine = torch.backends.quantized.engine
-        choice = choose_fast(net, images, "int8", bound=1)
+        teacher, line = choose_fast(net, images, "int8", bound=1)
         assert torch.backends.quantized.engine == engine
-        error = (choice.teacher(images) - net(images)).abs().max() / net(images).abs().max()
+        error = (teacher(images) - net(images)).abs().max() / net(images).abs().max()
         assert 1e-6 < error < 0.1
-        assert "convolutions in int8" in choice.line
+        assert "convolutions in int8" in line
 
     def test_ranges_and_measuring_are_of_different_images(self, net, images, monkeypatch):
         seen = []
@@ -199,9 +197,9 @@ class TestEightBit:
         model = with_statistics(model)
         with pytest.raises(LskdError, match="no fast teacher in int8"):
             choose_fast(model, images, "int8")
-        choice = choose_fast(model, images, "auto")
-        assert choice.teacher.mode != "int8"
-        assert "no int8: it " in choice.line
+        teacher, line = choose_fast(model, images, "auto")
+        assert teacher.form.mode != "int8"
+        assert "no int8: it " in line
 
 
 def test_no_compiler_is_one_line(net, images, monkeypatch):
@@ -220,15 +218,15 @@ def test_compiled_for_the_batch_size_of_training(net, images, monkeypatch):
         return lambda x: (sizes.append(len(x)), model(x))[1]
 
     monkeypatch.setattr(torch, "compile", compile_)
-    choice = choose_fast(net, images, "float32", compiled=True, batch_size=5)
+    teacher, line = choose_fast(net, images, "float32", compiled=True, batch_size=5)
     assert set(sizes) == {5}
-    assert choice.deviation.mean_kl < 1e-9
-    assert "compiled" in choice.line
+    assert teacher.form.mean_kl < 1e-9
+    assert "compiled" in line
 
 
 def test_deviation_on_a_device_without_float64(without_float64):
     exact = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
     with without_float64():
-        found = Deviation.between(exact, exact + 0.1 * exact.sin())
-    assert found.samples == 50
+        found = TeacherForm.measured("int8", "", exact, exact + 0.1 * exact.sin())
+    assert found.images == 50
     assert 0 < found.mean_kl < found.max_kl < 0.1

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lskd import LskdError
+from lskd.base import files
 from lskd.base.files import (
     lock,
     parse_json,
@@ -109,10 +110,11 @@ def test_json_that_nothing_can_use_is_one_line(tmp_path: Path, text: str) -> Non
     assert len(str(caught.value)) < 400
 
 
-def test_json_has_a_bound(tmp_path: Path) -> None:
+def test_json_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "JSON_LIMIT", 50)
     (tmp_path / "file.json").write_text(f'"{"x" * 100}"')
     with pytest.raises(LskdError, match="more than"):
-        read_json(tmp_path / "file.json", limit=50)
+        read_json(tmp_path / "file.json")
     (tmp_path / "bytes.json").write_bytes(b'"\xff"')
     with pytest.raises(LskdError, match="damaged"):
         read_json(tmp_path / "bytes.json")

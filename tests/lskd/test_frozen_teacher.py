@@ -119,7 +119,7 @@ def test_a_fast_copy_answers_in_its_place(model, batch):
     expected = teacher(batch)
     line = teacher.speed_up([batch[:4], batch[4:]], "float32", option="--fast float32")
     assert line.startswith("teacher 't', fast: float32, 1 of 1 batch norms folded")
-    assert (teacher.form.mode, teacher.form.deviation.samples) == ("float32", 6)
+    assert (teacher.form.mode, teacher.form.images) == ("float32", 6)
     assert teacher.model is not model
     torch.testing.assert_close(teacher(batch), expected, rtol=1e-4, atol=1e-4)
 

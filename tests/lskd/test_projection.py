@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lskd import LskdError
-from lskd.analysis.projection import cluster_distances, projection_plane
+from lskd.analysis.projection import cluster_distances, project
 
 pytestmark = pytest.mark.unit
 PROPERTY = settings(deadline=None, max_examples=40, derandomize=True, database=None)
@@ -37,17 +37,17 @@ def test_coordinates_are_those_of_gram_schmidt(width, seed, scale, dtype):
     templates = normal(3, width, seed=seed, dtype=dtype) * scale
     features = normal(11, width, seed=seed + 1, dtype=dtype) * scale
     basis, origin = gram_schmidt(templates.double().numpy())
-    plane = projection_plane(templates)
     expected = (features.double().numpy() - origin) @ basis.T
-    np.testing.assert_allclose(plane.project(features).numpy(), expected, atol=1e-8 * scale, rtol=1e-7)
+    np.testing.assert_allclose(project(features, templates).numpy(), expected, atol=1e-8 * scale, rtol=1e-7)
 
 
 @PROPERTY
 @given(width=st.integers(2, 30), seed=st.integers(0, 999))
-def test_axes_are_orthonormal_and_the_templates_where_they_are_promised(width, seed):
-    plane = projection_plane(normal(3, width, seed=seed))
-    torch.testing.assert_close(plane.basis @ plane.basis.T, torch.eye(2, dtype=torch.float64))
-    (left, ground), (right, level), (_, above) = plane.templates.tolist()
+def test_distances_in_the_plane_are_kept_and_the_templates_where_they_are_promised(width, seed):
+    templates = normal(3, width, seed=seed)
+    found = project(templates, templates)
+    torch.testing.assert_close(torch.cdist(found, found), torch.cdist(templates, templates))
+    (left, ground), (right, level), (_, above) = found.tolist()
     assert left == pytest.approx(-right)
     assert right > 0
     assert ground == pytest.approx(0, abs=1e-9)
@@ -55,47 +55,32 @@ def test_axes_are_orthonormal_and_the_templates_where_they_are_promised(width, s
     assert above > 0
 
 
-def test_distances_within_the_plane_are_kept():
-    templates = normal(3, 20)
-    plane = projection_plane(templates)
-    torch.testing.assert_close(
-        torch.cdist(plane.templates, plane.templates), torch.cdist(templates, templates)
-    )
-
-
 def test_rotation_of_the_feature_space_changes_nothing():
     templates, features = normal(3, 6), normal(9, 6, seed=1)
     rotation = torch.linalg.qr(normal(6, 6, seed=2))[0]
-    turned = projection_plane(templates @ rotation).project(features @ rotation)
-    torch.testing.assert_close(turned, projection_plane(templates).project(features))
+    turned = project(features @ rotation, templates @ rotation)
+    torch.testing.assert_close(turned, project(features, templates))
 
 
-@pytest.mark.parametrize("along", [0.0, 0.5, 1.0, -3.0, 1e6])
-def test_templates_on_one_line_are_refused(along):
-    first, step = normal(8, dtype=torch.float32), normal(8, seed=1, dtype=torch.float32)
-    templates = torch.stack([first, first + step, first + along * step])
-    with pytest.raises(LskdError, match="on one line"):
-        projection_plane(templates)
+FIRST, STEP = normal(8, dtype=torch.float32), normal(8, seed=1, dtype=torch.float32)
+ON_ONE_LINE = [torch.stack([FIRST, FIRST + STEP, FIRST + along * STEP]) for along in (0, 0.5, 1, -3, 1e6)]
 
 
-def test_equal_and_infinite_templates_are_refused():
-    with pytest.raises(LskdError, match="on one line"):
-        projection_plane(torch.ones(3, 4))
-    with pytest.raises(LskdError, match="finite"):
-        projection_plane(torch.full((3, 4), torch.inf))
-    with pytest.raises(LskdError, match="on one line"):
-        projection_plane(torch.tensor([[0.0], [1.0], [3.0]]))
-
-
-@pytest.mark.parametrize("shape", [(2, 4), (4, 4), (3,), (1, 3, 4)])
-def test_other_than_three_templates(shape):
-    with pytest.raises(ValueError, match="three"):
-        projection_plane(torch.ones(shape))
-
-
-def test_features_of_another_width():
+@pytest.mark.parametrize(
+    ("templates", "kind", "message"),
+    [
+        *[(rows, LskdError, "on one line") for rows in ON_ONE_LINE],
+        (torch.ones(3, 4), LskdError, "on one line"),
+        (torch.tensor([[0.0], [1.0], [3.0]]), LskdError, "on one line"),
+        (torch.full((3, 4), torch.inf), LskdError, "finite"),
+        *[(torch.ones(shape), ValueError, "three") for shape in [(2, 4), (4, 4), (3,), (1, 3, 4)]],
+    ],
+)
+def test_templates_that_span_no_plane(templates, kind, message):
+    with pytest.raises(kind, match=message):
+        project(templates, templates)
     with pytest.raises(ValueError, match="width 4"):
-        projection_plane(normal(3, 4)).project(normal(5, 3))
+        project(normal(5, 3), normal(3, 4))
 
 
 # The distances

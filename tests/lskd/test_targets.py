@@ -79,14 +79,6 @@ def test_converted_alpha_gives_the_same_targets_and_returns(num_classes, share):
     assert convert_alpha(paper, num_classes, "uniform", "uniform") == paper
 
 
-def test_alpha_that_the_uniform_convention_cannot_express_is_refused():
-    with pytest.raises(ValueError, match="smaller alpha"):
-        convert_alpha(0.5, 2, "paper", "uniform")
-    with pytest.raises(ValueError, match="smaller alpha"):
-        convert_alpha(0.95, 10, "paper", "uniform")
-    assert convert_alpha(0.0, 2, "paper", "uniform") == 0.0
-
-
 @PROPERTY
 @given(
     num_classes=st.integers(2, 3000),
@@ -133,43 +125,29 @@ def test_extreme_temperatures_reach_their_limits(temperature):
     assert target_mass(10, 0.95, temperature) == pytest.approx(below_chance)
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.0, 1.5, math.nan])
-def test_alpha_out_of_range(alpha):
-    calls = (
-        lambda: smooth_targets(torch.tensor([0]), 3, alpha),
-        lambda: target_values(3, alpha),
-        lambda: target_mass(3, alpha, 1.0),
-        lambda: target_entropy(3, alpha),
-        lambda: convert_alpha(alpha, 3, "paper", "uniform"),
-    )
-    for call in calls:
-        with pytest.raises(ValueError, match="alpha"):
-            call()
+LABELS = torch.tensor([0])
+OUT_OF_RANGE = [
+    (smooth_targets, (LABELS, 3, 0.1, "paper", torch.int64), "dtype"),
+    (target_values, (3, 0.1, "torch"), "convention"),
+    (convert_alpha, (0.1, 3, "paper", "torch"), "convention"),
+    (target_values, (0, 0.1), "num_classes"),
+    (target_values, (1, 0.1), "one class"),
+    (convert_alpha, (0.5, 2, "paper", "uniform"), "smaller alpha"),
+    (convert_alpha, (0.95, 10, "paper", "uniform"), "smaller alpha"),
+]
+OUT_OF_RANGE += [(smooth_targets, (torch.tensor([label]), 3, 0.1), "integers") for label in (0.0, True, 0j)]
+for alpha in (-0.1, 1.0, 1.5, math.nan):
+    OUT_OF_RANGE += [(target_values, (3, alpha), "alpha"), (target_mass, (3, alpha, 1.0), "alpha")]
+    OUT_OF_RANGE += [(target_entropy, (3, alpha), "alpha"), (smooth_targets, (LABELS, 3, alpha), "alpha")]
+    OUT_OF_RANGE += [(convert_alpha, (alpha, 3, "paper", "uniform"), "alpha")]
+for t in (0.0, -1.0, math.nan, math.inf):
+    OUT_OF_RANGE += [(target_mass, (3, 0.1, t), "temperature"), (target_entropy, (3, 0.1, t), "temperature")]
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
-def test_temperature_out_of_range(temperature):
-    with pytest.raises(ValueError, match="temperature"):
-        target_mass(3, 0.1, temperature)
-    with pytest.raises(ValueError, match="temperature"):
-        target_entropy(3, 0.1, temperature)
-
-
-def test_convention_and_class_count_out_of_range():
-    with pytest.raises(ValueError, match="convention"):
-        target_values(3, 0.1, "torch")
-    with pytest.raises(ValueError, match="convention"):
-        convert_alpha(0.1, 3, "paper", "torch")
-    with pytest.raises(ValueError, match="num_classes"):
-        target_values(0, 0.1)
-    with pytest.raises(ValueError, match="one class"):
-        target_values(1, 0.1)
-
-
-@pytest.mark.parametrize("labels", [torch.tensor([0.0]), torch.tensor([True]), torch.tensor([0j])])
-def test_labels_must_be_integers(labels):
-    with pytest.raises(ValueError, match="integers"):
-        smooth_targets(labels, 3, 0.1)
+@pytest.mark.parametrize(("function", "arguments", "message"), OUT_OF_RANGE)
+def test_out_of_range(function, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        function(*arguments)
 
 
 @pytest.mark.parametrize("bad", [-100, -1, 5, 99])
@@ -178,11 +156,6 @@ def test_label_out_of_range_is_named_with_its_position(bad):
     labels[7] = bad
     with pytest.raises(ValueError, match=rf"\b7\b.*{bad}\b"):
         smooth_targets(labels, 5, 0.1)
-
-
-def test_targets_are_floating():
-    with pytest.raises(ValueError, match="dtype"):
-        smooth_targets(torch.tensor([1]), 3, 0.1, dtype=torch.int64)
 
 
 def test_compiled_targets_are_the_same():

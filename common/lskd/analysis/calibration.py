@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from lskd.targets import check_labels, check_temperature
+from lskd.targets import check_samples, check_temperature
 from lskd.terms import centred
 
 BINS = 15
@@ -19,6 +20,7 @@ LIMITS = (0.01, 100.0)
 Progress = Callable[[int], object]
 """Is told how many samples were just looked at."""
 
+_LOWEST, _HIGHEST = 1 / LIMITS[1], 1 / LIMITS[0]  # of 1 / T
 _CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's cache
 _SUBSAMPLES = (512, 4096)  # samples on which the search begins
 _NEAR = 0.01  # relative step within which the second-order expansion is exact to about 1e-6
@@ -62,24 +64,20 @@ def fit_temperature(logits: Tensor, labels: Tensor, progress: Progress | None = 
     >>> round(fit_temperature(logits, labels).temperature, 4) == round(3 / math.log(3), 4)
     True
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must be (N, K) and (N,)"
-        )
-    check_labels(labels, logits.shape[1])
+    check_samples(logits, labels, least=1)
     logits, labels = logits.detach(), labels.long()
     inverse, bend = 1.0, None
     for size in _SUBSAMPLES:
         if len(labels) > 2 * size:
             every = len(labels) // size
-            inverse, looked = _search(logits[::every], labels[::every], inverse, None, None)
+            inverse, looked = _search(partial(_Expansion, logits[::every], labels[::every]), inverse)
             bend = looked.bend
     if len(labels) <= 2 * _SUBSAMPLES[-1]:
         bend = None
-    inverse, looked = _search(logits, labels, inverse, bend, progress)
-    bounds = (1 / LIMITS[1], 1 / LIMITS[0])
+    look = partial(_Expansion, logits, labels, bend=bend, progress=progress)
+    inverse, looked = _search(look, inverse)
     nll, confidence = looked.at(inverse)
-    at_limit = inverse <= bounds[0] * (1 + 1e-9) or inverse >= bounds[1] * (1 - 1e-9)
+    at_limit = inverse <= _LOWEST * (1 + 1e-9) or inverse >= _HIGHEST * (1 - 1e-9)
     return TemperatureFit(1 / inverse, at_limit, nll, confidence)
 
 
@@ -103,23 +101,17 @@ def calibration_contributions(confidence: Tensor, correct: Tensor) -> Tensor:
     return gap * sums.sign()[bins]
 
 
-def _search(
-    logits: Tensor,
-    labels: Tensor,
-    inverse: float,
-    bend: float | None,
-    progress: Progress | None,
-) -> tuple[float, "_Expansion"]:
+def _search(look: Callable[[float], "_Expansion"], inverse: float) -> tuple[float, "_Expansion"]:
     """Return the best ``1 / T`` and an expansion that is valid there."""
-    low, high = 1 / LIMITS[1], 1 / LIMITS[0]
+    low, high = _LOWEST, _HIGHEST
     untried = [low, high]
-    looked = _Expansion(logits, labels, inverse, bend, progress)
+    looked = look(inverse)
     for _ in range(100):
         slope = looked.slope
         low, high = (low, inverse) if slope > 0 else (inverse, high)
         best = inverse + looked.step()
         if abs(best - inverse) <= _NEAR * inverse:
-            return min(max(best, 1 / LIMITS[1]), 1 / LIMITS[0]), looked
+            return min(max(best, _LOWEST), _HIGHEST), looked
         if high <= low * (1 + 1e-12):
             return inverse, looked
         limit = low if best <= low else high
@@ -131,7 +123,7 @@ def _search(
         else:
             # Newton's method has lost its way: halve the bracket, on the scale of T.
             inverse = math.sqrt(low * high)
-        looked = _Expansion(logits, labels, inverse, bend, progress)
+        looked = look(inverse)
     return inverse, looked
 
 
@@ -147,8 +139,8 @@ class _Expansion:
         logits: Tensor,
         labels: Tensor,
         inverse: float,
-        bend: float | None,
-        progress: Progress | None,
+        bend: float | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.inverse = inverse
         # Rows: logarithm of the sum of exponentials over the largest, and its derivatives; the label's logit.
@@ -206,32 +198,6 @@ def _blocks(samples: int, classes: int) -> Iterator[slice]:
         yield slice(start, min(start + step, samples))
 
 
-def equivalent_smoothing(target_probability: Tensor, num_classes: int, convention: str = "uniform") -> float:
-    """Return the label smoothing that puts as much on the other classes as a teacher does on average.
-
-    It is the ``gamma`` of Mueller et al. (NeurIPS 2019, Sec. 4), ``K / (K - 1)`` times the mean probability
-    that is not the label's; there over the training data. What a teacher gets wrong counts as smoothing too,
-    so on other data it is an upper bound.
-
-    Args:
-        target_probability: probabilities of the label, any shape.
-        num_classes: number of classes ``K``, at least 2.
-        convention: of the smoothing that is returned, ``"uniform"`` (as Mueller et al.) or ``"paper"``.
-
-    Raises:
-        ValueError: for a convention that does not exist or fewer than two classes.
-
-    >>> round(equivalent_smoothing(torch.tensor([0.91]), 10), 4)
-    0.1
-    """
-    if convention not in ("paper", "uniform"):
-        raise ValueError(f"convention is {convention!r}; it must be 'paper' or 'uniform'")
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; smoothing needs at least 2")
-    others = 1 - float(target_probability.double().mean())
-    return others * num_classes / (num_classes - 1) if convention == "uniform" else others
-
-
 def target_probability(
     logits: Tensor, labels: Tensor, temperature: float = 1.0, progress: Progress | None = None
 ) -> Tensor:
@@ -253,7 +219,7 @@ def target_probability(
     tensor([0.6225], dtype=torch.float64)
     """
     check_temperature(temperature)
-    check_labels(labels, logits.shape[1])
+    check_samples(logits, labels)
     found = torch.empty(len(labels), dtype=torch.float64)
     for rows in _blocks(len(labels), logits.shape[1]):
         z = centred(logits[rows]).div_(temperature)

@@ -1,13 +1,12 @@
 """Mean predictions of each class (Fig. 4), and which classes a teacher confuses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lskd.errors import LskdError
-from lskd.targets import check_labels, check_logits
+from lskd.targets import check_labels, check_samples
 
 _CHUNK = 1 << 20  # numbers of a block of logits
 _SMALLEST = 3  # examples of a class: fewer leave no deviation without each one of them
@@ -38,8 +37,7 @@ def class_mean_probabilities(
     tensor([[0.6900, 0.3100],
             [0.2690, 0.7310]], dtype=torch.float64)
     """
-    check_logits(logits, labels, num_classes)
-    check_labels(labels, num_classes)
+    check_samples(logits, labels, num_classes)
     wanted = torch.arange(num_classes) if classes is None else torch.tensor(list(classes), dtype=torch.long)
     check_labels(wanted, num_classes, "classes")
     if len(set(wanted.tolist())) < len(wanted):
@@ -141,27 +139,8 @@ def propose_classes(confusion: Tensor) -> tuple[int, int, int]:
     return a, b, int(with_both.nan_to_num(nan=torch.inf).argmin())
 
 
-@dataclass(frozen=True)
-class ClassSeparation:
-    """The distance between classes, in pairs.
-
-    Attributes:
-        pairs: ``(P,)`` float64, the separation of each pair.
-        contributions: ``(N,)`` float64, one value per sample whose mean is the mean over pairs, to first
-            order (the sample's influence), for an interval.
-    """
-
-    pairs: Tensor
-    contributions: Tensor
-
-    @property
-    def mean(self) -> float:
-        """The mean over pairs."""
-        return float(self.pairs.mean())
-
-
-def class_separation(logits: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> ClassSeparation:
-    """Measure how far apart the examples of similar classes lie, free of the scale of the logits.
+def class_separation(logits: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Return how far apart the examples of similar classes lie, free of the scale of the logits.
 
     For a pair ``(a, b)`` the difference of the two logits, ``z_a - z_b``, is the coordinate of an example on
     the line between the two classes' templates, the first axis of Fig. 1, up to scale and origin:
@@ -175,20 +154,29 @@ def class_separation(logits: Tensor, labels: Tensor, pairs: Sequence[tuple[int, 
         labels: ``(N,)`` int64.
         pairs: ids of two different classes each, at least one pair.
 
+    Returns:
+        ``(N,)`` float64, one value per sample whose mean is the mean over pairs, to first order (the sample's
+        influence), for an interval.
+
     Raises:
         ValueError: for shapes or dtypes that do not fit, no pair, or classes out of range.
         LskdError: for a class of fewer than 3 examples or without spread, or logits that are not finite.
 
     >>> logits = torch.tensor([[3.0, 0, 0], [4.0, 0, 0], [5.0, 0, 0], [0, 1.0, 0], [0, 2.0, 0], [0, 3.0, 0]])
-    >>> class_separation(logits, torch.tensor([0, 0, 0, 1, 1, 1]), [(0, 1)]).mean
+    >>> float(class_separation(logits, torch.tensor([0, 0, 0, 1, 1, 1]), [(0, 1)]).mean())
     6.0
     """
-    check_logits(logits, labels)
-    check_labels(labels, logits.shape[1])
+    check_samples(logits, labels)
     if not pairs or any(a == b for a, b in pairs):
         raise ValueError("pairs are two different classes each, and there must be one")
     check_labels(torch.tensor(list(pairs)).flatten(), logits.shape[1], "pairs")
-    rows = _rows_of_classes(labels, {c for pair in pairs for c in pair})
+    sizes = labels.bincount(minlength=logits.shape[1]).tolist()
+    rows = torch.split(labels.argsort(stable=True), sizes)
+    for c in sorted({c for pair in pairs for c in pair}):
+        if sizes[c] < _SMALLEST:
+            raise LskdError(
+                f"class {c} has {sizes[c]} examples; its separation from another needs {_SMALLEST}"
+            )
     samples = len(labels)
     contributions = torch.zeros(samples, dtype=torch.float64)
     separations = []
@@ -208,8 +196,7 @@ def class_separation(logits: Tensor, labels: Tensor, pairs: Sequence[tuple[int, 
             spread = (deviation.square() - deviation.square().mean()) * size / df
             moved = sign * deviation / variance**0.5 - separation / (2 * variance) * spread
             contributions[rows[c]] += moved * samples / size
-    found = torch.tensor(separations, dtype=torch.float64)
-    return ClassSeparation(found, found.mean() + contributions / len(pairs))
+    return torch.tensor(separations, dtype=torch.float64).mean() + contributions / len(pairs)
 
 
 def nearest_classes(confusion: Tensor) -> list[tuple[int, int]]:
@@ -224,17 +211,3 @@ def nearest_classes(confusion: Tensor) -> list[tuple[int, int]]:
     known = (~confusion.isnan()).any(1).nonzero().flatten().tolist()
     nearest = confusion.nan_to_num(nan=-1.0).argmax(1).tolist()
     return list(dict.fromkeys((min(c, nearest[c]), max(c, nearest[c])) for c in known))
-
-
-def _rows_of_classes(labels: Tensor, classes: set[int]) -> dict[int, Tensor]:
-    order = torch.argsort(labels, stable=True)
-    counts = torch.bincount(labels)
-    ends = counts.cumsum(0)
-    found = {}
-    for c in sorted(classes):
-        size = int(counts[c]) if c < len(counts) else 0
-        if size < _SMALLEST:
-            raise LskdError(f"class {c} has {size} examples; its separation from another needs {_SMALLEST}")
-        end = int(ends[c])
-        found[c] = order[end - size : end]
-    return found

@@ -17,11 +17,13 @@ from lskd.analysis.calibration import (
     Progress,
     TemperatureFit,
     calibration_contributions,
-    equivalent_smoothing,
     fit_temperature,
 )
-from lskd.stability import Definition, class_deviations, class_moments, small_class_factor
-from lskd.targets import check_labels, check_logits
+from lskd.stability import Definition, class_deviations, class_moments, over_classes, small_class_factor
+from lskd.targets import check_samples, check_smoothing
+
+Rows = slice | Tensor
+"""Some of the samples: neighbours, which are read without a copy, or any."""
 
 _CHUNK = 1 << 18  # numbers of a block of logits: a block and its temporaries stay in a CPU's cache
 _KEPT = 1 << 22  # numbers of a class's probabilities that are kept for a second look
@@ -100,8 +102,23 @@ class TeacherMeasures:
         return float(binary_calibration_error(confidence.float(), self.correct.long(), n_bins=BINS))
 
     def equivalent_smoothing(self, convention: str = "uniform") -> float:
-        """Return the smoothing that it looks trained with; as :func:`equivalent_smoothing` does."""
-        return equivalent_smoothing(self.target_probability, self.num_classes, convention)
+        """Return the label smoothing that puts as much on the other classes as the teacher does on average.
+
+        It is the ``gamma`` of Mueller et al. (NeurIPS 2019, Sec. 4), ``K / (K - 1)`` times the mean
+        probability that is not the label's; there over the training data. What a teacher gets wrong counts
+        as smoothing too, so on other data it is an upper bound.
+
+        Args:
+            convention: of the smoothing that is returned, ``"uniform"`` (as Mueller et al.) or ``"paper"``.
+
+        Raises:
+            ValueError: for a convention that does not exist or fewer than two classes.
+        """
+        check_smoothing(2, 0.0, convention)
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes is {self.num_classes}; smoothing needs at least 2")
+        others = 1 - float(self.target_probability.mean())
+        return others * self.num_classes / (self.num_classes - 1) if convention == "uniform" else others
 
     def class_values(self, definition: Definition) -> Tensor:
         """Return the value of each class, ``(K,)`` float64; NaN where it has too few samples.
@@ -126,27 +143,17 @@ class TeacherMeasures:
 
     def one_minus_stability(self, definition: Definition = "target_std") -> float:
         """Return ``1 - S`` by a definition of :class:`~lskd.Stability`; NaN where no class can count."""
-        values = self.class_values(definition)
-        values = values[~values.isnan()]
-        if definition != "between_target_std":
-            value = float(values.mean())
-        else:
-            value = float(values.std()) if len(values) > 1 else math.nan
-        between = definition.startswith("between")
-        return value - self.small_class_bias(definition) if self.small_class_correction and between else value
+        value = float(over_classes(self.class_values(definition), definition))
+        if self.small_class_correction and definition.startswith("between"):
+            value -= self._small_class_bias(definition)
+        return value
 
-    def small_class_bias(self, definition: Definition) -> float:
-        """Return what small classes add to ``1 - S``, to first order, before any correction.
+    def _small_class_bias(self, definition: Definition) -> float:
+        """Return what small classes add between classes to ``1 - S``, to first order, before any correction.
 
-        Within classes it is too small, see :func:`small_class_factor`. Between classes it is too large,
-        because the mean of ``n`` samples varies by their variance over ``n`` beside what the classes vary; a
-        class of one sample is taken to vary as the others do.
+        The mean of ``n`` samples varies by their variance over ``n`` beside what the classes vary; a class of
+        one sample is taken to vary as the others do.
         """
-        if definition in ("target_std", "vector_l2"):
-            values = self.class_values(definition)
-            factor = small_class_factor(self.counts, definition)
-            raw = values / factor if self.small_class_correction else values
-            return float((raw - raw * factor).nanmean())
         counted = self.counts >= 1
         if definition == "between_target_std":
             if int(counted.sum()) < 2:
@@ -228,7 +235,7 @@ class TeacherMeasures:
         widened = (n / (n - 1).clamp(min=1)).sqrt() / n.clamp(min=1) * self.samples
         if self.small_class_correction and definition.startswith("between"):
             # Taking the noise out of a length makes what is left as much more sensitive as it is shorter.
-            widened *= (value + self.small_class_bias(definition)) / value if value > 0 else math.nan
+            widened *= (value + self._small_class_bias(definition)) / value if value > 0 else math.nan
         return value + torch.where(counted[self.labels], by_sample * widened[self.labels], 0.0)
 
 
@@ -263,10 +270,7 @@ def measure_teacher(
     >>> measures.topk(1), round(measures.one_minus_stability("target_std"), 4)
     (1.0, 0.1346)
     """
-    check_logits(logits, labels)
-    if not len(labels):
-        raise ValueError(f"logits have shape {tuple(logits.shape)}; there must be at least one sample")
-    check_labels(labels, logits.shape[1])
+    check_samples(logits, labels, least=1)
     with torch.inference_mode():
         labels = labels.long()
         look = _Look(logits, labels, progress or (lambda samples: None))
@@ -312,12 +316,12 @@ class _Look:
 
     def at_classes(self, influence: bool) -> None:
         """Look at every sample, and at its distance from the mean of its class."""
-        for row, (c, members) in enumerate(self._classes()):
-            mean, kept = self._first(c, members)
+        for row, (c, members, blocks) in enumerate(self._classes()):
+            mean, kept = self._first(c, blocks)
             self.means[row] = mean
             self.overall += mean.double() * self.counts[c]
             direction = torch.zeros_like(mean)
-            for rows, probabilities in self._probabilities(members, kept):
+            for rows, probabilities in self._probabilities(blocks, kept):
                 deviations = probabilities.sub_(mean)
                 distance = torch.linalg.vector_norm(deviations, dim=1)
                 self.distance[rows] = distance.double()
@@ -326,12 +330,11 @@ class _Look:
             if influence:
                 # Moving a sample moves the class mean too, which every distance is taken from.
                 direction /= self.counts[c]
-                for rows, deviations in self._probabilities(members, kept):
+                for rows, deviations in self._probabilities(blocks, kept):
                     if kept is None:
                         deviations = deviations.sub_(mean)
-                    own = self.distance[rows] - (deviations @ direction).double()
-                    self.influence[rows] = own
-                self._centre(self.influence, members)
+                    self.influence[rows] = self.distance[rows] - (deviations @ direction).double()
+                self.influence[members] -= self.influence[members].mean()
         self.overall /= len(self.labels)
 
     def at_class_means(self, influence: bool) -> tuple[Tensor, Tensor]:
@@ -349,25 +352,24 @@ class _Look:
         directions = torch.zeros(len(self.counts), dtype=torch.float64)
         for means, factors in zip(torch.split(self.means, step), torch.split(inverse, step), strict=True):
             directions += factors @ self._away(means)
-        for row, (c, members) in enumerate(self._classes()):
+        for row, (c, members, blocks) in enumerate(self._classes()):
             share = float(self.counts[c]) / len(self.labels)
-            weight = inverse[row] * self._away(self.means[row]) - share * directions
-            weight = weight.to(self.dtype)
-            for rows, probabilities in self._probabilities(members, None):
+            weight = (inverse[row] * self._away(self.means[row]) - share * directions).to(self.dtype)
+            for rows, probabilities in self._probabilities(blocks, None):
                 by_sample[rows] = (probabilities @ weight).double()
-            self._centre(by_sample, members)
-            self.progress(len(members))
+            by_sample[members] -= by_sample[members].mean()
+            self.progress(int(self.counts[c]))
         return distances, by_sample
 
     def _away(self, means: Tensor) -> Tensor:
         return means.double() - self.overall
 
-    def _first(self, c: int, members: "_Members") -> tuple[Tensor, list[Tensor] | None]:
+    def _first(self, c: int, blocks: list[Rows]) -> tuple[Tensor, list[Tensor] | None]:
         """Note the numbers of each sample; return the class mean and, unless too large, the probabilities."""
-        keep = len(members) * len(self.counts) <= _KEPT
-        kept: list[Tensor] = []
+        count, kept = int(self.counts[c]), list[Tensor]()
+        keep = count * len(self.counts) <= _KEPT
         total = torch.zeros(len(self.counts), dtype=torch.float64)
-        for rows in members.blocks():
+        for rows in blocks:
             z = self._read(rows)
             self.rank[rows] = _rank(z, c)
             largest = z.amax(1, keepdim=True)
@@ -390,33 +392,33 @@ class _Look:
             total += probabilities.sum(0)
             if keep:
                 kept.append(probabilities)
-        self.progress(len(members))
-        return (total / len(members)).to(self.dtype), kept if keep else None
+        self.progress(count)
+        return (total / count).to(self.dtype), kept if keep else None
 
-    def _probabilities(
-        self, members: "_Members", kept: list[Tensor] | None
-    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
+    def _probabilities(self, blocks: list[Rows], kept: list[Tensor] | None) -> Iterator[tuple[Rows, Tensor]]:
         if kept is not None:
-            yield from zip(members.blocks(), kept, strict=True)
+            yield from zip(blocks, kept, strict=True)
             return
-        for rows in members.blocks():
+        for rows in blocks:
             # One after the other: their sum would round away the small one beside a logit of 1e4.
             z = self._read(rows) - self.largest[rows].unsqueeze(1)
             yield rows, z.sub_(self.log_sum[rows].unsqueeze(1)).exp_()
 
-    def _read(self, rows: slice | Tensor) -> Tensor:
+    def _read(self, rows: Rows) -> Tensor:
         return self.logits[rows].to(self.dtype)
 
-    def _centre(self, values: Tensor, members: "_Members") -> None:
-        rows = members.all()
-        values[rows] -= values[rows].mean()
-
-    def _classes(self) -> Iterator[tuple[int, "_Members"]]:
-        start = 0
+    def _classes(self) -> Iterator[tuple[int, Rows, list[Rows]]]:
+        """Yield each class that has samples, where these are, and the blocks in which they are read."""
+        start, step = 0, max(_CHUNK // len(self.counts), 1)
         for c, count in enumerate(self.counts.tolist()):
+            stop = start + count
             if count:
-                yield c, _Members(self.order, start, count, max(_CHUNK // len(self.counts), 1))
-            start += count
+                blocks = [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+                yield c, self._rows(slice(start, stop)), [self._rows(block) for block in blocks]
+            start = stop
+
+    def _rows(self, places: slice) -> Rows:
+        return places if self.order is None else self.order[places]
 
     def _refuse(self) -> None:
         for start in range(0, len(self.labels), 1024):
@@ -427,29 +429,6 @@ class _Look:
                     "leave the sample out or fix the teacher"
                 )
         raise ValueError("the logits are too large for float32")
-
-
-@dataclass(frozen=True)
-class _Members:
-    """Where the samples of one class are."""
-
-    order: Tensor | None
-    start: int
-    count: int
-    step: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def all(self) -> slice | Tensor:
-        here = slice(self.start, self.start + self.count)
-        return here if self.order is None else self.order[here]
-
-    def blocks(self) -> Iterator[slice | Tensor]:
-        end = self.start + self.count
-        for start in range(self.start, end, self.step):
-            here = slice(start, min(start + self.step, end))
-            yield here if self.order is None else self.order[here]
 
 
 def _rank(logits: Tensor, c: int) -> Tensor:

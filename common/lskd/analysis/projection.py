@@ -14,57 +14,35 @@ _NEAREST, _FARTHEST = 0.05, 0.95
 _BLOCK = 1 << 22  # numbers of a block of resampled distances
 
 
-@dataclass(frozen=True)
-class ProjectionPlane:
-    """The plane through the templates of three classes, with axes of its own.
+def project(features: Tensor, templates: Tensor) -> Tensor:
+    """Return activations in the plane of Mueller et al. (NeurIPS 2019, Sec. 2) through three templates.
 
-    Attributes:
-        origin: ``(D,)``, midway between the first two templates.
-        basis: ``(2, D)``, orthonormal rows. The first points from the first template to the second, the
-            second to the side of the third: so the first template is left, the second right at the same
-            height, and the third above them.
-        templates: ``(3, 2)``, the templates in these axes.
-
-    All float64.
-    """
-
-    origin: Tensor
-    basis: Tensor
-    templates: Tensor
-
-    def project(self, features: Tensor) -> Tensor:
-        """Return the coordinates ``(N, 2)``, float64, of activations ``(N, D)``.
-
-        Raises:
-            ValueError: for features of another width than the templates.
-        """
-        if features.ndim != 2 or features.shape[1] != len(self.origin):
-            raise ValueError(
-                f"features have shape {tuple(features.shape)}; templates of width {len(self.origin)} "
-                f"project (N, {len(self.origin)})"
-            )
-        return (features.double() - self.origin) @ self.basis.T
-
-
-def projection_plane(templates: Tensor) -> ProjectionPlane:
-    """Return the plane of Mueller et al. (NeurIPS 2019, Sec. 2), with axes that no library's sign can turn.
-
-    An orthonormal basis of ``[w2 - w1, w3 - w1]`` by QR decomposition. ``w`` are the *named* classes' own
-    rows of the classifier's weight matrix; the bias is no part of a template.
+    By an orthonormal basis of ``[w2 - w1, w3 - w1]`` from a QR decomposition, with signs that no library can
+    turn: the first template is left of the origin, the second right at the same height, the third above.
+    ``w`` are the *named* classes' own rows of the classifier's weight matrix; the bias is no part of them.
 
     Args:
+        features: ``(N, D)``.
         templates: ``(3, D)``: two similar classes and the third, dissimilar one; floating point.
 
+    Returns:
+        Coordinates ``(N, 2)``, float64.
+
     Raises:
-        ValueError: for another shape.
+        ValueError: for other shapes.
         LskdError: for templates on one line, which span no plane, or that are not finite.
 
-    >>> plane = projection_plane(torch.tensor([[0.0, 0.0, 5.0], [2.0, 0.0, 5.0], [3.0, 4.0, 5.0]]))
-    >>> plane.templates.tolist()
+    >>> templates = torch.tensor([[0.0, 0.0, 5.0], [2.0, 0.0, 5.0], [3.0, 4.0, 5.0]])
+    >>> project(templates, templates).tolist()
     [[-1.0, 0.0], [1.0, 0.0], [2.0, 4.0]]
     """
     if templates.ndim != 2 or len(templates) != 3 or not templates.is_floating_point():
         raise ValueError(f"templates have shape {tuple(templates.shape)}; the plane takes three, (3, D)")
+    if features.ndim != 2 or features.shape[1] != templates.shape[1]:
+        raise ValueError(
+            f"features have shape {tuple(features.shape)}; templates of width {templates.shape[1]} "
+            f"project (N, {templates.shape[1]})"
+        )
     w = templates.double()
     if not bool(torch.isfinite(w).all()):
         raise LskdError("the templates are not all finite; fix the teacher's classifier")
@@ -75,9 +53,8 @@ def projection_plane(templates: Tensor) -> ProjectionPlane:
         raise LskdError(
             "the templates of the three classes lie on one line, so they span no plane; name others"
         )
-    basis = (basis * triangle.diagonal().sign()).T
-    origin = (w[0] + w[1]) / 2
-    return ProjectionPlane(origin, basis, (w - origin) @ basis.T)
+    points: Tensor = (features.double() - (w[0] + w[1]) / 2) @ (basis * triangle.diagonal().sign())
+    return points
 
 
 @dataclass(frozen=True)

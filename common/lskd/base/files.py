@@ -89,24 +89,23 @@ def cannot_write(path: str | Path, error: OSError) -> LskdError:
     return LskdError(f"cannot write {path} ({error.strerror or error}); name another place")
 
 
-def read_json(path: str | Path, what: str = "", limit: int = JSON_LIMIT) -> Any:
+def read_json(path: str | Path, what: str = "") -> Any:
     """Return what a JSON file contains: numbers are finite, text is UTF-8, nesting and size are bounded.
 
     Args:
         path: the file.
         what: what the file should be, for the message.
-        limit: bytes.
 
     Raises:
         LskdError: it is missing, too large, or not such a file.
     """
     try:
         with open(path, "rb") as file:
-            raw = file.read(limit + 1)
+            raw = file.read(JSON_LIMIT + 1)
     except OSError as error:
         raise LskdError(f"cannot read {path} ({error.strerror})") from error
-    if len(raw) > limit:
-        raise LskdError(f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}")
+    if len(raw) > JSON_LIMIT:
+        raise LskdError(f"{path} has more than {JSON_LIMIT >> 20} MiB, so it is not {what or 'such a file'}")
     try:
         return parse_json(raw.decode("utf-8"))
     except ValueError as error:
@@ -129,14 +128,14 @@ def parse_json(text: str) -> Any:
     return content
 
 
-def read_bytes(path: str | Path, limit: int, what: str = "", mend: str = "copy the file again") -> bytes:
+def read_bytes(path: str | Path, limit: int, what: str = "", fix: str = "copy the file again") -> bytes:
     """Return what is in a file of at most ``limit`` bytes, unpacked where its name ends in ``.gz``.
 
     Args:
         path: the file.
         limit: bytes, after unpacking.
         what: what the file should be, for the message.
-        mend: what to do about a file that is missing or damaged, for the message.
+        fix: what to do about a file that is missing or damaged, for the message.
 
     Raises:
         LskdError: it is missing, too large, or a gzip file that is damaged or cut short.
@@ -146,12 +145,12 @@ def read_bytes(path: str | Path, limit: int, what: str = "", mend: str = "copy t
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(limit + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise LskdError(f"{path} is damaged or cut short ({error}); {mend}") from None
+        raise LskdError(f"{path} is damaged or cut short ({error}); {fix}") from None
     except OSError as error:
-        raise LskdError(f"{path} cannot be read ({error.strerror or error}); {mend}") from None
+        raise LskdError(f"{path} cannot be read ({error.strerror or error}); {fix}") from None
     if len(content) > limit:
         raise LskdError(
-            f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}; {mend}"
+            f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}; {fix}"
         )
     return bytes(content)
 

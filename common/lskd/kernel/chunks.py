@@ -1,7 +1,7 @@
 """The passes over chunks that the fused distillation loss is made of."""
 
 import math
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,19 +11,37 @@ from lskd.base.tensors import accumulator_dtype, widened
 from lskd.targets import check_labels
 from lskd.terms import Rest, TopK, completed, distillation_terms
 
+Implementation = Literal["auto", "reference", "chunks", "native"]
+"""What computes the loss; all give the same numbers to rounding.
+
+``"reference"`` are the plain formulas of :func:`lskd.distillation_terms`, by autograd's own means, with
+tensors of the logits' size and with second derivatives. ``"chunks"`` do the same in a loop over blocks of
+rows, on any device. ``"native"`` is compiled code for one row after the other, on the CPU. ``"auto"`` takes
+the native code where it can run, and the chunks elsewhere.
+"""
+
 # Of one chunk in float32: on a CPU what stays in its second-level cache, on a GPU what keeps it busy.
 _CHUNK_ELEMENTS = {"cpu": 1 << 17}
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 24
 
 
 class Settings(NamedTuple):
-    """What the loss is made with."""
+    """What is asked of the loss, in types that a compiled graph can contain."""
 
     temperature: float
     soft_weight: float  # T^2 is in it
     hard_weight: float
     on: float  # of smoothed labels: the label's own mass, and each other's
     off: float
+    rest: Rest
+    mean: bool
+    impl: Implementation
+
+    def loss(self, cross_entropy: Any, hard_cross_entropy: Any) -> Any:
+        """Return the weighted sum, of numbers or tensors."""
+        # A part of weight 0 must not reach the loss: where it is infinite, 0 times it would be NaN.
+        loss = self.soft_weight * cross_entropy if self.soft_weight > 0 else 0.0
+        return loss + self.hard_weight * hard_cross_entropy if self.hard_weight > 0 else loss
 
 
 class Samples(NamedTuple):
@@ -80,7 +98,6 @@ class KnownTeacher:
     def __init__(self, teacher: TopK, samples: Samples, classes: int, temperature: float) -> None:
         k = teacher.ids.shape[-1]
         self.ids = flatten(teacher.ids, samples, 1, 0).long()
-        self.rest: Rest = teacher.rest
         if samples.mask is not None:  # distinct, like everybody's
             self.ids = torch.where(samples.mask, self.ids, torch.arange(k, device=self.ids.device))
         check_labels(self.ids, classes, "top-K ids")
@@ -363,13 +380,7 @@ class Work:
         return list((terms.sum(-1) * weight).unbind(0))
 
     def _loss_and_terms(self, terms: list[float] | list[Tensor]) -> Tensor:
-        settings = self.settings
-        # A part of weight 0 must not reach the loss: where it is infinite, 0 times it would be NaN.
-        loss: float | Tensor = 0.0
-        if settings.soft_weight > 0:
-            loss = settings.soft_weight * terms[0]
-        if settings.hard_weight > 0:
-            loss = loss + settings.hard_weight * terms[3]
+        loss = self.settings.loss(terms[0], terms[3])
         if self.on_cpu:
             return torch.tensor([loss, *terms], dtype=self.dtype)
         # Filled on the device: to copy a number to it would wait.

@@ -7,27 +7,26 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from lskd.kernel import native as _native
-from lskd.kernel.chunks import KnownTeacher, Settings, Work, counting, flatten, gradient_like
+from lskd.kernel.chunks import (
+    Implementation,
+    KnownTeacher,
+    Settings,
+    Work,
+    counting,
+    flatten,
+    gradient_like,
+)
 from lskd.targets import (
     Convention,
     check_labels,
     check_smoothing,
     check_temperature,
-    smooth_targets,
     target_values,
     transformed,
 )
-from lskd.terms import Rest, TopK, centred, check_one_per_sample, check_teacher, distillation_terms
+from lskd.terms import TopK, centred, check_one_per_sample, check_teacher, distillation_terms
 
 Reduction = Literal["mean", "sum"]
-Implementation = Literal["auto", "reference", "chunks", "native"]
-"""What computes the loss; all give the same numbers to rounding.
-
-``"reference"`` are the plain formulas of :func:`lskd.distillation_terms`, by autograd's own means, with
-tensors of the logits' size and with second derivatives. ``"chunks"`` do the same in a loop over blocks of
-rows, on any device. ``"native"`` is compiled code for one row after the other, on the CPU. ``"auto"`` takes
-the native code where it can run, and the chunks elsewhere.
-"""
 
 
 class LossComponents(NamedTuple):
@@ -50,30 +49,6 @@ class LossComponents(NamedTuple):
     hard_cross_entropy: Tensor
     nll: Tensor
     agreement: Tensor
-
-
-class Request(NamedTuple):
-    """What is asked of the loss, in types that a compiled graph can contain."""
-
-    rest: Rest
-    temperature: float
-    temperature_squared: bool
-    hard_weight: float
-    alpha: float
-    convention: Convention
-    mean: bool
-    impl: Implementation
-
-    def settings(self, classes: int) -> Settings:
-        """Return the numbers that the passes work with."""
-        on, off = target_values(classes, self.alpha, self.convention) if classes > 1 else (1.0, 0.0)
-        return Settings(
-            temperature=self.temperature,
-            soft_weight=(1 - self.hard_weight) * (self.temperature**2 if self.temperature_squared else 1.0),
-            hard_weight=self.hard_weight,
-            on=on,
-            off=off,
-        )
 
 
 def fused_distillation(
@@ -112,7 +87,7 @@ def fused_distillation(
         alpha: smoothing of integer labels, under ``convention``.
         convention: see :data:`lskd.Convention`.
         reduction: ``"mean"`` over the samples that count, or their ``"sum"``.
-        impl: what computes it, see :data:`Implementation`.
+        impl: what computes it, see :data:`lskd.kernel.chunks.Implementation`.
 
     Raises:
         ValueError: for shapes, dtypes or numbers that do not fit.
@@ -133,7 +108,8 @@ def fused_distillation(
             "build the loss from lskd.distillation_terms"
         )
     check_temperature(temperature)
-    check_smoothing(max(student_logits.shape[-1], 2), alpha, convention)
+    classes = student_logits.shape[-1]
+    check_smoothing(max(classes, 2), alpha, convention)
     if not 0 <= hard_weight <= 1:
         raise ValueError(f"hard_weight is {hard_weight}; the weight of the hard labels is 0 to 1")
     if reduction not in ("mean", "sum"):
@@ -141,18 +117,19 @@ def fused_distillation(
     if labels is None and hard_weight > 0:
         raise ValueError(f"hard_weight is {hard_weight} but no labels were given; pass labels")
     _check_shapes(student_logits, teacher, labels, mask)
-    request = Request(
-        rest=teacher.rest if isinstance(teacher, TopK) else "renormalise",
+    on, off = target_values(classes, alpha, convention) if classes > 1 else (1.0, 0.0)
+    settings = Settings(
         temperature=float(temperature),
-        temperature_squared=temperature_squared,
+        soft_weight=float((1 - hard_weight) * (temperature**2 if temperature_squared else 1)),
         hard_weight=float(hard_weight),
-        alpha=float(alpha),
-        convention=convention,
+        on=on,
+        off=off,
+        rest=teacher.rest if isinstance(teacher, TopK) else "renormalise",
         mean=reduction == "mean",
         impl=impl,
     )
     if impl == "reference":
-        return _reference(student_logits, teacher, labels, mask, request)
+        return _reference(student_logits, teacher, labels, mask, settings)
     values = (teacher.values if isinstance(teacher, TopK) else teacher).detach()
     if values.dtype == torch.float64 != student_logits.dtype and not isinstance(teacher, TopK):
         values = centred(values).float()
@@ -160,10 +137,10 @@ def fused_distillation(
     ids = teacher.ids if isinstance(teacher, TopK) else None
     if torch.compiler.is_compiling():
         wanted = torch.is_grad_enabled() and student_logits.requires_grad
-        terms, _ = _operator(student_logits, values, ids, labels, mask, *request, wanted)
+        terms, _ = _operator(student_logits, values, ids, labels, mask, *settings, wanted)
         loss, others = terms[0].clone(), terms[1:].detach()
     else:
-        loss, others = _FusedLoss.apply(student_logits, values, ids, labels, mask, request)
+        loss, others = _FusedLoss.apply(student_logits, values, ids, labels, mask, settings)
     return LossComponents(loss, *others.unbind())
 
 
@@ -172,10 +149,9 @@ def _reference(
     teacher: Tensor | TopK,
     labels: Tensor | None,
     mask: Tensor | None,
-    request: Request,
+    settings: Settings,
 ) -> LossComponents:
     """Return the loss by the plain formulas, sample by sample, of which those that count are added up."""
-    classes = logits.shape[-1]
     if mask is None:
         mask = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
     student = logits[mask].to(torch.promote_types(logits.dtype, torch.float32))
@@ -185,23 +161,19 @@ def _reference(
     else:
         teacher = teacher[mask]
         best = teacher.argmax(-1)
-    soft = distillation_terms(student, teacher, request.temperature)
+    soft = distillation_terms(student, teacher, settings.temperature)
     hard = nll = torch.full_like(soft.kl, float("nan"))
     if labels is not None:
         targets, logs = labels[mask].detach(), student.log_softmax(-1)
         if not targets.is_floating_point():
-            check_labels(targets, classes)
-            nll = -logs.gather(-1, targets.long().unsqueeze(-1)).squeeze(-1)
-            targets = smooth_targets(targets, classes, request.alpha, request.convention, logs.dtype)
+            check_labels(targets, logits.shape[-1])
+            targets = targets.long().unsqueeze(-1)
+            nll = -logs.gather(-1, targets).squeeze(-1)
+            targets = torch.full_like(logs, settings.off).scatter_(-1, targets, settings.on)
         hard = -torch.where(targets == 0, 0.0, targets * logs).sum(-1)
-    settings, loss = request.settings(classes), torch.zeros_like(soft.kl)
-    # A part of weight 0 must not reach the loss: where it is infinite, 0 times it would be NaN.
-    if settings.soft_weight > 0:
-        loss = loss + settings.soft_weight * soft.cross_entropy
-    if settings.hard_weight > 0:
-        loss = loss + settings.hard_weight * hard
+    loss = settings.loss(soft.cross_entropy, hard)
     terms = [loss, *soft, hard, nll, (student.argmax(-1) == best).to(loss.dtype)]
-    totals = torch.stack(terms).sum(-1) / (max(len(student), 1) if request.mean else 1)
+    totals = torch.stack(terms).sum(-1) / (max(len(student), 1) if settings.mean else 1)
     return LossComponents(totals[0], *totals[1:].detach().unbind())
 
 
@@ -211,12 +183,12 @@ def _compute(
     ids: Tensor | None,
     labels: Tensor | None,
     mask: Tensor | None,
-    request: Request,
+    settings: Settings,
     wanted: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the seven terms in one vector, and the gradient of the first where it is wanted."""
     classes = logits.shape[-1]
-    samples = counting(mask, logits.shape[:-1].numel(), request.mean)
+    samples = counting(mask, logits.shape[:-1].numel(), settings.mean)
     if labels is not None:
         own = int(labels.is_floating_point())
         labels = flatten(labels, samples, own, 0)
@@ -224,19 +196,18 @@ def _compute(
             check_labels(labels, classes)
             labels = labels.long()
     takes = ids is None and _native.takes(logits, values, labels)
-    if request.impl == "native" and not takes:
+    if settings.impl == "native" and not takes:
         raise RuntimeError(
             "impl='native' takes contiguous float32 logits of a dense teacher and integer labels, on the CPU"
             + ("" if _native.has_compiled_loss() else "; and this installation has no compiled code")
         )
-    if takes and request.impl != "chunks":
+    if takes and settings.impl != "chunks":
         gradient = gradient_like(logits, zeros=samples.rows is not None) if wanted else None
-        terms = _native.compute(logits, values, labels, samples, request.settings(classes), gradient)
-        return terms, gradient
+        return _native.compute(logits, values, labels, samples, settings, gradient), gradient
     teacher: Tensor | KnownTeacher = values.detach()
     if ids is not None:
-        teacher = KnownTeacher(TopK(values, ids, request.rest), samples, classes, request.temperature)
-    work = Work(logits.detach(), teacher, labels, samples, request.settings(classes), wanted)
+        teacher = KnownTeacher(TopK(values, ids, settings.rest), samples, classes, settings.temperature)
+    work = Work(logits.detach(), teacher, labels, samples, settings, wanted)
     work.run()
     gradient = work.gradient
     return work.terms(), None if gradient is None else gradient.view(logits.shape)
@@ -253,16 +224,16 @@ class _FusedLoss(torch.autograd.Function):
         ids: Tensor | None,
         labels: Tensor | None,
         mask: Tensor | None,
-        request: Request,
+        settings: Settings,
     ) -> tuple[Tensor, Tensor]:
         """Compute the terms and, where it is asked for, the gradient."""
         wanted = bool(ctx.needs_input_grad[0])  # type: ignore[attr-defined]
-        terms, gradient = _compute(logits, values, ids, labels, mask, request, wanted)
+        terms, gradient = _compute(logits, values, ids, labels, mask, settings, wanted)
         if wanted:
             # Kept by autograd's own rules: gone after backward unless retain_graph, an error if changed.
             given = [_ordinary(tensor) for tensor in (values, ids, labels, mask)]
             ctx.save_for_backward(logits, *given)  # type: ignore[arg-type]  # None may be kept too
-            ctx.request = request  # type: ignore[attr-defined]
+            ctx.settings = settings  # type: ignore[attr-defined]
             ctx.gradient = gradient  # type: ignore[attr-defined]
         loss, others = terms[0].clone(), terms[1:]
         ctx.mark_non_differentiable(others)
@@ -280,8 +251,8 @@ class _FusedLoss(torch.autograd.Function):
         gradient: Tensor | None = ctx.gradient  # type: ignore[attr-defined]
         ctx.gradient = None  # type: ignore[attr-defined]
         if gradient is None:
-            request: Request = ctx.request  # type: ignore[attr-defined]
-            _, gradient = _compute(logits, values, ids, labels, mask, request, True)
+            settings: Settings = ctx.settings  # type: ignore[attr-defined]
+            _, gradient = _compute(logits, values, ids, labels, mask, settings, True)
             assert gradient is not None
         if factor.device.type != "cpu" or factor.item() != 1:
             gradient.mul_(factor)
@@ -312,20 +283,19 @@ def _operator(
     ids: Tensor | None,
     labels: Tensor | None,
     mask: Tensor | None,
-    rest: str,
     temperature: float,
-    temperature_squared: bool,
+    soft_weight: float,
     hard_weight: float,
-    alpha: float,
-    convention: str,
+    on: float,
+    off: float,
+    rest: str,
     mean: bool,
     impl: str,
     wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     # What a compiled graph calls: dynamo would unroll the chunks. Without a graph it would cost 0.1 ms.
-    options: Any = rest, temperature, temperature_squared, hard_weight, alpha, convention, mean, impl
-    request = Request(*options)
-    terms, gradient = _compute(logits, values, ids, labels, mask, request, wanted)
+    options: Any = temperature, soft_weight, hard_weight, on, off, rest, mean, impl
+    terms, gradient = _compute(logits, values, ids, labels, mask, Settings(*options), wanted)
     return terms, terms.new_empty(0) if gradient is None else gradient
 
 

@@ -109,12 +109,7 @@ def compute(
     kl, entropy, hard, nll, agreement = (weight * totals.sum(0)).tolist()
     if labels is None:
         hard = nll = float("nan")
-    loss = 0.0
-    # A part of weight 0 must not reach the loss: where it is infinite, 0 times it would be NaN.
-    if settings.soft_weight > 0:
-        loss += settings.soft_weight * (kl + entropy)
-    if settings.hard_weight > 0:
-        loss += settings.hard_weight * hard
+    loss = settings.loss(kl + entropy, hard)
     terms = np.array([loss, kl + entropy, kl, entropy, hard, nll, agreement], np.float32)
     return torch.from_numpy(terms)
 

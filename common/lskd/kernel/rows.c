@@ -12,9 +12,9 @@
 
 /* One build for every CPU of the kind: the loader picks the widest vectors that it has. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(LSKD_ONE_TARGET)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
-#define FOR_EACH_PROCESSOR
+#define FOR_EACH_CPU
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
@@ -174,7 +174,7 @@ INLINE double sum_of_differences(const float *x, int classes, float top)
    counts, or null; rows: indices of the rows that count, or null for all; first to last of them are done.
    scratch: 3 * classes floats. soft, hard: factors of the gradient; on, off: smoothed labels' own mass and each
    other's. totals: sums of KL divergence, teacher's entropy, hard cross-entropy, nll and agreement. */
-FOR_EACH_PROCESSOR
+FOR_EACH_CPU
 void lskd_rows(const float *students, const float *teachers, float *gradients, const int64_t *labels,
                const int64_t *rows, float *scratch, double *totals, int64_t first, int64_t last,
                int64_t class_count, double temperature, double soft, double hard, double on, double off)

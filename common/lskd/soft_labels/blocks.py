@@ -4,7 +4,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,12 @@ class Committed:
     sums: str
     tail: str
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the fields as a dictionary."""
-        return asdict(self)
+
+def _digest(data: Any = b"") -> Any:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES)
 
 
-def _new() -> Any:
-    return hashlib.blake2b(digest_size=DIGEST_BYTES)
-
-
-def digest(data: Any) -> bytes:
-    """Return the digest of bytes."""
-    return bytes(hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest())
-
-
-EMPTY = Committed(0, digest(b"").hex(), digest(b"").hex())
+EMPTY = Committed(0, _digest().hexdigest(), _digest().hexdigest())
 
 
 class BlockWriter:
@@ -63,13 +54,12 @@ class BlockWriter:
         self._bytes = committed.bytes
         self._file = _Appended(path, committed.bytes)
         try:
-            self._sums_file = _Appended(sums_path(path), full * DIGEST_BYTES)
+            self._sums_file = _Appended(_sums_path(path), full * DIGEST_BYTES)
         except BaseException:
             self._file.close()
             raise
-        self._sums, self._tail = _new(), _new()
-        self._sums.update(self._sums_file.read(0))
-        self._tail.update(self._file.read(committed.bytes - rest))
+        self._sums = _digest(self._sums_file.read(0))
+        self._tail = _digest(self._file.read(committed.bytes - rest))
         if (self._sums.hexdigest(), self._tail.hexdigest()) != (committed.sums, committed.tail):
             self.close()
             raise SoftLabelsError(f"{path} is damaged at its end; remove the folder and write it again")
@@ -87,7 +77,7 @@ class BlockWriter:
                 block = self._tail.digest()
                 self._sums_file.append(block)
                 self._sums.update(block)
-                self._tail = _new()
+                self._tail = _digest()
 
     def commit(self) -> Committed:
         """Bring everything to the disk, and return what may be relied on from now on."""
@@ -158,15 +148,14 @@ class BlockReader:
 
     def __init__(self, path: Path, block_bytes: int, committed: Committed, *, check: bool = True) -> None:
         self._path, self._block_bytes, self._committed = path, block_bytes, committed
-        full = committed.bytes // block_bytes
-        sums = _read_exactly(sums_path(path), full * DIGEST_BYTES)
-        if digest(sums).hex() != committed.sums:
-            raise SoftLabelsError(f"{sums_path(path)} is damaged; write the soft labels again")
-        self._sums = sums
+        # A copy: what was checked once stays as it was.
+        self._sums = _map(_sums_path(path), committed.bytes // block_bytes * DIGEST_BYTES).tobytes()
+        if _digest(self._sums).hexdigest() != committed.sums:
+            raise SoftLabelsError(f"{_sums_path(path)} is damaged; write the soft labels again")
         self.blocks = -(-committed.bytes // block_bytes)
         self._checked = np.frombuffer(mmap.mmap(-1, self.blocks + 1), bool)  # anonymous, shared by forks
         self._checked[:] = not check
-        self.bytes: NDArray[np.uint8] = _map(path, committed.bytes)
+        self.bytes = _map(path, committed.bytes)
 
     def check(self, start: int, stop: int) -> None:
         """Check the blocks under bytes ``start`` to ``stop`` that were not checked before.
@@ -176,12 +165,7 @@ class BlockReader:
         """
         if stop <= start:
             return
-        first, last = start // self._block_bytes, (stop - 1) // self._block_bytes
-        if first == last:
-            if not self._checked[first]:
-                self._check_block(first)
-            return
-        for block in range(first, last + 1):
+        for block in range(start // self._block_bytes, (stop - 1) // self._block_bytes + 1):
             if not self._checked[block]:
                 self._check_block(block)
 
@@ -222,7 +206,7 @@ class BlockReader:
         expected = self._sums[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]
         if len(expected) < DIGEST_BYTES:  # the last block, not full yet
             expected = bytes.fromhex(self._committed.tail)
-        if digest(self.bytes[start:stop]) != expected:
+        if _digest(self.bytes[start:stop]).digest() != expected:
             raise SoftLabelsError(
                 f"{self._path} is damaged in block {block} (bytes {start} to {stop}); "
                 "write the soft labels again"
@@ -230,28 +214,12 @@ class BlockReader:
         self._checked[block] = True
 
 
-def sums_path(path: Path) -> Path:
-    """Return the file of a block file's digests."""
+def _sums_path(path: Path) -> Path:
     return path.with_name(path.name + ".sums")
 
 
-def _read_exactly(path: Path, size: int) -> bytes:
-    if size == 0:  # a writer that ended before it made the file
-        return b""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(min(size, os.fstat(file.fileno()).st_size))  # a forged size takes no memory
-    except OSError as error:
-        raise SoftLabelsError(
-            f"{path} cannot be read ({error.strerror}); write the soft labels again"
-        ) from None
-    if len(content) < size:
-        raise _truncated(path, len(content), size)
-    return content
-
-
 def _map(path: Path, size: int) -> NDArray[np.uint8]:
-    if size == 0:
+    if size == 0:  # a writer that ended before it made the file
         return np.empty(0, np.uint8)
     try:
         with open(path, "rb") as file:

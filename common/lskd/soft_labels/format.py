@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,15 +66,10 @@ class SoftLabelsLayout:
         return self.samples * self.epochs
 
     @property
-    def id_dtype(self) -> np.dtype[Any]:
-        """Class ids: two bytes where they fit, four where not."""
-        return np.dtype("<u2" if self.num_classes <= 1 << 16 else "<u4")
-
-    @property
     def row(self) -> np.dtype[Any]:
         """One row as it lies on the disk: ``4 + 4 * k`` bytes with seeds, float16, up to 65,536 classes."""
-        value = np.dtype("<f2" if self.values == "float16" else "<f4")
-        fields = [("values", value, (self.k,)), ("ids", self.id_dtype, (self.k,))]
+        value, class_id = np.dtype(self.values), "<u2" if self.num_classes <= 1 << 16 else "<u4"
+        fields = [("values", value.newbyteorder("<"), (self.k,)), ("ids", class_id, (self.k,))]
         return np.dtype(([("seed", "<u4")] if self.seeds else []) + fields)
 
 
@@ -109,24 +104,17 @@ class Manifest:
         Raises:
             LskdError: the folder cannot be written, or the disk is full.
         """
-        content = self._as_json()
-        content["checksum"] = _checksum(content)
-        write_text(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
-
-    def advanced(self, keys: int, rows: int, files: Mapping[str, Committed]) -> "Manifest":
-        """Return the manifest further on."""
-        return replace(self, keys=keys, rows=rows, files=files)
-
-    def _as_json(self) -> dict[str, Any]:
-        return {
+        content = {
             "format": FORMAT,
             "version": VERSION,
             "layout": asdict(self.layout),
             "identity": json.loads(json.dumps(self.identity)),
             "written": {"keys": self.keys, "rows": self.rows, "complete": self.complete},
-            "files": {name: committed.as_json() for name, committed in self.files.items()},
+            "files": {name: asdict(committed) for name, committed in self.files.items()},
             "block_bytes": self.block_bytes,
         }
+        content["checksum"] = _checksum(content)
+        write_text(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -215,9 +203,9 @@ def check_identity(folder: Path, found: Mapping[str, Any], expected: Mapping[str
     Raises:
         SoftLabelsError: with the first difference.
     """
+    found = _flat(found)
     for name, value in _flat(expected).items():
-        there = _flat(found).get(name)
-        if there != value:
+        if (there := found.get(name)) != value:
             raise SoftLabelsError(
                 f"the soft labels in {folder} do not belong to this run: {name} is {_short(there)} there and "
                 f"{_short(value)} here; write them for this one (another folder)"

@@ -139,5 +139,5 @@ def check_form(path: Path, stored: TeacherForm, asked: FastMode, bound: float) -
             f"{about}; this run asks for {asked}, which is closer to the exact one: ask for {stored.mode} or "
             "auto, or use another folder"
         )
-    if stored.deviation is not None and not stored.deviation.mean_kl <= bound:
+    if not stored.mean_kl <= bound:
         raise SoftLabelsError(f"{about}; the bound of this run is {bound:g}: raise it, or use another folder")

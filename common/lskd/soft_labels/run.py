@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lskd.base.files import no_link
 from lskd.errors import SoftLabelsError
-from lskd.soft_labels.format import MANIFEST, SoftLabelsLayout
+from lskd.soft_labels.format import MANIFEST, SoftLabelsLayout, ValueDtype
 from lskd.soft_labels.forms import TEACHER_FORM, check_form, form_of_store, stored_difference, stored_form
 from lskd.soft_labels.store import SoftLabels, SoftLabelsWriter
 from lskd.teachers.fast import FAST_BOUND, FastMode, TeacherForm
@@ -56,15 +56,8 @@ def image_layout(
     k = min(DEFAULT_TOP_K, num_classes) if top_k is None else top_k or num_classes
     if values is None:
         values = "float32" if k == num_classes else "float16"
-    return SoftLabelsLayout(
-        num_classes,
-        k,
-        samples,
-        epochs,
-        rows_per_sample=1,
-        values="float32" if values == "float32" else "float16",
-        seeds=True,
-    )
+    kept: ValueDtype = "float32" if values == "float32" else "float16"
+    return SoftLabelsLayout(num_classes, k, samples, epochs, rows_per_sample=1, values=kept, seeds=True)
 
 
 class StoredRun:
@@ -123,7 +116,6 @@ class StoredRun:
         teacher: FastMode = "none",
         bound: float = FAST_BOUND,
     ) -> None:
-        """Look at what is there."""
         self.path, self.layout, self.identity = Path(path), layout, identity
         self.seed, self.rank, self.processes = seed, rank, processes
         self._stops, self._say = on_error == "stop", say
@@ -246,7 +238,8 @@ class StoredRun:
             raise RuntimeError("open_writer comes before complete")
         if self._any_failed():
             return
-        missing = self._missing(stop)[self.rank :: self.processes]
+        unsaid = self._places(self._added(), self.keys, stop)[:, 0] < 0
+        missing = (np.flatnonzero(unsaid) + self.keys)[self.rank :: self.processes]
         self._agree(None)  # nobody adds what is missing before all have looked
         try:
             for keys, logits in answers(missing) if len(missing) else ():
@@ -311,12 +304,10 @@ class StoredRun:
             tolerance = self.form.tolerance
             allowed = f"{tolerance} is allowed of a teacher in {self.form.name}"
         count = min(count, len(labels))
-        chosen = np.random.default_rng().choice(len(labels), count, replace=False)[
-            self.rank :: self.processes
-        ]
+        drawn = np.random.default_rng().choice(len(labels), count, replace=False)
+        chosen = drawn[self.rank :: self.processes]
         worst, error = 0.0, None
         for keys, logits in answers(chosen) if len(chosen) else ():
-            keys = np.asarray(keys)
             rows = labels.take(keys)
             apart = stored_difference(rows.values, rows.ids, logits)
             worst = max(worst, float(apart.max()))
@@ -395,12 +386,9 @@ class StoredRun:
 
     def _added(self) -> list[NDArray[Any]]:
         """Return the records that each process has added."""
-        found: list[NDArray[Any]] = []
-        for file in sorted(self._scratch.glob("rows-*.bin")):
-            whole = file.stat().st_size // self._record.itemsize
-            if whole:
-                found.append(np.memmap(file, self._record, mode="r", shape=(whole,)))
-        return found
+        files = sorted(self._scratch.glob("rows-*.bin"))
+        whole = [(file, file.stat().st_size // self._record.itemsize) for file in files]
+        return [np.memmap(file, self._record, mode="r", shape=(count,)) for file, count in whole if count]
 
     def _places(self, files: list[NDArray[Any]], start: int, stop: int) -> NDArray[np.int64]:
         """Return of each key from ``start`` to ``stop`` its file and its place in there, -1 for none."""
@@ -410,10 +398,6 @@ class StoredRun:
             inside = np.flatnonzero((keys >= start) & (keys < stop))
             places[keys[inside] - start] = np.stack([np.full(len(inside), number), inside], 1)
         return places
-
-    def _missing(self, stop: int) -> NDArray[np.int64]:
-        """Return the keys before ``stop`` that are not stored and that no process has added."""
-        return np.flatnonzero(self._places(self._added(), self.keys, stop)[:, 0] < 0) + self.keys
 
     def _append_in_order(self, writer: SoftLabelsWriter, stop: int) -> None:
         """Append all keys before ``stop`` that ``writer`` does not have yet, and commit."""

@@ -4,7 +4,9 @@ import os
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -118,16 +120,6 @@ class SoftLabels:
         """Return the number of keys that are there."""
         return self._manifest.keys
 
-    def key(self, sample: int, epoch: int = 0) -> int:
-        """Return the key of a sample in an epoch.
-
-        Raises:
-            IndexError: for a sample or an epoch that the store does not have.
-        """
-        if not (0 <= sample < self.layout.samples and 0 <= epoch < self.layout.epochs):
-            raise IndexError(f"no sample {sample} in epoch {epoch} of {self.path}")
-        return epoch * self.layout.samples + sample
-
     def __getitem__(self, key: int) -> SoftLabelRows:
         """Return the rows of a key, without copying.
 
@@ -203,7 +195,7 @@ class SoftLabels:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the path: a process that gets it maps the same files."""
-        return _reopen, (str(self.path), self._check)
+        return partial(SoftLabels, check=self._check), (str(self.path),)
 
     def _span(self, key: int) -> tuple[int, int]:
         if not 0 <= key < self._manifest.keys:
@@ -242,27 +234,23 @@ class SoftLabelsWriter:
     def __init__(self, path: str | Path, layout: SoftLabelsLayout, identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self._files: dict[str, BlockWriter] = {}
-        try:
+        self._lock: Any = None
+        with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             handle = take_lock(self.path / _LOCK)
-        except (OSError, LskdError) as error:
-            raise _unwritable(self.path, error) from None
         if handle is None:
             raise SoftLabelsError(
                 f"{self.path} is being written by another process; wait for it or choose another folder"
             )
         self._lock = os.fdopen(handle)
         _locks.add(self._lock)
-        try:
+        with self._writing():
             self._manifest = self._begin(layout, identity)
             for scratch in self.path.glob(_SCRATCH):
                 scratch.unlink()
             for name, committed in self._manifest.files.items():
                 file = self.path / f"{name}.bin"
                 self._files[name] = BlockWriter(file, self._manifest.block_bytes, committed)
-        except (OSError, LskdError) as error:
-            self.close()
-            raise _unwritable(self.path, error) from None
         self.layout = self._manifest.layout
         self.keys, self._row_count = self._manifest.keys, self._manifest.rows
         self._committed_at = time.monotonic()
@@ -310,14 +298,11 @@ class SoftLabelsWriter:
             raise ValueError("seeds must be given where the layout has them, and only there")
         if seeds is not None:
             rows["seed"] = seeds
-        try:
+        with self._writing():
             self._files["rows"].append(rows.tobytes())
             if not layout.rows_per_sample:
                 ends = self._row_count + np.cumsum(counts, dtype=np.uint64)
                 self._files["index"].append(ends.astype("<u8").tobytes())
-        except OSError as error:
-            self.close()
-            raise _unwritable(self.path, error) from None
         self.keys += len(counts)
         self._row_count += len(rows)
         if time.monotonic() - self._committed_at > _COMMIT_SECONDS:
@@ -329,20 +314,31 @@ class SoftLabelsWriter:
         Raises:
             SoftLabelsError: the disk cannot take it; what was committed before stays as it is.
         """
-        try:
+        with self._writing():
             files = {name: file.commit() for name, file in self._files.items()}
-            self._manifest = self._manifest.advanced(self.keys, self._row_count, files)
+            self._manifest = replace(self._manifest, keys=self.keys, rows=self._row_count, files=files)
             self._manifest.write(self.path)
-        except (OSError, LskdError) as error:
-            self.close()
-            raise _unwritable(self.path, error) from None
         self._committed_at = time.monotonic()
 
     def close(self) -> None:
         """Close the files and let others write; what is not committed does not count."""
         for file in self._files.values():
             file.close()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Close where the disk fails, with one line about it."""
+        try:
+            yield
+        except (OSError, LskdError) as error:
+            self.close()
+            line = str(error)
+            if isinstance(error, OSError):
+                line = f"{self.path} cannot be written ({error.strerror}); what was committed there stays, "
+                line += "and the same command goes on from it"
+            raise SoftLabelsError(line) from None
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -401,16 +397,3 @@ def _release_locks() -> None:
 
 if hasattr(os, "register_at_fork"):  # Windows has no forks
     os.register_at_fork(after_in_child=_release_locks)
-
-
-def _reopen(path: str, check: bool) -> SoftLabels:
-    return SoftLabels(path, check=check)
-
-
-def _unwritable(path: Path, error: OSError | LskdError) -> SoftLabelsError:
-    if isinstance(error, LskdError):
-        return error if isinstance(error, SoftLabelsError) else SoftLabelsError(str(error))
-    return SoftLabelsError(
-        f"{path} cannot be written ({error.strerror}); what was committed there stays, "
-        "and the same command goes on from it"
-    )

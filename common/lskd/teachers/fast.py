@@ -7,8 +7,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 import torch.fx
@@ -34,58 +34,41 @@ _NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchN
 _TOLERANCES = {"float32": 0.01, "bfloat16": 0.1, "int8": 0.1}
 
 
-class Deviation(NamedTuple):
-    """How far a fast teacher's answers are from the exact one's.
+@dataclass(frozen=True)
+class TeacherForm:
+    """In which form a teacher answers, and how far its answers are from the exact one's.
 
     Attributes:
-        mean_kl: KL(exact || fast) in nats, mean over samples; NaN for an answer that is no number.
-        max_kl: the largest of a sample.
-        agreement: share of samples whose largest class is the same.
-        samples: how many there were.
+        mode: "none" for the exact teacher, or "float32", "bfloat16" or "int8".
+        made: what was done to a fast one.
+        mean_kl: KL(exact || fast) in nats, mean over images; NaN for an answer that is no number.
+        max_kl: the largest of an image.
+        agreement: share of images whose largest class is the same.
+        images: how many there were.
     """
 
-    mean_kl: float
-    max_kl: float
-    agreement: float
-    samples: int
+    mode: FastMode = "none"
+    made: str = ""
+    mean_kl: float = 0.0
+    max_kl: float = 0.0
+    agreement: float = 1.0
+    images: int = 0
 
     @classmethod
-    def between(cls, exact: Tensor, fast: Tensor) -> "Deviation":
-        """Compare logits ``(N, K)``, in :func:`~lskd.base.tensors.accumulator_dtype`.
+    def measured(cls, mode: FastMode, made: str, exact: Tensor, fast: Tensor) -> "TeacherForm":
+        """Return the form of a teacher by its logits ``(N, K)`` and those of the exact one.
 
-        >>> Deviation.between(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]])).mean_kl
+        >>> TeacherForm.measured("int8", "", torch.zeros(1, 2), torch.zeros(1, 2)).mean_kl
         0.0
         """
         # Not below 0: what rounding makes of equal answers.
         kl = distillation_terms(widened(fast), widened(exact)).kl.clamp_min(0)
         agreement = (exact.argmax(-1) == fast.argmax(-1)).float().mean()
-        return cls(float(kl.mean()), float(kl.max()), float(agreement), len(exact))
-
-    def __str__(self) -> str:
-        """Return it in one line."""
-        return (
-            f"KL(exact || fast) {self.mean_kl:.2g} nats on the mean of {self.samples} images, "
-            f"{self.max_kl:.2g} at most, same class for {100 * self.agreement:.1f} %"
-        )
-
-
-@dataclass(frozen=True)
-class TeacherForm:
-    """In which form a teacher answers.
-
-    Attributes:
-        mode: "none" for the exact teacher, or "float32", "bfloat16" or "int8".
-        deviation: how far a fast one was from the exact one, as measured when it was made.
-        description: what was done to a fast one.
-    """
-
-    mode: FastMode = "none"
-    deviation: Deviation | None = None
-    description: str = ""
+        return cls(mode, made, float(kl.mean()), float(kl.max()), float(agreement), len(exact))
 
     @classmethod
     def of_json(cls, content: Any) -> "TeacherForm":
-        """Read what :meth:`as_json` returned.
+        """Return what :meth:`as_json` described.
 
         Raises:
             KeyError: a form that this release does not know.
@@ -93,13 +76,13 @@ class TeacherForm:
         """
         if content["mode"] == "exact":
             return cls()
-        if content["mode"] not in FAST_MODES:
+        if content["mode"] not in _TOLERANCES:
             raise KeyError(content["mode"])
         measured = [content[name] for name in ("mean_kl", "max_kl", "agreement", "images")]
         if not isinstance(content["made"], str) or any(isinstance(number, str) for number in measured):
             raise TypeError("no text, or no numbers")
         mean_kl, max_kl, agreement, images = (float(number) for number in measured)
-        return cls(content["mode"], Deviation(mean_kl, max_kl, agreement, int(images)), content["made"])
+        return cls(content["mode"], content["made"], mean_kl, max_kl, agreement, int(images))
 
     @property
     def name(self) -> str:
@@ -111,25 +94,23 @@ class TeacherForm:
         """How far two answers may be apart, see :func:`stored_difference`; None: as the caller knows."""
         return _TOLERANCES.get(self.mode)
 
+    @property
+    def error(self) -> str:
+        """How far it is from the exact one, in words."""
+        return (
+            f"KL(exact || fast) {self.mean_kl:.2g} nats on the mean of {self.images} images, "
+            f"{self.max_kl:.2g} at most, same class for {100 * self.agreement:.1f} %"
+        )
+
     def as_json(self) -> dict[str, Any]:
         """Return it as it lies in a manifest."""
-        if self.deviation is None:
-            return {"mode": self.name}
-        mean_kl, max_kl, agreement, images = self.deviation
-        return {
-            "mode": self.name,
-            "made": self.description,
-            "mean_kl": mean_kl,
-            "max_kl": max_kl,
-            "agreement": agreement,
-            "images": images,
-        }
+        return {"mode": "exact"} if self.mode == "none" else asdict(self)
 
     def __str__(self) -> str:
         """Return whose answers these are."""
-        if self.deviation is None:
+        if self.mode == "none":
             return "of the exact teacher"
-        return f"of a fast teacher ({self.name}): {self.deviation}"
+        return f"of a fast teacher ({self.mode}): {self.error}"
 
 
 @dataclass
@@ -138,19 +119,15 @@ class FastTeacher:
 
     Attributes:
         model: the copy.
-        mode: "float32", "bfloat16" or "int8".
-        description: what was done to it.
+        form: in which form it answers.
         dtype: of the images it is given.
         can_compile: whether `torch.compile` knows what it is made of.
-        deviation: how far it is from the exact one, once that is measured.
     """
 
     model: nn.Module
-    mode: FastMode
-    description: str
+    form: TeacherForm
     dtype: torch.dtype
     can_compile: bool = True
-    deviation: Deviation | None = None
 
     def __post_init__(self) -> None:
         """Answer with the model as it is."""
@@ -161,49 +138,21 @@ class FastTeacher:
         with torch.autocast(images.device.type, enabled=False):
             return self._forward(images.to(dtype=self.dtype, memory_format=torch.channels_last))
 
-    @property
-    def form(self) -> TeacherForm:
-        """In which form it answers."""
-        return TeacherForm(self.mode, self.deviation, self.description)
-
     def compile(self, **kwargs: Any) -> None:
-        """Compile the model with `torch.compile(**kwargs)`, where it can be."""
-        if self.can_compile:
-            self._forward = torch.compile(self.model, **kwargs)
+        """Compile the model with `torch.compile(**kwargs)`."""
+        self._forward = torch.compile(self.model, **kwargs)
 
 
 Remainder = Callable[[Any], nn.Module]
 """What is left of a layer of batch norm when its normalisation is folded away, such as its activation."""
 
 
-class Folding(NamedTuple):
-    """What :func:`fold_batch_norm` did.
-
-    Attributes:
-        folded: batch norms that are now part of the convolution before them.
-        total: batch norms that there were.
-        reason: why nothing could be folded; empty where the model could be traced.
-    """
-
-    folded: int
-    total: int
-    reason: str = ""
-
-    def __str__(self) -> str:
-        """Return what was done, in a few words."""
-        if self.total == 0:
-            return "no batch norm to fold"
-        if self.reason:
-            return f"batch norm not folded ({self.reason})"
-        return f"{self.folded} of {self.total} batch norms folded"
-
-
 def fold_batch_norm(
     model: nn.Module,
     convolutions: tuple[type[nn.Module], ...] = (),
     norms: Mapping[type[nn.Module], Remainder] | None = None,
-) -> Folding:
-    """Fold every batch norm of ``model`` that follows a convolution, in place.
+) -> str:
+    """Fold every batch norm of ``model`` that follows a convolution, in place; return a few words about it.
 
     The model is traced to see what follows what; its modules are changed and its own `forward` stays in use.
     A pair is folded where nothing else sees what is between the two and neither is used a second time. A
@@ -219,7 +168,7 @@ def fold_batch_norm(
         ValueError: for a model in training mode.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()).eval()
-    >>> str(fold_batch_norm(net)), type(net[1]).__name__
+    >>> fold_batch_norm(net), type(net[1]).__name__
     ('1 of 1 batch norms folded', 'Identity')
     """
     if model.training:
@@ -229,11 +178,11 @@ def fold_batch_norm(
     layers = (*_CONVOLUTIONS, *convolutions)
     total = sum(type(module) in remainders for module in model.modules())
     if total == 0:
-        return Folding(0, 0)
+        return "no batch norm to fold"
     try:
         graph = _Tracer((*layers, *remainders)).trace(model)
     except Exception as error:  # a model's own code runs on stand-ins for tensors: anything may come
-        return Folding(0, total, f"it cannot be traced: {one_line(error, 80)}")
+        return f"batch norm not folded (it cannot be traced: {one_line(error, 80)})"
     modules = dict(model.named_modules())
     calls = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
     # Parameters that are read by name, too: a tied weight must not be changed for its other reader.
@@ -255,7 +204,7 @@ def fold_batch_norm(
         model.set_submodule(names[0], fused.requires_grad_(False))
         model.set_submodule(names[1], remainders[type(norm)](norm).eval())
         folded += 1
-    return Folding(folded, total)
+    return f"{folded} of {total} batch norms folded"
 
 
 class _Tracer(torch.fx.Tracer):
@@ -287,31 +236,36 @@ def _is_limited_to(instructions: frozenset[str]) -> bool:
     return next(filter(None, limits), "").upper() in instructions
 
 
-def has_eight_bit() -> bool:
-    """Return whether CPU and torch have fast 8-bit convolutions, whose sums do not overflow.
+def supported_modes(device: torch.device) -> list[FastMode]:
+    """Return the modes that device and torch have arithmetic for."""
+    modes: list[FastMode] = ["float32"]
+    if device.type == "cuda":
+        modes += ["bfloat16"] if torch.cuda.is_bf16_supported() else []
+    elif device.type == "cpu":
+        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() and not _is_limited_to(_NO_BF16)
+        modes += ["bfloat16"] if has_bfloat16 else []
+        modes += ["int8"] if _has_eight_bit() else []
+    return modes
 
-    torch has announced the end of this module without a successor of its own; a torch without it counts as a
-    CPU without it.
-    """
+
+def _has_eight_bit() -> bool:
+    """Return whether CPU and torch have fast 8-bit convolutions, whose sums do not overflow."""
     if not torch.cpu._is_vnni_supported() or _is_limited_to(_NO_VNNI):
         return False
     if "onednn" not in torch.backends.quantized.supported_engines:
         return False
     try:
+        # torch has announced its end without a successor of its own: without it, it is as a CPU without it.
         return importlib.util.find_spec("torch.ao.quantization.quantize_fx") is not None
     except ImportError:
         return False
 
 
 def quantise_convolutions(model: nn.Module, images: Tensor) -> nn.Module:
-    """Return a model whose convolutions, and the sums between them, work on 8-bit numbers.
+    """Return a copy whose convolutions, and the sums between them, work on 8-bit numbers.
 
     Weights have a scale for each channel, activations one for each layer, from the range that they have on
     ``images``. Linear layers stay as they are: 8 bits of a logit are too few for a teacher.
-
-    Args:
-        model: in eval mode, batch norm folded; it is not changed.
-        images: ``(N, C, H, W)``, which ranges are taken from.
 
     Raises:
         LskdError: the model cannot be traced or has nothing that can be quantised.
@@ -326,7 +280,7 @@ def quantise_convolutions(model: nn.Module, images: Tensor) -> nn.Module:
     try:
         torch.backends.quantized.engine = "onednn"
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # that it will go some day, see has_eight_bit
+            warnings.simplefilter("ignore")  # that it will go some day, see _has_eight_bit
             observed = prepare_fx(model, mapping, (images[:1],), backend_config=backend)
             for start in range(0, len(images), 16):
                 observed(images[start : start + 16])
@@ -341,54 +295,22 @@ def quantise_convolutions(model: nn.Module, images: Tensor) -> nn.Module:
     return quantised
 
 
-def supported_modes(device: torch.device) -> list[FastMode]:
-    """Return the modes that device and torch have arithmetic for."""
-    modes: list[FastMode] = ["float32"]
-    if device.type == "cuda":
-        modes += ["bfloat16"] if torch.cuda.is_bf16_supported() else []
-    elif device.type == "cpu":
-        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() and not _is_limited_to(_NO_BF16)
-        modes += ["bfloat16"] if has_bfloat16 else []
-        modes += ["int8"] if has_eight_bit() else []
-    return modes
-
-
-def make_fast(
+def _copy_of(
     model: nn.Module,
     mode: FastMode,
     images: Tensor,
-    convolutions: tuple[type[nn.Module], ...] = (),
-    norms: Mapping[type[nn.Module], Remainder] | None = None,
+    convolutions: tuple[type[nn.Module], ...],
+    norms: Mapping[type[nn.Module], Remainder] | None,
 ) -> FastTeacher:
-    """Return a fast copy of ``model``: batch norm folded, channels-last, and in the precision of ``mode``.
-
-    Args:
-        model: frozen, in eval mode; it is not changed.
-        mode: "float32", "bfloat16" or "int8".
-        images: ``(N, C, H, W)`` as the model gets them; "int8" takes its ranges from them.
-        convolutions: see :func:`fold_batch_norm`.
-        norms: see :func:`fold_batch_norm`.
-
-    Raises:
-        LskdError: "int8" for a model that has nothing for it.
-    """
+    """Return a copy with batch norm folded, channels-last, and in the precision of ``mode``."""
     fast = copy.deepcopy(model)
-    folding = fold_batch_norm(fast, convolutions, norms)
-    done = f"{mode}, {folding}, channels-last"
+    done = f"{fold_batch_norm(fast, convolutions, norms)}, channels-last"
     fast.to(memory_format=torch.channels_last)
     if mode == "int8":
-        done = done.replace("int8", "convolutions in int8", 1)
-        return FastTeacher(quantise_convolutions(fast, images), mode, done, torch.float32, can_compile=False)
+        form = TeacherForm(mode, f"convolutions in int8, {done}")
+        return FastTeacher(quantise_convolutions(fast, images), form, torch.float32, can_compile=False)
     dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
-    return FastTeacher(fast.to(dtype=dtype), mode, done, dtype)
-
-
-class FastChoice(NamedTuple):
-    """What :func:`choose_fast` came to: the teacher, its error, and a line about it."""
-
-    teacher: FastTeacher
-    deviation: Deviation
-    line: str
+    return FastTeacher(fast.to(dtype=dtype), TeacherForm(mode, f"{mode}, {done}"), dtype)
 
 
 def choose_fast(
@@ -402,8 +324,8 @@ def choose_fast(
     norms: Mapping[type[nn.Module], Remainder] | None = None,
     compiled: bool = False,
     batch_size: int | None = None,
-) -> FastChoice:
-    """Make a fast teacher and measure its error on real images.
+) -> tuple[FastTeacher, str]:
+    """Return a fast teacher, whose error is measured on real images, and a line about it.
 
     "auto" takes the fastest of the supported modes whose error is within ``bound``, as timed here. A mode
     that the device has no arithmetic for becomes "float32", and the line says so. Ranges of 8-bit numbers are
@@ -425,12 +347,11 @@ def choose_fast(
     """
     if len(images) == 0:
         raise LskdError("a fast teacher needs images to measure its error on; give some, or switch it off.")
-    supported = supported_modes(images.device)
-    notes = []
-    wanted: list[FastMode] = [mode] if mode in supported else ["float32"]
-    if mode == "auto":
-        wanted = supported
-    elif mode not in supported:
+    notes, wanted = [], supported_modes(images.device)
+    if mode in wanted:
+        wanted = [mode]
+    elif mode != "auto":
+        wanted = ["float32"]
         notes.append(f"no {mode} on this {'CPU' if images.device.type == 'cpu' else 'device'}")
     calibration, rest = images[::4], images
     if len(images) >= 8:
@@ -442,9 +363,9 @@ def choose_fast(
     candidates = []
     for name in wanted:
         try:
-            fast = make_fast(model, name, calibration, convolutions, norms)
-            deviation = Deviation.between(answers, _logits(fast, rest))
-            candidates.append((fast, deviation, _time(fast, timed)))
+            fast = _copy_of(model, name, calibration, convolutions, norms)
+            fast.form = TeacherForm.measured(name, fast.form.made, answers, _logits(fast, rest))
+            candidates.append((fast, _time(fast, timed)))
         except LskdError as error:
             if mode != "auto":
                 raise LskdError(f"no fast teacher in {name}: {error}; take auto, float32 or none.") from None
@@ -455,36 +376,36 @@ def choose_fast(
             notes.append(f"no {name}: {one_line(error, 80)}")
     # Over all processes, so that they choose the same.
     times = summed_over_processes(
-        torch.tensor([exact_time, *(seconds for *_, seconds in candidates)], dtype=torch.float64)
+        torch.tensor([exact_time, *(seconds for _, seconds in candidates)], dtype=torch.float64)
     )
     ratios = (times[1:] / times[0]).tolist()
     best: int | None = None
-    for index, (fast, deviation, _) in enumerate(candidates):
-        if deviation.mean_kl <= bound and (best is None or ratios[index] < _GAIN * ratios[best]):
+    for index, (fast, _) in enumerate(candidates):
+        if fast.form.mean_kl <= bound and (best is None or ratios[index] < _GAIN * ratios[best]):
             best = index
         if mode == "auto" and len(candidates) > 1:
-            notes.append(f"{fast.mode} {1 / ratios[index]:.2g}x, KL {deviation.mean_kl:.2g}")
+            notes.append(f"{fast.form.mode} {1 / ratios[index]:.2g}x, KL {fast.form.mean_kl:.2g}")
     if best is None:
+        form = candidates[0][0].form
         raise LskdError(
-            f"the fast teacher ({candidates[0][0].mode}) is too far from the exact one: {candidates[0][1]}, "
+            f"the fast teacher ({form.mode}) is too far from the exact one: {form.error}, "
             f"the bound is {bound:g}; take another mode, or none."
         )
-    fast, deviation, _ = candidates[best]
-    gain = 1 / ratios[best]
+    fast, gain = candidates[best][0], 1 / ratios[best]
     if compiled and not fast.can_compile:
-        notes.append(f"{fast.mode} is not compiled")
+        notes.append(f"{fast.form.mode} is not compiled")
     elif compiled:
         size = batch_size or len(timed)
         _compile(fast, timed, size)
-        deviation = Deviation.between(answers, _logits(fast, rest, size))
+        made = f"{fast.form.made}, compiled"
+        fast.form = TeacherForm.measured(fast.form.mode, made, answers, _logits(fast, rest, size))
         gain = exact_time / len(timed) * size / _time(fast, whole_batch(timed, size))
-        if not deviation.mean_kl <= bound:
+        if not fast.form.mean_kl <= bound:
             raise LskdError(
-                f"the compiled teacher is too far from the exact one: {deviation}; do not compile it."
+                f"the compiled teacher is too far from the exact one: {fast.form.error}; do not compile it."
             )
-    fast.deviation = deviation
-    line = f"{fast.description}: {gain:.2g} times as fast as the exact one; {deviation}"
-    return FastChoice(fast, deviation, line + (f" ({'; '.join(notes)})" if notes else ""))
+    line = f"{fast.form.made}: {gain:.2g} times as fast as the exact one; {fast.form.error}"
+    return fast, line + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _compile(fast: FastTeacher, images: Tensor, batch_size: int) -> None:
@@ -494,7 +415,6 @@ def _compile(fast: FastTeacher, images: Tensor, batch_size: int) -> None:
     try:
         with torch.inference_mode():
             fast(whole_batch(images, batch_size))
-        fast.description += ", compiled"
     except Exception as error:  # of torch's compiler, or of the C++ compiler that it calls
         raise LskdError(
             f"the fast teacher cannot be compiled here ({one_line(error, 120)}); do not compile it."

@@ -154,10 +154,11 @@ class FrozenTeacher:
 
     def to(self, device: torch.device | None) -> "FrozenTeacher":
         """Move weights and constants to ``device``, None: nowhere; the precision stays the teacher's own."""
-        if device is not None:
-            self.device = device
-            self.model.to(device=device)
-        if device is not None and self._scale is not None and self._shift is not None:
+        if device is None:
+            return self
+        self.device = device
+        self.model.to(device=device)
+        if self._scale is not None and self._shift is not None:
             self._scale, self._shift = self._scale.to(device), self._shift.to(device)
         return self
 
@@ -243,7 +244,7 @@ class FrozenTeacher:
                 return self.answer(images)
 
         try:
-            choice = choose_fast(
+            self.fast, line = choose_fast(
                 self.model,
                 torch.cat(prepared) if prepared else torch.empty(0),
                 mode,
@@ -256,5 +257,5 @@ class FrozenTeacher:
             )
         except LskdError as error:
             raise LskdError(f"teacher '{self.name}', {option}: {error}") from None
-        self.fast, self.model, self._forward = choice.teacher, choice.teacher.model, None
-        return f"teacher '{self.name}', fast: {choice.line}"
+        self.model, self._forward = self.fast.model, None
+        return f"teacher '{self.name}', fast: {line}"

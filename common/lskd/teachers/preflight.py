@@ -1,9 +1,8 @@
 """The teacher's trial before the first training step: does it do better than guessing?"""
 
-import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,25 +24,18 @@ def binomial_tail(right: int, total: int, chance: float) -> float:
     """
     if right <= 0 or chance >= 1:
         return 1.0
-    log_p, log_q = math.log(chance), math.log1p(-chance)
-
-    def log_mass(k: int) -> float:
-        choices = math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
-        return choices + k * log_p + (total - k) * log_q
-
-    return min(1.0, math.fsum(math.exp(log_mass(k)) for k in range(right, total + 1)))
+    draws: Any = torch.distributions.Binomial(total, torch.tensor(chance, dtype=torch.float64))
+    masses = draws.log_prob(torch.arange(right, total + 1, dtype=torch.float64)).exp()
+    return min(1.0, float(masses.sum()))
 
 
-def compare_with_chance(
-    right: int, total: int, chance: float, significance: float = SIGNIFICANCE
-) -> Literal["above", "at", "too few"]:
+def compare_with_chance(right: int, total: int, chance: float) -> Literal["above", "at", "too few"]:
     """Return whether ``right`` of ``total`` answers are more than chance gives: a one-sided binomial test.
 
     Args:
         right: right answers.
         total: answers.
         chance: probability of a right answer by guessing.
-        significance: level of the test.
 
     Returns:
         ``"too few"`` where not even ``total`` right answers would tell.
@@ -51,9 +43,9 @@ def compare_with_chance(
     >>> compare_with_chance(60, 100, 0.1), compare_with_chance(10, 100, 0.1), compare_with_chance(1, 1, 0.1)
     ('above', 'at', 'too few')
     """
-    if total == 0 or binomial_tail(total, total, chance) > significance:
+    if total == 0 or binomial_tail(total, total, chance) > SIGNIFICANCE:
         return "too few"
-    return "at" if binomial_tail(right, total, chance) > significance else "above"
+    return "at" if binomial_tail(right, total, chance) > SIGNIFICANCE else "above"
 
 
 def spread_indices(total: int, count: int) -> list[int]:

@@ -175,7 +175,7 @@ def separation_measure(plan: Plan, compared: Sequence[Sequence[Result]]) -> Meas
         pairs = nearest_classes(class_confusion(means))
         for result in runs:
             logits, labels = _logits(plan, result)
-            values = class_separation(logits, labels, pairs).contributions.numpy()
+            values = class_separation(logits, labels, pairs).numpy()
             found[result.run.id] = PerSample(values, strata=labels.numpy())
     return Measure(
         lambda result: found[result.run.id], lambda result: float(found[result.run.id].values.mean())

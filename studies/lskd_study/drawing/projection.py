@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from lskd import LskdError
-from lskd.analysis.projection import cluster_distances, projection_plane
+from lskd.analysis.projection import cluster_distances, project
 from lskd_study.base.text import cell, csv_text
 from lskd_study.drawing.inputs import class_names
 from lskd_study.drawing.style import ARMS, INK, STYLE, Drawing, short
@@ -150,7 +150,7 @@ def measure_projection(
             f"{outputs.name} ({split}): features of sample {int(samples[~finite][0])} are not all finite; "
             "leave the sample out or fix the teacher"
         )
-    points = projection_plane(templates[list(classes)]).project(features)
+    points = project(features, templates[list(classes)])
     sizes = [len(rows) for rows in members]
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randint(size, (resamples, size), generator=generator) for size in sizes]

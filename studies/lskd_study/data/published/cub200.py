@@ -48,7 +48,7 @@ def _look_into(found: Path) -> tuple[dict[str, str], set[str]]:
     fix = f"get it from {PUBLISHED['cub200'].get}"
     if found.is_dir():
         texts = {
-            name: read_bytes(found / name, MEMBER_LIMIT, mend=fix).decode("utf-8", "replace")
+            name: read_bytes(found / name, MEMBER_LIMIT, fix=fix).decode("utf-8", "replace")
             for name in _TEXTS
         }
         return texts, set()
