@@ -247,6 +247,22 @@ def test_two_processes_store_what_one_reads(recipe, tmp_path):
     assert "augmentation.seed is 42 there and 1 here" in result.stderr.splitlines()[-1]
 
 
+def test_step_1_then_step_2(recipe, tmp_path):
+    first = recipe("step1.py", "model['backbone'].update(binarize=('activations',))")
+    result = train(first, tmp_path / "step1")
+    assert result.returncode == 0, result.stderr
+    start = tmp_path / "step1" / "epoch_3.pth"
+    second = recipe("step2.py", f"model.update(step1_checkpoint={str(start)!r})")
+    result = train(second, tmp_path / "step2")
+    assert result.returncode == 0, result.stderr
+    end = tmp_path / "step2" / "epoch_3.pth"
+    result = train(second, tmp_path / "again", "--cfg-options", f"model.step1_checkpoint={end}")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].endswith(
+        "so it is not step 1; give one that a step-1 recipe (binarize=('activations',)) has written."
+    )
+
+
 @pytest.mark.parametrize(
     ("option", "words"),
     [

@@ -80,6 +80,8 @@ def test_the_page_is_whole_in_itself(fake_study):
     assert "http" not in policy
     assert set(re.findall(r"url\(([^)]*)\)", html)) <= {f"#{name}" for name in checked.ids}
     assert not re.search(r"https?://(?!www\.w3\.org/)", html)
+    assert not [path for name in ("table2.csv", "published.csv") for path in plan.root.glob(name)]
+    assert "the paper’s Table" not in text.replace("The layout of the paper’s Table 2", "")
     assert "Simulated study <of> nothing" in text  # escaped in the source
     assert "<of>" not in html
     sentence = re.search(r'id="answer">(.*?)</p>', html, re.S).group(1)
