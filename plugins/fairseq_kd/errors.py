@@ -18,6 +18,8 @@ _SPAWNED = re.compile(rf"^{re.escape(LskdError.__module__)}\.(\w+): (.*)\Z", re.
 
 def install() -> None:
     """Print such errors without a traceback; every other exception is shown as before."""
+    if getattr(sys.excepthook, "of_fairseq_kd", False):
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or hydra prints a traceback of its own and exits with 1
     before = sys.excepthook
 
@@ -32,6 +34,7 @@ def install() -> None:
         # Not sys.exit: fairseq's thread that reads ahead would turn it into an abort with lines of its own.
         os._exit(status)
 
+    hook.of_fairseq_kd = True  # type: ignore[attr-defined]
     sys.excepthook = hook
 
 

@@ -94,11 +94,14 @@ def install() -> None:
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     """Put ``around(original, *args, **kwargs)`` in the place of a function of fairseq."""
     original = getattr(owner, name)
+    if getattr(original, "of_fairseq_kd", False):  # --user-dir by another name imports the plugin again
+        return
 
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs)
 
+    wrapped.of_fairseq_kd = True  # type: ignore[attr-defined]
     setattr(owner, name, wrapped)
 
 

@@ -64,6 +64,7 @@ class LsKdTask(AnyDeviceTask):
         self,
         student_model: nn.Module,
         teacher: FrozenTeacher,
+        *,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,

@@ -72,9 +72,10 @@ def attacks(code):
     yield "bytes", architecture("lstm", decoder_attention=code.encode())
     nested = {"_name": "transformer", "encoder": {"xformers_att_config": code}}
     reference = {"_name": "transformer", "adaptive_softmax_cutoff": "${common.tensorboard_logdir}"}
+    common = {"tensorboard_logdir": code}
     task = {"_name": "audio_pretraining", "data": "x", "post_save_script": code}
     yield "nested", lambda cfg: cfg.update(model=nested)
-    yield "reference", lambda cfg: cfg.update(model=reference, common={"tensorboard_logdir": code})
+    yield "reference", lambda cfg: cfg.update(model=reference, common=cfg["common"] | common)
     yield "task", lambda cfg: cfg.update(task=task)
     yield "language", lambda cfg: cfg["task"].update(source_lang=f"de; {code}")
     yield "detokeniser", lambda cfg: cfg["task"].update(eval_bleu_detok="os.system")

@@ -53,6 +53,14 @@ soft_labels.main()
 """
 
 
+def test_lskd_reads_and_verifies_them(commands, store):
+    command = ["-m", "lskd_study", "soft-labels"]
+    said = commands.run(*command, "info", store).output
+    assert re.search(r"^written +complete: 400 samples, 1 epoch$", said, re.MULTILINE)
+    assert re.search(r"^teacher.architecture +transformer$", said, re.MULTILINE)
+    assert "all as they were written" in commands.run(*command, "verify", store).output
+
+
 def test_soft_labels_go_on_after_a_kill(corpus, commands, tmp_path, store):
     """Windows of 50 sentences, killed in between; the store is that of an unbroken run."""
     arguments = [str(corpus.data), "--path", str(corpus.teacher), "--output", str(tmp_path / "s"), "--cpu"]

@@ -316,6 +316,12 @@ def test_a_manifest_that_is_none(tmp_path, text):
     assert outcome(tmp_path / "s", SENTENCES) == "refused"
 
 
+def test_a_manifest_is_read_with_a_bound(tmp_path, monkeypatch):
+    write(tmp_path / "s", SENTENCES)
+    monkeypatch.setattr("lskd.base.files.JSON_LIMIT", 100)
+    assert outcome(tmp_path / "s", SENTENCES) == "refused"
+
+
 def test_an_identity_nested_deeper_than_any_comparison(stores):
     path, layout, clean = stores[0]
     forged = json.loads(clean)

@@ -154,6 +154,13 @@ def test_outputs_of_two_networks_are_refused():
         (teacher(width=7), "12 wide on train and 7 on val"),
         (teacher(seed=5), "weight differs"),
         (replace(good, features=good.features[:, :7]), "7 wide and the classifier's weight 12"),
+        (replace(good, templates=None), "has no classifier's weight"),
     ):
         with pytest.raises(LskdError, match=words):
             figure.check_splits({"train": [good], "val": [other]})
+
+
+def test_a_teacher_whose_other_classes_are_not_finite_is_drawn():
+    templates = teacher().templates.clone()
+    templates[3] = torch.nan
+    figure.check_splits({"val": [replace(teacher(), templates=templates)]})

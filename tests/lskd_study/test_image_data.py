@@ -28,7 +28,7 @@ from archives import pack
 from lskd import LskdError
 from lskd_study.claims import contrasts
 from lskd_study.cli import main as cli
-from lskd_study.data.expected import PUBLISHED
+from lskd_study.data.expected import PUBLISHED, parse_expected
 from lskd_study.data.folders import layout as _layout
 from lskd_study.data.folders.archives import MEMBER_LIMIT, read_members
 from lskd_study.data.folders.derived import pareto_sizes
@@ -336,6 +336,8 @@ def test_the_published_numbers_are_those_of_table_5():
         row = load_tables()["Table 5"].row(printed)
         keys = {"train": "training_images", "val": "test_images", "classes": "classes"}
         assert {key: row.number(column) for key, column in keys.items()} in PUBLISHED[name].numbers
+    assert PUBLISHED["imaterialist"].numbers[0] == parse_expected("train=1011532,val=10095,classes=2019")
+    assert PUBLISHED["places-lt"].numbers[0] == parse_expected("train=62500,val=7300,classes=365")
 
 
 # Any image folder

@@ -140,6 +140,8 @@ def test_claims_that_take_several_studies_have_a_section(studies, tmp_path, fake
         (lambda folder: (folder / VERDICTS_FILE).unlink(), "contains no study"),
         (lambda folder: (folder / "index.html").unlink(), "has no page"),
         (lambda folder: (folder / VERDICTS_FILE).write_text("[" * 100_000), "is damaged"),
+        (lambda folder: (folder / VERDICTS_FILE).write_bytes(b'{"title": "\xff"}'), "is damaged"),
+        (changed(lambda c: c["findings"][0].update(estimate=float("inf"))), "is damaged"),
         (changed(lambda c: c.update(format=2)), "another version"),
         (changed(lambda c: c["findings"][0].update(verdict="perhaps")), "findings.0.verdict"),
         (changed(lambda c: c.pop("seeds")), "(seeds: Field required)"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lskd import LskdError
+from lskd.teachers.outputs import Answers
 from lskd_study.drawing.curves import best_accuracies, figure6
 from lskd_study.results.results import BySeed, Failure, Result
 from lskd_study.study.engine import make_plan
@@ -159,7 +160,7 @@ def test_figure_6_needs_the_test_loss():
 def test_logits_are_stored_only_if_they_agree_with_the_trainer(tmp_path, monkeypatch, own, kept):
     """Evaluated under another normalisation, a student would be at chance and look like a finding."""
     batch = (torch.tensor([1, 0, 3, 2]), torch.eye(4), torch.tensor([0, 1, 2, 0]), None)
-    answers = SimpleNamespace(batches=[batch], keys=["a", "b", "c", "d"])
+    answers = Answers([batch], 4, 4, ["a", "b", "c", "d"], None, None)
     evaluation = SimpleNamespace(evaluate_config=lambda *_: answers)
     monkeypatch.setitem(sys.modules, "mmcls_bnn.evaluation", evaluation)
     (tmp_path / "student.py").touch()

@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -399,3 +401,17 @@ def test_a_name_is_never_a_formula_nor_markup(fake_study, name):
     table = (plan.root / "table.md").read_text().splitlines()
     assert {line.replace("\\|", "").count("|") for line in table[:4]} == {10}
     assert not any("<" in line for line in table)
+
+
+def test_a_page_of_images_is_written_without_the_extra_of_translation(fake_study):
+    plan = fake_study()
+    code = (
+        "import sys; sys.modules['sacrebleu'] = sys.modules['fairseq'] = None\n"
+        "from pathlib import Path; from lskd_study.plan.plan import Plan\n"
+        "import lskd_study.pages.index, lskd_study.pages.teachers\n"
+        "from lskd_study.pages.study import write_report\n"
+        "print(write_report(Plan.read(Path(sys.argv[1]))))"
+    )
+    command = [sys.executable, "-c", code, str(plan.root / "plan.json")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("Cannot tell. ")

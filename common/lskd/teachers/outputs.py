@@ -59,13 +59,11 @@ class Answers:
 
     def evaluation(self) -> Evaluation:
         """Take all batches, and return them in the data set's order; for one process, with all of them."""
-        positions, logits, labels, _ = zip(*self.batches, strict=True)
-        order = torch.cat(positions).argsort()
-
-        def ordered(parts: Iterable[Tensor]) -> Tensor:
-            return torch.cat([part.cpu() for part in parts])[order]
-
-        return Evaluation(ordered(logits), ordered(labels).long(), self.keys)
+        # To the CPU batch by batch: all logits of large data sets are more than a GPU has beside the model.
+        taken = [(numbers, logits.cpu(), labels.cpu()) for numbers, logits, labels, _ in self.batches]
+        positions, logits, labels = map(torch.cat, zip(*taken, strict=True))
+        order = positions.argsort()
+        return Evaluation(logits[order], labels[order].long(), self.keys)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -61,7 +61,7 @@ class SafeCheckpointHook(Hook):
         hub = checkpoint.get("message_hub") or {}
         info: dict[str, Any] = {}
         for key, value in hub.get("runtime_info", {}).items():
-            with suppress(TypeError):  # no plain value, such as an array
+            with suppress(TypeError, ValueError, RecursionError):  # no plain value, such as an array
                 info[key] = json.loads(json.dumps(value, default=np.generic.item))
         resumed = {key: bool(hub.get("resumed_keys", {}).get(key, True)) for key in info}
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": info, "resumed_keys": resumed}

@@ -26,7 +26,7 @@ from lskd import (
 from lskd.base.files import read_yaml
 from lskd.base.install import how_to_install
 from lskd.checkpoints import load_strictly
-from lskd.errors import one_line
+from lskd.errors import DivergedError, one_line
 from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
 from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
 from lskd.teachers.preflight import check_teacher, spread_indices
@@ -353,7 +353,10 @@ def _load(
         if found != ours and ours[:1] == (num_classes,) and found[1:] == ours[1:]:
             raise CheckpointError(_other_classes(settings.checkpoint, found[0], num_classes))
     fix = "give model.teacher the kwargs it was trained with"
-    load_strictly(model, weights, settings.name, settings.checkpoint, fix)
+    try:
+        load_strictly(model, weights, settings.name, settings.checkpoint, fix)
+    except DivergedError as error:  # the teacher's training did; this one has not begun
+        raise CheckpointError(f"{str(error).partition(';')[0]}; give another checkpoint.") from None
 
 
 def _other_classes(where: str, found: int, wanted: int) -> str:

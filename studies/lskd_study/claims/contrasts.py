@@ -18,7 +18,7 @@ import torch
 
 from lskd import LskdError
 from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
-from lskd_study.data.folders.image_folder import read_classes
+from lskd.base.images import class_folders, class_images
 from lskd_study.plan.plan import Plan
 from lskd_study.results.images import read_logits
 from lskd_study.results.results import PerSample, Result
@@ -146,9 +146,10 @@ def class_of_key(key: str) -> str:
 def _class_sizes(folder: Path) -> dict[str, int]:
     """Return the number of images by class; nothing where the page is made without the data, or of text."""
     try:
-        return {name: len(images) for name, images in read_classes(folder).items()}
+        sizes = {name: len(class_images(folder / name)[0]) for name in class_folders(folder)}
     except (OSError, LskdError):
         return {}
+    return {name: size for name, size in sizes.items() if size}
 
 
 # Similar classes

@@ -98,8 +98,8 @@ def check_splits(splits: Mapping[Any, Sequence[Outputs]]) -> None:
         LskdError: for features or templates that are missing, of different widths or of another network.
     """
     of_splits = {name: [_checked(one, name)[1] for one in own] for name, own in splits.items()}
-    first, of_first = next(iter(of_splits.items()))
-    for split, of_split in of_splits.items():
+    (first, of_first), *others = of_splits.items()
+    for split, of_split in others:
         for teacher, a, b in zip(splits[first], of_first, of_split, strict=True):
             if a.shape[1] != b.shape[1]:
                 raise LskdError(

@@ -8,7 +8,6 @@ from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import JOB, Plan, Run
 from lskd_study.results.images import read_image_result
 from lskd_study.results.results import Failure, Result, Results
-from lskd_study.results.translation import read_translation_result
 
 
 def read_results(plan: Plan) -> Results[Any]:
@@ -44,6 +43,8 @@ def _read(plan: Plan, run: Run) -> Result:
     folder = plan.folder(run)
     try:
         if plan.kind is TRANSLATION:
+            from lskd_study.results.translation import read_translation_result  # needs sacreBLEU
+
             return read_translation_result(folder, run)
         return read_image_result(folder, run, plan.num_classes)
     except LskdError:
