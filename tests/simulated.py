@@ -32,9 +32,9 @@ def image_result(run: Run, ranks: list[int], samples: int) -> ImageResult:
     rng = np.random.default_rng(zlib.crc32(run.id.encode()))
     rank = rng.choice(ranks, samples)
     labels, probability = np.zeros(samples, dtype=np.int64), np.full(samples, 0.5)
-    correct = [(rank < k).astype(float) for k in (1, 5)]
+    correct = (rank < 1).astype(float)
     keys = [str(i) for i in range(samples)]
-    return ImageResult(run, {}, {}, keys, labels, rank, *correct, probability, float(rng.random()))
+    return ImageResult(run, {}, {}, keys, labels, rank, correct, probability, float(rng.random()))
 
 
 def of_kind(results: Results[ImageResult], **wanted: object) -> list[ImageResult]:

@@ -334,9 +334,7 @@ def separations(rng, seeds, per_class, tightness):
     runs = [list(teachers_logits(rng, labels, tightness)) for _ in range(seeds)]
     means = [class_mean_probabilities(one, torch_labels, 4) for pair in runs for one in pair]
     pairs = nearest_classes(class_confusion(means))
-    values = [
-        [class_separation(one, torch_labels, pairs).contributions.numpy() for one in pair] for pair in runs
-    ]
+    values = [[class_separation(one, torch_labels, pairs).numpy() for one in pair] for pair in runs]
     return crossed_interval([after - before for before, after in values], labels)
 
 

@@ -1,8 +1,9 @@
 """The teacher's trial before the first training step: does it do better than guessing?"""
 
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,9 +25,13 @@ def binomial_tail(right: int, total: int, chance: float) -> float:
     """
     if right <= 0 or chance >= 1:
         return 1.0
-    draws: Any = torch.distributions.Binomial(total, torch.tensor(chance, dtype=torch.float64))
-    masses = draws.log_prob(torch.arange(right, total + 1, dtype=torch.float64)).exp()
-    return min(1.0, float(masses.sum()))
+    log_p, log_q = math.log(chance), math.log1p(-chance)
+
+    def log_mass(k: int) -> float:
+        choices = math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
+        return choices + k * log_p + (total - k) * log_q
+
+    return min(1.0, math.fsum(math.exp(log_mass(k)) for k in range(right, total + 1)))
 
 
 def compare_with_chance(right: int, total: int, chance: float) -> Literal["above", "at", "too few"]:
