@@ -1,0 +1,61 @@
+"""The error rate of repeated looks, by simulation; the levels against published boundaries."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lskd import LskdError
+from lskd_study.stats.sequential import error_rate, levels, looks, sequential_p
+
+pytestmark = pytest.mark.unit
+
+
+def test_repeated_looks_at_five_percent_are_armitages_error_rates():
+    # Armitage, McPherson & Rowe (1969), Table 2: equal steps, each judged at 5 %.
+    for count, rate in ((1, 0.05), (2, 0.083), (3, 0.107), (5, 0.142), (10, 0.193)):
+        assert error_rate(range(1, count + 1)) == pytest.approx(rate, abs=6e-4)
+
+
+def test_levels_together_are_the_total():
+    for numbers in ((3, 5, 8, 12, 20), (5, 20), (2, 3, 5, 8, 12, 18, 30)):
+        rng = np.random.default_rng(1)
+        sums = rng.standard_normal((200_000, numbers[-1])).cumsum(1)[:, np.array(numbers) - 1]
+        p = 2 * stats.norm.sf(np.abs(sums) / np.sqrt(numbers))
+        assert (p < levels(numbers)).any(1).mean() == pytest.approx(0.05, abs=2e-3)
+        assert (p < levels(numbers, 0.3)).any(1).mean() == pytest.approx(0.3, abs=4e-3)
+
+
+@pytest.mark.parametrize("numbers", [(3, 5, 8, 12, 20), (5, 8, 12, 20), (3, 5, 8, 12, 18, 30)])
+@pytest.mark.parametrize("share", [0.0, 0.5, 2.0])  # of the samples' standard error to the seeds' at the end
+def test_the_whole_procedure_keeps_its_error_rate_with_t_intervals(numbers, share):
+    rng, trials = np.random.default_rng(3), 40_000
+    shared = share / np.sqrt(numbers[-1]) * rng.standard_normal((trials, 1))
+    values = shared + rng.standard_normal((trials, numbers[-1]))
+    rejected = np.zeros(trials, bool)
+    for n, level in zip(numbers, levels(numbers), strict=True):
+        seen = values[:, :n]
+        of_seeds = stats.t.isf(level / 2, n - 1) ** 2 * seen.var(1, ddof=1) / n
+        of_samples = stats.norm.isf(level / 2) ** 2 * share**2 / numbers[-1]
+        rejected |= np.abs(seen.mean(1)) > np.sqrt(of_seeds + of_samples)
+    assert rejected.mean() < 0.053  # its standard error is 0.001
+
+
+def test_a_sequential_p_value_is_below_five_percent_exactly_below_the_looks_level():
+    numbers = (5, 8, 12, 20)
+    for look, level in enumerate(levels(numbers)):
+        assert sequential_p(level, numbers, look) == pytest.approx(0.05)
+        assert sequential_p(0.999 * level, numbers, look) < 0.05 < sequential_p(1.001 * level, numbers, look)
+        p = np.geomspace(1e-8, 1, 30)
+        found = [sequential_p(value, numbers, look) for value in p]
+        assert (np.diff(found) >= 0).all()
+        assert all(found >= p - 1e-12)
+    assert np.isnan(sequential_p(np.nan, numbers, 0))
+
+
+def test_looks_grow_by_half_and_end_with_the_most():
+    assert looks(5, 20) == (5, 8, 12, 20)
+    assert looks(3, 20) == (3, 5, 8, 12, 20)
+    assert looks(5, 6) == (5, 6)
+    for first, most in ((1, 20), (5, 5), (9, 4)):
+        with pytest.raises(LskdError):
+            looks(first, most)
