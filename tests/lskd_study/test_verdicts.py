@@ -266,7 +266,8 @@ def test_the_slopes_interval_keeps_its_coverage(networks, seeds, own_ways):
         known += found.known
         missed += found.known and not found.low <= slope <= found.high
     assert known > 200
-    assert missed / known <= 0.075
+    # 5 % are nominal; 300 draws have a standard error of 0.013; no misses is too wide.
+    assert 0.015 <= missed / known <= 0.075
 
 
 @pytest.mark.parametrize(("networks", "spread"), [(8, 0.1), (12, 0.05), (8, 0.8)])

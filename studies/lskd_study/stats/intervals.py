@@ -105,7 +105,7 @@ def crossed_moments(differences: ArrayLike, strata: ArrayLike | None = None) -> 
     seeds, samples = d.shape[-2:]
     by_seed = d.mean(-1)
     ms_seed = samples * by_seed.var(-1, ddof=1)
-    centred, groups = _centre_within(d, strata)
+    centred, groups = centre_within(d, strata)
     by_sample = centred.mean(-2)
     ms_sample = seeds * np.square(by_sample).sum(-1) / (samples - groups)
     ms_error = np.square(centred - by_sample[..., None, :]).sum((-2, -1)) / ((seeds - 1) * (samples - groups))
@@ -124,7 +124,7 @@ def half_width(
     return np.sqrt(seed_t**2 * np.asarray(seed_variance) + sample_t**2 * np.asarray(sample_variance))
 
 
-def _centre_within(d: Array, strata: ArrayLike | None) -> tuple[Array, int]:
+def centre_within(d: Array, strata: ArrayLike | None) -> tuple[Array, int]:
     """Subtract each stratum's own mean, per seed; return the residuals and the number of strata."""
     if strata is None:
         return d - d.mean(-1, keepdims=True), 1
@@ -159,7 +159,7 @@ def crossed_interval(
         return seed_interval(d[:, 0])
     sample_df = samples - (1 if strata is None else len(np.unique(np.asarray(strata))))
     if seeds == 1:
-        centred, _ = _centre_within(d, strata)
+        centred, _ = centre_within(d, strata)
         variance = float(np.square(centred).sum()) / max(sample_df, 1) / samples
         return parts_interval(
             float(d.mean()), [Part(variance, sample_df)], (1, samples), SAMPLES_ONLY, ONE_SEED

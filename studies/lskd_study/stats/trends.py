@@ -11,16 +11,26 @@ where there is none. ``S_xy`` and ``S_xx`` are therefore U-statistics: products 
 two *different* samples only, whose errors do not go together.
 
 The paper speaks of teachers, not of the four that it trained, so networks are a sample, and how far they lie
-from the line decides how well it is known: with M networks, M - 2 degrees of freedom. The variance of the
-slope has three parts, each widened by the t quantile of its own degrees of freedom (see `statistics`): what
-networks leave about the line, what seeds vary and what samples vary. The first contains already what seeds
-and samples vary in single networks, so that the interval is on the safe side.
+from the line decides how well it is known: with M networks, M - 2 degrees of freedom. That scatter contains
+what seeds and samples vary in single networks: a seed is another training in each. What it cannot show is
+what samples do to all networks alike, such as telling strong from weak ones better than other samples would.
+So the variance of the slope has two parts, each widened by the t quantile of its own degrees of freedom (see
+`intervals`): the scatter about the line, and by how much the variance over samples is larger than that of
+networks which vary independently.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lskd_study.stats.intervals import Array, Interval, Part, crossed_moments, no_interval, parts_interval
+from lskd_study.stats.intervals import (
+    Array,
+    Interval,
+    Part,
+    centre_within,
+    crossed_moments,
+    no_interval,
+    parts_interval,
+)
 
 METHOD = "slope, networks, seeds and samples crossed"
 FEWEST = 3  # networks; two lie on a line whatever they are
@@ -49,9 +59,11 @@ def network_trend(x: ArrayLike, y: ArrayLike, strata: ArrayLike | None = None) -
     slope = s_xy / s_xx
     rest = means_y - slope * means_x
     about_line = float(np.square(rest).sum()) / (networks - 2) / s_xx
-    # What one seed and one sample add to the slope (its first-order influence).
-    influence = np.einsum("m,msi->si", means_x, y - slope * x) + np.einsum("m,msi->si", rest, x)
-    parts = [Part(about_line, networks - 2), *_crossed_parts(influence / s_xx, strata)]
+    # What one seed and one sample of each network add to the slope (its first-order influence).
+    influence = (means_x[:, None, None] * (y - slope * x) + rest[:, None, None] * x) / s_xx
+    together, alone = _sample_variance(influence.sum(0), strata), _sample_variance(influence, strata).sum()
+    sample_df = samples - (1 if strata is None else len(np.unique(np.asarray(strata))))
+    parts = [Part(about_line, networks - 2), Part(max(float(together - alone), 0.0), sample_df)]
     found = parts_interval(slope, parts, (seeds, samples), METHOD, networks=networks)
     if not found.known:
         return no_interval(slope, seeds, samples, METHOD, "all networks lie on one line exactly", networks)
@@ -79,12 +91,9 @@ def _centred(values: ArrayLike) -> Array:
     return np.asarray(table - table.mean(0))
 
 
-def _crossed_parts(influence: Array, strata: ArrayLike | None) -> list[Part]:
-    seeds, samples = influence.shape
-    sample_df = samples - (1 if strata is None else len(np.unique(np.asarray(strata))))
-    if seeds == 1:
-        # What samples and seed vary together, networks being few; the seed's own part is about the line.
-        centred = influence[0] - influence[0].mean()
-        return [Part(float(np.square(centred).sum()) / sample_df / samples, sample_df)]
-    _, by_seed, by_sample = crossed_moments(influence, strata)
-    return [Part(float(by_seed), seeds - 1), Part(float(by_sample), sample_df)]
+def _sample_variance(values: Array, strata: ArrayLike | None) -> Array:
+    """Return the variance that samples give the mean of ``(..., S, N)``."""
+    if values.shape[-2] > 1:
+        return crossed_moments(values, strata).sample_variance
+    centred, groups = centre_within(values[..., 0, :], strata)
+    return np.asarray(np.square(centred).sum(-1) / (values.shape[-1] - groups) / values.shape[-1])
