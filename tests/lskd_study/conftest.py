@@ -157,6 +157,12 @@ def study_maker(root: Path) -> StudyMaker:
 
 
 @pytest.fixture
+def leave() -> Callable[..., None]:
+    """Leave what one finished run leaves: logits, labels and curves as they are given."""
+    return write_run
+
+
+@pytest.fixture
 def finish() -> Callable[[Plan], None]:
     """Finish all runs of a plan, as if they had been trained (logits without meaning)."""
 

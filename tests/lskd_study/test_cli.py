@@ -100,7 +100,7 @@ def test_doctor_warns_of_a_python_whose_archives_are_unsafe(minor, safe):
 
 
 def test_ctrl_c_says_how_to_go_on(scene, capsys, monkeypatch):
-    def stopped(*arguments):
+    def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lskd_study.study.engine.run_study", stopped)

@@ -44,7 +44,7 @@ def test_the_power_promised_is_the_power_that_comes(seed_sd, sample_sd):
 def test_the_width_predicted_from_few_seeds_is_the_width_of_more(seed_sd, sample_sd):
     few = [crossed_interval(d) for d in simulated(seed_sd, sample_sd, 5)]
     more = [crossed_interval(d) for d in simulated(seed_sd, sample_sd, 12)]
-    predicted = [Variances.of(interval).half_width(12) for interval in few]
+    predicted = [Variances.of(interval.seeds, interval.parts).half_width(12) for interval in few]
     came = [(interval.high - interval.low) / 2 for interval in more]
     assert np.sqrt(np.mean(np.square(predicted))) == pytest.approx(
         np.sqrt(np.mean(np.square(came))), rel=0.06
@@ -53,9 +53,9 @@ def test_the_width_predicted_from_few_seeds_is_the_width_of_more(seed_sd, sample
 
 def test_the_half_width_of_the_seeds_at_hand_is_the_intervals_own():
     found = crossed_interval(simulated(0.2, 1.0, 4, trials=1)[0])
-    assert Variances.of(found).half_width(4) == pytest.approx((found.high - found.low) / 2)
+    assert Variances.of(found.seeds, found.parts).half_width(4) == pytest.approx((found.high - found.low) / 2)
     found = seed_interval([0.1, 0.3, 0.2])
-    assert Variances.of(found).half_width(3) == pytest.approx((found.high - found.low) / 2)
+    assert Variances.of(found.seeds, found.parts).half_width(3) == pytest.approx((found.high - found.low) / 2)
 
 
 def test_seeds_for_a_difference_are_the_fewest_with_that_power():
@@ -74,5 +74,5 @@ def test_where_samples_are_the_limit_no_number_of_seeds_is_enough():
 
 
 def test_one_seed_and_equal_runs_say_nothing_about_seeds():
-    assert Variances.of(seed_interval([0.2])) is None
-    assert Variances.of(seed_interval([0.2, 0.2, 0.2])) is None
+    for found in (seed_interval([0.2]), seed_interval([0.2, 0.2, 0.2])):
+        assert Variances.of(found.seeds, found.parts) is None

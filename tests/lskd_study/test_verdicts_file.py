@@ -59,6 +59,8 @@ def test_it_holds_what_the_page_and_the_intervals_say(fake_study):
     assert (units["better-student"], units["larger-loss"]) == ("points", "nats")
     assert content["temperatures"] == [1, 4]
     assert content["data"] == {"path": "data", "classes": 4, "samples": 240}
+    seconds = content["runs"].pop("seconds")
+    assert seconds == pytest.approx(18 * 12.3)
     assert content["runs"] == {"planned": 18, "finished": 18, "missing": [], "failed": []}
     assert content["versions"] == {"python": ["3.11.7"], "lskd": ["0.1.0"], "torch": ["2.14.1"]}
     assert content["last_run_finished"] == "2026-01-01T00:00:00+00:00"
@@ -105,6 +107,7 @@ def test_a_study_of_teachers_alone_names_its_missing_runs(fake_study):
         "finished": 5,
         "missing": [plan.runs[-1].id],
         "failed": [],
+        "seconds": pytest.approx(5 * 12.3),
     }
     assert (content["teachers"], content["seeds"], content["smoothing"]) == (["big"], [0, 1, 2], [0, 0.1])
     assert content["versions"] == {"python": ["3.11.7"], "lskd": ["0.1.0"], "torch": ["2.14.1"]}

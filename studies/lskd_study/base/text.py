@@ -105,3 +105,16 @@ def gigabytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, to the precision of an estimate.
+
+    >>> [duration(value) for value in (42, 250, 1_500, 5_000, 30_000, 400_000)]
+    ['42 s', '4.2 min', '25 min', '1.4 hours', '8.3 hours', '4.6 days']
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min" if seconds < 570 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86_400:.1f} days"

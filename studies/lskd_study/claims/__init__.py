@@ -5,13 +5,14 @@
 ``several``: several together.
 """
 
-from lskd_study.claims.findings import Finding, number_of_tests, verdict
+from lskd_study.claims.findings import DECIDED, Finding, number_of_tests, verdict
 from lskd_study.claims.judging import estimate, groups, judge
 from lskd_study.claims.several import judge_several
 from lskd_study.claims.statements import CLAIMS, Claim, Setting, claims_of, settings
 
 __all__ = [
     "CLAIMS",
+    "DECIDED",
     "Claim",
     "Finding",
     "Setting",

@@ -44,12 +44,8 @@ def measure_of(quantity: str) -> Measure:
     return Measure(lambda result: result.per_sample(quantity), lambda result: result.value(quantity))
 
 
-def estimate_contrast(
-    measure: Measure, networks: Sequence[Cells], seeds: Sequence[int], null: float = 0.0
-) -> tuple[Interval, float]:
-    """Return a contrast averaged over networks with its interval, and its p-value against ``null``.
-
-    The p-value is below 0.05 exactly when the interval excludes ``null``, which is in the interval's unit.
+def estimate_contrast(measure: Measure, networks: Sequence[Cells], seeds: Sequence[int]) -> Interval:
+    """Return a contrast averaged over networks with its interval.
 
     Raises:
         LskdError: when the quantity is missing or not finite in some run.
@@ -61,8 +57,7 @@ def estimate_contrast(
                 for seed in seeds
             ]
         )
-        found = seed_interval(by_seed)
-        return found, (found if not null else seed_interval(by_seed - null)).p_value
+        return seed_interval(by_seed)
     samples = [
         [[_per_sample(measure, runs[seed]) for seed in seeds] for _, runs in cells] for cells in networks
     ]
@@ -74,14 +69,10 @@ def estimate_contrast(
     problems = [sample.problem for cells in samples for runs in cells for sample in runs if sample.problem]
     if problems:
         nothing = no_interval(float(table.mean()), len(seeds), table.shape[1], CROSSED, problems[0])
-        return nothing.scaled(one.scale), np.nan
+        return nothing.scaled(one.scale)
     # The rule of three is about differences of two values that are 0 or 1.
     bounded = one.bounded and all(of_network == [-1, 1] for of_network in weights)
-    found = crossed_interval(table, one.strata, bounded=bounded)
-    p_value = found.p_value
-    if null:
-        p_value = crossed_interval(table - null / one.scale, one.strata, bounded=bounded).p_value
-    return found.scaled(one.scale), p_value
+    return crossed_interval(table, one.strata, bounded=bounded).scaled(one.scale)
 
 
 def difference(pair: tuple[Mapping[int, Result], Mapping[int, Result]]) -> Cells:

@@ -10,8 +10,10 @@ import numpy as np
 from lskd_study.claims.statements import Claim, Setting
 from lskd_study.results.results import Result, common_seeds, failure_words, failures_of
 from lskd_study.stats.intervals import LEVEL, Interval, holm
+from lskd_study.stats.sequential import levels, sequential_p
 
-Verdict = Literal["supported", "contradicted", "cannot tell", "no verdict"]
+Verdict = Literal["supported", "contradicted", "too small to matter", "cannot tell", "no verdict"]
+DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "too small to matter")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Finding:
         interval: None when no pair of runs is there.
         p_value: against ``null``, before the correction.
         note: what is missing, or why there is no result.
+        p_small: against a difference as large as the margin, to either side; NaN for what has no margin.
+        of_looks: interval and p-values are those of one of several looks.
         null: the value that the claim is tested against: 0, or the negative margin.
         runs: how many finished runs the estimate rests on.
         failed: a run that it needs failed, so it has no estimate and gets no verdict.
@@ -35,6 +39,8 @@ class Finding:
     setting: Setting
     interval: Interval | None = None
     p_value: float = math.nan
+    p_small: float = math.nan
+    of_looks: bool = False
     note: str = ""
     null: float = 0.0
     runs: int = 0
@@ -66,6 +72,26 @@ class Finding:
             return False
         return self.p_value < 1 - LEVEL and self.verdict == "cannot tell"
 
+    def tested(self, interval: Interval, margin: float) -> "Finding":
+        """Return it with its estimate, tested against ``null`` and against differences beyond the margin."""
+        p_small = math.nan
+        if self.claim.has_margin and interval.includes_seeds:
+            p_small = max(interval.p_against(-margin), interval.p_against(margin))
+            p_small = p_small if abs(interval.estimate) < margin else 1.0
+        return replace(self, interval=interval, p_value=interval.p_against(self.null), p_small=p_small)
+
+    def at_look(self, looks: Sequence[int], look: int) -> "Finding":
+        """Return it as one of several looks at growing numbers of seeds (`stats.sequential`)."""
+        if self.interval is None:
+            return self
+        return replace(
+            self,
+            interval=self.interval.at_level(1 - float(levels(looks)[look])),
+            p_value=sequential_p(self.p_value, looks, look),
+            p_small=sequential_p(self.p_small, looks, look),
+            of_looks=True,
+        )
+
     def noting(self, note: str) -> "Finding":
         """Return it with another note before its own."""
         return replace(self, note="; ".join(filter(None, [note, self.note])))
@@ -96,15 +122,21 @@ def decide(estimated: Sequence[Finding], headline: bool = True) -> list[Finding]
 
     Holm's method, claims about one parameter counted once. With ``headline`` the first finding is the
     question that the study was made for: it gets half of the error rate, all others share the other half.
+
+    That a difference is smaller than the margin is tested too and costs nothing: if it is not, it is not zero
+    either, and where it is tested for being worse by the margin, what is small to either side is also that.
     """
     first = estimated[:1] if headline else []
     family = [one.p_value if one.is_test else math.nan for one in estimated]
+    family += [one.p_small if one.is_test else math.nan for one in estimated]
     others = {one.parameter for one in estimated if one.is_test} - {one.parameter for one in first}
     weights: dict[Hashable, float] = {one.parameter: float(max(len(others), 1)) for one in first}
-    adjusted = map(float, holm(family, [one.parameter for one in estimated], weights))
+    adjusted = list(map(float, holm(family, 2 * [one.parameter for one in estimated], weights)))
     findings = []
-    for one, p in zip(estimated, adjusted, strict=True):
+    for one, p, p_small in zip(estimated, adjusted, adjusted[len(estimated) :], strict=False):
         found = verdict(one.claim, one.interval, p, one.null)
+        if found == "cannot tell" and p_small < 1 - LEVEL:
+            found = "too small to matter"
         found = "no verdict" if found and one.failed else found
         findings.append(replace(one, verdict=found, adjusted_p=p))
     return [_follow(one, findings) if one.claim.contrast == "direction" else one for one in findings]

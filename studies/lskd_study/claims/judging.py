@@ -41,13 +41,14 @@ BySeeds = Sequence[Mapping[int, Result]]  # results by seed, one for each smooth
 def judge(results: Results[AnyResult]) -> list[Finding]:
     """Test every claim in every setting; verdicts are corrected for their number."""
     plan = results.plan
-    return decide(
-        [
-            _estimated(results, claim, setting)
-            for claim in claims_of(plan)
-            for setting in settings_of(claim, plan)
-        ]
-    )
+    found = [
+        _estimated(results, claim, setting)
+        for claim in claims_of(plan)
+        for setting in settings_of(claim, plan)
+    ]
+    if plan.looks:
+        found = [finding.at_look(plan.looks, plan.look) for finding in found]
+    return decide(found)
 
 
 def groups(
@@ -67,7 +68,7 @@ def estimate(quantity: str, pairs: Groups, seeds: Sequence[int]) -> Interval:
     Raises:
         LskdError: when the quantity is missing or not finite in some run.
     """
-    return estimate_contrast(measure_of(quantity), [difference(pair) for pair in pairs], seeds)[0]
+    return estimate_contrast(measure_of(quantity), [difference(pair) for pair in pairs], seeds)
 
 
 def _by_network(
@@ -102,10 +103,10 @@ def _estimated(results: Results[AnyResult], claim: Claim, setting: Setting) -> F
         return finding
     try:
         measure = _measure(results, claim, networks, seeds)
-        interval, p_value = estimate_contrast(measure, networks, seeds, null)
+        interval = estimate_contrast(measure, networks, seeds)
     except LskdError as error:
         return finding.noting(str(error))
-    return replace(finding, interval=interval, p_value=p_value)
+    return finding.tested(interval, results.plan.margin)
 
 
 def _measure(

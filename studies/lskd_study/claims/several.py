@@ -177,7 +177,7 @@ def _of_gain(
             if not seeds:
                 raise LskdError(one.note)
             measure = measure_of(finding.claim.quantity)
-            found.append(estimate_contrast(measure, [difference(pair) for pair in pairs], seeds)[0])
+            found.append(estimate_contrast(measure, [difference(pair) for pair in pairs], seeds))
         except LskdError as error:
             return replace(finding, note=f"“{study.plan.title}”: {error}", failed=one.failed)
         runs += one.runs

@@ -51,6 +51,11 @@ class Claim:
     non_inferior: bool = False
 
     @property
+    def has_margin(self) -> bool:
+        """Whether a difference smaller than the study's margin is too small to matter: one of accuracies."""
+        return self.contrast == "difference" and self.unit == "points" and not self.non_inferior
+
+    @property
     def measured_on(self) -> Literal["teacher", "student"]:
         """Whose runs the quantity is taken from."""
         return self.whose if self.role == "trend" else self.role

@@ -12,6 +12,8 @@ from lskd_study.cli.index import index
 from lskd_study.cli.stability import stability
 from lskd_study.data import commands as data
 
+MAX_SEEDS = 20
+
 app = typer.Typer(
     help="Does a label-smoothed teacher distil a better student? On your data, with error bars.",
     no_args_is_help=True,
@@ -47,6 +49,19 @@ def study(
         bool, typer.Option("--schema", help="Print the JSON schema of study files, for editors.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="With --own: do not ask before training.")] = False,
+    until_decided: Annotated[
+        bool,
+        typer.Option("--until-decided", help="Add seeds, by a rule that keeps the 5 %, until it is decided."),
+    ] = False,
+    max_seeds: Annotated[
+        int | None, typer.Option(min=3, help="With --until-decided: how many there may be; 20.")
+    ] = None,
+    variance_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Results of a like study: how much its seeds vary says what this can tell."
+        ),
+    ] = None,
     hours: Annotated[
         float | None,
         typer.Option(min=0.01, help="With --own: what it may take; 1, with a GPU 12.", show_default=False),
@@ -64,13 +79,19 @@ def study(
 
         if file is not None and not file.startswith("-"):
             raise LskdError(f"--own needs no study file; leave out {file}")
+        if until_decided or max_seeds is not None or variance_from is not None:
+            raise LskdError("--until-decided, --max-seeds and --variance-from are for a study file")
         options = [file, *options] if file else options
         raise typer.Exit(run_own(own, output, cores or 1, dry_run, yes, hours, options))
     if file is None:
         raise LskdError("name a study file, or a folder of images of your own by --own DIR")
     from lskd_study.study.engine import run_study
 
-    raise typer.Exit(run_study(file, output, cores, dry_run, options))
+    if max_seeds is not None and not until_decided:
+        raise LskdError("--max-seeds is for --until-decided; the seeds of a study stand in its file")
+    most = (max_seeds or MAX_SEEDS) if until_decided else None
+    status = run_study(file, output, cores, dry_run, options, max_seeds=most, variance_from=variance_from)
+    raise typer.Exit(status)
 
 
 app.command()(stability)

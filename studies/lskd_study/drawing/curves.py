@@ -35,6 +35,7 @@ from lskd_study.results.results import (
     failures_of,
 )
 from lskd_study.stats.intervals import Array, Interval, no_interval
+from lskd_study.stats.sequential import levels
 
 LOSSES = (
     ("train_ce", "Distillation cross-entropy", "nats"),
@@ -327,7 +328,10 @@ def differences(results: Results[Result], setting: Setting) -> list[Difference]:
             found.append(Difference(name, no_interval(np.nan, 0, 0, "", failed), {}, failed))
         elif seeds:
             by_seed = {seed: estimate(headline.quantity, members, [seed]).estimate for seed in seeds}
-            found.append(Difference(name, estimate(headline.quantity, members, seeds), by_seed))
+            shown = estimate(headline.quantity, members, seeds)
+            if looks := results.plan.looks:
+                shown = shown.at_level(1 - float(levels(looks)[results.plan.look]))
+            found.append(Difference(name, shown, by_seed))
     return found
 
 

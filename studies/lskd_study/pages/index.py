@@ -22,7 +22,14 @@ from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord,
 from lskd_study.results.read import read_results
 
 # How the verdicts sort: the first is the best news for smoothing.
-ORDER = {"supported": 0, "cannot tell": 1, "contradicted": 2, "no verdict": 3, None: 4}
+ORDER = {
+    "supported": 0,
+    "too small to matter": 1,
+    "cannot tell": 2,
+    "contradicted": 3,
+    "no verdict": 4,
+    None: 5,
+}
 
 
 @dataclass(frozen=True)

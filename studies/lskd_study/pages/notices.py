@@ -8,6 +8,7 @@ import numpy as np
 
 from lskd_study.results.results import AnyResult, BySeed, Results, kind_name
 from lskd_study.stats.intervals import Array
+from lskd_study.stats.sequential import error_rate
 
 LAST = 0.1  # the last epochs are this part of all, one at least
 STILL = 0.02  # of what the loss fell in the whole training
@@ -52,6 +53,14 @@ def notices_of(results: Results[AnyResult]) -> Iterator[Notice]:
             tuple(f"{sha256[:12]}: {', '.join(runs)}" for sha256, runs in versions.items()),
             "Remove the runs of the older data and give the same command again.",
         )
+    if (plan := results.plan).looked_at:
+        looks = sorted([*plan.looked_at, len(plan.seeds)])
+        yield Notice(
+            f"Seeds were added after the page was made: it was looked at after {_listed(looks)} seeds, each "
+            "time at 5 %. Where nothing is true, a claim on such a page is found in "
+            f"{100 * error_rate(looks):.0f} %.",
+            advice="`lskd study FILE --until-decided` adds seeds by a rule that keeps the 5 %.",
+        )
     if weak := at_chance(results):
         yield Notice(
             f"{len(weak)} run{' is' if len(weak) == 1 else 's are'} no better than chance, which says "
@@ -65,6 +74,10 @@ def notices_of(results: Results[AnyResult]) -> Iterator[Notice]:
         )
     if results.plan.note:
         yield Notice(results.plan.note)
+
+
+def _listed(numbers: list[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def data_versions(results: Results[AnyResult]) -> dict[str, list[str]]:

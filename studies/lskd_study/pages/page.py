@@ -7,6 +7,7 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from markupsafe import Markup
 
 from lskd.base.files import write_text
 from lskd_study.claims import Claim, Finding, number_of_tests
+from lskd_study.claims.outlook import after, seconds_a_seed
 from lskd_study.drawing.style import Drawing, write_drawing
 from lskd_study.pages.notices import notices_of
 from lskd_study.plan.plan import Plan, exact
@@ -24,7 +26,13 @@ from lskd_study.stores.state import rerun_command
 from lskd_study.stores.summary import page_rows
 
 PAGE = "index.html"  # of each study
-MARKS = {"supported": "✓", "contradicted": "✗", "cannot tell": "?", "no verdict": "–"}
+MARKS = {
+    "supported": "✓",
+    "contradicted": "✗",
+    "too small to matter": "≈",
+    "cannot tell": "?",
+    "no verdict": "–",
+}
 
 
 @dataclass(frozen=True)
@@ -160,21 +168,27 @@ HEADINGS = {
 }
 
 
-def claims_shown(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Return what ``claims.html.j2`` takes: findings by section and claim, and of how many tests they are."""
+def claims_shown(findings: Sequence[Finding], seconds: float = math.nan) -> dict[str, Any]:
+    """Return what ``claims.html.j2`` takes: findings by section and claim, their number and their outlook.
+
+    ``seconds``: what the runs of one more seed take.
+    """
     sections: dict[str, dict[Claim, list[Finding]]] = {heading: {} for heading in HEADINGS.values()}
     for finding in findings:
         sections[HEADINGS[finding.claim.role]].setdefault(finding.claim, []).append(finding)
     return {
         "claim_sections": {heading: claims for heading, claims in sections.items() if claims},
         "tested": number_of_tests(findings),
+        "outlook": partial(after, seconds=seconds),
+        "looks": [],
     }
 
 
 def results_shown(results: Results[AnyResult], findings: Sequence[Finding]) -> dict[str, Any]:
     """Return what the pages of studies take alike: notices, missing runs, claims, provenance, commands."""
     return {
-        **claims_shown(findings),
+        **claims_shown(findings, seconds_a_seed(results)),
+        "looks": results.plan.looks,
         "notices": list(notices_of(results)),
         "missing": results.missing,
         "provenance": provenance_rows(results),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lskd_study.claims import Finding, judge, settings
+from lskd_study.claims.outlook import after, next_seeds, seconds_a_seed
 from lskd_study.drawing.curves import (
     curves_csv,
     difference_drawing,
@@ -21,7 +22,7 @@ from lskd_study.pages.paper_tables import papers_tables, published_table
 from lskd_study.pages.tables import COLUMNS, markdown, runs_csv, table_csv, table_rows
 from lskd_study.pages.verdicts import VERDICTS_FILE, study_record
 from lskd_study.plan.kinds import TRANSLATION
-from lskd_study.plan.plan import Plan, exact
+from lskd_study.plan.plan import Plan, exact, more_seeds
 from lskd_study.results.images import ImageResult
 from lskd_study.results.read import read_results
 from lskd_study.results.results import Results
@@ -30,6 +31,7 @@ from lskd_study.stores.summary import loss_note
 VERDICTS = {
     "supported": "Supported",
     "contradicted": "Not supported: contradicted",
+    "too small to matter": "Too small to matter",
     "cannot tell": "Cannot tell",
     "no verdict": "No verdict",
 }
@@ -143,16 +145,24 @@ def answer_sentence(results: Results[Any], finding: Finding) -> str:
     if not interval.known:
         return f"On these data {body} ({basis}); no interval can be made: {interval.note}."
     over = f" over the {kind.short} alone" if interval.seeds == 1 else ""
+    if results.plan.looks:
+        over = f" for looks after {', '.join(map(str, results.plan.looks))} seeds"
     text = f"On these data {body} (95 % interval{over} {interval_text(interval, 'points')}; {basis})"
     if interval.seeds == 1:
         return f"{text}. One seed: how much seeds vary is unknown, so no verdict is possible; add seeds."
+    if finding.verdict == "too small to matter":
+        return f"{text}: smaller than the margin of {exact(results.plan.margin)} points, whatever its sign."
+    if finding.verdict != "cannot tell":
+        return f"{text}."
     if finding.changed_by_holm:
-        return (
-            f"{text}. The interval alone excludes zero; corrected for the claims tested together it does not."
-        )
-    if finding.verdict == "cannot tell":
-        return f"{text}: the interval contains zero, so a difference of either sign is possible."
-    return f"{text}."
+        text += ". The interval alone excludes zero; corrected for the claims tested together it does not."
+    else:
+        text += ": the interval contains zero, so a difference of either sign is possible."
+    outlook = after(finding, seconds_a_seed(results))
+    if not results.plan.looks and (numbers := next_seeds(finding)):
+        seeds = [*results.plan.seeds, *more_seeds(results.plan.seeds, numbers[0] - len(results.plan.seeds))]
+        outlook += f"; the line to change: seeds: {seeds}"
+    return f"{text} What would decide it: {outlook}." if outlook else text
 
 
 def compared(first: str, second: str, score: str, difference: float) -> str:

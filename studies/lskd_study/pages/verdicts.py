@@ -15,7 +15,9 @@ from lskd.base.files import read_json
 from lskd_study.base import provenance
 from lskd_study.base.text import first_problem
 from lskd_study.claims import Finding
+from lskd_study.claims.outlook import after, seconds_a_seed
 from lskd_study.pages.notices import at_chance, data_versions, notices_of, still_falling
+from lskd_study.plan.plan import Plan
 from lskd_study.results.results import AnyResult, Results
 
 VERDICTS_FILE = "verdicts.json"
@@ -29,7 +31,7 @@ def _finite(value: Any) -> Any:
 
 
 Number = Annotated[float | None, BeforeValidator(_finite)]
-Word = Literal["supported", "contradicted", "cannot tell", "no verdict"]
+Word = Literal["supported", "contradicted", "too small to matter", "cannot tell", "no verdict"]
 
 
 class Record(BaseModel):
@@ -54,7 +56,8 @@ class FindingRecord(Record):
     ``direction`` is the side of zero that the claim names; 0 marks a part that is reported and is no claim,
     so its ``verdict`` is null. ``no verdict``: a run that it needs failed, and ``note`` says which.
     ``p`` is against ``null`` (0, or the negative margin) and its own, ``p_holm``
-    corrected for the page's claims. ``runs``: how many trainings the estimate rests on.
+    corrected for the page's claims. ``runs``: how many trainings the estimate rests on. ``parts``: of the
+    variance of ``estimate``, each with its degrees of freedom. ``outlook``: what would decide an open claim.
     """
 
     claim: str
@@ -78,6 +81,8 @@ class FindingRecord(Record):
     note: str
     null: Number = 0.0
     runs: int = 0
+    parts: list[tuple[float, int]] = []
+    outlook: str = ""
 
 
 class HeadlineRecord(Record):
@@ -103,6 +108,7 @@ class RunsRecord(Record):
     finished: int
     missing: list[str]
     failed: list[FailedRecord] = []
+    seconds: float = 0.0
 
 
 class DataRecord(Record):
@@ -116,9 +122,10 @@ class DataRecord(Record):
 class StudyRecord(Record):
     """The whole file.
 
-    ``notices``: what the page says above the verdict, a line each. ``data_changed``: the runs by the checksum
-    of the data that they saw, empty where all saw the same. ``at_chance``: runs, ``still_falling``: kinds of
-    run.
+    ``looks``: after how many seeds the study is judged, by a rule that keeps the error rate; ``looked_at``:
+    after how many it was, without one. ``notices``: what the page says above the verdict, a line each.
+    ``data_changed``: the runs by the checksum of the data that they saw, empty where all saw the same.
+    ``at_chance``: runs, ``still_falling``: kinds of run.
     """
 
     format: int = FORMAT
@@ -136,6 +143,8 @@ class StudyRecord(Record):
     temperatures: list[float]
     hard_weights: list[float]
     seeds: list[int]
+    looks: list[int] = []
+    looked_at: list[int] = []
     runs: RunsRecord
     versions: dict[str, list[str]]
     last_run_finished: str
@@ -167,7 +176,7 @@ def study_record(results: Results[AnyResult], findings: Sequence[Finding], answe
             verdict=headline.verdict if headline else None,
             answer=answer,
         ),
-        findings=[_finding(finding) for finding in findings],
+        findings=[_finding(finding, seconds_a_seed(results)) for finding in findings],
         data=DataRecord(path=plan.data, classes=plan.num_classes, samples=results.samples),
         teachers=list(dict.fromkeys(run.model for run in plan.runs if run.role == "teacher")),
         students=list(dict.fromkeys(run.model for run in students)),
@@ -176,10 +185,13 @@ def study_record(results: Results[AnyResult], findings: Sequence[Finding], answe
         temperatures=list(dict.fromkeys(run.temperature for run in students)),
         hard_weights=list(dict.fromkeys(run.hard_weight for run in students)),
         seeds=plan.seeds,
+        looks=plan.looks,
+        looked_at=looks_made(plan),
         runs=RunsRecord(
             planned=len(plan.runs),
             finished=len(results.finished),
             missing=results.missing,
+            seconds=sum(job["wall_time_s"] for job in results.jobs),
             failed=[
                 FailedRecord(run=one.run.id, epoch=one.epoch, reason=one.reason)
                 for one in results.failed.values()
@@ -192,6 +204,11 @@ def study_record(results: Results[AnyResult], findings: Sequence[Finding], answe
         at_chance=list(at_chance(results)),
         still_falling=still_falling(results),
     )
+
+
+def looks_made(plan: Plan) -> list[int]:
+    """Return after how many seeds the page was made, without a rule; one seed allows no verdict."""
+    return [] if plan.looks else [*plan.looked_at, *([len(plan.seeds)] if len(plan.seeds) > 1 else [])]
 
 
 def teachers_record(title: str, names: list[str], answer: str, data: DataRecord) -> StudyRecord:
@@ -218,7 +235,7 @@ def _versions(of_runs: Sequence[dict[str, str]]) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(v[name] for v in of_runs if name in v)) for name in names}
 
 
-def _finding(finding: Finding) -> FindingRecord:
+def _finding(finding: Finding, seconds: float) -> FindingRecord:
     """Return a finding as the file has it: names that they share mean the same."""
     claim, setting = finding.claim, finding.setting
     loss = {"temperature": None, "hard_weight": None} if claim.role == "teacher" else {}
@@ -229,6 +246,7 @@ def _finding(finding: Finding) -> FindingRecord:
         "setting": vars(setting) | loss | {"words": setting.describe(claim.role)},
         "p": finding.p_value,
         "p_holm": finding.adjusted_p,
+        "outlook": after(finding, seconds),
         "note": "; ".join(filter(None, [interval["note"], finding.note])),
     }
     return FindingRecord.model_validate(vars(claim) | interval | vars(finding) | own)

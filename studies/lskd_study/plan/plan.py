@@ -6,6 +6,7 @@ that all of them (on any machine that sees the folder) agree on names and settin
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from functools import cached_property
@@ -125,11 +126,18 @@ class Plan:
     paper: list[str] = field(default_factory=list)  # tables of the paper that the study reproduces
     published: dict[str, Any] = field(default_factory=dict)  # others' figures, as in the study file
     note: str = ""  # to be said above the verdict
+    looks: list[int] = field(default_factory=list)  # after how many seeds it is judged, by a rule
+    looked_at: list[int] = field(default_factory=list)  # after how many it was, without one
 
     @property
     def kind(self) -> Kind:
         """What the models do: classify images or translate."""
         return kind_of(self.ecosystem)
+
+    @property
+    def look(self) -> int:
+        """Which of its looks, from 0, the study's seeds allow."""
+        return self.looks.index(len(self.seeds))
 
     @property
     def root(self) -> Path:
@@ -251,6 +259,8 @@ class Plan:
         for name in (*self.by_id, *self.store_by_id):
             if not _NAME.fullmatch(name):
                 return f"{name[:80]!r} is no name of a run"
+        if self.looks and len(self.seeds) not in self.looks:
+            return "its seeds are none of its looks"
         for run in self.runs:
             if run.config not in self.configs or (run.teacher or run.id) not in self.by_id:
                 return f"{run.id} has no settings or no teacher"
@@ -282,6 +292,16 @@ def expand(
         teacher_id = _teacher_id(teacher, alpha, seed)
         runs.append(Run(run_id, "student", model, config, alpha, seed, teacher_id, t, hard))
     return runs
+
+
+def more_seeds(seeds: Sequence[int], count: int) -> list[int]:
+    """Return the next numbers that are no seeds yet."""
+    found: list[int] = []
+    number = max(seeds)
+    while len(found) < count:
+        number += 1
+        found.append(number)
+    return found
 
 
 def _teacher_id(model: str, alpha: float, seed: int) -> str:

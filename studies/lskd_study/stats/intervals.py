@@ -18,7 +18,7 @@ which is exact when either part is alone and on the safe side between.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,22 @@ class Interval:
     def known(self) -> bool:
         """Whether there is an interval at all."""
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+    def p_against(self, value: float) -> float:
+        """Return the two-sided p-value of a mean of ``value``, which is in the interval's unit.
+
+        It is below 0.05 exactly when the 95 % interval excludes the value; NaN where there is no interval.
+        """
+        if self.parts:
+            return _p_value(self.estimate - value, self.parts)
+        return float(self.low <= value <= self.high) if self.known else np.nan
+
+    def at_level(self, level: float) -> "Interval":
+        """Return it with the ends of another level than 95 %; the rule of three has one level only."""
+        if not self.parts:
+            return self
+        half = _half_width(self.parts, 1 - level)
+        return replace(self, low=self.estimate - half, high=self.estimate + half)
 
     def scaled(self, factor: float) -> "Interval":
         """Return the interval in another unit, e.g. ``scaled(100)`` for percentage points."""

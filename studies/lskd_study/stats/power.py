@@ -10,14 +10,14 @@ where the half width varies with the estimate of ``v``, which has S - 1 degrees 
 mean over its distribution, not that at its mean, which would promise too much at few seeds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, special, stats
 
-from lskd_study.stats.intervals import LEVEL, Array, Interval, Part
+from lskd_study.stats.intervals import LEVEL, Array, Part
 
 MANY = 1000  # seeds: nobody trains more
 _POINTS = 400  # of the distribution of an estimated variance
@@ -40,13 +40,12 @@ class Variances:
     seed_df: int = 0
 
     @classmethod
-    def of(cls, interval: Interval) -> "Variances | None":
-        """Return what an interval was made of; None where that says nothing about seeds."""
-        if interval.networks or interval.seeds < 2 or not interval.parts:
+    def of(cls, seeds: int, parts: Sequence[Part]) -> "Variances | None":
+        """Return what an interval over ``seeds`` seeds was made of; None where it says nothing of them."""
+        if seeds < 2 or not parts:
             return None
-        seeds, *rest = interval.parts
-        samples = rest[0] if rest else Part(0.0, 0)
-        return cls(seeds.variance * interval.seeds, samples.variance, samples.df, seeds.df)
+        by_seed, by_sample = (*parts, Part(0.0, 0))[:2]
+        return cls(by_seed.variance * seeds, by_sample.variance, by_sample.df, by_seed.df)
 
     def half_width(self, seeds: int, level: float = LEVEL) -> float:
         """Return the half width to expect with a number of seeds: the root of its mean square."""

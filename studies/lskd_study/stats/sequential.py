@@ -11,7 +11,7 @@ The level of each look follows from the joint normal distribution of the means, 
 seeds (Armitage, McPherson & Rowe, 1969). Seeds alone are the worst case: what all looks share (the samples)
 only makes them more alike. The t intervals of `intervals` then take these levels, so early looks, of few
 degrees of freedom, must spend little: in simulation the whole procedure rejects a true zero in 5.3 % for a
-power of 1.5, 5.2 % for 2, 5.0 % for 3, and finds as much as any other with that (docs/statistics.md).
+power of 1.5, 5.2 % for 2, 5.0 % for 3, and finds as much as any other with that (docs/study.md).
 
 A look is judged by the smallest total error rate whose level it would have passed: a p-value that may be
 looked at again and again, for Holm's correction like any other.

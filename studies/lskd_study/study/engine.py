@@ -15,10 +15,11 @@ from lskd_study.base.extras import require_ecosystem, require_study_extra
 from lskd_study.base.progress import FILE, Follower, open_log
 from lskd_study.base.stopping import StoppedError, until_stopped
 from lskd_study.base.text import storable
+from lskd_study.claims.outlook import LITTLE, before
 from lskd_study.pages.verdicts import VERDICTS_FILE
 from lskd_study.plan.folders import check_no_link, full_disk
 from lskd_study.plan.kinds import TRANSLATION
-from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, exact, expand
+from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, exact, expand, more_seeds
 from lskd_study.plan.recipes import find_study_file
 from lskd_study.plan.records import Begun, MadeRun, read_record
 from lskd_study.plan.schema import Network, load_study
@@ -37,6 +38,7 @@ from lskd_study.study.checks import (
     check_runs,
     try_out,
 )
+from lskd_study.study.planning import looked_at, looks_of, next_look, outlooks_of
 from lskd_study.trainers import trainer_of
 from lskd_study.trainers.same import changes, tidy
 
@@ -45,12 +47,28 @@ SNAKEMAKE_LOG = "snakemake.log"
 
 
 def run_study(
-    study_file: str, output: str | None, cores: int | None, dry_run: bool, options: Sequence[str]
+    study_file: str,
+    output: str | None,
+    cores: int | None,
+    dry_run: bool,
+    options: Sequence[str],
+    *,
+    max_seeds: int | None = None,
+    variance_from: str | None = None,
 ) -> int:
     """Run (or go on with) a study and write its page; returns the exit status, 1 when a run failed.
 
-    ``options`` go to Snakemake. Raises LskdError, before anything is written, for what the user
-    can fix.
+    Args:
+        study_file: or the folder of a study's results.
+        output: folder of results instead of the study file's.
+        cores: runs at a time.
+        dry_run: show what there is to do.
+        options: for Snakemake.
+        max_seeds: seeds are added until it is decided, up to so many; None: those of the study file.
+        variance_from: results of a study whose differences vary as much as this one's will.
+
+    Raises:
+        LskdError: before anything is written, for what the user can fix.
     """
     require_study_extra()
     if study_file.startswith("-"):
@@ -61,7 +79,18 @@ def run_study(
         raise LskdError(
             f"{study_file} is a list of teachers; measure them with `lskd stability --list {study_file}`"
         )
-    plan = make_plan(study_file, output)
+    plan = make_plan(study_file, output, max_seeds)
+    while True:
+        status = _run(plan, cores, dry_run, options, variance_from)
+        if dry_run or status or (number := next_look(plan)) is None:
+            return status
+        print(f"not decided with {len(plan.seeds)} seeds; going on to {number}", file=sys.stderr, flush=True)
+        plan = make_plan(study_file, output, max_seeds, number)
+
+
+def _run(
+    plan: Plan, cores: int | None, dry_run: bool, options: Sequence[str], variance_from: str | None
+) -> int:
     schedule = make_schedule(plan, cores, options)
     check_preparation(plan)
     if not plan.prepare or plan.data_dir.exists():
@@ -82,8 +111,9 @@ def run_study(
     if todo:
         check_unchanged(plan)
         try_out(plan)
+    told = before(plan, outlooks_of(plan, variance_from))
     if dry_run:
-        print(describe(plan))
+        print(describe(plan, told))
         print("\n".join(f"    {'to do   ' if run in todo else 'finished'}  {run.id}" for run in plan.runs))
         return 0
     check_output(plan.root, plan.output)
@@ -92,15 +122,20 @@ def run_study(
     with _only_study(plan) as held:
         _forget_orphaned_students(plan)
         renew_stores(plan)
+        plan = looked_at(plan)
         plan.write()
         if plan.unfinished() or options:
-            print(describe(plan), file=sys.stderr, flush=True)
+            print(describe(plan, told), file=sys.stderr, flush=True)
             _snakemake(plan, schedule, held)
         return _write_page(plan)
 
 
-def make_plan(study_file: str, output: str | None) -> Plan:
+def make_plan(
+    study_file: str, output: str | None, max_seeds: int | None = None, number: int | None = None
+) -> Plan:
     """Read a study file and spell out its matrix.
+
+    ``max_seeds``: seeds are added up to so many, by a rule; ``number``: so many there are now.
 
     Raises:
         LskdError: for anything in the study file, or the files it names, that is not as it should be.
@@ -113,9 +148,10 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         return [(entry.model, str(path.parent / entry.config)) for entry in entries]
 
     teachers, students = networks(study.teachers), networks(study.students)
-    runs = expand(
-        study.smoothing.values, study.seeds, teachers, students, study.temperatures, study.hard_weights
-    )
+    looks, seeds = looks_of(Path(output or study.output), study.seeds, max_seeds)
+    if number is not None:
+        seeds += more_seeds(seeds, number - len(seeds))
+    runs = expand(study.smoothing.values, seeds, teachers, students, study.temperatures, study.hard_weights)
     twice = [name for name, times in Counter(run.id for run in runs).items() if times > 1]
     if twice:
         raise LskdError(f"{path}: the same run is asked for twice ({twice[0]}); list each network once")
@@ -139,7 +175,8 @@ def make_plan(study_file: str, output: str | None) -> Plan:
         num_classes=study.data.num_classes or 0,
         convention=study.smoothing.convention,
         smoothing=sorted(study.smoothing.values),
-        seeds=study.seeds,
+        seeds=seeds,
+        looks=looks,
         threads=study.resources.threads,
         resources=study.resources.extra,
         configs=configs,
@@ -162,9 +199,10 @@ def _check_data(plan: Plan) -> None:
         check_data_folder(plan.data_dir, plan.data, plan.num_classes, fix)
 
 
-def describe(plan: Plan) -> str:
-    """Return the matrix in words: what there is to do and what is done."""
-    lines = [plan.title, f"  data     {plan.data}", f"  output   {plan.output}"]
+def describe(plan: Plan, told: Sequence[str] = ()) -> str:
+    """Return the matrix in words: what there is to do, what is done, and (``told``) what it can tell."""
+    warning = [f"warning: {told[0]}"] if told and told[0].startswith(LITTLE) else []
+    lines = [*warning, plan.title, f"  data     {plan.data}", f"  output   {plan.output}"]
     for role in ("teacher", "student"):
         runs = [run for run in plan.runs if run.role == role]
         models = ", ".join(dict.fromkeys(run.model for run in runs))
@@ -172,6 +210,9 @@ def describe(plan: Plan) -> str:
     smoothing = ", ".join(map(exact, plan.smoothing))
     seeds = ", ".join(map(str, plan.seeds))
     lines.append(f"  teachers' smoothing {smoothing} ({plan.convention}); seeds {seeds}")
+    if plan.looks:
+        lines.append(f"  seeds are added until it is decided: looks after {', '.join(map(str, plan.looks))}")
+    lines += [f"  power    {line}" for line in told[len(warning) :]]
     lines += describe_stores(plan)
     todo = plan.unfinished()
     lines.append(f"  {len(plan.runs)} runs: {len(plan.runs) - len(todo)} finished, {len(todo)} to do")

@@ -14,6 +14,7 @@ from lskd import LskdError
 from lskd.base.files import write_text
 from lskd_study.base.extras import require_study_extra
 from lskd_study.base.provenance import usable_cores
+from lskd_study.base.text import duration
 from lskd_study.plan.plan import Plan
 from lskd_study.runs.scheduler import make_schedule
 from lskd_study.study.checks import check_names, check_output
@@ -21,7 +22,7 @@ from lskd_study.study.engine import make_plan, run_study
 from lskd_study.study.own_choice import FEWEST_EPOCHS, SEEDS, Choice, candidates, shorter, with_what_was_cut
 from lskd_study.study.own_files import STUDY, data_path, study_files
 from lskd_study.study.own_images import OwnImages, look_at
-from lskd_study.study.own_time import TimeEstimate, duration, estimate_time, operations
+from lskd_study.study.own_time import TimeEstimate, estimate_time, operations
 from lskd_study.trainers.same import tidy
 
 HOURS_ON_CPU, HOURS_ON_GPU = 1.0, 12.0

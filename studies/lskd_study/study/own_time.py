@@ -17,6 +17,7 @@ from lskd import LskdError
 from lskd.errors import one_line
 from lskd.teachers.preflight import ask
 from lskd_study.base import gpus
+from lskd_study.base.text import duration
 from lskd_study.plan.plan import CHECKPOINT, JOB, Plan, Run
 from lskd_study.stores.decide import with_stores
 from lskd_study.trainers import trainer_of
@@ -257,16 +258,3 @@ class _Timed:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self.laps.append(time.perf_counter())
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words, to the precision of an estimate.
-
-    >>> [duration(value) for value in (42, 250, 1_500, 5_000, 30_000, 400_000)]
-    ['42 s', '4.2 min', '25 min', '1.4 hours', '8.3 hours', '4.6 days']
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} min" if seconds < 570 else f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86_400:.1f} days"

@@ -1,0 +1,139 @@
+"""What a plan can tell before it runs, and the seeds that are added until it is decided."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lskd import LskdError
+from lskd_study.base.files import read_object
+from lskd_study.claims import DECIDED, judge
+from lskd_study.claims.outlook import Known, Outlook, assumed, measured, seconds_a_seed
+from lskd_study.data.expected import PUBLISHED
+from lskd_study.data.folders.image_folder import read_classes
+from lskd_study.pages.verdicts import VERDICTS_FILE, read_record
+from lskd_study.plan.kinds import kind_of
+from lskd_study.plan.plan import PLAN, Plan, more_seeds
+from lskd_study.results.read import read_results
+from lskd_study.stats.intervals import Part
+from lskd_study.stats.sequential import looks
+
+# How much differences vary
+
+
+def outlooks_of(plan: Plan, variance_from: str | None = None) -> list[Outlook]:
+    """Return what a plan's claims vary by: in another study, in its own finished runs, or as is assumed.
+
+    Raises:
+        LskdError: for a folder that contains no study of this kind, or one of a single seed.
+    """
+    if variance_from is not None:
+        return _of_study(plan, variance_from)
+    return _of_own_runs(plan) or assumed(plan, _validation_images(plan))
+
+
+def _of_own_runs(plan: Plan) -> list[Outlook]:
+    done = {seed for seed in plan.seeds if all(plan.done(run) for run in plan.runs if run.seed == seed)}
+    if len(done) < 2:
+        return []
+    with contextlib.suppress(LskdError):  # of damaged runs the page tells
+        results = read_results(plan)
+        known = {
+            finding.claim.id: Known(finding.interval.seeds, finding.interval.parts)
+            for finding in reversed(judge(results))
+            if finding.interval is not None
+        }
+        source = f"measured over the {len(done)} seeds at hand"
+        return measured(plan, known, source, seconds_a_seed(results))
+    return []
+
+
+def _of_study(plan: Plan, folder: str) -> list[Outlook]:
+    record = read_record(Path(folder))
+    if kind_of(record.ecosystem) is not plan.kind:
+        raise LskdError(f"{folder} is a study of {record.kind}, this one of {plan.kind.name}")
+    known = {
+        finding.claim: Known(finding.seeds, [Part(*part) for part in finding.parts])
+        for finding in reversed(record.findings)
+    }
+    seconds = record.runs.seconds / len(record.seeds) if record.seeds and record.runs.seconds else math.nan
+    found = measured(plan, known, f"as in {folder}, over {len(record.seeds)} seeds", seconds)
+    if not found:
+        raise LskdError(
+            f"{folder} does not say how much seeds vary in what this study compares; name the results of one "
+            "with two seeds or more, and run `lskd study` there again if an older version wrote them"
+        )
+    return found
+
+
+def _validation_images(plan: Plan) -> int:
+    """Return how many there are, or will be; 0 where that is not known before."""
+    if (folder := plan.data_dir / "val").is_dir():
+        return sum(map(len, read_classes(folder).values()))
+    published = PUBLISHED.get(plan.prepare)
+    return published.numbers[0].get("val", 0) if published and len(published.numbers) == 1 else 0
+
+
+# Seeds until it is decided
+
+
+def looks_of(root: Path, seeds: Sequence[int], most: int | None) -> tuple[list[int], list[int]]:
+    """Return the numbers of seeds to look at, none without the rule, and the seeds of the look it is at.
+
+    ``root``: the output folder, whose plan says what was decided before its first run; ``seeds``: the study
+    file's. Seeds beyond those are the next numbers.
+
+    Raises:
+        LskdError: for one seed, no more seeds than there are, or another rule than the study began with.
+    """
+    before = read_object(root / PLAN)
+    begun, had = (_numbers(before.get(name)) for name in ("looks", "seeds"))
+    if most is None and not begun:
+        return [], list(seeds)
+    if not begun and (root / VERDICTS_FILE).is_file():
+        raise LskdError(
+            f"{root} has a page that was made without the rule, so no rule can keep the 5 % now; "
+            "choose another --output"
+        )
+    numbers = list(looks(len(seeds), most)) if most is not None else begun
+    if begun and begun != numbers:
+        raise LskdError(
+            f"{root} was begun with looks after {_listed(begun)} seeds, which may not change afterwards; "
+            "leave --max-seeds out, or choose another --output"
+        )
+    if len(seeds) != numbers[0]:
+        raise LskdError(f"{root} was begun with {numbers[0]} seeds; list those, or choose another --output")
+    at = len(had) if begun and len(had) in numbers else numbers[0]
+    return numbers, [*seeds, *more_seeds(seeds, at - len(seeds))]
+
+
+def next_look(plan: Plan) -> int | None:
+    """Return how many seeds are to be looked at next; None where it is decided or there may be no more."""
+    if not plan.looks or plan.look + 1 == len(plan.looks):
+        return None
+    record = read_record(plan.root)
+    if not record.findings or record.findings[0].verdict in (*DECIDED, "no verdict"):
+        return None
+    return plan.looks[plan.look + 1]
+
+
+def looked_at(plan: Plan) -> Plan:
+    """Return a plan that knows after how many seeds its page was made before, without a rule."""
+    if not (plan.root / VERDICTS_FILE).is_file() or plan.looks:
+        return plan
+    try:
+        record = read_record(plan.root)
+    except LskdError:  # of another version, or damaged: it is made anew
+        return plan
+    # A version that did not count made its page with the seeds that it names. One seed allows no verdict.
+    before = record.looked_at or ([] if record.looks else [len(record.seeds)])
+    return replace(plan, looked_at=[number for number in before if number not in (1, len(plan.seeds))])
+
+
+def _numbers(found: object) -> list[int]:
+    return found if isinstance(found, list) and all(isinstance(one, int) for one in found) else []
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,222 @@
+"""What a study says that it can tell before it runs, and the seeds that are added until it is decided."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lskd_study.stats.intervals import Part
+from lskd_study.stats.power import Variances
+from lskd_study.study import engine
+
+pytestmark = pytest.mark.unit
+
+CLASSES, PER_CLASS = 2, 200
+LITTLE = "less than an even chance"
+
+
+@pytest.fixture
+def trained(scene, monkeypatch, leave):
+    """Have runs "train" at once: students of smoothed teachers are right more often by ``effect`` log-odds.
+
+    Returns a function that runs the command and gives its exit status.
+    """
+    state = {"effect": 0.0}
+
+    def train(plan, schedule, held):
+        labels = np.repeat(np.arange(CLASSES), PER_CLASS)
+        easy = np.random.default_rng(0).normal(1.5, 1.0, len(labels))
+        for number, run in enumerate(plan.runs):
+            if plan.done(run):
+                continue
+            rng = np.random.default_rng([1, run.seed, number % 7])
+            gain = state["effect"] if run.role == "student" and run.smoothing > 0 else 0.0
+            right = rng.random(len(labels)) < 1 / (1 + np.exp(-easy - gain))
+            logits = np.where(np.eye(CLASSES, dtype=bool)[labels], np.where(right, 2.0, -2.0)[:, None], 0.0)
+            curves = {name: float(rng.random()) for name in ("val_top1", "train_ce", "train_hard_ce")}
+            leave(plan, run, logits, labels, curves)
+            (plan.folder(run) / "begun.json").write_text(json.dumps({"settings": plan.settings(run)}))
+
+    monkeypatch.setattr(engine, "_snakemake", train)
+    scene.write(seeds=[0, 1, 2])
+
+    def study(*flags, effect=0.0, file="study.yaml"):
+        from lskd_study.cli import main as cli
+
+        state["effect"] = effect
+        scene.capsys.readouterr()
+        return cli.main(["study", file, *flags])
+
+    return study
+
+
+def verdicts(scene):
+    return json.loads((scene.folder / "out" / "verdicts.json").read_text())
+
+
+# Before
+
+
+def test_a_plan_says_what_it_can_tell_and_warns_first(scene, trained):
+    out = scene.run("study", "study.yaml", "--dry-run").splitlines()
+    assert out[0].startswith(f"warning: {LITTLE} (")
+    lines = [line for line in out if line.startswith("  power ")]
+    assert "students' difference: 80 % power for" in lines[0]
+    assert "points with 3 seeds; the paper's 0.4 take more samples, whatever the seeds" in lines[0]
+    assert "teachers' difference" in lines[1]
+    assert "; 0.4 points take" in lines[1]
+    assert "assumed: accuracy varies by 0.15 points between seeds" in lines[2]
+    assert "2 images" in lines[2]
+
+
+def test_own_runs_take_the_place_of_what_was_assumed(scene, trained):
+    assert trained() == 0
+    assert f"warning: {LITTLE}" in scene.capsys.readouterr().err
+    scene.write(seeds=[0, 1, 2, 3, 4])
+    out = scene.run("study", "study.yaml", "--dry-run")
+    assert "measured over the 3 seeds at hand" in out
+    assert "points with 5 seeds" in out
+    assert "of runs)" in out
+
+
+def test_the_variance_comes_from_another_study(scene, trained):
+    assert trained() == 0
+    other = scene.folder / "other.yaml"
+    other.write_text((scene.folder / "study.yaml").read_text().replace("output: out", "output: elsewhere"))
+    out = scene.run("study", "other.yaml", "--dry-run", "--variance-from", "out")
+    assert "as in out, over 3 seeds" in out
+    known = verdicts(scene)["findings"][0]
+    half = (known["high"] - known["low"]) / 2
+    variances = Variances.of(3, [Part(*part) for part in known["parts"]])
+    detectable = float(out.split("80 % power for ")[1].split()[0])
+    # Detected with 80 % after the correction for the page's tests, so beyond the interval's own reach.
+    assert detectable == pytest.approx(variances.detectable(3, 0.8, 0.975), abs=0.006)
+    assert detectable > half
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("nowhere", "contains no study"),
+        ("one", "does not say how much seeds vary"),
+        ("text", "is a study of translation, this one of images"),
+    ],
+)
+def test_results_that_say_nothing_of_it_are_refused(scene, trained, translation_study_at, folder, words):
+    if folder == "one":
+        scene.write(seeds=[0], output="one")
+        assert trained() == 0
+        scene.write(seeds=[0, 1, 2])
+    elif folder == "text":
+        plan = translation_study_at(scene.folder)()
+        from lskd_study.pages.study import write_report
+
+        write_report(plan)
+        plan.root.rename(scene.folder / "text")
+    assert words in scene.refused("study", "study.yaml", "--dry-run", "--variance-from", folder)
+
+
+# After
+
+
+def test_an_open_verdict_says_what_would_decide_it(scene, trained):
+    assert trained() == 0
+    answer = verdicts(scene)["headline"]["answer"]
+    assert "What would decide it: ±" in answer
+    assert " with 3 seeds" in answer
+    found = verdicts(scene)["findings"][0]
+    assert found["outlook"] in answer
+    assert found["outlook"] in (scene.folder / "out" / "index.html").read_text()
+    assert len(found["parts"]) == 2
+    assert trained("--output", "clear", effect=4.0) == 0
+    clear = json.loads((scene.folder / "clear" / "verdicts.json").read_text())
+    assert (clear["headline"]["verdict"], clear["findings"][0]["outlook"]) == ("supported", "")
+
+
+# Seeds until it is decided
+
+
+def test_seeds_are_added_until_a_difference_is_seen(scene, trained):
+    assert trained("--until-decided", "--max-seeds", "12", effect=1.0) == 0
+    record = verdicts(scene)
+    assert record["looks"] == [3, 5, 8, 12]
+    assert record["headline"]["verdict"] == "supported"
+    assert len(record["seeds"]) < 12
+    assert "95 % interval for looks after 3, 5, 8, 12 seeds" in record["headline"]["answer"]
+    assert f"; {len(record['seeds'])} seeds, 1 student" in record["headline"]["answer"]
+    assert "fixed before the first run" in (scene.folder / "out" / "index.html").read_text()
+    assert record["looked_at"] == []
+
+
+def test_without_a_difference_it_ends_with_the_most_seeds_and_goes_on_as_it_began(scene, trained):
+    assert trained("--until-decided", "--max-seeds", "8") == 0
+    err = scene.capsys.readouterr().err
+    assert "not decided with 3 seeds; going on to 5" in err
+    assert verdicts(scene)["seeds"] == list(range(8))
+    assert verdicts(scene)["headline"]["verdict"] == "cannot tell"
+    assert trained() == 0  # the rule is the study's own now
+    assert verdicts(scene)["looks"] == [3, 5, 8]
+    assert "which may not change afterwards" in scene.refused(
+        "study", "study.yaml", "--until-decided", "--max-seeds", "20"
+    )
+    scene.write(seeds=[0, 1])
+    assert "was begun with 3 seeds" in scene.refused("study", "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "flags", "words"),
+    [
+        ([0], ["--until-decided"], "list at least two"),
+        ([0, 1, 2], ["--until-decided", "--max-seeds", "3"], "has 3 seeds already"),
+        ([0, 1, 2], ["--max-seeds", "9"], "--max-seeds is for --until-decided"),
+        ([0, 1, 2], ["--own", "data", "--until-decided"], "are for a study file"),
+    ],
+)
+def test_what_the_rule_cannot_be_is_refused(scene, trained, seeds, flags, words):
+    scene.write(seeds=seeds)
+    file = [] if "--own" in flags else ["study.yaml"]
+    assert words in scene.refused("study", *file, *flags)
+
+
+def test_a_study_that_was_looked_at_gets_no_rule_afterwards(scene, trained):
+    assert trained() == 0
+    assert "made without the rule" in scene.refused("study", "study.yaml", "--until-decided")
+
+
+def test_at_a_look_nothing_contradicts_the_interval_of_the_look(scene, trained):
+    assert trained("--until-decided", "--max-seeds", "5") == 0
+    found = verdicts(scene)["findings"][0]
+    table = (scene.folder / "out" / "figures" / "difference.csv").read_text().splitlines()
+    low, high = (float(end) for end in table[-1].split(",")[2:4])
+    assert (low, high) == pytest.approx((found["low"], found["high"]), rel=1e-6)
+    assert found["outlook"] == ""
+    assert "What would decide it" not in verdicts(scene)["headline"]["answer"]
+
+
+def test_a_page_of_a_version_that_did_not_count_is_a_look_and_one_seed_is_none(scene, trained):
+    scene.write(seeds=[0])
+    assert trained() == 0
+    assert verdicts(scene)["looked_at"] == []
+    scene.write(seeds=[0, 1, 2])
+    assert trained() == 0
+    assert verdicts(scene)["looked_at"] == [3]
+    path = scene.folder / "out" / "verdicts.json"
+    old = {key: value for key, value in verdicts(scene).items() if key != "looked_at"}
+    path.write_text(json.dumps(old))
+    scene.write(seeds=[0, 1, 2, 3, 4])
+    assert trained() == 0
+    assert verdicts(scene)["looked_at"] == [3, 5]
+
+
+def test_seeds_added_without_the_rule_are_named_with_their_error_rate(scene, trained):
+    assert trained() == 0
+    assert verdicts(scene)["looked_at"] == [3]
+    assert trained() == 0  # the same page once more is no other look
+    assert verdicts(scene)["looked_at"] == [3]
+    scene.write(seeds=[0, 1, 2, 3, 4, 5])
+    assert trained() == 0
+    assert verdicts(scene)["looked_at"] == [3, 6]
+    notice = "it was looked at after 3 and 6 seeds, each time at 5 %."
+    assert notice in verdicts(scene)["notices"][0]
+    assert "is found in 8 %" in verdicts(scene)["notices"][0]
+    assert notice in (scene.folder / "out" / "index.html").read_text()
