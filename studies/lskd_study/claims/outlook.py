@@ -10,7 +10,7 @@ from lskd_study.base.text import duration
 from lskd_study.claims.findings import Finding
 from lskd_study.claims.statements import Claim, claims_of, settings_of
 from lskd_study.plan.kinds import IMAGES
-from lskd_study.plan.plan import Plan
+from lskd_study.plan.plan import Plan, exact
 from lskd_study.results.results import Results
 from lskd_study.stats.intervals import LEVEL, Part
 from lskd_study.stats.power import Variances
@@ -117,9 +117,7 @@ def before(plan: Plan, outlooks: Sequence[Outlook]) -> list[str]:
     lines.append(outlooks[0].source)
     if power < 0.5:
         chance = f"{100 * power:.0f} %"
-        lines.insert(
-            0, f"less than an even chance ({chance}) to see the paper's {PAPERS} points, if they are true"
-        )
+        lines.insert(0, f"{LITTLE} ({chance}) to see the paper's {PAPERS} points if they are there")
     return lines
 
 
@@ -129,6 +127,10 @@ def _time(plan: Plan, seconds: float) -> str:
         return ""
     gpus = gpus_of_a_run(plan.resources)
     return f" ({duration(seconds)} of runs{f', {gpus * seconds / 3600:.3g} GPU-hours' if gpus else ''})"
+
+
+def _two_digits(value: float) -> str:
+    return exact(float(f"{value:.2g}"))
 
 
 def seconds_a_seed(results: Results[Any]) -> float:
@@ -145,13 +147,11 @@ def after(finding: Finding, seconds: float = math.nan) -> str:
     variances, interval = _open(finding), finding.interval
     if variances is None or interval is None:
         return ""
-    now = f"±{variances.half_width(interval.seeds):.2g} with {interval.seeds} seeds"
+    now = f"±{_two_digits(variances.half_width(interval.seeds))} with {interval.seeds} seeds"
     if not (more := next_seeds(finding)):
-        return (
-            f"{now}, and not below ±{variances.half_width(10**6):.2g} with any number: "
-            f"the {interval.samples} samples are the limit"
-        )
-    text = f"{now}; about " + ", ".join(f"±{variances.half_width(n):.2g} with {n}" for n in more)
+        least = f"not below ±{_two_digits(variances.half_width(10**6))} with any number"
+        return f"{now}, and {least}: the {interval.samples} samples are the limit"
+    text = f"{now}; about " + ", ".join(f"±{_two_digits(variances.half_width(n))} with {n}" for n in more)
     if not math.isnan(seconds):
         text += f": {' and '.join(duration((n - interval.seeds) * seconds) for n in more)} more of runs"
     return text
