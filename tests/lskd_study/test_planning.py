@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from lskd_study.claims import CLAIMS
 from lskd_study.stats.intervals import Part
 from lskd_study.stats.power import Variances
 from lskd_study.study import engine
@@ -183,6 +184,11 @@ def test_a_study_that_was_looked_at_gets_no_rule_afterwards(scene, trained):
     assert "made without the rule" in scene.refused("study", "study.yaml", "--until-decided")
 
 
+def test_only_a_difference_of_accuracies_has_a_margin():
+    assert {claim.quantity for claim in CLAIMS if claim.has_margin} == {"top1"}
+    assert not any(claim.has_margin for claim in CLAIMS if "translation" in claim.tasks)
+
+
 def test_at_a_look_nothing_contradicts_the_interval_of_the_look(scene, trained):
     assert trained("--until-decided", "--max-seeds", "5") == 0
     found = verdicts(scene)["findings"][0]
@@ -206,6 +212,9 @@ def test_a_page_of_a_version_that_did_not_count_is_a_look_and_one_seed_is_none(s
     scene.write(seeds=[0, 1, 2, 3, 4])
     assert trained() == 0
     assert verdicts(scene)["looked_at"] == [3, 5]
+    scene.write(seeds=[0])
+    assert trained() == 0
+    assert "looked at after 3 and 5 seeds" in verdicts(scene)["notices"][0]
 
 
 def test_seeds_added_without_the_rule_are_named_with_their_error_rate(scene, trained):

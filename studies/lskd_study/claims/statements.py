@@ -53,7 +53,7 @@ class Claim:
     @property
     def has_margin(self) -> bool:
         """Whether a difference smaller than the study's margin is too small to matter: one of accuracies."""
-        return self.contrast == "difference" and self.unit == "points" and not self.non_inferior
+        return self.contrast == "difference" and self.quantity == "top1" and not self.non_inferior
 
     @property
     def measured_on(self) -> Literal["teacher", "student"]:

@@ -53,8 +53,9 @@ def notices_of(results: Results[AnyResult]) -> Iterator[Notice]:
             tuple(f"{sha256[:12]}: {', '.join(runs)}" for sha256, runs in versions.items()),
             "Remove the runs of the older data and give the same command again.",
         )
-    if (plan := results.plan).looked_at:
-        looks = sorted([*plan.looked_at, len(plan.seeds)])
+    plan = results.plan
+    looks = sorted({*plan.looked_at, len(plan.seeds)} - {1})  # one seed allows no verdict
+    if plan.looked_at and len(looks) > 1:
         yield Notice(
             f"Seeds were added after the page was made: it was looked at after {_listed(looks)} seeds, each "
             "time at 5 %. Where nothing is true, a claim on such a page is found in "
