@@ -12,7 +12,7 @@ help:
 	@echo "make demo-bnn  the same for a binary student: runs/digits_bnn/index.html"
 	@echo "make demo-nmt  the same in translation, on number words: runs/number_words_de_en/index.html"
 	@echo "make test      all tests"
-	@echo "make test-numerical  what computes, with other instructions of the processor (AVX2) and other code"
+	@echo "make test-numerical  what computes, with other instructions of the CPU (AVX2) and other code"
 	@echo "make lint      ruff, mypy and the contracts of imports"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
 	@echo "make bench-growth  how cost grows -> benchmarks/growth.csv and .png"
@@ -41,7 +41,7 @@ demo-nmt: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What computes, once more as a processor without AVX-512 does it, and without the compiled loss.
+# What computes, once more as a CPU without AVX-512 does it, and without the compiled loss.
 NUMERICAL = tests/lskd tests/fairseq_kd/test_criterion.py tests/integration/test_mmcls_commands.py::test_two_processes_equal_one \
   $(patsubst %,tests/mmcls_bnn/test_%.py,classifier fast_teacher layers packed reactnet teacher) \
   $(patsubst %,tests/timm_ls_kd/test_%.py,fast_teacher loops replay soft_labels task)
