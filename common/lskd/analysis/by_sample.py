@@ -1,0 +1,69 @@
+"""Logits as NumPy arrays, measured sample by sample: checked, and in blocks so that memory stays small."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from lskd.targets import check_labels
+
+Array = NDArray[np.float64]
+
+_BLOCK = 1 << 20  # numbers of a block of logits
+
+
+def by_sample(
+    measure: Callable[..., Array],
+    *logits: ArrayLike,
+    labels: ArrayLike | None = None,
+    fewest_classes: int = 2,
+) -> Array:
+    """Return ``measure(*blocks)`` of blocks of rows in float64, put together.
+
+    Args:
+        measure: gets ``(n, K)`` float64 of each of ``logits``, which it may overwrite, then ``(n,)`` labels
+            where there are some, and returns ``(n,)``.
+        logits: arrays, or tensors on the CPU, ``(N, K)`` before softmax, all of one shape; may be mapped
+            from a file.
+        labels: integer class ids ``(N,)``.
+        fewest_classes: below which the measure has no meaning.
+
+    Raises:
+        ValueError: for shapes that do not fit, too few classes, no samples, labels out of range, or logits
+            that are not finite (naming the sample).
+    """
+    # A tensor is read block by block: NumPy has no bfloat16, and what is mapped from a file stays there.
+    tables = [table if isinstance(table, torch.Tensor) else np.asarray(table) for table in logits]
+    shapes_found = [tuple(table.shape) for table in tables]
+    shape = shapes_found[0]
+    if len(shape) != 2 or not shape[0] or len(set(shapes_found)) > 1:
+        shapes = " and ".join(map(str, shapes_found))
+        raise ValueError(f"logits have shape {shapes}; they must be (N, K), with samples, and of one shape")
+    if shape[1] < fewest_classes:
+        raise ValueError(f"logits have {shape[1]} classes; this measure needs at least {fewest_classes}")
+    columns: list[NDArray[Any]] = []
+    if labels is not None:
+        classes = np.asarray(labels)
+        if classes.shape != shape[:1]:
+            raise ValueError(f"labels have shape {classes.shape}; with these logits it must be {shape[:1]}")
+        check_labels(torch.from_numpy(classes), shape[1])
+        columns.append(classes)
+    step = max(_BLOCK // shape[1], 1)
+    found = np.empty(shape[0])
+    for start in range(0, shape[0], step):
+        rows = slice(start, start + step)
+        blocks = [
+            np.array(block.double().numpy() if isinstance(block, torch.Tensor) else block, np.float64)
+            for block in (table[rows] for table in tables)
+        ]
+        for block in blocks:
+            finite = np.isfinite(block).all(1)
+            if not finite.all():
+                raise ValueError(
+                    f"the logits of sample {start + int(finite.argmin())} are not all finite; "
+                    "leave the sample out or fix the network"
+                )
+        found[rows] = measure(*blocks, *(column[rows] for column in columns))
+    return found

@@ -1,0 +1,85 @@
+"""Dark knowledge: how much a teacher's probabilities tell the wrong classes apart, which smoothing erases.
+
+Li et al. (NeurIPS 2022, "Asymmetric Temperature Scaling") measure it by the variance of the wrong classes'
+probabilities of each sample at a temperature, averaged over samples: a teacher of which it is larger teaches
+better, they find. (Their figures show its square root, the standard deviation.) Wrong classes are all but the
+label, whatever the teacher answers.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lskd.analysis.by_sample import Array, by_sample
+from lskd.targets import check_temperature
+
+
+def wrong_class_variance(
+    logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0, *, renormalise: bool = False
+) -> Array:
+    """Return the variance of the wrong classes' probabilities of each sample; the measure is their mean.
+
+    Args:
+        logits: ``(N, K)`` before softmax, ``K >= 3``: one wrong class has no variance.
+        labels: integer class ids ``(N,)``.
+        temperature: divides the logits.
+        renormalise: False: of the probabilities as the student sees them, the "derived variance" that Li et
+            al. compare teachers by; it falls with the mass that is left to the wrong classes too. True: of
+            the probabilities among the wrong classes, which sum to 1, their "inherent variance". The first
+            is the second times the square of that mass.
+
+    Returns:
+        ``(N,)`` float64, of all ``K - 1`` wrong classes, divided by their number.
+
+    Raises:
+        ValueError: for shapes that do not fit, fewer than three classes, labels out of range, a temperature
+            that is not positive, or logits that are not finite (naming the sample).
+
+    >>> wrong_class_variance(np.log([[0.5, 0.4, 0.1]]), [0]).round(4)
+    array([0.0225])
+    """
+    check_temperature(temperature)
+
+    def measure(z: NDArray[np.float64], own: NDArray[np.int64]) -> Array:
+        label = (np.arange(len(z)), own)
+        z /= temperature
+        if renormalise:
+            z[label] = -np.inf
+        z -= z.max(1, keepdims=True)
+        p = np.exp(z, out=z)
+        p /= p.sum(1, keepdims=True)
+        p[label] = 0
+        wrong = p.shape[1] - 1
+        p -= p.sum(1, keepdims=True) / wrong
+        p[label] = 0
+        return np.asarray(np.square(p).sum(1) / wrong)
+
+    return by_sample(measure, logits, labels=labels, fewest_classes=3)
+
+
+def log_ratio_contributions(first: ArrayLike, second: ArrayLike) -> Array:
+    """Return numbers whose mean is ``log(mean(second) / mean(first))``, for its sampling error.
+
+    For positive quantities such as the variances of a plain and a smoothed teacher: take the interval of
+    these numbers and the exponentials of its ends. Each is the first-order influence of a sample,
+    ``second / mean(second) - first / mean(first)``, shifted by the logarithm.
+
+    Args:
+        first: the quantity's contributions of one teacher, ``(N,)``, or ``(S, N)`` of several seeds.
+        second: of the other, the same shape and samples.
+
+    Returns:
+        Array of that shape, float64.
+
+    Raises:
+        ValueError: for shapes that differ, or a mean that is not positive.
+
+    >>> float(np.exp(log_ratio_contributions([1.0, 3.0], [0.5, 0.5]).mean()).round(4))
+    0.25
+    """
+    one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if one.shape != other.shape or not one.size:
+        raise ValueError(f"shapes {one.shape} and {other.shape} must be the same, with samples")
+    means = one.mean(), other.mean()
+    if not min(means) > 0:
+        raise ValueError(f"the means are {means[0]:.3g} and {means[1]:.3g}; a ratio needs positive ones")
+    return np.asarray(other / means[1] - one / means[0] + np.log(means[1] / means[0]))
