@@ -41,7 +41,7 @@ if FRAMEWORK == "mmcls":
     from mmcls.datasets.categories import FASHIONMNIST_CATEGORITES
     from mmcls.models import ImageClassifier
     from mmcls.models.backbones.base_backbone import BaseBackbone
-    from mmcls.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
+    from mmcls.registry import BATCH_AUGMENTS, DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
     from mmcls.utils import register_all_modules
 else:
     from mmpretrain.datasets import BaseDataset, CustomDataset
@@ -49,7 +49,7 @@ else:
     from mmpretrain.datasets.transforms import PackInputs
     from mmpretrain.models import ImageClassifier
     from mmpretrain.models.backbones.base_backbone import BaseBackbone
-    from mmpretrain.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS, VISUALIZERS
+    from mmpretrain.registry import BATCH_AUGMENTS, DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS, VISUALIZERS
     from mmpretrain.utils import register_all_modules
     from mmpretrain.visualization import UniversalVisualizer
 
@@ -57,6 +57,7 @@ else:
     VISUALIZERS.register_module(name="ClsVisualizer", module=UniversalVisualizer, force=True)
 
 __all__ = [
+    "BATCH_AUGMENTS",
     "DATASETS",
     "FASHIONMNIST_CATEGORITES",
     "FRAMEWORK",

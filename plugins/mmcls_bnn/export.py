@@ -1,15 +1,18 @@
 """`python -m mmcls_bnn.export CHECKPOINT out.safetensors`: the 1-bit weights of a trained student."""
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
-from lskd.base.files import parse_json, whole_file
+from lskd.base.files import parse_json, whole_file, write_text
 from mmcls_bnn.binary.packed import PackedConv2d, build_student, load_packed, pack, save_packed
 from mmcls_bnn.distil.classifier import differing_key, read_note
 from mmcls_bnn.recipe import read_recipe, run
@@ -58,9 +61,54 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
     )
 
 
+def export_run(
+    checkpoint: Path, output: Path, class_names: Sequence[str] | None = None
+) -> tuple[nn.Module, Tensor]:
+    """Write a student's `model.safetensors` and `config.json` into a folder, and read them back.
+
+    Args:
+        checkpoint: what `mim train` wrote.
+        output: a folder that is there.
+        class_names: of the K classes, in the model's order.
+
+    Returns:
+        The packed model, from normalised images `(B, C, H, W)` to logits `(B, K)`, and noise `(4, C, 64, 64)`
+        to try it on.
+
+    Raises:
+        LskdError: as `export`.
+    """
+    weights = output / "model.safetensors"
+    export(str(checkpoint), weights)
+    with safe_open(weights, "pt") as file:
+        description = parse_json(file.metadata()["model"])
+    if class_names:
+        description["label_names"] = list(class_names)
+    write_text(output / "config.json", json.dumps(description, indent=2) + "\n")
+    packed = load_packed(weights)
+    return Packed(packed), _noise(packed, 4)
+
+
+class Packed(nn.Module):
+    """A packed classifier that takes images and returns logits, nothing else."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits `(B, K)` of normalised images `(B, C, H, W)`."""
+        logits: Tensor = self.classifier(images, mode="tensor")
+        return logits
+
+
+def _noise(model: Any, count: int) -> Tensor:
+    channels = getattr(model.backbone, "in_channels", 3)
+    return torch.randn(count, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
 def _compare(student: Any, loaded: Any) -> None:
-    channels = getattr(student.backbone, "in_channels", 3)
-    images = torch.randn(2, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = _noise(student, 2)
     with torch.inference_mode():
         same = torch.equal(student(images, mode="tensor"), loaded(images, mode="tensor"))
     if not same:

@@ -160,7 +160,7 @@ class Flag(NamedTuple):
 
     Attributes:
         flags: its names, the first one counts.
-        default: False: it is a switch.
+        default: False: it takes no value.
         options: for argparse.
         help: says what it does; a default that it does not name is added.
     """
@@ -184,9 +184,9 @@ def add_flags(parser: argparse.ArgumentParser, title: str, flags: Iterable[Flag]
     for names, default, options, text in flags:
         if names.split()[0] in parser._option_string_actions:
             continue
-        switch: dict[str, Any] = {"action": "store_true"} if default is False else {}
+        valueless: dict[str, Any] = {"action": "store_true"} if default is False else {}
         shown = "" if default in (None, "", False, {}) or "default" in text else f" (default: {default})"
-        group.add_argument(*names.split(), default=default, help=text + shown, **switch, **options)
+        group.add_argument(*names.split(), default=default, help=text + shown, **valueless, **options)
 
 
 _TEACHER = (

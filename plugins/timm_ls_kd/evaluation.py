@@ -118,20 +118,46 @@ def collect_logits(
         LskdError: a folder that is no run, a checkpoint that does not fit, data that cannot be read.
         DivergedError: a weight or a logit is not finite.
     """
+    model, settings = open_run(run_dir, checkpoint)
+    return ask_run(model, settings, data_dir, split, device).evaluation()
+
+
+def open_run(run_dir: Path, checkpoint: str = "last.pth.tar") -> tuple[nn.Module, dict[str, Any]]:
+    """Return a run's trained model and its settings.
+
+    Args:
+        run_dir: folder of a run, with args.yaml.
+        checkpoint: file in it; where it has averaged weights these are used, as in the run's summary.csv.
+
+    Raises:
+        LskdError: a folder that is no run, a checkpoint that does not fit.
+        DivergedError: a weight is not finite.
+    """
     run_dir = Path(run_dir)
     settings = read_config(run_dir / "args.yaml")
     if "model" not in settings:
         raise LskdError(f"{run_dir / 'args.yaml'} names no model; give the folder of a timm run.")
     settings = {"batch_size": 128, "workers": 0, **settings}
-    # Upstream's positional argument stays under its own name in args.yaml.
-    settings["data_dir"] = str(data_dir) if data_dir else settings.get("data_dir") or settings.get("data")
-    if settings["data_dir"] is None or not Path(settings["data_dir"]).exists():
-        raise LskdError(f"data folder {settings['data_dir']} does not exist; give data_dir.")
-    split = split or settings.get("val_split") or "validation"
     name = settings["model"]
     model = create_for_run(name, "model", settings, settings.get("num_classes"))
     load_weights(model, f"model '{name}'", str(run_dir / checkpoint))
-    return _ask(model, name, settings, split, device=device).evaluation()
+    return model, settings
+
+
+def ask_run(
+    model: nn.Module,
+    settings: Mapping[str, Any],
+    data_dir: Path | None = None,
+    split: str | None = None,
+    device: torch.device | str | None = None,
+) -> Answers:
+    """Ask a model about a split of a run's data; arguments and errors as in `collect_logits`."""
+    # Upstream's positional argument stays under its own name in args.yaml.
+    folder = str(data_dir) if data_dir else settings.get("data_dir") or settings.get("data")
+    if folder is None or not Path(folder).exists():
+        raise LskdError(f"data folder {folder} does not exist; give data_dir.")
+    split = split or settings.get("val_split") or "validation"
+    return _ask(model, settings["model"], {**settings, "data_dir": folder}, split, device=device)
 
 
 def _create(name: str, checkpoint: Path | None, settings: Mapping[str, Any]) -> nn.Module:

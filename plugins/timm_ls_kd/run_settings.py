@@ -47,7 +47,7 @@ def apply_config(parser: argparse.ArgumentParser, config: dict[str, Any], path: 
         Warnings, one line each: keys that the trainer does not know.
 
     Raises:
-        LskdError: a value that the argument does not take, or an upstream-only argument that is switched on.
+        LskdError: a value that the argument does not take, or an upstream-only argument that is set.
     """
     known = {action.dest for action in parser._actions} - {"help", "config"}
     parser.set_defaults(**values_of(parser, {k: v for k, v in config.items() if k in known}, path))

@@ -18,6 +18,7 @@ from torch import nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.tensors import require_finite, require_finite_weights
+from lskd.base.trackers import check_tracker
 from lskd.checkpoints import is_safetensors
 from lskd.errors import one_line
 from lskd.teachers.frozen import Normalisation
@@ -150,6 +151,8 @@ def _check(args: Namespace, kd: KdConfig | None) -> None:
     check_names(args, kd)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise LskdError(f"--device {args.device}: there is no CUDA device here; pass --device cpu.")
+    if getattr(args, "log_wandb", False):  # of which the script would only warn
+        check_tracker("wandb")
     _check_checkpoints(args)
     output = Path(args.output or "output/train")
     if args.experiment:

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from events import scalars
 from lskd import LskdError
 
 pytestmark = pytest.mark.integration
@@ -66,6 +67,16 @@ def test_weight_0_is_label_smoothed_cross_entropy(corpus, train, tmp_path, conve
         assert rows[0] == rows[1]
     if convention == "paper":
         assert same_weights(tmp_path / "plain", tmp_path / "ours")
+
+
+def test_tensorboard_has_what_fairseq_logs(corpus, commands, online, tmp_path):
+    words = online("--max-epoch", 2, "--tensorboard-logdir", tmp_path / "logs")
+    result = commands.run(*commands.training(corpus.data, tmp_path, *words))
+    rows, found = result.numbers("train"), scalars(tmp_path / "logs" / "train")
+    for name in ("kd_ce", "kd_kl", "kd_teacher_entropy", "kd_hard_ce", "kd_agreement", "loss"):
+        logged = [row[f"train_{name}"] for row in rows]
+        assert list(found[name].values()) == pytest.approx(logged, abs=2e-3), name
+    assert {"loss", "nll_loss"} <= scalars(tmp_path / "logs" / "valid").keys()
 
 
 def test_the_teachers_bleu_is_not_the_students(corpus, commands, train, online, tmp_path):

@@ -20,6 +20,7 @@ from lskd.base.files import (
     read_yaml,
     take_lock,
     whole_file,
+    whole_folder,
     write_text,
 )
 
@@ -42,6 +43,22 @@ def test_the_umask_holds_whatever_wrote_the_file(tmp_path: Path) -> None:
         scratch.unlink()
         scratch.touch(mode=0o600)  # as tempfile does
     assert (tmp_path / "file").stat().st_mode & 0o077 != 0
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "new") as scratch:
+        (scratch / "file").touch(mode=0o600)
+    assert (tmp_path / "new" / "file").stat().st_mode & 0o077 != 0
+    with pytest.raises(ValueError, match="half"), whole_folder(tmp_path / "half") as scratch:  # noqa: PT012
+        (scratch / "file").touch()
+        raise ValueError("half")
+    with pytest.raises(OSError, match="no image"), whole_folder(tmp_path / "half"):
+        raise OSError("no image")  # as Pillow says of what was read
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    for taken in ("new", "link"):
+        with pytest.raises(LskdError, match="cannot write"), whole_folder(tmp_path / taken):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new"]
 
 
 def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path) -> None:

@@ -74,6 +74,33 @@ def test_epoch_means_weigh_every_sample_once(student, build, samples, images):
     assert all(math.isnan(value) for value in model.epoch_means().values())
 
 
+@pytest.mark.parametrize(("alpha", "convention"), [(0.0, "paper"), (0.1, "uniform"), (0.1, "paper")])
+def test_a_student_without_its_teacher_learns_from_labels(student, build, samples, images, alpha, convention):
+    student["teacher"]["checkpoint"] = "nowhere.pth"  # and would be missed
+    student["distillation"] = {
+        "alpha": alpha,
+        "convention": convention,
+        "temperature": 4.0,
+        "soft_labels": {"path": "nowhere"},
+    }
+    model = build({**student, "type": "UntaughtClassifier"})
+    model.init_weights()
+    assert model.teacher is None
+    twin, labels = copy.deepcopy(model.train()), [0, 1, 2, 3, 0, 1]
+    losses = model.loss(images, samples(labels))
+    log_q = log_softmax(logits_of(twin, images).detach().double().numpy(), -1)
+    eps = alpha if convention == "uniform" else alpha * 4 / 3  # of torch, which shares among all classes
+    targets = (1 - eps) * np.eye(4)[labels] + eps / 4
+    expected = -(targets * log_q).sum(-1).mean()
+    assert losses["loss"].item() == pytest.approx(expected, rel=1e-5)
+    model.parse_losses(losses)[0].backward()
+    assert model.epoch_means() == pytest.approx({"loss_hard": expected}, rel=1e-5)
+    metric = DistillationMetric()
+    predictions = model.eval().predict(images, samples(labels))
+    metric.process(None, [sample.to_dict() for sample in predictions])
+    assert metric.evaluate(6) == {}
+
+
 def test_metric_is_the_loss_on_the_validation_set(student, build, samples, images):
     model = build(student).eval()
     model.load_teacher()

@@ -87,6 +87,16 @@ def test_students_are_packed_and_pass_through_torch_export(kind):
             assert overload is None or torch.Tag.core in overload.tags or "assert" in str(overload), overload
 
 
+def test_a_folder_to_take_away_has_the_packed_weights_and_the_configuration(checkpoint, tmp_path):
+    path, model = checkpoint(description())
+    packed, images = export.export_run(path, tmp_path, list("abcd"))
+    with torch.no_grad():
+        assert torch.equal(packed(images), model(images, mode="tensor"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config == description() | {"label_names": list("abcd")}
+    assert build_student({k: v for k, v in config.items() if k != "label_names"})
+
+
 def test_export_errors_are_one_line(checkpoint, tmp_path, capsys):
     output = tmp_path / "out.safetensors"
 
@@ -182,6 +192,35 @@ def test_complexity_command(capsys):
     assert capsys.readouterr().err == (
         "mmcls_bnn: error: config nosuch.py does not exist; give the path of a recipe.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("where", "kind"),
+    [("type", "subprocess.getoutput"), ("head", "shutil.rmtree"), ("backbone", "mmcls.TimmClassifier")],
+)
+def test_a_forged_description_calls_nothing(tmp_path, capsys, where, kind):
+    """mmengine would import and call what is not registered; in a packed file and in a checkpoint."""
+    forged = {"type": kind, "cmd": f"touch {tmp_path / 'called'}"}
+    values = forged if where == "type" else {**description(), where: {"loss": [forged], **forged}}
+    metadata = {"format": FORMAT, "model": json.dumps(values)}
+    save_file({"weight": torch.zeros(1)}, tmp_path / "forged.safetensors", metadata)
+    with pytest.raises(LskdError, match=f"'{kind}' is no registered layer or loss"):
+        load_packed(tmp_path / "forged.safetensors")
+    note = {"model": json.dumps(values)}
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "meta": {"mmcls_bnn": note}}, tmp_path / "f.pth")
+    assert export.main([str(tmp_path / "f.pth"), str(tmp_path / "out.safetensors")]) == 2
+    assert "is no registered" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.pth", "forged.safetensors"]
+
+
+def test_what_a_description_may_name_beside_layers():
+    """Augmentations of the preprocessor, initial values, and names with their scope."""
+    values = description()
+    values["neck"]["type"] = "mmcls.GlobalAveragePooling"
+    values["backbone"]["init_cfg"] = {"type": "Kaiming", "layer": "Conv2d"}
+    mixed = {"augments": {"type": "Mixup", "alpha": 0.8}}
+    values["data_preprocessor"] = {"type": "ClsDataPreprocessor", "batch_augments": mixed}
+    assert build_student(values).neck is not None
 
 
 @pytest.mark.parametrize("model", [None, "[" * 100_000, "{", '{"type": 1e999}', "[]"])

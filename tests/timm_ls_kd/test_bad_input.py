@@ -1,6 +1,7 @@
 """Every mistake: one line on stderr that names it, status 2, no run folder."""
 
 import argparse
+import importlib.util
 import pickle
 import shutil
 from pathlib import Path
@@ -34,7 +35,7 @@ PLAIN = [
     ("--torchcompile nosuch", ["--torchcompile nosuch"]),
     ("--smooting 0.1", ["unknown flag --smooting", "did you mean --smoothing"]),
     ("--naflex-loader", ["--naflex-loader", "upstream train.py only", "/path/to/train.py"]),
-    ("--log-wandb", ["--log-wandb", "upstream train.py only"]),
+    ("--wandb-resume-id abc", ["--wandb-resume-id", "--resume"]),
     ("--num-classes 5", ["4 classes", "5", "--num-classes 4"]),
     ("--mean 0.5 0.5", ["--mean", "2 values for 3 channels"]),
     ("--in-chans 4", ["1 or 3 channels"]),
@@ -115,6 +116,14 @@ def test_arguments(train, tmp_path, kd, monkeypatch, distils, arguments, words):
     monkeypatch.chdir(tmp_path)
     train("bad", *(kd if distils else ()), *arguments.split()).assert_one_clear_line(*words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_tracker_that_is_not_installed(train, tmp_path, name, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module == name else real(module))
+    train("run", f"--log-{name}").assert_one_clear_line(f"pip install {name}")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_pretrained_teacher_that_cannot_be_had(train, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import events
 from lskd import load_teacher_weights
 from timm_ls_kd.task import LsKdTask
 from timm_ls_kd.trainer import main as trainer
@@ -70,6 +71,25 @@ def test_plain_run(train, runs, summary):
     assert (settings["model"], settings["smoothing"], settings["kd_teacher"]) == ("test_resnet", 0.2, None)
     checkpoints = {f"{name}.pth.tar" for name in ("last", "model_best", "checkpoint-0", "checkpoint-1")}
     assert {path.name for path in folder.iterdir()} == {"args.yaml", "summary.csv"} | checkpoints
+
+
+def test_tensorboard_gets_the_rows_of_summary_csv(train, runs, kd, summary):
+    folder = runs / "logged"
+    assert train("logged", *kd, "--epochs", 2, "--log-tensorboard").status == 0
+    resumed = train("logged", *kd, "--epochs", 3, "--log-tensorboard", "--resume", folder / "last.pth.tar")
+    assert (resumed.status, resumed.err) == (0, "")
+    rows, found = summary(folder), events.scalars(folder)
+    assert {"train_kl", "eval_top1", "lr"} <= found.keys() == set(header(folder))
+    for name, values in found.items():
+        assert values == pytest.approx({row["epoch"]: row[name] for row in rows}), name
+    assert "model: test_resnet" in events.text(folder, "config")
+    # Of an epoch that is done again nothing is left.
+    checkpoint = folder / "checkpoint-0.pth.tar"
+    train("logged", *kd, "--epochs", 2, "--seed", 5, "--log-tensorboard", "--resume", checkpoint)
+    again = events.scalars(folder)["train_loss"]
+    assert again == pytest.approx({row["epoch"]: row["train_loss"] for row in summary(folder)})
+    assert (again[0], list(again)) == (found["train_loss"][0], [0, 1])
+    assert again[1] != found["train_loss"][1]
 
 
 def test_smoothing_conventions_meet(train, runs, summary):

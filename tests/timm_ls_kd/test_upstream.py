@@ -34,7 +34,7 @@ for name, default in dict(
     seed=42, world_size=1, aug_splits=0, img_size=32, tta=0,
 ).items():
     parser.add_argument("--" + name.replace("_", "-"), default=default, type=type(default))
-for name in ("amp", "channels-last", "no-aug", "no-prefetcher"):
+for name in ("amp", "channels-last", "no-aug", "no-prefetcher", "log-wandb"):
     parser.add_argument("--" + name, action="store_true")
 
 
@@ -136,6 +136,12 @@ def test_a_run_without_a_step_of_the_teachers_loss_is_an_error(script, arguments
 
 def test_a_temperature_without_a_teacher_is_refused(script, tmp_path):
     script("--kd-temperature", 2, teacher=False).assert_one_clear_line("--kd-temperature needs --kd-teacher")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(script, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    script("--log-wandb").assert_one_clear_line("wandb")
     assert not (tmp_path / "run").exists()
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 import sys
 import zlib
 from collections.abc import Collection, Iterator
@@ -60,6 +61,38 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a folder to write into; it takes the name ``path`` at the end, or nothing does.
+
+    ``path`` is absent or an empty folder. What is below it is on the disk before it takes its name, and has
+    the user's umask whatever wrote it.
+
+    Raises:
+        LskdError: it cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    # Not by tempfile, whose folders are for their owner alone.
+    scratch = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.new")
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        mode = scratch.stat().st_mode & 0o666
+        for file in scratch.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                os.chmod(file, mode)
+        to_disk(scratch)
+        os.replace(scratch, path)
+    except OSError as error:
+        # Pillow's "cannot identify image" is an OSError without a number, and about what was read.
+        ours = error.errno is not None and str(error.filename or scratch).startswith(str(scratch))
+        if error.errno in _FULL or ours:
+            raise cannot_write(path, error) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def to_disk(folder: Path) -> None:

@@ -3,10 +3,11 @@
 Pillow, which every trainer of images brings, is needed where an image is opened.
 """
 
+import hashlib
 import os
 import warnings
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,41 +89,61 @@ def check_images(paths: Sequence[Path]) -> None:
     Raises:
         LskdError: one line with the number of bad images and the first of them.
     """
+    decoded = set(_spread(paths, MOST_DECODED))
+
+    def look(path: Path, image: "Image") -> str:
+        if path in decoded:
+            image.load()
+        return ""
+
+    _look_into(sorted(decoded | set(_spread(paths, MOST_OPENED))), look)
+
+
+def pixel_checksums(paths: Sequence[Path]) -> list[str]:
+    """Decode all images and return the sha256 of each one's size and pixels, in RGB as trainers see them.
+
+    Raises:
+        LskdError: as :func:`check_images`.
+    """
+
+    def checksum(path: Path, image: "Image") -> str:
+        seen = image if image.mode == "RGB" else image.convert("RGB")
+        return hashlib.sha256(f"{seen.width} ".encode() + seen.tobytes()).hexdigest()
+
+    return _look_into(paths, checksum)
+
+
+def _look_into(paths: Sequence[Path], look: Callable[[Path, "Image"], str]) -> list[str]:
+    """Open images, refuse bad ones in one error about all, and return what ``look`` says of each."""
     from PIL import Image
 
-    decoded = set(_spread(paths, MOST_DECODED))
-    chosen = [(path, path in decoded) for path in sorted(decoded | set(_spread(paths, MOST_OPENED)))]
+    def one(path: Path) -> tuple[str, str]:
+        try:
+            with Image.open(path) as image:
+                problem = _unsuited(image)
+                return "" if problem else look(path, image), problem
+        except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+            return "", f"cannot be read ({' '.join(str(error).split())}); repair or remove it"
+
     with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see _unsuited
-        found = list(pool.map(lambda item: _problem(*item), chosen))
-    bad = [(path, problem) for (path, _), problem in zip(chosen, found, strict=True) if problem]
+        found = list(pool.map(one, paths))
+    bad = [(path, problem) for path, (_, problem) in zip(paths, found, strict=True) if problem]
     if len(bad) == 1:
         raise LskdError(f"image {bad[0][0]} {bad[0][1]}")
     if bad:
         named = ", ".join(str(path) for path, _ in bad[1:_NAMED])
         more = " ..." if len(bad) > _NAMED else ""
         raise LskdError(
-            f"{len(bad):,} of {len(chosen):,} images looked at cannot be used: {bad[0][0]} {bad[0][1]}; "
+            f"{len(bad):,} of {len(paths):,} images looked at cannot be used: {bad[0][0]} {bad[0][1]}; "
             f"also {named}{more}"
         )
+    return [seen for seen, _ in found]
 
 
 def _spread(paths: Sequence[Path], most: int) -> list[Path]:
     count = min(most, len(paths))
     return [paths[i * len(paths) // count] for i in range(count)]
-
-
-def _problem(path: Path, decode: bool) -> str:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            problem = _unsuited(image)
-            if decode and not problem:
-                image.load()
-    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
-        return f"cannot be read ({' '.join(str(error).split())}); repair or remove it"
-    return problem
 
 
 def _unsuited(image: "Image") -> str:

@@ -346,7 +346,9 @@ def choose_fast(
         LskdError: an error above the bound, a model that the mode cannot be had for, no images, no compiler.
     """
     if len(images) == 0:
-        raise LskdError("a fast teacher needs images to measure its error on; give some, or switch it off.")
+        raise LskdError(
+            "a fast teacher needs images to measure its error on: give some, or use the exact one."
+        )
     notes, wanted = [], supported_modes(images.device)
     if mode in wanted:
         wanted = [mode]

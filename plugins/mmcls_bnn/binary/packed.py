@@ -20,10 +20,14 @@ from lskd.base.files import parse_json, whole_file
 from mmcls_bnn import losses  # noqa: F401 - what a student is made of is registered by importing it
 from mmcls_bnn.binary import reactnet  # noqa: F401
 from mmcls_bnn.binary.layers import BinaryConv2d, binary_layers, weight_scales
-from mmcls_bnn.compat import MODELS, use_registry
+from mmcls_bnn.compat import BATCH_AUGMENTS, FRAMEWORK, MODELS, use_registry
 
 FORMAT = "mmcls_bnn packed 1"
 _TRAINING_ONLY = ("teacher", "distillation", "step1_checkpoint", "train_cfg", "pretrained", "init_cfg")
+# Registered, but with weights or code from elsewhere.
+_FROM_ELSEWHERE = frozenset(
+    {"HuggingFaceClassifier", "ImageToImageRetriever", "TimmClassifier", "TIMMBackbone", "LsKdClassifier"}
+)
 
 
 class PackedConv2d(nn.Module):
@@ -76,7 +80,7 @@ def deployable(recipe: Config) -> dict[str, Any]:
     kept = {key: value for key, value in recipe.model.to_dict().items() if key not in _TRAINING_ONLY}
     preprocessor = recipe.get("data_preprocessor")
     kept.setdefault("data_preprocessor", preprocessor.to_dict() if preprocessor else {})
-    if kept.get("type") == "LsKdClassifier":
+    if kept.get("type") in ("LsKdClassifier", "UntaughtClassifier"):
         kept["type"] = "ImageClassifier"
     return kept
 
@@ -85,9 +89,10 @@ def build_student(description: Mapping[str, Any]) -> nn.Module:
     """Build a classifier from :func:`deployable`'s config, in eval mode.
 
     Raises:
-        LskdError: for a config that builds nothing.
+        LskdError: for a config that builds nothing, or asks for what is not registered.
     """
     use_registry()
+    _check_types(description)
     try:
         model: nn.Module = MODELS.build(copy.deepcopy(dict(description)))
     except LskdError:
@@ -95,6 +100,23 @@ def build_student(description: Mapping[str, Any]) -> nn.Module:
     except Exception as error:  # the registry raises whatever its classes raise
         raise LskdError(f"the model cannot be built: {' '.join(str(error).split())[:200]}.") from None
     return model.eval()
+
+
+def _check_types(part: Any) -> None:
+    """Refuse what is not registered: mmengine would import and call whatever function has such a name."""
+    if isinstance(part, Mapping):
+        kind = part.get("type")
+        if isinstance(kind, str):
+            name = kind.removeprefix(f"{FRAMEWORK}.").removeprefix("mmengine.")
+            known = (BATCH_AUGMENTS, MODELS, MODELS.parent)
+            if name in _FROM_ELSEWHERE or not any(name in registry.module_dict for registry in known):
+                raise LskdError(f"the model cannot be built: {kind[:80]!r} is no registered layer or loss.")
+        for key, value in part.items():
+            if key != "init_cfg":  # of weights that are loaded
+                _check_types(value)
+    elif isinstance(part, list | tuple):
+        for value in part:
+            _check_types(value)
 
 
 def pack(model: nn.Module) -> nn.Module:

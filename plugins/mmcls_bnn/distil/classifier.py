@@ -33,6 +33,7 @@ from mmcls_bnn.distil.teacher import (
     load_teacher,
     normalisation_of,
 )
+from mmcls_bnn.losses import SmoothedCrossEntropy
 
 NOTE = "mmcls_bnn"
 """Key in a checkpoint's `meta` under which it says what was binarised."""
@@ -220,6 +221,43 @@ class LsKdClassifier(ImageClassifier):
         if self.teacher is not None:
             self.teacher.to(next(self.parameters()).device)
         return result
+
+
+@MODELS.register_module()
+class UntaughtClassifier(LsKdClassifier):
+    """The student of a recipe without its teacher, which is neither loaded nor asked: a study's control.
+
+    It learns from the labels, smoothed as `distillation` says by `alpha` and `convention`. Arguments are
+    those of :class:`LsKdClassifier`; what they say of teacher, temperature and stored labels does nothing.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.soft_label_settings = None
+        self._labels = SmoothedCrossEntropy(self.distillation.alpha, self.distillation.convention)
+
+    def init_weights(self) -> None:
+        """Initialise the student."""
+        ImageClassifier.init_weights(self)
+
+    def loss(self, inputs: Tensor, data_samples: list[Any]) -> dict[str, Tensor]:
+        """Return the cross-entropy with the labels, mean over the batch `(B, C, H, W)`, in nats."""
+        logits = self.head(self.extract_feat(inputs))
+        with torch.autocast(logits.device.type, enabled=False):
+            loss: Tensor = self._labels(logits, labels_of(data_samples))
+        self._means.add(loss.detach().reshape(1), logits.shape[0])
+        return {"loss": loss}
+
+    def predict(self, inputs: Tensor, data_samples: list[Any] | None = None, **kwargs: Any) -> list[Any]:
+        """Return predictions, for which there are no distillation terms: NaN."""
+        predictions = super().predict(inputs, data_samples, **kwargs)
+        for sample in predictions:
+            sample.set_field(inputs.new_full((len(VALIDATED),), math.nan), "distillation", dtype=Tensor)
+        return predictions
+
+    def epoch_means(self) -> dict[str, float]:
+        """Return the mean of the loss since the last call, as `LsKdClassifier.epoch_means` does."""
+        return {"loss_hard": self._means.read(1, next(self.parameters()).device)[0]}
 
 
 class RememberedAnswers:

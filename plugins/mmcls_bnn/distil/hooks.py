@@ -19,7 +19,7 @@ from lskd import LskdError
 from mmcls_bnn.binary.layers import binary_layers
 from mmcls_bnn.binary.packed import deployable
 from mmcls_bnn.compat import HOOKS
-from mmcls_bnn.distil.classifier import NOTE, binarized_in
+from mmcls_bnn.distil.classifier import NOTE, UntaughtClassifier, binarized_in
 from mmcls_bnn.distil.store import StoredTeacher
 from mmcls_bnn.distil.teacher import speed_up, try_teacher
 from mmcls_bnn.recipe import check_variables
@@ -152,6 +152,9 @@ class TeacherHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Try the teacher on validation images, and where asked for make it fast on training images."""
         model = unwrapped(runner.model)
+        if isinstance(model, UntaughtClassifier):
+            runner.logger.info("no teacher: the labels alone")
+            return
         if model.stored is not None and model.stored.needs_no_teacher:
             runner.logger.info(
                 "the teacher is not asked: all that it says is stored, about training images alone; "

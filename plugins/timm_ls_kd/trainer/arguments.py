@@ -192,6 +192,20 @@ _RUN = (
     Flag("--eval-metric", "top1", _METRICS, "what the best checkpoint is best at"),
     Flag("--val-interval", 1, COUNT, "epochs between validations"),
 )
+_TRACKERS = (
+    Flag("--log-wandb", False, {}, "log each epoch to wandb, which sends it as WANDB_MODE and its login say"),
+    Flag("--wandb-project", None, _NAME, "wandb project (default: wandb's own)"),
+    Flag("--wandb-tags", [], {"nargs": "+", "metavar": "TAG"}, "tags of the run in wandb"),
+    Flag(
+        "--wandb-resume-id",
+        "",
+        {"metavar": "ID"},
+        "with --resume: wandb's id of the run (default: the one that the run's folder remembers)",
+    ),
+    Flag("--log-tensorboard", False, {}, "log each epoch to TensorBoard's files in the run's folder"),
+    Flag("--log-trackio", False, {}, "log each epoch to Trackio, on this machine"),
+    Flag("--trackio-project", None, _NAME, "Trackio's project (default: name of the folder of runs)"),
+)
 _GROUPS = {
     "Data": _DATA,
     "Model": _MODEL,
@@ -199,6 +213,7 @@ _GROUPS = {
     "Learning rate": _SCHEDULE,
     "Augmentation and targets": _AUGMENTATION,
     "Run": _RUN,
+    "Trackers": _TRACKERS,
 }
 
 
@@ -274,6 +289,8 @@ def check_together(args: argparse.Namespace) -> None:
             raise LskdError(f"--{name} takes a lower and an upper bound, got {given}.")
     if (args.mixup > 0 or args.cutmix > 0) and args.batch_size % 2:
         raise LskdError(f"mixup and cutmix pair images: --batch-size must be even, got {args.batch_size}.")
+    if args.wandb_resume_id and not args.resume:
+        raise LskdError("--wandb-resume-id goes on with a run and needs its --resume CHECKPOINT too; add it.")
     if args.eval_metric != "loss" and not args.val_split:
         raise LskdError("without a validation split only --eval-metric loss can be tracked; add it.")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lskd import LskdError
 from lskd.base.tensors import require_finite_weights
+from lskd.base.trackers import Tracker, TrackerName, check_tracker
 from lskd.errors import one_line
 from timm_ls_kd.arguments import kd_config
 from timm_ls_kd.loader import seed_all
@@ -42,6 +43,8 @@ def train(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     args_text = yaml.safe_dump(vars(args), default_flow_style=False)
     check_names(args, kd_config(args))
+    for tracker in _trackers(args):
+        check_tracker(tracker)
     name = args.experiment or f"{datetime.now():%Y%m%d-%H%M%S}-{safe_model_name(args.model)}"
     folder = Path(args.output or "output/train") / name
     check_folder(folder, args.resume)
@@ -117,7 +120,7 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
     updates = session.updates
     # Tried on a stand-in: the run's folder may write the optimiser as resumed, before a schedule moves it.
     create_scheduler(args, torch.optim.SGD([torch.zeros(1)], lr=args.lr), updates)
-    run = None
+    run, trackers = None, []
     if args.rank == 0:
         run = RunFolder(
             folder,
@@ -130,6 +133,7 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
             amp_scaler=session.scaler,
             task=task,
         )
+        trackers = _open_trackers(args, yaml.safe_load(args_text), folder, start_epoch)
     scheduler, epochs = session.schedule
     if scheduler is not None and start_epoch > 0:
         if args.sched_on_updates:
@@ -174,6 +178,8 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
                 lr = sum(group["lr"] for group in optimizer.param_groups) / len(optimizer.param_groups)
                 if run is not None:
                     best = run.save(epoch, train, evaluated, lr)
+                    for tracker in trackers:
+                        tracker.log(run.row, epoch)
             parts = [f"train {name} {value:.4f}" for name, value in train.items()]
             parts += [f"val {name} {value:.4f}" for name, value in (evaluated or {}).items()]
             say(f"epoch {epoch} done in {time.perf_counter() - started:.1f} s: " + ", ".join(parts))
@@ -186,11 +192,36 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
     finally:
         if stored is not None:
             stored.close()
+        for tracker in trackers:
+            tracker.close()
     if at_chance:
         say(f"the run ended at chance: right on {at_chance}; it has learned nothing that counts")
     if best[0] is not None:
         say(f"best {args.eval_metric} {best[0]:.4f} in epoch {best[1]}; {folder / 'model_best.pth.tar'}")
     return 0
+
+
+def _trackers(args: Namespace) -> list[TrackerName]:
+    names: tuple[TrackerName, ...] = get_args(TrackerName)
+    return [name for name in names if getattr(args, f"log_{name}")]
+
+
+def _open_trackers(args: Namespace, settings: dict[str, Any], folder: Path, start: int) -> list[Tracker]:
+    projects = {"wandb": args.wandb_project, "trackio": args.trackio_project}
+    goes_on = bool(args.resume) and Path(args.resume).resolve().parent == folder.resolve()
+    return [
+        Tracker(
+            name,
+            folder,
+            project=projects.get(name),
+            run=folder.name,
+            config=settings,
+            start=start if goes_on else None,
+            tags=args.wandb_tags,
+            resume_id=args.wandb_resume_id,
+        )
+        for name in _trackers(args)
+    ]
 
 
 def _distribute_bn(args: Namespace, model: Any) -> None:

@@ -148,6 +148,9 @@ class RunFolder:
         distils: whether summary.csv gets the columns of distillation.
         saver: keyword arguments for timm's `CheckpointSaver`.
 
+    Attributes:
+        row: the last epoch's numbers, by their names in summary.csv.
+
     Raises:
         LskdError: the folder cannot be written, or the run in it is of another kind.
     """
@@ -163,6 +166,7 @@ class RunFolder:
     ) -> None:
         self.folder = folder
         self.summary = folder / "summary.csv"
+        self.row: dict[str, float] = {}
         self._column = "eval_" + args.eval_metric if args.val_split else "train_loss"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -199,10 +203,10 @@ class RunFolder:
         with whole_file(self.summary) as scratch:
             scratch.write_bytes(before)
             update_summary(epoch, train, evaluated, filename=str(scratch), lr=lr, write_header=not before)
-        metrics = {f"train_{name}": value for name, value in train.items()}
-        metrics |= {f"eval_{name}": value for name, value in (evaluated or {}).items()}
+        self.row = {"epoch": epoch, **{f"train_{name}": value for name, value in train.items()}}
+        self.row |= {f"eval_{name}": value for name, value in (evaluated or {}).items()} | {"lr": lr}
         best: tuple[float | None, int | None] = self.saver.save_checkpoint(
-            epoch, metric=metrics[self._column]
+            epoch, metric=self.row[self._column]
         )
         return best
 

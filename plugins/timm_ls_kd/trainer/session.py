@@ -377,6 +377,13 @@ def create_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates:
     return scheduler, epochs
 
 
+def rates(args: Namespace) -> list[float]:
+    """Return the learning rate of each epoch, in a unit of its own."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler, epochs = create_scheduler(args, optimizer, 1)
+    return [scheduler._get_lr(epoch)[0] if scheduler else 1.0 for epoch in range(epochs)]
+
+
 class _NoImages:
     """Stands in for images that are not there yet."""
 
@@ -470,8 +477,10 @@ def views_of(args: Namespace) -> tuple[dict[str, Any], int, bool]:
     return {"augmentation": augmentation, "teacher": asked, "precision": precision}, epochs, run.mixes
 
 
-def forward_flops(args: Namespace) -> int:
-    """Return the floating-point operations in which the model of a run answers one image.
+def network_size(args: Namespace) -> tuple[int, int]:
+    """Return the parameters of a run's model, and its floating-point operations for one image forward.
+
+    A multiply-add is two operations.
 
     Raises:
         LskdError: a model that cannot be made.
@@ -479,4 +488,9 @@ def forward_flops(args: Namespace) -> int:
     session = _without_weights(args, _no_images, devices=("cpu",))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         session.model.eval()(torch.zeros(1, *session.data.input_size))
-    return int(counter.get_total_flops())
+    return sum(weights.numel() for weights in session.model.parameters()), int(counter.get_total_flops())
+
+
+def forward_flops(args: Namespace) -> int:
+    """Return the operations of `network_size`."""
+    return network_size(args)[1]
