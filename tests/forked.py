@@ -4,7 +4,10 @@ What a command sees is a fresh interpreter with some modules imported: its own a
 files, exit hooks, and end. It saves the seconds that importing torch and a framework takes.
 """
 
+import atexit
 import contextlib
+import ctypes
+import gc
 import importlib
 import json
 import os
@@ -13,9 +16,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 _servers: dict[tuple[str, ...], tuple[subprocess.Popen[str], IO[str]]] = {}
 
@@ -67,6 +71,8 @@ def run(
 def _serve(answer: int) -> None:
     """Answer commands until there are no more; return in each command's own process, ready for it."""
     sys.stdout.flush()
+    gc.collect()
+    gc.freeze()  # or a command's first collection would copy all of it
     for line in sys.stdin:
         command = json.loads(line)
         child = os.fork()
@@ -99,9 +105,28 @@ def _execute(name: str) -> None:
         sys.exit(script.load()())
 
 
+def _end(code: object) -> NoReturn:
+    """End as the interpreter does, but for taking down all that was imported, which costs a second or two."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
     # Every optimiser imports torch._dynamo at its first step.
     for module in ("torch._dynamo", "torch._inductor.utils", "lskd", *sys.argv[2:]):
         importlib.import_module(module)
     _serve(int(sys.argv[1]))
-    _execute(sys.argv[0])
+    try:
+        _execute(sys.argv[0])
+    except SystemExit as end:
+        _end(end.code)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        _end(1)
+    _end(None)

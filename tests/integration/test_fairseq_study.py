@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from events import assert_are_curves
 from lskd.checkpoints import file_checksum
 from lskd_study.stores.decide import with_stores
 from lskd_study.study.engine import make_plan
@@ -35,7 +36,12 @@ def write_files(folder: Path) -> None:
         (folder / f"{role}.yaml").write_text(yaml.safe_dump(content))
     study = yaml.safe_load((RECIPES / "study.yaml").read_text())
     options = {"train": 300, "valid": 20, "test": SENTENCES, "bpe-tokens": 50}
-    study |= {"output": "runs/mini", "seeds": [1], "data": study["data"] | {"options": options}}
+    study |= {
+        "tracker": "tensorboard",
+        "output": "runs/mini",
+        "seeds": [1],
+        "data": study["data"] | {"options": options},
+    }
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
 
 
@@ -66,7 +72,7 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
     killed = kill_the_first_run(process, runs)
     _, err = process.communicate()
     assert process.returncode == 1
-    assert f"2 of 4 runs are missing: {killed}, " in err
+    assert f"2 of 6 runs are missing: {killed}, " in err
     assert not (runs / "teachers" / killed / "job.json").exists()
     assert "missing" in (runs / "index.html").read_text()
 
@@ -76,7 +82,7 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
     assert f"resumes  {killed}" in err
     assert err.count("starts ") == 1  # the killed teacher's student
     plan = json.loads((runs / "plan.json").read_text())
-    assert (plan["ecosystem"], len(plan["runs"])) == ("fairseq", 4)
+    assert (plan["ecosystem"], len(plan["runs"])) == ("fairseq", 6)
     folders = [runs / f"{run['role']}s" / run["id"] for run in plan["runs"]]
     references = set()
     for folder in folders:
@@ -97,8 +103,15 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
             logged |= {"train_ce", "train_kl", "train_teacher_entropy", "train_agreement"}
         assert {name for row in rows for name, value in row.items() if value} == {"epoch", *logged}
         assert float(rows[-1]["val_loss"]) < float(rows[0]["val_loss"])
+        assert_are_curves(folder)
         lines = [json.loads(text) for text in (folder / "translations.jsonl").read_text().splitlines()]
         assert [line["id"] for line in lines] == list(range(SENTENCES))
+        if job["role"] == "control":
+            # The networks are one, and so are the files but for the criterion: it is the teacher's twin.
+            assert (job["teacher"], job["soft_labels"]) == (None, None)
+            twin = runs / "teachers" / folder.name.replace("control", "teacher")
+            for name in ("translations.jsonl", "curves.csv"):
+                assert (folder / name).read_bytes() == (twin / name).read_bytes()
         references.add(tuple((line["source"], line["reference"]) for line in lines))
     words = tmp_path / "data" / "number_words_de_en" / "words"
     text = [(words / f"test.{side}").read_text() for side in ("de", "en")]

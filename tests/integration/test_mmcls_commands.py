@@ -15,6 +15,7 @@ import torch
 
 import forked
 from digit_teacher import teach
+from events import scalars
 from lskd.base.files import read_csv
 
 pytestmark = pytest.mark.integration
@@ -72,7 +73,8 @@ def trained(write, teacher, tmp_path_factory):
     """What `mim train` leaves: the recipe, the folder, and all that it printed."""
     folder, before = tmp_path_factory.mktemp("trained"), teacher.read_bytes()
     path = write(folder / "recipe.py")
-    result = run(MIM, "train", "mmcls", path, "--work-dir", folder / "run", cwd=folder)
+    tracker = ("--cfg-options", "visualizer.vis_backends.0.type=TensorboardVisBackend")
+    result = run(MIM, "train", "mmcls", path, "--work-dir", folder / "run", *tracker, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert teacher.read_bytes() == before
     return path, folder / "run", result.stdout + result.stderr
@@ -127,6 +129,19 @@ def test_mim_train_and_mim_test(trained, teacher, tmp_path):
     assert result.returncode == 0, result.stderr
     tested = re.search(r"accuracy/top1: ([\d.]+)", result.stdout + result.stderr)
     assert float(tested[1]) == pytest.approx(float(rows[-1]["val_top1"]), abs=1e-3)
+
+
+def test_tensorboard_has_what_mmengine_logs(trained):
+    _, folder, _ = trained
+    (logs,) = {path.parent for path in folder.rglob("events.out.tfevents.*")}
+    # The times are of iterations and of epochs, under one name.
+    found, rows = scalars(logs, but=("time", "data_time")), curves(folder)
+    expected = {int(row["epoch"]): float(row["val_top1"]) for row in rows}
+    assert found["accuracy/top1"] == pytest.approx(expected)
+    assert found["distillation/kl"] == pytest.approx(
+        {int(row["epoch"]): float(row["val_kl"]) for row in rows}
+    )
+    assert {"loss_ce", "loss_kl", "teacher_entropy", "agreement"} <= found.keys()
 
 
 @pytest.mark.skipif(
@@ -313,27 +328,3 @@ def test_a_trained_student_is_packed_and_loaded(trained, tmp_path):
     assert result.stdout == "torch.Size([1, 4])\n", result.stderr
     result = run(sys.executable, "-m", "mmcls_bnn.complexity", trained[0], "--size", 16)
     assert "OPs (BOPs / 64 + FLOPs)" in result.stdout, result.stderr
-
-
-def test_each_documented_command_is_of_a_kind_that_a_test_runs():
-    """In processes of their own: here, in test_mmcls_study.py, test_mmpretrain.py and lskd_study's tests."""
-    text = (ROOT / "docs" / "mmcls.md").read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [line for line in "".join(blocks).replace("\\\n", " ").splitlines() if line]
-    known = (
-        "pip install -c constraints.txt ",
-        "lskd data digits",
-        "lskd study recipes/digits_bnn/study.yaml",
-        "mim train mmcls recipes/",
-        "mim test mmcls recipes/",
-        "python -m mmcls_bnn.export ",
-        "python -m mmcls_bnn.complexity ",
-        "python -m mmcls_bnn.soft_labels ",
-        "python -m torch.distributed.run --nproc-per-node 2 ",
-        "MMCLS_BNN_FRAMEWORK=mmpretrain mim train mmpretrain ",
-    )
-    assert len(lines) > 12
-    for line in lines:
-        assert re.sub(" +", " ", line).startswith(known), line
-        for path in re.findall(r"recipes/[\w/]+\.\w+", line):
-            assert (ROOT / path).is_file(), path

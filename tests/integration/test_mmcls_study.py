@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from events import assert_are_curves
 from lskd.base.files import read_csv
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -30,8 +31,10 @@ def test_a_study_of_binary_students(tmp_path):
         "output": "runs/mini",
         "smoothing": {"values": [0, 0.1]},
         "seeds": [0],
+        "controls": ["hard", "smoothed", "real"],
         "teachers": [{"model": "test_resnet", "config": "teacher.yaml"}],
         "students": [{"model": "ReActNet-18", "config": "student.py"}],
+        "tracker": "tensorboard",
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     words = [sys.executable, "-m", "lskd_study", "study", "study.yaml", "--cores", "2"]
@@ -49,9 +52,23 @@ def test_a_study_of_binary_students(tmp_path):
         curves, own = read_csv(folder / "curves.csv"), read_csv(folder / "epochs.csv")
         assert [row["epoch"] for row in curves] == ["0", "1"]
         assert [row["val_ce"] for row in curves] == [row["val_ce"] for row in own]
+        assert_are_curves(folder)
         # From the stored logits, and as the trainer itself counted.
         (measured,) = (row for row in read_csv(runs / "runs.csv") if row["run"] == folder.name)
         assert float(measured["top1"]) == pytest.approx(float(own[-1]["val_top1"]), abs=0.2)
+    controls = {folder.name: folder for folder in (runs / "controls").iterdir()}
+    assert set(controls) == {
+        f"control-ReActNet_18{kind}-seed0" for kind in ("-smoothing0", "-smoothing0.1", "_real-smoothing0")
+    }
+    for name, folder in controls.items():
+        job = json.loads((folder / "job.json").read_text())
+        assert (job["role"], job["teacher"]) == ("control", None)
+        assert "teacher" not in job["command"]
+        curves = read_csv(folder / "curves.csv")
+        assert all(row["train_hard_ce"] and not row["train_ce"] for row in curves)
+        assert not any(row["val_ce"] for row in curves)
+        # Only the real-valued one has no binary weights that flip.
+        assert all(row["flip_ratio"] == "" for row in curves) == ("_real" in name)
     page = (runs / "index.html").read_text()
     assert "Fig. 6" in page
     assert "test, α = 0.1" in page
@@ -59,4 +76,4 @@ def test_a_study_of_binary_students(tmp_path):
 
     again = subprocess.run([*words, "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert "4 runs: 4 finished, 0 to do" in again.stdout
+    assert "7 runs: 7 finished, 0 to do" in again.stdout

@@ -22,6 +22,7 @@ import torch
 import yaml
 
 import forked
+from events import assert_are_curves
 from lskd import SoftLabels
 from lskd_study.plan.plan import Plan
 
@@ -57,6 +58,7 @@ STUDY = {
         {"model": "test_byobnet", "config": "student.yaml"},
         {"model": "test_resnet", "config": "student.yaml"},
     ],
+    "tracker": "tensorboard",
     "soft_labels": {"mode": "always"},  # these teachers are too small for auto
     "resources": {"threads": 1, "extra": {"gpu": 1}},
 }
@@ -177,6 +179,16 @@ def test_a_study_survives_being_killed(study):
     assert len(finished(study)) == 6
 
 
+def test_each_runs_curves_are_in_tensorboard_whatever_was_killed(study):
+    for path in study.glob("runs/mini/*/*/curves.csv"):
+        assert_are_curves(path.parent)
+    said = (study / "runs" / "mini" / "progress.log").read_text()
+    for name in finished(study):
+        total = 3 if name.startswith("teacher") else 2
+        assert f"  epoch    {name}  {total} of {total}\n" in said
+    assert not any("  epoch  " in line for line in (study / "first.log").read_text().splitlines())
+
+
 def test_the_recorded_command_and_curves_are_the_trainers_own(study):
     folder, name = study, "student-test_resnet-of-test_byobnet-smoothing0.1-T1-hard0-seed0"
     run = folder / "runs" / "mini" / "students" / name
@@ -187,7 +199,7 @@ def test_the_recorded_command_and_curves_are_the_trainers_own(study):
     values = dict(zip(header, row, strict=True))
     parts = float(values["train_kl"]) + float(values["train_teacher_entropy"])
     assert float(values["train_ce"]) == pytest.approx(parts, rel=1e-3)
-    top1 = (run.parents[1] / "runs.csv").read_text().split(name)[1].split("\n")[0].split(",")[7]
+    top1 = (run.parents[1] / "runs.csv").read_text().split(name)[1].split("\n")[0].split(",")[8]
     assert float(top1) == pytest.approx(float(values["val_top1"]), abs=0.35)  # float16 may break a tie
 
     # Verbatim from the page, as it would be pasted into a shell in that folder.

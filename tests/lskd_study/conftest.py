@@ -29,6 +29,8 @@ def make_plan(root: Path, **changes: object) -> Plan:
         "students": [("small", "student.yaml"), ("big", "student.yaml")],
         "temperatures": [1.0],
         "hard_weights": [0.0],
+        "controls": [],
+        "student_seeds": 1,
     }
     matrix |= {key: value for key, value in changes.items() if key in matrix}
     return Plan(
@@ -43,6 +45,7 @@ def make_plan(root: Path, **changes: object) -> Plan:
         convention="paper",
         smoothing=sorted(matrix["smoothing"]),
         seeds=matrix["seeds"],
+        student_seeds=matrix["student_seeds"],
         threads=1,
         resources={},
         configs={"teacher.yaml": {"epochs": 5}, "student.yaml": {"epochs": 5}},
@@ -122,10 +125,18 @@ def plan_of() -> StudyMaker:
 
 
 def study_maker(root: Path) -> StudyMaker:
-    """Make finished studies; ``effect``: added to the right class in students of smoothed teachers."""
+    """Make finished studies; ``effect``: added to the right class in students of smoothed teachers.
+
+    ``taught``: in all students.
+    """
 
     def make(
-        effect: float = 0.0, per_class: int = 60, noise: float = 0.3, seed: int = 0, **changes: object
+        effect: float = 0.0,
+        per_class: int = 60,
+        noise: float = 0.3,
+        seed: int = 0,
+        taught: float = 0.0,
+        **changes: object,
     ) -> Plan:
         plan = make_plan(root, **changes)
         rng = np.random.default_rng(seed)
@@ -139,11 +150,13 @@ def study_maker(root: Path) -> StudyMaker:
                 strength = 0.5 * strength + 1.5
             if run.role == "student" and smoothed:
                 strength = strength + effect
+            if run.role == "student":
+                strength = strength + taught
             logits = own * strength[:, None] + 0.2 * rng.standard_normal((len(labels), NUM_CLASSES))
             jitter = 0.01 * rng.standard_normal()
             entropy = 0.5 if smoothed else 0.1
             curves = {"val_top1": 70 + jitter, "val_top5": 100.0, "val_loss": 0.3}
-            if run.role == "teacher":
+            if run.role != "student":
                 curves["train_hard_ce"] = 0.2 + jitter
             else:
                 parts = {"train_kl": 0.05 + jitter, "train_teacher_entropy": entropy + jitter}

@@ -1,6 +1,7 @@
 """Studies and data that cannot work: one line, before anything is written, with what to do."""
 
 import gzip
+import importlib.util
 import json
 import os
 import re
@@ -54,6 +55,15 @@ DRY = ("study", "study.yaml", "--dry-run")
 def test_what_the_study_file_names_is_checked(scene, changes, message):
     scene.write(**changes)
     assert message in scene.refused("study", "study.yaml")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_tracker_that_is_not_installed(scene, name, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None if module == name else real(module))
+    scene.write(tracker=name)
+    for words in (DRY, DRY[:2]):
+        assert f"the tracker {name} is not installed here; pip install {name}\n" in scene.refused(*words)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +349,8 @@ def test_a_disk_that_takes_no_more(scene, words):
     done = subprocess.run([sys.executable, "-c", FULL, *words], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(
-        rf"lskd: error: cannot write {words[words.index('--output') + 1]} \(.*\); .*\n", done.stderr
+        rf"lskd: error: cannot write {words[words.index('--output') + 1]}: the disk is full \(.*\); .*\n",
+        done.stderr,
     )
     assert not list(Path("made").rglob("*"))
 

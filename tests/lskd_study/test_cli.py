@@ -39,7 +39,7 @@ def test_the_packaged_recipe_is_found_without_a_checkout(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert cli.main(["study", "recipes/digits/study.yaml", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "18 runs: 0 finished, 18 to do" in out
+    assert "50 runs: 0 finished, 50 to do" in out
     assert list(tmp_path.iterdir()) == []
     header = (recipes_folder() / "digits" / "study.yaml").read_text().split("\ntitle:")[0]
     assert "lskd study recipes/digits/study.yaml --cores 2" in header
@@ -90,13 +90,13 @@ def test_doctor_reports_and_exits_by_what_is_broken(capsys, monkeypatch):
 
 def test_doctor_says_how_to_get_what_is_missing():
     finding = doctor.check_adapter("nothing", ("no-such-distribution",), "timm_ls_kd")
-    assert (finding.state, finding.mend) == ("missing", how_to_install("nothing"))
+    assert (finding.state, finding.fix) == ("missing", how_to_install("nothing"))
 
 
 @pytest.mark.parametrize(("minor", "safe"), [(11, 14), (12, 12)])
 def test_doctor_warns_of_a_python_whose_archives_are_unsafe(minor, safe):
-    assert f"install 3.{minor}.{safe}" in doctor.check_python(3, minor, safe - 1).mend
-    assert doctor.check_python(3, minor, safe).mend == ""
+    assert f"install 3.{minor}.{safe}" in doctor.check_python(3, minor, safe - 1).fix
+    assert doctor.check_python(3, minor, safe).fix == ""
 
 
 def test_ctrl_c_says_how_to_go_on(scene, capsys, monkeypatch):

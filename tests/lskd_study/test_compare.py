@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from lskd.targets import chance_like_mass
 from lskd_study.pages.teachers import stability_csv, stability_table
 from lskd_study.paper.printed import load_tables
 from lskd_study.plan.teacher_list import TeacherEntry, Tolerance
-from lskd_study.teachers.compare import DEFINITIONS, QUANTITIES, compare, looks, measure
+from lskd_study.teachers.compare import DEFINITIONS, QUANTITIES, RATIOS, compare, looks, measure
 from lskd_study.teachers.outputs import Outputs
-from lskd_study.teachers.report import as_csv, as_json, print_comparison, reading
+from lskd_study.teachers.report import advice, as_csv, as_json, print_comparison, reading
 
 pytestmark = pytest.mark.unit
 
@@ -92,13 +93,14 @@ def test_small_classes_are_corrected_on_request():
     assert any("(corrected)" in line for line in corrected.warnings)
 
 
-def test_differences_are_later_less_earlier_and_in_points():
+def test_differences_are_later_less_earlier_in_points_or_a_ratio():
     weak, strong = measured(outputs("weak", strength=1.0), outputs("strong", strength=3.0, seed=1))
     comparison = compare([weak, strong], replicates=400)
     estimates = comparison.differences[0, 1]
     assert list(estimates) == [*QUANTITIES, *DEFINITIONS]
     for name, e in estimates.items():
-        assert e.value == pytest.approx(strong.value(name) - weak.value(name))
+        before, after = weak.value(name), strong.value(name)
+        assert e.value == pytest.approx(after / before if name in RATIOS else after - before)
     gain = estimates["top1"]
     assert gain.low > 5
     assert gain.low < gain.value < gain.high
@@ -216,7 +218,13 @@ def test_terminal_shows_every_value_and_warning():
     stream = io.StringIO()
     print_comparison(comparison, Console(file=stream, width=160))
     text = stream.getvalue()
-    for label in (*QUANTITIES.values(), *DEFINITIONS.values(), "equivalent", "warning: b: at temperature 50"):
+    for label in (
+        *QUANTITIES.values(),
+        *DEFINITIONS.values(),
+        "equivalent",
+        "warning: b: at temperature 50",
+        "is one training run",
+    ):
         assert label.replace("equivalent", "smoothing it looks trained with") in text
 
 
@@ -231,6 +239,37 @@ def test_the_most_accurate_is_named_only_where_it_is_no_chance(order):
     close = [outputs("one", strength=3.0), outputs("two", strength=3.0, seed=1)]
     (line,) = reading(compare(measured(*(close[i] for i in order)), 400))
     assert line.startswith("no teacher is clearly the most accurate")
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_a_teacher_that_is_sure_of_everything_there_is_no_ratio():
+    (tame, sure) = (outputs(name, strength=s) for name, s in (("tame", 3.0), ("sure", 1e4)))
+    found = compare(measured(tame, sure), 100).differences[0, 1]["dark_knowledge"]
+    assert np.isnan([found.value, found.low, found.high]).all()
+    assert "no value" in found.note
+
+
+def advised(*teachers):
+    return advice(compare(measured(*teachers), 400)).sentence
+
+
+def test_a_teacher_is_recommended_where_it_is_above_every_other():
+    strong = outputs("strong", strength=3.0, seed=1)
+    weak = [outputs(name, strength=1.0, seed=seed) for name, seed in (("weak", 0), ("weaker", 2))]
+    assert advised(weak[0], strong, weak[1]) == "Distil from strong, the most accurate of 3."
+    assert advised(weak[0], strong) == "Distil from strong, the more accurate."
+    close = outputs("close", strength=3.0)
+    said = advised(weak[0], strong, close)
+    assert re.fullmatch(r"(strong or close|close or strong) will do: which .* cannot be told\.", said)
+
+
+def test_one_teacher_is_said_to_be_what_it_is_and_guessing_is_no_teacher():
+    assert re.match(
+        r"only is right on \d\d\.\d\d %; to choose takes another", advised(outputs("only", strength=3.0))
+    )
+    assert re.match(
+        r"Distil from none: guess is right on .*no better than guess", advised(outputs("guess", strength=0.0))
+    )
 
 
 # The paper's tables

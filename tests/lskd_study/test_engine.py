@@ -18,6 +18,7 @@ from lskd import LskdError
 from lskd.base.files import cannot_write
 from lskd_study.base import stopping
 from lskd_study.cli import main as cli
+from lskd_study.pages.verdicts import read_record
 from lskd_study.plan.plan import JOB, PLAN, Plan
 from lskd_study.stores.decide import with_stores
 from lskd_study.study import engine
@@ -72,6 +73,7 @@ def test_a_finished_study_only_rebuilds_its_page(plan, finish, scheduled, capsys
     out = capsys.readouterr().out.splitlines()
     assert "top-1 accuracy" in out[0]
     assert out[1] == "out/index.html"
+    assert out[2] == str(read_record(plan.root).recommendation)
 
 
 def test_a_failed_run_does_not_lose_the_others(plan, finish, scheduled, capsys):
@@ -127,6 +129,8 @@ def test_two_studies_never_share_an_output_folder(plan, finish):
         {"output": "./out//"},
         {"output": "{here}/out"},
         {"resources": {"threads": 4, "extra": {"mem_mb": 5}}},
+        {"tracker": "tensorboard"},
+        {"t.yaml": "epochs: 1\nlog_tensorboard: true\nwandb_project: p\nmodel_kwargs: {a: x/}\n"},
         {"teachers": [{"model": "test_resnet", "config": "./t.yaml"}]},
     ],
 )
@@ -166,7 +170,7 @@ def test_the_folder_of_results_goes_on_with_its_study(plan, finish, scheduled, c
     capsys.readouterr()
     for name in ("out", "./out/", str(plan.root)):
         assert engine.run_study(name, None, 1, False, []) == 0
-        assert capsys.readouterr().out.splitlines()[-1] == "out/index.html"
+        assert capsys.readouterr().out.splitlines()[-2] == "out/index.html"
     plan.root.rename("moved")
     assert engine.run_study("moved", None, 1, False, []) == 0
     assert Plan.read(Path("moved", PLAN)).output == "moved"
@@ -376,7 +380,9 @@ def test_teachers_are_compared_alone(scene, finish, capsys):
     assert "<title>T</title>" in page
     for run in plan.runs:
         assert run.id.removeprefix("teacher-") in page
-    assert str(plan.root / "index.html") in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert str(plan.root / "index.html") in out
+    assert out.splitlines()[-1] == str(read_record(plan.root).recommendation)
     assert {"stability.csv", "table1.csv"} <= {path.name for path in plan.root.iterdir()}
 
 
@@ -390,7 +396,7 @@ def test_a_missing_teacher_is_named_and_the_others_are_compared(scene, finish, c
     page = (plan.root / "index.html").read_text()
     assert plan.runs[3].id.removeprefix("teacher-") in page
     assert "1 of 4 runs are missing" in page
-    assert f"<code>{plan.runs[2].id}</code>" in page
+    assert f"<li>{plan.runs[2].id}</li>" in page
 
 
 def test_the_factor_t_squared_reaches_the_students_and_nothing_else(scene):

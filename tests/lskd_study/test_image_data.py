@@ -474,7 +474,7 @@ def test_a_full_disk(data, own, cub, tmp_path, monkeypatch):
     words = ("cub200", tmp_path / "cub", *CUB)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        assert "(No space left on device); free some space, or choose" in data.refuse(*words)
+        assert ": the disk is full (No space left on device); what is finished is kept" in data.refuse(*words)
     usage = _layout.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(_layout.shutil, "disk_usage", lambda folder: usage._replace(free=100))
     assert "has 100 bytes free, this needs" in data.refuse(*words)

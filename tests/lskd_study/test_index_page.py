@@ -12,6 +12,7 @@ from lskd_study.cli.main import main
 from lskd_study.pages.study import write_report
 from lskd_study.pages.teachers import write_teachers_report
 from lskd_study.pages.verdicts import VERDICTS_FILE, read_record
+from lskd_study.plan.plan import JOB
 from simulated import cells, html_tables
 
 pytestmark = pytest.mark.unit
@@ -65,7 +66,7 @@ def test_one_line_per_study_with_relative_links(studies, tmp_path, capsys):
         assert not link.startswith("/")
         assert " " not in link
         assert (output.parent / link.replace("%20", " ")).resolve() == (folder / "index.html").resolve()
-    for line in (read_record(folder).headline.answer for folder in studies):
+    for line in (read_record(folder).recommendation.sentence for folder in studies):
         assert line.replace("'", "&#39;") in html
 
 
@@ -113,6 +114,26 @@ def test_teachers_alone_have_their_line_too(tmp_path, fake_study):
     assert "distils a better student" not in page
 
 
+def test_one_seed_of_teachers_that_saw_other_data_recommends_nothing(fake_study):
+    plan = fake_study(students=[], seeds=[0])
+    path = plan.folder(plan.runs[0]) / JOB
+    job = json.loads(path.read_text())
+    write_teachers_report(plan)
+    assert read_record(plan.root).recommendation.sentence.startswith("Distil from")
+    path.write_text(json.dumps({**job, "data": {**job["data"], "sha256": "1" * 64}}))
+    write_teachers_report(plan)
+    said = read_record(plan.root).recommendation.sentence
+    assert said == "No recommendation: the data changed within the study."
+
+
+def test_a_difference_too_small_to_matter_is_a_part_of_the_answer(copied, tmp_path, capsys):
+    changed(lambda content: content["headline"].update(verdict="too small to matter"))(copied)
+    assert main(["index", str(copied), "--output", str(tmp_path / "i.html")]) == 0
+    assert "0 contradict it, in 1 the difference is too small to matter, and 0 cannot tell" in (
+        capsys.readouterr().out
+    )
+
+
 def test_claims_that_take_several_studies_have_a_section(studies, tmp_path, fake_study_at):
     """Studies of one student on the same images, whose teachers make a trend together; one was moved."""
     folders = []
@@ -129,7 +150,7 @@ def test_claims_that_take_several_studies_have_a_section(studies, tmp_path, fake
     section = html[html.index('id="claims-together"') :].split("</section>")[0]
     assert "Better teachers teach better" in section
     assert "4 networks" in section or "differ by little more" in section
-    assert "The 0 tests" in section or "The 1 test" in section or "The 2 tests" in section
+    assert "The 0 tests" not in section
     assert main(["index", str(folders[0]), str(studies[2]), "--output", str(tmp_path / "j.html")]) == 0
     assert "claims-together" not in (tmp_path / "j.html").read_text()
 
@@ -187,4 +208,4 @@ def test_a_study_with_a_failed_run_has_no_verdict_and_says_why(fake_study_at, fa
     assert "1 study has no verdict, because runs failed. 2 runs failed." in capsys.readouterr().out
     (row,) = rows_of(output)
     assert (row[1], row[-1]) == ("– no verdict", "2 of 8")
-    assert f"{plan.runs[0].id}: epoch 3: the training loss is nan" in row[0]
+    assert "2 of 8 runs failed." in row[0]

@@ -17,9 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from events import assert_are_curves, scalars, text
 from lskd import DivergedError, LskdError
 from lskd.base.files import cannot_write
 from lskd.checkpoints import file_checksum
+from lskd_study.base import progress
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS, PLAN
 from lskd_study.results.images import read_logits
 from lskd_study.results.read import read_results
@@ -126,6 +128,64 @@ def test_a_run_leaves_what_later_questions_need(study):
     rows = curves_of(folder)
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     assert (rows[2]["train_hard_ce"], rows[2]["train_ce"], rows[2]["val_top1"]) == ("1.5", "", "72")
+
+
+def test_tensorboard_has_the_columns_of_curves_csv(study):
+    """Each epoch once, whatever became of the process; and no trainer's command knows."""
+    plan = replace(study.plan, tracker="tensorboard")
+    study.trainer.stop = 1
+    with pytest.raises(KeyboardInterrupt):
+        job.run_job(plan, study.run)
+    assert set(scalars(study.folder)["val_top1"]) == {0, 1}
+    study.trainer.stop = None
+    job.run_job(plan, study.run)
+    assert_are_curves(study.folder)
+    said = text(study.folder, "config")
+    assert "study: Simulated study <of> nothing" in said
+    assert f"id: {study.run.id}" in said
+    assert not any("tensorboard" in word for call in study.calls for word in call)
+    assert study.record(study.run)["settings"] == study.plan.settings(study.run)
+
+
+def test_what_is_begun_anew_has_no_epochs_of_another_run(study):
+    plan = replace(study.plan, tracker="tensorboard")
+    study.trainer.stop = 1
+    with pytest.raises(KeyboardInterrupt):
+        job.run_job(plan, study.run)
+    study.trainer.stop = 0
+    with pytest.raises(KeyboardInterrupt):
+        job.run_job(replace(plan, convention="uniform"), study.run)
+    assert set(scalars(study.folder)["val_top1"]) == {0}
+
+
+def test_a_tracker_that_cannot_start_ends_the_run_before_it_trains(study, capfd):
+    (study.plan.root / "plan.json").unlink()
+    replace(study.plan, tracker="wandb").write()
+    study.patch.setattr("lskd_study.runs.watch.Tracker", refuse)
+    assert study.main() == 1
+    assert study.calls == []
+    assert "wandb cannot be started (no key)" in capfd.readouterr().err
+
+
+def test_a_run_whose_network_cannot_be_measured_is_no_worse_for_it(study):
+    study.patch.setattr(type(TIMM), "size", lambda *_: 1 / 0)
+    job.run_job(study.plan, study.run)
+    assert study.record(study.run)["size"] is None
+
+
+def refuse(*arguments, **options):
+    raise LskdError("wandb cannot be started (no key)")
+
+
+def test_epochs_are_said(study, tmp_path, monkeypatch):
+    path = tmp_path / "progress.log"
+    monkeypatch.setenv(progress.VARIABLE, str(path))
+    study.stop_after_an_epoch(study.run)
+    job.run_job(study.plan, study.run)
+    found = [progress.EPOCH.fullmatch(line) for line in path.read_text().splitlines()]
+    said = [(line[1], int(line[2]), int(line[3])) for line in found if line]
+    # The file says 5; what the trainer left are 3.
+    assert said == [(study.run.id, done, 5) for done in (0, 1, 1, 3)]
 
 
 def test_the_command_names_every_setting_of_the_cell(study):

@@ -46,6 +46,24 @@ def test_teachers_are_timms_and_students_mmcls(plan):
     assert again[again.index("--work-dir") + 1] == f"rerun/{student.id}"
 
 
+def test_controls_name_no_teacher(plan):
+    controls = [run for run in plan.runs if run.role == "control" and run.seed == 1]
+    found = {}
+    for run in controls:
+        words = MMCLS.command(plan, run)
+        options = dict(word.split("=", 1) for word in words[words.index("--cfg-options") + 1 :])
+        found[run.model, run.smoothing] = options
+        assert options["model.type"] == "UntaughtClassifier"
+        assert options["randomness.seed"] == "1"
+        assert not any("teacher" in name or "hard_weight" in name for name in options)
+    name = "ReActNet-18x0.25"
+    assert set(found) == {(name, 0.0), (name, 0.1), (f"{name}-real", 0.0)}
+    for (model, alpha), options in found.items():
+        assert options["model.distillation.alpha"] == f"{alpha:g}"
+        assert options["model.distillation.convention"] == "paper"
+        assert options.get("model.backbone.binarize") == ("[]" if model.endswith("-real") else None)
+
+
 def test_a_change_of_a_base_changes_the_settings(plan):
     student = next(run for run in plan.runs if run.role == "student")
     content = plan.settings(student)["config"]
@@ -84,6 +102,14 @@ def test_configurations_are_checked_before_any_run(tmp_path, text, words):
     with pytest.raises(LskdError, match=words) as error:
         MMCLS.check_config(MMCLS.read_config(path), str(path), "student", "m")
     assert "\n" not in str(error.value)
+
+
+def test_a_start_that_was_taught_is_no_control(plan):
+    config = plan.configs["recipes/digits_bnn/student.py"]
+    config = {**config, "model": {**config["model"], "step1_checkpoint": "step1.pth"}}
+    MMCLS.check_config(config, "student.py", "student", "m")
+    with pytest.raises(LskdError, match="step1_checkpoint was taught, a control is not"):
+        MMCLS.check_config(config, "student.py", "control", "m")
 
 
 def test_curves_in_the_common_columns(tmp_path):

@@ -2,22 +2,22 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
-import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from lskd import LskdError
+from lskd_study.claims.outlook import assumed, before
 from lskd_study.cli import main as cli
 from lskd_study.plan.json_schema import study_schema
-from lskd_study.stats.intervals import crossed_interval
 from lskd_study.study import own as command
 from lskd_study.study import own_time as timing
 from lskd_study.study.engine import make_plan
-from lskd_study.study.own_choice import candidates, shorter
+from lskd_study.study.own_choice import SEEDS, Asked, candidates, shorter
 from lskd_study.study.own_files import study_files
 from lskd_study.study.own_images import OwnImages, look_at
 
@@ -160,7 +160,8 @@ def test_the_files_are_a_study_in_order(tmp_path, monkeypatch, gpu, grey):
         jsonschema.validate(yaml.safe_load((tmp_path / "study.yaml").read_text()), study_schema())
         plan = make_plan("study.yaml", None)  # the trainer's own parser reads the files
         assert (plan.data, plan.output, plan.num_classes) == ("x", "runs/x", 3)
-        assert len(plan.runs) == 18
+        assert len(plan.runs) == 50
+        assert plan.seeds == [0, 1, 2, 3, 4]
         assert {run.model for run in plan.runs if run.role == "student"} == set(choice.students)
         config = yaml.safe_load((tmp_path / "student.yaml").read_text())
         assert "pretrained" not in config
@@ -168,33 +169,27 @@ def test_the_files_are_a_study_in_order(tmp_path, monkeypatch, gpu, grey):
         assert config.get("in_chans", 3) == (1 if grey else 3)
 
 
-def test_the_width_of_the_interval_is_that_of_the_studys_own_statistics():
-    """Pairs of students that differ on one image in ten, at random."""
-    rng = np.random.default_rng(0)
-    widths = []
-    for _ in range(200):
-        differences = rng.choice([-1.0, 0.0, 1.0], size=(3, 600), p=[0.05, 0.9, 0.05])
-        found = crossed_interval(differences, bounded=True)
-        widths.append((found.high - found.low) / 2)
-    # With three seeds the width of an interval varies from study to study; its square is right on average.
-    assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(command.half_width(600, 3), rel=0.1)
-
-
 def run_time(name: str, count: int, **changes: float) -> timing.RunTime:
     times = {"start": 5.0, "step": 0.1, "steps": 10, "evaluation": 0.5, "epochs": 30}
     return timing.RunTime(name, count, **(times | changes))
 
 
-ROWS = [run_time("teacher test_resnet", 6), run_time("student test_byobnet of test_resnet", 12)]
+ROWS = [
+    run_time("teacher test_resnet", 10),
+    run_time("student test_byobnet of test_resnet", 20),
+    run_time("control test_byobnet", 20),
+]
 
 
 @pytest.fixture
 def untrained(monkeypatch) -> list[tuple[str, int]]:
     """Nothing is timed and nothing trained; returns what would have been."""
     started: list[tuple[str, int]] = []
-    monkeypatch.setattr(command, "estimate_time", lambda plan, cores: timing.TimeEstimate(ROWS, 18, cores))
+    monkeypatch.setattr(command, "estimate_time", lambda plan, cores: timing.TimeEstimate(ROWS, 50, cores))
     monkeypatch.setattr(
-        command, "run_study", lambda file, output, cores, dry_run, options: started.append((file, cores)) or 0
+        command,
+        "run_study",
+        lambda file, output, cores, dry_run, options, **more: started.append((file, cores)) or 0,
     )
     return started
 
@@ -203,10 +198,10 @@ def test_a_dry_run_shows_the_time_and_leaves_nothing(here, untrained):
     before = here.listing()
     out = here.run("study", "--own", "pets", "--dry-run", "--cores", "2")
     assert (
-        "6 x teacher test_resnet, 30 epochs of 10 steps (100 ms) and an evaluation (0.5 s): 50 s each" in out
+        "10 x teacher test_resnet, 30 epochs of 10 steps (100 ms) and an evaluation (0.5 s): 50 s each" in out
     )
-    assert "12 x student test_byobnet of test_resnet, 30 epochs of 10 steps (100 ms)" in out
-    assert "18 runs, 2 at a time, and the page" in out
+    assert "20 x student test_byobnet of test_resnet, 30 epochs of 10 steps (100 ms)" in out
+    assert "50 runs, 2 at a time, and the page" in out
     assert "would write runs/own-pets/study.yaml" in out
     assert here.listing() == before
     assert untrained == []
@@ -222,12 +217,14 @@ def test_a_teacher_that_is_asked_once_is_counted_once(here, untrained, monkeypat
     monkeypatch.setattr(timing, "SECONDS", 0.01)
     expected = timing.estimate_time(make_plan("out/study.yaml", None), cores=2)
     assert [(row.name, row.count, row.epochs) for row in expected.rows] == [
-        ("teacher test_resnet", 6, 7),
-        ("soft labels of test_resnet", 6, 7),
-        ("student test_byobnet of test_resnet", 6, 7),
-        ("student test_resnet of test_resnet", 6, 7),
+        ("teacher test_resnet", 10, 7),
+        ("soft labels of test_resnet", 10, 7),
+        ("student test_byobnet of test_resnet", 10, 7),
+        ("student test_resnet of test_resnet", 10, 7),
+        ("control test_byobnet", 10, 7),
+        ("control test_resnet", 10, 7),
     ]
-    assert [row.evaluation > 0 for row in expected.rows] == [True, False, True, True]
+    assert [row.evaluation > 0 for row in expected.rows] == [True, False, True, True, True, True]
     assert all(row.step > 0 and row.steps == 1 for row in expected.rows)
 
 
@@ -296,7 +293,13 @@ def test_settings_that_fit_the_time(monkeypatch):
     jsonschema.validate(study, study_schema())
     assert expected.total == 360
     assert {row.epochs for row in expected.rows} == {choice.epochs}
-    assert command._choose(many, 1, 0.01)[0].epochs == 5
+    with pytest.raises(
+        LskdError,
+        match=r"^--hours 0.01 cannot be met: 5 epochs of test_resnet on 5 seeds need at least 1.7 min; "
+        r"give --hours 0.04$",
+    ):
+        command._choose(many, 1, 0.01)
+    assert command._choose(many, 1, 0.04)[0].epochs >= 5
 
 
 def test_a_step_that_fails_is_one_line(here, untrained, monkeypatch):
@@ -327,6 +330,22 @@ def test_what_does_not_fit_in_memory_is_not_chosen(monkeypatch):
         (["--own", "pets", "study.yaml", "--yes"], "--own needs no study file; leave out study.yaml"),
         (["--own", "pets", "--yes", "--coers", "2"], "unrecognized arguments: --coers"),
         (["--own", "pets", "--yes", "--hours", "0"], "--hours"),
+        (["--own", "pets", "--yes", "--seeds", "1"], "--seeds"),
+        (["--own", "pets", "--yes", "--smoothing", "0"], "--smoothing must be two different numbers or more"),
+        (["--own", "pets", "--yes", "--smoothing", "0,1"], "from 0 to below 1, such as 0,0.1; got '0,1'"),
+        (["--own", "pets", "--yes", "--smoothing", "0,nan"], "got '0,nan'"),
+        (["--own", "pets", "--yes", "--smoothing", "0;0.1"], "got '0;0.1'"),
+        (
+            ["--own", "pets", "--yes", "--models", "resnt18"],
+            "unknown model 'resnt18': timm has no such model; did",
+        ),
+        (["--own", "pets", "--yes", "--models", "resnet18,"], "unknown model ''"),
+        (["--own", "pets", "--yes", "--models", "resnet18,vgg11,vgg11"], "--models names a student twice"),
+        (["--own", "pets", "--yes", "--max-seeds", "9"], "--max-seeds is for --until-decided"),
+        (["--own", "pets", "--yes", "--until-decided", "--max-seeds", "5"], "the study has 5 seeds already"),
+        (["--own", "pets", "--yes", "--variance-from", "pets"], "pets contains no study"),
+        (["study.yaml", "--seeds", "7"], "--seeds is for --own; what a study does stands in its file"),
+        (["study.yaml", "--models", "resnet18"], "--models is for --own"),
         ([], "name a study file, or a folder of images of your own by --own DIR"),
     ],
 )
@@ -335,12 +354,30 @@ def test_arguments_that_do_not_go_together(here, untrained, words, message):
     assert untrained == []
 
 
+def test_seeds_until_it_is_decided_are_told_of_and_timed_to_the_last(here, untrained, capsys):
+    words = ["study", "--own", "pets", "--output", "out", "--until-decided", "--max-seeds", "12"]
+    out = here.run(*words, "--dry-run")
+    assert "until it is decided more seeds follow, up to 12 in at most 1" in out
+    assert "points with 12 seeds (" in out
+    here.run(*words, "--yes")
+    plan = make_plan("out/study.yaml", None, 12)
+    assert (plan.looks, len(plan.seeds)) == ([5, 8, 12], 5)
+    capsys.readouterr()
+    assert cli.main([*words, "--yes", "--hours", "0.1"]) == 0
+    assert "warning: this takes longer than --hours 0.1" in capsys.readouterr().err
+    # Nothing of its own is written beside the results of others.
+    Path("out/study.yaml").unlink()
+    plan.write()
+    assert "out contains results and no study.yaml of --own" in here.refused(*words, "--yes")
+
+
 def test_what_is_odd_but_possible_is_said(here, untrained, capsys):
     Path("pets/train/cat/notes.txt").touch()
-    assert cli.main(["study", "--own", "pets", "--dry-run"]) == 0
-    err = capsys.readouterr().err
+    assert cli.main(["study", "--own", "pets", "--dry-run", "--until-decided", "--max-seeds", "9"]) == 0
+    out, err = capsys.readouterr()
+    assert "until it is decided more seeds follow, up to 9" in out
     assert "warning: 1 file is no image and is passed over, e.g. pets/train/cat/notes.txt" in err
-    assert "warning: 4 validation images are few: the interval will be about" in err
+    assert "warning: less than an even chance (" in err
     assert "the smallest class has 2 training images" in err
 
 
@@ -349,6 +386,7 @@ def test_the_times_of_runs_add_up():
     assert row.each == pytest.approx(5 + 30 * 1.5 + 0.5)
     around = timing.TimeEstimate([], 0, 1).total
     expected = timing.TimeEstimate([row, run_time("y", 2, epochs=10)], 8, 2)
+    assert expected.of_runs == pytest.approx(6 * 50.5 + 2 * 20.5)
     assert expected.total == pytest.approx(around + (6 * 50.5 + 2 * 20.5) / 2)
     assert expected.shorter(10).total == pytest.approx(around + 8 * 20.5 / 2)
 
@@ -358,3 +396,90 @@ def test_a_folder_in_another_spelling_is_the_same_folder(here, untrained, spelli
     first = here.run("study", "--own", "pets", "--yes", "--dry-run").splitlines()[0]
     name = spelling.replace("{here}", str(here.folder))
     assert here.run("study", "--own", name, "--yes", "--dry-run").splitlines()[0] == first
+
+
+def test_what_is_asked_for_is_in_the_files(here, untrained, capsys):
+    words = ["study", "--own", "pets", "--yes", "--output", "out", "--seeds", "7"]
+    words += ["--smoothing", "0.2,0,0.05", "--models", "resnet10t,test_vit,test_resnet"]
+    out = here.run(*words, "--dry-run")
+    assert "teacher resnet10t, students test_vit, test_resnet, without pretrained weights" in out
+    assert "smoothing 0.2, 0, 0.05; 7 seeds" in out
+    here.run(*words)
+    plan = make_plan("out/study.yaml", None)
+    assert plan.seeds == list(range(7))
+    assert plan.smoothing == [0, 0.05, 0.2]
+    networks = {(run.role, run.model) for run in plan.runs}
+    assert networks == {("teacher", "resnet10t")} | {
+        (role, model) for role in ("student", "control") for model in ("test_vit", "test_resnet")
+    }
+    # The same command goes on; another one would be another study.
+    assert cli.main(words) == 0
+    capsys.readouterr()
+    for option, value in (("--seeds", "5"), ("--smoothing", "0,0.1"), ("--models", "resnet10t")):
+        assert cli.main(["study", "--own", "pets", "--yes", "--output", "out", option, value]) == 2
+        assert f"out/study.yaml is there and says otherwise than {option}" in capsys.readouterr().err
+    assert cli.main(["study", "--own", "pets", "--yes", "--output", "out"]) == 0
+
+
+def test_a_teacher_alone_is_its_own_student():
+    choices = candidates(images(), gpu=False, cores=2, asked=Asked(models=("resnet10t",)))
+    assert {(choice.teacher, choice.students) for choice in choices} == {("resnet10t", ("resnet10t",))}
+    assert choices[0].seeds == SEEDS
+
+
+def test_it_says_what_it_can_tell_and_how_long_more_would_take(here, untrained, capsys, monkeypatch):
+    """Of 50 runs of 50.5 seconds, ten a seed; the numbers are those of the study's own statistics."""
+    for number in range(2_000):
+        Image.new("RGB", (1, 1)).save(f"pets/val/{'cat' if number % 2 else 'dog'}/{number}.png")
+    here.run("study", "--own", "pets", "--yes", "--output", "out")
+    plan = make_plan("out/study.yaml", None)
+    expected = before(plan, [replace(one, seconds=10 * 50.5) for one in assumed(plan, 2_002)])
+    assert cli.main(["study", "--own", "pets", "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    assert f"lskd: warning: {expected[0]}\n" in err
+    assert [line for line in out.splitlines() if line.startswith("power: ")] == [
+        f"power: {line}" for line in expected[1:]
+    ]
+    assert any("5 % of 2,002 images" in line for line in expected)
+    # The warning is the first line of all, and what runs then does not say it once more.
+    said = []
+    monkeypatch.setattr(command, "run_study", lambda *words, **more: said.append(more["told"]) or 0)
+    assert cli.main(["study", "--own", "pets", "--yes", "--output", "out"]) == 0
+    assert capsys.readouterr().err.startswith(f"lskd: warning: {expected[0]}\n")
+    assert said == [True]
+
+
+def test_a_folder_without_a_split_gets_the_commands_that_make_one(here, monkeypatch):
+    """And they are as good as they look."""
+    no_classes(Path("pets"))
+    shutil.rmtree("pets/train"), shutil.rmtree("pets/val")
+    for label in ("cat", "dog"):
+        for number in range(3):
+            Image.new("RGB", (8, 6), 9 * number + 99 * (label == "cat")).save(f"pets/{label}/{number}.png")
+    error = here.refused("study", "--own", "pets", "--yes")
+    assert "make one: lskd data split pets --output pets_split && lskd study --own pets_split" in error
+    first, second = (line.split() for line in error.strip().partition("make one: ")[2].split(" && "))
+    here.run(*first[1:])
+    assert look_at(second[-1]).classes == ["cat", "dog"]
+    monkeypatch.chdir("pets")
+    assert "data split . --output ../pets_split" in here.refused("study", "--own", ".", "--yes")
+
+
+def test_training_images_alone_can_be_split(here):
+    shutil.rmtree("pets/val")
+    error = here.refused("study", "--own", "pets", "--yes")
+    assert "lskd data split pets/train --output pets_split && lskd study --own pets_split" in error
+
+
+def test_formats_that_trainers_pass_over_are_named(here, untrained, capsys):
+    Image.new("RGB", (8, 6)).save("pets/train/cat/x.webp")
+    assert cli.main(["study", "--own", "pets", "--dry-run"]) == 0
+    assert (
+        "passed over, e.g. pets/train/cat/x.webp; convert WebP, BMP and TIFF to PNG"
+        in capsys.readouterr().err
+    )
+    for path in Path("pets/val/dog").iterdir():
+        path.rename(path.with_suffix(".bmp"))
+    assert "convert WebP, BMP and TIFF to PNG, as `lskd data split`" in here.refused(
+        "study", "--own", "pets", "-n"
+    )

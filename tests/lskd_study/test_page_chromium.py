@@ -80,7 +80,7 @@ def pages(tmp_path_factory, fake_study_at, translation_study_at) -> dict[str, Pa
     """A page with everything, one with runs missing, one with more arms and settings; and one over all."""
     made = {}
     for name, changes in {
-        "usual": {"effect": 2.0},
+        "usual": {"effect": 2.0, "controls": ["hard", "smoothed"]},
         "many": {"smoothing": [0.0, 0.05, 0.1], "temperatures": [1.0, 4.0], "seeds": [0, 1]},
     }.items():
         plan = fake_study_at(tmp_path_factory.mktemp(name))(**changes)
@@ -126,8 +126,7 @@ def teachers_page(folder: Path) -> Path:
     return folder / "out" / "index.html"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (768, "dark"), (390, "light"), (320, "dark")])
 @pytest.mark.parametrize("name", ["usual", "many", "translation", "teachers", "index", "paper"])
 def test_the_page_in_chromium(browser, pages, name, width, scheme):
     browser.get_log("performance")
@@ -136,15 +135,19 @@ def test_the_page_in_chromium(browser, pages, name, width, scheme):
     assert browser.get_log("browser") == []
     asked = [entry["message"] for entry in browser.get_log("performance")]
     assert not [message for message in asked if '"url":"http' in message]
+    answer = browser.find_element("id", "answer")
+    advice = browser.find_elements("css selector", "#recommendation .sentence")
+    assert len(advice) == (name != "index")
+    # On the first screen, the advice on that of the smallest telephone too.
+    for one, high in ((answer, 700 if width > 320 else 900), *((one, 568) for one in advice)):
+        assert one.is_displayed()
+        assert one.location["y"] + one.size["height"] < high
     browser.execute_script("document.querySelectorAll('details').forEach(e => e.open = true)")
     scroll, inner = browser.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
     assert scroll <= inner == width
-    answer = browser.find_element("id", "answer")
-    assert answer.is_displayed()
     word = {"translation": "BLEU", "index": "Of 4 studies"}.get(name, "accura")
     assert word in answer.text
     assert ("95 % interval" in answer.text) == (name != "index")
-    assert answer.location["y"] + answer.size["height"] < 700  # the answer is on the first screen
     panels = browser.find_elements("css selector", ".panels svg")
     assert panels or name in ("teachers", "index")
     assert all(panel.size["height"] > 100 for panel in panels)
@@ -174,7 +177,8 @@ def test_the_tab_key_goes_down_the_page_and_shows_where_it_is(browser, pages):
             )
         )
     assert seen[0][0] == "Skip to the results"
-    assert [text for text, *_ in seen[1:3]] == ["Teacher", "α"]
+    assert seen[1][0].startswith("Students scored no lower than their teachers")  # unfolds
+    assert [text for text, *_ in seen[2:4]] == ["Teacher", "α"]
     assert [one for one in seen if not (one[1] >= 2 and one[2])] == []
     tops = [top for *_, top in seen]
     assert tops == sorted(tops)

@@ -63,14 +63,11 @@ def test_seeds_for_a_difference_are_the_fewest_with_that_power():
     seeds = variances.seeds_for(0.4)
     assert variances.power(seeds, 0.4) >= 0.8 > variances.power(seeds - 1, 0.4)
     assert variances.detectable(seeds) <= 0.4 < variances.detectable(seeds - 1)
-    half = variances.half_width(9)
-    assert variances.seeds_for_width(half) == 9
 
 
 def test_where_samples_are_the_limit_no_number_of_seeds_is_enough():
     variances = Variances(seed=0.01, sample=0.25, sample_df=200)
     assert variances.seeds_for(0.4) is None
-    assert variances.seeds_for_width(0.5) is None
 
 
 def test_one_seed_and_equal_runs_say_nothing_about_seeds():

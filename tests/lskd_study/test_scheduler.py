@@ -1,9 +1,11 @@
 """How Snakemake is called: profiles by name, executors, cores, GPUs, progress; nothing is run."""
 
+import errno
 import importlib.util
 import re
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 
 import pytest
@@ -149,6 +151,17 @@ def test_lines_of_runs_reach_who_follows(tmp_path, monkeypatch):
     path = tmp_path / "progress.log"
     path.write_text("of an earlier study\n")
     shown = []
+    looked = threading.Event()
+
+    def look() -> None:
+        if looked.is_set():  # the thread is still there
+            follower._end.set()
+        looked.set()
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    follower = progress.Follower(path, shown.append, look)
+    follower._thread.join()
+    assert follower._end.is_set()
     follower = progress.Follower(path, shown.append)
     monkeypatch.setenv(progress.VARIABLE, str(path))
     progress.say("lskd: error: é", timed=False)

@@ -38,6 +38,7 @@ def test_the_whole_procedure_keeps_its_error_rate_with_t_intervals(numbers, shar
         of_seeds = stats.t.isf(level / 2, n - 1) ** 2 * seen.var(1, ddof=1) / n
         of_samples = stats.norm.isf(level / 2) ** 2 * share**2 / numbers[-1]
         rejected |= np.abs(seen.mean(1)) > np.sqrt(of_seeds + of_samples)
+    print(f"{numbers}, samples' share {share}: {rejected.mean():.4f} rejected")
     assert rejected.mean() < 0.053  # its standard error is 0.001
 
 
@@ -62,11 +63,11 @@ def test_looks_grow_by_half_and_end_with_the_most():
             looks(first, most)
 
 
-@pytest.mark.parametrize(("difference", "least", "most"), [(0.4, 0.8, 1.0), (0.0, 0.0, 0.05)])
+@pytest.mark.parametrize(("difference", "least", "most"), [(0.4, 0.8, 1.0), (0.0, 0.0, 0.035)])
 def test_the_papers_difference_is_decided_and_none_rarely_is(difference, least, most):
     """500 studies of accuracy in points: seeds vary by 0.15, and arms differ on 5 % of 50,000 images."""
     rng, numbers, samples, right, wrong = np.random.default_rng(8), (5, 8, 12, 20), 300, 0, 0
-    bounds = levels(numbers)
+    bounds = levels(numbers, 0.025)  # what a page gives its headline
     for _ in range(500):
         d = difference + 0.15 * np.sqrt(2) * rng.standard_normal((numbers[-1], 1))
         d = d + np.sqrt(samples * 0.05 / 50_000) * 100 * rng.standard_normal((1, samples))
@@ -77,5 +78,6 @@ def test_the_papers_difference_is_decided_and_none_rarely_is(difference, least, 
                 right, wrong = right + (found.estimate > 0), wrong + (found.estimate < 0)
                 break
     decided = (right + wrong if difference == 0 else right) / 500
-    assert least <= decided <= most
-    assert wrong / 500 <= 0.05
+    print(f"a difference of {difference}: {decided:.3f} decided")
+    assert least <= decided <= most  # 0.025 has a standard error of 0.007
+    assert wrong / 500 <= 0.035

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
 from scipy import special
+
+from lskd_study.claims.measures import ACCURACY, MEASURES, STABILITIES
 
 pytestmark = pytest.mark.unit
 
@@ -55,9 +59,60 @@ def test_two_files_side_by_side(files):
     assert (first["name"], second["name"]) == ("a", "b")
     assert {d["from"] for d in second["differences"]} == {"a"}
     with Path("out/t.csv").open(newline="") as file:
-        assert {row["teacher"] for row in csv.DictReader(file)} == {"a", "b"}
+        rows = list(csv.DictReader(file))
+    assert {row["teacher"] for row in rows} == {"a", "b"}
+    # The texts of a study's page.
+    sources = {one.id: one.source for one in (ACCURACY, *MEASURES, *STABILITIES)}
+    assert {row["quantity"]: row["source"] for row in rows if row["source"]} == first["sources"]
+    assert first["sources"].items() <= sources.items()
+    assert first["sources"].keys() >= {"top1", "nll", "aurc", "dark_knowledge", "target_std"}
+    assert out.startswith("Distil from a, the more accurate.\n")  # the advice, before any table
     assert "top-1 accuracy" in out
     assert "95 % interval" in out
+
+
+def test_selective_risk_and_dark_knowledge_are_measured_and_compared(files):
+    found = measured(files, *TWO)
+    spreads = []
+    for teacher, stored in zip(found, (arrays(), arrays(1, 2.0)), strict=True):
+        logits, labels = stored["logits"].astype(np.float64), stored["labels"]
+        p, wrong = special.softmax(logits, axis=1), logits.argmax(1) != labels
+        centred = logits - logits.mean(1, keepdims=True)
+        for name, sure in (
+            ("aurc", p.max(1)),
+            ("aurc_normalised", centred.max(1) / np.linalg.norm(centred, 5, axis=1)),
+        ):
+            ranked = wrong[np.argsort(-sure)]
+            area = np.mean([ranked[: k + 1].mean() for k in range(len(ranked))])
+            assert teacher[name] == pytest.approx(100 * area), name
+        spreads.append(np.mean([np.var(np.delete(row, c)) for row, c in zip(p, labels, strict=True)]))
+        assert teacher["dark_knowledge"] == pytest.approx(spreads[-1])
+    compared = {one["quantity"]: one for one in found[1]["differences"]}
+    assert compared["aurc"]["estimate"] == pytest.approx(found[1]["aurc"] - found[0]["aurc"])
+    ratio = compared["dark_knowledge"]
+    assert (ratio["ratio"], "ratio" in compared["aurc"]) == (True, False)
+    assert ratio["estimate"] == pytest.approx(spreads[1] / spreads[0])
+    for one in (ratio, compared["aurc"], compared["aurc_normalised"]):
+        assert one["low"] < one["estimate"] < one["high"]
+    out = files.run("stability", *TWO, "--csv", "t.csv")
+    assert f"× {ratio['estimate']:.3g}" in out
+    with Path("t.csv").open(newline="") as file:
+        assert "dark knowledge: variance of the wrong classes' probabilities (ratio)" in {
+            row["meaning"] for row in csv.DictReader(file)
+        }
+
+
+def test_of_two_classes_there_is_no_dark_knowledge_and_of_bfloat16_there_is(files):
+    for name in "cd":
+        np.savez(f"{name}.npz", **arrays(classes=2))
+    found = measured(files, "--logits", "c.npz", "--logits", "d.npz")
+    assert [found[0][name] for name in ("aurc_normalised", "dark_knowledge")] == [None, None]
+    assert not {"aurc_normalised", "dark_knowledge"} & {one["quantity"] for one in found[1]["differences"]}
+    halves = {name: torch.from_numpy(array) for name, array in arrays().items()}
+    save_tensors({**halves, "logits": halves["logits"].bfloat16()}, "half.safetensors")
+    exact, half = measured(files, "--logits", "a.npz", "--logits", "half.safetensors")
+    for name in ("aurc", "aurc_normalised", "dark_knowledge"):
+        assert half[name] == pytest.approx(exact[name], rel=0.1)
 
 
 def test_order_of_samples_does_not_matter(files):
@@ -66,7 +121,7 @@ def test_order_of_samples_does_not_matter(files):
     np.savez_compressed("shuffled.npz", **{name: array[order] for name, array in stored.items()})
     save_file({k: np.ascontiguousarray(v) for k, v in stored.items()}, "sorted.safetensors")
     one, two = measured(files, "--logits", "shuffled.npz", "--logits", "sorted.safetensors")
-    for name in ("top1", "nll", "ece", "entropy"):
+    for name in ("top1", "nll", "ece", "entropy", "aurc", "aurc_normalised", "dark_knowledge"):
         assert one[name] == pytest.approx(two[name], rel=1e-6)
     assert one["one_minus_stability"] == pytest.approx(two["one_minus_stability"], rel=1e-5)
     assert one["calibrated"] == pytest.approx(two["calibrated"], rel=1e-5)

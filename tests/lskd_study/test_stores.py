@@ -306,7 +306,8 @@ def test_a_failing_store_is_one_line(study, monkeypatch, capfd):
     monkeypatch.setattr(TIMM, "store", fail)
     assert study.main() == 1
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"lskd: error: soft labels {study.store.id} failed: No space left on device; ")
+    name = f"soft labels of {study.store.id}"
+    assert last.startswith(f"lskd: error: {name} failed: No space left on device; ")
     assert "train.log" in last
 
 

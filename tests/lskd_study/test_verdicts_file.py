@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from html import unescape
 from importlib import metadata
 
 import numpy as np
@@ -90,6 +91,27 @@ def test_two_versions_are_both_there(translation_study):
     assert (content["kind"], content["data"]["samples"]) == ("translation", 20)
 
 
+def test_it_opens_with_the_recommendation_of_the_page(fake_study):
+    plan = fake_study(effect=2.0)
+    write_report(plan)
+    content = content_of(plan)["recommendation"]
+    assert list(content) == ["sentence", "reason", "unknown", "cost"]
+    assert content["sentence"] == "Distil from the teacher with α = 0.1."
+    assert content["cost"] == "A teacher takes 12 s; a student takes 12 s; all 18 runs took 3.7 min."
+    page = (plan.root / "index.html").read_text().split('id="recommendation"')[1]
+    opening = re.sub("</?code>", "`", unescape(page.split("</header>")[0]))
+    places = [opening.index(part) for part in (*content.values(), 'id="answer"')]
+    assert places[0] < places[1] < places[4] < places[2] < places[3]  # the answer is on the first screen
+
+
+def test_runs_at_chance_are_recommended_to_nobody(plan_of, finish, tmp_path):
+    plan = plan_of(tmp_path)
+    finish(plan)
+    write_report(plan)
+    said = content_of(plan)["recommendation"]["sentence"]
+    assert re.fullmatch(r"No recommendation: \d+ runs are no better than chance\.", said)
+
+
 def test_a_study_of_teachers_alone_names_its_missing_runs(fake_study):
     plan = fake_study(students=[])
     (plan.folder(plan.runs[-1]) / JOB).unlink()
@@ -101,6 +123,7 @@ def test_a_study_of_teachers_alone_names_its_missing_runs(fake_study):
         "claim": None,
         "verdict": None,
         "answer": re.search(r'id="answer">(.*?)</p>', (plan.root / "index.html").read_text()).group(1),
+        "chances": None,
     }
     assert content["runs"] == {
         "planned": 6,

@@ -1,6 +1,7 @@
 """fairseq's recipes: its own training on a few sentences, two updates and one validation."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lskd_study.plan.recipes import catalogue, recipes_folder
+from lskd_study.study.engine import make_plan
 from lskd_study.trainers.fairseq import compose_file
 from lskd_study.trainers.trainer import quiet
 
@@ -40,6 +42,7 @@ def test_all_are_here():
 def test_teacher_and_student(name, costs, tmp_path):
     sizes, pairs = DATA[name]
     hours, teacher = 0.0, 0.0
+    runs = Counter(run.role for run in make_plan(str(recipes_folder() / name / "study.yaml"), None).runs)
     with quiet():
         data = data_bin(tmp_path, sizes)
         for role in ("teacher", "student"):
@@ -51,8 +54,9 @@ def test_teacher_and_student(name, costs, tmp_path):
             _hydra_main(cfg)
             student = operations(cfg)
             epochs = cfg.optimization.max_epoch
-            hours += costs.hours(epochs, pairs, 0, student, teacher, sustained=FLOAT32)
+            hours += runs[role] * costs.hours(epochs, pairs, 0, student, teacher, sustained=FLOAT32)
             teacher = student
+        hours += runs["control"] * costs.hours(epochs, pairs, 0, student, sustained=FLOAT32)
     costs.check(name, hours)
 
 

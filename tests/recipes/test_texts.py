@@ -3,16 +3,19 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from typer.main import get_command
 
+from lskd_study.claims.outlook import assumed, before, level_of
+from lskd_study.claims.statements import claims_of
 from lskd_study.cli import main as cli
 from lskd_study.paper.printed import load_tables
 from lskd_study.plan.recipes import catalogue, find_recipe, header_of, recipes_folder
 from lskd_study.runs.scheduler import check_snakemake_options
+from lskd_study.stats.power import Variances
+from lskd_study.study.engine import make_plan
+from parsed import parsed
 
 pytestmark = pytest.mark.unit
 
@@ -30,20 +33,6 @@ def commands(path: Path) -> list[list[str]]:
     quoted = [match for match in QUOTED.findall(text.replace("\n", " ")) if "..." not in match]
     parts = [part for line in lines for part in line.split(" && ")] + quoted
     return [shlex.split(part, comments=True) for part in parts]
-
-
-def parsed(words: list[str]) -> tuple[str, Any]:
-    """Find a command of ``lskd`` and let it parse its words, without running it; its name and context."""
-    command, name = get_command(cli.app), []
-    words = list(words)
-    while hasattr(command, "commands"):
-        if not words:  # `lskd data`, named as a whole
-            return " ".join(name), None
-        name.append(words.pop(0))
-        assert name[-1] in command.commands, f"lskd {' '.join(name)}"
-        command = command.commands[name[-1]]
-    alone = not words and name[0] in ("data", "figure")  # named, not to be run as it stands
-    return " ".join(name), None if alone else command.make_context(name[-1], words)
 
 
 FILES = [path for path in sorted([*ROOT.rglob("*.yaml"), *ROOT.rglob("*.py")]) if commands(path)]
@@ -131,6 +120,47 @@ def test_expected_figures_are_the_papers():
     for path in (path for folder in VISION for path in (ROOT / folder).glob("*.yaml")):
         if path.stem != "temperature":  # Chandrasegaran et al.'s
             assert set(re.findall(r"\b\d\d\.\d{3}\b", header_of(path))) <= printed, path
+
+
+@pytest.mark.parametrize("name", ["imagenet/table2", "cub200/table2"])
+def test_the_papers_tables_say_what_three_seeds_can_see(name):
+    """By the study's own statistics at its headline's level, with the assumptions that the headers name."""
+    study = find_recipe(name)
+    plan = make_plan(str(study.path), None)
+    level = level_of(claims_of(plan)[0], plan)
+    header = " ".join(header_of(study.path).split())
+    assert len(STUDIES[study.path]["seeds"]) == 3
+    assert "by 0.10, 0.15 or 0.25 points between seeds and arms differ on 5 % of" in header
+    images = int(re.search(r"the ([\d,]+) images", header)[1].replace(",", ""))
+    varies = [Variances(2 * sd**2, 100**2 * 0.05 / images, images - 1) for sd in (0.10, 0.15, 0.25)]
+    said = re.findall(r"for ([\d.]+) points (?:it )?is ((?:\.\d\d(?:, )?)+)", header)
+    assert {points for points, _ in said} >= {"0.4"}
+    for points, powers in said:
+        assert powers.strip(", ") == ", ".join(
+            f"{one.power(3, float(points), level):.2f}"[1:] for one in varies
+        )
+    for powers in re.findall(r"five seeds have ((?:\.\d\d(?:, )?)+)", header):
+        assert powers.strip(", ") == ", ".join(f"{one.power(5, 0.4, level):.2f}"[1:] for one in varies)
+    if "which no number of seeds makes .80" in header:
+        assert [one.seeds_for(0.4, level=level) for one in varies] == [None] * 3
+
+
+def test_the_manual_quotes_what_a_dry_run_says_of_power():
+    plan = make_plan(str(ROOT / "digits" / "study.yaml"), None)
+    first, *rest = before(plan, assumed(plan, 596))
+    block = "\n".join([f"warning: {first}", *(f"  power    {line}" for line in rest)])
+    manual = Path(__file__).parents[2] / "docs" / "study.md"
+    assert f"```\n{block}\n```" in manual.read_text(encoding="utf-8")
+
+
+def test_ours_have_five_seeds():
+    """And the paper's own tables three, or the single run that they print; FixRes is its Fig. 8, right."""
+    for path, study in STUDIES.items():
+        if "seeds" in study:
+            papers = study.get("paper") or path.parent.name == "fixres"
+            assert len(study["seeds"]) in ((1, 3) if papers else (5,)), path
+            if len(study["seeds"]) == 1:
+                assert 'with one seed a difference is always "cannot tell"' in header_of(path)
 
 
 def test_list_names_every_recipe_with_its_table(capsys, costs):

@@ -1,13 +1,19 @@
 """One clear line for a part of the study whose libraries are not installed."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.install import how_to_install
 
-STUDY_MODULES = ("jinja2", "matplotlib", "pyarrow", "pydantic", "scipy", "sklearn", "snakemake", "timm")
+STUDY_MODULES = (
+    *("jinja2", "matplotlib", "pandas", "pyarrow", "pydantic"),
+    *("scipy", "sklearn", "snakemake", "timm"),
+)
+EXPORT_MODULES = ("onnx", "onnxscript", "onnxruntime")
 _EXTRA_OF = {
+    **dict.fromkeys(EXPORT_MODULES, "export"),
     **dict.fromkeys((*STUDY_MODULES, "PIL", "psutil", "rich", "torchvision", "tqdm"), "study"),
     **dict.fromkeys(("mmcls", "mmcv", "mmengine"), "mmcls"),
     **dict.fromkeys(
@@ -20,9 +26,9 @@ _EXTRA_OF = {
 }
 
 
-def missing_study_modules() -> list[str]:
-    """Return the modules of the extra ``study`` that are not installed."""
-    return [name for name in STUDY_MODULES if importlib.util.find_spec(name) is None]
+def missing_modules(names: Sequence[str]) -> list[str]:
+    """Return those of some modules that are not installed."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
 def require_study_extra() -> None:
@@ -31,9 +37,22 @@ def require_study_extra() -> None:
     Raises:
         LskdError: naming what is missing and what to install.
     """
-    missing = missing_study_modules()
+    missing = missing_modules(STUDY_MODULES)
     if missing:
         raise LskdError(f"this needs {', '.join(missing)}, not installed here; {how_to_install('study')}")
+
+
+def require_export_extra() -> None:
+    """Check that what writes and runs ONNX is here.
+
+    Raises:
+        LskdError: naming what is missing and what to install.
+    """
+    if missing := missing_modules(EXPORT_MODULES):
+        raise LskdError(
+            f"ONNX needs {', '.join(missing)}, not installed here; "
+            f"add --no-onnx, or {how_to_install('export')}"
+        )
 
 
 def require_ecosystem(name: str, file: Path) -> None:

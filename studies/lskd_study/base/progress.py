@@ -5,6 +5,7 @@ So the terminal has one writer, whatever schedules the runs, and wherever they r
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -22,7 +23,7 @@ _SECONDS = 0.5
 
 def say(line: str, timed: bool = True) -> None:
     """Print a line of progress, with the time of day; in one write, because runs share the terminal."""
-    text = f"{datetime.now():%H:%M:%S}  {line}\n" if timed else f"{line}\n"
+    text = f"{at_the_time(line) if timed else line}\n"
     path = os.environ.get(VARIABLE)
     if path:
         with contextlib.suppress(OSError, LskdError), open_log(Path(path)) as file:
@@ -31,6 +32,11 @@ def say(line: str, timed: bool = True) -> None:
     with contextlib.suppress(OSError):  # a file on a disk that is full
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+def at_the_time(line: str) -> str:
+    """Return a line with the time of day before it."""
+    return f"{datetime.now():%H:%M:%S}  {line}"
 
 
 def open_log(path: Path) -> IO[str]:
@@ -46,12 +52,26 @@ def open_log(path: Path) -> IO[str]:
     return open(handle, "a", encoding="utf-8")
 
 
-class Follower:
-    """Hands every line that is added to the file to ``show``, in a thread, until it is stopped."""
+def say_epoch(name: str, done: int, of: int) -> None:
+    """Tell who reads the file how many epochs of a run are done, of how many (0: not known); see `EPOCH`."""
+    if os.environ.get(VARIABLE):
+        say(f"epoch    {name}  {done} of {of}")
 
-    def __init__(self, path: Path, show: Callable[[str], None]) -> None:
+
+EPOCH = re.compile(r"\d\d:\d\d:\d\d  epoch    (\S+)  (\d+) of (\d+)")
+
+
+class Follower:
+    """Hands every line that is added to the file to ``show``, in a thread, until it is stopped.
+
+    After each look at the file, every half second, it calls ``idle``.
+    """
+
+    def __init__(
+        self, path: Path, show: Callable[[str], None], idle: Callable[[], None] = lambda: None
+    ) -> None:
         """Start at the file's present end; it need not exist yet."""
-        self._path, self._show = path, show
+        self._path, self._show, self._idle = path, show, idle
         self._position = path.stat().st_size if path.exists() else 0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -60,13 +80,15 @@ class Follower:
     def stop(self, silently: bool = False) -> None:
         """Show what is left, or no more, and stop."""
         if silently:
-            self._show = lambda line: None
+            self._show, self._idle = (lambda line: None), (lambda: None)
         self._end.set()
         self._thread.join()
 
     def _follow(self) -> None:
         while not self._end.wait(_SECONDS):
             self._read()
+            with contextlib.suppress(OSError):  # of a folder on a network, for a moment
+                self._idle()
         self._read()
 
     def _read(self) -> None:

@@ -99,6 +99,16 @@ def storable(name: str) -> bool:
     return not {"\n", "\r"} & set(name)
 
 
+def listed(words: Iterable[object], joined: str = "and") -> str:
+    """Return words in a row, each once; there must be one.
+
+    >>> listed([3, 5, 8]), listed(["a", "b"], "or")
+    ('3, 5 and 8', 'a or b')
+    """
+    *most, last = dict.fromkeys(map(str, words))
+    return f"{', '.join(most)} {joined} {last}" if most else last
+
+
 def gigabytes(count: float) -> str:
     """Return a number of bytes in words."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

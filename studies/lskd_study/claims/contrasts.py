@@ -47,9 +47,24 @@ def measure_of(quantity: str) -> Measure:
 def estimate_contrast(measure: Measure, networks: Sequence[Cells], seeds: Sequence[int]) -> Interval:
     """Return a contrast averaged over networks with its interval.
 
+    Of several students for one seed of their teacher their mean counts, as one value of that seed.
+
     Raises:
         LskdError: when the quantity is missing or not finite in some run.
     """
+    found = _interval(measure, networks, seeds)
+    repeats = {len(runs[seed].each) for cells in networks for _, runs in cells for seed in seeds}
+    if len(seeds) < 2 or not found.known or len(repeats) > 1 or repeats == {1}:
+        return found
+    of_students = [
+        [[(w, {seed: runs[seed].each[k] for seed in seeds}) for w, runs in cells] for cells in networks]
+        for k in range(*repeats)
+    ]
+    means = [[_interval(measure, one, [seed]).estimate for one in of_students] for seed in seeds]
+    return found.of_students(means)
+
+
+def _interval(measure: Measure, networks: Sequence[Cells], seeds: Sequence[int]) -> Interval:
     if measure.per_sample(networks[0][0][1][seeds[0]]) is None:
         by_seed = np.array(
             [
@@ -117,7 +132,7 @@ def shot_measure(plan: Plan, quantity: str) -> Measure:
     chosen = classes_of_shot(plan, quantity)
 
     def per_sample(result: Result) -> PerSample | None:
-        found = result.per_sample("top1")
+        found = result.per_sample("last_top1")
         if found is None:
             return None
         member = np.array([class_of_key(key) in chosen for key in result.keys])
@@ -159,14 +174,14 @@ def separation_measure(plan: Plan, compared: Sequence[Sequence[Result]]) -> Meas
     for runs in compared:
         means = []
         for result in runs:
-            logits, labels = _logits(plan, result)
+            logits, labels = logits_of(plan, result)
             try:
                 means.append(class_mean_probabilities(logits, labels, plan.num_classes))
             except ValueError as error:
                 raise LskdError(f"{result.run.id}: {error}") from None
         pairs = nearest_classes(class_confusion(means))
         for result in runs:
-            logits, labels = _logits(plan, result)
+            logits, labels = logits_of(plan, result)
             values = class_separation(logits, labels, pairs).numpy()
             found[result.run.id] = PerSample(values, strata=labels.numpy())
     return Measure(
@@ -174,6 +189,7 @@ def separation_measure(plan: Plan, compared: Sequence[Sequence[Result]]) -> Meas
     )
 
 
-def _logits(plan: Plan, result: Result) -> tuple[torch.Tensor, torch.Tensor]:
+def logits_of(plan: Plan, result: Result) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a run's stored logits ``(N, K)`` and labels ``(N,)``, sorted by the samples' keys."""
     _, logits, labels = read_logits(plan.folder(result.run), plan.num_classes)
     return torch.from_numpy(logits), torch.from_numpy(labels)

@@ -113,7 +113,7 @@ class Finding:
         lost = ", ".join(str(seed) for seed in planned if seed not in seeds)
         note = f"without seed {lost}: runs are missing" if lost else ""
         # By identity: runs of several studies may have one name.
-        runs = len({id(group[seed]) for group in needed for seed in seeds})
+        runs = len({id(one) for group in needed for seed in seeds for one in group[seed].each})
         return replace(self, note=note, runs=runs), seeds
 
 
@@ -151,7 +151,7 @@ def number_of_tests(findings: Sequence[Finding]) -> int:
 def verdict(claim: Claim, interval: Interval | None, adjusted_p: float, null: float = 0.0) -> Verdict | None:
     """Return the verdict on a claim; None for a part that is no claim of the paper.
 
-    One seed is never enough, unless networks are random too: its interval leaves out what seeds vary.
+    One seed is never enough, unless networks are random too: its interval leaves out their variance.
     """
     if not claim.direction:
         return None

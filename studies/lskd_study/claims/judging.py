@@ -1,5 +1,6 @@
 """Estimate every claim that a study tests, and judge them. Those of a page are one family."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -29,8 +30,10 @@ from lskd_study.claims.statements import (
     settings_of,
     temperatures_of,
 )
+from lskd_study.plan.plan import real_name
 from lskd_study.results.results import AnyResult, Result, Results
 from lskd_study.stats.intervals import Array, Interval
+from lskd_study.stats.moderated import FEWEST, moderated
 from lskd_study.stats.trends import network_trend
 
 # (without, with smoothing), one pair per network
@@ -46,9 +49,30 @@ def judge(results: Results[AnyResult]) -> list[Finding]:
         for claim in claims_of(plan)
         for setting in settings_of(claim, plan)
     ]
+    if plan.pool_seed_variance:
+        found = _pooled(found, len(plan.seeds), plan.margin)
     if plan.looks:
         found = [finding.at_look(plan.looks, plan.look) for finding in found]
     return decide(found)
+
+
+def _pooled(findings: Sequence[Finding], seeds: int, margin: float) -> list[Finding]:
+    """Return findings with the variance between seeds pooled over the settings that a claim is tested in.
+
+    Of those that have all of the plan's ``seeds``: with other seeds their differences are not side by side.
+    """
+    alike: dict[Claim, list[tuple[int, Interval]]] = defaultdict(list)
+    for place, one in enumerate(findings):
+        whole = (own := one.interval) is not None and own.known and own.seeds == seeds >= FEWEST
+        if own is not None and whole and len(set(own.by_seed)) > 1:
+            alike[one.claim].append((place, own))
+    found = list(findings)
+    for places in alike.values():
+        if len(places) >= FEWEST:
+            parts = moderated([own.by_seed for _, own in places])
+            for (place, own), part in zip(places, parts, strict=True):
+                found[place] = findings[place].tested(own.pooled(part, len(places)), margin)
+    return found
 
 
 def groups(
@@ -56,7 +80,7 @@ def groups(
 ) -> dict[str, tuple[dict[int, AnyResult], dict[int, AnyResult]]]:
     """Return (without, with smoothing) results by seed for each teacher, or each student of each teacher."""
     arms = (setting.baseline, setting.smoothing)
-    by_arm = _by_network(results, claim.measured_on, arms, [(setting.temperature, setting.hard_weight)])
+    by_arm = by_network(results, claim.measured_on, arms, [(setting.temperature, setting.hard_weight)])
     return {name: (kinds[0], kinds[1]) for name, kinds in by_arm.items()}
 
 
@@ -71,7 +95,7 @@ def estimate(quantity: str, pairs: Groups, seeds: Sequence[int]) -> Interval:
     return estimate_contrast(measure_of(quantity), [difference(pair) for pair in pairs], seeds)
 
 
-def _by_network(
+def by_network(
     results: Results[AnyResult],
     role: Literal["teacher", "student"],
     arms: Sequence[float],
@@ -122,6 +146,17 @@ def _measure(
 
 def _networks(results: Results[AnyResult], claim: Claim, setting: Setting) -> list[Cells]:
     """Return the weights and runs of a contrast, for each network."""
+    if claim.control is not None:
+        named = real_name if claim.control == "real" else str
+        loss = setting.temperature, setting.hard_weight
+        return [
+            [
+                (-1.0, results.controls(named(student), setting.baseline)),
+                (1.0, results.students(student, teacher, setting.smoothing, *loss)),
+            ]
+            for teacher in models_of(results.plan, "teacher")
+            for student in models_of(results.plan, "student")
+        ]
     plan, arms, signs = results.plan, [setting.baseline, setting.smoothing], [-1.0, 1.0]
     losses, weights = [(setting.temperature, setting.hard_weight)], [1.0]
     if claim.contrast == "gain-temperature":
@@ -135,7 +170,7 @@ def _networks(results: Results[AnyResult], claim: Claim, setting: Setting) -> li
     if claim.contrast == "hard-weight":
         arms, signs = [setting.smoothing], [1.0]
     signed = [w * sign for w in weights for sign in signs]
-    kinds = _by_network(results, claim.measured_on, arms, losses)
+    kinds = by_network(results, claim.measured_on, arms, losses)
     return [list(zip(signed, cells, strict=True)) for cells in kinds.values()]
 
 

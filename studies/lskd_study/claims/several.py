@@ -42,16 +42,18 @@ Student = tuple[str, str, float, float, bool]
 def judge_several(studies: Sequence[Results[Any]]) -> list[Finding]:
     """Test the claims that these studies can test together; none where they cannot.
 
-    All of them: equal smoothing values and convention. More classes: image studies without a long tail, with
-    different numbers of classes, some of which are the same (by name), whose teachers have a network in
-    common, trained by the same file; of studies of one number of classes the one that shares most networks.
-    Long tails: two studies of the same classes with a network in common, one of them long-tailed. Trends:
-    studies measured on the same samples.
+    All of them: equal smoothing values, convention and number of last epochs. More classes: image studies
+    without a long tail, with different numbers of classes, some of which are the same (by name), whose
+    teachers have a network in common, trained by the same file; of studies of one number of classes the one
+    that shares most networks. Long tails: two studies of the same classes with a network in common, one of
+    them long-tailed. Trends: studies measured on the same samples.
     """
     groups: dict[object, list[Results[Any]]] = {}
     for study in studies:
         if study.finished:
-            groups.setdefault((study.plan.convention, tuple(study.plan.smoothing)), []).append(study)
+            plan = study.plan
+            alike = plan.convention, tuple(plan.smoothing), plan.last_epochs
+            groups.setdefault(alike, []).append(study)
     found: list[Finding] = []
     for group in groups.values():
         found += _gains([study for study in group if study.plan.kind is IMAGES])

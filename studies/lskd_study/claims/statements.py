@@ -9,19 +9,21 @@ import yaml
 from pydantic import TypeAdapter
 
 from lskd_study.claims.contrasts import SHOTS, classes_of_shot, is_long_tailed
+from lskd_study.plan.kinds import Control
 from lskd_study.plan.plan import Plan, exact
 from lskd_study.results.results import AnyResult, Results
 from lskd_study.stats.trends import FEWEST
 
 Task = Literal["images", "binary", "translation"]
 Role = Literal["teacher", "student", "trend"]
-# What is estimated: see `judging` for the first six, `several` for the others.
+# What is estimated: see `judging` for the first seven, `several` for the others.
 Contrast = Literal[
     "difference",  # smoothed minus baseline
     "hard-weight",  # fitted change of one arm from the smallest to the largest hard weight
     "gain-hard-weight",  # the same of the difference
     "gain-temperature",  # the difference above the lowest temperature minus that at the lowest
     "networks",  # fitted change over teacher networks
+    "control",  # students minus the same network without a teacher, see `Claim.control`
     "direction",  # whether the student's difference has the sign of the teacher's
     "gain-classes",  # over studies: fitted change of the difference for ten times the classes
     "gain-long-tail",  # over studies: the difference on long-tailed data minus that on others
@@ -49,11 +51,13 @@ class Claim:
     whose: Literal["teacher", "student"] = "student"
     explained_by: str = ""
     non_inferior: bool = False
+    control: Control | None = None
 
     @property
     def has_margin(self) -> bool:
         """Whether a difference smaller than the study's margin is too small to matter: one of accuracies."""
-        return self.contrast == "difference" and self.quantity == "top1" and not self.non_inferior
+        accuracies = self.contrast in ("difference", "control") and self.quantity == "top1"
+        return accuracies and not self.non_inferior
 
     @property
     def measured_on(self) -> Literal["teacher", "student"]:
@@ -84,6 +88,8 @@ def _can_test(plan: Plan, claim: Claim) -> bool:
         return False
     if plan.teachers_alone and (claim.measured_on == "student"):
         return False
+    if claim.control is not None:
+        return claim.control in plan.controls
     if claim.contrast in ("hard-weight", "gain-hard-weight"):
         return len(hard_weights_of(plan)) > 1
     if claim.contrast == "gain-temperature":
@@ -106,6 +112,7 @@ def _can_test(plan: Plan, claim: Claim) -> bool:
 class Setting:
     """One comparison of a study: two smoothing values at one temperature and hard weight.
 
+    Beside a control ``baseline`` is the smoothing of its labels.
     ``words`` says it where that is not all, for a trend over several of them.
     """
 
@@ -125,13 +132,18 @@ class Setting:
 def settings(results: Results[AnyResult]) -> list[Setting]:
     """Return the comparisons of a study, in the order of its file."""
     baseline, *others = results.plan.smoothing
-    return [Setting(baseline, alpha, t, hard) for t, hard in _losses(results.plan) for alpha in others]
+    return [Setting(baseline, alpha, t, hard) for t, hard in losses_of(results.plan) for alpha in others]
 
 
 def settings_of(claim: Claim, plan: Plan) -> list[Setting]:
     """Return the settings that a claim is tested in; of a trend each has all that the trend is over."""
     baseline, *others = plan.smoothing
-    losses, temperatures, hard_weights = _losses(plan), temperatures_of(plan), hard_weights_of(plan)
+    losses, temperatures, hard_weights = losses_of(plan), temperatures_of(plan), hard_weights_of(plan)
+    if claim.control is not None:
+        alike = claim.control == "smoothed"
+        pairs = [(a if alike else 0.0, a) for a in (others if alike else plan.smoothing)]
+        varied = len(temperatures) > 1, len(hard_weights) > 1
+        return [Setting(*arms, *loss, _beside(*arms, loss, varied)) for loss in losses for arms in pairs]
     if claim.contrast == "networks":
         every = every_arm(plan)
         if claim.measured_on == "teacher":
@@ -180,10 +192,17 @@ def models_of(plan: Plan, role: str) -> list[str]:
     return list(dict.fromkeys(run.model for run in plan.runs if run.role == role))
 
 
-def _losses(plan: Plan) -> Sequence[tuple[float, float]]:
+def losses_of(plan: Plan) -> Sequence[tuple[float, float]]:
     """Return temperature and hard weight of each kind of student; the paper's own where there are none."""
     students = [run for run in plan.runs if run.role == "student"]
     return list(dict.fromkeys((run.temperature, run.hard_weight) for run in students)) or [(1.0, 0.0)]
+
+
+def _beside(labels: float, alpha: float, loss: Sequence[float], varied: Sequence[bool]) -> str:
+    own = (
+        f", {name} = {exact(value)}" for name, value, named in zip("Tλ", loss, varied, strict=True) if named
+    )
+    return f"teacher’s α = {exact(alpha)}{''.join(own)} against labels’ α = {exact(labels)}"
 
 
 def _arms(baseline: float, alpha: float) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from lskd.base.install import how_to_install
 from lskd_study.base import provenance
-from lskd_study.base.extras import missing_study_modules
+from lskd_study.base.extras import STUDY_MODULES, missing_modules
 
 State = Literal["usable", "missing", "broken"]
 
@@ -23,7 +23,7 @@ class Finding:
     part: str
     state: State
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 # The first patch release without CVE-2025-4517, -8194 (tarfile) and -8291 (zipfile).
@@ -56,8 +56,8 @@ def render(findings: Sequence[Finding], *, as_json: bool) -> str:
     width = max(len(finding.part) for finding in findings)
     lines = []
     for finding in findings:
-        mend = f"; {finding.mend}" if finding.mend else ""
-        lines.append(f"{finding.part:{width}}  {finding.state:8}  {finding.found}{mend}")
+        fix = f"; {finding.fix}" if finding.fix else ""
+        lines.append(f"{finding.part:{width}}  {finding.state:8}  {finding.found}{fix}")
     return "\n".join(lines)
 
 
@@ -104,12 +104,12 @@ def _core() -> Finding:
     found = f"lskd {_version('lskd') or 'not installed'}, torch {torch.__version__}"
     if has_compiled_loss():
         return Finding("core", "usable", f"{found}, compiled loss")
-    mend = "on a CPU the loss is three times slower; for more install a C compiler (cc), then lskd again"
-    return Finding("core", "usable", f"{found}, without the compiled loss", mend)
+    fix = "on a CPU the loss is three times slower; for more install a C compiler (cc), then lskd again"
+    return Finding("core", "usable", f"{found}, without the compiled loss", fix)
 
 
 def _study() -> Finding:
-    missing = missing_study_modules()
+    missing = missing_modules(STUDY_MODULES)
     if missing:
         return Finding("study", "missing", f"without {', '.join(missing)}", how_to_install("study"))
     return Finding(

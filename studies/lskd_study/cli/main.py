@@ -8,6 +8,7 @@ import typer
 from lskd import LskdError
 from lskd_study.base.extras import not_installed
 from lskd_study.cli import figure, recipe, soft_labels
+from lskd_study.cli.export import export
 from lskd_study.cli.index import index
 from lskd_study.cli.stability import stability
 from lskd_study.data import commands as data
@@ -54,17 +55,32 @@ def study(
         typer.Option("--until-decided", help="Add seeds, by a rule that keeps the 5 %, until it is decided."),
     ] = False,
     max_seeds: Annotated[
-        int | None, typer.Option(min=3, help="With --until-decided: how many there may be; 20.")
+        int | None, typer.Option(min=3, help="With --until-decided: the most seeds; 20.")
     ] = None,
     variance_from: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Results of a like study: how much its seeds vary says what this can tell."
+            metavar="DIR", help="Results of a similar study: how much its seeds vary says what this can tell."
         ),
     ] = None,
     hours: Annotated[
         float | None,
-        typer.Option(min=0.01, help="With --own: what it may take; 1, with a GPU 12.", show_default=False),
+        typer.Option(min=0.01, help="With --own: the most hours; 1, with a GPU 12.", show_default=False),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="With --own: how many seeds; 5.", show_default=False)
+    ] = None,
+    smoothing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B[,...]", help="With --own: the teachers' smoothing; 0,0.1.", show_default=False
+        ),
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEACHER[,STUDENT...]", help="With --own: timm's names of networks.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Run a study, or go on with one, and write its page. Other options go to Snakemake (--profile slurm)."""
@@ -74,28 +90,43 @@ def study(
 
         print(schema_text(), end="")
         return
+    if max_seeds is not None and not until_decided:
+        raise LskdError("--max-seeds is for --until-decided; the seeds of a study stand in its file")
+    most = (max_seeds or MAX_SEEDS) if until_decided else None
     if own is not None:
         from lskd_study.study.own import run_own
+        from lskd_study.study.own_choice import Asked
 
         if file is not None and not file.startswith("-"):
             raise LskdError(f"--own needs no study file; leave out {file}")
-        if until_decided or max_seeds is not None or variance_from is not None:
-            raise LskdError("--until-decided, --max-seeds and --variance-from are for a study file")
         options = [file, *options] if file else options
-        raise typer.Exit(run_own(own, output, cores or 1, dry_run, yes, hours, options))
+        status = run_own(
+            own,
+            output,
+            cores or 1,
+            dry_run,
+            yes,
+            hours,
+            options,
+            asked=Asked.read(seeds, smoothing, models),
+            max_seeds=most,
+            variance_from=variance_from,
+        )
+        raise typer.Exit(status)
+    for name, value in {"hours": hours, "seeds": seeds, "smoothing": smoothing, "models": models}.items():
+        if value is not None:
+            raise LskdError(f"--{name} is for --own; what a study does stands in its file")
     if file is None:
         raise LskdError("name a study file, or a folder of images of your own by --own DIR")
     from lskd_study.study.engine import run_study
 
-    if max_seeds is not None and not until_decided:
-        raise LskdError("--max-seeds is for --until-decided; the seeds of a study stand in its file")
-    most = (max_seeds or MAX_SEEDS) if until_decided else None
     status = run_study(file, output, cores, dry_run, options, max_seeds=most, variance_from=variance_from)
     raise typer.Exit(status)
 
 
 app.command()(stability)
 app.command()(index)
+app.command()(export)
 
 
 @app.command()

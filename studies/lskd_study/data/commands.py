@@ -16,6 +16,7 @@ from lskd_study.data.folders.derived import (
     prepare_noise,
     prepare_subset,
 )
+from lskd_study.data.folders.split import IDENTICAL_LIST, prepare_split
 from lskd_study.data.manifest import Made
 from lskd_study.data.published.cub200 import prepare_cub200
 from lskd_study.data.published.imagenet import prepare_imagenet
@@ -73,6 +74,21 @@ def _print_images(made: Made) -> None:
         print(f"lskd: warning: {missing:,} images of the lists are missing", file=sys.stderr)
     if "wrong_labels" in manifest:
         print(f"{manifest['wrong_labels']:,} wrong labels, listed in {made.folder}/noise.csv")
+    if passed_over := manifest.get("passed_over"):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(passed_over.items()))
+        print(f"lskd: warning: files that are no images were passed over: {kinds}", file=sys.stderr)
+    if (identical := manifest.get("identical", {})).get("groups"):
+        print(f"lskd: warning: {_leakage(identical, made.folder)}", file=sys.stderr)
+
+
+def _leakage(identical: Mapping[str, int], folder: Path) -> str:
+    """Return what is said of images that are there more than once."""
+    several = identical.get("of_several_classes", 0)
+    more = f"; pictures under several classes, all of them in training: {several:,}" if several else ""
+    return (
+        f"{identical['images']:,} images are identical to others; those of one picture are on one side, so "
+        f"that none leaks into validation{more}; {folder}/{IDENTICAL_LIST} lists them"
+    )
 
 
 def _print_text(made: Made, data_bin: Path | None, arguments: Mapping[str, Any]) -> None:
@@ -107,6 +123,7 @@ for _prepare in (
     prepare_subset,
     prepare_long_tail,
     prepare_noise,
+    prepare_split,
     prepare_digits,
 ):
     _add(_prepare)

@@ -38,6 +38,9 @@ def numbers(train: int, val: int, classes: int) -> dict[str, int]:
 
 
 PUBLISHED: dict[str, Published] = {
+    "digits": Published(
+        "scikit-learn's digits, split by `lskd data digits`", (numbers(1_201, 596, 10),), "scikit-learn"
+    ),
     "imagenet": Published(
         "ImageNet-1K",
         (numbers(1_281_167, 50_000, 1000),),
@@ -93,6 +96,21 @@ PUBLISHED: dict[str, Published] = {
         "https://github.com/zalandoresearch/fashion-mnist, or Debian's package dataset-fashion-mnist",
     ),
 }
+
+
+def known_numbers(name: str, expect: object = None) -> Numbers:
+    """Return what is known beforehand of a data set: what all of its versions agree on, or what is expected.
+
+    >>> known_numbers("imagenet-lt"), known_numbers("noise")
+    ({'train': 115846, 'classes': 1000}, {})
+
+    Raises:
+        LskdError: for an expectation that is none.
+    """
+    if expect is not None:
+        return parse_expected(str(expect))
+    first, *others = PUBLISHED[name].numbers if name in PUBLISHED else ({},)
+    return {key: value for key, value in first.items() if all(other[key] == value for other in others)}
 
 
 def parse_expected(text: str) -> Numbers:

@@ -43,6 +43,8 @@ _KINDS: Mapping[str, Callable[[Any], bool]] = {
     "images_per_class": _lists,
     "files": _counts,
     "pairs": _counts,
+    "identical": _counts,
+    "passed_over": _counts,
     "options": lambda value: isinstance(value, dict),
     "sizes_as_expected": lambda value: isinstance(value, bool),
     "text_sha256": lambda value: isinstance(value, str),

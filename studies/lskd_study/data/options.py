@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lskd_study.base.text import did_you_mean
-from lskd_study.data.expected import PUBLISHED, parse_expected
+from lskd_study.data.expected import known_numbers
 
 Value = bool | int | float | str
 Options = Mapping[str, Value]
@@ -15,7 +15,9 @@ _SET_BY_THE_STUDY = frozenset({"output", "data-bin", "help"})
 SUBSETS = {"imagenet-subset": 100, "subset": 0}  # and the classes that they keep if not told
 DERIVED = frozenset({*SUBSETS, "long-tail", "noise"})
 # Options whose value a manifest keeps, and under which name.
-KEPT = {name: name for name in ("alpha", "head", "tail", "seed", "rate", "list", SOURCE)} | {
+KEPT = {
+    name: name for name in ("alpha", "head", "tail", "seed", "rate", "list", "validation", "labels", SOURCE)
+} | {
     "classes": "classes_asked",
     "evaluate-on": "evaluate_on",
 }
@@ -67,15 +69,9 @@ def valid_options(prepare: str) -> list[str]:
 
 def known_classes(prepare: str, options: Options) -> int | None:
     """Return how many classes a command makes, where its name and options say it."""
-    if "expect" in options and prepare not in SUBSETS:
-        return parse_expected(str(options["expect"]))["classes"]
-    if prepare in PUBLISHED:
-        return PUBLISHED[prepare].numbers[0]["classes"]
-    if prepare == "digits":
-        return 10
-    if prepare in SUBSETS and "list" not in options:
-        return int(options.get("classes", SUBSETS[prepare])) or None
-    return None
+    if prepare not in SUBSETS:
+        return known_numbers(prepare, options.get("expect")).get("classes")
+    return None if "list" in options else int(options.get("classes", SUBSETS[prepare])) or None
 
 
 def command_of(prepare: str) -> Any:

@@ -1,8 +1,9 @@
 """Curves by epoch in the style of the paper's Figs. 5, 6 and 7, and the headline's differences."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
@@ -17,6 +18,7 @@ from lskd_study.claims import Setting, claims_of, estimate, groups
 from lskd_study.drawing.style import (
     ARMS,
     INK,
+    SOFT,
     STYLE,
     STYLES,
     Drawing,
@@ -106,10 +108,20 @@ class CurveFigure:
         return figure
 
 
-def figure5(arms: Arms, curves: Sequence[tuple[str, str, str]] = IMAGE_CURVES) -> CurveFigure:
-    """Return the curves of Fig. 5, its loss taken apart; ``curves``: column, title and unit of each."""
+def figure5(
+    arms: Arms, curves: Sequence[tuple[str, str, str]] = IMAGE_CURVES, controls: Arms = MappingProxyType({})
+) -> CurveFigure:
+    """Return the curves of Fig. 5, its loss taken apart; ``curves``: column, title and unit of each.
+
+    ``controls``: the same network without a teacher, by smoothing of its labels, beside validation scores.
+    """
     plots = [
-        Plot(column, title, arms, partial(_draw_curves, column=column, title=f"{title} ({unit})"))
+        Plot(
+            column,
+            title,
+            arms,
+            partial(_draw_curves, column=column, title=f"{title} ({unit})", controls=controls),
+        )
         for column, title, unit in curves
     ]
     return CurveFigure("curves", plots, (2.75, 2.15), (3.0 * len(plots), 2.9), len(plots))
@@ -120,7 +132,7 @@ def figure6(arms: Arms) -> CurveFigure | None:
 
     None where a run lacks the distillation loss on the validation set, which mmcls alone logs.
     """
-    results = [result for by_seed in arms.values() for result in by_seed.values()]
+    results = [one for by_seed in arms.values() for result in by_seed.values() for one in result.each]
     if not results or not all(np.isfinite(result.curves.get("val_ce", [np.nan])).all() for result in results):
         return None
     plots = [
@@ -130,14 +142,15 @@ def figure6(arms: Arms) -> CurveFigure | None:
     return CurveFigure("figure6", plots, (3.6, 2.9), (7.2, 3.1), 2, legend=False)
 
 
-def figure7(teachers: Arms, students: Arms) -> CurveFigure:
-    """Return Fig. 7: validation BLEU of teachers (left) and students (right); below, perplexity."""
+def figure7(teachers: Arms, students: Arms, controls: Arms = MappingProxyType({})) -> CurveFigure:
+    """Return Fig. 7: validation BLEU of teachers (left), students and controls (right); below, perplexity."""
     roles = {"teachers": teachers, "students": students}
     plots = []
     for column, score in (("val_bleu", "validation BLEU"), ("val_ppl", "validation perplexity")):
         for role, arms in roles.items():
             title = f"{role.capitalize()}: {score}"
-            draw = partial(_draw_scores, column=column, title=title)
+            beside = controls if role == "students" else MappingProxyType({})
+            draw = partial(_draw_scores, column=column, title=title, controls=beside)
             plots.append(Plot(f"{role}-{column}", title, arms, draw))
     return CurveFigure("figure7", plots, (4.2, 2.4), (7.2, 5.6), 2)
 
@@ -166,18 +179,22 @@ def _drawn(arms: Arms) -> Iterator[tuple[str, Any, float, list[Result]]]:
     seeds = common_seeds([runs for runs in arms.values() if runs])
     for index, (smoothing, runs) in enumerate(arms.items()):
         color, style = ARMS[index % len(ARMS)], STYLES[index % len(STYLES)]
-        yield color, style, smoothing, [runs[seed] for seed in seeds if runs]
+        yield color, style, smoothing, [one for seed in seeds if runs for one in runs[seed].each]
 
 
 def _by_epoch(results: Sequence[Result], column: str) -> tuple[Array, Array]:
     """Return the epochs, counted from 1, and the curves ``(runs, epochs)``, as far as all runs have them."""
+    results = [one for result in results for one in result.each]
     shortest = min(len(result.curves["epoch"]) for result in results)
     values = np.array([result.curves[column][:shortest] for result in results])
     return results[0].curves["epoch"][:shortest] + 1, values
 
 
-def _draw_curves(axes: Axes, arms: Arms, column: str, title: str) -> None:
-    """Draw a curve's mean over seeds for each arm that has a result, and each seed's own, thin."""
+def _draw_curves(axes: Axes, arms: Arms, column: str, title: str, controls: Arms) -> None:
+    """Draw a curve's mean over seeds for each arm that has a result, and each seed's own, thin.
+
+    Of controls, which have no teacher's losses, the mean, where the curve is a score.
+    """
     late: list[Array] = []
     for color, style, smoothing, results in _drawn(arms):
         if not results:
@@ -187,6 +204,13 @@ def _draw_curves(axes: Axes, arms: Arms, column: str, title: str) -> None:
         label = f"teacher's smoothing {exact(smoothing)}"
         axes.plot(epochs, values.mean(0), color=color, linestyle=style, linewidth=1.9, label=label)
         late.append(values[:, len(epochs) // 2 :])
+    if column in ZOOMED:
+        for (smoothing, runs), style in zip(controls.items(), STYLES, strict=False):
+            if runs:
+                epochs, values = _by_epoch(list(runs.values()), column)
+                label = f"no teacher, labels' smoothing {exact(smoothing)}"
+                axes.plot(epochs, values.mean(0), color=SOFT, linestyle=style, linewidth=1.2, label=label)
+                late.append(values.mean(0, keepdims=True)[:, len(epochs) // 2 :])
     if column in ZOOMED and late and all(np.isfinite(values).all() for values in late):
         # The numbers of all epochs are in the CSV.
         low, high = min(float(v.min()) for v in late), max(float(v.max()) for v in late)
@@ -215,9 +239,9 @@ def _draw_errors(axes: Axes, arms: Arms) -> None:
     _finish(axes, "Test error (%); best top-1 / top-5 in the legend", legend=True)
 
 
-def _draw_scores(axes: Axes, arms: Arms, column: str, title: str) -> None:
+def _draw_scores(axes: Axes, arms: Arms, column: str, title: str, controls: Arms) -> None:
     """Draw curves of translation with a dot for each run's chosen checkpoint, none of them cut off."""
-    _draw_curves(axes, arms, column, title)
+    _draw_curves(axes, arms, column, title, controls)
     best = np.fmin if column == "val_ppl" else np.fmax
     low, high = axes.get_ylim()
     margin = 0.04 * (high - low)
@@ -241,7 +265,7 @@ def _finish(axes: Axes, title: str, legend: bool = False) -> None:
 
 def curves_csv(results: Results[Result]) -> str:
     """Return every run's curves in one long table: what the curve figures are drawn from."""
-    header = ["run", "role", "model", "smoothing", "seed"]
+    header = ["run", "role", "model", "smoothing", "seed", "study_seed"]
     lines: list[list[object]] = []
     first = next((result.curves for result in results.finished.values()), {})
     columns = [name for name in first if name != "epoch"]
@@ -249,7 +273,8 @@ def curves_csv(results: Results[Result]) -> str:
         run = result.run
         for position, epoch in enumerate(result.curves["epoch"]):
             values = [f"{result.curves[name][position]:.8g}" for name in columns]
-            lines.append([run.id, run.role, run.model, run.smoothing, run.seed, int(epoch), *values])
+            own = [run.id, run.role, run.model, run.smoothing, run.seed, run.study_seed]
+            lines.append([*own, int(epoch), *values])
     return csv_text([*header, "epoch", *columns], lines)
 
 
@@ -275,6 +300,10 @@ class StudentKind:
             alpha: results.students(self.model, self.teacher, alpha, *kind)
             for alpha in results.plan.smoothing
         }
+
+    def controls(self, results: Results[AnyResult]) -> dict[float, BySeed[AnyResult]]:
+        """Return the same network's results without a teacher, by smoothing of the labels."""
+        return {alpha: results.controls(self.model, alpha) for alpha in results.plan.controls_drawn}
 
     def stem(self, figure: str) -> str:
         """Return what the names of a figure's files begin with."""
@@ -309,8 +338,11 @@ class Difference:
     failed: str = ""
 
 
-def differences(results: Results[Result], setting: Setting) -> list[Difference]:
-    """Return the headline's differences (students' accuracy or BLEU), each and (if several) averaged."""
+def differences(results: Results[Result], setting: Setting, own: Interval | None = None) -> list[Difference]:
+    """Return the headline's differences (students' accuracy or BLEU), each and (if several) averaged.
+
+    ``own``: the last one's interval, where the headline has another than its runs alone give.
+    """
     headline = claims_of(results.plan)[0]
     pairs = {
         name: pair
@@ -332,6 +364,8 @@ def differences(results: Results[Result], setting: Setting) -> list[Difference]:
             if looks := results.plan.looks:
                 shown = shown.at_level(1 - float(levels(looks)[results.plan.look]))
             found.append(Difference(name, shown, by_seed))
+    if own is not None and found and not found[-1].failed:
+        found[-1] = replace(found[-1], interval=own)
     return found
 
 

@@ -149,10 +149,12 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
     if not with_students:
         return f"{total} of teachers alone; no student was taught."
     verdicts = Counter(study.record.headline.verdict for study in with_students)
+    small = verdicts["too small to matter"]
     claim = "the paper’s claim that a label-smoothed teacher distils a better student"
     parts = [
         f"{counted(verdicts['supported'], 'study supports', 'studies support')} {claim}",
         f"{counted(verdicts['contradicted'], 'contradicts', 'contradict')} it",
+        *([f"in {small} the difference is too small to matter"] if small else []),
         f"and {verdicts['cannot tell']} cannot tell.",
     ]
     runs = [study.record.runs for study in studies]

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lskd_study.results.results import AnyResult, BySeed, Results, kind_name
+from lskd_study.base.text import listed
+from lskd_study.claims import claims_of, estimate
+from lskd_study.plan.plan import exact
+from lskd_study.results.results import AnyResult, BySeed, Results, common_seeds, failures_of, kind_name
 from lskd_study.stats.intervals import Array
 from lskd_study.stats.sequential import error_rate
 
@@ -16,7 +19,7 @@ STILL = 0.02  # of what the loss fell in the whole training
 
 @dataclass(frozen=True)
 class Notice:
-    """A sentence in bold, what it is about (a line each), and what to do."""
+    """A sentence, what it is about (a line each), and what to do."""
 
     title: str
     items: tuple[str, ...] = ()
@@ -57,7 +60,7 @@ def notices_of(results: Results[AnyResult]) -> Iterator[Notice]:
     looks = sorted({*plan.looked_at, len(plan.seeds)} - {1})  # one seed allows no verdict
     if plan.looked_at and len(looks) > 1:
         yield Notice(
-            f"Seeds were added after the page was made: it was looked at after {_listed(looks)} seeds, each "
+            f"Seeds were added after the page was made: it was looked at after {listed(looks)} seeds, each "
             "time at 5 %. Where nothing is true, a claim on such a page is found in "
             f"{100 * error_rate(looks):.0f} %.",
             advice="`lskd study FILE --until-decided` adds seeds by a rule that keeps the 5 %.",
@@ -73,12 +76,16 @@ def notices_of(results: Results[AnyResult]) -> Iterator[Notice]:
             "Training losses still fell in the last epochs, so longer training may change the verdicts.",
             tuple(falling),
         )
+    if as_good := at_ceiling(results):
+        margin = ceiling_margin(results)
+        within = f", to the margin of {exact(margin)} points" if margin else ""
+        yield Notice(
+            f"Students scored no lower than their teachers{within}: where little is left to learn, a better "
+            "teacher can hardly show.",
+            tuple(f"{kind}: {words}" for kind, words in as_good.items()),
+        )
     if results.plan.note:
         yield Notice(results.plan.note)
-
-
-def _listed(numbers: list[int]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def data_versions(results: Results[AnyResult]) -> dict[str, list[str]]:
@@ -96,11 +103,37 @@ def at_chance(results: Results[AnyResult]) -> dict[str, str]:
     return {name: words for name, words in found.items() if words}
 
 
+def at_ceiling(results: Results[AnyResult]) -> dict[str, str]:
+    """Return the kinds of student that scored no lower than their teachers, to the margin.
+
+    And student minus teacher in points, with its interval over seeds and samples; one seed says nothing.
+    """
+    quantity, found = claims_of(results.plan)[0].quantity, {}
+    for kind, students in results.by_kind.items():
+        if len(kind) == 2 or not kind[1]:
+            continue
+        pair = results.teachers(str(kind[1]), float(kind[2])), students
+        seeds = common_seeds(pair)
+        if len(seeds) < 2 or failures_of(pair):
+            continue
+        interval = estimate(quantity, [pair], seeds)
+        if interval.known and interval.estimate >= -ceiling_margin(results):
+            ends = f"{interval.low:+.2f} to {interval.high:+.2f}"
+            numbers = f"{interval.estimate:+.2f} points against their teachers ({ends})"
+            found[kind_name(results.plan, kind)] = numbers.replace("-", "−")
+    return found
+
+
+def ceiling_margin(results: Results[AnyResult]) -> float:
+    """Return how much lower still counts as no lower: the study's margin, which is one of accuracies."""
+    return results.plan.margin if claims_of(results.plan)[0].has_margin else 0.0
+
+
 def still_falling(results: Results[AnyResult]) -> list[str]:
     """Return the kinds of run whose training loss, the mean over seeds, still fell when training ended."""
     found = []
     for kind, runs in results.by_kind.items():
-        loss = _mean_curve(runs, "train_hard_ce" if len(kind) == 2 else "train_ce")
+        loss = _mean_curve(runs, "train_ce" if len(kind) > 2 and kind[1] else "train_hard_ce")
         if loss is not None and still_falls(loss):
             found.append(kind_name(results.plan, kind))
     return found
@@ -120,7 +153,8 @@ def still_falls(loss: Array) -> bool:
 
 
 def _mean_curve(runs: BySeed[AnyResult], column: str) -> Array | None:
-    curves = [result.curves[column] for result in runs.values() if column in result.curves]
+    each = [one for result in runs.values() for one in result.each]
+    curves = [result.curves[column] for result in each if column in result.curves]
     finite = [curve for curve in curves if np.isfinite(curve).all()]
     shortest = min(map(len, finite), default=0)
     return np.mean([curve[:shortest] for curve in finite], axis=0) if shortest else None

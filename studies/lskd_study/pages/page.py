@@ -5,22 +5,23 @@ import hashlib
 import math
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lskd.base.files import write_text
 from lskd_study.claims import Claim, Finding, number_of_tests
 from lskd_study.claims.outlook import after, seconds_a_seed
+from lskd_study.claims.recommendation import Recommendation, recommend
 from lskd_study.drawing.style import Drawing, write_drawing
-from lskd_study.pages.notices import notices_of
+from lskd_study.pages.notices import Notice, at_chance, data_versions, notices_of
 from lskd_study.plan.plan import Plan, exact
-from lskd_study.results.results import AnyResult, Result, Results, RunKind, kind_name, kind_of_run
+from lskd_study.results.results import AnyResult, Result, Results, RunKind, kind_name
 from lskd_study.stats.intervals import Interval
 from lskd_study.stores.state import rerun_command
 from lskd_study.stores.summary import page_rows
@@ -83,7 +84,9 @@ def environment() -> Environment:
         sentence=sentence,
         unit=unit_text,
         method=method_text,
+        p=p_text,
         css_string=css_string,
+        code=code,
     )
     script = loader.get_source(found, "page.js")[0]
     found.globals.update(marks=MARKS, script=Markup(script), policy=content_security_policy(script))
@@ -137,6 +140,11 @@ def interval_text(interval: Interval | None, unit: str) -> str:
     return ends_text(interval.low, interval.high, unit) if interval is not None and interval.known else "–"
 
 
+def p_text(p: float) -> str:
+    """Return a p-value in three digits; a dash for NaN."""
+    return "< 0.001" if p < 0.001 else number(p, 3)
+
+
 def method_text(interval: Interval | None) -> str:
     """Return how an interval was made and of what, in words; empty where there is none."""
     if interval is None:
@@ -151,6 +159,13 @@ def method_text(interval: Interval | None) -> str:
 def sentence(text: str) -> str:
     """Return a text with a capital at its start, the rest as it is."""
     return text[:1].upper() + text[1:]
+
+
+def code(text: str) -> Markup:
+    """Return text with what stands between backticks as code."""
+    parts = [escape(part) for part in text.split("`")]
+    parts[1::2] = [Markup("<code>{}</code>").format(part) for part in parts[1::2]]
+    return Markup().join(parts)
 
 
 def css_string(text: str) -> Markup:
@@ -181,6 +196,7 @@ def claims_shown(findings: Sequence[Finding], seconds: float = math.nan) -> dict
         "tested": number_of_tests(findings),
         "outlook": partial(after, seconds=seconds),
         "looks": [],
+        "pooled": False,
     }
 
 
@@ -189,11 +205,43 @@ def results_shown(results: Results[AnyResult], findings: Sequence[Finding]) -> d
     return {
         **claims_shown(findings, seconds_a_seed(results)),
         "looks": results.plan.looks,
-        "notices": list(notices_of(results)),
-        "missing": results.missing,
+        "pooled": results.plan.pool_seed_variance,
+        "plan": results.plan,
+        "notices": [*missing_notice(results.missing, len(results.plan.runs)), *notices_of(results)],
         "provenance": provenance_rows(results),
         "commands": commands_of(results),
     }
+
+
+def missing_notice(missing: Sequence[str], planned: int) -> list[Notice]:
+    """Return which runs are missing; nothing where none is. The command names them itself."""
+    title = f"{len(missing)} of {planned} runs are missing; what follows is made from the others."
+    return [Notice(title, tuple(missing))] if missing else []
+
+
+def advice_of(results: Results[AnyResult], findings: Sequence[Finding]) -> Recommendation:
+    """Return what the page opens with: nothing is recommended where the runs cannot be compared."""
+    # A control at chance leaves only what was held against it unknown.
+    weak = (results.plan.by_id[name] for name in at_chance(results))
+    controls = {(run.real, run.smoothing) for run in weak if run.role == "control"}
+    return recommend(results, [_against(one, controls) for one in findings], barred(results))
+
+
+def barred(results: Results[AnyResult]) -> str:
+    """Return why the runs cannot be compared; empty where they can."""
+    if data_versions(results):
+        return "the data changed within the study"
+    weak = [name for name in at_chance(results) if results.plan.by_id[name].role != "control"]
+    return f"{counted(len(weak), 'run is', 'runs are')} no better than chance" if weak else ""
+
+
+def _against(finding: Finding, weak: Container[tuple[bool, float]]) -> Finding:
+    """Return a finding, without a result where it is against a kind of control that is at chance."""
+    control = finding.claim.control
+    if control is None or (control == "real", finding.setting.baseline) not in weak:
+        return finding
+    note = "networks without a teacher are no better than chance"
+    return replace(finding, interval=None, verdict="no verdict", failed=True, note=note)
 
 
 # Provenance
@@ -216,16 +264,13 @@ class Commands:
 
 def commands_of(results: Results[AnyResult]) -> dict[RunKind, Commands]:
     """Return the commands of the finished runs by kind, in the order of the study."""
-    finished: dict[RunKind, list[Result]] = {}
-    for result in results.finished.values():
-        finished.setdefault(kind_of_run(results.plan, result.run), []).append(result)
     return {
         kind: Commands(
             f"runs-{position}",
             sentence(kind_name(results.plan, kind)),
             [_command(results.plan, result) for result in runs],
         )
-        for position, (kind, runs) in enumerate(finished.items())
+        for position, (kind, runs) in enumerate(results.finished_by_kind.items())
     }
 
 
@@ -259,6 +304,7 @@ def provenance_rows(results: Results[AnyResult]) -> list[tuple[str, str]]:
         ("Data", " / ".join(seen.pop("data"))),
         *([("Data made by", shlex.join(["lskd", *prepare]))] if prepare else []),
         ("Seeds", ", ".join(map(str, results.plan.seeds))),
+        *([("Students for each seed", str(repeats))] if (repeats := results.plan.student_seeds) > 1 else []),
         (
             "Runs",
             f"{len(results.finished)} finished, {failed}{len(results.missing)} missing, {resumed} resumed",

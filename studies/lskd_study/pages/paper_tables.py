@@ -17,7 +17,7 @@ from lskd_study.paper.printed import Erratum, LayoutColumn, Row, Table, load_tab
 from lskd_study.plan.matching import PAPERS_ALPHA, RowKey, data_sets, row_of, runs_by_row
 from lskd_study.plan.plan import exact, rest_of
 from lskd_study.results.images import ImageResult
-from lskd_study.results.results import Results
+from lskd_study.results.results import Results, kind_of_run
 
 Studies = Sequence[Results[ImageResult]]
 
@@ -231,7 +231,7 @@ class Measurement:
     """What was measured of one kind: a result for each seed.
 
     ``place``: the data set's name, or that of the folder; ``results``: of the teachers and of the students;
-    ``failed``: how many more of them failed.
+    ``failed``: how many more seeds of them failed.
     """
 
     kind: RowKey
@@ -244,17 +244,21 @@ def measurements(studies: Studies, table: Table) -> list[Measurement]:
     """Return what studies measured for a table; of a kind that several have, the first with results."""
     found: dict[tuple[RowKey, str], Measurement] = {}
     for results in studies:
-        finished, lost = results.finished, results.failed
-        for kind, runs in runs_by_row(results.plan, table).items():
-            place = kind.data_set or Path(results.plan.data).name
+        plan = results.plan
+        for kind, runs in runs_by_row(plan, table).items():
+            place = kind.data_set or Path(plan.data).name
             known = found.get((kind, place))
             if known is None or not any(known.results.values()):
-                names = {
-                    "teacher": dict.fromkeys(run.teacher or run.id for run in runs),
-                    "student": dict.fromkeys(run.id for run in runs if run.role == "student"),
+                kinds = dict.fromkeys(kind_of_run(plan, run) for run in runs)
+                own = {
+                    "teacher": dict.fromkeys(one if len(one) == 2 else one[1:3] for one in kinds),
+                    "student": [one for one in kinds if len(one) > 2],
                 }
-                measured = {role: [finished[n] for n in own if n in finished] for role, own in names.items()}
-                failed = {role: len(own.keys() & lost) for role, own in names.items()}
+                by_seed = {role: [results.by_kind[one] for one in those] for role, those in own.items()}
+                measured = {
+                    role: [r for one in those for r in one.values()] for role, those in by_seed.items()
+                }
+                failed = {role: sum(one.failed_seeds for one in those) for role, those in by_seed.items()}
                 found[kind, place] = Measurement(kind, place, measured, failed)
     return list(found.values())
 
@@ -298,7 +302,7 @@ def _cell(column: LayoutColumn, row: Row | None, measured: Measurement | None, k
 def _accuracy(column: str, row: Row | None, measured: Measurement | None, role: str, k: int) -> Accuracy:
     """Return the top-k accuracy of teachers or students and that of a column of the paper."""
     results, failed = (measured.results[role], measured.failed[role]) if measured else ([], 0)
-    summary = Measured.of([result.topk(k) for result in results], failed)
+    summary = Measured.of([result.value(f"top{k}") for result in results], failed)
     if row is None:
         return Accuracy(summary)
     std = f"{column}_std"
@@ -469,7 +473,7 @@ def published_table(results: Results[ImageResult]) -> PaperTable | None:
     for f in figures:
         teacher = f["teacher"] or first
         own = results.students(f["student"], teacher, f["smoothing"], f["temperature"], f["hard_weight"])
-        measured = Measured.of([result.top1 for result in own.values()], len(own.failed))
+        measured = Measured.of([result.top1 for result in own.values()], own.failed_seeds)
         cells: tuple[Cell, ...] = (
             *(Text(exact(f[name]), f[name]) for name in settings.values()),
             Accuracy(measured, f["top1"]),

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lskd_study.claims import Finding, judge, settings
-from lskd_study.claims.outlook import after, next_seeds, seconds_a_seed
+from lskd_study.claims import Finding, claims_of, judge, settings
+from lskd_study.claims.by_class import ClassChange, class_changes
+from lskd_study.claims.measures import measure_study
+from lskd_study.claims.outlook import after, seconds_a_seed
 from lskd_study.drawing.curves import (
     curves_csv,
     difference_drawing,
@@ -15,14 +17,16 @@ from lskd_study.drawing.curves import (
     student_kinds,
 )
 from lskd_study.drawing.style import ARMS, Drawing, themed_svg
+from lskd_study.pages.costs import costs_csv, costs_of
+from lskd_study.pages.measures import chances_sentence, measures_shown
 from lskd_study.pages.notices import print_notices
-from lskd_study.pages.page import Page, counted, interval_text, number, results_shown
+from lskd_study.pages.page import Page, advice_of, counted, interval_text, number, p_text, results_shown
 from lskd_study.pages.paper_figures import study_figures
 from lskd_study.pages.paper_tables import papers_tables, published_table
 from lskd_study.pages.tables import COLUMNS, markdown, runs_csv, table_csv, table_rows
 from lskd_study.pages.verdicts import VERDICTS_FILE, study_record
 from lskd_study.plan.kinds import TRANSLATION
-from lskd_study.plan.plan import Plan, exact, more_seeds
+from lskd_study.plan.plan import Plan, exact
 from lskd_study.results.images import ImageResult
 from lskd_study.results.read import read_results
 from lskd_study.results.results import Results
@@ -38,7 +42,7 @@ VERDICTS = {
 
 
 def write_report(plan: Plan) -> str:
-    """Write tables, figures and page from the finished runs; return the answer in one sentence.
+    """Write tables, figures and page from the finished runs; return the answer and what would decide it.
 
     What stands above it on the page goes to stderr, a line each.
 
@@ -49,7 +53,11 @@ def write_report(plan: Plan) -> str:
     findings = judge(results)
     study_page(results, findings).write(plan.root)
     print_notices(results)
-    return f"{VERDICTS[findings[0].verdict or 'cannot tell']}. {answer_sentence(results, findings[0])}"
+    answer = f"{VERDICTS[findings[0].verdict or 'cannot tell']}. {answer_sentence(results, findings[0])}"
+    outlook = after(findings[0], seconds_a_seed(results))
+    if outlook and len(results.plan.seeds) > 1:  # of one seed the answer says it
+        answer += f" What would decide it: {outlook}."
+    return answer
 
 
 def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
@@ -61,25 +69,34 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
         own = translation_page(results)
     else:
         own = images_page(results)
+    recommendation = advice_of(results, findings)
     difference, drawings = None, dict(own.drawings)
-    if found := differences(results, settings(results)[0]):
+    if found := differences(results, settings(results)[0], findings[0].interval):
         drawings = {"difference": difference_drawing(found, kind.score), **drawings}
         label = (
             f"Difference in the students' {kind.measure}, with 95 % interval, for each student and on average"
         )
         difference = themed_svg(difference_drawing(found, kind.score).figure, "difference", label)
+    measures = measure_study(results)
+    costs = costs_of(results)
     shown = {
-        "plan": plan,
         "kind": kind,
         "headline": findings[0],
         "answer": answer,
+        "recommendation": recommendation,
+        "cost_rows": [cost.cells() for cost in costs],
         **results_shown(results, findings),
+        **measures_shown(measures, plan),
+        "chances": chances_sentence(findings[0], plan.margin),
         "verdicts": VERDICTS,
         "scores": COLUMNS[kind].scores,
         "varied": not plan.papers_loss,
         "loss_note": loss_note(plan),
         "difference": difference,
+        "difference_rows": len(found),
         "arms": list(enumerate(plan.smoothing)),
+        "control_labels": plan.control_labels,
+        "controls_drawn": plan.controls_drawn,
         "colors": len(ARMS),
         "samples": results.samples,
     }
@@ -87,8 +104,9 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
         **own.texts,
         "table.csv": table_csv(own.shown["rows"]),
         "runs.csv": runs_csv(results),
+        "costs.csv": costs_csv(costs),
         "figures/curves.csv": curves_csv(results),
-        VERDICTS_FILE: study_record(results, findings, answer).text(),
+        VERDICTS_FILE: study_record(results, findings, answer, recommendation, measures).text(),
     }
     return Page(own.template, {**shown, **own.shown}, texts, drawings)
 
@@ -97,12 +115,12 @@ def images_page(results: Results[ImageResult]) -> Page:
     """Return what the page of a study of image classifiers has of its own."""
     rows, curves, drawings = table_rows(results), [], {}
     for index, student in enumerate(student_kinds(results.plan)):
-        arms = student.arms(results)
+        arms, controls = student.arms(results), student.controls(results)
         if not drawable(arms):
             continue
         of_figure_6 = f"{student.title}, as the paper’s Fig. 6: loss on training and test images, test error"
         for figure, name, title in (
-            (figure5(arms), "curve", student.title),
+            (figure5(arms, controls=controls), "curve", student.title),
             (figure6(arms), "figure6-", of_figure_6),
         ):
             if figure is not None:
@@ -112,19 +130,34 @@ def images_page(results: Results[ImageResult]) -> Page:
     if (published := published_table(results)) is not None:
         tables.append(published)
     drawn = study_figures(results)
+    last = results.plan.last_epochs
     note = "Mean ± standard deviation over seeds, last epoch."
+    note += f" Top-1 is the mean of the last {last} epochs." * (last > 1)
     texts = {"table.md": markdown(results.plan.kind, rows, [note])}
     for table in tables:
         texts |= table.files()
+    claim, setting = claims_of(results.plan)[0], settings(results)[0]
     shown = {"rows": rows, "curves": curves, "paper_tables": tables, "drawn": drawn}
+    shown["changes"] = changes = class_changes(results, claim, setting)
+    shown["class_rows"] = [_class_cells(change) for change in changes.largest] if changes else []
     return Page("images.html.j2", shown, texts, drawings | {figure.stem: figure.drawing for figure in drawn})
+
+
+def _class_cells(change: ClassChange) -> list[str]:
+    numbers = (
+        number(change.before, 2),
+        number(change.after, 2),
+        number(change.interval.estimate, 2, sign=True),
+    )
+    ends = interval_text(change.interval, "points")
+    return [change.name, str(change.images), *numbers, ends, p_text(change.adjusted_p)]
 
 
 # The answer
 
 
 def answer_sentence(results: Results[Any], finding: Finding) -> str:
-    """Return the page's first sentence: difference, interval, seeds, in words that fit the verdict."""
+    """Return the sentence on the headline: difference, interval, seeds, in words that fit the verdict."""
     kind, setting, interval = results.plan.kind, finding.setting, finding.interval
     alpha = f"label-smoothed teachers (α\u00a0=\u00a0{exact(setting.smoothing)})"
     if finding.verdict == "no verdict":
@@ -132,7 +165,9 @@ def answer_sentence(results: Results[Any], finding: Finding) -> str:
     if interval is None:
         return f"Nothing to compare yet: for students of {alpha}, {finding.note}."
     students = len({run.model for run in results.plan.runs if run.role == "student"})
-    basis = f"{counted(interval.seeds, 'seed')}, {counted(students, 'student')}"
+    repeats = results.plan.student_seeds
+    each = f" with {repeats} runs of each student" if repeats > 1 else ""
+    basis = f"{counted(interval.seeds, 'seed')}{each}, {counted(students, 'student')}"
     basis += f", {interval.samples} {kind.samples}"
     if not results.plan.papers_loss:
         basis += f", T\u00a0=\u00a0{exact(setting.temperature)}, λ\u00a0=\u00a0{exact(setting.hard_weight)}"
@@ -155,14 +190,10 @@ def answer_sentence(results: Results[Any], finding: Finding) -> str:
     if finding.verdict != "cannot tell":
         return f"{text}."
     if finding.changed_by_holm:
-        text += ". The interval alone excludes zero; corrected for the claims tested together it does not."
-    else:
-        text += ": the interval contains zero, so a difference of either sign is possible."
-    outlook = after(finding, seconds_a_seed(results))
-    if not results.plan.looks and (numbers := next_seeds(finding)):
-        seeds = [*results.plan.seeds, *more_seeds(results.plan.seeds, numbers[0] - len(results.plan.seeds))]
-        outlook += f"; the line to change: seeds: {seeds}"
-    return f"{text} What would decide it: {outlook}." if outlook else text
+        return (
+            f"{text}. The interval alone excludes zero; corrected for the claims tested together it does not."
+        )
+    return f"{text}: a difference of either sign is possible."
 
 
 def compared(first: str, second: str, score: str, difference: float) -> str:

@@ -12,7 +12,7 @@ from lskd_study.plan.plan import Run, exact
 from lskd_study.results.results import AnyResult, BySeed, Result, Results
 
 TRAINING = ("train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement")
-RUN_HEADER = ("run", "role", "model", "smoothing", "seed", "temperature", "hard_weight")
+RUN_HEADER = ("run", "role", "model", "smoothing", "seed", "study_seed", "temperature", "hard_weight")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Score:
     digits: int = 2
 
     def text(self, measured: Mapping[str, Measured]) -> str:
-        """Return ``mean ± std`` of each quantity."""
-        return " / ".join(measured[name].text(self.digits) for name in self.quantities)
+        """Return ``mean ± std`` of each quantity; one dash where none was measured."""
+        texts = [measured[name].text(self.digits) for name in self.quantities]
+        return "–" if set(texts) == {"–"} else " / ".join(texts)
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,18 @@ class StudentRow:
 
 @dataclass(frozen=True)
 class TeacherRow:
-    """A kind of teacher with its students."""
+    """A kind of teacher with its students; with ``model`` empty, controls by their labels' smoothing."""
 
     model: str
     smoothing: float
     measured: Mapping[str, Measured]
     texts: list[str]
     students: list[StudentRow]
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return self.model or "none: the labels"
 
 
 def table_rows(results: Results[AnyResult]) -> list[TeacherRow]:
@@ -124,13 +130,13 @@ def table_rows(results: Results[AnyResult]) -> list[TeacherRow]:
 
     def summary(role: str, runs: BySeed[AnyResult]) -> tuple[dict[str, Measured], list[str]]:
         measured = {
-            name: Measured.of([result.value(quantity) for result in runs.values()], len(runs.failed))
+            name: Measured.of([result.value(quantity) for result in runs.values()], runs.failed_seeds)
             for score in scores[role]
             for name, quantity in score.quantities.items()
         }
         return measured, [score.text(measured) for score in scores[role]]
 
-    return [
+    rows = [
         TeacherRow(
             teacher,
             smoothing,
@@ -145,6 +151,20 @@ def table_rows(results: Results[AnyResult]) -> list[TeacherRow]:
         for teacher in dict.fromkeys(run.model for run in plan.runs if run.role == "teacher")
         for smoothing in plan.smoothing
     ]
+    controls = dict.fromkeys((run.smoothing, run.model) for run in plan.runs if run.role == "control")
+    return rows + [
+        TeacherRow(
+            "",
+            alpha,
+            *summary("teacher", BySeed({})),
+            [
+                StudentRow(model, 1.0, 1.0, *summary("student", results.controls(model, alpha)))
+                for own, model in controls
+                if own == alpha
+            ],
+        )
+        for alpha in plan.control_labels
+    ]
 
 
 def markdown(kind: Kind, rows: Sequence[TeacherRow], notes: Sequence[str]) -> str:
@@ -153,7 +173,7 @@ def markdown(kind: Kind, rows: Sequence[TeacherRow], notes: Sequence[str]) -> st
     header = ["Teacher", "α", *teacher, "Student", "T", "λ", *student, "Seeds"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:
-        first = f"| {' | '.join([escaped(row.model), exact(row.smoothing), *row.texts])} |"
+        first = f"| {' | '.join([escaped(row.name), exact(row.smoothing), *row.texts])} |"
         for s in row.students:
             own = [escaped(s.model), exact(s.temperature), exact(s.hard_weight), *s.texts, str(s.runs.seeds)]
             lines.append(f"{first} {' | '.join(own)} |")

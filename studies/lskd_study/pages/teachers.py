@@ -7,21 +7,33 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lskd import LskdError
 from lskd_study.base import provenance
 from lskd_study.base.text import cell, csv_text
 from lskd_study.claims import judge
+from lskd_study.claims.measures import measure_study
+from lskd_study.claims.recommendation import Recommendation
 from lskd_study.drawing.scatter import Correlation, Point, correlations
-from lskd_study.pages.notices import print_notices
-from lskd_study.pages.page import PAGE, Page, claims_shown, machine_text, results_shown
+from lskd_study.pages.notices import Notice, print_notices
+from lskd_study.pages.page import (
+    PAGE,
+    Page,
+    advice_of,
+    barred,
+    claims_shown,
+    ends_text,
+    machine_text,
+    number,
+    results_shown,
+)
 from lskd_study.pages.paper_figures import study_figures
 from lskd_study.pages.paper_tables import papers_tables
 from lskd_study.pages.verdicts import VERDICTS_FILE, DataRecord, study_record, teachers_record
 from lskd_study.paper.printed import Row, load_tables
 from lskd_study.plan.matching import names_table, teacher_name
-from lskd_study.plan.plan import LOGITS, Plan
+from lskd_study.plan.plan import LOGITS, Plan, exact
 from lskd_study.plan.teacher_list import TeacherEntry, TeacherList
 from lskd_study.results.images import ImageResult
 from lskd_study.results.read import read_results
@@ -89,6 +101,37 @@ class StabilityTable:
     lines: list[TeacherLine]
     changes: list[Change]
     correlation: Correlation
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells of each teacher."""
+        marks = {None: "–", True: "✓ yes", False: "✗ no"}
+        return [
+            [
+                line.entry.name,
+                line.entry.network or "–",
+                "–" if line.entry.smoothing is None else exact(line.entry.smoothing),
+                *(line.measured.accuracy(), line.paper.accuracy()),
+                *(number(figures.instability, 4) for figures in (line.measured, line.paper)),
+                marks[line.reproduced],
+            ]
+            for line in self.lines
+        ]
+
+    @property
+    def change_rows(self) -> list[list[str]]:
+        """The cells of each change."""
+        return [
+            [
+                f"{change.network}: {change.with_} less {change.without}",
+                number(change.measured.value, 4, sign=True),
+                "–"
+                if math.isnan(change.measured.low)
+                else ends_text(change.measured.low, change.measured.high, ""),
+                number(change.paper, 4, sign=True),
+            ]
+            for change in self.changes
+        ]
 
     @property
     def stem(self) -> str:
@@ -247,33 +290,40 @@ def teachers_page(study: TeacherList, comparison: Comparison, of_study: Results[
     tables = [stability_table(name, comparison, study.teachers) for name in DEFINITIONS]
     answer = answer_of(comparison)
     texts = {f"{table.stem}.csv": stability_csv(table) for table in tables}
-    shown = {
+    recommendation = Recommendation(*render.advice(comparison))
+    shown: dict[str, Any] = {
         "study": study,
         "comparison": comparison,
         "answer": answer,
-        "warnings": list(render.warning_lines(comparison)),
         "tables": tables,
-        "measures": list(render.measure_rows(comparison)),
+        "measures": [[label, *cells] for label, cells in render.measure_rows(comparison)],
         "differences": list(render.difference_rows(comparison)),
         "method": render.method_line(comparison),
     }
-    drawn, papers = [], []
+    drawn, papers, notices = [], [], []
     if of_study is None:
         first = comparison.teachers[0].measures
         data = DataRecord(
             path=study.data.path if study.data else "", classes=first.num_classes, samples=first.samples
         )
         names = [teacher.name for teacher in comparison.teachers]
-        record = teachers_record(study.title, names, answer, data)
-        shown |= {**claims_shown([]), "notices": [], "missing": []}
+        record = teachers_record(study.title, names, answer, data, recommendation)
+        shown |= claims_shown([])
         shown |= {"provenance": measured_with(comparison), "commands": {}}
     else:
         findings, drawn, papers = judge(of_study), study_figures(of_study), papers_tables([of_study])
-        record = study_record(of_study, findings, answer)
+        if len(of_study.plan.seeds) > 1 or barred(of_study):  # of one seed only the samples can tell
+            recommendation = advice_of(of_study, findings)
+        record = study_record(of_study, findings, answer, recommendation, measure_study(of_study))
         shown |= results_shown(of_study, findings)
+        notices = shown["notices"]
         for table in papers:
             texts |= table.files()
-    shown |= {"drawn": drawn, "paper_tables": papers}
+    if warnings := tuple(render.warning_lines(comparison)):
+        many = len(warnings) > 1
+        title = f"{len(warnings)} warnings about these teachers" if many else warnings[0]
+        notices.append(Notice(title, warnings if many else ()))
+    shown |= {"notices": notices, "drawn": drawn, "paper_tables": papers, "recommendation": recommendation}
     texts[VERDICTS_FILE] = record.text()
     return Page("teachers.html.j2", shown, texts, {figure.stem: figure.drawing for figure in drawn})
 
@@ -290,7 +340,7 @@ def measured_with(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def answer_of(comparison: Comparison) -> str:
-    """Return the page's first sentence: which teacher is the most accurate."""
+    """Return which teacher is the most accurate, with the interval."""
     reading = [f"{line[0].upper()}{line[1:]}." for line in render.reading(comparison)]
     alone = "One teacher, so there is nothing to compare." if len(comparison.teachers) == 1 else ""
     return " ".join(reading) or alone or "These teachers saw different samples and are not compared."

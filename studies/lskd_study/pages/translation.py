@@ -10,7 +10,7 @@ from lskd_study.base.text import cell, csv_text
 from lskd_study.claims import claims_of, groups, settings
 from lskd_study.drawing.curves import TRANSLATION_CURVES, drawable, figure5, figure7, student_kinds
 from lskd_study.drawing.style import Drawing
-from lskd_study.pages.page import Page
+from lskd_study.pages.page import Page, ends_text, number, p_text
 from lskd_study.pages.tables import markdown, table_rows
 from lskd_study.results.results import Results, common_seeds, failures_of
 from lskd_study.results.translation import TranslationResult
@@ -38,12 +38,12 @@ def translation_page(results: Results[TranslationResult]) -> Page:
     losses: list[tuple[str, list[Markup]]] = []
     drawings = {}
     for index, student in enumerate(student_kinds(plan)):
-        arms = student.arms(results)
+        arms, controls = student.arms(results), student.controls(results)
         teachers = {alpha: results.teachers(student.teacher, alpha) for alpha in plan.smoothing}
         if not (drawable(teachers) and drawable(arms)):
             continue
         for figure, shown, name in (
-            (figure7(teachers, arms), curves, "figure7-"),
+            (figure7(teachers, arms, controls), curves, "figure7-"),
             (figure5(arms, TRANSLATION_CURVES), losses, "curve"),
         ):
             drawings[student.stem(figure.stem)] = Drawing(figure.whole(student.title))
@@ -60,14 +60,14 @@ def translation_page(results: Results[TranslationResult]) -> Page:
     ]
     texts = {"table.md": markdown(plan.kind, rows, notes), "bootstrap.csv": _bootstrap_csv(resampled)}
     own = {"rows": rows, "curves": curves, "losses": losses, "signatures": signatures}
-    own |= {"resampled": resampled, "bootstrap": METHOD}
+    own |= {"bootstrap_rows": list(map(_bootstrap_cells, resampled)), "bootstrap": METHOD}
     return Page("translation.html.j2", own, texts, drawings)
 
 
 def _resampled(results: Results[TranslationResult]) -> Iterator[Resampled]:
     compared = set()
     for claim in claims_of(results.plan):
-        if claim.quantity != "bleu":
+        if (claim.contrast, claim.quantity) != ("difference", "bleu"):
             continue
         for setting in settings(results):
             words = setting.describe("teacher" if results.plan.papers_loss else claim.role)
@@ -78,8 +78,16 @@ def _resampled(results: Results[TranslationResult]) -> Iterator[Resampled]:
                 if failures_of([without, with_]):
                     continue  # the page and the claims say which
                 for seed in common_seeds([without, with_]):
-                    pair = without[seed].detokenised, with_[seed].detokenised
-                    yield Resampled(claim.role, name, words, seed, *pair, paired_bootstrap(*pair))
+                    for first, second in zip(without[seed].each, with_[seed].each, strict=True):
+                        pair, own = (first.detokenised, second.detokenised), first.run.seed
+                        yield Resampled(claim.role, name, words, own, *pair, paired_bootstrap(*pair))
+
+
+def _bootstrap_cells(row: Resampled) -> list[str]:
+    d = row.difference
+    values = number(row.first.value, 2), number(row.second.value, 2), number(d.value, 2, sign=True)
+    ends = d.note or ends_text(d.low, d.high, "points")
+    return [f"{row.role} {row.name}", row.setting, str(row.seed), *values, ends, p_text(d.p_value)]
 
 
 def _bootstrap_csv(rows: list[Resampled]) -> str:

@@ -15,10 +15,15 @@ from lskd.base.files import read_json
 from lskd_study.base import provenance
 from lskd_study.base.text import first_problem
 from lskd_study.claims import Finding
+from lskd_study.claims.measures import Kind, Measures, Quantity
 from lskd_study.claims.outlook import after, seconds_a_seed
-from lskd_study.pages.notices import at_chance, data_versions, notices_of, still_falling
+from lskd_study.claims.recommendation import Recommendation
+from lskd_study.pages.notices import at_ceiling, at_chance, data_versions, notices_of, still_falling
+from lskd_study.plan.kinds import Control
 from lskd_study.plan.plan import Plan
 from lskd_study.results.results import AnyResult, Results
+from lskd_study.stats.chances import chances
+from lskd_study.stats.ranks import METHOD
 
 VERDICTS_FILE = "verdicts.json"
 FORMAT = 1
@@ -57,7 +62,8 @@ class FindingRecord(Record):
     so its ``verdict`` is null. ``no verdict``: a run that it needs failed, and ``note`` says which.
     ``p`` is against ``null`` (0, or the negative margin) and its own, ``p_holm``
     corrected for the page's claims. ``runs``: how many trainings the estimate rests on. ``parts``: of the
-    variance of ``estimate``, each with its degrees of freedom. ``outlook``: what would decide an open claim.
+    variance of ``estimate``, each with its degrees of freedom; ``students``: of each kind for one seed, and
+    ``by_student`` their part of the first. ``outlook``: what would decide an open claim.
     """
 
     claim: str
@@ -81,16 +87,61 @@ class FindingRecord(Record):
     note: str
     null: Number = 0.0
     runs: int = 0
-    parts: list[tuple[float, int]] = []
+    parts: list[tuple[float, int | float]] = []
+    students: int = 1
+    by_student: tuple[float, int] | None = None
     outlook: str = ""
 
 
+class ChancesRecord(Record):
+    """Probabilities that the difference lies above ``margin``, within it, and below its negative."""
+
+    better: float
+    within: float
+    worse: float
+    margin: float
+
+
 class HeadlineRecord(Record):
-    """The page's opening: which claim it is about, the verdict, and the answer as a sentence."""
+    """The study's own question: its claim, the verdict, and the sentence below the page's recommendation.
+
+    ``chances``: of the difference, with a flat prior; null where seeds or variance are unknown.
+    """
 
     claim: str | None
     verdict: Word | None
     answer: str
+    chances: ChancesRecord | None = None
+
+
+class MeasureRecord(Record):
+    """What was measured beside the claims, without a verdict.
+
+    ``kind``: ``value`` of the arm ``smoothing``; its ``difference`` from, or ``ratio`` to, the ``baseline``;
+    ``rank correlation`` with the students' accuracy over ``teachers``; ``regret`` of the teacher ``picked``.
+    Null for what a kind has not.
+    """
+
+    measure: str
+    text: str
+    source: str
+    unit: str
+    role: str
+    kind: Kind
+    baseline: Number = None
+    smoothing: Number = None
+    temperature: Number = None
+    hard_weight: Number = None
+    estimate: Number = None
+    low: Number = None
+    high: Number = None
+    p: Number = None
+    seeds: int = 0
+    samples: int = 0
+    method: str = ""
+    note: str = ""
+    teachers: list[str] = []
+    picked: str = ""
 
 
 class FailedRecord(Record):
@@ -123,9 +174,9 @@ class StudyRecord(Record):
     """The whole file.
 
     ``looks``: after how many seeds the study is judged, by a rule that keeps the error rate; ``looked_at``:
-    after how many it was, without one. ``notices``: what the page says above the verdict, a line each.
+    after how many it was, without one. ``notices``: what weakens the verdict, a line each.
     ``data_changed``: the runs by the checksum of the data that they saw, empty where all saw the same.
-    ``at_chance``: runs, ``still_falling``: kinds of run.
+    ``at_chance``: runs, ``still_falling``: kinds of run, ``at_ceiling``: kinds of student.
     """
 
     format: int = FORMAT
@@ -133,8 +184,10 @@ class StudyRecord(Record):
     title: str
     study_file: str
     ecosystem: str
+    recommendation: Recommendation = Recommendation("")
     headline: HeadlineRecord
     findings: list[FindingRecord]
+    measures: list[MeasureRecord] = []
     data: DataRecord
     teachers: list[str]
     students: list[str]
@@ -143,6 +196,10 @@ class StudyRecord(Record):
     temperatures: list[float]
     hard_weights: list[float]
     seeds: list[int]
+    student_seeds: int = 1
+    last_epochs: int = 1
+    pool_seed_variance: bool = False
+    controls: list[Control] = []
     looks: list[int] = []
     looked_at: list[int] = []
     runs: RunsRecord
@@ -152,31 +209,42 @@ class StudyRecord(Record):
     data_changed: dict[str, list[str]] = {}
     at_chance: list[str] = []
     still_falling: list[str] = []
+    at_ceiling: list[str] = []
 
     def text(self) -> str:
         """Return the file's content."""
         return self.model_dump_json(indent=1) + "\n"
 
 
-def study_record(results: Results[AnyResult], findings: Sequence[Finding], answer: str) -> StudyRecord:
-    """Return what a study found; ``answer`` is its page's first sentence.
+def study_record(
+    results: Results[AnyResult],
+    findings: Sequence[Finding],
+    answer: str,
+    recommendation: Recommendation | None = None,
+    measures: Measures | None = None,
+) -> StudyRecord:
+    """Return what a study found; ``answer`` is its page's sentence on the headline.
 
     With students ``findings[0]`` is the headline; without, there is none.
     """
     plan = results.plan
     students = [run for run in plan.runs if run.role == "student"]
     headline = findings[0] if students else None
+    seconds = seconds_a_seed(results)
     return StudyRecord(
         kind=plan.kind.name if students else "teachers",
         title=plan.title,
         study_file=plan.study_file,
         ecosystem=plan.ecosystem,
+        recommendation=recommendation or Recommendation(""),
         headline=HeadlineRecord(
             claim=headline.claim.id if headline else None,
             verdict=headline.verdict if headline else None,
             answer=answer,
+            chances=_chances(headline, plan.margin),
         ),
-        findings=[_finding(finding, seconds_a_seed(results)) for finding in findings],
+        findings=[_finding(finding, seconds) for finding in findings],
+        measures=_measures(measures) if measures else [],
         data=DataRecord(path=plan.data, classes=plan.num_classes, samples=results.samples),
         teachers=list(dict.fromkeys(run.model for run in plan.runs if run.role == "teacher")),
         students=list(dict.fromkeys(run.model for run in students)),
@@ -185,6 +253,10 @@ def study_record(results: Results[AnyResult], findings: Sequence[Finding], answe
         temperatures=list(dict.fromkeys(run.temperature for run in students)),
         hard_weights=list(dict.fromkeys(run.hard_weight for run in students)),
         seeds=plan.seeds,
+        student_seeds=plan.student_seeds,
+        last_epochs=plan.last_epochs,
+        pool_seed_variance=plan.pool_seed_variance,
+        controls=plan.controls,
         looks=plan.looks,
         looked_at=looks_made(plan),
         runs=RunsRecord(
@@ -199,10 +271,11 @@ def study_record(results: Results[AnyResult], findings: Sequence[Finding], answe
         ),
         versions=_versions([job["versions"] for job in results.jobs]),
         last_run_finished=max(str(job["finished"]) for job in results.jobs),
-        notices=[str(notice) for notice in notices_of(results)],
+        notices=[notice.title for notice in notices_of(results)],
         data_changed=data_versions(results),
         at_chance=list(at_chance(results)),
         still_falling=still_falling(results),
+        at_ceiling=list(at_ceiling(results)),
     )
 
 
@@ -211,7 +284,9 @@ def looks_made(plan: Plan) -> list[int]:
     return [] if plan.looks else [*plan.looked_at, *([len(plan.seeds)] if len(plan.seeds) > 1 else [])]
 
 
-def teachers_record(title: str, names: list[str], answer: str, data: DataRecord) -> StudyRecord:
+def teachers_record(
+    title: str, names: list[str], answer: str, data: DataRecord, recommendation: Recommendation
+) -> StudyRecord:
     """Return the record of a list of teachers, which are measured and compared but teach nobody."""
     nothing: dict[str, Any] = dict.fromkeys(
         ("study_file", "ecosystem", "convention", "last_run_finished"), ""
@@ -221,6 +296,7 @@ def teachers_record(title: str, names: list[str], answer: str, data: DataRecord)
     return StudyRecord(
         kind="teachers",
         title=title,
+        recommendation=recommendation,
         headline=HeadlineRecord(claim=None, verdict=None, answer=answer),
         data=data,
         teachers=names,
@@ -250,6 +326,47 @@ def _finding(finding: Finding, seconds: float) -> FindingRecord:
         "note": "; ".join(filter(None, [interval["note"], finding.note])),
     }
     return FindingRecord.model_validate(vars(claim) | interval | vars(finding) | own)
+
+
+def _chances(headline: Finding | None, margin: float) -> ChancesRecord | None:
+    if headline is None or headline.interval is None or not headline.claim.has_margin:
+        return None
+    found = chances(headline.interval, margin)
+    return ChancesRecord(**found._asdict()) if found else None
+
+
+def _measures(measures: Measures) -> list[MeasureRecord]:
+    records = []
+    for one in measures.estimates:
+        setting, taught = one.setting, one.role == "student"
+        interval: dict[str, Any] = vars(one.interval) if one.interval else {}
+        own = {
+            "role": one.role,
+            "kind": one.kind,
+            "baseline": None if one.kind == "value" else setting.baseline,
+            "smoothing": setting.smoothing,
+            "temperature": setting.temperature if taught or one.quantity.ratio else None,
+            "hard_weight": setting.hard_weight if taught else None,
+            "p": interval["p_value"] if one.interval and one.kind != "value" else None,
+            "note": one.note or interval.get("note", ""),
+        }
+        records.append(MeasureRecord.model_validate(_named(one.quantity) | interval | own))
+    if (ranking := measures.ranking) is None:
+        return records
+    for rank in ranking.ranks:
+        loss = {"temperature": ranking.setting.temperature, "hard_weight": ranking.setting.hard_weight}
+        common = {"role": "teacher", "teachers": ranking.teachers, **loss}
+        found, picked = rank.correlation, rank.picked
+        order = {"kind": "rank correlation", "method": METHOD, "p": found.p_value} | vars(found)
+        regret = {"kind": "regret", "unit": "points", "estimate": picked.regret} | vars(picked)
+        regret["picked"] = ranking.teachers[picked.teacher]
+        for own in (order | {"unit": ""}, regret):
+            records.append(MeasureRecord.model_validate(_named(rank.quantity) | own | common))
+    return records
+
+
+def _named(quantity: Quantity) -> dict[str, Any]:
+    return vars(quantity) | {"measure": quantity.id}
 
 
 def read_record(folder: Path) -> StudyRecord:

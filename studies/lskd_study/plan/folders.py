@@ -12,6 +12,7 @@ from typing import Any
 
 from lskd import LskdError
 from lskd.base.files import cannot_write, lock, write_text
+from lskd.base.trackers import EVENTS
 from lskd_study.base.progress import say
 from lskd_study.plan.plan import BEGUN, CURVES, JOB, LOGITS, TRANSLATIONS
 from lskd_study.plan.records import Begun, read_record
@@ -19,7 +20,7 @@ from lskd_study.plan.records import Begun, read_record
 LOCK = ".lock"
 LOG = "train.log"
 # What a job writes itself, whatever trains; the second is left by a process that is killed while it writes.
-_OWN = (BEGUN, ".*.new", LOG, CURVES, LOGITS, f".{LOGITS}", TRANSLATIONS, JOB)
+_OWN = (BEGUN, ".*.new", LOG, CURVES, LOGITS, f".{LOGITS}", TRANSLATIONS, JOB, EVENTS)
 LABEL_FILES = tuple(f"labels/{name}" for name in ("manifest.json", ".*.new", "lock", "*.bin", "*.bin.sums"))
 
 

@@ -8,7 +8,7 @@ import re
 from typing import Any, get_args
 
 from lskd_study.data.options import TEXT
-from lskd_study.plan.kinds import TRANSLATION, Ecosystem, kind_of
+from lskd_study.plan.kinds import TRANSLATION, Control, Ecosystem, kind_of
 from lskd_study.plan.recipes import recipes_folder
 from lskd_study.plan.schema import Prepare, Study
 from lskd_study.plan.teacher_list import TeacherList
@@ -53,6 +53,8 @@ def _refine(definitions: dict[str, Any]) -> None:
     for name in get_args(Prepare):
         kinds[name in TEXT].append(name)
     (translates,) = [name for name in get_args(Ecosystem) if kind_of(name) is TRANSLATION]
+    definitions["Data"]["if"] = {"properties": {"options": {"minProperties": 1}}, "required": ["options"]}
+    definitions["Data"]["then"] = {"properties": {"prepare": {"type": "string"}}, "required": ["prepare"]}
     definitions["Study"]["allOf"] = [
         {
             "if": {"properties": {"ecosystem": {"const": translates}}, "required": ["ecosystem"]},
@@ -63,6 +65,8 @@ def _refine(definitions: dict[str, Any]) -> None:
                         "not": {"required": ["num_classes"]},
                     },
                     "students": {"minItems": 1},
+                    "paper": {"enum": [[]]},
+                    "published": {"type": "null"},
                 },
                 "required": ["students"],
             },
@@ -71,7 +75,19 @@ def _refine(definitions: dict[str, Any]) -> None:
                     "data": {"properties": {"prepare": {"enum": kinds[False]}}, "required": ["num_classes"]}
                 }
             },
-        }
+        },
+        {
+            "if": {"properties": {"ecosystem": {"const": "mmcls"}}, "required": ["ecosystem"]},
+            "else": {
+                "properties": {
+                    "controls": {"items": {"enum": [name for name in get_args(Control) if name != "real"]}}
+                }
+            },
+        },
+        {
+            "if": {"properties": {"controls": {"minItems": 1}}, "required": ["controls"]},
+            "then": {"properties": {"students": {"minItems": 1}}, "required": ["students"]},
+        },
     ]
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Ecosystem = Literal["timm", "mmcls", "fairseq"]
+Control = Literal["hard", "smoothed", "real"]
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 from lskd import LskdError
 from lskd.base.files import read_json, write_text
+from lskd.base.trackers import TrackerName
 from lskd_study.base.files import read_object
 from lskd_study.base.text import first_problem
 from lskd_study.data.options import Value, arguments_of
-from lskd_study.plan.kinds import IMAGES, Kind, kind_of
+from lskd_study.plan.kinds import IMAGES, Control, Kind, kind_of
 
 PLAN = "plan.json"
 JOB = "job.json"
@@ -28,19 +29,27 @@ CURVES = "curves.csv"
 LOGITS = "val_logits.safetensors"  # of image studies
 TRANSLATIONS = "translations.jsonl"  # of translation studies: the test set
 CHECKPOINT = "last.pth.tar"
+STUDENT_STRIDE = 1_000_000  # between the seeds of two students of one teacher's seed
 _NAME = re.compile(r"\w[\w.+-]*", re.ASCII)  # of a run, and so of a folder
+Role = Literal["teacher", "student", "control"]
 _AS_WRITTEN = {"strict": True, "extra": "forbid"}  # how the plan is read back
 TEACHER_FAILED = "its teacher"  # how the reason of a student begins that was not trained
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a teacher, or a student of the teacher named by ``teacher``."""
+    """One training: a teacher, a student of the teacher named by ``teacher``, or a control.
+
+    A control is a student's network, trained by the student's file on the labels, smoothed by ``smoothing``:
+    a student without a teacher, of hard weight 1. ``real``: with the weights and activations of a binary
+    student left real. ``repeat``: which of the study's ``student_seeds`` it is, from 0; ``seed`` is the one
+    that the trainer gets.
+    """
 
     __pydantic_config__ = _AS_WRITTEN
 
     id: str
-    role: Literal["teacher", "student"]
+    role: Role
     model: str
     config: str
     smoothing: float
@@ -48,6 +57,13 @@ class Run:
     teacher: str = ""
     temperature: float = 1.0
     hard_weight: float = 0.0
+    real: bool = False
+    repeat: int = 0
+
+    @property
+    def study_seed(self) -> int:
+        """The study's seed that it belongs to: its teacher's."""
+        return self.seed - self.repeat * STUDENT_STRIDE
 
     @property
     def folder(self) -> str:
@@ -126,6 +142,10 @@ class Plan:
     paper: list[str] = field(default_factory=list)  # tables of the paper that the study reproduces
     published: dict[str, Any] = field(default_factory=dict)  # others' figures, as in the study file
     note: str = ""  # to be said above the verdict
+    tracker: TrackerName | Literal[""] = ""  # where runs are logged too
+    student_seeds: int = 1  # students of each kind for one seed of their teacher
+    last_epochs: int = 1  # whose mean accuracy is judged
+    pool_seed_variance: bool = False  # over the settings that a claim is tested in
     looks: list[int] = field(default_factory=list)  # after how many seeds it is judged, by a rule
     looked_at: list[int] = field(default_factory=list)  # after how many it was, without one
 
@@ -176,6 +196,25 @@ class Plan:
         """Whether there are no students: Tables 1, 3 and 4."""
         return all(run.role == "teacher" for run in self.runs)
 
+    @cached_property
+    def control_labels(self) -> list[float]:
+        """The smoothing of the labels that controls learn from, in rising order."""
+        return sorted({run.smoothing for run in self.runs if run.role == "control"})
+
+    @property
+    def controls_drawn(self) -> list[float]:
+        """The smoothing of the labels of those controls that figures show: the students' own networks."""
+        return sorted({run.smoothing for run in self.runs if run.role == "control" and not run.real})
+
+    @property
+    def controls(self) -> list[Control]:
+        """The kinds of control that there are."""
+        runs = [run for run in self.runs if run.role == "control"]
+        alphas = {run.smoothing for run in runs if not run.real}
+        found: dict[Control, bool] = {"hard": 0.0 in alphas, "smoothed": any(alphas)}
+        found["real"] = any(run.real for run in runs)
+        return [name for name, there in found.items() if there]
+
     @property
     def papers_loss(self) -> bool:
         """Whether every student learns by the paper's own loss: soft labels alone, temperature 1."""
@@ -222,6 +261,9 @@ class Plan:
     def settings(self, run: Run) -> dict[str, Any]:
         """Return what defines the run's result; two runs of equal settings are the same experiment."""
         own = asdict(run)
+        for name in ("real", "repeat"):  # as it was before there were such runs
+            if not own[name]:
+                del own[name]
         own["config"] = self.configs[run.config]
         own.update(ecosystem=self.ecosystem, data=self.data, num_classes=self.num_classes)
         if self.temperature_squared and run.role == "student":
@@ -277,8 +319,14 @@ def expand(
     students: list[tuple[str, str]],
     temperatures: list[float],
     hard_weights: list[float],
+    controls: Sequence[Control] = (),
+    student_seeds: int = 1,
 ) -> list[Run]:
-    """Return all runs of the matrix, teachers first; networks are pairs (model, trainer's file)."""
+    """Return all runs of the matrix, teachers first; networks are pairs (model, trainer's file).
+
+    A control has no teacher, temperature or hard weight to differ in: one for each student and seed. Of both
+    there are ``student_seeds`` for each seed, so that a control has a student of its own seed beside it.
+    """
     # Seeds vary slowest, so that a study broken off has whole pairs of arms.
     arms = list(product(seeds, teachers, smoothing))
     runs = [
@@ -286,12 +334,25 @@ def expand(
         for seed, (model, config), alpha in arms
     ]
     settings = list(product(temperatures, hard_weights))
-    for (seed, (teacher, _), alpha), (model, config), (t, hard) in product(arms, students, settings):
+    repeats = range(student_seeds)
+    for (seed, (teacher, _), alpha), (model, config), (t, hard), repeat in product(
+        arms, students, settings, repeats
+    ):
         name = f"student-{slug(model)}-of-{slug(teacher)}-smoothing{exact(alpha)}"
-        run_id = f"{name}-T{exact(t)}-hard{exact(hard)}-seed{seed}"
-        teacher_id = _teacher_id(teacher, alpha, seed)
-        runs.append(Run(run_id, "student", model, config, alpha, seed, teacher_id, t, hard))
+        run_id = f"{name}-T{exact(t)}-hard{exact(hard)}-{_seed_id(seed, repeat)}"
+        own, teacher_id = seed + repeat * STUDENT_STRIDE, _teacher_id(teacher, alpha, seed)
+        runs.append(Run(run_id, "student", model, config, alpha, own, teacher_id, t, hard, repeat=repeat))
+    kinds = control_kinds(controls, smoothing)
+    for seed, (model, config), (real, alpha), repeat in product(seeds, students, kinds, repeats):
+        name = real_name(model) if real else model
+        run_id = f"control-{slug(name)}-smoothing{exact(alpha)}-{_seed_id(seed, repeat)}"
+        own = seed + repeat * STUDENT_STRIDE
+        runs.append(Run(run_id, "control", name, config, alpha, own, "", 1.0, 1.0, real, repeat))
     return runs
+
+
+def _seed_id(seed: int, repeat: int) -> str:
+    return f"seed{seed}-student{repeat}" if repeat else f"seed{seed}"
 
 
 def more_seeds(seeds: Sequence[int], count: int) -> list[int]:
@@ -302,6 +363,21 @@ def more_seeds(seeds: Sequence[int], count: int) -> list[int]:
         number += 1
         found.append(number)
     return found
+
+
+def control_kinds(controls: Sequence[Control], smoothing: Sequence[float]) -> list[tuple[bool, float]]:
+    """Return of each student's controls whether they are real-valued, and the smoothing of their labels."""
+    kinds = {
+        "hard": [(False, 0.0)],
+        "smoothed": [(False, a) for a in sorted(smoothing)[1:]],
+        "real": [(True, 0.0)],
+    }
+    return [kind for control in controls for kind in kinds[control]]
+
+
+def real_name(model: str) -> str:
+    """Return what the real-valued network of a binary student's width is called."""
+    return f"{model}-real"
 
 
 def _teacher_id(model: str, alpha: float, seed: int) -> str:

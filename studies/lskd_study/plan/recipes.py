@@ -155,6 +155,7 @@ def runs_and_data(recipe: Recipe) -> tuple[str, str]:
     Raises:
         LskdError: a study file that is not as it should be.
     """
+    from lskd_study.plan.plan import control_kinds
     from lskd_study.plan.schema import load_study
     from lskd_study.plan.teacher_list import load_teachers
 
@@ -165,7 +166,10 @@ def runs_and_data(recipe: Recipe) -> tuple[str, str]:
         study = load_study(recipe.path)
         arms = len(study.smoothing.values) * len(study.seeds) * len(study.teachers)
         kinds = len(study.students) * len(study.temperatures) * len(study.hard_weights)
-        return str(arms * (1 + kinds)), study.data.path
+        kinds *= study.student_seeds
+        each = len(control_kinds(study.controls, study.smoothing.values)) * study.student_seeds
+        controls = len(study.students) * len(study.seeds) * each
+        return str(arms * (1 + kinds) + controls), study.data.path
     if recipe.ecosystem == "fairseq":
         return "2", str(read_yaml(recipe.files[0])["task"]["data"])
     try:

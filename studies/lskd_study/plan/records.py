@@ -67,6 +67,12 @@ class _Machine(Record):
     gpus: list[str]
 
 
+class _Size(Record):
+    parameters: int
+    operations: int | None = None
+    binary: int = 0
+
+
 class Job(MadeRun):
     """``job.json`` of a finished run, as tables and page show it."""
 
@@ -81,6 +87,7 @@ class Job(MadeRun):
     finished: str
     wall_time_s: float
     resumed: int
+    size: _Size | None = None  # of earlier versions, and of failed runs, there is none
 
 
 def read_record(path: Path, kind: type[Record]) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from lskd import LskdError
 from lskd.base.files import read_yaml, read_yaml_nodes
+from lskd.base.trackers import TrackerName
 from lskd_study.base.text import did_you_mean
 from lskd_study.data.options import TEXT, Value, known_classes, problem
-from lskd_study.plan.kinds import TRANSLATION, Ecosystem, kind_of
+from lskd_study.plan.kinds import TRANSLATION, Control, Ecosystem, kind_of
 from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table
+from lskd_study.plan.plan import STUDENT_STRIDE
+from lskd_study.stats.moderated import FEWEST
 
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -76,6 +79,7 @@ Prepare = Literal[
     "long-tail",
     "noise",
     "places-lt",
+    "split",
     "subset",
     "ding",
     "iwslt14",
@@ -83,10 +87,9 @@ Prepare = Literal[
 ]
 
 Item = TypeVar("Item")
-# uniqueItems is for editors; _distinct says which one is there twice.
-Distinct = Annotated[
-    list[Item], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(_distinct)
-]
+# For editors; _distinct says which one is there twice.
+UNIQUE = Field(json_schema_extra={"uniqueItems": True})
+Distinct = Annotated[list[Item], Field(min_length=1), UNIQUE, AfterValidator(_distinct)]
 
 
 class Data(Strict):
@@ -181,14 +184,29 @@ class Study(Strict):
     data: Data = Field(description="what is trained and evaluated on")
     output: Name = Field(description="folder of results, relative to where the command runs")
     smoothing: Smoothing = Field(description="of the teachers' labels: the arms that are compared")
-    seeds: Distinct[Seed] = Field(description="one run each; three or more for a verdict")
+    seeds: Distinct[Seed] = Field(description="one run each; two or more for a verdict")
+    student_seeds: int = Field(
+        1, ge=1, le=100, description="students (and controls) of each kind for one seed of their teacher"
+    )
     teachers: Annotated[list[Network], Field(min_length=1, description="trained with every smoothing value")]
     students: list[Network] = Field(default=[], description="none: teachers are trained and compared alone")
+    controls: Annotated[list[Control], UNIQUE, AfterValidator(_distinct)] = Field(
+        default=[],
+        description="students without a teacher: hard, on the labels; smoothed, on labels smoothed as the "
+        "teachers' are; real (mmcls): on the labels, weights and activations not binary",
+    )
     temperatures: Distinct[Temperature] = Field(
         [1.0], description="that logits are divided by; 1 in the paper"
     )
     hard_weights: Distinct[HardWeight] = Field(
         [0.0], description="weight of the labels in the students' loss; 0 in the paper, 0.1 in translation"
+    )
+    last_epochs: int = Field(
+        1, ge=1, description="accuracy (top-1) is the mean over so many last epochs, after the last decay"
+    )
+    pool_seed_variance: bool = Field(
+        False,
+        description="the variance between seeds is pooled over smoothing values, temperatures, hard weights",
     )
     temperature_squared: bool = Field(False, description="the soft term times T^2 (Hinton et al., 2015)")
     soft_labels: SoftLabels = Field(
@@ -202,6 +220,9 @@ class Study(Strict):
         description="points of top-1 accuracy: a model that much worse is as good",
     )
     note: str = Field("", description="what the page says above the verdict, e.g. what was cut and why")
+    tracker: TrackerName | None = Field(
+        None, description="where the curves of runs are logged too, while they train; only wandb sends them"
+    )
     resources: Resources = Field(Resources(threads=1), description="what one run asks of the scheduler")
     paper: PapersTable | list[PapersTable] = Field(
         default=[], description="tables and figures of the paper that the study reproduces, e.g. Table 8"
@@ -259,6 +280,9 @@ class Study(Strict):
         if kind_of(self.ecosystem) is TRANSLATION and (self.paper or self.published):
             message = "the figures are accuracies, of images; remove it"
             raise _error(message, self.ecosystem, "paper" if self.paper else "published")
+        if kind_of(self.ecosystem) is TRANSLATION and self.last_epochs > 1:
+            message = "a translation model is that of its best epoch by validation BLEU; remove it"
+            raise _error(message, self.last_epochs, "last_epochs")
         matrix: dict[str, list[Any]] = {
             "student": [network.model for network in self.students],
             "teacher": [network.model for network in self.teachers],
@@ -266,6 +290,28 @@ class Study(Strict):
             "temperature": self.temperatures,
             "hard_weight": self.hard_weights,
         }
+        if self.controls and not self.students:
+            message = "a control is a student's network, and the study has no students; remove it"
+            raise _error(message, self.controls, "controls")
+        settings = len(self.smoothing.values) - 1
+        settings *= len(self.temperatures) * len(self.hard_weights) if self.students else 1
+        if self.pool_seed_variance and min(settings, len(self.seeds)) < FEWEST:
+            message = (
+                f"it takes {FEWEST} seeds and {FEWEST} settings (smoothing values, temperatures, hard "
+                f"weights), the study has {len(self.seeds)} and {settings}; add some, or remove it"
+            )
+            raise _error(message, True, "pool_seed_variance")
+        if self.student_seeds > 1 and not self.students:
+            message = "they are of students, and the study has none; remove it"
+            raise _error(message, self.student_seeds, "student_seeds")
+        if self.student_seeds > 1 and max(self.seeds) >= STUDENT_STRIDE:
+            message = (
+                f"with student_seeds they must be below {STUDENT_STRIDE:,}, the step to the next student"
+            )
+            raise _error(message, self.seeds, "seeds")
+        if "real" in self.controls and self.ecosystem != "mmcls":
+            message = "only mmcls' students are binary, so that a real-valued one is another; remove real"
+            raise _error(message, self.controls, "controls")
         for index, figure in enumerate(self.published.figures if self.published else ()):
             for key, known in matrix.items():
                 given = getattr(figure, key)
@@ -303,11 +349,21 @@ def load(path: Path, model: type[Content], what: str) -> Content:
     root, content = read_yaml_nodes(path, "study file")
     if not isinstance(root, yaml.MappingNode):
         raise LskdError(f"{path}: {what}")
-    lines = _line_numbers(root, path)
+    return validated(content, model, str(path), _line_numbers(root, path))
+
+
+def validated(
+    content: Any, model: type[Content], name: str, lines: dict[tuple[Any, ...], int] | None = None
+) -> Content:
+    """Validate what a file says, or would say; ``lines``: where in the file called ``name`` each key stands.
+
+    Raises:
+        LskdError: one line that names the file, the line in it and what is wrong.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise LskdError(_one_line(error, path, lines, model)) from error
+        raise LskdError(_one_line(error, name, lines or {}, model)) from error
 
 
 def read_trainer_config(path: Path, reserved: frozenset[str] = RESERVED) -> dict[str, Any]:
@@ -348,13 +404,13 @@ def _line_numbers(node: yaml.Node, path: Path, prefix: tuple[Any, ...] = ()) -> 
 
 
 def _one_line(
-    error: ValidationError, path: Path, lines: dict[tuple[Any, ...], int], root: type[BaseModel]
+    error: ValidationError, name: str, lines: dict[tuple[Any, ...], int], root: type[BaseModel]
 ) -> str:
     first = min(
         error.errors(), key=lambda item: (item["type"] != "extra_forbidden", _line(item["loc"], lines))
     )
     location, key = first["loc"], str(first["loc"][-1])
-    where = f"{path}:{_line(location, lines)}"
+    where = f"{name}:{_line(location, lines)}" if lines else name
     name = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         valid = _valid_keys(location, root)
@@ -368,9 +424,9 @@ def _one_line(
 
 
 def _line(location: tuple[Any, ...], lines: dict[tuple[Any, ...], int]) -> int:
-    while location not in lines:
+    while location and location not in lines:
         location = location[:-1]
-    return lines[location]
+    return lines.get(location, 0)
 
 
 def _valid_keys(location: tuple[Any, ...], root: type[BaseModel]) -> list[str]:

@@ -1,12 +1,15 @@
 """What a classifier left: accuracy and 1-S, from its stored logits on the validation images."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lskd import LskdError
 from lskd.base.tensors import require_finite
 from lskd.stability import stability
 from lskd.teachers.preflight import compare_with_chance
@@ -18,35 +21,51 @@ from lskd_study.stats.intervals import Array, target_std_pseudo_values
 
 @dataclass(frozen=True)
 class ImageResult(Result):
-    """A classifier's result; the arrays have one value per validation image, sorted by key."""
+    """A classifier's result; the arrays have one value per validation image, sorted by key.
+
+    ``judged``: the share that is right, the mean over the last epochs; None where the last alone counts.
+    """
 
     labels: NDArray[np.int64]
     rank: NDArray[np.int64]  # classes that are scored at least as high as the right one
     correct: Array
     target_probability: Array
     instability: float
+    judged: float | None = field(default=None, kw_only=True)
 
     @property
     def top1(self) -> float:
         """Top-1 accuracy in percent."""
-        return 100 * float(self.correct.mean())
+        return 100 * (float(self.correct.mean()) if self.judged is None else self.judged)
 
-    def value(self, quantity: str) -> float:
+    def mean_of(self, parts: Sequence[Any]) -> Self:
+        """Return the mean of several runs; of single images it has the share of them that is right."""
+        correct = np.mean([one.correct for one in parts], axis=0)
+        judged = None if self.judged is None else float(np.mean([one.judged for one in parts]))
+        return replace(super().mean_of(parts), rank=self.rank[:0], correct=correct, judged=judged)
+
+    def _value(self, quantity: str) -> float:
         """Return accuracy or 1-S over all images, or what a curve has in the last epoch."""
-        measured = {"top1": self.top1, "top5": self.topk(5), "one_minus_s": self.instability}
-        return measured[quantity] if quantity in measured else super().value(quantity)
+        if quantity == "top1":
+            return self.top1
+        if quantity == "one_minus_s":
+            return self.instability
+        return self.topk(int(quantity[3:])) if quantity[:3] == "top" else super()._value(quantity)
 
     def topk(self, k: int) -> float:
         """Top-k accuracy in percent."""
         return 100 * float((self.rank < k).mean())
 
-    def per_sample(self, quantity: str) -> PerSample | None:
-        """Return accuracy or 1-S image by image.
+    def _per_sample(self, quantity: str) -> PerSample | None:
+        """Return accuracy (``last_top1``: of the last epoch) or 1-S image by image.
 
-        Raises:
-            LskdError: for 1-S with too few images in a class.
+        Of a mean over epochs single images are known for the last one: their values are moved to that mean,
+        which leaves the variance between seeds that of the means, and that between images the last epoch's.
+        The mean over epochs has no larger one.
         """
-        if quantity == "top1":
+        if quantity == "top1" and self.judged is not None:
+            return PerSample(self.correct - self.correct.mean() + self.judged, bounded=True, scale=100)
+        if quantity in ("top1", "last_top1"):
             return PerSample(self.correct, bounded=True, scale=100)
         if quantity == "instability":
             values = target_std_pseudo_values(self.target_probability, self.labels)
@@ -61,7 +80,8 @@ class ImageResult(Result):
         total, chance = len(self.labels), float(np.bincount(self.labels).max() / len(self.labels))
         if compare_with_chance(int(self.correct.sum()), total, chance) != "at":
             return ""
-        return f"right on {self.top1:.1f} % of {total:,} validation images, chance is {100 * chance:.1f} %"
+        own = 100 * float(self.correct.mean())
+        return f"right on {own:.1f} % of {total:,} validation images, chance is {100 * chance:.1f} %"
 
     def same_samples(self, other: Result) -> bool:
         """Whether both were measured on the same images with the same labels."""
@@ -72,10 +92,11 @@ class ImageResult(Result):
         )
 
 
-def read_image_result(folder: Path, run: Run, num_classes: int) -> ImageResult:
-    """Read one run's folder.
+def read_image_result(folder: Path, run: Run, num_classes: int, last_epochs: int = 1) -> ImageResult:
+    """Read one run's folder; its accuracy is the mean over its last epochs.
 
     Raises:
+        LskdError: it has not the accuracy of each of these.
         DivergedError: its logits are not finite.
         Exception: of many classes, when a file is missing or damaged; `results.read_results` makes it one.
     """
@@ -96,7 +117,15 @@ def read_image_result(folder: Path, run: Run, num_classes: int) -> ImageResult:
         correct=(rank < 1).astype(np.float64),
         target_probability=scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy(),
         instability=1 - float(stability(scores, classes, num_classes)),
+        judged=_mean_of_last(curves, last_epochs, run) if last_epochs > 1 else None,
     )
+
+
+def _mean_of_last(curves: dict[str, Array], count: int, run: Run) -> float:
+    epochs, values = curves["epoch"][-count:], curves["val_top1"][-count:]
+    if len(epochs) < count or np.ptp(epochs) != count - 1 or not np.isfinite(values).all():
+        raise LskdError(f"{run.id}: {CURVES} has not the accuracy of each of the last {count} epochs")
+    return float(values.mean()) / 100
 
 
 def read_logits(folder: Path, num_classes: int) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:

@@ -46,7 +46,7 @@ def _read(plan: Plan, run: Run) -> Result:
             from lskd_study.results.translation import read_translation_result  # needs sacreBLEU
 
             return read_translation_result(folder, run)
-        return read_image_result(folder, run, plan.num_classes)
+        return read_image_result(folder, run, plan.num_classes, plan.last_epochs)
     except LskdError:
         raise
     except Exception as error:  # safetensors has an exception class of its own

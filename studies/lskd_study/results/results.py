@@ -6,10 +6,10 @@ What all studies share; `images` and `translation` have what each measures.
 import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ class PerSample:
     Attributes:
         values: ``(N,)``.
         strata: ``(N,)`` int, where samples are drawn within fixed classes.
-        bounded: the values are 0 or 1.
+        bounded: the values are 0 or 1, or are those moved alike to a mean over epochs.
         scale: factor to the unit in which the result is given.
         problem: why no interval can be made from the values; empty where one can.
     """
@@ -36,15 +36,35 @@ class PerSample:
     scale: float = 1.0
     problem: str = ""
 
+    @classmethod
+    def mean(cls, several: Sequence["PerSample"]) -> "PerSample":
+        """Return the mean of what several runs have for the same samples."""
+        problem = next((one.problem for one in several if one.problem), "")
+        return replace(several[0], values=np.mean([one.values for one in several], axis=0), problem=problem)
+
 
 @dataclass(frozen=True)
 class Result:
-    """What one finished run left; ``keys`` name the samples it was measured on, in sorted order."""
+    """What one finished run left; ``keys`` name the samples it was measured on, in sorted order.
+
+    ``parts``: of several students of one teacher's seed the result of each; this one is then their mean, has
+    no record and no curves, and the first one's ``run``.
+    """
 
     run: Run
     job: dict[str, Any]
     curves: dict[str, Array]
     keys: list[str]
+    parts: Sequence[Any] = field(default=(), kw_only=True)
+
+    def mean_of(self, parts: Sequence[Any]) -> Self:
+        """Return the mean of several runs, of which this is the first."""
+        return replace(self, job={}, curves={}, parts=parts)
+
+    @property
+    def each(self) -> Sequence[Self]:
+        """The runs that it is the mean of, or it alone."""
+        return self.parts or (self,)
 
     @property
     def chosen(self) -> int:
@@ -53,10 +73,22 @@ class Result:
 
     def value(self, quantity: str) -> float:
         """Return a quantity of the run: of a curve its last epoch's, NaN where the trainer did not log it."""
-        return float(self.curves[quantity][-1])
+        return float(np.mean([one._value(quantity) for one in self.each]))
 
     def per_sample(self, quantity: str) -> PerSample | None:
-        """Return a quantity sample by sample, None for one that has one value per run."""
+        """Return a quantity sample by sample, None for one that has one value per run.
+
+        Raises:
+            LskdError: for 1-S with too few images in a class.
+        """
+        found = [one._per_sample(quantity) for one in self.each]
+        several = [one for one in found if one is not None]
+        return PerSample.mean(several) if len(several) > 1 else found[0]
+
+    def _value(self, quantity: str) -> float:
+        return float(self.curves[quantity][-1])
+
+    def _per_sample(self, quantity: str) -> PerSample | None:
         return None
 
     def at_chance(self) -> str:
@@ -98,7 +130,10 @@ class Failure:
 
 AnyResult = TypeVar("AnyResult", bound=Result)
 RunKind = tuple[str | float, ...]
-"""What tells kinds of run apart: of a teacher model and smoothing; of a student also teacher, T and λ."""
+"""What tells kinds of run apart: of a teacher model and smoothing; of a student also teacher, T and λ.
+
+A control is a student of no teacher, ``""``, with T = 1 and λ = 1.
+"""
 
 
 class BySeed(dict[int, AnyResult]):
@@ -107,6 +142,11 @@ class BySeed(dict[int, AnyResult]):
     def __init__(self, results: Mapping[int, AnyResult], failed: Iterable[Failure] = ()) -> None:
         super().__init__(results)
         self.failed = list(failed)
+
+    @property
+    def failed_seeds(self) -> int:
+        """Of how many of the study's seeds some run failed."""
+        return len({one.run.study_seed for one in self.failed})
 
 
 def failures_of(groups: Iterable[Mapping[int, Result]]) -> list[Failure]:
@@ -150,14 +190,36 @@ class Results(Generic[AnyResult]):
         """Return the students of one kind that have a result, by seed; ``teacher`` is the teacher's model."""
         return self.by_kind.get((model, teacher, smoothing, temperature, hard_weight), BySeed({}))
 
+    def controls(self, model: str, smoothing: float) -> BySeed[AnyResult]:
+        """Return the networks of one kind of student that learned from (smoothed) labels alone, by seed."""
+        return self.students(model, "", smoothing, 1.0, 1.0)
+
+    @cached_property
+    def finished_by_kind(self) -> dict[RunKind, list[AnyResult]]:
+        """All finished runs of each kind, in the order of the study's file."""
+        found: dict[RunKind, list[AnyResult]] = {}
+        for result in self.finished.values():
+            found.setdefault(kind_of_run(self.plan, result.run), []).append(result)
+        return found
+
     @cached_property
     def by_kind(self) -> dict[RunKind, BySeed[AnyResult]]:
-        """The runs of each kind, in the order of the study's file."""
+        """The runs of each kind by the study's seed, in the order of its file.
+
+        Of several students for one seed of their teacher it is their mean, once all of them are finished.
+        """
         found: dict[RunKind, BySeed[AnyResult]] = {}
+        parts: dict[tuple[RunKind, int], list[AnyResult]] = {}
         for run in self.plan.runs:
-            own = found.setdefault(kind_of_run(self.plan, run), BySeed({}))
+            kind, seed = kind_of_run(self.plan, run), run.study_seed
+            own = found.setdefault(kind, BySeed({}))
             if run.id in self.finished:
-                own[run.seed] = self.finished[run.id]
+                several = parts.setdefault((kind, seed), [])
+                several.append(self.finished[run.id])
+                if run.role == "teacher" or self.plan.student_seeds == 1:
+                    own[seed] = several[0]
+                elif len(several) == self.plan.student_seeds:
+                    own[seed] = several[0].mean_of(several)
             elif run.id in self.failed:
                 own.failed.append(self.failed[run.id])
         return found
@@ -167,7 +229,8 @@ def kind_of_run(plan: Plan, run: Run) -> RunKind:
     """Return what tells a run's kind apart; students of several teachers have the same seeds."""
     if run.role == "teacher":
         return run.model, run.smoothing
-    return run.model, plan.by_id[run.teacher].model, run.smoothing, run.temperature, run.hard_weight
+    teacher = plan.by_id[run.teacher].model if run.teacher else ""
+    return run.model, teacher, run.smoothing, run.temperature, run.hard_weight
 
 
 def kind_name(plan: Plan, kind: RunKind) -> str:
@@ -175,6 +238,8 @@ def kind_name(plan: Plan, kind: RunKind) -> str:
     if len(kind) == 2:
         return f"teacher {kind[0]}, α = {exact(float(kind[1]))}"
     model, teacher, *setting = kind
+    if not teacher:
+        return f"control {model}, labels’ α = {exact(float(setting[0]))}"
     words = [f"{name} = {exact(float(value))}" for name, value in zip("αTλ", setting, strict=True)]
     return f"student {model} of {teacher}, {', '.join(words[:1] if plan.papers_loss else words)}"
 

@@ -54,13 +54,13 @@ class TranslationResult(Result):
         scores = self.curves["val_bleu"]
         return int(np.flatnonzero(scores == np.nanmax(scores))[-1])
 
-    def value(self, quantity: str) -> float:
+    def _value(self, quantity: str) -> float:
         """Return test BLEU, what validation gave at the chosen epoch, or training at the last one."""
         if quantity in ("bleu", "tokenised_bleu"):
             return (self.detokenised if quantity == "bleu" else self.tokenised).value
         return float(self.curves[quantity][self.chosen if quantity.startswith("val_") else -1])
 
-    def per_sample(self, quantity: str) -> PerSample | None:
+    def _per_sample(self, quantity: str) -> PerSample | None:
         """Return BLEU (of the detokenised text, points) as jackknife pseudo-values, one per test sentence."""
         return self._pseudo_values if quantity == "bleu" else None
 

@@ -76,6 +76,8 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
         LskdError: for an option, a profile or an executor that is unknown or not installed, and for GPUs that
             are not there.
     """
+    if cores is not None and cores < 1:
+        raise LskdError(f"cores must be 1 or more, got {cores}")
     arguments, profiles = _with_profiles(options)
     _check_executor(arguments, profiles)
     check_snakemake_options(arguments)

@@ -7,6 +7,7 @@ writes, and say in ``done`` what was done, for the error that the data changed m
 import csv
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lskd_study.plan.folders import LABEL_FILES, LOG
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import CURVES, LOGITS, TRANSLATIONS, Plan, Run, Store
 from lskd_study.runs.log import logged
+from lskd_study.runs.watch import watched
 from lskd_study.stores.state import rerun_command, stored_identity
 from lskd_study.teachers.files import write_safetensors
 from lskd_study.trainers import trainer_of
@@ -53,7 +55,8 @@ class Training:
         """Train and measure; return how good the run is."""
         more = (self.trainer.resume(self.folder) or []) if goes_on else []
         with logged(self.run.id, self.folder / LOG):
-            self.trainer.train(self.command[1:] + more)
+            with watched(self.plan, self.run, goes_on):
+                self.trainer.train(self.command[1:] + more)
             rows = self.trainer.read_curves(self.folder, self.run.role)
             self._store_curves(rows)
             found = self.trainer.collect(self.folder, Path(self.plan.data))
@@ -85,7 +88,14 @@ class Training:
             "seed": self.run.seed,
             "checkpoint": {"file": weights.name, "sha256": checksum},
             "soft_labels": self._stored,
+            "size": self._size() if checksum else None,
         }
+
+    def _size(self) -> dict[str, int | None] | None:
+        try:
+            return asdict(self.trainer.size(self.plan, self.run))
+        except Exception:  # of frameworks; a run is no worse for it
+            return None
 
 
 class Storing:
@@ -95,7 +105,7 @@ class Storing:
         self.plan, self.store = plan, store
         self.folder = Path(plan.output, store.folder)
         self.trainer = trainer_of(plan.ecosystem, "student")
-        self.name = f"soft labels of {store.teacher}"
+        self.name = f"soft labels of {store.id}"
         self.done = f"{self.name} were written"
         self.command, self.files = self.trainer.store_command(plan, store), LABEL_FILES
         self._written: dict[str, Any] = {}
@@ -114,7 +124,7 @@ class Storing:
         Raises:
             LskdError: also if they are not complete then.
         """
-        with logged(f"soft labels {self.store.id}", self.folder / LOG):
+        with logged(self.name, self.folder / LOG):
             self.trainer.store(self.command)
         labels = SoftLabels(self.plan.labels(self.store))
         if not labels.complete:

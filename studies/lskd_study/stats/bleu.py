@@ -21,7 +21,7 @@ Statistics = NDArray[np.int64]
 ORDER = 4
 REPLICATES, SEED = 1000, 12345  # sacreBLEU's own defaults
 METHOD = f"paired bootstrap over test sentences, percentiles, {REPLICATES} draws, seed {SEED}"
-# With matches in fewer sentences than that, BLEU hangs on single sentences (and on smoothing, at none).
+# With matches in fewer sentences than that, BLEU depends on single sentences (and on smoothing, at none).
 FEWEST_SENTENCES = 5
 
 

@@ -15,6 +15,11 @@ each part is widened by the t quantile of its own degrees of freedom::
     half width = sqrt(t(S - 1)^2 v_seed + t(N - 1)^2 v_sample)
 
 which is exact when either part is alone and on the safe side between.
+
+Where K students learn from one teacher their mean is one value of the teacher's seed, so that all of this
+holds. How far they lie apart says which share of ``v_seed`` more of them would make smaller::
+
+    v_student = MS_student / (S K),  of a one-way layout of students within teachers
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -39,7 +44,11 @@ class Part(NamedTuple):
     """A part of the variance of a mean, with its degrees of freedom."""
 
     variance: float
-    df: int
+    df: float
+
+    def scaled(self, factor: float) -> "Part":
+        """Return it for a mean in another unit."""
+        return Part(self.variance * factor**2, self.df)
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class Interval:
     ``low`` and ``high`` are NaN where no interval can be made; ``note`` then says why. ``p_value`` is
     two-sided and below 0.05 exactly when the interval excludes zero. ``parts`` is what the width is made of.
     ``networks``: how many were drawn at random, beside seeds and samples; 0 where networks are fixed.
+    ``by_seed``: the difference at each seed. ``students``: of how many of each kind that is the mean, and
+    ``by_student`` what of the first part is theirs; None where there is one.
     """
 
     estimate: float
@@ -62,6 +73,9 @@ class Interval:
     note: str = ""
     parts: tuple[Part, ...] = ()
     networks: int = 0
+    by_seed: tuple[float, ...] = ()
+    students: int = 1
+    by_student: Part | None = None
 
     @property
     def includes_seeds(self) -> bool:
@@ -99,8 +113,25 @@ class Interval:
                 "high": self.low * factor,
                 "standard_error": -moved["standard_error"],
             }
-        parts = tuple(Part(part.variance * factor**2, part.df) for part in self.parts)
-        return Interval(**{**self.__dict__, **moved, "parts": parts})
+        parts = tuple(part.scaled(factor) for part in self.parts)
+        by_student = self.by_student and self.by_student.scaled(factor)
+        by_seed = tuple(value * factor for value in self.by_seed)
+        return replace(self, **moved, parts=parts, by_seed=by_seed, by_student=by_student)
+
+    def pooled(self, part: Part, settings: int) -> "Interval":
+        """Return it with the variance between seeds pooled over so many settings (`moderated`)."""
+        method = f"{self.method}; seed variance pooled over {settings} settings (moderated t)"
+        shape = self.seeds, self.samples
+        made = parts_interval(self.estimate, [part, *self.parts[1:]], shape, method, self.note)
+        return replace(made, by_seed=self.by_seed, students=self.students, by_student=self.by_student)
+
+    def of_students(self, means: ArrayLike) -> "Interval":
+        """Return it with what of its seeds' part is the students'; ``means`` ``(S, K)``, in its unit."""
+        values = np.asarray(means, dtype=np.float64)
+        seeds, students = values.shape
+        df = seeds * (students - 1)
+        within = float(np.square(values - values.mean(1, keepdims=True)).sum() / df)
+        return replace(self, students=students, by_student=Part(within / (seeds * students), df))
 
 
 class CrossedMoments(NamedTuple):
@@ -156,7 +187,7 @@ def crossed_interval(
 
     One seed gives the samples' interval only, one sample the seeds' only; the note says so. ``bounded`` is
     for differences within -1 .. 1 that are mostly 0 (correct or not): if all samples agree, the variance says
-    nothing and the interval is the rule of three's, ``3 / N`` to either side.
+    nothing and the interval is the rule of three's, ``3 / N`` to either side, ``6 / N`` from -1 or 1.
 
     Raises:
         LskdError: for differences that are not finite or not a non-empty ``(S, N)`` table.
@@ -169,7 +200,7 @@ def crossed_interval(
     if not np.isfinite(d).all():
         raise LskdError("paired differences contain NaN or infinity; leave out the run that diverged")
     seeds, samples = d.shape
-    if bounded and np.ptp(d) == 0:
+    if bounded and np.ptp(d) == 0 and abs(d.flat[0]) in (0.0, 1.0):
         return _rule_of_three(float(d.flat[0]), seeds, samples)
     if samples == 1:
         return seed_interval(d[:, 0])
@@ -182,7 +213,8 @@ def crossed_interval(
         )
     mean, by_seed, by_sample = (float(value) for value in crossed_moments(d, strata))
     parts = [Part(by_seed, seeds - 1), Part(by_sample, sample_df)]
-    return parts_interval(mean, parts, (seeds, samples), CROSSED)
+    found = parts_interval(mean, parts, (seeds, samples), CROSSED)
+    return replace(found, by_seed=tuple(map(float, d.mean(1))))
 
 
 def seed_interval(differences: ArrayLike) -> Interval:
@@ -200,7 +232,8 @@ def seed_interval(differences: ArrayLike) -> Interval:
     if seeds == 1:
         return no_interval(float(d[0]), 1, 1, SEEDS_ONLY, ONE_SEED)
     variance = float(d.var(ddof=1)) / seeds
-    return parts_interval(float(d.mean()), [Part(variance, seeds - 1)], (seeds, 1), SEEDS_ONLY)
+    found = parts_interval(float(d.mean()), [Part(variance, seeds - 1)], (seeds, 1), SEEDS_ONLY)
+    return replace(found, by_seed=tuple(map(float, d)))
 
 
 def target_std_pseudo_values(probabilities: ArrayLike, labels: ArrayLike) -> Array:
@@ -297,11 +330,13 @@ def _p_value(mean: float, parts: Sequence[Part]) -> float:
 
 
 def _rule_of_three(value: float, seeds: int, samples: int) -> Interval:
-    half = min(3.0 / samples, 1.0)
+    # Of samples that all gain one could lose instead, which is twice as far away; and so many that gain by
+    # chance have the probability of the sign test.
+    half = min((6.0 if value else 3.0) / samples, 1.0)
     note = "every sample gives the same difference; the rule of three bounds what was not seen"
     if seeds == 1:
         note += f"; {ONE_SEED}"
-    p_value = 0.0 if abs(value) > half else 1.0
+    p_value = 2 * 0.5**samples if abs(value) > half else 1.0
     low, high = max(value - half, -1.0), min(value + half, 1.0)
     return Interval(value, low, high, np.nan, p_value, seeds, samples, "rule of three", note)
 

@@ -11,7 +11,7 @@ mean over its distribution, not that at its mean, which would promise too much a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -19,6 +19,7 @@ from scipy import optimize, special, stats
 
 from lskd_study.stats.intervals import LEVEL, Array, Part
 
+_Part = tuple[float, float]  # a `Part`, or what a file has of it
 MANY = 1000  # seeds: nobody trains more
 _POINTS = 400  # of the distribution of an estimated variance
 
@@ -31,32 +32,54 @@ class Variances:
         seed: variance of the difference between single seeds' means.
         sample: variance of the mean over samples, which all seeds share.
         sample_df: degrees of freedom of ``sample``.
-        seed_df: what ``seed`` was estimated with; 0 where it is assumed.
+        students: of each kind for one seed of their teacher.
+        student: the part of ``seed`` that these students make, their mean; 0 where that is unknown.
+        pooled_df: what other settings add to the degrees of freedom of seeds (`moderated`).
     """
 
     seed: float
     sample: float
-    sample_df: int
-    seed_df: int = 0
+    sample_df: float
+    students: int = 1
+    student: float = 0.0
+    pooled_df: float = 0.0
 
     @classmethod
-    def of(cls, seeds: int, parts: Sequence[Part]) -> "Variances | None":
-        """Return what an interval over ``seeds`` seeds was made of; None where it says nothing of them."""
+    def of(
+        cls, seeds: int, parts: Sequence[_Part], students: int = 1, by_student: _Part | None = None
+    ) -> "Variances | None":
+        """Return what an `Interval` over ``seeds`` seeds was made of; None where it says nothing of them."""
         if seeds < 2 or not parts:
             return None
-        by_seed, by_sample = (*parts, Part(0.0, 0))[:2]
-        return cls(by_seed.variance * seeds, by_sample.variance, by_sample.df, by_seed.df)
+        by_seed, by_sample = (Part(*part) for part in (*parts, Part(0.0, 0))[:2])
+        student = by_student[0] * seeds if by_student else 0.0
+        return cls(
+            seed=by_seed.variance * seeds,
+            sample=by_sample.variance,
+            sample_df=by_sample.df,
+            students=students,
+            student=student,
+            pooled_df=by_seed.df - (seeds - 1),
+        )
+
+    def with_students(self, students: int) -> "Variances":
+        """Return what it would be with another number of students; the same where their part is unknown."""
+        if not self.student:
+            return self
+        now = min(self.student, self.seed)
+        own = now * self.students / students
+        return replace(self, seed=self.seed - now + own, students=students, student=own)
 
     def half_width(self, seeds: int, level: float = LEVEL) -> float:
         """Return the half width to expect with a number of seeds: the root of its mean square."""
-        return float(np.sqrt(_squared_t(seeds - 1, level) * self.seed / seeds + self._of_samples(level)))
+        by_seed = _squared_t(self._df(seeds), level) * self.seed / seeds
+        return float(np.sqrt(by_seed + self._of_samples(level)))
 
     def power(self, seeds: int, difference: float, level: float = LEVEL) -> float:
         """Return how likely the interval of ``seeds`` seeds excludes zero if ``difference`` is true."""
         by_seed = self.seed / seeds
-        half = np.sqrt(
-            _squared_t(seeds - 1, level) * by_seed * _estimates(seeds - 1) + self._of_samples(level)
-        )
+        df = self._df(seeds)
+        half = np.sqrt(_squared_t(df, level) * by_seed * _estimates(df) + self._of_samples(level))
         error = np.sqrt(by_seed + self.sample)
         if error == 0:
             return 1.0 if difference else 0.0
@@ -74,9 +97,8 @@ class Variances:
         """Return how many seeds find a difference with that power; None where no number does."""
         return _fewest(lambda seeds: self.power(seeds, difference, level) >= power)
 
-    def seeds_for_width(self, half: float, level: float = LEVEL) -> int | None:
-        """Return how many seeds make the interval that narrow; None where no number does."""
-        return _fewest(lambda seeds: self.half_width(seeds, level) <= half)
+    def _df(self, seeds: int) -> float:
+        return seeds - 1 + self.pooled_df
 
     def _of_samples(self, level: float) -> float:
         return _squared_t(self.sample_df, level) * self.sample if self.sample else 0.0
@@ -95,11 +117,11 @@ def _fewest(enough: Callable[[int], bool]) -> int | None:
     return high
 
 
-def _squared_t(df: int, level: float) -> float:
+def _squared_t(df: float, level: float) -> float:
     return float(special.stdtrit(df, 0.5 + level / 2) ** 2)
 
 
 @lru_cache(maxsize=256)
-def _estimates(df: int) -> Array:
+def _estimates(df: float) -> Array:
     """Return equally likely values of an estimated variance of 1."""
     return np.asarray(stats.chi2.ppf((np.arange(_POINTS) + 0.5) / _POINTS, df) / df)

@@ -75,11 +75,13 @@ def _groups(plan: Plan, students: Sequence[Run]) -> list[tuple[list[Views] | Can
     for run in students:
         kinds[run.model, run.config].append(run)
     groups: dict[str, tuple[list[Views] | CannotStoreError, list[Run]]] = {}
-    alone = len({run.teacher for run in students}) == len(students) and not any(_begun(students, plan))
+    alone = _each_alone(students) and not any(_begun(students, plan))
     for kind, runs in kinds.items():
         try:
             if alone and plan.soft_labels["mode"] == "auto" and plan.soft_labels["top_k"] == "all":
-                raise CannotStoreError("each teacher has one student")
+                raise CannotStoreError(
+                    f"each teacher has one student{' of a seed' * (plan.student_seeds > 1)}"
+                )
             views = trainer_of(plan.ecosystem, "student").views(plan, runs[0])
         except CannotStoreError as reason:
             groups[f"{kind}"] = reason, runs
@@ -94,16 +96,18 @@ def _groups(plan: Plan, students: Sequence[Run]) -> list[tuple[list[Views] | Can
 def _stores(plan: Plan, views: list[Views], group: list[Run], shape: dict[str, Any]) -> list[Store]:
     """Return one store for each teacher of a group."""
     digest = hashlib.sha256(views[0].key.encode()).hexdigest()[:8]
-    by_teacher: dict[str, list[tuple[Views, Run]]] = defaultdict(list)
+    by_teacher: dict[tuple[str, int], list[tuple[Views, Run]]] = defaultdict(list)
     for view, run in zip(views, group, strict=True):
-        by_teacher[run.teacher].append((view, run))
+        # Students of another seed see other images; sentences are the same for all.
+        repeat = 0 if plan.kind is TRANSLATION else run.repeat
+        by_teacher[run.teacher, repeat].append((view, run))
     size = _bytes_an_epoch(plan, **shape)
     stores = []
-    for teacher, pairs in by_teacher.items():
+    for (teacher, repeat), pairs in by_teacher.items():
         longest, writer = max(pairs, key=lambda pair: pair[0].stored)
         stores.append(
             Store(
-                id=f"{teacher}-{digest}",
+                id=f"{teacher}{f'-student{repeat}' if repeat else ''}-{digest}",
                 teacher=teacher,
                 students=[run.id for _, run in pairs],
                 writer=writer.id,
@@ -128,7 +132,7 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
         raise CannotStoreError("the study was begun without a store")
     if begun:
         return
-    if len({run.teacher for run in group}) == len(group):
+    if _each_alone(group):
         raise CannotStoreError("no other student of a teacher has the same training images")
     if views.caution:
         raise CannotStoreError(f"{views.caution}; soft_labels.mode: always would do so")
@@ -157,6 +161,11 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
             f"{len(stores)} stores would take {gigabytes(total)}, more than half of the {gigabytes(free)} "
             f"that are free at {plan.output}"
         )
+
+
+def _each_alone(students: Sequence[Run]) -> bool:
+    """Whether no two students have the same teacher and the same seed, and so the same images."""
+    return len({(run.teacher, run.repeat) for run in students}) == len(students)
 
 
 def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:

@@ -101,6 +101,33 @@ def check_runs(plan: Plan) -> None:
         trainer_of(plan.ecosystem, run.role).check_run(plan, run)
 
 
+def check_last_epochs(plan: Plan) -> None:
+    """Check that every run has the epochs whose mean accuracy is judged, and none of them before a decay.
+
+    Raises:
+        LskdError: naming the trainer's file.
+    """
+    last = plan.last_epochs
+    if last == 1:
+        return
+    for run in {(run.config, run.model, run.role): run for run in plan.runs}.values():
+        trainer, config = trainer_of(plan.ecosystem, run.role), plan.configs[run.config]
+        epochs = trainer.epochs(plan, run)
+        if last > epochs:
+            trains = f"trains {epochs}" if epochs else "does not say how many it trains"
+            raise LskdError(f"{plan.study_file}: last_epochs is {last}, and {run.config} {trains}; lower it")
+        decays = [at for at in trainer.decays(plan, run) if epochs - last < at < epochs]
+        if decays:
+            raise LskdError(
+                f"{plan.study_file}: last_epochs is {last} of {epochs}, and the rate in {run.config} steps "
+                f"down after {decays[-1]}; set it to {epochs - decays[-1]} at most"
+            )
+        if any(int(part.get("val_interval") or 1) > 1 for part in (config, config.get("train_cfg") or {})):
+            raise LskdError(
+                f"{run.config}: last_epochs needs the accuracy of each epoch; remove val_interval"
+            )
+
+
 def try_out(plan: Plan) -> None:
     """Build what unfinished runs are made of, one of each kind: seed and smoothing make none.
 

@@ -5,12 +5,14 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.files import lock, read_json
+from lskd.base.trackers import check_tracker
 from lskd_study.base.extras import require_ecosystem, require_study_extra
 from lskd_study.base.progress import FILE, Follower, open_log
 from lskd_study.base.stopping import StoppedError, until_stopped
@@ -22,10 +24,11 @@ from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, JOB, PLAN, Plan, exact, expand, more_seeds
 from lskd_study.plan.recipes import find_study_file
 from lskd_study.plan.records import Begun, MadeRun, read_record
-from lskd_study.plan.schema import Network, load_study
+from lskd_study.plan.schema import Network, Study, load_study
 from lskd_study.plan.teacher_list import is_teacher_list
 from lskd_study.runs import clusters
 from lskd_study.runs.data_checksum import check_unchanged
+from lskd_study.runs.remaining import Remaining
 from lskd_study.runs.scheduler import Schedule, make_schedule
 from lskd_study.stores.decide import with_stores
 from lskd_study.stores.state import release_stores, renew_stores
@@ -33,12 +36,13 @@ from lskd_study.stores.summary import describe_stores
 from lskd_study.study.checks import (
     check_data_bin,
     check_data_folder,
+    check_last_epochs,
     check_output,
     check_preparation,
     check_runs,
     try_out,
 )
-from lskd_study.study.planning import looked_at, looks_of, next_look, outlooks_of
+from lskd_study.study.planning import check_declared, looked_at, looks_of, next_look, outlooks_of
 from lskd_study.trainers import trainer_of
 from lskd_study.trainers.same import changes, tidy
 
@@ -55,6 +59,7 @@ def run_study(
     *,
     max_seeds: int | None = None,
     variance_from: str | None = None,
+    told: bool = False,
 ) -> int:
     """Run (or go on with) a study and write its page; returns the exit status, 1 when a run failed.
 
@@ -66,6 +71,7 @@ def run_study(
         options: for Snakemake.
         max_seeds: seeds are added until it is decided, up to so many; None: those of the study file.
         variance_from: results of a study whose differences vary as much as this one's will.
+        told: what the study can tell has been said.
 
     Raises:
         LskdError: before anything is written, for what the user can fix.
@@ -74,28 +80,52 @@ def run_study(
     if study_file.startswith("-"):
         raise LskdError(f"the study file comes before the options for Snakemake; {study_file} stands first")
     if Path(study_file).is_dir():
-        study_file, output = _study_of(study_file, output)
-    if is_teacher_list(find_study_file(study_file)):
-        raise LskdError(
-            f"{study_file} is a list of teachers; measure them with `lskd stability --list {study_file}`"
-        )
-    plan = make_plan(study_file, output, max_seeds)
+        study_file, output = study_of(study_file, output)
+    make = partial(make_plan, study_file, output, max_seeds)
+    return run_plans(make, cores, dry_run, options, variance_from, told=told)
+
+
+def run_plans(
+    make: Callable[[int | None], Plan],
+    cores: int | None,
+    dry_run: bool,
+    options: Sequence[str],
+    variance_from: str | None,
+    write: Callable[[], None] | None = None,
+    told: bool = False,
+) -> int:
+    """Run plans until there is no other number of seeds to go on to; returns the exit status.
+
+    ``make``: returns the plan of so many seeds, at first of None; ``write``: writes the study's file, when
+    nothing is refused any more. The others are those of ``run_study``.
+
+    Raises:
+        LskdError: as ``run_study``.
+    """
+    plan = make(None)
     while True:
-        status = _run(plan, cores, dry_run, options, variance_from)
+        status = _run(plan, cores, dry_run, options, variance_from, write, told)
         if dry_run or status or (number := next_look(plan)) is None:
             return status
         print(f"not decided with {len(plan.seeds)} seeds; going on to {number}", file=sys.stderr, flush=True)
-        plan = make_plan(study_file, output, max_seeds, number)
+        plan, told = make(number), False
 
 
 def _run(
-    plan: Plan, cores: int | None, dry_run: bool, options: Sequence[str], variance_from: str | None
+    plan: Plan,
+    cores: int | None,
+    dry_run: bool,
+    options: Sequence[str],
+    variance_from: str | None,
+    write: Callable[[], None] | None,
+    was_told: bool,
 ) -> int:
     schedule = make_schedule(plan, cores, options)
     check_preparation(plan)
     if not plan.prepare or plan.data_dir.exists():
         _check_data(plan)
     check_runs(plan)
+    check_last_epochs(plan)
     plan = with_stores(plan)
     _check_no_other_study(plan)
     for folder in [run.folder for run in plan.unfinished()] + [store.folder for store in plan.stores]:
@@ -109,9 +139,11 @@ def _run(
         )
     todo = plan.unfinished()
     if todo:
+        if plan.tracker:
+            check_tracker(plan.tracker)
         check_unchanged(plan)
         try_out(plan)
-    told = before(plan, outlooks_of(plan, variance_from))
+    told = [] if was_told else before(plan, outlooks_of(plan, variance_from))
     if dry_run:
         print(describe(plan, told))
         print("\n".join(f"    {'to do   ' if run in todo else 'finished'}  {run.id}" for run in plan.runs))
@@ -123,6 +155,8 @@ def _run(
         _forget_orphaned_students(plan)
         renew_stores(plan)
         plan = looked_at(plan)
+        if write is not None:
+            write()
         plan.write()
         if plan.unfinished() or options:
             print(describe(plan, told), file=sys.stderr, flush=True)
@@ -140,8 +174,37 @@ def make_plan(
     Raises:
         LskdError: for anything in the study file, or the files it names, that is not as it should be.
     """
+    study, path = find_study(study_file)
+    return plan_of(study, path, study_file, output, max_seeds, number)
+
+
+def find_study(study_file: str) -> tuple[Study, Path]:
+    """Read a study file, or the recipe of that name; return where it lies too.
+
+    Raises:
+        LskdError: for a file that is not there, is a list of teachers, or is no study as it should be.
+    """
     path = find_study_file(study_file)
-    study = load_study(path)
+    if is_teacher_list(path):
+        raise LskdError(
+            f"{study_file} is a list of teachers; measure them with `lskd stability --list {study_file}`"
+        )
+    return load_study(path), path
+
+
+def plan_of(
+    study: Study,
+    path: Path,
+    study_file: str,
+    output: str | None,
+    max_seeds: int | None = None,
+    number: int | None = None,
+) -> Plan:
+    """Spell out the matrix of what a study file says; ``path``: the file, which need not be there yet.
+
+    Raises:
+        LskdError: as ``make_plan``.
+    """
     require_ecosystem(study.ecosystem, path)
 
     def networks(entries: list[Network]) -> list[tuple[str, str]]:
@@ -151,7 +214,8 @@ def make_plan(
     looks, seeds = looks_of(Path(output or study.output), study.seeds, max_seeds)
     if number is not None:
         seeds += more_seeds(seeds, number - len(seeds))
-    runs = expand(study.smoothing.values, seeds, teachers, students, study.temperatures, study.hard_weights)
+    settings = study.temperatures, study.hard_weights, study.controls, study.student_seeds
+    runs = expand(study.smoothing.values, seeds, teachers, students, *settings)
     twice = [name for name, times in Counter(run.id for run in runs).items() if times > 1]
     if twice:
         raise LskdError(f"{path}: the same run is asked for twice ({twice[0]}); list each network once")
@@ -164,7 +228,7 @@ def make_plan(
     for run in {(run.config, run.role, run.model): run for run in runs}.values():
         trainer = trainer_of(study.ecosystem, run.role)
         trainer.check_config(configs[run.config], run.config, run.role, run.model)
-    return Plan(
+    plan = Plan(
         title=study.title,
         study_file=tidy(study_file),
         ecosystem=study.ecosystem,
@@ -176,6 +240,9 @@ def make_plan(
         convention=study.smoothing.convention,
         smoothing=sorted(study.smoothing.values),
         seeds=seeds,
+        student_seeds=study.student_seeds,
+        last_epochs=study.last_epochs,
+        pool_seed_variance=study.pool_seed_variance,
         looks=looks,
         threads=study.resources.threads,
         resources=study.resources.extra,
@@ -186,9 +253,12 @@ def make_plan(
         temperature_squared=study.temperature_squared,
         margin=study.margin,
         note=study.note,
+        tracker=study.tracker or "",
         paper=study.papers_tables,
         published=study.published.model_dump() if study.published else {},
     )
+    check_declared(plan)
+    return plan
 
 
 def _check_data(plan: Plan) -> None:
@@ -203,13 +273,22 @@ def describe(plan: Plan, told: Sequence[str] = ()) -> str:
     """Return the matrix in words: what there is to do, what is done, and (``told``) what it can tell."""
     warning = [f"warning: {told[0]}"] if told and told[0].startswith(LITTLE) else []
     lines = [*warning, plan.title, f"  data     {plan.data}", f"  output   {plan.output}"]
-    for role in ("teacher", "student"):
+    for role in ("teacher", "student", *["control"] * bool(plan.controls)):
         runs = [run for run in plan.runs if run.role == role]
         models = ", ".join(dict.fromkeys(run.model for run in runs))
         lines.append(f"  {role}s {len(runs):3d}  {models}")
     smoothing = ", ".join(map(exact, plan.smoothing))
     seeds = ", ".join(map(str, plan.seeds))
     lines.append(f"  teachers' smoothing {smoothing} ({plan.convention}); seeds {seeds}")
+    if plan.student_seeds > 1:
+        lines.append(f"  {plan.student_seeds} students of each kind for one seed of their teacher")
+    if plan.last_epochs > 1:
+        lines.append(
+            f"  accuracy is the mean of the last {plan.last_epochs} epochs; where the rate falls in all of "
+            "them (cosine) the first are of a model that is not yet the last one"
+        )
+    if plan.pool_seed_variance:
+        lines.append("  the variance between seeds is pooled over the settings of a claim (moderated t)")
     if plan.looks:
         lines.append(f"  seeds are added until it is decided: looks after {', '.join(map(str, plan.looks))}")
     lines += [f"  power    {line}" for line in told[len(warning) :]]
@@ -231,7 +310,8 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
 
-    follower = Follower(plan.root / FILE, show)
+    remaining = Remaining(plan, show)
+    follower = Follower(plan.root / FILE, remaining.hear, remaining.look)
     with open_log(plan.root / SNAKEMAKE_LOG) as log:
         process = subprocess.Popen(
             schedule.command(plan),
@@ -262,6 +342,7 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
 def _write_page(plan: Plan) -> int:
     from lskd_study.pages.study import write_report
     from lskd_study.pages.teachers import write_teachers_report
+    from lskd_study.pages.verdicts import read_record as read_verdicts
 
     release_stores(plan)
     missing = plan.unfinished()
@@ -272,6 +353,7 @@ def _write_page(plan: Plan) -> int:
     else:
         print(write_report(plan))
         print(f"{plan.output}/index.html")
+    print(read_verdicts(plan.root).recommendation)
     if missing:
         names = ", ".join(run.id for run in missing[:3]) + " ..." * (len(missing) > 3)
         print(f"lskd: error: {len(missing)} of {len(plan.runs)} runs are missing: {names}", file=sys.stderr)
@@ -279,29 +361,39 @@ def _write_page(plan: Plan) -> int:
     return 1 if missing or failed else 0
 
 
-def _study_of(folder: str, output: str | None) -> tuple[str, str]:
+def study_of(folder: str, output: str | None) -> tuple[str, str]:
     """Return the study file and the output of the study whose results a folder contains."""
     if output is not None and Path(output).resolve() != Path(folder).resolve():
         raise LskdError(f"{folder} is a folder of results; to write into {output} name the study file")
     if not Path(folder, PLAN).is_file():
         own = f"; for images of your own: --own {folder}" if Path(folder, "train").is_dir() else ""
         raise LskdError(f"{folder} is a folder and no study has written into it; name a study file{own}")
-    file, cwd = _begun_by(folder)
+    file, cwd, place = _begun_by(folder)
     here = Path(folder, Path(file).name)  # `--own` keeps it with its results, which may have been moved
     if not file or (here.is_file() and not Path(file).exists()):
         return str(here), folder
-    started = Path(cwd, folder)
+    started = Path(cwd, place)
     if cwd and Path.cwd() != Path(cwd) and started.is_dir() and started.samefile(folder):
         raise LskdError(f"the study in {folder} was started in {cwd}; give the command there")
+    try:
+        find_study_file(file)
+    except LskdError:
+        raise LskdError(
+            f"{file}, the study file of {folder}, is not there; name it where it is, with {folder} as output"
+        ) from None
     return file, folder
 
 
-def _begun_by(folder: str | Path) -> tuple[str, str]:
-    """Return which study file wrote into a folder, and where it was started; empty where unknown."""
+def _begun_by(folder: str | Path) -> tuple[str, str, str]:
+    """Return which study file wrote into a folder, where it was started, and what it called the folder.
+
+    Empty where unknown.
+    """
     content = read_json(Path(folder, PLAN), "a plan")
-    parts = [content.get(name) for name in ("study_file", "cwd")] if isinstance(content, dict) else []
-    file, cwd = (part if isinstance(part, str) else "" for part in parts or ("", ""))
-    return file, cwd
+    found = content if isinstance(content, dict) else {}
+    parts = (found.get(name) for name in ("study_file", "cwd", "output"))
+    file, cwd, output = (part if isinstance(part, str) else "" for part in parts)
+    return file, cwd, output
 
 
 def _check_no_other_study(plan: Plan) -> None:
@@ -312,7 +404,7 @@ def _check_no_other_study(plan: Plan) -> None:
                 f"{plan.output} contains the results of a list of teachers; choose another --output"
             )
         return
-    name, cwd = _begun_by(plan.root)
+    name, cwd, _ = _begun_by(plan.root)
     before = Path(cwd, name)
     now = find_study_file(plan.study_file)
     same = not name or name == plan.study_file or not before.is_file() or before.samefile(now)

@@ -1,13 +1,16 @@
 """Settings chosen from the images: networks, image size, epochs, batch, rate, augmentation."""
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from lskd_study.plan.plan import exact
+from lskd import LskdError
+from lskd_study.plan.plan import Plan, exact
 from lskd_study.study.own_images import OwnImages
+from timm_ls_kd.models import check_model_name
 
 SMOOTHING = (0, 0.1)
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 
 
 # A teacher, a smaller student, and training images from which so many parameters are worth their time; the
@@ -24,25 +27,84 @@ _LARGEST_ON_CPU = 96
 FEWEST_EPOCHS = 5
 
 
+class Asked(NamedTuple):
+    """What the user decides of a study of one's own images; empty: as it is usual.
+
+    Attributes:
+        seeds: how many.
+        smoothing: values of the teachers, the baseline among them.
+        models: a teacher and its students; without students the teacher is its own.
+    """
+
+    seeds: int | None = None
+    smoothing: tuple[float, ...] = ()
+    models: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, seeds: int | None, smoothing: str | None, models: str | None) -> "Asked":
+        """Read the options of the command line.
+
+        Raises:
+            LskdError: for values that are no smoothing, and names that timm does not know.
+        """
+        try:
+            values = tuple(map(float, smoothing.split(","))) if smoothing is not None else ()
+        except ValueError:
+            values = (math.nan,)
+        if smoothing is not None and (len({*values}) < 2 or not all(0 <= value < 1 for value in values)):
+            raise LskdError(
+                "--smoothing must be two different numbers or more, from 0 to below 1, such as 0,0.1; got "
+                f"{smoothing!r}"
+            )
+        names = tuple(name.strip() for name in models.split(",")) if models is not None else ()
+        for name in names:
+            check_model_name(name, "model")
+        if len({*names[1:]}) < len(names[1:]):
+            raise LskdError(f"--models names a student twice, in {models}")
+        return cls(seeds, tuple(dict.fromkeys(values)), names)
+
+    def differs(self, plan: Plan) -> str:
+        """Return the first option that asks for something else than a plan has; empty where none does."""
+        networks = [next(run.model for run in plan.runs if run.role == "teacher")]
+        networks += dict.fromkeys(run.model for run in plan.runs if run.role == "student")
+        if self.seeds and self.seeds != (plan.looks[0] if plan.looks else len(plan.seeds)):
+            return "--seeds"
+        if self.smoothing and sorted(self.smoothing) != plan.smoothing:
+            return "--smoothing"
+        return "--models" * bool(self.models and [*self.models[:1], *self.students] != networks)
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """The students that were asked for."""
+        return self.models[1:] or self.models
+
+
+USUAL = Asked()
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a study of one's own images is to do."""
 
     teacher: str
-    students: tuple[str, str]
+    students: tuple[str, ...]
     img_size: int
     epochs: int
     batch_size: int
     grey: bool
     gpu: bool
     workers: int
+    seeds: tuple[int, ...] = SEEDS
+    smoothing: tuple[float, ...] = SMOOTHING
     cut: str = ""  # what was made smaller, and why
 
     def describe(self) -> list[str]:
         """Return it in lines."""
         students = ", ".join(self.students)
+        smoothing = ", ".join(map(exact, self.smoothing))
         lines = [
             f"teacher {self.teacher}, students {students}, without pretrained weights",
+            f"smoothing {smoothing}; {len(self.seeds)} seeds",
             f"{self.epochs} epochs, batch {self.batch_size}, lr {self.lr:g}, images of {self.img_size} x "
             f"{self.img_size}, on the {'GPU' if self.gpu else 'CPU'}",
         ]
@@ -89,7 +151,7 @@ class Choice:
         return options | {"checkpoint_hist": 1, "log_interval": 1000}
 
 
-def candidates(images: OwnImages, gpu: bool, cores: int) -> list[Choice]:
+def candidates(images: OwnImages, gpu: bool, cores: int, asked: Asked = USUAL) -> list[Choice]:
     """Return settings to try, the most wanted first, the cheapest last."""
     # The size next to the shorter side, of two the smaller one: nothing is made up by enlarging.
     side = min(images.width, images.height, _SIZES[-1] if gpu else _LARGEST_ON_CPU)
@@ -101,12 +163,16 @@ def candidates(images: OwnImages, gpu: bool, cores: int) -> list[Choice]:
     seen, most = (6_000_000, 90) if gpu else (300_000, 30)
     epochs = max(10, min(most, round(seen / images.train)))
     workers = max(1, min(8, cores)) if gpu else 0
-    pairs = [(teacher, smaller, size) for teacher, smaller, least in LADDER if images.train >= least]
+    ladder: list[tuple[str, tuple[str, ...]]] = [(asked.models[0], asked.students)] if asked.models else []
+    if not ladder:
+        ladder = [(large, (small, large)) for large, small, least in LADDER if images.train >= least]
     sizes = [usual for usual in reversed(_SIZES) if usual < min(size, 96)]
-    pairs += [(*LADDER[-1][:2], usual) for usual in sizes]
+    pairs = [(*pair, size) for pair in ladder] + [(*ladder[-1], usual) for usual in sizes]
+    seeds = tuple(range(asked.seeds)) if asked.seeds else SEEDS
+    smoothing = asked.smoothing or SMOOTHING
     return [
-        Choice(teacher, (smaller, teacher), pixels, epochs, batch, images.grey, gpu, workers)
-        for teacher, smaller, pixels in pairs
+        Choice(teacher, students, pixels, epochs, batch, images.grey, gpu, workers, seeds, smoothing)
+        for teacher, students, pixels in pairs
     ]
 
 

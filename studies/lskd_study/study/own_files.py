@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from lskd_study.plan.json_schema import modeline
-from lskd_study.study.own_choice import SEEDS, SMOOTHING, Choice
+from lskd_study.study.own_choice import Choice
 from lskd_study.study.own_images import OwnImages
 
 STUDY, TEACHER, STUDENT = "study.yaml", "teacher.yaml", "student.yaml"
@@ -61,10 +61,11 @@ def _study(images: OwnImages, choice: Choice, output: str, about: str) -> str:
         "ecosystem": "timm",
         "data": {"path": path, "num_classes": len(images.classes)},
         "output": output,
-        "smoothing": {"values": list(SMOOTHING), "convention": "paper"},
-        "seeds": list(SEEDS),
+        "smoothing": {"values": list(choice.smoothing), "convention": "paper"},
+        "seeds": list(choice.seeds),
         "teachers": [{"model": choice.teacher, "config": TEACHER}],
         "students": [{"model": model, "config": STUDENT} for model in choice.students],
+        "controls": ["hard", "smoothed"],
         "temperatures": [1],
         "hard_weights": [0],
         "resources": {"threads": 1} | ({"extra": {"gpu": 1}} if choice.gpu else {}),

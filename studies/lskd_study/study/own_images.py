@@ -1,6 +1,7 @@
 """What is in a folder of images: splits, classes, sizes, colours; what is wrong with it, in one line."""
 
 import os
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.images import EXTENSIONS, check_images, class_folders, class_images, is_image
+from lskd_study.data.folders.split import converts
 
 # The names that timm takes for a split, the usual one first. Nobody trains on a folder called test.
 SPLITS = {
@@ -16,6 +18,7 @@ SPLITS = {
 }
 _LOOKED_AT = 200
 _NEEDS = "it must contain train/<class>/ and val/<class>/ with images"
+PNG = "convert WebP, BMP and TIFF to PNG, as `lskd data split` does"
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,25 @@ def _split(root: Path, split: str, names: Sequence[str]) -> Path:
     if not there:
         here = class_folders(root)
         seen = f"it has {', '.join(here[:3])}{', ...' * (len(here) > 3)}" if here else "it has no folders"
-        raise LskdError(f"{root} has no {split} folder ({seen}; looked for {', '.join(names)}); {_NEEDS}")
+        raise LskdError(
+            f"{root} has no {split} folder ({seen}; looked for {', '.join(names)}); {_fix(root, split, here)}"
+        )
     return there[0]
+
+
+def _fix(root: Path, split: str, here: Sequence[str]) -> str:
+    """Return what to do about a missing split: where there are classes of images, the commands to give."""
+    undivided = root
+    if split == "val":
+        undivided = _split(root, "train", SPLITS["train"])
+        here = class_folders(undivided)
+    if len(here) < 2 or any(class_folders(undivided / name) for name in here):
+        return _NEEDS
+    made = f"{root}_split"
+    if root.name in ("", ".."):  # the folder one is in, or one above
+        made = os.path.relpath(f"{root.resolve()}_split")
+    commands = [["data", "split", str(undivided), "--output", made], ["study", "--own", made]]
+    return "make one: " + " && ".join(shlex.join(["lskd", *words]) for words in commands)
 
 
 def _classes(folder: Path, strangers: list[Path]) -> dict[str, list[Path]]:
@@ -127,7 +147,8 @@ def _classes(folder: Path, strangers: list[Path]) -> dict[str, list[Path]]:
         if not images:
             seen = f"{len(others)} files, none with a name of an image" if others else "no images"
             kinds = f"; images end in {', '.join(sorted(EXTENSIONS))}" if others else ""
-            raise LskdError(f"class folder {folder / label} has {seen}{kinds}; fix or remove it")
+            fix = PNG if any(map(converts, others)) else "fix or remove it"
+            raise LskdError(f"class folder {folder / label} has {seen}{kinds}; {fix}")
         classes[label] = [folder / label / name for name in images]
         strangers += [folder / label / name for name in others]
     if loose:

@@ -83,9 +83,14 @@ class TimeEstimate:
     at_once: int
 
     @property
+    def of_runs(self) -> float:
+        """Seconds of all runs, one after the other."""
+        return sum(row.count * row.each for row in self.rows)
+
+    @property
     def total(self) -> float:
         """Seconds until the page is there, with no place ever empty."""
-        return sum(row.count * row.each for row in self.rows) / self.at_once + _AROUND_RUNS
+        return self.of_runs / self.at_once + _AROUND_RUNS
 
     def shorter(self, epochs: int) -> "TimeEstimate":
         """Return the estimate for another number of epochs."""
@@ -149,7 +154,7 @@ def _times(plan: Plan, scratch: Plan, runs: Sequence[Run]) -> list[RunTime]:
         evaluation = _seconds_of_a_batch(session.loader_eval, SECONDS / 2, partial(evaluate_on, session))
     teacher = plan.run(run.teacher).model if run.teacher else ""
     found = RunTime(
-        name=f"student {run.model} of {teacher}" if teacher else f"teacher {run.model}",
+        name=f"student {run.model} of {teacher}" if teacher else f"{run.role} {run.model}",
         count=len(runs),
         start=_PROCESS + opening,
         step=step,

@@ -1,6 +1,7 @@
 """What a plan can tell before it runs, and the seeds that are added until it is decided."""
 
 import contextlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,15 +9,16 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd_study.base.files import read_object
+from lskd_study.base.text import listed
 from lskd_study.claims import DECIDED, judge
-from lskd_study.claims.outlook import Known, Outlook, assumed, measured, seconds_a_seed
-from lskd_study.data.expected import PUBLISHED
+from lskd_study.claims.outlook import Outlook, assumed, measured, seconds_a_seed
+from lskd_study.data.expected import known_numbers
 from lskd_study.data.folders.image_folder import read_classes
 from lskd_study.pages.verdicts import VERDICTS_FILE, read_record
 from lskd_study.plan.kinds import kind_of
 from lskd_study.plan.plan import PLAN, Plan, more_seeds
 from lskd_study.results.read import read_results
-from lskd_study.stats.intervals import Part
+from lskd_study.stats.power import MANY, Variances
 from lskd_study.stats.sequential import looks
 
 # How much differences vary
@@ -34,15 +36,17 @@ def outlooks_of(plan: Plan, variance_from: str | None = None) -> list[Outlook]:
 
 
 def _of_own_runs(plan: Plan) -> list[Outlook]:
-    done = {seed for seed in plan.seeds if all(plan.done(run) for run in plan.runs if run.seed == seed)}
+    # Controls may have been asked for after all others were trained.
+    unfinished = {run.study_seed for run in plan.unfinished() if run.role != "control"}
+    done = [seed for seed in plan.seeds if seed not in unfinished]
     if len(done) < 2:
         return []
     with contextlib.suppress(LskdError):  # of damaged runs the page tells
         results = read_results(plan)
         known = {
-            finding.claim.id: Known(finding.interval.seeds, finding.interval.parts)
+            finding.claim.id: Variances.of(own.seeds, own.parts, own.students, own.by_student)
             for finding in reversed(judge(results))
-            if finding.interval is not None
+            if (own := finding.interval) is not None
         }
         source = f"measured over the {len(done)} seeds at hand"
         return measured(plan, known, source, seconds_a_seed(results))
@@ -54,10 +58,15 @@ def _of_study(plan: Plan, folder: str) -> list[Outlook]:
     if kind_of(record.ecosystem) is not plan.kind:
         raise LskdError(f"{folder} is a study of {record.kind}, this one of {plan.kind.name}")
     known = {
-        finding.claim: Known(finding.seeds, [Part(*part) for part in finding.parts])
+        finding.claim: Variances.of(finding.seeds, finding.parts, finding.students, finding.by_student)
         for finding in reversed(record.findings)
+        # A file of somebody else's: no difference of percentages varies by more than they can.
+        if finding.seeds <= MANY and all(0 <= of <= 100**2 and 0 < df < 10**9 for of, df in finding.parts)
     }
-    seconds = record.runs.seconds / len(record.seeds) if record.seeds and record.runs.seconds else math.nan
+    # Of a run there: a seed may have another number of them here.
+    ended = record.runs.finished + len(record.runs.failed)
+    taken = record.runs.seconds / ended * len(plan.runs) / len(plan.seeds) if ended > 0 else math.nan
+    seconds = taken if 0 < taken < 10**9 else math.nan
     found = measured(plan, known, f"as in {folder}, over {len(record.seeds)} seeds", seconds)
     if not found:
         raise LskdError(
@@ -71,8 +80,31 @@ def _validation_images(plan: Plan) -> int:
     """Return how many there are, or will be; 0 where that is not known before."""
     if (folder := plan.data_dir / "val").is_dir():
         return sum(map(len, read_classes(folder).values()))
-    published = PUBLISHED.get(plan.prepare)
-    return published.numbers[0].get("val", 0) if published and len(published.numbers) == 1 else 0
+    return known_numbers(plan.prepare, plan.prepare_options.get("expect")).get("val", 0)
+
+
+# What is decided before the first run
+
+
+DECLARED = ("student_seeds", "last_epochs", "pool_seed_variance")
+
+
+def check_declared(plan: Plan) -> None:
+    """Refuse another analysis than that of the page at hand, by which it could have been chosen.
+
+    Raises:
+        LskdError: it is another.
+    """
+    before = read_object(plan.root / PLAN)
+    if not before or not (plan.root / VERDICTS_FILE).is_file():
+        return
+    for name in DECLARED:
+        was, now = before.get(name, Plan.__dataclass_fields__[name].default), getattr(plan, name)
+        if was != now:
+            raise LskdError(
+                f"{plan.output} has a page that was made with {name}: {json.dumps(was)}, which may not "
+                f"change afterwards (now {json.dumps(now)}); set that back, or choose another --output"
+            )
 
 
 # Seeds until it is decided
@@ -99,7 +131,7 @@ def looks_of(root: Path, seeds: Sequence[int], most: int | None) -> tuple[list[i
     numbers = list(looks(len(seeds), most)) if most is not None else begun
     if begun and begun != numbers:
         raise LskdError(
-            f"{root} was begun with looks after {_listed(begun)} seeds, which may not change afterwards; "
+            f"{root} was begun with looks after {listed(begun)} seeds, which may not change afterwards; "
             "leave --max-seeds out, or choose another --output"
         )
     if len(seeds) != numbers[0]:
@@ -133,7 +165,3 @@ def looked_at(plan: Plan) -> Plan:
 
 def _numbers(found: object) -> list[int]:
     return found if isinstance(found, list) and all(isinstance(one, int) for one in found) else []
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))

@@ -1,15 +1,18 @@
 """Measure teachers side by side: each teacher's numbers, and the intervals of their differences."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from torch import Tensor
 
 from lskd import LskdError, TeacherMeasures, measure_teacher, target_mass
 from lskd.analysis.calibration import target_probability
+from lskd.analysis.dark_knowledge import wrong_class_variance
+from lskd.analysis.selective import NORM, aurc_pseudo_values, confidence
 from lskd.targets import chance_like_mass
 from lskd_study.plan.plan import exact
-from lskd_study.stats.bootstrap import Estimate, paired_differences
+from lskd_study.stats.bootstrap import Array, Estimate, paired_differences
 from lskd_study.teachers.outputs import Outputs
 
 Progress = Callable[[int], object]
@@ -23,14 +26,22 @@ QUANTITIES = {
     "ece": "expected calibration error, 15 bins",
     "entropy": "mean entropy, nats",
     "calibrated_nll": "cross-entropy at the fitted temperature, nats",
+    "aurc": "selective risk (AURC), %",
+    "aurc_normalised": "selective risk (AURC) by normalised logits, %",
+    "dark_knowledge": "dark knowledge: variance of the wrong classes' probabilities",
 }
+# What `TeacherMeasures` has not; of two classes, or of one sample, not all of it exists.
+ONLY_MORE = frozenset({"aurc", "aurc_normalised", "dark_knowledge"})
+# Compared by their ratio: e.g. of 1e-6 with a thousand classes.
+RATIOS = frozenset({"dark_knowledge"})
 DEFINITIONS = {
     "target_std": "1-S, std of the label's probability (Algorithm 1, Table 1)",
     "vector_l2": "1-S, distance from the class mean (Eq. 2)",
     "between_vector_l2": "1-S between classes, distance of class means (Eq. 5)",
     "between_target_std": "1-S between classes, std of class means (Table 10)",
 }
-PERCENT = frozenset({"top1", "top5"})
+ACCURACIES = frozenset({"top1", "top5"})
+PERCENT = ACCURACIES | {"aurc", "aurc_normalised"}
 FEW = 0.05  # share of classes without an error of their own that an interval can do without
 SMALL_CLASS = 20
 
@@ -52,19 +63,26 @@ class Mass:
 
 @dataclass(frozen=True)
 class Teacher:
-    """One teacher's measures, where its logits come from, and the names of classes and samples."""
+    """One teacher's measures, where its logits come from, and the names of classes and samples.
+
+    ``more``: by quantity, contributions ``(N,)`` of what ``measures`` has not; their mean is the quantity.
+    """
 
     name: str
     source: str
     measures: TeacherMeasures
     masses: list[Mass]
+    more: Mapping[str, Array]
     class_names: Sequence[str] | None = None
     keys: Sequence[str] | None = None
     warnings: list[str] = field(default_factory=list)
 
     def value(self, quantity: str) -> float:
-        """Return a quantity, accuracies in percent."""
+        """Return a quantity, accuracies and selective risk in percent; NaN where there is none."""
         m = self.measures
+        if quantity in ONLY_MORE:
+            scale = 100 if quantity in PERCENT else 1
+            return scale * float(self.more[quantity].mean()) if quantity in self.more else np.nan
         if quantity in DEFINITIONS:
             return m.one_minus_stability(quantity)  # type: ignore[arg-type]
         values: dict[str, Callable[[], float]] = {
@@ -84,7 +102,8 @@ class Comparison:
     """Teachers side by side.
 
     ``differences``: by the positions of two teachers (earlier, later), the later's less the earlier's
-    quantities by name, accuracies in points. ``warnings`` concern the comparison as a whole.
+    quantities by name, accuracies in points; of those of ``RATIOS`` the later's over the earlier's.
+    ``warnings`` concern the comparison as a whole.
     """
 
     teachers: list[Teacher]
@@ -146,12 +165,25 @@ def measure(
         ideal = target_mass(measures.num_classes, min(max(alpha, 0.0), 1 - 1e-9), t)
         measured = float(own.mean())
         masses.append(Mass(t, measured, ideal, measured < chance_like_mass(measures.num_classes)))
-    teacher = Teacher(outputs.name, source, measures, masses, outputs.class_names, outputs.keys)
+    more = _of_samples(outputs.logits, measures)
+    teacher = Teacher(outputs.name, source, measures, masses, more, outputs.class_names, outputs.keys)
     rows = outputs.logits[:1000].double()
     if (rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all():
         teacher.warnings.append("its logits look like probabilities; store what comes before the softmax")
     teacher.warnings.extend(_warnings(teacher))
     return teacher
+
+
+def _of_samples(logits: Tensor, measures: TeacherMeasures) -> dict[str, Array]:
+    """Return contributions of selective risk and dark knowledge; nothing of one sample."""
+    labels, correct = measures.labels.numpy(), measures.correct.numpy()
+    if len(labels) < 2:
+        return {}
+    found = {"aurc": aurc_pseudo_values(confidence(logits), correct)}
+    if measures.num_classes > 2:
+        found["aurc_normalised"] = aurc_pseudo_values(confidence(logits, NORM), correct)
+        found["dark_knowledge"] = wrong_class_variance(logits, labels)
+    return found
 
 
 def looks(samples: int, temperatures: Sequence[float], influence: bool) -> int:
@@ -187,16 +219,17 @@ def compare(
         else:
             groups.append([position])
             orders[position] = np.arange(teacher.measures.samples)
-    names = [*QUANTITIES, *DEFINITIONS]
-    bounded = [name in PERCENT for name in names]
     differences: dict[tuple[int, int], dict[str, Estimate]] = {}
     for group in groups:
         if len(group) == 1:
             continue
         # The interval is for the difference in large classes: that of these classes has their bias in it.
         exact = [replace(teachers[p].measures, small_class_correction=True) for p in group]
+        more = teachers[group[0]].more
+        names = [name for name in (*QUANTITIES, *DEFINITIONS) if name in more or name not in ONLY_MORE]
+        bounded = [name in ACCURACIES for name in names]
         tables = [
-            np.stack([m.contributions(name).numpy()[orders[p]] for name in names], axis=1)
+            np.stack([_contributions(teachers[p], m, name)[orders[p]] for name in names], axis=1)
             for m, p in zip(exact, group, strict=True)
         ]
         found = paired_differences(tables, replicates, seed, bounded, progress)
@@ -214,7 +247,21 @@ def compare(
     return Comparison(list(teachers), dict(sorted(differences.items())), replicates, seed, warnings)
 
 
+def _contributions(teacher: Teacher, measures: TeacherMeasures, name: str) -> Array:
+    if name not in teacher.more:
+        return measures.contributions(name).numpy()
+    values = teacher.more[name]
+    if name not in RATIOS:
+        return values
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN, so without an interval, where all are 0
+        # Of a ratio those of its logarithm, to first order.
+        return np.asarray(values / values.mean() - 1 + np.log(values.mean()))
+
+
 def _difference(name: str, estimate: Estimate, first: Teacher, second: Teacher) -> Estimate:
+    if name in RATIOS:
+        middle, low, high = (float(np.exp(end)) for end in (estimate.value, estimate.low, estimate.high))
+        return Estimate(middle, low, high, estimate.p_value, estimate.note)
     value = second.value(name) - first.value(name)
     if name in DEFINITIONS:
         unknown = max(_without_error(teacher.measures, name) for teacher in (first, second))

@@ -4,24 +4,30 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from lskd.teachers.preflight import compare_with_chance
 from lskd_study.base.text import csv_text
+from lskd_study.paper.sources import SOURCES as ALL_SOURCES
 from lskd_study.plan.plan import exact
 from lskd_study.stats.bootstrap import METHOD
-from lskd_study.teachers.compare import DEFINITIONS, PERCENT, QUANTITIES, Comparison, Teacher
+from lskd_study.teachers.compare import DEFINITIONS, PERCENT, QUANTITIES, RATIOS, Comparison, Teacher
 
 LABELS = {**QUANTITIES, **DEFINITIONS}
+# As on a study's page.
+SOURCES = {name: source for name, source in ALL_SOURCES.items() if name in LABELS}
+COMPARED = {**LABELS, **{name: f"{LABELS[name]} (ratio)" for name in RATIOS}}
 
 
 def as_json(comparison: Comparison) -> str:
     """Return one JSON object for each teacher, in a list.
 
-    Accuracies are in percent, cross-entropy and entropy in nats. ``differences`` of a teacher are from the
-    teachers before it: its value less theirs.
+    Accuracies and selective risk are in percent, cross-entropy and entropy in nats. ``differences`` of a
+    teacher are from the teachers before it: its value less theirs, or over theirs (``"ratio": true``).
+    ``sources``: who proposed a quantity.
     """
     objects = [_teacher_object(comparison, position) for position in range(len(comparison.teachers))]
     return json.dumps(objects, indent=2, ensure_ascii=False) + "\n"
@@ -36,7 +42,7 @@ def _teacher_object(comparison: Comparison, position: int) -> dict[str, Any]:
         "source": teacher.source,
         "samples": m.samples,
         "num_classes": m.num_classes,
-        **{name: value[name] for name in ("top1", "top5", "nll", "ece", "entropy")},
+        **{name: value[name] for name in QUANTITIES if name != "calibrated_nll"},
         "calibrated": {
             "temperature": m.calibrated.temperature,
             "at_limit": m.calibrated.at_limit,
@@ -58,11 +64,13 @@ def _teacher_object(comparison: Comparison, position: int) -> dict[str, Any]:
                 "low": _plain(e.low),
                 "high": _plain(e.high),
                 "p_value": _plain(e.p_value),
+                **({"ratio": True} if name in RATIOS else {}),
                 **({"note": e.note} if e.note else {}),
             }
             for i, j, name, e in comparison.rows()
             if j == position
         ],
+        "sources": SOURCES,
         "interval_method": f"{METHOD}; {comparison.replicates} draws, seed {comparison.seed}",
         "warnings": [*teacher.warnings, *comparison.warnings],
     }
@@ -77,13 +85,15 @@ def as_csv(comparison: Comparison) -> str:
     lines: list[list[object]] = []
     for teacher in comparison.teachers:
         for name, value, meaning in _values(teacher):
-            lines.append([teacher.name, "", name, _cell(value), "", "", "", meaning, ""])
+            lines.append(
+                [teacher.name, "", name, _cell(value), "", "", "", meaning, SOURCES.get(name, ""), ""]
+            )
     for i, j, name, e in comparison.rows():
         numbers = (_cell(number) for number in (e.value, e.low, e.high, e.p_value))
         names = (comparison.teachers[j].name, comparison.teachers[i].name)
-        lines.append([*names, name, *numbers, LABELS[name], e.note])
-    header = ["teacher", "compared_with", "quantity", "value", "low", "high", "p_value", "meaning", "note"]
-    return csv_text(header, lines)
+        lines.append([*names, name, *numbers, COMPARED[name], SOURCES.get(name, ""), e.note])
+    header = ["teacher", "compared_with", "quantity", "value", "low", "high", "p_value"]
+    return csv_text([*header, "meaning", "source", "note"], lines)
 
 
 def _cell(number: float) -> str:
@@ -91,7 +101,12 @@ def _cell(number: float) -> str:
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """Print the teachers side by side, their differences and the warnings."""
+    """Print what to take and why, the teachers side by side, their differences and the warnings."""
+    sentence, *rest = advice(comparison)
+    console.print(sentence, markup=False, highlight=False, style="bold")
+    for line in filter(None, (*reading(comparison), *rest)):
+        console.print(line, markup=False, highlight=False)
+    console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for teacher in comparison.teachers:
@@ -110,44 +125,100 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print()
         console.print(gaps, markup=False)
         console.print(method_line(comparison), markup=False, highlight=False)
-        for line in reading(comparison):
-            console.print(line, markup=False, highlight=False, style="bold")
     for line in warning_lines(comparison):
         console.print(f"warning: {line}", markup=False, highlight=False, style="yellow")
 
 
-def reading(comparison: Comparison) -> list[str]:
-    """Return which teacher is the most accurate and whether that could be chance; one line for each data set.
+# What to take of a group of teachers on the same samples, by its state, and how their accuracies lie.
+ADVICE = {
+    "at chance": "Distil from none: {best} is right on {top1} %, no better than guessing",
+    "alone": "{best} is right on {top1} %; to choose takes another teacher on the same samples",
+    "clear": "Distil from {best}, the {most} accurate{of}",
+    "open": "{rivals} will do: which of them is the {most} accurate cannot be told",
+}
+READING = {
+    "clear": "most accurate{of}: {best} ({top1} %), {lead} points above {nearest} (95 % interval {interval})",
+    "open": "no teacher is clearly the most accurate: {best} ({top1} %) is {lead} points above {nearest}, "
+    "which may be chance (95 % interval {interval})",
+}
+WHY = "Of a teacher’s measures its students follow accuracy best in the paper’s own Table 8 (errata E12)."
+UNKNOWN = "Each teacher is one training run, and whether students differ only `lskd study` can tell."
+MANY = 4  # teachers: more are counted, not listed
 
-    Of a teacher's measures, accuracy is what its students' accuracy follows best in the paper's own Table 8
-    (errata E12), so it is the one that is put into words.
+
+class Advice(NamedTuple):
+    """What the report opens with, why, and what is not known."""
+
+    sentence: str
+    reason: str
+    unknown: str
+
+
+def advice(comparison: Comparison) -> Advice:
+    """Return which teacher to distil from, a sentence for each group that saw the same samples."""
+    sentences = [f"{ADVICE[state].format(**words)}." for state, words in _standings(comparison)]
+    return Advice(" ".join(sentences), WHY if comparison.differences else "", UNKNOWN)
+
+
+def reading(comparison: Comparison) -> list[str]:
+    """Return which teacher is the most accurate and whether that could be chance, by group."""
+    found = [(READING["clear" if words["clear"] else "open"], words) for _, words in _standings(comparison)]
+    return [template.format(**words) for template, words in found if words["nearest"]]
+
+
+def _standings(comparison: Comparison) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the state of each group and the words for it.
+
+    The most accurate is held against the one that comes nearest, by the interval of their difference, and
+    against all others for whether it is the most accurate for certain.
     """
-    teachers, lines = comparison.teachers, []
-    paired: dict[int, set[int]] = {}
-    for i, j in comparison.differences:
-        paired.setdefault(i, {i}).add(j)
-    # The first of a group is paired with all others of it.
-    groups = [group for i, group in paired.items() if not any(i in paired[k] for k in paired if k < i)]
-    for group in groups:
-        best, second = sorted(group, key=lambda p: -teachers[p].value("top1"))[:2]
-        e = comparison.differences[min(best, second), max(best, second)]["top1"]
-        low, high = (e.low, e.high) if best > second else (-e.high, -e.low)
-        interval = f"95 % interval {low:+.2f} to {high:+.2f}".replace("-", "−")
-        name, other = f"{teachers[best].name} ({teachers[best].value('top1'):.2f} %)", teachers[second].name
-        lead = f"{abs(e.value):.2f}"
-        if low > 0:
-            of = f" of {len(group)}" if len(group) > 2 else ""
-            lines.append(f"most accurate{of}: {name}, {lead} points above {other} ({interval})")
-        elif float(lead) == 0:
-            lines.append(
-                f"no teacher is the most accurate: {name} and {other} show no difference ({interval})"
-            )
-        else:
-            lines.append(
-                f"no teacher is clearly the most accurate: {name} is {lead} points above {other}, which may "
-                f"be chance ({interval})"
-            )
-    return lines
+    teachers = comparison.teachers
+    for best, *others in _groups(comparison):
+        leads = {other: _lead(comparison, best, other) for other in others}
+        nearest = min(leads, key=lambda other: leads[other], default=best)
+        rivals = [teachers[p].name for p in (best, *others) if p == best or leads[p][0] <= 0]
+        top1 = teachers[best].value("top1")
+        state = "open" if rivals[1:] else "clear" if others else "alone"
+        yield (
+            "at chance" if _at_chance(teachers[best]) else state,
+            {
+                "best": teachers[best].name,
+                "top1": f"{top1:.2f}",
+                "most": "most" if others[1:] else "more",
+                "of": f" of {1 + len(others)}" if others[1:] else "",
+                "rivals": f"{len(rivals)} of them" if len(rivals) > MANY else " or ".join(rivals),
+                "clear": state if state == "clear" else "",
+                "nearest": teachers[nearest].name if others else "",
+                "lead": f"{top1 - teachers[nearest].value('top1'):.2f}",
+                "interval": "{:+.2f} to {:+.2f}".format(*leads.get(nearest, (0.0, 0.0))).replace("-", "−"),
+            },
+        )
+
+
+def _at_chance(teacher: Teacher) -> bool:
+    m = teacher.measures
+    right = round(m.topk(1) * m.samples)
+    return compare_with_chance(right, m.samples, float(m.counts.max()) / m.samples) == "at"
+
+
+def _groups(comparison: Comparison) -> list[list[int]]:
+    """Return the teachers by the samples that they saw, in each group the most accurate first."""
+    teachers = range(len(comparison.teachers))
+    paired = {
+        frozenset({i, *(j for j in teachers if {(i, j), (j, i)} & set(comparison.differences))})
+        for i in teachers
+    }
+    return [
+        sorted(group, key=lambda p: -comparison.teachers[p].value("top1"))
+        for group in sorted(paired, key=min)
+    ]
+
+
+def _lead(comparison: Comparison, best: int, other: int) -> tuple[float, float]:
+    """Return the interval of what a teacher's accuracy is above another's; no lead where there is none."""
+    e = comparison.differences[min(best, other), max(best, other)]["top1"]
+    low, high = (e.low, e.high) if best > other else (-e.high, -e.low)
+    return (low, high) if math.isfinite(low) else (-math.inf, math.inf)
 
 
 def method_line(comparison: Comparison) -> str:
@@ -207,6 +278,8 @@ def _text(name: str, value: float, sign: str = "") -> str:
         return f"{value:,}"
     if not math.isfinite(value):
         return "–"
+    if name in RATIOS:
+        return f"{value:.3g}"
     digits = 3 if name in PERCENT or name == "fitted_temperature" else 4
     return f"{value:{sign}.{digits}f}"
 
@@ -218,4 +291,4 @@ def difference_rows(comparison: Comparison) -> Iterator[list[str]]:
         value, low, high = (_text(name, x, "+").replace("-", "−") for x in (e.value, e.low, e.high))
         ends = f"{low} to {high}" if math.isfinite(e.low) else "–"
         p_value = f"{e.p_value:.2g}" if math.isfinite(e.p_value) else "–"
-        yield [LABELS[name], of, origin, value, ends, p_value]
+        yield [COMPARED[name], of, origin, f"× {value}" if name in RATIOS else value, ends, p_value]

@@ -20,9 +20,17 @@ from lskd import LskdError
 from lskd.base.files import parse_json
 from lskd.errors import one_line
 from lskd_study.base.extras import not_installed
-from lskd_study.plan.plan import Plan, Run, Store, exact, rest_of
+from lskd_study.plan.plan import Plan, Role, Run, Store, exact, rest_of
 from lskd_study.plan.schema import read_trainer_config
-from lskd_study.trainers.trainer import CannotStoreError, Role, TryOut, Views, no_epochs, quiet
+from lskd_study.trainers.trainer import (
+    CannotStoreError,
+    Exported,
+    Size,
+    TryOut,
+    Views,
+    no_epochs,
+    quiet,
+)
 
 # The best by validation BLEU, never by test: the teacher, and what translates the test set.
 CHECKPOINT = "checkpoint_best.pt"
@@ -48,7 +56,7 @@ _USELESS = (
     *("checkpoint.no_save", "checkpoint.no_last_checkpoints", "checkpoint.no_save_optimizer_state"),
     *("checkpoint.finetune_from_model", "dataset.disable_validation"),
 )
-_CRITERIA = {"teacher": "label_smoothed_cross_entropy", "student": "ls_kd"}
+_CRITERIA = {"teacher": "label_smoothed_cross_entropy", "student": "ls_kd", "control": "ls_kd"}
 
 
 class Fairseq:
@@ -127,6 +135,14 @@ class Fairseq:
 
         return try_out
 
+    def epochs(self, plan: Plan, run: Run) -> int:
+        """Return how many epochs a run trains at most; 0 where it ends by updates."""
+        return int(_section(plan.configs[run.config], "optimization").get("max_epoch") or 0)
+
+    def decays(self, plan: Plan, run: Run) -> list[int]:
+        """Return nothing: no mean over epochs is taken of translations."""
+        return []
+
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
         """Return ``fairseq-hydra-train ...``."""
         folder = Path(output, run.id) if output else Path(plan.output, run.folder)
@@ -147,6 +163,8 @@ class Fairseq:
         }
         if store := plan.store_of(run):
             options["++task.kd_soft_labels"] = plan.labels(store, output)
+        if run.role == "control":
+            options["++task.kd_soft_labels"] = "null"
         options |= {f"++criterion.{key}": value for key, value in _criterion(plan, run).items()}
         return arguments + [_override(key, value) for key, value in options.items()]
 
@@ -219,6 +237,22 @@ class Fairseq:
 
         return translate(folder / CHECKPOINT, data_dir, _SUBSET)
 
+    def export(
+        self, folder: Path, output: Path, class_names: list[str] | None, data_dir: Path | None
+    ) -> Exported:
+        """Refuse: no reader of translation models takes fewer files than fairseq wrote itself."""
+        raise LskdError(
+            f"{folder} is of a translation model, which is not exported; take its {self.checkpoint} and the "
+            "data-bin's dictionaries, which fairseq-generate reads"
+        )
+
+    def size(self, plan: Plan, run: Run) -> Size:
+        """Return the parameters that fairseq counted, the teacher's not among them."""
+        log = (plan.folder(run) / LOG).read_text(encoding="utf-8", errors="replace")
+        if (found := re.search(r"num\. shared model params: ([\d,]+)", log)) is None:
+            raise LskdError(f"{plan.folder(run) / LOG} does not say how large the model is")
+        return Size(int(found[1].replace(",", "")))
+
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student learns from: the training sentences, which are the same in every epoch."""
         from fairseq_kd.criterion import PRESETS
@@ -237,8 +271,7 @@ class Fairseq:
         wanted = int(preset["kd_top_k"] if criterion.get("kd_top_k") is None else criterion["kd_top_k"])
         if wanted > int(plan.soft_labels["top_k"]):
             raise CannotStoreError(f"{run.config} asks for the top {wanted}, more than soft_labels.top_k")
-        epochs = int(_section(config, "optimization").get("max_epoch") or 0)
-        return Views("sentences", epochs, 1)
+        return Views("sentences", self.epochs(plan, run), 1)
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``python -m fairseq_kd.soft_labels ...``."""
@@ -268,8 +301,8 @@ def _criterion(plan: Plan, run: Run) -> dict[str, Any]:
         settings = {"kd_teacher": teacher, "kd_weight": weight, "kd_temperature": f"{exact(run.temperature)}"}
         return {**settings, "kd_temperature_squared": "true"} if plan.temperature_squared else settings
     smoothing = {"label_smoothing": f"{exact(run.smoothing)}"}
-    if plan.convention == "paper":
-        return smoothing  # fairseq's own convention
+    if run.role == "teacher" and plan.convention == "paper":
+        return smoothing  # fairseq's own criterion and convention
     return {"_name": "ls_kd", "kd_weight": 0, "smoothing_convention": plan.convention, **smoothing}
 
 

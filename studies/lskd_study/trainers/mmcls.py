@@ -17,13 +17,14 @@ from lskd.base.images import class_folders
 from lskd.base.install import how_to_install
 from lskd.errors import one_line
 from lskd_study.base.gpus import held_locks
-from lskd_study.plan.plan import CHECKPOINT, Plan, Run, Store, exact
+from lskd_study.plan.plan import CHECKPOINT, Plan, Role, Run, Store, exact
 from lskd_study.plan.schema import read_trainer_config
 from lskd_study.trainers.timm import Timm
 from lskd_study.trainers.trainer import (
     MIXED,
     CannotStoreError,
-    Role,
+    Exported,
+    Size,
     TryOut,
     Views,
     check_classes,
@@ -81,11 +82,16 @@ class Mmcls:
         return plain
 
     def check_config(self, config: dict[str, Any], path: str, role: Role, model: str) -> None:
-        """Check that it is of a distilled student, and that its hooks leave what a study reads."""
+        """Check that it is of a distilled student, and that its hooks leave what a study reads.
+
+        A control, too, is a distilled student's configuration, trained without its teacher.
+        """
         if config.get("model", {}).get("type") != "LsKdClassifier":
             raise LskdError(f"{path}: its model is not an LsKdClassifier; see recipes/reactnet/digits_kd.py")
         if not config["model"].get("teacher", {}).get("model"):
             raise LskdError(f"{path}: model.teacher must name a timm model; the study sets which one")
+        if role == "control" and config["model"].get("step1_checkpoint"):
+            raise LskdError(f"{path}: step1_checkpoint was taught, a control is not; leave controls out")
         for needed in _HOOKS:
             if needed not in _hooks(config):
                 raise LskdError(f"{path}: custom_hooks lacks {needed}; add dict(type='{needed}')")
@@ -104,6 +110,20 @@ class Mmcls:
         assert register  # importing it is what registers
         compat.use_registry()
         return partial(_try_out, plan)
+
+    def epochs(self, plan: Plan, run: Run) -> int:
+        """Return how many epochs a student trains; 0 where it trains by iterations."""
+        return int((plan.configs[run.config].get("train_cfg") or {}).get("max_epochs") or 0)
+
+    def decays(self, plan: Plan, run: Run) -> list[int]:
+        """Return after how many epochs the rate steps down: of its schedules that step by epochs."""
+        schedules, found = plan.configs[run.config].get("param_scheduler") or [], set[int]()
+        for one in schedules if isinstance(schedules, list) else [schedules]:
+            if one.get("by_epoch", True):
+                found |= set(one.get("milestones") or ())
+                if step := one.get("step_size"):
+                    found |= set(range(step, self.epochs(plan, run), step))
+        return sorted(found)
 
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
         """Return ``mim train mmcls ...``."""
@@ -158,6 +178,38 @@ class Mmcls:
             )
         return found
 
+    def export(
+        self, folder: Path, output: Path, class_names: list[str] | None, data_dir: Path | None
+    ) -> Exported:
+        """Write the packed weights and the configuration of the student alone.
+
+        The validation images are not asked: their pipeline is a program in the run's folder.
+        """
+        from mmcls_bnn.export import export_run
+
+        model, images = export_run(folder / CHECKPOINT, output, class_names)
+        usage = (
+            "from mmcls_bnn.binary.packed import load_packed\n\n"
+            'model = load_packed("FOLDER/model.safetensors")  # model(images, mode="tensor") gives logits'
+        )
+        return Exported(model, images, None, "mmcls", usage, any_size=True)
+
+    def size(self, plan: Plan, run: Run) -> Size:
+        """Return the student's parameters and operations, as `python -m mmcls_bnn.complexity` counts them."""
+        from mmcls_bnn.binary.packed import build_student
+        from mmcls_bnn.complexity import count
+        from mmcls_bnn.recipe import read_recipe
+
+        recipe = read_recipe(run.config)
+        if run.real:
+            recipe["backbone"]["binarize"] = []
+        model: Any = build_student(recipe)
+        pixels = _image_size(plan.configs[run.config])
+        found = count(model, getattr(model.backbone, "in_channels", 3), pixels or 64)
+        binary = 0 if run.real else found.binary_parameters
+        operations = round(2 * found.ops) if pixels else None
+        return Size(found.binary_parameters + found.real_parameters, operations, binary)
+
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student's training images follow from: its data set's and its teacher's settings."""
         config = plan.configs[run.config]
@@ -180,7 +232,7 @@ class Mmcls:
         ]
         train = model.get("train_cfg") or {}  # mmcls makes its augments those of the preprocessor
         caution = MIXED if any("augments" in key for part in (train, *preprocessors) for key in part) else ""
-        epochs = int(config["train_cfg"]["max_epochs"])
+        epochs = self.epochs(plan, run)
         dataset.pop("data_root", None)
         taught = {name: value for name, value in model["teacher"].items() if name not in _SET}
         amp = (config.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper"
@@ -223,19 +275,13 @@ def check_class_order(folder: Path, name: str) -> None:
 
 def _options(plan: Plan, run: Run, output: str | None = None) -> list[str]:
     """Return what a study changes in a student's configuration, as `--cfg-options` takes it."""
-    teacher = plan.run(run.teacher)
     options = {
         "randomness.seed": run.seed,
-        "model.teacher.model": teacher.model,
-        "model.teacher.checkpoint": Path(plan.output, teacher.folder, CHECKPOINT),
-        "model.teacher.smoothing": exact(teacher.smoothing),
-        "model.teacher.convention": plan.convention,
-        "model.distillation.temperature": exact(run.temperature),
-        "model.distillation.hard_weight": exact(run.hard_weight),
+        **_learns_from(plan, run),
         "train_dataloader.dataset.data_root": plan.data,
         "val_dataloader.dataset.data_root": plan.data,
     }
-    if plan.temperature_squared:
+    if plan.temperature_squared and run.role == "student":
         options["model.distillation.temperature_squared"] = True
     if store := plan.store_of(run):
         stored = {"path": plan.labels(store, output), "top_k": store.top_k, "values": store.values}
@@ -243,6 +289,32 @@ def _options(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         stored |= {"seed": store.seed, "verify": VERIFIED}
         options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
     return [f"{key}={value}" for key, value in options.items()]
+
+
+def _learns_from(plan: Plan, run: Run) -> dict[str, Any]:
+    if run.role == "control":
+        labels = {"alpha": exact(run.smoothing), "convention": plan.convention}
+        return {
+            "model.type": "UntaughtClassifier",
+            **{f"model.distillation.{name}": value for name, value in labels.items()},
+            **({"model.backbone.binarize": "[]"} if run.real else {}),
+        }
+    teacher = plan.run(run.teacher)
+    return {
+        "model.teacher.model": teacher.model,
+        "model.teacher.checkpoint": Path(plan.output, teacher.folder, CHECKPOINT),
+        "model.teacher.smoothing": exact(teacher.smoothing),
+        "model.teacher.convention": plan.convention,
+        "model.distillation.temperature": exact(run.temperature),
+        "model.distillation.hard_weight": exact(run.hard_weight),
+    }
+
+
+def _image_size(config: Mapping[str, Any]) -> int | None:
+    """Return how large validation images are, by the last step of their pipeline that says it."""
+    pipeline = config.get("val_dataloader", {}).get("dataset", {}).get("pipeline", [])
+    sizes = [step.get("crop_size") or step.get("scale") for step in pipeline]
+    return next((size for size in reversed(sizes) if isinstance(size, int)), None)
 
 
 def _hooks(config: Mapping[str, Any]) -> set[str]:

@@ -8,16 +8,18 @@ from typing import Any
 
 from lskd import LskdError, load_teacher_weights
 from lskd_study.base.text import did_you_mean
-from lskd_study.plan.plan import CHECKPOINT, Plan, Run, Store, exact
+from lskd_study.plan.plan import CHECKPOINT, Plan, Role, Run, Store, exact
 from lskd_study.plan.schema import RESERVED, read_trainer_config
 from lskd_study.trainers.trainer import (
     MIXED,
     CannotStoreError,
-    Role,
+    Exported,
+    Size,
     TryOut,
     Views,
     check_classes,
     exit_with,
+    quiet,
     read_epochs,
 )
 
@@ -37,7 +39,10 @@ class Timm:
         *("args.yaml", "args.yaml.tmp", SUMMARY, f"{SUMMARY}.tmp", CHECKPOINT, "model_best.pth.tar"),
         *("checkpoint-*.pth.tar", "recovery-*.pth.tar", "tmp.pth.tar", "*.pth.tar.tmp"),
     )
-    without_effect: tuple[str, ...] = ("workers", "pin_mem", "log_interval", "checkpoint_hist")
+    without_effect: tuple[str, ...] = (
+        *("workers", "pin_mem", "checkpoint_hist", "log_interval", "log_tensorboard", "log_trackio"),
+        *("log_wandb", "wandb_*", "trackio_project"),
+    )
     stores_while_training = True
 
     def read_config(self, path: Path) -> dict[str, Any]:
@@ -64,6 +69,11 @@ class Timm:
             check_together(args)
             kd_config(args)
         except LskdError as error:
+            if role == "control":  # the student's file, which is checked before, passed
+                asked = str(error).partition(" need")[0]
+                raise LskdError(
+                    f"{path} says {asked} of a teacher, and a control has none; remove it there, or controls"
+                ) from error
             raise LskdError(f"{path}, as a {role}'s file: {error}") from error
 
     def check_run(self, plan: Plan, run: Run) -> None:
@@ -117,13 +127,32 @@ class Timm:
 
         return try_out
 
+    def epochs(self, plan: Plan, run: Run) -> int:
+        """Return how many epochs a run trains: timm's own number where its file names none."""
+        from timm_ls_kd.run_settings import apply_config
+        from timm_ls_kd.store import planned_epochs
+        from timm_ls_kd.trainer.arguments import create_parser
+
+        parser = create_parser()
+        apply_config(parser, plan.configs[run.config], run.config)
+        return planned_epochs(parser.parse_args([]))
+
+    def decays(self, plan: Plan, run: Run) -> list[int]:
+        """Return after how many epochs the rate of timm's own schedule steps down."""
+        from timm_ls_kd.trainer.session import rates
+
+        found = rates(self.arguments(plan, run))
+        falls = [at for at in range(1, len(found)) if found[at] < found[at - 1]]
+        highest = found.index(max(found))  # before it the rate warms up
+        return falls if 2 * len(falls) < len(found) - highest else []
+
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
         """Return ``timm train.py ...``."""
         folder = Path(plan.output, run.folder)
         arguments = ["timm", "train.py", plan.data, "--config", run.config, "--model", run.model]
         arguments += ["--num-classes", str(plan.num_classes), "--seed", str(run.seed)]
         # Named for every run: timm's own default smooths by 0.1 unasked.
-        alpha = run.smoothing if run.role == "teacher" else 0.0
+        alpha = 0.0 if run.role == "student" else run.smoothing
         arguments += ["--smoothing", exact(alpha), "--smoothing-convention", plan.convention]
         if run.role == "student":
             teacher = plan.run(run.teacher)
@@ -165,14 +194,15 @@ class Timm:
     def read_curves(self, folder: Path, role: Role) -> list[dict[str, str]]:
         """Return a run's epochs in the common columns.
 
-        A teacher's training loss is plain cross-entropy with the (smoothed) labels: ``train_hard_ce``.
+        The training loss of a run without a teacher is cross-entropy with the (smoothed) labels:
+        ``train_hard_ce``.
         """
         # A run killed after an epoch's row and before its checkpoint repeats that epoch.
         by_epoch = {int(row["epoch"]): row for row in read_epochs(folder / SUMMARY)}
         curves = []
         for epoch, row in sorted(by_epoch.items()):
             common = {name: row.get(_VALIDATION.get(name, name)) or "" for name in self.curve_columns}
-            if role == "teacher":
+            if role != "student":
                 common["train_hard_ce"] = row.get("train_loss") or ""
             curves.append({**common, "epoch": str(epoch)})
         return curves
@@ -182,6 +212,23 @@ class Timm:
         from timm_ls_kd.evaluation import collect_logits
 
         return collect_logits(folder, checkpoint=CHECKPOINT, data_dir=data_dir)
+
+    def export(
+        self, folder: Path, output: Path, class_names: list[str] | None, data_dir: Path | None
+    ) -> Exported:
+        """Write what timm itself loads."""
+        from timm_ls_kd.export import export_run
+
+        with quiet():
+            model, images, answers = export_run(folder, output, class_names, data_dir, CHECKPOINT)
+        mode = "RGB" if images.shape[1] == 3 else "L"
+        usage = (
+            "import timm\nfrom PIL import Image\n\n"
+            'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
+            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+            f'logits = model(transform(Image.open("image.png").convert("{mode}")).unsqueeze(0))'
+        )
+        return Exported(model, images, answers, "timm", usage)
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student's training images follow from, as the trainer itself says it."""
@@ -195,6 +242,12 @@ class Timm:
         except LskdError as error:
             raise CannotStoreError(str(error).rstrip(".")) from error
         return Views(json.dumps(settings, sort_keys=True), epochs, epochs, MIXED if mixed else "")
+
+    def size(self, plan: Plan, run: Run) -> Size:
+        """Return parameters and operations of the model as the trainer builds it."""
+        from timm_ls_kd.trainer.session import network_size
+
+        return Size(*network_size(self.arguments(plan, run)))
 
     def work(self, plan: Plan, teacher: Run) -> int:
         """Return the floating-point operations in which a teacher answers one image."""

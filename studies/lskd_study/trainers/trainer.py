@@ -9,13 +9,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lskd import LskdError
 from lskd.base.files import read_csv
-from lskd_study.plan.plan import Plan, Run, Store
+from lskd_study.plan.plan import Plan, Role, Run, Store
 
-Role = Literal["teacher", "student"]
+if TYPE_CHECKING:  # torch takes a while
+    from torch import Tensor, nn
+
+    from lskd.teachers.outputs import Answers
+
 TryOut = Callable[[Run], None]
 
 MIXED = "mixup and CutMix mix the images of a batch, stored they are mixed one by one"
@@ -40,6 +44,43 @@ class Views:
     epochs: int
     stored: int
     caution: str = ""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A run's network as it was written into a folder of its own, read back from there.
+
+    Attributes:
+        model: from images `(B, C, H, W)`, normalised, to logits `(B, K)`; in evaluation mode, on the CPU.
+        images: noise `(4, C, H, W)` on which its logits are the checkpoint's to the bit.
+        answers: what it says of the validation images, while they are taken; None: not to be had.
+        library: what loads it, as the Hugging Face hub names it.
+        usage: Python that loads the folder ``FOLDER``.
+        any_size: whether it takes images of any height and width.
+    """
+
+    model: "nn.Module"
+    images: "Tensor"
+    answers: "Answers | None"
+    library: str
+    usage: str
+    any_size: bool = False
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is.
+
+    Attributes:
+        parameters: their number.
+        operations: floating-point ones for one image forward, a multiply-add is two; None where unknown. Of
+            64 binary multiply-adds one counts, as a machine word has so many.
+        binary: of the parameters, those of one bit.
+    """
+
+    parameters: int
+    operations: int | None = None
+    binary: int = 0
 
 
 class Trainer(Protocol):
@@ -78,6 +119,12 @@ class Trainer(Protocol):
         Several runs share what they read.
         """
 
+    def epochs(self, plan: Plan, run: Run) -> int:
+        """Return how many epochs a run trains, by its file; 0 where that does not say."""
+
+    def decays(self, plan: Plan, run: Run) -> list[int]:
+        """Return after how many epochs the rate steps down; nothing where it falls all the time, or never."""
+
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
         """Return the shell command of a run from scratch, paths relative to ``plan.cwd``.
 
@@ -103,6 +150,21 @@ class Trainer(Protocol):
 
     def collect(self, folder: Path, data_dir: Path) -> Any:
         """Return an `Evaluation` of all samples (`lskd.teachers.outputs`), or a list of translations."""
+
+    def export(
+        self, folder: Path, output: Path, class_names: list[str] | None, data_dir: Path | None
+    ) -> Exported:
+        """Write a run's network into a folder that is there: ``model.safetensors`` and ``config.json``.
+
+        ``class_names``: of its K classes, where they are known; ``data_dir``: None where the data are gone.
+        """
+
+    def size(self, plan: Plan, run: Run) -> Size:
+        """Return how large a finished run's model is; no weights are loaded for it.
+
+        Raises:
+            LskdError: it cannot be told.
+        """
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student's training samples follow from.

@@ -44,7 +44,7 @@ def prepare_imagenet_subset(
         return _keep(folder, _drawn(folder, classes, seed))
 
     choice = {"classes_asked": classes, "seed": seed}
-    return build(output or _beside(source, f"{classes}"), "subset", _origin(source) | choice, plan, copy, {})
+    return build(output or beside(source, f"{classes}"), "subset", _origin(source) | choice, plan, copy, {})
 
 
 def prepare_subset(
@@ -69,7 +69,7 @@ def prepare_subset(
 
     choice = {"list": str(list)} if list else {"classes_asked": classes, "seed": seed}
     lists = {list.name: fingerprint(list, _ONE_EACH)} if list else {}
-    return build(output or _beside(source, "subset"), "subset", _origin(source) | choice, plan, copy, lists)
+    return build(output or beside(source, "subset"), "subset", _origin(source) | choice, plan, copy, lists)
 
 
 def _drawn(folder: ImageFolder, classes: int, seed: int) -> Sequence[str]:
@@ -118,7 +118,7 @@ def prepare_long_tail(
         return Rows(ImageFolder(source, {"train": kept, "val": folder.splits["val"]}).images())
 
     settings = _origin(source) | {"alpha": alpha, "head": head, "tail": tail, "seed": seed}
-    return build(output or _beside(source, "long_tail"), "long-tail", settings, plan, copy)
+    return build(output or beside(source, "long_tail"), "long-tail", settings, plan, copy)
 
 
 def pareto_sizes(classes: int, alpha: float, head: int, tail: int) -> list[int]:
@@ -202,7 +202,7 @@ def prepare_noise(
         )
 
     settings = _origin(source) | {"rate": rate, "seed": seed}
-    return build(output or _beside(source, "noise"), "noise", settings, plan, copy)
+    return build(output or beside(source, "noise"), "noise", settings, plan, copy)
 
 
 def _wrong_labels(
@@ -227,7 +227,8 @@ def _origin(source: Path) -> dict[str, Any]:
     return {"source": str(source), "source_listing_sha256": listing}
 
 
-def _beside(source: Path, name: str) -> Path:
+def beside(source: Path, name: str) -> Path:
+    """Return the folder that is made of a source, beside it."""
     source = source.absolute()
     return source.parent / f"{source.name}_{name}"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.base.files import lock, write_text
+from lskd.base.files import cannot_write, lock, write_text
 from lskd.base.images import passed_over
 from lskd_study.base.files import read_object
 from lskd_study.base.text import gigabytes
@@ -193,10 +193,7 @@ def build(
             os.replace(folder, output)
             (output / _LOCK).unlink()
     except OSError as error:
-        space = "free some space, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise LskdError(
-            f"cannot write {output} ({error.strerror}); {space}choose another --output"
-        ) from error
+        raise cannot_write(output, error) from error
     return Made(output, manifest, True)
 
 

@@ -4,8 +4,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.base.files import to_disk
+from lskd.base.files import whole_folder
 from lskd.base.images import passed_over
 from lskd.base.install import how_to_install
 from lskd_study.data.manifest import MANIFEST, OTHER_PLACE, Made, read_manifest, refuse_other
@@ -112,21 +110,10 @@ def _write_folder(output: Path, fill: Callable[[Path], dict[str, Any]]) -> Made:
     Raises:
         LskdError: the disk cannot take it.
     """
-    # Not by tempfile, whose folders are for their owner alone.
-    scratch = output.with_name(f".{output.name}-{secrets.token_hex(4)}")
-    try:
-        scratch.mkdir(parents=True)
+    with whole_folder(output) as scratch:
         manifest = fill(scratch)
         manifest["listing_sha256"] = text_checksum(scratch)
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        to_disk(scratch)
-        if output.is_dir():
-            output.rmdir()
-        os.replace(scratch, output)
-    except OSError as error:
-        raise LskdError(f"cannot write {output} ({error.strerror}); choose another folder") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Made(output, manifest, True)
 
 

@@ -1,0 +1,386 @@
+"""What follows from a study's verdicts for somebody who has to choose: which teacher, and whether to distil.
+
+The rules are the tables below: a state of a finding, and the words that it allows. Words that prefer
+something stand beside ``better`` and ``worse``, which only "supported" and "contradicted" give; a number
+with a sign is an estimate of such findings. Verdicts are corrected for all tests of the page, so where
+nothing has an effect something is preferred in 5 of 100 studies at most.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lskd_study.base.text import duration, listed
+from lskd_study.claims.findings import Finding
+from lskd_study.claims.outlook import line_to_change, prospect, seconds_a_seed, two_digits
+from lskd_study.claims.statements import losses_of, models_of
+from lskd_study.plan.plan import Plan, exact
+from lskd_study.results.results import Results
+
+State = Literal["better", "worse", "uncorrected", "open", "no harm", "small", "one seed", "failed", "missing"]
+Rules = Mapping[State, str]
+Taken = tuple[float, float, float]  # smoothing of a teacher, temperature and hard weight
+
+# Which teacher to take: the first state of this table that some arm has decides. {rest}: undecided arms.
+TEACHER: Rules = {
+    "better": "Distil from the teacher {better}",
+    "worse": "Distil from the teacher {baseline}{rest}, not from the one {worse}",
+    "uncorrected": "{either} will do, as far as this study can tell",
+    "open": "{either} will do, as far as this study can tell",
+    "no harm": "The teacher {no_harm} can be taken: it costs students less than {margin}",
+    "small": "{either} will do",
+    "one seed": "No recommendation yet: one seed does not show how much seeds vary; add seeds",
+    "failed": "No recommendation: {note}",
+    "missing": "No recommendation yet: {note}",
+}
+# Why: what smoothing did to the teachers themselves and to the students. {of}: in which settings, if not all.
+WHY: Mapping[str, Rules] = {
+    "better-teacher": {
+        "better": "smoothing raised the teachers’ own {score} by {estimate}{of}",
+        "worse": "smoothing lowered the teachers’ own {score}{of}: {estimate}",
+        "uncorrected": "no effect on the teachers’ own {score}{of} holds after correction for all tests",
+        "open": "no effect on the teachers’ own {score}{of} was seen",
+        "no harm": "smoothing costs the teachers{of} less than {margin} of their own {score}",
+        "small": "smoothing changed the teachers’ own {score}{of} by less than {margin}",
+        "failed": "of the teachers’ own {score}{of} nothing is known",
+    },
+    "better-student": {
+        "better": "students{of} gained {estimate} of {score}",
+        "worse": "students{of} lost {score}: {estimate}",
+        "uncorrected": "no effect on students{of} holds after correction for all tests",
+        "open": "no effect on students{of} was seen",
+        "no harm": "students{of} lose less than {margin}, and whether they gain is open",
+        "small": "the effect on students{of}, if there is one, is smaller than the margin of {margin}",
+        "failed": "of students{of} nothing is known",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something else to choose, and whether to distil at all.
+
+    Attributes:
+        says: what the states of its claim allow to say.
+        question: what is not known in every other state.
+        untested: what is not known where the claim is not tested.
+        settles: states that come before the choice of a teacher, where all that could be taken have them.
+    """
+
+    says: Rules
+    question: str
+    untested: str = ""
+    settles: tuple[State, ...] = ()
+
+
+CHOICES: Mapping[str, Choice] = {
+    "distillation-helps": Choice(
+        {
+            "better": "Distilling{of} pays: {estimate} over the same network trained on the labels alone",
+            "worse": "Do not distil{of}: {estimate} against the same network trained on the labels alone",
+            "small": "Distilling{of} is not worth a teacher: it changes less than {margin} against the same "
+            "network trained on the labels alone",
+        },
+        "Whether distilling{of} pays at all",
+        "Whether distilling pays at all: not tested; `controls: [hard]` in the study file would tell",
+        ("worse", "small"),
+    ),
+    "more-than-smoothing": Choice(
+        {
+            "better": "A smoothed teacher{of} gives {estimate} more than smoothing the student’s own labels",
+            "worse": "Smooth the student’s own labels rather than the teacher’s{of}: distilling gave "
+            "{estimate} against that",
+            "small": "Smoothing the student’s own labels does the same as a smoothed teacher{of}, to less "
+            "than {margin}",
+        },
+        "Whether a smoothed teacher{of} gives more than smoothing the student’s own labels",
+        settles=("worse",),
+    ),
+    "more-hard-label": Choice(
+        {
+            "better": "Prefer the larger λ{of}: {estimate} from the smallest to the largest",
+            "worse": "Prefer the smaller λ{of}: {estimate} from the smallest to the largest",
+        },
+        "Which λ is best{of}",
+    ),
+    "better-teachers": Choice(
+        {
+            "better": "Of the teacher networks prefer the more accurate{of}: {estimate} of its own accuracy",
+            "worse": "Do not choose the teacher network by its own accuracy{of}: {estimate} of it",
+        },
+        "Which teacher network teaches best{of}",
+        "Which teacher network teaches best: not tested, which takes three of them",
+    ),
+}
+NO_STUDENTS = "Which teacher teaches better: not tested, the study has no students"
+NO_TEMPERATURE = "Which T is best: not tested, only how the gain by smoothing changes with it"
+MANY = 3  # settings: more are counted, not listed
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to do, why, what is not known, and what it costs: sentences; all but the first may be empty."""
+
+    sentence: str
+    reason: str = ""
+    unknown: str = ""
+    cost: str = ""
+
+    def __str__(self) -> str:
+        """Return all of it in one line."""
+        return " ".join(filter(None, (self.sentence, self.reason, self.unknown, self.cost)))
+
+
+def state_of(finding: Finding, findings: Sequence[Finding] = ()) -> State:
+    """Return what a finding allows to say; ``findings``: among which its test against the margin is."""
+    interval, claim = finding.interval, finding.claim
+    if finding.verdict == "no verdict":
+        return "failed"
+    if finding.verdict in ("supported", "contradicted"):
+        return "better" if (finding.verdict == "supported") == (claim.direction > 0) else "worse"
+    if interval is not None and not interval.includes_seeds:
+        return "one seed"
+    if interval is None or not interval.known:
+        return "missing"
+    if finding.verdict == "too small to matter":
+        return "small"
+    if finding.changed_by_holm:
+        return "uncorrected"
+    about = claim.contrast, claim.role, finding.setting
+    tests = (one for one in findings if one.claim.non_inferior and one.verdict == "supported")
+    return "no harm" if about in ((t.claim.contrast, t.claim.role, t.setting) for t in tests) else "open"
+
+
+def recommend(results: Results[Any], findings: Sequence[Finding], barred: str = "") -> Recommendation:
+    """Return what a study's verdicts allow to recommend.
+
+    ``barred``: why nothing in this study can be acted on (other data, runs at chance); empty: nothing does.
+    """
+    plan, cost = results.plan, _cost(results)
+    if barred:
+        return Recommendation(_sentences([f"No recommendation: {barred}"]), cost=cost)
+    words = _Words(plan, findings, seconds_a_seed(results))
+    if plan.teachers_alone:
+        what = words.each({**TEACHER, **WHY["better-teacher"]}, "better-teacher")
+        unknown = [*words.effect("better-teacher"), NO_STUDENTS]
+        return Recommendation(_sentences(what), "", _sentences(unknown), cost)
+    what, taken = words.teacher()
+    why = [text for claim, table in WHY.items() for text in words.each(table, claim)]
+    unknown = words.effect("better-student", " on students")
+    first: list[str] = []
+    for claim, choice in CHOICES.items():
+        states = words.states(claim)
+        settling = [one for state in choice.settles for one in states.get(state, ())]
+        if "better" not in states and taken <= set(map(_taken, settling)):
+            first += words.each(choice.says, claim, settled=True)
+            continue
+        what += words.each(choice.says, claim)
+        if rest := [one for state, several in states.items() if state not in choice.says for one in several]:
+            unknown.append(f"{words.fill(choice.question, rest)}: {words.reach(rest)}")
+        elif not states and words.asks(claim):
+            unknown.append(choice.untested)
+    if first:
+        what = [*first, f"If you distil all the same: {_lower(what[0])}", *what[1:]]
+    unknown += words.limits()
+    return Recommendation(_sentences(what), _sentences(["; ".join(why)]), _sentences(unknown), cost)
+
+
+def _cost(results: Results[Any]) -> str:
+    """Return what a run of each role took on average, and all of them."""
+    took: dict[str, list[float]] = {}
+    for result in results.finished.values():
+        took.setdefault(result.run.role, []).append(result.job["wall_time_s"])
+    each = [f"a {role} takes {duration(sum(times) / len(times))}" for role, times in took.items()]
+    jobs = [result.job for result in results.finished.values()]
+    resumed = sum(bool(job["resumed"]) for job in jobs)
+    rest = f" (of {resumed} resumed ones the last part counts)" if resumed else ""
+    total = f"all {len(jobs)} runs took {duration(sum(map(sum, took.values())))}{rest}"
+    return _sentences(["; ".join([*each, total])] if jobs else [])
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Fills in the tables' words for the findings of a page."""
+
+    plan: Plan
+    findings: Sequence[Finding]
+    seconds: float
+
+    def of_claim(self, claim: str) -> list[Finding]:
+        return [one for one in self.findings if one.claim.id == claim]
+
+    def states(self, claim: str) -> dict[State, list[Finding]]:
+        return self._by_state(self.of_claim(claim))
+
+    def _by_state(self, findings: Iterable[Finding]) -> dict[State, list[Finding]]:
+        found: dict[State, list[Finding]] = {}
+        for one in findings:
+            found.setdefault(state_of(one, self.findings), []).append(one)
+        return found
+
+    def fill(self, template: str, findings: Sequence[Finding], **more: str) -> str:
+        """Return a template filled in for findings of one claim and one state."""
+        estimates = sorted(one.interval.estimate for one in findings if one.interval is not None)
+        ends = dict.fromkeys(map(_signed, (*estimates[:1], *estimates[-1:])))
+        known = {
+            "of": self._of(findings),
+            "estimate": f"{' to '.join(ends)} {findings[0].claim.unit}",
+            "margin": f"{exact(self.plan.margin)} points",
+            "score": self.plan.kind.measure,
+            "note": _note(findings[0]),
+            "either": "Any of these teachers" if len(self.plan.smoothing) > 2 else "Either teacher",
+        }
+        return template.format(**known | more)
+
+    def each(self, table: Rules, claim: str, settled: bool = False) -> list[str]:
+        """Return the words for every state of a claim; where it is settled it is so in all settings."""
+        states, more = self.states(claim), {"of": ""} if settled else {}
+        return [self.fill(table[state], states[state], **more) for state in table if state in states]
+
+    def teacher(self) -> tuple[list[str], set[Taken]]:
+        """Return which teacher to take, for each T and λ where that differs, and all that could be taken."""
+        chosen: dict[str, list[str]] = {}
+        taken: set[Taken] = set()
+        for loss in losses_of(self.plan):
+            own = [one for one in self.of_claim("better-student") if _taken(one)[1:] == loss]
+            states = self._by_state(own)
+            state = next((state for state in TEACHER if state in states), None)
+            if state is None:
+                continue
+            rest = [one for s in ("uncorrected", "open", "no harm", "small") for one in states.get(s, ())]
+            baseline = own[0].setting.baseline
+            more = {
+                "better": _arms(states.get("better", ())),
+                "worse": _arms(states.get("worse", ())),
+                "no_harm": _arms(states.get("no harm", ())),
+                "baseline": f"with α = {exact(baseline)}" if baseline else "without smoothing",
+                "rest": f" or {_arms(rest)}" if rest else "",
+            }
+            text = self.fill(TEACHER[state], states[state], **more)
+            chosen.setdefault(text, []).append(self._loss(*loss))
+            arms = states["better"] if state == "better" else rest if state == "worse" else own
+            taken |= {_taken(one) for one in arms}
+            taken |= set() if state == "better" else {(baseline, *loss)}
+        if len(chosen) == 1:
+            return list(chosen), taken
+        return [f"For {_some(where)}: {_lower(text)}" for text, where in chosen.items()], taken
+
+    def effect(self, claim: str, on: str = "") -> list[str]:
+        """Return what is not known of the effect that the choice of a teacher rests on."""
+        states = self.states(claim)
+        undecided: tuple[State, ...] = ("uncorrected", "open", "no harm")
+        unknown = [one for state in undecided for one in states.get(state, ())]
+        texts = [self.reach(unknown, on + self._of(unknown)) + self._next(unknown[0])] if unknown else []
+        better, worse = states.get("better", []), states.get("worse", [])
+        for group in (better, worse):
+            # The page's answer has the first finding's interval.
+            if unsaid := [one for one in group if one is not self.findings[0]]:
+                texts.append(self.reach(unsaid, on + self._of(unsaid)))
+        if len({one.setting.smoothing for one in better}) > 1:
+            baseline = exact(better[0].setting.baseline)
+            texts.append(f"Those were not compared with each other, only with α = {baseline}")
+        return texts + [one.note for one in self.of_claim(claim) if one.note and one.interval is not None]
+
+    def _next(self, finding: Finding) -> str:
+        """Return the line to change for more seeds, or when a study by looks is judged again."""
+        if self.plan.looks:
+            later = self.plan.looks[self.plan.look + 1 :]
+            return f"; the next look is after {later[0]} seeds" if later else "; no look is left"
+        if line := line_to_change(self.plan, finding):
+            return f": `{line}`"
+        missing = finding.interval is not None and finding.interval.seeds < len(self.plan.seeds)
+        return "; the same command again finishes the runs that are missing" if missing else ""
+
+    def asks(self, claim: str) -> bool:
+        """Whether the study leaves a reader with a claim's question if it does not test it."""
+        several = len(models_of(self.plan, "teacher")) > 1
+        return claim == "distillation-helps" or (claim == "better-teachers" and several)
+
+    def limits(self) -> list[str]:
+        """Return what no claim of the study is about, and over what its effects are means."""
+        texts = [NO_TEMPERATURE] if len({t for t, _ in losses_of(self.plan)}) > 1 else []
+        teachers, students = (len(models_of(self.plan, role)) for role in ("teacher", "student"))
+        if teachers * students > 1:
+            pairs = f"{students} student{'s' * (students > 1)}"
+            pairs += f" of {teachers} teacher networks" if teachers > 1 else ""
+            texts.append(f"Effects are means over {pairs}; none was tested for one of them alone")
+        return texts
+
+    def reach(self, findings: Sequence[Finding], on: str = "") -> str:
+        """Return how large the effect of findings of one claim can be, and what would narrow that."""
+        known = [one.interval for one in findings if one.interval is not None and one.interval.known]
+        if not known or state_of(findings[0]) in ("failed", "one seed"):
+            return _note(findings[0])
+        low, high = min(one.low for one in known), max(one.high for one in known)
+        if findings[0].verdict not in ("supported", "contradicted"):
+            # The correction allows zero, where the interval does not.
+            low, high = min(low, 0.0), max(high, 0.0)
+        unit = findings[0].claim.unit
+        text = f"an effect{on} from {_signed(low)} to {_signed(high)} {unit} is possible"
+        # The widest: of several settings it is the one that the range is made of.
+        ahead = max(filter(None, map(prospect, findings)), key=lambda one: one.now, default=None)
+        if ahead is None:
+            return text
+        if not ahead.widths:
+            samples = f"{ahead.samples:,} {self.plan.kind.samples}"
+            return f"{text}, and more seeds would hardly narrow that: the {samples} are the limit"
+        seeds, half = next(iter(ahead.widths.items()))
+        more = (seeds - ahead.seeds) * self.seconds
+        time = "" if math.isnan(more) else f" ({duration(more)} more of runs)"
+        which = "the widest interval" if len(known) > 1 else "the interval"
+        return f"{text}; {seeds} seeds{time} would narrow {which} to about ±{two_digits(half)}"
+
+    def _of(self, findings: Sequence[Finding]) -> str:
+        """Return which settings of their claim these are; empty where it is all."""
+        control, every = findings[0].claim.control, self.of_claim(findings[0].claim.id)
+        if len(findings) == len(every):
+            return ""
+        if len(findings) > MANY:
+            return f" in {len(findings)} of {len(every)} settings"
+        where = _some(list(map(self._where, findings)))
+        return f" {where}" if control else f" ({where})"
+
+    def _where(self, finding: Finding) -> str:
+        arm, loss = finding.setting.smoothing, ""
+        if finding.claim.measured_on == "student":
+            loss = self._loss(finding.setting.temperature, finding.setting.hard_weight)
+        if finding.claim.control:
+            teacher = f"with α = {exact(arm)}" if arm else "without smoothing"
+            return f"from the teacher {teacher}{f' at {loss}' if loss else ''}"
+        return finding.setting.words or ", ".join(filter(None, (f"α = {exact(arm)}", loss)))
+
+    def _loss(self, *own: float) -> str:
+        """Return temperature and hard weight, where the study varies them."""
+        named = zip("Tλ", own, zip(*losses_of(self.plan), strict=True), strict=True)
+        return ", ".join(f"{name} = {exact(value)}" for name, value, all_ in named if len(set(all_)) > 1)
+
+
+def _taken(finding: Finding) -> Taken:
+    return finding.setting.smoothing, finding.setting.temperature, finding.setting.hard_weight
+
+
+def _some(places: Sequence[str]) -> str:
+    return "; ".join(places) if "," in places[0] else listed(places)
+
+
+def _arms(findings: Iterable[Finding]) -> str:
+    alphas = sorted({one.setting.smoothing for one in findings})
+    return f"with α = {listed(map(exact, alphas), 'or')}" if alphas else ""
+
+
+def _note(finding: Finding) -> str:
+    of_interval = finding.interval.note if finding.interval else ""
+    return finding.note or of_interval or "there is no result"
+
+
+def _sentences(texts: Iterable[str]) -> str:
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in dict.fromkeys(texts) if text)
+
+
+def _lower(text: str) -> str:
+    return f"{text[:1].lower()}{text[1:]}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")

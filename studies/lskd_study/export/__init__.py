@@ -1,0 +1,1 @@
+"""`lskd export`: a run's network as a folder to take away."""

@@ -1,0 +1,385 @@
+"""The section "Measures" of a study's page: right numbers, honest about few teachers, and no claims."""
+
+import json
+import re
+from dataclasses import replace
+from html import unescape
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from scipy import special, stats
+
+from lskd_study.claims import judge
+from lskd_study.claims.measures import MEASURES, Rank, Ranking, measure_study
+from lskd_study.claims.statements import Setting
+from lskd_study.pages.measures import chances_sentence, picks_sentence
+from lskd_study.pages.study import write_report
+from lskd_study.pages.teachers import write_teachers_report
+from lskd_study.pages.verdicts import study_record
+from lskd_study.plan.plan import JOB, LOGITS
+from lskd_study.results.read import read_results
+from lskd_study.stats.ranks import pick, rank_correlation
+
+pytestmark = pytest.mark.unit
+
+
+def stored(plan, run):
+    found = load_file(plan.folder(run) / LOGITS)
+    return found["logits"].astype(np.float64), found["labels"]
+
+
+def rewrite(plan, run, logits):
+    """Let a run have said something else."""
+    tensors = load_file(plan.folder(run) / LOGITS)
+    save_file(tensors | {"logits": logits.astype(np.float16)}, plan.folder(run) / LOGITS)
+
+
+def measured(plan):
+    return measure_study(read_results(plan))
+
+
+def record_of(plan):
+    results = read_results(plan)
+    record = study_record(results, judge(results), "An answer.", measures=measure_study(results))
+    return json.loads(record.text())
+
+
+def text_of(plan):
+    html = re.sub(r"<(style|script)>.*?</\1>", "", (plan.root / "index.html").read_text(), flags=re.S)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
+
+
+# Each measure spelled out
+
+
+def nll(logits, labels):
+    return -special.log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()
+
+
+def ece(logits, labels):
+    p = special.softmax(logits, axis=1)
+    bins, right = np.minimum((p.max(1) * 15).astype(int), 14), p.argmax(1) == labels
+    parts = [bins == b for b in range(15)]
+    return sum(part.mean() * abs(right[part].mean() - p.max(1)[part].mean()) for part in parts if part.any())
+
+
+def aurc(sure, logits, labels):
+    wrong = (logits.argmax(1) != labels)[np.argsort(-sure, kind="stable")]
+    return 100 * np.mean([wrong[: k + 1].mean() for k in range(len(wrong))])
+
+
+def normalised(logits):
+    centred = logits - logits.mean(1, keepdims=True)
+    return centred.max(1) / (np.abs(centred) ** 5).sum(1) ** 0.2
+
+
+def variances(logits, labels):
+    p = special.softmax(logits, axis=1)
+    return np.array([np.var(np.delete(row, label)) for row, label in zip(p, labels, strict=True)])
+
+
+ALONE = {
+    "nll": nll,
+    "ece": ece,
+    "aurc": lambda z, y: aurc(special.softmax(z, axis=1).max(1), z, y),
+    "aurc_normalised": lambda z, y: aurc(normalised(z), z, y),
+    "dark_knowledge": lambda z, y: variances(z, y).mean(),
+}
+WITH_TEACHER = {
+    "agreement": lambda z, own: 100 * (z.argmax(1) == own.argmax(1)).mean(),
+    "divergence": lambda z, own: np.sum(
+        special.softmax(z, axis=1) * (special.log_softmax(z, axis=1) - special.log_softmax(own, axis=1)), 1
+    ).mean(),
+}
+
+
+def test_values_and_differences_are_the_measures_spelled_out_in_every_arm(fake_study):
+    plan = fake_study(effect=0.5)
+    found = {
+        (one.quantity.id, one.role, one.kind, one.setting.smoothing): one for one in measured(plan).estimates
+    }
+    for role in ("teacher", "student"):
+        means = {}
+        for alpha in plan.smoothing:
+            runs = [run for run in plan.runs if (run.role, run.smoothing) == (role, alpha)]
+            values = {name: [of(*stored(plan, run)) for run in runs] for name, of in ALONE.items()}
+            if role == "student":
+                del values["dark_knowledge"]
+                for name, of in WITH_TEACHER.items():
+                    pairs = [(plan.by_id[run.teacher], run) for run in runs]
+                    values[name] = [of(stored(plan, t)[0], stored(plan, s)[0]) for t, s in pairs]
+            for name, numbers in values.items():
+                means[name, alpha] = np.mean(numbers)
+                one = found[name, role, "value", alpha]
+                # float32 logits less their largest; 1e-6 of a calibration error lies at a bin's edge
+                assert one.interval.estimate == pytest.approx(np.mean(numbers), rel=1e-4), (name, role)
+                assert one.interval.low < one.interval.estimate < one.interval.high
+                assert (one.interval.seeds, one.interval.samples) == (3, 240)
+        for name in {name for name, _ in means} - {"dark_knowledge"}:
+            one = found[name, role, "difference", 0.1].interval
+            assert one.estimate == pytest.approx(means[name, 0.1] - means[name, 0.0], abs=1e-4), (name, role)
+            assert one.low < one.estimate < one.high
+    ratio = found["dark_knowledge", "teacher", "ratio", 0.1].interval
+    plain, smoothed = (
+        np.array(
+            [
+                variances(*stored(plan, run))
+                for run in plan.runs
+                if run.role == "teacher" and run.smoothing == a
+            ]
+        )
+        for a in plan.smoothing
+    )
+    assert ratio.estimate == pytest.approx(smoothed.mean() / plain.mean(), rel=1e-5)
+    assert ratio.low < ratio.estimate < ratio.high
+    assert len(found) == (2 * 5 + 4 + 1) + (2 * 6 + 6)  # values, differences and the ratio
+
+
+def test_what_smoothing_erased_is_found_and_what_it_left_is_not(fake_study):
+    """Teachers whose wrong classes are told apart less by half are told from those that only vary."""
+    plan = fake_study()
+    rng = np.random.default_rng(4)
+    taste = 2 * rng.standard_normal((240, 4))  # of images, the same for every run
+    for run in plan.runs:
+        _, labels = stored(plan, run)
+        own = np.eye(4)[labels]
+        said = 3 * own + (1 - own) * (taste + 0.3 * rng.standard_normal((240, 4)))
+        if run.role == "teacher" and run.smoothing:
+            said = 3 * own + (said - 3 * own) * 0.5
+        rewrite(plan, run, said)
+    erased = {
+        (one.quantity.id, one.kind): one.interval for one in measured(plan).estimates if one.role == "teacher"
+    }
+    assert erased["dark_knowledge", "ratio"].high < 0.7
+    assert erased["dark_knowledge", "ratio"].p_value < 0.01
+
+
+def test_the_ratios_interval_covers_the_truth():
+    from lskd.analysis.dark_knowledge import log_ratio_contributions
+    from lskd_study.stats.intervals import crossed_interval
+
+    rng = np.random.default_rng(5)
+    covered = 0
+    for _ in range(500):
+        image = 0.8 * rng.standard_normal((1, 300))
+        tables = [
+            np.exp(image + shift + 0.1 * rng.standard_normal((3, 1)) + 0.3 * rng.standard_normal((3, 300)))
+            for shift in (0.0, -1.0)
+        ]
+        found = crossed_interval(log_ratio_contributions(*tables))
+        covered += found.low <= -1 <= found.high
+    assert 0.92 <= covered / 500 <= 0.99
+
+
+# Which measure would have picked the best teacher
+
+
+def taught(plan, quality, noise=0.05):
+    """Make teachers and students as good as given by (model, alpha), one number or one of each."""
+    rng = np.random.default_rng(6)
+    for run in plan.runs:
+        teacher = plan.by_id[run.teacher or run.id]
+        good = quality[teacher.model, teacher.smoothing]
+        good = good[run.role == "student"] if isinstance(good, tuple) else good
+        _, labels = stored(plan, run)
+        easy = np.random.default_rng(7).normal(0.6, 1.0, len(labels))
+        logits = np.eye(4)[labels] * (easy + good)[:, None] + noise * rng.standard_normal((len(labels), 4))
+        rewrite(plan, run, logits)
+    return plan
+
+
+NETWORKS = {"teachers": [(name, "teacher.yaml") for name in "abc"], "students": [("small", "student.yaml")]}
+ORDER = {
+    (model, alpha): 0.25 * i for i, (model, alpha) in enumerate((m, a) for m in "abc" for a in (0.0, 0.1))
+}
+
+
+def test_measures_that_go_with_the_students_would_have_picked_the_best_teacher(fake_study):
+    plan = taught(fake_study(per_class=150, **NETWORKS), ORDER)
+    ranking = measured(plan).ranking
+    assert ranking.teachers[ranking.best.teacher] == "c, α = 0.1"
+    by_name = {rank.quantity.id: rank for rank in ranking.ranks}
+    for name in ("top1", "nll", "aurc"):
+        assert by_name[name].correlation.estimate == pytest.approx(1)
+        assert by_name[name].correlation.p_value == pytest.approx(2 / 720)  # of 6! orders two are perfect
+        assert by_name[name].picked.is_best
+    assert len(by_name) == 1 + 4 + 5
+    sentence = picks_sentence(ranking)
+    assert sentence.startswith("Of 6 teachers c, α = 0.1 had the most accurate students")
+    assert re.search(r"It would have been picked by accuracy, .*NLL", sentence)
+    record = record_of(plan)
+    of_ranks = [one for one in record["measures"] if one["kind"] == "rank correlation"]
+    assert {one["measure"]: one["estimate"] for one in of_ranks}["nll"] == pytest.approx(1)
+    regrets = {one["measure"]: one for one in record["measures"] if one["kind"] == "regret"}
+    assert regrets["top1"]["picked"] == "c, α = 0.1"
+    assert (regrets["top1"]["estimate"], regrets["top1"]["unit"]) == (0, "points")
+    assert regrets["top1"]["teachers"] == ranking.teachers
+    write_report(plan)
+    assert sentence in text_of(plan)
+
+
+def test_a_measure_that_goes_against_the_students_costs_what_the_page_says(fake_study):
+    quality = {
+        kind: (good, 1.25 - good) for kind, good in ORDER.items()
+    }  # the better, the worse its students
+    plan = taught(fake_study(per_class=150, **NETWORKS), quality)
+    ranking = measured(plan).ranking
+    accuracy = next(rank for rank in ranking.ranks if rank.quantity.id == "top1")
+    assert accuracy.correlation.estimate == pytest.approx(-1)
+    top1 = [
+        np.mean(
+            [
+                (stored(plan, run)[0].argmax(1) == stored(plan, run)[1]).mean()
+                for run in plan.runs
+                if run.role == "student" and (plan.by_id[run.teacher].model, run.smoothing) == kind
+            ]
+        )
+        for kind in ORDER
+    ]
+    assert accuracy.picked.regret == pytest.approx(100 * (max(top1) - top1[-1]))
+    assert accuracy.picked.low > 0
+    assert re.search(
+        r"accuracy.* would have picked c, α = 0\.1, whose students are \d+\.\d\d points worse",
+        picks_sentence(ranking),
+    )
+
+
+def test_of_two_teachers_with_equally_good_students_a_measure_picked_the_one_that_it_picked():
+    accuracy = [70.0, 72.0, 72.0]
+    ranks = [
+        Rank(one, rank_correlation(values, accuracy), pick(values, accuracy))
+        for one, values in zip(MEASURES, ([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]), strict=False)
+    ]
+    said = picks_sentence(Ranking(Setting(0, 0.1, 1, 0), ["a", "b", "c"], pick(accuracy, accuracy), ranks))
+    assert (
+        "It would have been picked by calibration error; NLL would have picked c, whose students are as"
+        in said
+    )
+
+
+def test_few_teachers_are_said_to_be_few_and_fewer_than_three_not_ranked(fake_study):
+    plan = taught(
+        fake_study(smoothing=[0.0, 0.1, 0.2], students=[("small", "student.yaml")]),
+        {("big", a): 5 * a for a in (0.0, 0.1, 0.2)},
+    )
+    write_report(plan)
+    assert "3 teachers are too few: no order of them has p < 0.05." in text_of(plan)
+    two = replace(plan, smoothing=[0.0, 0.1], runs=[run for run in plan.runs if run.smoothing < 0.2])
+    assert measured(two).ranking is None
+    write_report(two)
+    assert "Measures" in text_of(two)
+    assert "would have been picked" not in text_of(two)
+    assert "Rank correlation" not in text_of(two)
+
+
+def test_students_that_differ_by_luck_rank_nothing(fake_study):
+    plan = fake_study(noise=1.0, **NETWORKS)
+    ranking = measured(plan).ranking
+    assert not any(rank.correlation.known for rank in ranking.ranks)
+    assert "differ by little more than what seeds and samples vary" in picks_sentence(ranking)
+    assert "may be up to" in picks_sentence(ranking)
+
+
+# What is missing, failed or not there
+
+
+def test_a_failed_run_has_no_measures_of_its_role_and_no_ranking(fake_study, fail):
+    plan = fake_study(**NETWORKS)
+    fail(plan, next(run for run in plan.runs if run.role == "student"), "epoch 3: the training loss is nan")
+    found = measured(plan)
+    assert found.ranking is None
+    for one in found.estimates:
+        assert (one.interval is None) == (one.role == "student")
+        assert ("failed in epoch 3" in one.note) == (one.role == "student")
+    records = record_of(plan)["measures"]
+    assert [one["estimate"] for one in records if one["role"] == "student"] == [None] * 18
+
+
+def test_students_without_their_teachers_run_have_all_but_fidelity(fake_study):
+    plan = fake_study()
+    for run in plan.runs:
+        if run.role == "teacher" and run.seed == 0:
+            (plan.folder(run) / JOB).unlink()
+    found = {(one.quantity.id, one.role): one for one in measured(plan).estimates}
+    assert found["nll", "student"].interval.seeds == 3
+    assert found["nll", "teacher"].interval.seeds == 2
+    assert found["agreement", "student"].interval is None
+    assert "teacher is missing" in found["agreement", "student"].note
+
+
+def test_of_two_classes_nothing_is_measured_that_needs_three(fake_study):
+    plan = replace(fake_study(), num_classes=2)
+    for run in plan.runs:
+        tensors = load_file(plan.folder(run) / LOGITS)
+        halves = {"logits": np.ascontiguousarray(tensors["logits"][:, :2]), "labels": tensors["labels"] % 2}
+        save_file(tensors | halves, plan.folder(run) / LOGITS)
+    names = {one.quantity.id for one in measured(plan).estimates}
+    assert names == {one.id for one in MEASURES} - {"aurc_normalised", "dark_knowledge"}
+
+
+def test_dark_knowledge_is_that_of_the_temperature_that_teaches(fake_study):
+    plan = fake_study(temperatures=[4.0], students=[("small", "student.yaml")])
+    runs = [run for run in plan.runs if run.role == "teacher" and not run.smoothing]
+    expected = np.mean([variances(z / 4, y).mean() for z, y in (stored(plan, run) for run in runs)])
+    found = next(one for one in measured(plan).estimates if one.quantity.id == "dark_knowledge")
+    assert found.interval.estimate == pytest.approx(expected, rel=1e-5)
+    record = record_of(plan)
+    assert {one["temperature"] for one in record["measures"] if one["measure"] == "dark_knowledge"} == {4}
+
+
+def test_translation_has_none(translation_study):
+    plan = translation_study(sentences=20, seeds=[0, 1], students=[("small", "student.yaml")])
+    record = record_of(plan)
+    assert record["measures"] == []
+    write_report(plan)
+    assert "Measures" not in text_of(plan)
+    assert record["headline"]["chances"] is None or sum(record["headline"]["chances"].values()) > 1
+
+
+def test_they_are_no_claims(fake_study):
+    plan = fake_study(effect=2.0)
+    expected = [(one.claim.id, one.verdict, one.adjusted_p) for one in judge(read_results(plan))]
+    record = record_of(plan)
+    seen = [(one["claim"], one["verdict"], one["p_holm"]) for one in record["findings"]]
+    assert len(seen) == len(expected)
+    for (claim, verdict, p), (name, word, q) in zip(seen, expected, strict=True):
+        assert (claim, verdict) == (name, word)
+        assert p == pytest.approx(q, nan_ok=True) if p is not None else np.isnan(q)
+    assert not any("verdict" in one for one in record["measures"])
+
+
+def test_a_study_of_teachers_alone_has_those_of_teachers(fake_study):
+    plan = fake_study(students=[])
+    write_teachers_report(plan)
+    record = json.loads((plan.root / "verdicts.json").read_text())
+    assert {one["role"] for one in record["measures"]} == {"teacher"}
+    assert {one["kind"] for one in record["measures"]} == {"value", "difference", "ratio"}
+
+
+# Beside the headline
+
+
+def test_probabilities_stand_beside_the_headlines_interval(fake_study):
+    plan = fake_study(effect=2.0)
+    record = record_of(plan)
+    found = record["headline"]["chances"]
+    finding = record["findings"][0]
+    (seed, df), (sample, sample_df) = finding["parts"]
+    rng = np.random.default_rng(9)
+    draws = finding["estimate"] + seed**0.5 * rng.standard_t(df, 10**6)
+    draws += sample**0.5 * stats.t(sample_df).rvs(10**6, random_state=rng)
+    assert found["margin"] == 0.2
+    assert found["better"] == pytest.approx((draws > 0.2).mean(), abs=0.003)
+    assert found["worse"] == pytest.approx((draws < -0.2).mean(), abs=0.003)
+    assert found["better"] + found["within"] + found["worse"] == pytest.approx(1)
+    write_report(plan)
+    sentence = chances_sentence(judge(read_results(plan))[0], 0.2)
+    assert sentence.startswith("P(better) > 99\u00a0%, P(within ±0.2 points) < 1\u00a0%, P(worse) < 1\u00a0%")
+    assert " ".join(sentence.split()) in text_of(plan)
+
+
+def test_one_seed_has_no_probabilities(fake_study):
+    plan = fake_study(seeds=[0])
+    assert record_of(plan)["headline"]["chances"] is None
+    assert chances_sentence(judge(read_results(plan))[0], 0.2) == ""
