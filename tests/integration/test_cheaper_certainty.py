@@ -19,7 +19,7 @@ STUDY = {
     "data": {"path": "data/digits", "num_classes": 10, "prepare": "digits"},
     "output": "runs/mini",
     "smoothing": {"values": [0, 0.1]},
-    "seeds": [0, 1],
+    "seeds": [0],
     "student_seeds": 2,
     "last_epochs": 2,
     "teachers": [{"model": "test_byobnet", "config": "one.yaml"}],
@@ -37,16 +37,16 @@ def test_a_study_of_both_on_real_digits(tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
     result = lskd(tmp_path, "study", "study.yaml", "--cores", "2")
     assert result.returncode == 0, result.stderr
-    assert "[12 of 12 done]" in result.stderr
+    assert "[6 of 6 done]" in result.stderr
     runs = tmp_path / "runs" / "mini"
     verdicts = json.loads((runs / "verdicts.json").read_text())
     found = verdicts["findings"][0]
-    assert (found["seeds"], found["students"], found["runs"]) == (2, 2, 8)
+    assert (found["seeds"], found["runs"]) == (1, 4)
 
     def mean(alpha):
         own = [row for row in read_csv(runs / "runs.csv") if row["role"] == "student"]
         own = [row for row in own if (row["smoothing"], row["temperature"]) == (alpha, "1.0")]
-        assert {row["seed"] for row in own} == {"0", "1", "1000000", "1000001"}
+        assert {row["seed"] for row in own} == {"0", "1000000"}
         curves = [read_csv(runs / "students" / row["run"] / "curves.csv") for row in own]
         late = [np.mean([float(epoch["val_top1"]) for epoch in curve[-2:]]) for curve in curves]
         assert [float(row["top1"]) for row in own] == pytest.approx(late, abs=1e-6)

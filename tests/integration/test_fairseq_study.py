@@ -40,6 +40,7 @@ def write_files(folder: Path) -> None:
         "tracker": "tensorboard",
         "output": "runs/mini",
         "seeds": [1],
+        "controls": ["smoothed"],
         "data": study["data"] | {"options": options},
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
@@ -72,7 +73,7 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
     killed = kill_the_first_run(process, runs)
     _, err = process.communicate()
     assert process.returncode == 1
-    assert f"2 of 6 runs are missing: {killed}, " in err
+    assert f"2 of 5 runs are missing: {killed}, " in err
     assert not (runs / "teachers" / killed / "job.json").exists()
     assert "missing" in (runs / "index.html").read_text()
 
@@ -82,7 +83,7 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
     assert f"resumes  {killed}" in err
     assert err.count("starts ") == 1  # the killed teacher's student
     plan = json.loads((runs / "plan.json").read_text())
-    assert (plan["ecosystem"], len(plan["runs"])) == ("fairseq", 6)
+    assert (plan["ecosystem"], len(plan["runs"])) == ("fairseq", 5)
     folders = [runs / f"{run['role']}s" / run["id"] for run in plan["runs"]]
     references = set()
     for folder in folders:
