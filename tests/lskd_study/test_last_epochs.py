@@ -13,9 +13,9 @@ from lskd_study.pages.study import write_report
 from lskd_study.pages.teachers import write_teachers_report
 from lskd_study.plan.plan import CURVES
 from lskd_study.results.read import read_results
-from lskd_study.stats.intervals import crossed_interval, crossed_moments, half_width
+from lskd_study.stats.intervals import crossed_interval, crossed_moments
 from lskd_study.trainers import trainer_of
-from simulated import of_kind, rows
+from simulated import half_width, of_kind, rows
 
 pytestmark = pytest.mark.unit
 

@@ -8,11 +8,11 @@ from lskd import LskdError
 from lskd_study.stats.intervals import (
     crossed_interval,
     crossed_moments,
-    half_width,
     holm,
     seed_interval,
     target_std_pseudo_values,
 )
+from simulated import half_width
 
 pytestmark = pytest.mark.unit
 

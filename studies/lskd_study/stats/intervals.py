@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from lskd import LskdError
 
@@ -161,14 +161,6 @@ def crossed_moments(differences: ArrayLike, strata: ArrayLike | None = None) -> 
     ms_seed = np.where(ms_seed + excess > 0, ms_seed, ms_error)
     scale = seeds * samples
     return CrossedMoments(by_seed.mean(-1), ms_seed / scale, excess / scale)
-
-
-def half_width(
-    seed_variance: ArrayLike, sample_variance: ArrayLike, seed_df: int, sample_df: int, level: float = LEVEL
-) -> Array:
-    """Return the half width of the two-sided interval; a part with no degrees of freedom must be zero."""
-    seed_t, sample_t = (stats.t.ppf(0.5 + level / 2, df) if df else 0.0 for df in (seed_df, sample_df))
-    return np.sqrt(seed_t**2 * np.asarray(seed_variance) + sample_t**2 * np.asarray(sample_variance))
 
 
 def centre_within(d: Array, strata: ArrayLike | None) -> tuple[Array, int]:
