@@ -15,12 +15,12 @@ from lskd_study.pages.study import write_report
 from lskd_study.plan.plan import expand
 from lskd_study.plan.recipes import Recipe, runs_and_data
 from lskd_study.results.read import read_results
-from lskd_study.stats.intervals import Interval, Part, crossed_interval, crossed_moments, half_width
+from lskd_study.stats.intervals import Interval, Part, crossed_interval, crossed_moments
 from lskd_study.stats.power import Variances
 from lskd_study.stores.decide import with_stores
 from lskd_study.study.engine import make_plan
 from lskd_study.trainers import trainer_of
-from simulated import of_kind, rows
+from simulated import half_width, of_kind, rows
 
 pytestmark = pytest.mark.unit
 
