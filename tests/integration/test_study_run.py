@@ -4,6 +4,7 @@ Two students of each teacher, so that teachers are asked once and both read what
 """
 
 import argparse
+import contextlib
 import html
 import json
 import os
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -101,6 +103,15 @@ def lskd(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return forked.run("-m", "lskd_study", *words, imported=("timm", "lskd_study.pages.study"), cwd=folder)
 
 
+def runs_of_the_server(study: int) -> set[int]:
+    """Return the processes that a study's server of forks has at this moment."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(study).children():
+            if "lskd_study.runs.forkserver" in child.cmdline():
+                return {run.pid for run in child.children()}
+    return set()
+
+
 def finished(folder: Path) -> dict[str, int]:
     records = [*folder.glob("runs/mini/teachers/*/job.json"), *folder.glob("runs/mini/students/*/job.json")]
     return {str(path.parent.name): path.stat().st_mtime_ns for path in records}
@@ -135,9 +146,12 @@ def study(folder):
     command = [*LSKD, "study", "study.yaml", "--cores", "2"]
     with (folder / "first.log").open("w") as log:
         first = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    forked_runs = set()
     while len(list(folder.glob("runs/mini/teachers/*/job.json"))) < 2:
         assert first.poll() is None, (folder / "first.log").read_text()
+        forked_runs |= runs_of_the_server(first.pid)
         time.sleep(0.2)
+    assert len(forked_runs) == 2
     # A second study on the same folder is refused while the first one lives ...
     second = lskd(folder, "study", "study.yaml")
     assert second.returncode == 2

@@ -11,10 +11,10 @@ import pytest
 
 from lskd import LskdError
 from lskd_study.base import gpus
-from lskd_study.base.gpus import CANDIDATES, VISIBLE, chosen_gpus, gpus_for_all, held_locks, visible_gpus
+from lskd_study.base.gpus import CANDIDATES, VISIBLE, chosen_gpus, gpus_for_all, visible_gpus
 from lskd_study.plan.plan import JOB
 from lskd_study.runs import job, work
-from lskd_study.trainers import TIMM, mmcls, trainer_of
+from lskd_study.trainers import TIMM
 
 pytestmark = pytest.mark.unit
 
@@ -89,18 +89,6 @@ def test_a_run_waits_for_as_many_as_it_asks_for(monkeypatch):
     assert said == ["waits for 2 GPUs: too few of 0, 1 are free"]
 
 
-def test_a_child_that_outlives_its_run_keeps_the_device():
-    with chosen_gpus({"gpu": 1}) as devices:
-        assert devices == {VISIBLE: "0"}
-        child = subprocess.Popen(["sleep", "60"], pass_fds=held_locks())
-    try:
-        assert taken() == "1"
-    finally:
-        child.kill()
-        child.wait()
-    assert taken() == "0"
-
-
 @pytest.mark.parametrize("candidates", ["", None])
 def test_where_a_cluster_gives_the_devices_nothing_is_changed(candidates, monkeypatch):
     monkeypatch.setenv(VISIBLE, "5")
@@ -140,25 +128,6 @@ def test_allocations_of_slurm_may_both_have_a_device_0(monkeypatch):
     with chosen_gpus({"gpu": 2}):
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         assert taken(2) == "0,1"
-
-
-def test_the_script_of_mmcls_holds_the_device_too(tmp_path, monkeypatch):
-    pytest.importorskip("mmcls")
-    (tmp_path / "last_checkpoint").write_text("epoch_1.pth")
-    (tmp_path / "epoch_1.pth").write_text("weights")
-    seen = []
-
-    def run(words, check, pass_fds):
-        seen.append((os.environ[VISIBLE], pass_fds))
-        return subprocess.CompletedProcess(words, 0)
-
-    monkeypatch.setattr(mmcls.subprocess, "run", run)
-    with chosen_gpus({"gpu": 1}):
-        held = held_locks()
-        trainer_of("mmcls", "student").train(["train", "mmcls", "config.py", "--work-dir", str(tmp_path)])
-    assert seen == [("0", held)]
-    assert len(held) == 1
-    assert held_locks() == ()
 
 
 def test_somebody_elses_lock_folder_is_not_used(tmp_path):

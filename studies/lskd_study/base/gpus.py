@@ -21,7 +21,6 @@ from lskd.base.files import lock
 CANDIDATES = "LSKD_GPUS"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _COUNT = "import torch; print(torch.cuda.device_count())"
-_held: list[int] = []
 
 
 def visible_gpus() -> list[str]:
@@ -119,11 +118,6 @@ def chosen_gpus(
                 os.environ[VISIBLE] = before
 
 
-def held_locks() -> tuple[int, ...]:
-    """Return the locks' descriptors: a child that inherits them keeps its GPUs if this process dies."""
-    return tuple(_held)
-
-
 def _take(count: int, names: list[str], locks: contextlib.ExitStack) -> list[str]:
     """Lock that many free devices, or none."""
     folder = _lock_folder()
@@ -143,14 +137,7 @@ def _take(count: int, names: list[str], locks: contextlib.ExitStack) -> list[str
 def _locked(path: Path) -> Iterator[bool]:
     """Lock a file if nobody has; gives whether it did."""
     with lock(path) as handle:
-        if handle is None:
-            yield False
-            return
-        _held.append(handle)
-        try:
-            yield True
-        finally:
-            _held.remove(handle)
+        yield handle is not None
 
 
 def _lock_folder() -> Path:

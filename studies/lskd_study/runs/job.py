@@ -5,17 +5,18 @@ where it exists, the job is finished.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lskd import DivergedError, LskdError
-from lskd.base.files import write_text
+from lskd.base.files import cannot_write, write_text
 from lskd.checkpoints import file_checksum
 from lskd_study.base import provenance
 from lskd_study.base.gpus import chosen_gpus
@@ -28,6 +29,28 @@ from lskd_study.runs.work import Storing, Training
 from lskd_study.stores.state import release_stores
 from lskd_study.trainers import trainer_of
 from lskd_study.trainers.same import changes
+
+
+def do_job(arguments: Sequence[str]) -> int:
+    """Do what a job's command says; return its exit status.
+
+    What went wrong is one line on stderr, the rest is in the log.
+    """
+    try:
+        plan = Plan.read(Path(arguments[0]))
+        run_job(plan, plan.store_by_id.get(arguments[1]) or plan.run(arguments[1]))
+    except LskdError as error:
+        say(f"lskd: error: {error}", timed=False)
+        return 1
+    except OSError as error:
+        where = error.filename or arguments[0]
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = cannot_write(where, error) if full else f"{where}: {error.strerror}"
+        say(f"lskd: error: {reason}", timed=False)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def run_job(plan: Plan, made: Run | Store) -> None:

@@ -35,6 +35,7 @@ class Schedule:
         environment: variables to set for Snakemake and, on this machine, its jobs.
         speaks: whether Snakemake's own words were asked for; else they are in its log alone.
         copied: whether jobs share no files as Snakemake sees it, so that it sends them its Snakefile.
+        inherited: file descriptors that it has to inherit.
     """
 
     executor: str
@@ -43,6 +44,7 @@ class Schedule:
     environment: dict[str, str] = field(default_factory=dict)
     speaks: bool = False
     copied: bool = False
+    inherited: tuple[int, ...] = ()
 
     def command(self, plan: Plan) -> list[str]:
         """Return the command that runs what is unfinished."""

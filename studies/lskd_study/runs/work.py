@@ -91,7 +91,7 @@ class Training:
             "size": self._size() if checksum else None,
         }
 
-    def _size(self) -> dict[str, int | None] | None:
+    def _size(self) -> dict[str, float | None] | None:
         try:
             return asdict(self.trainer.size(self.plan, self.run))
         except Exception:  # of frameworks; a run is no worse for it
@@ -129,7 +129,7 @@ class Storing:
         labels = SoftLabels(self.plan.labels(self.store))
         if not labels.complete:
             raise LskdError(f"{self.plan.labels(self.store)} is not complete; the log is {self.folder / LOG}")
-        info = labels.info()
+        info, error = labels.info(), labels.own_error
         self._written = {
             "checksum": info["checksum"],
             "bytes": info["bytes"],
@@ -138,6 +138,7 @@ class Storing:
             "rows": labels.rows,
             "top_k": self.store.top_k or "all",
             "values": self.store.values,
+            "own_error": error and error.as_json(),
         }
         return gigabytes(info["bytes"])
 

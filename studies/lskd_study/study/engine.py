@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from lskd_study.plan.schema import Network, Study, load_study
 from lskd_study.plan.teacher_list import is_teacher_list
 from lskd_study.runs import clusters
 from lskd_study.runs.data_checksum import check_unchanged
+from lskd_study.runs.forkserver import forking
 from lskd_study.runs.remaining import Remaining
 from lskd_study.runs.scheduler import Schedule, make_schedule
 from lskd_study.stores.decide import with_stores
@@ -104,23 +106,36 @@ def run_plans(
     """
     plan = make(None)
     while True:
-        status = _run(plan, cores, dry_run, options, variance_from, write, told)
+        schedule = make_schedule(plan, cores, options)
+        with _forking(plan, schedule, dry_run) as served:
+            status = _run(plan, served, dry_run, options, variance_from, write, told)
         if dry_run or status or (number := next_look(plan)) is None:
             return status
         print(f"not decided with {len(plan.seeds)} seeds; going on to {number}", file=sys.stderr, flush=True)
         plan, told = make(number), False
 
 
+@contextmanager
+def _forking(plan: Plan, schedule: Schedule, dry_run: bool) -> Iterator[Schedule]:
+    """Let a process import the trainer while everything is checked, for runs of this machine to be forked."""
+    if schedule.executor != "local" or dry_run or not plan.unfinished():
+        yield schedule
+        return
+    modules = trainer_of(plan.ecosystem, "student").modules
+    threads = min(plan.threads, schedule.cores or 1)
+    with forking(modules, threads, schedule.process_environment()) as (variables, inherited):
+        yield replace(schedule, environment=schedule.environment | variables, inherited=inherited)
+
+
 def _run(
     plan: Plan,
-    cores: int | None,
+    schedule: Schedule,
     dry_run: bool,
     options: Sequence[str],
     variance_from: str | None,
     write: Callable[[], None] | None,
     was_told: bool,
 ) -> int:
-    schedule = make_schedule(plan, cores, options)
     check_preparation(plan)
     if not plan.prepare or plan.data_dir.exists():
         _check_data(plan)
@@ -315,7 +330,7 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
     with open_log(plan.root / SNAKEMAKE_LOG) as log:
         process = subprocess.Popen(
             schedule.command(plan),
-            pass_fds=(held,),
+            pass_fds=(held, *schedule.inherited),
             env=schedule.process_environment(),
             stderr=None if schedule.speaks else log,
         )

@@ -43,6 +43,7 @@ class Timm:
         *("workers", "pin_mem", "checkpoint_hist", "log_interval", "log_tensorboard", "log_trackio"),
         *("log_wandb", "wandb_*", "trackio_project"),
     )
+    modules: tuple[str, ...] = ("timm_ls_kd.trainer.main", "timm_ls_kd.evaluation", "torch._dynamo")
     stores_while_training = True
 
     def read_config(self, path: Path) -> dict[str, Any]:
@@ -166,6 +167,7 @@ class Timm:
                 arguments += ["--kd-soft-labels-top-k", str(store.top_k)]
                 arguments += ["--kd-soft-labels-values", store.values]
                 arguments += ["--kd-soft-labels-seed", str(store.seed)]
+                arguments += ["--kd-soft-labels-views", str(store.epochs)] * store.views
         return [*arguments, "--output", output or str(folder.parent), "--experiment", folder.name]
 
     def arguments(self, plan: Plan, run: Run, *more: str) -> Namespace:

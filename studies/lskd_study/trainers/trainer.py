@@ -76,11 +76,15 @@ class Size:
         operations: floating-point ones for one image forward, a multiply-add is two; None where unknown. Of
             64 binary multiply-adds one counts, as a machine word has so many.
         binary: of the parameters, those of one bit.
+        file_bytes: of the weights as they are deployed, those of one bit packed; None where unknown.
+        image_ms: of one image forward, deployed, on the CPU of the run and its threads; None where unknown.
     """
 
     parameters: int
     operations: int | None = None
     binary: int = 0
+    file_bytes: int | None = None
+    image_ms: float | None = None
 
 
 class Trainer(Protocol):
@@ -95,6 +99,7 @@ class Trainer(Protocol):
         without_effect: settings, as patterns, that change how fast a run is, and what it keeps or says.
             Loading processes draw the augmentation, so another number of them is another draw of the same
             experiment.
+        modules: what a run imports.
         stores_while_training: whether a student whose store is not there writes one while it trains.
     """
 
@@ -102,6 +107,7 @@ class Trainer(Protocol):
     curve_columns: tuple[str, ...]
     files: tuple[str, ...]
     without_effect: tuple[str, ...]
+    modules: tuple[str, ...]
     stores_while_training: bool
 
     def read_config(self, path: Path) -> dict[str, Any]:
