@@ -20,7 +20,7 @@ help:
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py common/lskd/kernel/rows.c
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py common/lskd/kernel/rows.c plugins/mmcls_bnn/binary/xnor.c
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
 	  || { echo "make: $(PYTHON) is not Python 3.11 or 3.12; say which one to use: make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -43,7 +43,7 @@ test: install
 
 # What computes, once more as a CPU without AVX-512 does it, and without the compiled loss.
 NUMERICAL = tests/lskd tests/fairseq_kd/test_criterion.py tests/integration/test_mmcls_commands.py::test_two_processes_equal_one \
-  $(patsubst %,tests/mmcls_bnn/test_%.py,classifier fast_teacher layers packed reactnet teacher) \
+  $(patsubst %,tests/mmcls_bnn/test_%.py,classifier fast fast_teacher layers packed reactnet teacher) \
   $(patsubst %,tests/timm_ls_kd/test_%.py,fast_teacher loops replay soft_labels task)
 test-numerical: install
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist loadfile --no-compiled-loss $(NUMERICAL)

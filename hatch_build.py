@@ -1,4 +1,4 @@
-"""Compile the loss's inner loop when the package is built; without a C compiler the package goes without."""
+"""Compile the inner loops when the package is built; without a C compiler the package goes without."""
 
 import os
 import shlex
@@ -11,36 +11,42 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 # Vectorised loops over exact numbers: NaN and infinity keep their meaning. The alignment of a row in memory
 # must not decide in which order its numbers are added.
-FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno"]
-FLAGS += ["-fno-trapping-math", "-ffp-contract=fast"]
+FLAGS = ["-O3", "-std=c11", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 GCC_FLAGS = ["-mprefer-vector-width=512", "--param=vect-max-peeling-for-alignment=0"]
 ATTEMPTS = [GCC_FLAGS, ["-DLSKD_ONE_TARGET"]]
+SOURCES = {
+    "common/lskd/kernel/rows.c": ["-ffp-contract=fast"],
+    "plugins/mmcls_bnn/binary/xnor.c": ["-ffp-contract=off"],  # every processor rounds as torch does
+}
 
 
-class CompiledLoss(BuildHookInterface[Any]):
-    """Put ``lskd/kernel/rows.so`` into the wheel; of an editable installation, beside its source."""
+class CompiledLoops(BuildHookInterface[Any]):
+    """Put the libraries into the wheel; of an editable installation, beside their sources."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and mark the wheel as one for this kind of machine."""
-        source = Path(self.root, "common", "lskd", "kernel", "rows.c")
-        target = source.with_name("rows.so")
-        if version != "editable":
-            target = Path(self.directory, "rows.so")
-            target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        if not compile_loss(source, target):
-            self.app.display_warning("no C compiler (CC, cc): the loss on a processor is three times slower")
-            return
-        if version == "editable":
-            return
-        build_data["force_include"][str(target)] = "lskd/kernel/rows.so"
-        build_data["pure_python"] = False
-        build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        for name in SOURCES:
+            source = Path(self.root, name)
+            target = source.with_suffix(".so")
+            if version != "editable":
+                target = Path(self.directory, target.name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+            if not compile_source(source, target):
+                self.app.display_warning(f"no C compiler (CC, cc) for {name}: it runs by torch, more slowly")
+                continue
+            if version == "editable":
+                continue
+            package = Path(*Path(name).parts[1:])  # without the source root
+            build_data["force_include"][str(target)] = package.with_suffix(".so").as_posix()
+            build_data["pure_python"] = False
+            build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
-def compile_loss(source: Path, target: Path) -> bool:
+def compile_source(source: Path, target: Path) -> bool:
     """Compile for every processor of this kind, or else for the plainest; False where neither can be done."""
-    return any(_compiles(source, target, flags) for flags in ATTEMPTS)
+    own = next(flags for name, flags in SOURCES.items() if source.match(name))
+    return any(_compiles(source, target, [*own, *flags]) for flags in ATTEMPTS)
 
 
 def _compiles(source: Path, target: Path, flags: list[str]) -> bool:

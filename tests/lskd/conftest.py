@@ -1,7 +1,5 @@
 """Independent references: float64 NumPy and SciPy, written from the definitions, slow and plain."""
 
-import importlib.util
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +56,7 @@ class Reference:
         rows = np.zeros((*ids.shape[:-1], num_classes))
         for index in np.ndindex(*ids.shape[:-1]):
             row = values[index].astype(np.float64)
-            if rest == "renormalise":
+            if rest in ("renormalise", "restrict"):
                 known, other = special.softmax(row), 0.0
             else:
                 known = np.exp(row)
@@ -68,6 +66,28 @@ class Reference:
             rows[index][ids[index]] = known
         tempered = rows ** (1 / t)
         return tempered / tempered.sum(-1, keepdims=True)
+
+    @classmethod
+    def top_k_terms(
+        cls, student: Array, values: Array, ids: NDArray[np.int64], rest: str, t: float
+    ) -> tuple[Array, Array, Array]:
+        """The terms of a top-K teacher, from the two distributions that each way of the rest compares."""
+        classes = student.shape[-1]
+        teacher = cls.completed(values, ids, classes, "spread" if rest == "lump" else rest, t)
+        student_log = cls.log_probabilities(student, t)
+        if rest in ("renormalise", "spread"):
+            return cls.terms_of(teacher, student_log)
+        known, log_known = (np.take_along_axis(rows, ids, -1) for rows in (teacher, student_log))
+        if rest == "restrict":
+            log_known = log_known - special.logsumexp(log_known, axis=-1, keepdims=True)
+        elif ids.shape[-1] < classes:
+            others = np.ones(student.shape, bool)
+            np.put_along_axis(others, ids, False, -1)
+            rest_log = special.logsumexp(np.where(others, student_log, -np.inf), axis=-1, keepdims=True)
+            rest_mass = (teacher * others).sum(-1, keepdims=True)
+            known = np.concatenate([known, rest_mass], -1)
+            log_known = np.concatenate([log_known, rest_log], -1)
+        return cls.terms_of(known, log_known)
 
     @staticmethod
     def class_values(
@@ -122,19 +142,14 @@ def small_blocks(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def compile_loss(tmp_path_factory):
+def compile_loss(tmp_path_factory, compile_source):
     """Compile the loss by the build's own hook, whatever the installation contains."""
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler (cc)")
-    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
-    hook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hook)
 
     def compiled(*flags):
         library = tmp_path_factory.mktemp("compiled") / native.LIBRARY
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CC", " ".join(["cc", *flags]))
-            assert hook.compile_loss(ROOT / "common" / "lskd" / "kernel" / "rows.c", library)
+            assert compile_source(ROOT / "common" / "lskd" / "kernel" / "rows.c", library)
         return native.load(library)
 
     return compiled

@@ -2,6 +2,7 @@
 
 import math
 import platform
+import threading
 
 import numpy as np
 import pytest
@@ -74,6 +75,22 @@ def test_threads_share_the_rows(monkeypatch):
     several, gradient = run(student, teacher, labels, mask, **arguments)
     assert torch.equal(gradient, expected)
     torch.testing.assert_close(several, one, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_what_one_thread_raises_is_raised_after_all_have_ended(failing):
+    ended, other = [], threading.Event()
+
+    def share(thread):
+        if thread == failing:
+            other.set()
+            raise MemoryError("no scratch")
+        other.wait()
+        ended.append(thread)
+
+    with pytest.raises(MemoryError, match="no scratch"):
+        native.in_threads(share, 3)
+    assert sorted([*ended, failing]) == [0, 1, 2]
 
 
 def test_a_gradient_does_not_depend_on_where_a_row_lies_in_memory():

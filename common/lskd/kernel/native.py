@@ -5,7 +5,8 @@ another kind of machine) the passes of `chunks` do the same in about three times
 """
 
 import ctypes
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,9 @@ def function() -> Any:
 
 def load(path: Path) -> Any:
     """Return the function of a library, or None where it is not there or not for this machine."""
-    if not path.is_file():
-        return None
     try:
         found = ctypes.CDLL(str(path)).lskd_rows
-    except (OSError, AttributeError):  # for another kind of machine
+    except (OSError, AttributeError):  # there was no compiler, or it is for another kind of machine
         return None
     pointers, sizes, numbers = [ctypes.c_void_p] * 7, [ctypes.c_int64] * 3, [ctypes.c_double] * 5
     found.argtypes = [*pointers, *sizes, *numbers]
@@ -100,18 +99,28 @@ def compute(
         own = scratch[thread].ctypes.data, totals[thread].ctypes.data
         function()(*inputs, *own, first, last, *numbers)
 
-    helpers = [threading.Thread(target=share, args=(thread,)) for thread in range(1, threads)]
-    for helper in helpers:
-        helper.start()
-    share(0)
-    for helper in helpers:
-        helper.join()
+    in_threads(share, threads)
     kl, entropy, hard, nll, agreement = (weight * totals.sum(0)).tolist()
     if labels is None:
         hard = nll = float("nan")
     loss = settings.loss(kl + entropy, hard)
     terms = np.array([loss, kl + entropy, kl, entropy, hard, nll, agreement], np.float32)
     return torch.from_numpy(terms)
+
+
+def in_threads(share: Callable[[int], None], threads: int) -> None:
+    """Call ``share`` with 0 to ``threads - 1``, each in a thread, for compiled code.
+
+    All of them have ended when it returns or raises what one has raised: they write to the caller's memory.
+    """
+    if threads == 1:
+        share(0)
+        return
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(share, thread) for thread in range(1, threads)]
+        share(0)
+    for other in others:
+        other.result()
 
 
 def _address(tensor: Tensor | None) -> int | None:
