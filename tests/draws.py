@@ -27,7 +27,7 @@ def draw_samples(samples, num_classes, seed=0, scale=2.0, dtype=torch.float32, l
 
 
 def top_k(teacher, k, rest, dtype=torch.float64):
-    values = teacher.log_softmax(-1) if rest == "spread" else teacher
+    values = teacher.log_softmax(-1) if rest in ("spread", "lump") else teacher
     values, ids = values.topk(k, dim=-1)
     order = torch.randperm(k, generator=torch.Generator().manual_seed(k))  # the order must not matter
     return TopK(values[..., order].to(dtype), ids[..., order], rest)

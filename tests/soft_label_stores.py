@@ -4,10 +4,12 @@ import os
 import re
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 
 from lskd import SoftLabels, SoftLabelsError, SoftLabelsWriter
 from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.soft_labels.forms import as_stored
 
 IDENTITY = {"teacher": "a"}
 FILES = ("rows.bin", "index.bin", "rows.bin.sums", "index.bin.sums", "manifest.json")
@@ -25,7 +27,7 @@ def layouts(draw):
         k=draw(st.integers(1, 3)),
         epochs=draw(st.integers(1, 2)),
         rows_per_sample=draw(st.sampled_from([None, 1, 2])),
-        values=draw(st.sampled_from(["float16", "float32"])),
+        values=draw(st.sampled_from(["float16", "float32", "packed"])),
         seeds=draw(st.booleans()),
     )
 
@@ -35,7 +37,10 @@ def content(layout, key):
     count = layout.rows_per_sample or key * 7 % 4
     numbers = np.arange(count * layout.k).reshape(count, layout.k)
     seeds = np.full(count, 7 * key + 1) if layout.seeds else None
-    return -numbers / 8 - key, (numbers + key) % layout.num_classes, [count], seeds
+    values = -numbers / 8 - key
+    if layout.values == "packed":  # what eight bits can express
+        values = as_stored(torch.from_numpy(values), layout).numpy()
+    return values, (numbers + key) % layout.num_classes, [count], seeds
 
 
 def write(path, layout, stop=None, commit_every=3, identity=IDENTITY):

@@ -85,6 +85,32 @@ def smooth_targets(
     return targets.scatter_(-1, labels.long().unsqueeze(-1), on)
 
 
+def binary_targets(labels: Tensor, alpha: float, convention: Convention = "uniform") -> Tensor:
+    """Return smoothed targets of no and yes for classes that do not exclude one another (multi-label).
+
+    Each class is a case of two classes: ``"uniform"`` moves its label towards 1/2 by ``alpha``, as timm's
+    ``--task multilabel`` does, ``"paper"`` gives ``alpha`` to the other answer.
+
+    Args:
+        labels: ``(..., K)`` of 0 to 1, whether a sample is of a class.
+        alpha: smoothing, ``0 <= alpha < 1``.
+        convention: see :data:`Convention`.
+
+    Returns:
+        Probabilities ``(..., K, 2)``, for logits as of :func:`lskd.terms.binary_logits`.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    >>> binary_targets(torch.tensor([1.0, 0.0]), 0.2)
+    tensor([[0.1000, 0.9000],
+            [0.9000, 0.1000]])
+    """
+    on, off = target_values(2, alpha, convention)
+    yes = off + labels.to(torch.promote_types(labels.dtype, torch.float32)) * (on - off)
+    return torch.stack([1 - yes, yes], -1)
+
+
 def convert_alpha(alpha: float, num_classes: int, source: Convention, target: Convention) -> float:
     """Return the alpha that gives in convention ``target`` what ``alpha`` gives in ``source``.
 

@@ -5,7 +5,7 @@ Below it, what is made of a teacher's logits before a student sees them.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,22 +13,38 @@ from torch import Tensor
 from lskd.base.tensors import widened
 from lskd.targets import check_labels, check_temperature, transformed
 
-Rest = Literal["renormalise", "spread"]
+Rest = Literal["renormalise", "spread", "lump", "restrict"]
+"""What becomes of the classes that are not among a teacher's ``k``, see :class:`TopK`."""
+Divergence = Literal["forward", "reverse", "jsd"]
+"""Which divergence of teacher ``p`` and student ``q`` is minimised.
+
+``"forward"`` is ``KL(p || q)`` of Eq. 3, with the gradient of the cross-entropy; ``"reverse"`` ``KL(q || p)``
+(Gu et al., MiniLLM, ICLR 2024); ``"jsd"`` the Jensen-Shannon divergence, the mean of ``KL(p || m)`` and
+``KL(q || m)`` for ``m = (p + q) / 2`` (Agarwal et al., GKD, ICLR 2024, beta 0.5), at most ln 2.
+"""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """A teacher of which only the ``k`` largest classes are known.
+    """A teacher of which only ``k`` classes are known.
 
     Attributes:
-        values: ``(..., k)``. Logits, or log-probabilities at temperature 1 where ``rest`` is ``"spread"``.
+        values: ``(..., k)``. Logits, or where ``rest`` is ``"spread"`` or ``"lump"`` log-probabilities at
+            temperature 1.
         ids: ``(..., k)`` integer class ids, distinct within a row.
         rest: what becomes of the other ``K - k`` classes. ``"renormalise"`` gives them nothing and lets the
             ``k`` sum to 1 (Tan et al., ICLR 2019); ``"spread"`` shares the missing mass equally among them
-            (FKD, Shen and Xing, ECCV 2022), before the temperature is applied.
+            (FKD, Shen and Xing, ECCV 2022), before the temperature is applied. ``"lump"`` does as "spread",
+            and then makes them one class, of the teacher and of the student: only their sum is learned.
+            ``"restrict"`` leaves them out on both sides: the student's ``k`` sum to 1 too, so that nothing
+            need be computed of the others.
+        sampled: whether the values are log-weights of drawn classes, see :func:`sampled_log_probabilities`.
+            Their cross-entropy is right in expectation; the teacher's entropy, the divergence and its largest
+            class are not to be had of them, and come out as NaN.
 
     Raises:
-        ValueError: for shapes that differ, ids that are not integers, or an unknown ``rest``.
+        ValueError: for shapes that differ, ids that are not integers, an unknown ``rest``, or one beside
+            drawn classes.
 
     >>> teacher = TopK(values=torch.tensor([[2.0, 2.0]]), ids=torch.tensor([[7, 3]]))
     >>> round(float(distillation_terms(torch.zeros(1, 10), teacher).cross_entropy), 4)  # ln 10
@@ -38,6 +54,7 @@ class TopK:
     values: Tensor
     ids: Tensor
     rest: Rest = "renormalise"
+    sampled: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading the data."""
@@ -48,8 +65,10 @@ class TopK:
             )
         if self.ids.is_floating_point() or self.ids.dtype == torch.bool:
             raise ValueError(f"top-K ids have dtype {self.ids.dtype}; class ids are integers")
-        if self.rest not in ("renormalise", "spread"):
-            raise ValueError(f"rest is {self.rest!r}; it must be 'renormalise' or 'spread'")
+        if self.rest not in get_args(Rest):
+            raise ValueError(f"rest is {self.rest!r}; it must be one of {', '.join(get_args(Rest))}")
+        if self.sampled and self.rest != "renormalise":
+            raise ValueError(f"rest is {self.rest!r}; drawn classes stand for all: it must be 'renormalise'")
 
 
 class DistillationTerms(NamedTuple):
@@ -89,8 +108,51 @@ def distillation_terms(
     check_teacher(student_logits, teacher)
     student = _log_probabilities(student_logits, temperature)
     if isinstance(teacher, TopK):
-        return _top_k_terms(student, teacher, temperature)
+        terms = _top_k_terms(student, teacher, temperature)
+        if teacher.sampled:
+            unknown = torch.full_like(terms.kl, math.nan)
+            terms = terms._replace(kl=unknown, teacher_entropy=unknown)
+        return terms
     return _terms(student, _teacher_log_probabilities(teacher, student, temperature))
+
+
+def divergence(student_logits: Tensor, teacher: Tensor, kind: Divergence, temperature: float = 1.0) -> Tensor:
+    """Return a divergence of a teacher's and a student's distribution, by sample.
+
+    No factor ``T^2`` is applied here. Half precision is computed in float32; no gradient reaches the teacher.
+
+    Args:
+        student_logits: ``(..., K)``.
+        teacher: logits ``(..., K)``, of all classes.
+        kind: see :data:`Divergence`.
+        temperature: divides both logits.
+
+    Returns:
+        ``(...)``, in nats.
+
+    Raises:
+        ValueError: for an unknown ``kind``, ``temperature <= 0`` or shapes that differ.
+
+    >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    >>> [round(float(divergence(student, teacher, kind)), 4) for kind in ("forward", "reverse", "jsd")]
+    [0.4338, 0.3278, 0.0895]
+    """
+    if kind not in get_args(Divergence):
+        raise ValueError(f"kind is {kind!r}; it must be {', '.join(get_args(Divergence))}")
+    if kind == "forward":
+        return distillation_terms(student_logits, teacher, temperature).kl
+    check_temperature(temperature)
+    check_teacher(student_logits, teacher)
+    log_q = _log_probabilities(student_logits, temperature)
+    log_p = _teacher_log_probabilities(teacher, log_q, temperature)
+    p, q = log_p.exp(), log_q.exp()
+    # Two times: 0 * log 0 must be 0 in the value, and q gets a gradient from the logarithm too.
+    if kind == "reverse":
+        return _weighted(q, torch.where(q == 0, 0.0, log_q - log_p)).sum(-1)
+    mixture = (p + q) / 2
+    log_m = torch.where(mixture == 0, 1.0, mixture).log()
+    own = _weighted(q, torch.where(q == 0, 0.0, log_q - log_m))
+    return (_weighted(p, log_p - log_m) + own).sum(-1) / 2
 
 
 def check_teacher(logits: Tensor, teacher: Tensor | TopK) -> None:
@@ -118,8 +180,8 @@ def check_one_per_sample(name: str, entries: Tensor, logits: Tensor) -> None:
         )
 
 
-def _constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # A copy, because autograd cannot keep for its backward what a teacher gave under torch.inference_mode.
+def constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a copy: autograd cannot keep for its backward what a teacher gave under `inference_mode`."""
     return tensor.detach().to(dtype, copy=True)
 
 
@@ -154,13 +216,18 @@ def _terms(student: Tensor, teacher: Tensor, counts: Tensor | None = None) -> Di
 def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> DistillationTerms:
     num_classes, k = student.shape[-1], teacher.ids.shape[-1]
     check_labels(teacher.ids, num_classes, "top-K ids")
-    ids = _constant(teacher.ids, torch.int64)
+    ids = constant(teacher.ids, torch.int64)
     known = student.gather(-1, ids)
-    if teacher.rest == "renormalise" or k == num_classes:
+    if teacher.rest == "restrict":
+        known = known.log_softmax(-1)
+    if teacher.rest in ("renormalise", "restrict") or k == num_classes:
         return _terms(known, _teacher_log_probabilities(teacher.values, student, temperature))
 
     values = teacher.values.detach().to(student.dtype)
     log_teacher, counts = completed(values, num_classes, temperature)
+    if teacher.rest == "lump":
+        others = student.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)
+        return _terms(torch.cat([known, others], -1), log_teacher + counts.log())
     mean_other = student.scatter(-1, ids, 0.0).sum(-1, keepdim=True) / (num_classes - k)
     return _terms(torch.cat([known, mean_other], -1), log_teacher, counts)
 
@@ -189,8 +256,28 @@ def _check_log_probabilities(values: Tensor) -> None:
     mass = float(values.exp().sum(-1).max())
     if mass > 1.05:  # log-probabilities kept in half precision may sum to a little more than 1
         raise ValueError(
-            f"top-K values sum to a probability of {mass:.4g}; 'spread' takes log-probabilities, not logits"
+            f"top-K values sum to a probability of {mass:.4g}; 'spread' and 'lump' take log-probabilities, "
+            "not logits"
         )
+
+
+def binary_logits(logits: Tensor) -> Tensor:
+    """Return the logits of no and yes for classes that do not exclude one another (multi-label).
+
+    The softmax of ``(0, z)`` is ``(1 - sigmoid(z), sigmoid(z))`` at every temperature. So every loss and
+    measure of two such tensors is about the K binary decisions of a sample: the binary cross-entropy, KL
+    divergence and entropy of each class's sigmoid. Their targets are :func:`lskd.targets.binary_targets`.
+
+    Args:
+        logits: ``(..., K)``.
+
+    Returns:
+        ``(..., K, 2)``, of the same dtype.
+
+    >>> round(float(binary_logits(torch.tensor([2.0])).softmax(-1)[0, 1]), 4)  # sigmoid(2)
+    0.8808
+    """
+    return torch.stack([torch.zeros_like(logits), logits], -1)
 
 
 def centred(logits: Tensor) -> Tensor:
@@ -237,3 +324,47 @@ def top_k_log_probabilities(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     values, ids = logits.topk(k, dim=-1)
     return values - logits.logsumexp(-1, keepdim=True), ids
+
+
+def sampled_log_probabilities(logits: Tensor, k: int, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``k`` classes drawn so that their weights are the probabilities in expectation, for each class.
+
+    What :func:`top_k_log_probabilities` keeps is biased: what it leaves out is never learned. Here a class
+    that is larger than its share of the places keeps its probability, and the others are drawn without
+    replacement in proportion to theirs, each with the same weight (variance-optimal sampling, Cohen et al.,
+    SIAM J. Comput. 2011; drawn systematically, Madow 1949). The weights of a row sum to 1, so
+    ``rest="renormalise"`` serves, at temperature 1 alone: a power of them is biased.
+
+    Args:
+        logits: ``(..., K)``.
+        k: 1 to K.
+        points: ``(...)``, uniform in [0, 1): equal ones draw the same classes.
+
+    Returns:
+        log-weights ``(..., k)``, largest first, and int64 ids ``(..., k)``.
+
+    Raises:
+        ValueError: for a ``k`` out of range.
+
+    >>> logits = torch.tensor([0.6, 0.1, 0.1, 0.2]).log()
+    >>> weights, ids = sampled_log_probabilities(logits, 2, torch.tensor(0.6))
+    >>> [round(float(weight), 4) for weight in weights.exp()], ids.tolist()  # the other 0.4 on one of them
+    ([0.6, 0.4], [0, 3])
+    """
+    if not 1 <= k <= logits.shape[-1]:
+        raise ValueError(f"k is {k}; it must be 1 to {logits.shape[-1]}, the number of classes")
+    p = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+    top, ids = p.topk(k, dim=-1)
+    place, largest = torch.arange(k, device=p.device), widened(top)
+    outside = p.scatter(-1, ids, 0.0)
+    rest = outside.sum(-1, keepdim=True, dtype=largest.dtype)
+    left = largest.flip(-1).cumsum(-1).flip(-1) + rest  # for a class and all that are smaller
+    shares = left / (k - place)  # of each place, were those before it kept
+    sure = ((largest <= shares).cumsum(-1) == 0).sum(-1, keepdim=True).clamp(max=k - 1)
+    share = shares.gather(-1, sure)
+    kept = (place < sure) | (share == 0)  # where nothing is left, all are
+    # Over the others, places of equal width; in the wider dtype, or the last of many small ones had none.
+    ends = outside.scatter(-1, ids, torch.where(kept, 0.0, top)).cumsum(-1, dtype=largest.dtype)
+    at = (place - sure + widened(points).unsqueeze(-1)).clamp(min=0.0) / (k - sure) * ends[..., -1:]
+    drawn = torch.searchsorted(ends, at, right=True).clamp(max=p.shape[-1] - 1)
+    return torch.where(kept, largest, share).log().to(p.dtype), torch.where(kept, ids, drawn)

@@ -1,13 +1,16 @@
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import special
 
 from draws import PROPERTY, draw, top_k
 from lskd import DistillationLoss, TopK, distillation_terms
+from lskd.terms import Divergence, Rest, divergence, sampled_log_probabilities
 
 pytestmark = pytest.mark.unit
 
@@ -112,6 +115,77 @@ def test_teacher_may_have_another_dtype():
     torch.testing.assert_close(distillation_terms(student, teacher), expected)
 
 
+# Other divergences
+
+
+def by_definition(kind, student, teacher, temperature):
+    """Return a divergence in float64 and its gradient by the student's logits, worked out by hand.
+
+    ``dD/dq_i`` less what is the same for all classes is ``log(q_i / p_i)`` and ``log(q_i / m_i) / 2``.
+    """
+    p, q = (special.softmax(z / temperature, axis=-1) for z in (teacher, student))
+    if kind == "forward":
+        return special.rel_entr(p, q).sum(-1), (q - p) / temperature
+    m = p if kind == "reverse" else (p + q) / 2
+    value = special.rel_entr(q, m).sum(-1)
+    ratio = np.log(np.where(q > 0, q, 1.0)) - np.log(np.where(q > 0, m, 1.0))
+    gradient = q * (ratio - value[..., None]) / temperature
+    if kind == "jsd":
+        value, gradient = (value + special.rel_entr(p, m).sum(-1)) / 2, gradient / 2
+    return value, gradient
+
+
+@PROPERTY
+@given(
+    kind=st.sampled_from(get_args(Divergence)),
+    shape=SHAPES,
+    num_classes=st.integers(1, 30),
+    temperature=st.sampled_from([0.5, 1.0, 4.0]),
+    scale=st.sampled_from([0.0, 1.0, 30.0]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_divergences_and_gradients_are_the_definition(
+    kind, shape, num_classes, temperature, scale, dtype, seed
+):
+    student = draw(*shape, num_classes, seed=seed, scale=scale, dtype=dtype).requires_grad_()
+    teacher = draw(*shape, num_classes, seed=seed + 100, scale=scale, dtype=dtype)
+    value, gradient = by_definition(kind, *arrays(student, teacher), temperature)
+    ours = divergence(student, teacher, kind, temperature)
+    assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    ours.sum().backward()
+    exact = 1e-9 if dtype == torch.float64 else 2e-5 * max(scale, 1.0)
+    np.testing.assert_allclose(ours.detach().numpy(), value, rtol=exact, atol=exact)
+    rounded = exact + torch.finfo(dtype).eps * float(np.abs(gradient).max(initial=0.0))
+    np.testing.assert_allclose(student.grad.double().numpy(), gradient, atol=rounded)
+    if kind == "jsd":
+        assert (ours <= math.log(2) + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", get_args(Divergence))
+def test_divergences_of_masked_classes(kind):
+    """Logits of -inf in both count for nothing; a class that the teacher excludes costs what it says."""
+    student, teacher = draw(5, 6), draw(5, 6, seed=1)
+    student[:, 4] = teacher[:, 4] = -math.inf
+    student.requires_grad_()
+    value, gradient = by_definition(kind, *arrays(student, teacher), 1.0)
+    ours = divergence(student, teacher, kind)
+    ours.sum().backward()
+    np.testing.assert_allclose(ours.detach().numpy(), value, rtol=1e-9)
+    np.testing.assert_allclose(student.grad.numpy(), gradient, atol=1e-9)
+    teacher[0, 1] = -math.inf
+    assert divergence(student, teacher, kind)[0].isfinite() == (kind != "reverse")
+    teacher[0, 1] = math.nan
+    assert divergence(student, teacher, kind)[0].isnan()
+
+
+def test_a_divergence_that_does_not_exist():
+    with pytest.raises(ValueError, match="kind is 'hellinger'"):
+        divergence(draw(2, 3), draw(2, 3), "hellinger")
+    with pytest.raises(ValueError, match="same samples"):
+        divergence(draw(2, 3), draw(2, 4), "jsd")
+
+
 # A teacher of which the largest k are known
 
 
@@ -120,7 +194,7 @@ def test_teacher_may_have_another_dtype():
     data=st.data(),
     shape=st.lists(st.integers(1, 3), max_size=2),
     num_classes=st.integers(1, 12),
-    rest=st.sampled_from(["renormalise", "spread"]),
+    rest=st.sampled_from(get_args(Rest)),
     temperature=st.sampled_from([0.5, 1.0, 2.0, 4.0]),
     scale=st.sampled_from([0.0, 1.0, 5.0]),
     seed=st.integers(0, 99),
@@ -131,10 +205,9 @@ def test_top_k_is_the_completed_distribution(
     k = data.draw(st.integers(1, num_classes))
     student = draw(*shape, num_classes, seed=seed, scale=scale)
     teacher = top_k(draw(*shape, num_classes, seed=seed + 1, scale=scale), k, rest)
-    completed = reference.completed(
-        teacher.values.numpy(), teacher.ids.numpy(), num_classes, rest, temperature
+    expected = reference.top_k_terms(
+        student.numpy(), teacher.values.numpy(), teacher.ids.numpy(), rest, temperature
     )
-    expected = reference.terms_of(completed, reference.log_probabilities(student.numpy(), temperature))
     terms = distillation_terms(student, teacher, temperature)
     for name, ours, theirs in zip(NAMES, terms, expected, strict=True):
         assert ours.shape == tuple(shape)
@@ -142,13 +215,12 @@ def test_top_k_is_the_completed_distribution(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rest", ["renormalise", "spread"])
+@pytest.mark.parametrize("rest", get_args(Rest))
 def test_top_k_of_extreme_logits(reference, rest, dtype):
     student = draw(6, 50, scale=1e4, dtype=dtype).requires_grad_()
     teacher = top_k(draw(6, 50, seed=1, scale=1e4), 5, rest, dtype)
     terms = distillation_terms(student, teacher, 2.0)
-    completed = reference.completed(*arrays(teacher.values), teacher.ids.numpy(), 50, rest, 2.0)
-    expected = reference.terms_of(completed, reference.log_probabilities(*arrays(student), 2.0))
+    expected = reference.top_k_terms(*arrays(student, teacher.values), teacher.ids.numpy(), rest, 2.0)
     assert_terms(terms, expected, dtype, size=1e4)
     terms.cross_entropy.sum().backward()
     assert student.grad.isfinite().all()
@@ -198,3 +270,35 @@ def test_top_k_ids_out_of_range_are_called_ids(bad):
     ids = torch.tensor([[0, 1], [2, bad]])
     with pytest.raises(ValueError, match=rf"ids.*{bad}\b"):
         distillation_terms(draw(2, 5), TopK(torch.zeros(2, 2), ids))
+
+
+# Classes that are drawn
+
+
+@PROPERTY
+@given(
+    num_classes=st.integers(1, 40),
+    data=st.data(),
+    scale=st.sampled_from([0.0, 1.0, 5.0, 30.0]),
+    dtype=st.sampled_from([torch.float16, torch.float32, torch.float64]),
+    seed=st.integers(0, 99),
+)
+def test_drawn_classes_have_their_probability_in_expectation(num_classes, data, scale, dtype, seed):
+    """Exactly: over points at equal distances the mean is off by no more than their number says."""
+    k = data.draw(st.integers(1, num_classes))
+    logits, count = draw(num_classes, seed=seed, scale=scale, dtype=dtype), 500
+    points = (torch.arange(count) + 0.5) / count
+    weights, ids = sampled_log_probabilities(logits.expand(count, -1), k, points)
+    p = logits.double().softmax(-1)
+    mean = torch.zeros(num_classes, dtype=torch.float64)
+    mean.index_add_(0, ids.flatten(), weights.double().exp().flatten() / count)
+    drawn = weights.double().exp().amin()  # what a class is counted with when it is drawn
+    torch.testing.assert_close(mean, p, rtol=0, atol=float(drawn) / count + 3e-6)
+    torch.testing.assert_close(weights.double().exp().sum(-1), torch.ones(count).double(), rtol=0, atol=1e-5)
+    assert bool((weights[:, 1:] <= weights[:, :-1]).all())
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
+def test_a_k_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="k is 4; it must be 1 to 3"):
+        sampled_log_probabilities(draw(2, 3), 4, torch.zeros(2))

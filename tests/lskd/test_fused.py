@@ -10,6 +10,7 @@ import torch
 
 from lskd import TopK, distillation_terms, fused_distillation
 from lskd.kernel import chunks, native
+from lskd.terms import sampled_log_probabilities
 
 pytestmark = pytest.mark.unit
 
@@ -77,7 +78,7 @@ SETTINGS = [
     )
     if not (t == 1.0 and squared)
 ]
-KINDS = ["dense", "renormalise", "spread", "all"]
+KINDS = ["dense", "renormalise", "spread", "lump", "restrict", "all"]
 OTHER_SHAPES = [(7, 5, 22), (5, 23), (1, 5, 23), (7, 5), (23,)]  # some of which would broadcast
 
 
@@ -209,6 +210,23 @@ def test_a_student_that_is_its_teacher(device_path):
     assert float(ours.grad.abs().max()) < 1e-8  # of 1/35: what a fused multiplication rounds
 
 
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_of_drawn_classes_the_cross_entropy_alone_is_known(impl):
+    """Of a student that is the teacher it is the entropy, in expectation; KL would be far from 0."""
+    logits = torch.randn(4000, 50, generator=torch.Generator().manual_seed(0))
+    points = torch.rand(len(logits), generator=torch.Generator().manual_seed(1))
+    drawn = TopK(*sampled_log_probabilities(logits, 5, points), sampled=True)
+    found, exact = (fused_distillation(logits, teacher, impl=impl) for teacher in (drawn, logits))
+    assert float(found.cross_entropy) == pytest.approx(float(exact.cross_entropy), rel=0.01)
+    assert torch.equal(found.loss, found.cross_entropy)
+    assert all(torch.isnan(part) for part in (found.kl, found.teacher_entropy, found.agreement))
+    terms = distillation_terms(logits, drawn)
+    assert torch.isnan(terms.kl).all()
+    assert torch.isnan(terms.teacher_entropy).all()
+    with pytest.raises(ValueError, match="drawn classes stand for all"):
+        TopK(drawn.values, drawn.ids, "lump", sampled=True)
+
+
 def test_no_sample_and_no_gradient(device_path):
     student, teacher, labels, mask = inputs("dense")
     student.requires_grad_()
@@ -221,9 +239,11 @@ def test_no_sample_and_no_gradient(device_path):
     assert math.isnan(fused_distillation(student, teacher).nll)
 
 
+@pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_teacher_under_inference_mode(kind, device_path):
+def test_a_teacher_under_inference_mode(kind, masked, device_path):
     student, teacher, labels, mask = inputs(kind)
+    mask = mask if masked else None
     with torch.inference_mode():
         spoken = TopK(teacher.values * 1, teacher.ids * 1, teacher.rest) if kind != "dense" else teacher * 1
     found, expected = (computed(student, who, labels, mask, hard_weight=0.5) for who in (spoken, teacher))
@@ -377,7 +397,7 @@ print(memory("VmHWM") - before)
     assert peaks[0] <= 0.40 * peaks[1]
 
 
-@pytest.mark.parametrize("kind", ["dense", "renormalise", "spread"])
+@pytest.mark.parametrize("kind", ["dense", "renormalise", "spread", "lump", "restrict"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_loss_and_its_parts_may_be_changed_in_place(kind, dtype, device_path):
     student, teacher, labels, mask = inputs(kind, dtype)
@@ -554,7 +574,7 @@ def test_any_nan_comes_out(temperature, labelled, dtype, device_path):
 
 
 @pytest.mark.parametrize(("device_path", "dtype"), EVERY_PATH[1:], indirect=["device_path"])
-@pytest.mark.parametrize("rest", ["renormalise", "spread"])
+@pytest.mark.parametrize("rest", ["renormalise", "spread", "lump"])
 def test_any_nan_of_a_top_k_teacher_comes_out(rest, dtype, device_path):
     def loss(student, teacher):
         ids = torch.arange(3, 12).expand(len(teacher), 9)
@@ -570,7 +590,9 @@ def test_any_nan_comes_out_of_the_plain_terms(dtype):
 
 
 def test_a_teacher_of_weight_0_spoils_neither_loss_nor_gradient(device_path):
-    for kind, temperature in itertools.product(["dense", "renormalise", "spread"], [1.0, 2.0]):
+    for kind, temperature in itertools.product(
+        ["dense", "renormalise", "spread", "lump", "restrict"], [1.0, 2.0]
+    ):
         student, teacher, labels, mask = inputs(kind)
         (teacher.values if isinstance(teacher, TopK) else teacher)[0, 0, 0] = math.nan
         student.requires_grad_()
@@ -583,7 +605,7 @@ def test_a_teacher_of_weight_0_spoils_neither_loss_nor_gradient(device_path):
             assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["dense", "renormalise", "spread", "all"])
+@pytest.mark.parametrize("kind", ["dense", "renormalise", "spread", "lump", "restrict", "all"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_a_device_without_float64(kind, temperature, monkeypatch, without_float64):
     student, teacher, labels, mask = inputs(kind)

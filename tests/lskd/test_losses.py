@@ -1,6 +1,7 @@
 import copy
 import math
 import pickle
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from draws import PROPERTY, draw, top_k
 from lskd import DistillationLoss, TopK, distillation_terms
+from lskd.terms import Rest
 
 pytestmark = pytest.mark.unit
 
@@ -158,7 +160,7 @@ def test_distillation_task_of_timm(temperature, hard_weight):
 # Gradients
 
 
-@pytest.mark.parametrize("rest", [None, "renormalise", "spread"])
+@pytest.mark.parametrize("rest", [None, *get_args(Rest)])
 def test_teacher_and_labels_receive_no_gradient(rest):
     student, teacher = draw(3, 6).requires_grad_(), draw(3, 6, seed=1).requires_grad_()
     given_teacher = teacher if rest is None else top_k(teacher, 3, rest)
@@ -175,7 +177,7 @@ def test_teacher_and_labels_receive_no_gradient(rest):
     assert teacher.grad is None
 
 
-@pytest.mark.parametrize("rest", [None, "renormalise", "spread"])
+@pytest.mark.parametrize("rest", [None, *get_args(Rest)])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_gradient_of_both_terms_is_the_difference_of_probabilities(reference, rest, temperature):
     """Property 1 of the paper: cross-entropy and KL have equal gradients, (q - p) / T."""
@@ -184,8 +186,20 @@ def test_gradient_of_both_terms_is_the_difference_of_probabilities(reference, re
     if rest is None:
         p = special.softmax(dense.numpy() / temperature, axis=-1)
     else:
-        p = reference.completed(teacher.values.numpy(), teacher.ids.numpy(), 6, rest, temperature)
-    expected = (special.softmax(student.numpy() / temperature, axis=-1) - p) / temperature
+        p = reference.completed(
+            teacher.values.numpy(), teacher.ids.numpy(), 6, "spread" if rest == "lump" else rest, temperature
+        )
+    q = special.softmax(student.numpy() / temperature, axis=-1)
+    known = np.zeros(q.shape, bool)
+    if rest in ("lump", "restrict"):
+        np.put_along_axis(known, teacher.ids.numpy(), True, -1)
+        others, rest_mass = np.where(known, 0, q), (p * ~known).sum(-1, keepdims=True)
+        shares = others / others.sum(-1, keepdims=True)
+        if rest == "lump":  # what is asked of the others together, they share as the student has it
+            p = np.where(known, p, rest_mass * shares)
+        else:
+            q = np.where(known, q, 0) / np.where(known, q, 0).sum(-1, keepdims=True)
+    expected = (q - p) / temperature
     for name in ("cross_entropy", "kl"):
         leaf = student.clone().requires_grad_()
         getattr(distillation_terms(leaf, teacher, temperature), name).sum().backward()

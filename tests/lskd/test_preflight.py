@@ -13,9 +13,9 @@ pytestmark = pytest.mark.unit
 NORM = Normalisation((0.5,), (0.5,))
 
 
-def trial(model, batches, classes=2):
+def trial(model, batches, classes=2, **options):
     teacher = FrozenTeacher(model, NORM, NORM, name="t")
-    return check_teacher(teacher, batches, classes, size_option="--size", skip_option="--skip 1")
+    return check_teacher(teacher, batches, classes, size_option="--size", skip_option="--skip 1", **options)
 
 
 @pytest.mark.parametrize(("total", "chance"), [(1, 0.5), (48, 0.25), (512, 0.1), (512, 0.001), (5000, 0.97)])
@@ -44,6 +44,18 @@ def test_indices_are_spread_over_a_folder_sorted_by_class():
     assert {chosen.count(c) for c in range(10)} == {5}
     assert spread_indices(3, 10) == [0, 1, 2]
     assert spread_indices(10, 10) == list(range(10))
+
+
+def test_with_several_labels_the_surest_class_must_be_among_them():
+    labels = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).repeat(40, 1)
+    constant = nn.Linear(3, 3)
+    nn.init.zeros_(constant.weight)
+    constant.bias.data = torch.tensor([0.0, 1.0, 0.0])  # the commonest class, of 3 images in 4
+    with pytest.raises(LskdError, match=r"at chance: right on 75.0 % of 160 .* \(chance 75.0 %\)"):
+        trial(constant, [(labels, labels)], 3, multi_label=True)
+    alike = torch.eye(3).repeat(20, 1)  # no class is the commonest, and an image's one label is seen
+    line = trial(nn.Identity(), [(alike, alike), (alike * 2, alike)], 3, multi_label=True)
+    assert line == "teacher 't': right on 100.0 % of 120 validation images (chance 33.3 %)"
 
 
 @pytest.mark.parametrize("as_probabilities", [False, True])

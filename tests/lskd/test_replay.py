@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lskd.teachers.replay import MixingPolicy, augmentation_seed, mixed_image, mixed_targets, replayed
+from lskd.teachers.replay import (
+    MixingPolicy,
+    augmentation_seed,
+    generator_seeds,
+    mixed_image,
+    mixed_targets,
+    replayed,
+    seed_generators,
+)
 
 pytestmark = pytest.mark.unit
 BOTH = MixingPolicy(mixup_alpha=0.8, cutmix_alpha=1.0, probability=0.9, switch_probability=0.3)
@@ -30,6 +38,19 @@ def test_seed_is_the_documented_hash_in_plain_integers(base, epoch, samples):
     assert [augmentation_seed(base, epoch, sample) for sample in samples] == expected
     epochs = np.full(len(samples), epoch)
     assert augmentation_seed(base, epochs, np.array(samples)).tolist() == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40))
+def test_generators_start_as_numpys_seed_sequence_says(seeds):
+    """So that stores and results of one image at a time stay true."""
+    expected = [np.random.SeedSequence(seed).generate_state(3).tolist() for seed in seeds]
+    assert generator_seeds(np.array(seeds, np.uint32)) == expected
+    for seed, words in zip(seeds, expected, strict=True):
+        with replayed(seed):
+            seeded = random.random(), np.random.rand(), torch.rand(1).item()
+            seed_generators(words)
+            assert seeded == (random.random(), np.random.rand(), torch.rand(1).item())
 
 
 def test_seeds_are_spread():

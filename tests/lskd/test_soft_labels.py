@@ -82,6 +82,23 @@ def test_images_take_4_and_4k_bytes_a_sample_and_epoch(tmp_path):
     assert (tmp_path / "s" / "index.bin").stat().st_size == 0
 
 
+def test_packed_rows_of_the_top_10_of_1000_take_27_bytes(tmp_path):
+    """4 of the seed, 10 codes and 10 ids of 10 bits; each probability within a step of its code."""
+    packed = layout(50, num_classes=1000, k=10, rows_per_sample=1, seeds=True, values="packed")
+    assert packed.row.itemsize == 27
+    generator = np.random.default_rng(0)
+    log_p = np.log(generator.dirichlet(np.full(1000, 0.05), 50))
+    ids = np.argsort(-log_p)[:, :10]
+    values = np.take_along_axis(log_p, ids, -1)
+    with SoftLabelsWriter(tmp_path / "s", packed, IDENTITY) as writer:
+        writer.append(values, ids, seeds=np.arange(50))
+    assert (tmp_path / "s/rows.bin").stat().st_size == 50 * 27
+    rows = SoftLabels(tmp_path / "s").take(np.arange(50))
+    np.testing.assert_array_equal(rows.ids, ids)
+    step = np.sqrt(16 * -values) / 255 + 16 / 255**2 / 4  # half of one, plus float16's own
+    assert (np.abs(rows.values - values) <= step + 5e-4 * -values).all()
+
+
 def test_what_float16_cannot_express_stays_a_finite_number(tmp_path):
     with SoftLabelsWriter(tmp_path / "s", layout(1, k=4), {}) as writer:
         writer.append([[0.0, -1e6, -np.inf, -5]], [[1, 2, 3, 4]], [1])

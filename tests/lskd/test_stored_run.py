@@ -1,17 +1,24 @@
 """A run that reads what is stored and stores what is not, without any trainer."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from threading import Barrier
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from scipy import special
 
 from lskd import DistillationLoss, SoftLabels, SoftLabelsError, SoftLabelsWriter
-from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.soft_labels.forms import stored_difference, stored_form, teacher_form
+from lskd.soft_labels.format import SoftLabelsLayout, read_manifest
+from lskd.soft_labels.forms import TOLERANCE, check_reading, stored_difference, stored_form, teacher_form
+from lskd.soft_labels.own_error import ROWS, OwnErrorMeter
 from lskd.soft_labels.run import SCRATCH, StoredRun, image_layout
 from lskd.teachers.replay import augmentation_seed
+from lskd.terms import Rest
 
 pytestmark = pytest.mark.unit
 CLASSES, SAMPLES = 6, 11
@@ -23,8 +30,8 @@ def answers(keys):
         yield part, LOGITS[part]
 
 
-def run(path, epochs=2, **changes):
-    layout = image_layout(path, CLASSES, SAMPLES, epochs, top_k=3)
+def run(path, epochs=2, top_k=3, sampled=None, views=0, **changes):
+    layout = image_layout(path, CLASSES, SAMPLES, epochs, top_k, sampled=sampled, views=views)
     return StoredRun(path, layout, {"teacher": "a"}, **({"seed": 5, "say": lambda line: None} | changes))
 
 
@@ -89,6 +96,152 @@ def test_rows_of_several_processes_come_out_in_order(tmp_path):
     np.testing.assert_array_equal(taken.values, values[keys])
     np.testing.assert_array_equal(taken.ids, ids[keys])
     assert not (tmp_path / "store" / SCRATCH).exists()
+
+
+def test_views_are_stored_once_and_read_in_turn(tmp_path):
+    """Five epochs of two views: the third reads what the first has stored, in this run and in later ones."""
+    first = run(tmp_path / "store", epochs=5, views=2)
+    assert [first.layout.stored_epoch(epoch) for epoch in range(5)] == [0, 1, 0, 1, 0]
+    first.open_writer()
+    said = []
+    for view in range(2):
+        keys = torch.arange(SAMPLES) + view * SAMPLES
+        assert first.stored(keys) is None
+        said.append(first.record(keys, LOGITS[keys]))
+        first.complete((view + 1) * SAMPLES, lambda keys: pytest.fail("all were recorded"))
+        for stored, recorded in zip(first.stored(keys), said[-1], strict=True):
+            torch.testing.assert_close(stored.long(), recorded.long())
+    first.close()
+    assert SoftLabels(tmp_path / "store").complete
+    later = run(tmp_path / "store", epochs=9, views=2)
+    assert later.epochs == later.layout.epochs == 2
+    with pytest.raises(SoftLabelsError, match=r"are 2 view\(s\) of each image.*ask for views \(2\)"):
+        run(tmp_path / "store")
+
+
+def test_epochs_that_are_there_serve_as_views(tmp_path):
+    of_epochs = run(tmp_path)
+    of_epochs.write_ahead(2 * SAMPLES, answers)
+    of_epochs.close()
+    assert run(tmp_path, epochs=7, views=2).epochs == 2
+    more = run(tmp_path, epochs=7, views=3)
+    more.write_ahead(3 * SAMPLES, lambda keys: [(keys, LOGITS[keys])])
+    more.close()
+    assert run(tmp_path, epochs=3).epochs == 3  # they are still epochs, for those who want such
+
+
+def test_drawn_classes_are_the_same_whenever_they_are_stored(tmp_path):
+    """By key alone: in training, in any order, and ahead of it; neither kind is read as the other."""
+    trained, ahead = run(tmp_path / "t", 1, None, 3), run(tmp_path / "a", 1, None, 3)
+    trained.open_writer()
+    order = np.random.default_rng(1).permutation(SAMPLES)
+    for part in np.array_split(order, 3):
+        trained.record(part, LOGITS[part])
+    trained.complete(SAMPLES, answers)
+    ahead.write_ahead(SAMPLES, answers)
+    for each in (trained, ahead):
+        each.close()
+    assert (tmp_path / "t/rows.bin").read_bytes() == (tmp_path / "a/rows.bin").read_bytes()
+    labels = SoftLabels(tmp_path / "t")
+    assert json.loads((tmp_path / "t/manifest.json").read_text())["version"] == 2
+    drawn = labels.take(np.arange(SAMPLES))
+    assert (drawn.ids != stored_form(LOGITS[:SAMPLES], layout_of(k=3))[1].numpy()).any()
+    assert "at most" in run(tmp_path / "t", 1, None).verify(answers, SAMPLES, 0.01)
+    teacher = teacher_form(torch.from_numpy(drawn.values), torch.from_numpy(drawn.ids), labels.layout)
+    assert (teacher.rest, teacher.sampled) == ("renormalise", True)
+    with pytest.raises(SoftLabelsError, match="3 drawn of 6 classes, and this run asks for the largest"):
+        run(tmp_path / "t", 1)
+    with pytest.raises(SoftLabelsError, match="biased at 2: train at temperature 1"):
+        check_reading(tmp_path, labels.layout, 2.0, "spread")
+    largest = run(tmp_path / "top", 1)
+    largest.write_ahead(SAMPLES, answers)
+    largest.close()
+    with pytest.raises(SoftLabelsError, match="top 3 of 6 classes, and this run asks for drawn ones"):
+        run(tmp_path / "top", 1, None, 3)
+
+
+@pytest.mark.parametrize("kind", ["spread", "renormalise", "restrict", "drawn", "all"])
+def test_a_store_says_its_own_error(tmp_path, kind):
+    """Against NumPy in float64, from the rows as they lie on the disk."""
+    top_k = {"drawn": None, "all": 0}.get(kind, 3)
+    one = run(tmp_path, 1, top_k, 3 if kind == "drawn" else None)
+    one.write_ahead(SAMPLES, answers)
+    one.close()
+    found = SoftLabels(tmp_path).own_error
+    rows = SoftLabels(tmp_path).take(np.arange(SAMPLES))
+    ids = rows.ids.astype(int)
+    p, known = special.softmax(LOGITS[:SAMPLES].double().numpy(), -1), special.softmax(rows.values, -1)
+    stored, student = np.zeros_like(p), np.full_like(p, 1 / CLASSES)
+    if kind == "spread":
+        known = np.exp(rows.values.astype(float))
+        stored += (1 - known.sum(-1, keepdims=True)) / (CLASSES - 3)
+    if kind == "restrict":
+        student[:] = 0
+        np.put_along_axis(student, ids, 1 / 3, -1)
+    np.put_along_axis(stored, ids, known, -1)
+    order = np.argsort(-p, -1)
+    full, ours = (np.take_along_axis(each, order, -1) for each in (1 / CLASSES - p, student - stored))
+    error = np.sqrt((ours - full).var(0, ddof=1).sum() / SAMPLES)
+    full, ours = full.mean(0), ours.mean(0)
+    cosine = full @ ours / np.linalg.norm(full) / np.linalg.norm(ours)
+    assert found.rows == SAMPLES
+    assert found.angle[kind] == pytest.approx(np.degrees(np.arccos(min(cosine, 1))), abs=1e-2)
+    assert found.error[kind] == pytest.approx(np.degrees(np.arctan(error / np.linalg.norm(full))), abs=1e-2)
+    assert found.length[kind] == pytest.approx(np.linalg.norm(ours) / np.linalg.norm(full), abs=1e-4)
+    kept = np.take_along_axis(p, ids, -1).sum(-1).mean()
+    assert found.mass == pytest.approx(kept, abs=1e-6)
+    if kind == "spread":
+        assert found.kl == pytest.approx((p * np.log(p / stored)).sum(-1).mean(), abs=1e-6)
+        assert f"{100 * kept:.2f} % of the mass kept" in run(tmp_path).describe()
+    if kind == "all":
+        assert found.kl < 1e-6
+
+
+@pytest.mark.parametrize("rows", ["of one class", "of all"])
+def test_what_is_unbiased_is_within_its_standard_error(rows):
+    """And what is biased is not, whatever the classes of the rows are."""
+    generator, classes = torch.Generator().manual_seed(0), 100
+    labels = torch.arange(2000) % (1 if rows == "of one class" else classes)
+    logits = torch.randn(2000, classes, generator=generator)
+    logits += 3 * torch.nn.functional.one_hot(labels, classes)
+    found = {}
+    for sampled in (False, True):
+        layout = SoftLabelsLayout(classes, 10, 2000, rows_per_sample=1, values="float32", sampled=sampled)
+        meter = OwnErrorMeter(layout)
+        meter.add(logits, *stored_form(logits, layout, np.arange(2000)))
+        found[sampled] = meter.read()
+    drawn, top = found[True], found[False]
+    assert drawn.angle["drawn"] < 2 * drawn.error["drawn"]
+    assert drawn.length["drawn"] == pytest.approx(1, abs=0.02)
+    assert all(angle > 10 * top.error[way] for way, angle in top.angle.items())
+    assert top.angle["renormalise"] > 5 * drawn.angle["drawn"]
+
+
+def test_own_error_is_of_rows_that_are_spread_over_an_epoch(tmp_path):
+    """Of all keys that a writer itself has stored, when it goes on, and once."""
+    samples, seen = 3 * ROWS, []
+    layout = SoftLabelsLayout(CLASSES, 3, samples, epochs=2, rows_per_sample=1)
+    for start, stop in ((0, 1000), (1000, samples), (samples, 2 * samples)):
+        with SoftLabelsWriter(tmp_path, layout, {}) as writer:
+            keys = np.arange(start, stop)
+            logits = LOGITS[keys % len(LOGITS)]
+            values, ids = stored_form(logits, layout)
+            writer.measure(keys, logits, values, ids)
+            writer.append(values.numpy(), ids.numpy())
+        error = SoftLabels(tmp_path).own_error
+        seen.append(error and error.rows)
+    assert seen == [None, *2 * [len(range(1002, samples, 3))]]
+
+
+@pytest.mark.parametrize("value", [[1], "0.5", True, 1])
+def test_an_error_made_by_hand_is_one_line(tmp_path, value):
+    one = run(tmp_path, 1)
+    one.write_ahead(SAMPLES, answers)
+    one.close()
+    manifest = read_manifest(tmp_path)
+    replace(manifest, own_error={**manifest.own_error, "mass": value}).write(tmp_path)
+    with pytest.raises(SoftLabelsError, match="damaged"):
+        run(tmp_path, 1).describe()
 
 
 @pytest.mark.parametrize("written", [0, 5])
@@ -201,6 +354,31 @@ def test_difference_against_numpy(k):
     assert stored_difference(values, ids, LOGITS[:4] * torch.nan).isinf().all()
 
 
+def test_packed_values_are_within_their_tolerance_and_too_coarse_for_a_hot_rest():
+    """Of a peaked teacher at T = 4: the error of what is missing to 1 is the whole error."""
+    logits = torch.randn(500, 1000, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] += 18
+    kl = {}
+    for values in ("float16", "packed"):
+        layout = SoftLabelsLayout(1000, 10, 500, rows_per_sample=1, values=values)
+        stored, ids = stored_form(logits, layout)
+        for rest in get_args(Rest):
+            said = teacher_form(stored, ids, layout, rest)
+            kl[rest, values] = float(DistillationLoss(4.0).components(logits, said).kl)
+        worst = float(stored_difference(stored.numpy(), ids.numpy(), logits).max())
+        assert worst < TOLERANCE[values] / 2
+    refused = []
+    for rest in get_args(Rest):
+        with suppress(SoftLabelsError):
+            check_reading("p", layout, 1.0, rest)
+            check_reading("p", replace(layout, values="float16"), 4.0, rest)
+            check_reading("p", layout, 4.0, rest)
+            continue
+        refused.append(rest)
+    assert refused == [rest for rest in get_args(Rest) if kl[rest, "packed"] - kl[rest, "float16"] > 0.1]
+    assert refused == ["spread", "lump"]
+
+
 def layout_of(k=3, **changes):
     base = {"num_classes": CLASSES, "k": k, "samples": SAMPLES, "epochs": 2, "rows_per_sample": 1}
     return SoftLabelsLayout(**(base | {"seeds": True} | changes))
@@ -227,7 +405,7 @@ def test_all_classes_in_float32_give_the_arithmetic_of_the_logits(temperature):
     shape = layout_of(k=CLASSES, values="float32")
     loss = DistillationLoss(temperature)
     student = torch.randn(3 * SAMPLES, CLASSES)
-    said = teacher_form(*stored_form(LOGITS, shape), CLASSES)
+    said = teacher_form(*stored_form(LOGITS, shape), shape)
     assert torch.equal(loss(student, said), loss(student, LOGITS))
 
 
@@ -236,7 +414,7 @@ def test_top_k_in_half_precision_is_close_to_the_whole():
     whole = DistillationLoss()(student, LOGITS)
     losses = {}
     for k in (1, 3, 5, 6):
-        said = teacher_form(*stored_form(LOGITS, layout_of(k=k)), CLASSES, "spread")
+        said = teacher_form(*stored_form(LOGITS, layout_of(k=k)), layout_of(k=k), "spread")
         losses[k] = abs(float(DistillationLoss()(student, said) - whole))
     assert losses[6] < 2e-3
     assert losses[5] < 2e-3

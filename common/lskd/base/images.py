@@ -70,15 +70,12 @@ def class_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) -
 
 
 def check_image(image: "Image", path: str | Path) -> None:
-    """Refuse an opened image that would silently become another one in 8 bits, or would fill the memory.
-
-    Pillow keeps 0 to 255 of grey values with 16 or 32 bits, so that whole pictures turn white. How they are
-    to be scaled, by the largest possible value or by the largest that occurs, only their owner knows.
+    """Refuse an opened image that is :func:`unsuited`.
 
     Raises:
         LskdError: naming the file.
     """
-    problem = _unsuited(image)
+    problem = unsuited(image)
     if problem:
         raise LskdError(f"image {path} {problem}")
 
@@ -120,13 +117,13 @@ def _look_into(paths: Sequence[Path], look: Callable[[Path, "Image"], str]) -> l
     def one(path: Path) -> tuple[str, str]:
         try:
             with Image.open(path) as image:
-                problem = _unsuited(image)
+                problem = unsuited(image)
                 return "" if problem else look(path, image), problem
         except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
             return "", f"cannot be read ({' '.join(str(error).split())}); repair or remove it"
 
     with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see _unsuited
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # see unsuited
         found = list(pool.map(one, paths))
     bad = [(path, problem) for path, (_, problem) in zip(paths, found, strict=True) if problem]
     if len(bad) == 1:
@@ -146,7 +143,15 @@ def _spread(paths: Sequence[Path], most: int) -> list[Path]:
     return [paths[i * len(paths) // count] for i in range(count)]
 
 
-def _unsuited(image: "Image") -> str:
+def unsuited(image: "Image") -> str:
+    """Return why an opened image would silently become another one in 8 bits, or would fill the memory.
+
+    Pillow keeps 0 to 255 of grey values with 16 or 32 bits, so that whole pictures turn white. How they are
+    to be scaled, by the largest possible value or by the largest that occurs, only their owner knows.
+
+    Returns:
+        What to say after the file's name; empty: nothing is wrong.
+    """
     from PIL import Image
 
     if image.mode.partition(";")[0] in ("I", "F"):

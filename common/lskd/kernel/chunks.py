@@ -92,7 +92,8 @@ def flatten(tensor: Tensor, samples: Samples, own_dimensions: int, filler: float
 class KnownTeacher:
     """A top-K teacher's distribution, ready for the chunks: all of it is small.
 
-    ``log_p`` has a last column for each of the ``others`` classes where the rest is spread over them.
+    ``log_p`` has a last column for each of the ``others`` classes where the rest is spread over them, and for
+    them together where they are lumped.
     """
 
     def __init__(self, teacher: TopK, samples: Samples, classes: int, temperature: float) -> None:
@@ -104,13 +105,17 @@ class KnownTeacher:
         # Log-probabilities as good as any stand where nothing counts.
         values = flatten(teacher.values, samples, 1, -math.log(2 * k))
         values = values.to(torch.promote_types(values.dtype, torch.float32))
-        self.others = classes - k if teacher.rest == "spread" else 0
+        self.others = classes - k if teacher.rest in ("spread", "lump") else 0
+        self.lumped = teacher.rest == "lump"
         self.best = self.ids.gather(-1, values.argmax(-1, keepdim=True))
         if self.others:
             self.log_p = widened(completed(values, classes, temperature)[0])
             p = self.log_p.exp()
             self.other: Tensor | None = p[..., k:]
-            self.change = p[..., :k] - p[..., k:]
+            self.change = p[..., :k] - (0 if self.lumped else p[..., k:])
+            if self.lumped:
+                self.log_p[..., k:] += math.log(self.others)
+                self.other = self.other * self.others
         else:
             self.log_p = (widened(values) / temperature).log_softmax(-1)
             self.other, self.change = None, self.log_p.exp()
@@ -119,7 +124,7 @@ class KnownTeacher:
 # What is kept of each row, in this order; ``q = (x - max x) / T`` of the student, ``r`` of a dense teacher.
 _TOP, _TEACHER_TOP, _SUM, _TEACHER_SUM, _DIFFERENCE, _TEACHER_R = range(6)
 # With labels, and with a teacher that is spread:
-_SUM_HARD, _SUM_Q, _LABEL_Q, _LABEL_SUM, _OTHER_Q = range(6, 11)
+_SUM_HARD, _SUM_Q, _LABEL_Q, _LABEL_SUM, _OTHER_Q, _OTHER_SUM = range(6, 12)
 # On the CPU, logits of a size below this go unshifted into the sums: they lose no more than 2e-6 there.
 _ORDINARY = 32.0
 
@@ -165,7 +170,7 @@ class Work:
         self.on_cpu = on_cpu(logits)
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
         self.gradient = gradient_like(self.student, zeros=samples.rows is not None) if wanted else None
-        self.columns = 6 if labels is None and self.known is None else 11
+        self.columns = 6 if labels is None and self.known is None else 12
         # The common case on the CPU, whose numbers torch's softmax and three more passes can give.
         self.brief = self.on_cpu and self.teacher is not None
         self.shifted: list[slice] = []
@@ -237,6 +242,12 @@ class Work:
                 r.masked_fill_(nothing, 0.0)
             _dot(q, p, columns[_DIFFERENCE])
             _dot(r, p, columns[_TEACHER_R])
+        elif self.known is not None and self.known.others and self.known.lumped:
+            # From their own largest: their sum may be far below that of all. What is left in q they share.
+            top = torch.amax(q.scatter_(-1, self.known.ids[part], -math.inf), -1, keepdim=True)
+            top.clamp_(min=torch.finfo(q.dtype).min)
+            torch.sum(torch.exp(q.sub_(top), out=q), -1, keepdim=True, out=columns[_OTHER_SUM])
+            torch.add(top, columns[_OTHER_SUM].log(), out=columns[_OTHER_Q])
         elif self.known is not None and self.known.others:
             q.scatter_(-1, self.known.ids[part], 0.0)
             torch.sum(q, -1, keepdim=True, out=columns[_OTHER_Q])
@@ -296,7 +307,10 @@ class Work:
         if taught and known is None:
             out.addcmul_(place.p, place.teacher_factor, value=-1)
         elif taught and known is not None:
-            if known.other is not None:
+            if known.other is not None and known.lumped:
+                share = (soft * known.other[part]).to(self.dtype) / columns[_OTHER_SUM]
+                out.addcmul_(place.q, share.nan_to_num_(nan=0.0, posinf=0.0), value=-1)
+            elif known.other is not None:
                 out.sub_((soft * known.other[part]).to(self.dtype))
             out.scatter_add_(-1, known.ids[part], (-soft * known.change[part]).to(self.dtype))
         if labels is not None and hardened:
@@ -404,8 +418,9 @@ class Work:
         log_q = (x - left[_TOP].unsqueeze(-1)) / self.settings.temperature - log_sum.unsqueeze(-1)
         mass, log_p = known.log_p.exp(), known.log_p
         if known.others:
-            mass = torch.cat([mass[..., :-1], known.others * mass[..., -1:]], -1)
-            other = left[_OTHER_Q] / known.others - log_sum
+            count = 1 if known.lumped else known.others
+            mass = torch.cat([mass[..., :-1], count * mass[..., -1:]], -1)
+            other = left[_OTHER_Q] / count - log_sum
             log_q = torch.cat([log_q, other.unsqueeze(-1)], -1)
         nothing = mass == 0
         entropy = -(mass * log_p).masked_fill_(nothing, 0.0).sum(-1)

@@ -24,7 +24,7 @@ from lskd.targets import (
     target_values,
     transformed,
 )
-from lskd.terms import TopK, centred, check_one_per_sample, check_teacher, distillation_terms
+from lskd.terms import TopK, centred, check_one_per_sample, check_teacher, constant, distillation_terms
 
 Reduction = Literal["mean", "sum"]
 
@@ -39,7 +39,9 @@ class LossComponents(NamedTuple):
         teacher_entropy: the part of the cross-entropy that no student can remove.
         hard_cross_entropy: of the smoothed labels and the student at temperature 1; NaN without labels.
         nll: of the labels as they are, unsmoothed; NaN without integer labels.
-        agreement: share of the samples whose largest class is the teacher's; their number for a sum.
+        agreement: share of the samples whose largest class is the teacher's; their number for a sum. Of a
+            teacher with ``rest="restrict"`` the largest of its own classes. NaN of drawn classes, as ``kl``
+            and ``teacher_entropy`` are.
     """
 
     loss: Tensor
@@ -128,7 +130,25 @@ def fused_distillation(
         mean=reduction == "mean",
         impl=impl,
     )
-    if impl == "reference":
+    if isinstance(teacher, TopK) and teacher.rest == "restrict":
+        hard = {"hard_weight": 1.0, "alpha": alpha, "convention": convention}
+        common: dict[str, Any] = {"reduction": reduction, "impl": impl}
+        return _restricted(student_logits, teacher, labels, mask, settings, common, hard)
+    if isinstance(teacher, TopK) and teacher.sampled:  # what the weights of drawn classes cannot say
+        parts = _computed(student_logits, teacher, labels, mask, settings)
+        unknown = torch.full_like(parts.kl, float("nan"))
+        return parts._replace(kl=unknown, teacher_entropy=unknown, agreement=unknown)
+    return _computed(student_logits, teacher, labels, mask, settings)
+
+
+def _computed(
+    student_logits: Tensor,
+    teacher: Tensor | TopK,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    settings: Settings,
+) -> LossComponents:
+    if settings.impl == "reference":
         return _reference(student_logits, teacher, labels, mask, settings)
     values = (teacher.values if isinstance(teacher, TopK) else teacher).detach()
     if values.dtype == torch.float64 != student_logits.dtype and not isinstance(teacher, TopK):
@@ -142,6 +162,32 @@ def fused_distillation(
     else:
         loss, others = _FusedLoss.apply(student_logits, values, ids, labels, mask, settings)
     return LossComponents(loss, *others.unbind())
+
+
+def _restricted(
+    logits: Tensor,
+    teacher: TopK,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    settings: Settings,
+    common: dict[str, Any],
+    hard: dict[str, Any],
+) -> LossComponents:
+    """Return the loss over a teacher's own classes; about the others nothing is computed but for labels."""
+    ids = constant(teacher.ids, torch.int64)
+    if mask is not None:  # what is outside may be anything
+        ids = torch.where(mask.unsqueeze(-1), ids, 0)
+    check_labels(ids, logits.shape[-1], "top-K ids")
+    known = logits.gather(-1, ids)
+    soft = fused_distillation(known, teacher.values, mask=mask, temperature=settings.temperature, **common)
+    if labels is None:
+        return soft._replace(loss=settings.loss(soft.loss, soft.hard_cross_entropy))
+    taught = logits if settings.hard_weight > 0 else logits.detach()
+    spoken = TopK(teacher.values, ids)
+    parts = fused_distillation(taught, spoken, labels, mask, **common, **hard)
+    return soft._replace(
+        loss=settings.loss(soft.loss, parts.loss), hard_cross_entropy=parts.hard_cross_entropy, nll=parts.nll
+    )
 
 
 def _reference(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lskd.base.files import no_link
 from lskd.errors import SoftLabelsError
-from lskd.soft_labels.format import MANIFEST, SoftLabelsLayout, ValueDtype
+from lskd.soft_labels.format import MANIFEST, SoftLabelsLayout, check_own, read_manifest, shard_folder
 from lskd.soft_labels.forms import TEACHER_FORM, check_form, form_of_store, stored_difference, stored_form
 from lskd.soft_labels.store import SoftLabels, SoftLabelsWriter
 from lskd.teachers.fast import FAST_BOUND, FastMode, TeacherForm
@@ -34,6 +35,10 @@ def image_layout(
     epochs: int,
     top_k: int | None = None,
     values: str | None = None,
+    *,
+    sampled: int | None = None,
+    views: int = 0,
+    shard: str = "",
 ) -> SoftLabelsLayout:
     """Return the layout of a store of images: what was not asked for is as in the store, if there is one.
 
@@ -43,21 +48,66 @@ def image_layout(
         samples: images in the data.
         epochs: how many are wanted.
         top_k: classes kept of each image; 0: all; None: as stored, 10 in a new store.
-        values: ``"float16"`` or ``"float32"``; None: as stored, else float32 for all classes and float16
-            otherwise.
+        values: one of :data:`lskd.soft_labels.format.ValueDtype`; None: as stored, else float32 for all
+            classes and float16 otherwise.
+        sampled: classes drawn of each image, instead of ``top_k``; None: as stored, in a new store none.
+        views: of each image, which all epochs share; 0: each epoch has its own.
+        shard: "I/N": that shard of the store alone.
 
     Raises:
-        SoftLabelsError: a top-K beyond the number of classes, or a damaged store.
+        SoftLabelsError: a top-K beyond the number of classes, a store that has the other kind of classes or
+            views instead of epochs, or a damaged one.
     """
-    if (Path(path) / MANIFEST).exists():
-        there = SoftLabels(path).layout
-        top_k = there.k if top_k is None else top_k
+    if views:
+        epochs = min(epochs, views)
+    drawn = sampled is not None
+    folder = shard_folder(path, shard)
+    if (folder / MANIFEST).exists():
+        there = read_manifest(folder).layout
+        if there.views and not views:
+            raise SoftLabelsError(
+                f"the soft labels in {path} are {there.epochs} view(s) of each image, to be read in turn, "
+                f"and this run reads one epoch after the other: ask for views "
+                f"({there.epochs}), or use another folder"
+            )
+        if there.sampled != drawn and (drawn or top_k is not None):
+            raise SoftLabelsError(
+                f"the soft labels in {path} are {there.kept} classes, and this run asks for "
+                f"{'drawn ones' if drawn else 'the largest'}: ask for what is there, or use another folder"
+            )
+        drawn = there.sampled
+        top_k = there.k if top_k is None and sampled is None else top_k
         values = there.values if values is None else values
+    top_k = top_k if sampled is None else sampled
     k = min(DEFAULT_TOP_K, num_classes) if top_k is None else top_k or num_classes
     if values is None:
         values = "float32" if k == num_classes else "float16"
-    kept: ValueDtype = "float32" if values == "float32" else "float16"
-    return SoftLabelsLayout(num_classes, k, samples, epochs, rows_per_sample=1, values=kept, seeds=True)
+    kept: Any = values
+    layout = SoftLabelsLayout(num_classes, k, samples, epochs, rows_per_sample=1, values=kept, seeds=True)
+    return replace(layout, views=views > 0, sampled=drawn, shard=shard)
+
+
+def read_rows(labels: SoftLabels, keys: ArrayLike, seed: int) -> tuple[Tensor, Tensor]:
+    """Return what is stored about images, for their trainer.
+
+    Args:
+        labels: the store.
+        keys: ``(n,)``.
+        seed: of this run's augmentation.
+
+    Returns:
+        values ``(n, k)`` as stored and int32 ids ``(n, k)``.
+
+    Raises:
+        SoftLabelsError: damaged rows, or rows of other augmentation.
+    """
+    rows = labels.take(keys)
+    epochs, samples = np.divmod(np.asarray(keys), labels.layout.samples)
+    if rows.seeds is None or (rows.seeds != augmentation_seed(seed, epochs, samples)).any():
+        raise SoftLabelsError(
+            f"the soft labels in {labels.path} are of images augmented otherwise; write them again"
+        )
+    return torch.from_numpy(np.ascontiguousarray(rows.values)), torch.from_numpy(rows.ids.astype(np.int32))
 
 
 class StoredRun:
@@ -74,7 +124,8 @@ class StoredRun:
 
     Args:
         path: the store's folder, one that all processes see.
-        layout: of the store.
+        layout: of the store, or of a shard of it; a shard is in a folder of its own below ``path``, and is
+            written and verified, not trained from.
         identity: what it must belong to.
         seed: of the augmentation.
         on_error: when the disk fails in training: ``"stop"``, or ``"continue"`` and store nothing more.
@@ -86,8 +137,8 @@ class StoredRun:
         bound: of its error.
 
     Attributes:
-        labels: what was stored when the run began, None: nothing.
-        keys: how many keys are stored by now.
+        labels: what was stored when the run began, None: nothing; of views also what it has stored itself.
+        keys: the key after the last one that is stored by now.
         failed: the disk failed, and the run goes on without storing.
         writing: this run stores what is not there, from ``open_writer`` on.
         form: of the teacher who says what is stored; None: a fast teacher is yet to be made.
@@ -116,24 +167,26 @@ class StoredRun:
         teacher: FastMode = "none",
         bound: float = FAST_BOUND,
     ) -> None:
-        self.path, self.layout, self.identity = Path(path), layout, identity
+        self.path, self.layout, self.identity = shard_folder(path, layout.shard), layout, identity
         self.seed, self.rank, self.processes = seed, rank, processes
         self._stops, self._say = on_error == "stop", say
         if layout.rows_per_sample != 1:
             raise ValueError("rows are stored by sample; the layout must have one row for each")
-        self.keys, self.failed, self.writing = 0, False, False
+        self.keys, self.failed, self.writing = layout.first, False, False
         self.labels: SoftLabels | None = None
         self._asked = teacher
         self.form = TeacherForm() if teacher == "none" else None
         self._writer: SoftLabelsWriter | None = None
-        self._record = np.dtype([("key", "<u8"), ("row", layout.row)])
+        self._record = np.dtype([("key", "<u8"), ("row", layout.decoded_row)])
         self._scratch = self.path / SCRATCH
         self._file: Any = None
         if (self.path / MANIFEST).exists():
-            self.labels = SoftLabels(self.path, expected=identity)
-            self.keys = len(self.labels)
+            self.labels = SoftLabels(self.path, expected=identity, shard=layout.shard)
+            self.keys = layout.first + len(self.labels)
             self.form = form_of_store(self.path, self.labels.identity)
             check_form(self.path, self.form, teacher, bound)
+        if self.keys < layout.stop:  # said now, and not when the first of them is to be written
+            check_own(self.path)
         self._agree(None)  # nobody writes before all have looked
 
     @property
@@ -144,12 +197,18 @@ class StoredRun:
     def describe(self) -> str:
         """Return one line about what is there."""
         layout = self.layout
-        kept = "all" if layout.k == layout.num_classes else f"top {layout.k} of"
-        there = f"{self.epochs} epoch(s) of {layout.samples} images are" if self.epochs else "no epoch is"
+        unit = "view" if layout.views else "epoch"
+        there = f"{self.epochs} {unit}(s) of {layout.samples} images are" if self.epochs else f"no {unit} is"
+        if layout.shard:
+            there = f"of shard {layout.shard} {self.keys - layout.first} of {layout.keys} images are"
         line = (
-            f"soft labels {self.path}: {kept} {layout.num_classes} classes, {layout.values}; {there} "
+            f"soft labels {self.path}: {layout.kept} classes, {layout.values}; {there} "
             f"stored; augmentation from seed {self.seed}"
         )
+        if self.labels is not None and (error := self.labels.own_error):
+            line += f"; {error}"
+        if layout.views:
+            line += f"; {layout.epochs} view(s) an image, read in turn"
         if self.form is not None and not (self._asked == self.form.mode == "none"):
             line += f"; {self.form}"
             if self._asked not in ("auto", self.form.mode):
@@ -196,7 +255,7 @@ class StoredRun:
             try:
                 self._writer = self._locked_writer()
                 self._clear()
-                if self._writer.keys != self.keys:
+                if self.layout.first + self._writer.keys != self.keys:
                     error = f"{self.path} was written by another run meanwhile; start again"
             except SoftLabelsError as caught:
                 error = str(caught)
@@ -204,6 +263,16 @@ class StoredRun:
             self.close()
             raise SoftLabelsError(error)
         self.writing = True
+
+    def stored(self, keys: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return what :attr:`labels` has about a batch, see :func:`read_rows`; None unless it has all.
+
+        Raises:
+            SoftLabelsError: damaged rows, or rows of other augmentation.
+        """
+        if self.labels is None or int(keys.max()) >= len(self.labels):
+            return None
+        return read_rows(self.labels, keys.numpy(), self.seed)
 
     def record(self, keys: ArrayLike, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Store what the teacher said about a batch; return it in the form in which it is stored.
@@ -215,10 +284,10 @@ class StoredRun:
         Raises:
             SoftLabelsError: the disk cannot take it, and the run is to stop then.
         """
-        values, ids = stored_form(logits, self.layout)
+        values, ids = stored_form(logits, self.layout, keys)
         if self.writing and not self.failed:
             try:
-                self._add(keys, values, ids)
+                self._add(keys, values, ids, logits)
             except SoftLabelsError as error:
                 self._fail(str(error))
         return values, ids
@@ -243,7 +312,7 @@ class StoredRun:
         self._agree(None)  # nobody adds what is missing before all have looked
         try:
             for keys, logits in answers(missing) if len(missing) else ():
-                self._add(keys, *stored_form(logits, self.layout))
+                self._add(keys, *stored_form(logits, self.layout, keys), logits)
                 progress(len(keys))
         except SoftLabelsError as caught:
             self._fail(str(caught))
@@ -261,6 +330,8 @@ class StoredRun:
         self._close_file()
         self._own_file.unlink(missing_ok=True)
         self.keys = stop
+        if self.layout.views:  # this run itself reads them again
+            self.labels = SoftLabels(self.path, shard=self.layout.shard)
 
     def write_ahead(
         self, stop: int, answers: Answers, progress: Callable[[int], Any] = lambda n: None
@@ -278,12 +349,13 @@ class StoredRun:
         self.open_writer()
         writer = self._writer
         assert writer is not None
-        for keys, logits in answers(np.arange(writer.keys, stop)):
-            values, ids = stored_form(logits, self.layout)
+        for keys, logits in answers(np.arange(self.keys, stop)):
+            values, ids = stored_form(logits, self.layout, keys)
+            writer.measure(keys, logits, values, ids)
             writer.append(values.cpu().numpy(), ids.cpu().numpy(), seeds=self.seeds(keys))
             progress(len(keys))
         writer.commit()
-        self.keys = writer.keys
+        self.keys = self.layout.first + writer.keys
 
     def verify(self, answers: Answers, count: int, tolerance: float) -> str:
         """Ask the teacher again about some stored images; return a line about it.
@@ -304,12 +376,13 @@ class StoredRun:
             tolerance = self.form.tolerance
             allowed = f"{tolerance} is allowed of a teacher in {self.form.name}"
         count = min(count, len(labels))
-        drawn = np.random.default_rng().choice(len(labels), count, replace=False)
+        first = labels.layout.first
+        drawn = first + np.random.default_rng().choice(len(labels), count, replace=False)
         chosen = drawn[self.rank :: self.processes]
         worst, error = 0.0, None
         for keys, logits in answers(chosen) if len(chosen) else ():
-            rows = labels.take(keys)
-            apart = stored_difference(rows.values, rows.ids, logits)
+            rows = labels.take(np.asarray(keys) - first)
+            apart = stored_difference(rows.values, rows.ids, logits, labels.layout.sampled)
             worst = max(worst, float(apart.max()))
             if worst > tolerance:
                 epoch, sample = divmod(int(keys[int(apart.argmax())]), self.layout.samples)
@@ -363,12 +436,14 @@ class StoredRun:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def _add(self, keys: ArrayLike, values: Tensor, ids: Tensor) -> None:
+    def _add(self, keys: ArrayLike, values: Tensor, ids: Tensor, logits: Tensor) -> None:
         """Keep rows in any order; where a key comes twice, one of its rows counts."""
         if not bool(torch.isfinite(values).all()):
             raise SoftLabelsError(
                 "the teacher gave NaN or infinity, which cannot be stored; check its weights"
             )
+        if self._writer is not None:
+            self._writer.measure(keys, logits, values, ids)
         records = np.zeros(len(values), self._record)
         records["key"] = keys
         records["row"]["values"], records["row"]["ids"] = values.cpu().numpy(), ids.cpu().numpy()
@@ -402,12 +477,13 @@ class StoredRun:
     def _append_in_order(self, writer: SoftLabelsWriter, stop: int) -> None:
         """Append all keys before ``stop`` that ``writer`` does not have yet, and commit."""
         files = self._added()
-        places = self._places(files, writer.keys, stop)
+        start = self.layout.first + writer.keys
+        places = self._places(files, start, stop)
         if (places < 0).any():
-            raise ValueError(f"{(places[:, 0] < 0).sum()} keys of {writer.keys} to {stop - 1} are missing")
+            raise ValueError(f"{(places[:, 0] < 0).sum()} keys of {start} to {stop - 1} are missing")
         for first in range(0, len(places), _CHUNK):
             part = places[first : first + _CHUNK]
-            rows = np.empty(len(part), self.layout.row)
+            rows = np.empty(len(part), self.layout.decoded_row)
             for number, records in enumerate(files):
                 mine = part[:, 0] == number
                 rows[mine] = records[part[mine, 1]]["row"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,18 +22,27 @@ from lskd.soft_labels.format import (
     Manifest,
     SoftLabelsLayout,
     check_identity,
+    check_merged,
+    check_own,
     read_content,
     read_manifest,
 )
+from lskd.soft_labels.packed import pack, unpack
+
+if TYPE_CHECKING:  # torch takes a while, and reading does without
+    from torch import Tensor
+
+    from lskd.soft_labels.own_error import OwnError, OwnErrorMeter
 
 _COMMIT_SECONDS = 10.0
+_COPIED = 1 << 14  # keys that are copied at a time
 _LOCK = "lock"
 _SCRATCH = f".{MANIFEST}*.new"  # what a writer that was killed leaves
 _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class SoftLabelRows(NamedTuple):
-    """Rows of stored soft labels: of one sample as views of the memory map, of many as a copy.
+    """Rows of stored soft labels: of one sample as views of the memory map, of many (or packed) as a copy.
 
     Attributes:
         values: ``(rows, k)`` log-probabilities at temperature 1, largest first as the teacher gave them. For
@@ -59,6 +68,7 @@ class SoftLabels:
         path: the folder.
         expected: what this run has (teacher, data, ...); every entry must be in the manifest's identity.
         check: check blocks when they are first touched.
+        shard: "I/N", where the folder is a shard's, whose first row is then that of key 0; "": it is none.
 
     Raises:
         SoftLabelsError: missing, truncated or damaged files, or soft labels that belong to another run.
@@ -74,19 +84,29 @@ class SoftLabels:
     """
 
     def __init__(
-        self, path: str | Path, expected: Mapping[str, Any] | None = None, *, check: bool = True
+        self,
+        path: str | Path,
+        expected: Mapping[str, Any] | None = None,
+        *,
+        check: bool = True,
+        shard: str = "",
     ) -> None:
         self.path = Path(path)
         manifest = read_manifest(self.path)
         self._manifest, self._check = manifest, check
         self.require(expected or {})
         self.layout = manifest.layout
+        if self.layout.shard != shard:
+            raise SoftLabelsError(
+                f"{self.path} is shard {self.layout.shard or '1/1'} of soft labels, not "
+                f"{shard or 'all of them'}; name the folder that the shards are in, and merge them first: "
+                "lskd soft-labels merge DIR"
+            )
         self._row_bytes = self.layout.row.itemsize
         self._rows_file = BlockReader(
             self.path / "rows.bin", manifest.block_bytes, manifest.files["rows"], check=check
         )
         self._rows = self._rows_file.bytes.view(self.layout.row)
-        self._values, self._ids = self._rows["values"], self._rows["ids"]
         self._seeds = self._rows["seed"] if self.layout.seeds else None
         self._index_file = BlockReader(
             self.path / "index.bin", manifest.block_bytes, manifest.files["index"], check=check
@@ -97,6 +117,21 @@ class SoftLabels:
     def identity(self) -> dict[str, Any]:
         """What the soft labels were made of."""
         return dict(self._manifest.identity)
+
+    @property
+    def own_error(self) -> "OwnError | None":
+        """What was lost by storing, as measured when they were written; None: it was not.
+
+        Raises:
+            SoftLabelsError: the manifest says something else.
+        """
+        from lskd.soft_labels.own_error import OwnError
+
+        try:
+            found = self._manifest.own_error
+            return None if found is None else OwnError.of_json(found)
+        except Exception:
+            raise SoftLabelsError(f"{self.path} is damaged; write the soft labels again") from None
 
     @property
     def complete(self) -> bool:
@@ -121,7 +156,7 @@ class SoftLabels:
         return self._manifest.keys
 
     def __getitem__(self, key: int) -> SoftLabelRows:
-        """Return the rows of a key, without copying.
+        """Return the rows of a key, without copying unless they are packed.
 
         Raises:
             IndexError: for a key that is not there (yet).
@@ -130,7 +165,7 @@ class SoftLabels:
         start, stop = self._span(key)
         self._rows_file.check(start * self._row_bytes, stop * self._row_bytes)
         seeds = None if self._seeds is None else self._seeds[start:stop]
-        return SoftLabelRows(self._values[start:stop], self._ids[start:stop], seeds)
+        return SoftLabelRows(*self._decoded(self._rows[start:stop]), seeds)
 
     def take(self, keys: ArrayLike) -> SoftLabelRows:
         """Return the rows of many keys, one key's behind the other's: what a batch needs, in one copy.
@@ -154,7 +189,22 @@ class SoftLabels:
             ends = np.cumsum(lengths)
             places = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if ends.size else 0)
         rows = self._rows.take(places)  # ten times as fast as [places] where rows are structured
-        return SoftLabelRows(rows["values"], rows["ids"], rows["seed"] if self.layout.seeds else None)
+        return SoftLabelRows(*self._decoded(rows), rows["seed"] if self.layout.seeds else None)
+
+    def raw(self, start: int, stop: int) -> tuple[bytes, NDArray[np.int64]]:
+        """Return the rows of keys ``start`` to ``stop`` as they lie on the disk, and how many each key has.
+
+        Raises:
+            SoftLabelsError: for a damaged block.
+        """
+        starts, stops = self._spans(np.arange(start, stop))
+        self._rows_file.check(starts[0] * self._row_bytes, stops[-1] * self._row_bytes)
+        return self._rows[starts[0] : stops[-1]].tobytes(), stops - starts
+
+    def _decoded(self, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        if self.layout.values == "packed":
+            return unpack(rows["packed"], self.layout.num_classes, self.layout.k)
+        return rows["values"], rows["ids"]
 
     def lengths(self) -> NDArray[np.int64]:
         """Return the number of rows of each key that is there.
@@ -195,7 +245,7 @@ class SoftLabels:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the path: a process that gets it maps the same files."""
-        return partial(SoftLabels, check=self._check), (str(self.path),)
+        return partial(SoftLabels, check=self._check, shard=self.layout.shard), (str(self.path),)
 
     def _span(self, key: int) -> tuple[int, int]:
         if not 0 <= key < self._manifest.keys:
@@ -226,13 +276,21 @@ class SoftLabelsWriter:
         path: the folder, made if it is not there.
         layout: what a row is. A folder that was begun must have the same, but for ``epochs``, which may grow.
         identity: what the soft labels are made of, plain JSON. A folder that was begun must have the same.
+        merging: the folder has shards, of which this becomes the store.
 
     Raises:
         SoftLabelsError: the folder contains something else, is in use, is damaged, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, layout: SoftLabelsLayout, identity: Mapping[str, Any]) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        layout: SoftLabelsLayout,
+        identity: Mapping[str, Any],
+        *,
+        merging: bool = False,
+    ) -> None:
+        self.path, self._merging = Path(path), merging
         self._files: dict[str, BlockWriter] = {}
         self._lock: Any = None
         with self._writing():
@@ -254,6 +312,46 @@ class SoftLabelsWriter:
         self.layout = self._manifest.layout
         self.keys, self._row_count = self._manifest.keys, self._manifest.rows
         self._committed_at = time.monotonic()
+        self._meter: OwnErrorMeter | None = None
+        self._measured = 0
+
+    def measure(
+        self,
+        keys: ArrayLike,
+        logits: "Tensor",
+        values: "Tensor",
+        ids: "Tensor",
+        counts: "Tensor | None" = None,
+    ) -> None:
+        """Measure the store's own error on some of the rows that go into it, spread over an epoch of keys.
+
+        Args:
+            keys: ``(n,)``.
+            logits: ``(n, ..., num_classes)``, the teacher's.
+            values: ``(n, ..., k)`` log-probabilities as for :meth:`append`.
+            ids: ``(n, ..., k)``.
+            counts: bool ``(n, ...)``, which of these are rows; None: all.
+        """
+        if self._manifest.own_error is not None:
+            return
+        import torch
+
+        from lskd.soft_labels.forms import as_stored
+        from lskd.soft_labels.own_error import ROWS, OwnErrorMeter
+
+        samples = max(self.layout.samples, 1)
+        step = max(samples // (ROWS if self.layout.rows_per_sample == 1 else ROWS // 16), 1)
+        chosen = np.flatnonzero(np.asarray(keys) % samples % step == 0)
+        if not len(chosen):
+            return
+        at = torch.from_numpy(chosen).to(logits.device)
+        parts = [part[at] for part in (logits, as_stored(values, self.layout), ids)]
+        if counts is not None:
+            parts = [part[counts[at]] for part in parts]
+        if self._meter is None:
+            self._meter = OwnErrorMeter(self.layout)
+            self._measured = (self.keys // samples + 1) * samples  # all keys of the epoch that it is in
+        self._meter.add(*parts)
 
     @property
     def complete(self) -> bool:
@@ -291,20 +389,37 @@ class SoftLabelsWriter:
         if self.keys + len(counts) > layout.keys:
             raise ValueError(f"{layout.keys} keys are planned; these would make {self.keys + len(counts)}")
         rows = np.empty(len(values), layout.row)
-        # What float16 cannot express is a probability of 0 either way; a number keeps 0 * log 0 finite.
-        rows["values"] = np.maximum(values, np.finfo(layout.row["values"].base).min)
-        rows["ids"] = ids
+        if layout.values == "packed":
+            rows["packed"] = pack(values, ids, layout.num_classes)
+        else:
+            # What float16 cannot express is a probability of 0 either way; a number keeps 0 * log 0 finite.
+            rows["values"] = np.maximum(values, np.finfo(layout.row["values"].base).min)
+            rows["ids"] = ids
         if layout.seeds != (seeds is not None):
             raise ValueError("seeds must be given where the layout has them, and only there")
         if seeds is not None:
             rows["seed"] = seeds
+        self._append(rows.tobytes(), counts)
+
+    def copy(self, labels: SoftLabels, start: int) -> None:
+        """Append all rows of ``labels`` from key ``start`` on as they are, and take over its own error.
+
+        Raises:
+            SoftLabelsError: they are damaged, or the disk cannot take it.
+        """
+        if self._manifest.own_error is None:
+            self._manifest = replace(self._manifest, own_error=labels.info().get("own_error"))
+        for first in range(start, len(labels), _COPIED):
+            self._append(*labels.raw(first, min(first + _COPIED, len(labels))))
+
+    def _append(self, rows: bytes, counts: NDArray[np.int64]) -> None:
         with self._writing():
-            self._files["rows"].append(rows.tobytes())
-            if not layout.rows_per_sample:
+            self._files["rows"].append(rows)
+            if not self.layout.rows_per_sample:
                 ends = self._row_count + np.cumsum(counts, dtype=np.uint64)
                 self._files["index"].append(ends.astype("<u8").tobytes())
         self.keys += len(counts)
-        self._row_count += len(rows)
+        self._row_count += int(counts.sum())
         if time.monotonic() - self._committed_at > _COMMIT_SECONDS:
             self.commit()
 
@@ -317,6 +432,8 @@ class SoftLabelsWriter:
         with self._writing():
             files = {name: file.commit() for name, file in self._files.items()}
             self._manifest = replace(self._manifest, keys=self.keys, rows=self._row_count, files=files)
+            if self._meter is not None and self.keys >= self._measured and (found := self._meter.read()):
+                self._manifest, self._meter = replace(self._manifest, own_error=found.as_json()), None
             self._manifest.write(self.path)
         self._committed_at = time.monotonic()
 
@@ -358,16 +475,26 @@ class SoftLabelsWriter:
             self.close()
 
     def _begin(self, layout: SoftLabelsLayout, identity: Mapping[str, Any]) -> Manifest:
+        if layout.shard and (self.path.parent / MANIFEST).exists():
+            raise SoftLabelsError(
+                f"{self.path.parent} has soft labels that are not in shards; go on without shards, or use "
+                "another folder"
+            )
+        check_own(self.path)
         if (self.path / MANIFEST).exists():
             manifest = read_manifest(self.path)
-            # A key does not depend on the number of epochs, so that more of them can follow.
-            layout = replace(layout, epochs=max(layout.epochs, manifest.layout.epochs))
-            there = replace(manifest.layout, epochs=layout.epochs)
+            # A key does not depend on the number of epochs, so that more of them can follow; a shard's do.
+            epochs = layout.epochs if layout.shard else max(layout.epochs, manifest.layout.epochs)
+            # Nor on whether they serve as views: epochs that are there may.
+            layout = replace(layout, epochs=epochs, views=manifest.layout.views)
+            there = manifest.layout if layout.shard else replace(manifest.layout, epochs=layout.epochs)
             check_identity(self.path, {"layout": vars(there)}, {"layout": vars(layout)})
             check_identity(self.path, manifest.identity, identity)
             return replace(manifest, layout=layout)
+        if not self._merging:
+            check_merged(self.path)
         others = {file.name for file in self.path.iterdir() if not file.match(_SCRATCH)} - {_LOCK}
-        if others:
+        if others and not self._merging:
             raise SoftLabelsError(
                 f"{self.path} contains something else ({min(others)}); choose another folder or remove it"
             )

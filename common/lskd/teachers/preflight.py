@@ -105,37 +105,46 @@ def check_teacher(
     size_option: str,
     skip_option: str,
     autocast: Autocast = nullcontext,
+    multi_label: bool = False,
 ) -> str:
     """Measure the teacher's accuracy on validation images, over all processes, and return a line about it.
 
-    Chance is the larger of ``1 / num_classes`` and the share of the most frequent class.
+    Chance is the larger of ``1 / num_classes`` and the share of the most frequent class. Where an image may
+    be of several classes, the teacher is right if the one that it is surest of is among them, and chance is
+    the share of images of the most frequent one.
 
     Args:
         teacher: the teacher.
         batches: this process's share of the images, as the student gets them, and their labels: class ids
-            ``(B,)`` or probabilities ``(B, num_classes)``.
+            ``(B,)`` or probabilities ``(B, num_classes)``; with ``multi_label`` 0 to 1 for each class.
         num_classes: how many classes there are.
         size_option: what sets the size of the teacher's images, for messages.
         skip_option: what leaves this check out, for messages.
         autocast: makes the context of the forward pass in training.
+        multi_label: whether classes do not exclude one another.
 
     Raises:
         LskdError: the teacher is not better than chance (:func:`compare_with_chance`), or cannot process the
             images.
     """
     device = teacher.device
-    counts = torch.zeros(num_classes + 1, dtype=accumulator_dtype(device), device=device)
+    counts = torch.zeros(num_classes + 2, dtype=accumulator_dtype(device), device=device)
     for images, labels in batches:
         logits = ask(teacher, images, size_option, autocast)
-        labels = (labels.argmax(-1) if labels.ndim == 2 else labels).to(logits.device)
-        counts[0] += (logits.argmax(-1) == labels).sum()
-        counts[1:] += torch.bincount(labels, minlength=num_classes)
+        labels, guess = labels.to(logits.device), logits.argmax(-1, keepdim=True)
+        if not multi_label:
+            labels = labels.argmax(-1) if labels.ndim == 2 else labels
+            labels = torch.nn.functional.one_hot(labels, num_classes)
+        of_class = labels >= 0.5
+        counts[0] += of_class.gather(-1, guess).sum()
+        counts[1] += len(labels)
+        counts[2:] += of_class.sum(0)
     # Every process then comes to the same verdict.
-    right, *per_class = (int(value) for value in summed_over_processes(counts).tolist())
-    total, who = sum(per_class), f"teacher '{teacher.name}'"
+    right, total, *per_class = (int(value) for value in summed_over_processes(counts).tolist())
+    who = f"teacher '{teacher.name}'"
     if total == 0:
         return f"{who}: no validation images, its accuracy is not checked"
-    chance = max(1 / num_classes, max(per_class) / total)
+    chance = max(0.0 if multi_label else 1 / num_classes, max(per_class) / total)
     accuracy = accuracy_text(right, total, chance)
     match compare_with_chance(right, total, chance):
         case "at":

@@ -38,7 +38,10 @@ def info(
     folder: _Folder, json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
     """Print what the soft labels in DIR are of, how far they got, and what they take."""
-    content = describe(_open(folder))
+    labels = _open(folder)
+    content = describe(labels)
+    if not json_output and (error := labels.own_error):
+        content["own_error"] = str(error)
     print(json.dumps(content, indent=2) if json_output else _for_people(folder, content))
 
 
@@ -54,6 +57,20 @@ def verify(folder: _Folder) -> None:
         more = f", {len(damages) - _SHOWN} of them not shown" if len(damages) > _SHOWN else ""
         raise LskdError(f"{len(damages)} of {labels.blocks} blocks in {folder} are damaged{more}")
     print(f"{folder}: {labels.blocks} blocks, all as they were written; {_progress(describe(labels))}")
+
+
+@app.command()
+def merge(folder: _Folder) -> None:
+    """Make one store of the shards in DIR, which several jobs wrote (--kd-soft-labels-shard, --shard).
+
+    Nothing is written unless all shards are there, complete, sound, and of one teacher, data and layout.
+
+    The shards stay: remove them afterwards.
+    """
+    from lskd.soft_labels.shards import merge_shards
+
+    labels = merge_shards(folder)
+    print(f"{folder}: {_progress(describe(labels))}; {folder}/shard-* can be removed")
 
 
 @app.command(
@@ -90,8 +107,8 @@ def _open(folder: Path) -> "SoftLabels":
 
 
 def describe(labels: "SoftLabels") -> dict[str, Any]:
-    """Return the manifest's content with the sizes: ``bytes`` in all and ``bytes_per_row``."""
-    return labels.info() | {"bytes_per_row": labels.layout.row.itemsize}
+    """Return the manifest's content with what is kept, and ``bytes`` in all and ``bytes_per_row``."""
+    return labels.info() | {"bytes_per_row": labels.layout.row.itemsize, "kept": labels.layout.kept}
 
 
 def _for_people(folder: Path, content: Mapping[str, Any]) -> str:
@@ -99,16 +116,18 @@ def _for_people(folder: Path, content: Mapping[str, Any]) -> str:
     per_sample = layout["rows_per_sample"]
     size = content["bytes_per_row"] * (per_sample or 1)
     unit = "a sample and epoch" if per_sample else "a row (a target token)"
+    error = content.get("own_error")
     lines = [
         ("soft labels", str(folder)),
         ("written", _progress(content)),
-        ("classes", f"top {layout['k']} of {layout['num_classes']}, {layout['values']}"),
+        ("classes", f"{content['kept']}, {layout['values']}"),
         (
             "rows",
             f"{per_sample} a sample" if per_sample else f"{content['written']['rows']}, any number a sample",
         ),
         ("seeds", "of the augmentation, in each row" if layout["seeds"] else "none"),
         ("size", f"{content['bytes'] / 2**20:.1f} MiB, {size} bytes {unit}"),
+        ("error", error or "not measured"),
         *_flat(content["identity"]),
     ]
     width = max(len(name) for name, _ in lines)
@@ -119,7 +138,8 @@ def _progress(content: Mapping[str, Any]) -> str:
     layout, written = content["layout"], content["written"]
     samples, epochs, keys = layout["samples"], layout["epochs"], written["keys"]
     if written["complete"]:
-        return f"complete: {samples} samples, {epochs} epoch{'s' * (epochs > 1)}"
+        unit = "view" if layout.get("views") else "epoch"
+        return f"complete: {samples} samples, {epochs} {unit}{'s' * (epochs > 1)}"
     whole, rest = divmod(keys, max(samples, 1))
     return (
         f"unfinished: {keys} of {samples * epochs} "
