@@ -5,14 +5,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from lskd import Convention, LskdError
+from lskd.soft_labels.format import ValueDtype
 from lskd.soft_labels.run import DEFAULT_TOP_K
 from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
 from lskd.teachers.replay import MixingPolicy
 from lskd.terms import Rest
+from timm_ls_kd.run_settings import UPSTREAM_ONLY
 
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_PREFLIGHT_SAMPLES = 512
@@ -20,18 +21,31 @@ DEFAULT_SEED = 42
 OnError = Literal["stop", "continue"]
 # Their defaults say something too, so only typing them tells that a teacher is meant.
 ABOUT_A_TEACHER = ("kd_temperature", "kd_preflight_samples", "kd_teacher_fast_bound")
-
-
+# timm's own distillation: what to say after a flag of it where --kd-teacher is given.
+_LOGITS = "is timm's own; --kd-teacher distils logits, drop it"
+_WEIGHT = "is timm's own; with --kd-teacher use --kd-hard-weight"
+ABOUT_TIMMS_TEACHER = {
+    "kd_distill_type": _LOGITS,
+    "kd_loss_type": "is timm's own; --kd-teacher distils by the KL divergence, drop it",
+    "kd_token_distill_type": _LOGITS,
+    "kd_student_feature_dim": _LOGITS,
+    "kd_teacher_feature_dim": _LOGITS,
+    "distill_loss_weight": _WEIGHT,
+    "task_loss_weight": _WEIGHT,
+}
+_OTHER_LOSS = (
+    "changes the loss of the hard labels, which with --kd-teacher is the (smoothed) cross-entropy; drop it"
+)
 # What a distilling run cannot be combined with: (attribute, value when off, what to say after its flag).
 _CONFLICTS: tuple[tuple[str, Any, str], ...] = (
     ("kd_model_name", None, "is timm's own distillation; give either it or --kd-teacher"),
-    ("kd_distill_type", "logit", "is timm's own; --kd-teacher distils logits, drop it"),
-    ("distill_loss_weight", None, "is timm's own; with --kd-teacher use --kd-hard-weight"),
-    ("task_loss_weight", None, "is timm's own; with --kd-teacher use --kd-hard-weight"),
-    ("bce_loss", False, "has no meaning with --kd-teacher; drop it"),
-    ("jsd_loss", False, "has no meaning with --kd-teacher; drop it"),
+    *((name, UPSTREAM_ONLY[name], message) for name, message in ABOUT_TIMMS_TEACHER.items()),
+    ("bce_loss", False, _OTHER_LOSS),
+    ("jsd_loss", False, _OTHER_LOSS),
+    ("loss_pos_weight", None, _OTHER_LOSS),
+    ("loss_class_weight", None, _OTHER_LOSS),
+    ("class_stats", None, _OTHER_LOSS),
     ("naflex_loader", False, "gives patches, the teacher wants images; drop it"),
-    ("multi_label", False, "has no meaning with --kd-teacher; drop it"),
 )
 # What cannot be made again from a sample's seed: (attribute, values when off, what to say after its flag).
 _NOT_REPLAYED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
@@ -54,22 +68,32 @@ class SoftLabelsConfig:
     """What a run does with stored soft labels.
 
     Attributes:
-        path: the folder.
+        path: the folder, or a URL.
+        cache: where copies of what is at a URL are kept; None: in the user's cache folder.
         top_k: classes kept of each image; 0: all; None: as stored, 10 where nothing is stored yet.
+        sampled: classes drawn of each image instead; None: as stored.
+        views: of each image, which the epochs read in turn; 0: every epoch has its own.
         values: how they are stored; None: as stored, else float32 for all classes and float16 otherwise.
+        shard: "I/N": that shard of the store is written; "": all of it.
         seed: base seed of the augmentation.
         verify: how many stored images the teacher is asked about again.
+        together: how many views of an image come one after another, made of one decoding.
         on_error: what to do when the disk fails during training.
         rest: what becomes of the classes that are not stored.
         mixing: mixup and CutMix.
         mixing_off_epoch: first epoch without mixing, 0: none.
     """
 
-    path: Path
+    path: str
     top_k: int | None = None
+    sampled: int | None = None
+    views: int = 0
     values: str | None = None
+    shard: str = ""
+    cache: str | None = None
     seed: int = DEFAULT_SEED
     verify: int = 0
+    together: int = 1
     on_error: OnError = "stop"
     rest: Rest = "spread"
     mixing: MixingPolicy = field(default_factory=MixingPolicy)
@@ -272,8 +296,9 @@ _STORE = (
         "--kd-soft-labels",
         None,
         DIR,
-        "store what the teacher says in DIR, and read what is stored there instead of asking it again; "
-        "augmentation and mixing then follow from --kd-soft-labels-seed",
+        "store what the teacher says in DIR, and read what is stored there instead of asking it again (or "
+        "at a URL, e.g. s3://BUCKET/DIR, if fsspec knows it); augmentation and mixing then follow from "
+        "--kd-soft-labels-seed",
     ),
     Flag(
         "--kd-soft-labels-top-k",
@@ -282,10 +307,38 @@ _STORE = (
         f"classes kept of each image, 0: all (default: as stored, {DEFAULT_TOP_K} in a new store)",
     ),
     Flag(
+        "--kd-soft-labels-sampled",
+        None,
+        COUNT,
+        "keep N classes of each image that are drawn, so that their weights are the teacher's probabilities "
+        "in expectation; at temperature 1, and instead of the largest K (default: as stored)",
+    ),
+    Flag(
+        "--kd-soft-labels-views",
+        0,
+        {**NUMBER, "metavar": "M"},
+        "store M views of each image, that any number of epochs read in turn: the teacher is asked M times, "
+        "and not in every epoch (default: 0, every epoch has its own)",
+    ),
+    Flag(
         "--kd-soft-labels-values",
         None,
-        {"choices": ("float16", "float32")},
-        "how they are stored (default: as stored; in a new store float16, for all classes float32)",
+        {"choices": get_args(ValueDtype)},
+        "how they are stored; packed: ids in as few bits as they need and log-probabilities in 8 "
+        "(default: as stored; in a new store float16, for all classes float32)",
+    ),
+    Flag(
+        "--kd-soft-labels-shard",
+        "",
+        {"metavar": "I/N"},
+        "timm soft-labels: write the I-th of N shards, which as many jobs write at once; "
+        "`lskd soft-labels merge DIR` then makes the store of them",
+    ),
+    Flag(
+        "--kd-soft-labels-cache",
+        None,
+        DIR,
+        "where --kd-soft-labels URL is copied to, once (default: in the user's cache folder)",
     ),
     Flag(
         "--kd-soft-labels-seed",
@@ -300,6 +353,13 @@ _STORE = (
         "ask the teacher again about N stored images and stop where it says something else (default: 0)",
     ),
     Flag(
+        "--kd-soft-labels-together",
+        1,
+        {**COUNT, "metavar": "V"},
+        "show V views of an image, those of V epochs, one after another, made of one decoding; all must be "
+        "stored (default: 1, the order of training without a store)",
+    ),
+    Flag(
         "--kd-soft-labels-on-error",
         "stop",
         {"choices": get_args(OnError)},
@@ -310,8 +370,9 @@ _STORE = (
         "--kd-rest",
         "spread",
         {"choices": get_args(Rest)},
-        "what becomes of the probability of classes that are not stored: spread evenly over them, or "
-        "renormalise the stored ones (default: spread)",
+        "what becomes of the probability of classes that are not stored: spread evenly over them, lump "
+        "them into one class of teacher and student, renormalise the stored ones, or restrict the student "
+        "to these too (default: spread)",
     ),
 )
 
@@ -356,6 +417,9 @@ def require_teacher(args: argparse.Namespace, typed: Iterable[str]) -> None:
         for name in ABOUT_A_TEACHER:
             if name in typed:
                 raise LskdError(f"{_flag(name)} needs --kd-teacher MODEL; add it.")
+        for name in ABOUT_TIMMS_TEACHER:
+            if name in typed:
+                raise LskdError(f"{_flag(name)} needs a teacher, timm's own --kd-model-name MODEL; add it.")
 
 
 def kd_config(args: argparse.Namespace) -> KdConfig | None:
@@ -382,6 +446,15 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
     for name, off, message in _CONFLICTS:
         if getattr(args, name, off) not in (off, None):
             raise LskdError(f"{_flag(name)} {message}.")
+    several = multi_label(args)
+    usual = "bce" if several else "ce"
+    if (getattr(args, "loss", None) or usual) != usual:
+        raise LskdError(f"--loss {args.loss} {_OTHER_LOSS}.")
+    if several and (soft_labels is not None or args.kd_teacher_fast != "none"):
+        raise LskdError(
+            "--task multilabel distils the exact teacher's sigmoids, of which nothing is stored; "
+            "drop --kd-soft-labels and --kd-teacher-fast."
+        )
     if not (math.isfinite(args.kd_temperature) and args.kd_temperature > 0):
         raise LskdError(
             f"--kd-temperature must be greater than 0, got {args.kd_temperature}; 1 is the paper's value."
@@ -408,13 +481,26 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
     )
 
 
+def scheduled_epochs(args: argparse.Namespace) -> int:
+    """Return how many epochs the schedule of a run lasts, as far as its arguments tell."""
+    prefix = args.warmup_epochs if args.warmup_prefix else 0
+    return int(args.epochs + args.cooldown_epochs + prefix)
+
+
+def multi_label(args: argparse.Namespace) -> bool:
+    """Return whether a run of timm's own script has classes that do not exclude one another."""
+    return getattr(args, "task", None) == "multilabel"
+
+
 def soft_labels_config(args: argparse.Namespace) -> SoftLabelsConfig | None:
     """Check the arguments of stored soft labels; None when nothing is stored.
 
     Raises:
         LskdError: without a teacher, or with augmentation that no seed gives back.
     """
-    defaults = {"top_k": None, "values": None, "seed": DEFAULT_SEED, "verify": 0, "on_error": "stop"}
+    defaults: dict[str, Any] = {"top_k": None, "sampled": None, "views": 0, "values": None}
+    defaults |= {"shard": "", "cache": None}
+    defaults |= {"seed": DEFAULT_SEED, "verify": 0, "on_error": "stop", "together": 1}
     if args.kd_soft_labels is None:
         for name, default in defaults.items():
             if getattr(args, f"kd_soft_labels_{name}") != default:
@@ -429,8 +515,21 @@ def soft_labels_config(args: argparse.Namespace) -> SoftLabelsConfig | None:
         if value not in off:
             text = f"{_flag(name)} {text.format(value=value)}"
             raise LskdError(f"{text}, which --kd-soft-labels cannot repeat; drop one of them.")
+    if args.kd_soft_labels_sampled is not None:
+        if args.kd_soft_labels_top_k is not None:
+            raise LskdError(
+                "--kd-soft-labels-sampled draws the classes, --kd-soft-labels-top-k takes the largest; "
+                "give one."
+            )
+        if args.kd_rest != "spread":
+            raise LskdError("--kd-soft-labels-sampled leaves no rest; drop --kd-rest.")
+    if args.kd_soft_labels_views and args.mixup_off_epoch:
+        raise LskdError(
+            "--mixup-off-epoch changes the images between epochs that read the same view; drop it or "
+            "--kd-soft-labels-views."
+        )
     return SoftLabelsConfig(
-        Path(args.kd_soft_labels),
+        args.kd_soft_labels,
         rest=args.kd_rest,
         mixing=MixingPolicy(args.mixup, args.cutmix, args.mixup_prob, args.mixup_switch_prob),
         mixing_off_epoch=args.mixup_off_epoch,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data import ImageDataset, create_dataset, resolve_data_config
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.data.readers.reader_image_folder import ReaderImageFolder
@@ -16,7 +16,7 @@ from timm.utils.misc import natural_key
 from torch import nn
 
 from lskd import LskdError
-from lskd.base.images import check_image, check_images, is_image, passed_over
+from lskd.base.images import check_images, is_image, passed_over, unsuited
 from lskd.errors import one_line
 from lskd.teachers.frozen import Normalisation
 from timm_ls_kd.models import first_channels
@@ -224,16 +224,30 @@ class CheckedReader:
         """Return a sample, its file open.
 
         Raises:
-            LskdError: grey values of more than 8 bits, or too many pixels.
+            LskdError: as `opened`.
         """
         sample = self.reader[index]
-        file = sample[0]
+        self._image(sample[0], index)
+        sample[0].seek(0)
+        return sample
+
+    def opened(self, index: int) -> tuple[Image.Image, Any]:
+        """Return an image, not decoded yet, and its label.
+
+        Raises:
+            LskdError: grey values of more than 8 bits, or too many pixels.
+        """
+        file, label, *_ = self.reader[index]
+        return self._image(file, index), label
+
+    def _image(self, file: Any, index: int) -> Image.Image:
         try:
-            check_image(Image.open(file), self.filename(index, absolute=True))
+            image = Image.open(file)
         except Image.DecompressionBombError as error:
             raise unreadable(self.filename(index, absolute=True), error) from None
-        file.seek(0)
-        return sample
+        if problem := unsuited(image):
+            raise LskdError(f"image {self.filename(index, absolute=True)} {problem}")
+        return image
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -272,5 +286,6 @@ def _leave_out_litter(reader: ReaderImageFolder, class_map: str) -> None:
 
 def unreadable(path: str, error: Exception | None = None) -> LskdError:
     """Return the error of an image file."""
-    reason = f" ({' '.join(str(error).split())})" if error is not None else ""
+    named = error is not None and not isinstance(error, UnidentifiedImageError)  # that names an object
+    reason = f" ({' '.join(str(error).split())})" if named else ""
     return LskdError(f"image {path} cannot be read{reason}; repair or remove it.")

@@ -200,6 +200,7 @@ def _ask(
         workers=settings["workers"],
         pin_mem=False,
         no_prefetcher=False,
+        persistent_workers=False,
     )
     loader = eval_loader(dataset, data, options, where, rank, world_size)
     batches = answer_batches(

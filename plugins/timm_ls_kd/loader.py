@@ -1,25 +1,23 @@
 """Data loading for the bundled trainer: timm's data sets and transforms, in an order and with randomness that
 depend on nothing but (seed, epoch, sample), so that a resumed or a distributed run sees the same images."""
 
-import random
 import re
 import signal
 import sys
 import zlib
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from timm.data import FastCollateMixup, Mixup, create_transform
-from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data import FastCollateMixup, ImageDataset, Mixup, create_transform
+from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError
 from lskd.errors import one_line
-from lskd.teachers.replay import augmentation_seed, replayed
+from lskd.teachers.replay import augmentation_seed, generator_seeds, replayed, seed_generators
 from timm_ls_kd.data import CheckedReader, DataConfig, unreadable
 
 # What timm's `create_transform` takes of a data configuration, or of a run's arguments, under the same names.
@@ -28,38 +26,9 @@ _TRAINING = ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "c
 _COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
 
 
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Run a block on random generators seeded from `key`, and give the old state back."""
-    with replayed(0):  # which gives it back
-        seed_all(*key)
-        yield
-
-
 def seed_all(*key: int) -> None:
-    """Seed Python's, numpy's and torch's CPU generators from a tuple of whole numbers."""
-    words = np.random.SeedSequence(key).generate_state(3)
-    random.seed(int(words[0]))
-    np.random.seed(words[1])
-    torch.default_generator.manual_seed(int(words[2]))
-
-
-class _ReadOnceReader(CheckedReader):
-    """Lets one sample be read once: timm's data set would quietly take the next for an unreadable one."""
-
-    def __init__(self, reader: Any) -> None:
-        super().__init__(reader)
-        self.open_for: int | None = None
-        self.current = -1
-
-    def allow(self, index: int) -> None:
-        self.open_for = self.current = index
-
-    def __getitem__(self, index: int) -> Any:
-        if index != self.open_for:
-            raise unreadable(self.filename(self.current, absolute=True))
-        self.open_for = None
-        return super().__getitem__(index)
+    """Seed the global generators from a tuple of whole numbers."""
+    seed_generators(np.random.SeedSequence(key).generate_state(3).tolist())
 
 
 class _Batch(list[Any]):
@@ -76,15 +45,14 @@ class SeededDataset(Dataset[Any]):
     Args:
         dataset: timm's.
         seed: of the augmentation.
-        once: its reader, where it has one, from now on skips no unreadable image; False: it stays as it is.
+        once: an image that cannot be read is an error; False: timm takes the next one for it.
     """
 
     def __init__(self, dataset: Any, seed: int, once: bool = True) -> None:
-        self.dataset, self.seed = dataset, seed
-        reader = getattr(dataset, "reader", None)
-        if once and reader is not None and not isinstance(reader, _ReadOnceReader):
-            reader = dataset.reader = _ReadOnceReader(reader)
-        self.reader = reader if isinstance(reader, _ReadOnceReader) else None
+        self.dataset, self.seed, self.reader = dataset, seed, None
+        self._last: tuple[int, Any, Any] = (-1, None, None)  # decoded: several views come one after another
+        if once and isinstance(dataset, ImageDataset):
+            self.reader = CheckedReader(dataset.reader)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -92,31 +60,52 @@ class SeededDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """Return the sample that an index of `EpochSampler` stands for."""
-        epoch, sample = divmod(index, len(self.dataset))
-        # As for stored soft labels, so that a run with them sees the images that it would see without.
-        with replayed(augmentation_seed(self.seed, epoch, sample)):
-            return self.read(sample)
+        return self.__getitems__([index])[0]
 
-    def read(self, sample: int) -> Any:
-        """Return a sample through the transform, with whatever randomness there is.
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        """Return a batch, with its seed for mixing."""
+        self._last = (-1, None, None)  # a file may change between batches
+        epochs, samples = np.divmod(indices, len(self.dataset))
+        # As for stored soft labels, so that a run with them sees the images that it would see without.
+        seeds = generator_seeds(augmentation_seed(self.seed, epochs, samples))
+        with replayed(0):  # which gives the generators back after all images
+            batch = _Batch(map(self.read, samples.tolist(), seeds))
+        batch.key = (self.seed, int(epochs[0]), int(samples[0]), _COLLATE)
+        return batch
+
+    def read(self, sample: int, seeds: Sequence[int]) -> tuple[Any, Any]:
+        """Return a sample and its label through the transform, the global generators seeded.
+
+        Args:
+            sample: its place in the data.
+            seeds: of its augmentation, of :func:`lskd.teachers.replay.generator_seeds`.
 
         Raises:
             LskdError: the image cannot be read.
         """
-        if self.reader is not None:
-            self.reader.allow(sample)
-        try:
-            return self.dataset[sample]
-        except (OSError, SyntaxError, zlib.error) as error:
-            if self.reader is None:
-                raise
-            raise unreadable(self.reader.filename(sample, absolute=True), error) from None
+        if self.reader is None:
+            seed_generators(seeds)
+            image, label, *_ = self.dataset[sample]
+            return image, label
+        if self._last[0] != sample:
+            self._last = (sample, *self._decoded(self.reader, sample))
+        _, image, label = self._last
+        seed_generators(seeds)
+        return image if self.dataset.transform is None else self.dataset.transform(image), label
 
-    def __getitems__(self, indices: Sequence[int]) -> _Batch:
-        """Return a batch, with its seed for mixing."""
-        batch = _Batch(self[index] for index in indices)
-        batch.key = (self.seed, *divmod(indices[0], len(self.dataset)), _COLLATE)
-        return batch
+    def _decoded(self, reader: CheckedReader, sample: int) -> tuple[Any, Any]:
+        try:
+            image, label = reader.opened(sample)
+            # Pillow would copy an image that has the mode already.
+            mode = self.dataset.input_img_mode or image.mode
+            image = image if image.mode == mode else image.convert(mode)
+            image.load()
+        except (OSError, SyntaxError, zlib.error) as error:
+            raise unreadable(reader.filename(sample, absolute=True), error) from None
+        label = -1 if label is None else label
+        if self.dataset.target_transform is not None:
+            label = self.dataset.target_transform(label)
+        return image, label
 
 
 class _SeededCollate:
@@ -130,10 +119,10 @@ class _SeededCollate:
     def __call__(self, batch: list[Any]) -> Any:
         assert isinstance(batch, _Batch)
         if self.mixup is None:
-            return fast_collate(batch) if self.prefetch else default_collate(list(batch))
+            return default_collate(list(batch))  # bytes or numbers, faster than timm's fast_collate
         # The epoch comes with the batch: workers that live on would not see a switch in this process.
         self.mixup.mixup_enabled = not self.off_epoch or batch.key[1] < self.off_epoch
-        with seeded(*batch.key):
+        with replayed(*batch.key):
             return self.mixup(batch) if self.prefetch else self.mixup(*default_collate(list(batch)))
 
 
@@ -157,10 +146,15 @@ class EpochSampler(Sampler[int]):
     In training the order is a permutation drawn from (seed, epoch), of which process r of w takes every w-th
     sample from the r-th on: the processes' n-th batches together are the n-th batch of one process with the
     whole batch size. In validation the order is the data set's, each sample belongs to exactly one process.
+
+    With `views` V above 1 what V epochs would show comes in another order: V views of an image, one of each
+    epoch, one after another, so that they are made of one decoding (Shen and Xing, ECCV 2022).
     """
 
-    def __init__(self, samples: int, seed: int, rank: int, world_size: int, shuffle: bool) -> None:
-        self.samples, self.seed, self.epoch = samples, seed, 0
+    def __init__(
+        self, samples: int, seed: int, rank: int, world_size: int, shuffle: bool, views: int = 1
+    ) -> None:
+        self.samples, self.seed, self.epoch, self.views = samples, seed, 0, views
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
 
     def set_epoch(self, epoch: int) -> None:
@@ -177,10 +171,13 @@ class EpochSampler(Sampler[int]):
         if not self.shuffle:
             yield from range(self.rank, self.samples, self.world_size)
             return
-        words = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)
+        turn, part = divmod(self.epoch, self.views)
+        words = np.random.SeedSequence((self.seed, turn)).generate_state(1)
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(int(words[0]))).tolist()
-        for index in order[self.rank :: self.world_size][: len(self)]:
-            yield self.epoch * self.samples + index
+        share, length = order[self.rank :: self.world_size], len(self)
+        for place in range(part * length, (part + 1) * length):
+            index, view = divmod(place, self.views)
+            yield (turn * self.views + view) * self.samples + share[index]
 
 
 class Loader:
@@ -228,6 +225,7 @@ def train_loader(
     device: torch.device,
     smoothing: float,
     replayed_images: tuple[Dataset[Any], Any] | None = None,
+    views: int = 1,
 ) -> Loader:
     """Load the training split through timm's augmentation.
 
@@ -239,6 +237,7 @@ def train_loader(
         smoothing: of mixup's labels, timm's way.
         replayed_images: samples and what makes batches of them, where soft labels are stored; then the run's
             seed is that of the order alone, and images come mixed.
+        views: of an image that come together, see `EpochSampler`.
 
     Raises:
         LskdError: timm cannot make the transform, or the images do not fill a batch.
@@ -258,7 +257,7 @@ def train_loader(
         SeededDataset(dataset, args.seed),
         _SeededCollate(not args.no_prefetcher, mixing, args.mixup_off_epoch),
     )
-    sampler = EpochSampler(len(dataset), args.seed, args.rank, args.world_size, shuffle=True)
+    sampler = EpochSampler(len(dataset), args.seed, args.rank, args.world_size, shuffle=True, views=views)
     interpolation = data.interpolation if args.no_aug else (args.train_interpolation or data.interpolation)
     transform = {**_named(args, *_TRAINING), "auto_augment": args.aa, "interpolation": interpolation}
     erasing = {
@@ -305,7 +304,7 @@ def _load(
         worker_init_fn=_end_quietly,
         collate_fn=collate,
         pin_memory=args.pin_mem,
-        persistent_workers=args.workers > 0,
+        persistent_workers=args.workers > 0 and args.persistent_workers,
         # Starting workers draws a number: not from the generator of dropout, which must not depend on when.
         generator=torch.Generator(),
     )

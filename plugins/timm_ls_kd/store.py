@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import timm
 import torch
-from numpy.typing import NDArray
 from timm.data.loader import fast_collate
 from torch import Tensor
 from torch.utils.data import Sampler, default_collate
@@ -22,10 +21,19 @@ from torch.utils.data import Sampler, default_collate
 from lskd import Convention, FrozenTeacher, LskdError, SoftLabels, SoftLabelsError
 from lskd.checkpoints import file_checksum
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.soft_labels.run import StoredRun, image_layout
+from lskd.soft_labels.forms import TOLERANCE, check_reading
+from lskd.soft_labels.remote import local_folder
+from lskd.soft_labels.run import StoredRun, image_layout, read_rows
 from lskd.teachers.outputs import answers_to
-from lskd.teachers.replay import MixingPolicy, augmentation_seed, mixed_image, mixed_targets, replayed
-from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig
+from lskd.teachers.replay import (
+    MixingPolicy,
+    augmentation_seed,
+    generator_seeds,
+    mixed_image,
+    mixed_targets,
+    replayed,
+)
+from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig, scheduled_epochs
 from timm_ls_kd.loader import SeededDataset
 from timm_ls_kd.run_settings import settings_beside
 from timm_ls_kd.teacher import StudentRun, make_teacher
@@ -70,10 +78,14 @@ class ReplayedDataset(SeededDataset):
         seed: base seed.
         mixing: mixup and CutMix.
         mixing_off_epoch: first epoch without, 0: none.
+        views: how many an image has, that the epochs show in turn; 0: every epoch has its own.
     """
 
-    def __init__(self, dataset: Any, seed: int, mixing: MixingPolicy, mixing_off_epoch: int) -> None:
+    def __init__(
+        self, dataset: Any, seed: int, mixing: MixingPolicy, mixing_off_epoch: int, views: int = 0
+    ) -> None:
         super().__init__(dataset, seed)
+        self.views = views
         self.mixing, self.mixing_off_epoch = mixing, mixing_off_epoch
 
     @property
@@ -85,29 +97,31 @@ class ReplayedDataset(SeededDataset):
     def transform(self, transform: Any) -> None:
         self.dataset.transform = transform
 
-    def __getitem__(self, index: int) -> ReplayedSample:
-        """Return the image of a key, `epoch * samples + sample`."""
-        epoch, sample = divmod(index, len(self.dataset))
-        seed = augmentation_seed(self.seed, epoch, sample)
-        image, label = self._augmented(sample, seed)
+    def __getitems__(self, indices: Sequence[int]) -> list[ReplayedSample]:
+        """Return the images of keys, `epoch * samples + sample`."""
+        self._last = (-1, None, None)
+        epochs, samples = np.divmod(indices, len(self.dataset))
+        if self.views:
+            epochs %= self.views
+            indices = (epochs * len(self.dataset) + samples).tolist()
+        seeds = augmentation_seed(self.seed, epochs, samples)
+        with replayed(0):  # which gives the generators back after all images
+            return list(map(self._replayed, indices, seeds.tolist(), generator_seeds(seeds)))
+
+    def _replayed(self, key: int, seed: int, seeds: Sequence[int]) -> ReplayedSample:
+        epoch, sample = divmod(key, len(self.dataset))
+        image, label = self.read(sample, seeds)
         mixing = None
         if not self.mixing_off_epoch or epoch < self.mixing_off_epoch:
             mixing = self.mixing.draw(seed, sample, len(self.dataset))
         if mixing is None:
-            return ReplayedSample(image, label, label, 1.0, index)
-        partner_seed = augmentation_seed(self.seed, epoch, mixing.partner)
-        partner, partner_label = self._augmented(mixing.partner, partner_seed)
+            return ReplayedSample(image, int(label), int(label), 1.0, key)
+        partner_seed = augmentation_seed(self.seed, epoch, np.array([mixing.partner]))
+        last = self._last
+        partner, partner_label = self.read(mixing.partner, *generator_seeds(partner_seed))
+        self._last = last  # of which the next view may be made
         image, weight = mixed_image(image, partner, mixing)
-        return ReplayedSample(image, label, partner_label, weight, index)
-
-    def __getitems__(self, indices: Sequence[int]) -> Any:
-        """Return the images of a batch."""
-        return [self[index] for index in indices]
-
-    def _augmented(self, sample: int, seed: int) -> tuple[Any, int]:
-        with replayed(seed):
-            image, label = self.read(sample)[:2]
-        return image, int(label)
+        return ReplayedSample(image, int(label), int(partner_label), weight, key)
 
 
 @dataclass(frozen=True)
@@ -187,20 +201,9 @@ class ReplayCollate:
                 weights=torch.tensor([sample.weight for sample in batch], dtype=torch.float32),
             )
         if self.labels is not None and int(targets.keys.max()) < self.stored:
-            values, ids = self._read(self.labels, targets.keys.numpy())
+            values, ids = read_rows(self.labels, targets.keys.numpy(), self.seed)
             targets = replace(targets, values=values, ids=ids)
         return images, targets
-
-    def _read(self, labels: SoftLabels, keys: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        rows = labels.take(keys)
-        epochs, samples = np.divmod(keys, labels.layout.samples)
-        expected = augmentation_seed(self.seed, epochs, samples)
-        if rows.seeds is None or (rows.seeds != expected).any():
-            raise SoftLabelsError(
-                f"the soft labels in {labels.path} are of images augmented otherwise; write them again"
-            )
-        values = torch.from_numpy(np.ascontiguousarray(rows.values))
-        return values, torch.from_numpy(rows.ids.astype(np.int32))
 
 
 class KeySampler(Sampler[int]):
@@ -231,7 +234,7 @@ def replayed_images(
     policy = config.mixing
     mixing = policy.mixup_alpha > 0 or policy.cutmix_alpha > 0
     return (
-        ReplayedDataset(dataset, config.seed, policy, config.mixing_off_epoch),
+        ReplayedDataset(dataset, config.seed, policy, config.mixing_off_epoch, config.views),
         ReplayCollate(prefetch, config.seed, mixing),
     )
 
@@ -353,13 +356,24 @@ class SoftLabelsRun(StoredRun):
 
     def __init__(self, run: StudentRun) -> None:
         args, (config, images, collate) = run.args, run.stored
-        self.run, self.config, self.wanted = run, config, planned_epochs(args)
+        self.run, self.config = run, config
+        path = local_folder(config.path, config.cache)
         layout = image_layout(
-            config.path, args.num_classes, len(images), self.wanted, config.top_k, config.values
+            path,
+            args.num_classes,
+            len(images),
+            planned_epochs(args),
+            config.top_k,
+            config.values,
+            sampled=config.sampled,
+            views=config.views,
+            shard=config.shard,
         )
+        self.wanted, self._unit = layout.epochs, "view" if layout.views else "epoch"
+        check_reading(path, layout, run.kd.temperature, config.rest)
         self._epoch = 0
         super().__init__(
-            config.path,
+            path,
             layout,
             identity_of(run, layout),
             seed=config.seed,
@@ -370,7 +384,7 @@ class SoftLabelsRun(StoredRun):
             teacher=run.kd.teacher_fast,
             bound=run.kd.teacher_fast_bound,
         )
-        if self.labels is not None:
+        if self.labels is not None and not layout.shard:
             collate.labels, collate.stored = self.labels, self.epochs * layout.samples
         run.say(self.describe())
 
@@ -380,20 +394,30 @@ class SoftLabelsRun(StoredRun):
         Raises:
             LskdError: the teacher says something else, another run writes, or the teacher cannot be used.
         """
-        if self.config.verify or self.epochs < self.wanted:
+        together = self.config.together
+        trained = planned_epochs(self.run.args)
+        if together > 1 and (self.epochs < self.wanted or trained % together):
+            raise LskdError(
+                f"--kd-soft-labels-together {together} shows views of {together} epochs at a time: all "
+                f"{self.wanted} must be stored before (there are {self.epochs}), and {together} divide the "
+                f"{trained} of training; write them by timm soft-labels, or drop the flag."
+            )
+        missing = self.keys < self.layout.stop
+        if self.config.verify or missing:
             teacher.load()  # first: a new store says in which form the teacher answers
-        if self.epochs < self.wanted:
+        if missing:
             self.open_writer()
         if self.config.verify:
             kd, amp = self.run.kd, bool(self.run.args.amp)
             half = kd.teacher_dtype == "bfloat16" or (kd.teacher_dtype is None and amp)
-            # How far two answers to an image may be apart, in nats per nat: other kernels, half precision.
-            tolerance = 0.1 if half else 0.01
+            tolerance = TOLERANCE["autocast" if half else self.layout.values]
             self.run.say(self.verify(partial(self.answers, teacher), self.config.verify, tolerance))
-        if self.epochs < self.wanted:
-            self.run.say(f"soft labels: epochs {self.epochs} to {self.wanted - 1} are to be stored")
+        if self.layout.shard:
+            return
+        if missing:
+            self.run.say(f"soft labels: {self._unit}s {self.epochs} to {self.wanted - 1} are to be stored")
         else:
-            self.run.say(f"soft labels: all {self.wanted} epochs are read, the teacher is not asked")
+            self.run.say(f"soft labels: all {self.wanted} {self._unit}s are read, the teacher is not asked")
 
     def begin_epoch(self, epoch: int) -> None:
         """Note which epoch is trained next; every process must.
@@ -401,13 +425,14 @@ class SoftLabelsRun(StoredRun):
         Raises:
             SoftLabelsError: it is not stored, nor is one before it.
         """
-        self._epoch = epoch
-        if epoch < self.epochs or self.failed:
+        self._epoch = self.layout.stored_epoch(epoch)
+        if self._epoch < self.epochs or self.failed:
             return
-        if epoch > self.epochs:
+        if self._epoch > self.epochs:
             raise SoftLabelsError(
-                f"{self.path} has {self.epochs} epoch(s) and training is at epoch {epoch}; epochs are "
-                "stored in order: store those before it by timm soft-labels with the same arguments"
+                f"{self.path} has {self.epochs} {self._unit}(s) and training is at epoch {epoch}; "
+                f"{self._unit}s are stored in order: store those before it by timm soft-labels with the same "
+                "arguments"
             )
         self.open_writer()
 
@@ -485,5 +510,5 @@ class OnDemandTeacher(FrozenTeacher):
 
 def planned_epochs(args: Namespace) -> int:
     """Return how many epochs a run will train, as far as its arguments tell; the schedule may say more."""
-    prefix = args.warmup_epochs if args.warmup_prefix else 0
-    return int(args.epochs + args.cooldown_epochs + prefix)
+    epochs = scheduled_epochs(args)
+    return min(epochs, getattr(args, "stop_epoch", None) or epochs)

@@ -7,10 +7,12 @@ import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from lskd import Convention, DistillationLoss, FrozenTeacher, target_values
+from lskd import Convention, DistillationLoss, FrozenTeacher, LossComponents, LskdError, target_values
 from lskd.base.tensors import SampleMeans
 from lskd.soft_labels.forms import teacher_form
+from lskd.targets import binary_targets
 from lskd.teachers.outputs import logits_of
+from lskd.terms import binary_logits
 from timm_ls_kd.arguments import KdConfig
 from timm_ls_kd.store import OnDemandTeacher, ReplayedTargets, SoftLabelsRun
 from timm_ls_kd.teacher import StudentRun, make_teacher
@@ -44,6 +46,19 @@ class AnyDeviceTask(TrainingTask):
         return self
 
 
+class HardLoss(nn.Module):
+    """The hard labels' share of a distillation loss, alone: what `criterion` is in a task of timm's."""
+
+    def __init__(self, alpha: float, convention: Convention) -> None:
+        super().__init__()
+        self.loss = DistillationLoss(hard_weight=1.0, alpha=alpha, convention=convention)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the smoothed cross-entropy of logits `(..., K)` and ids `(...)` or probabilities."""
+        loss: Tensor = self.loss(output, output.detach(), target)
+        return loss
+
+
 class LsKdTask(AnyDeviceTask):
     """Train a student on a teacher's soft labels, the paper's way: temperature 1, no hard labels, by default.
 
@@ -56,6 +71,7 @@ class LsKdTask(AnyDeviceTask):
         device: device of the task.
         dtype: dtype of the task.
         verbose: kept for timm's factories.
+        criterion: the hard term, in place of the smoothed cross-entropy that `loss` describes.
         loss: keyword arguments of :class:`lskd.DistillationLoss`: temperature, hard_weight, alpha, ...; alpha
             smooths integer labels by default as timm does, float targets (mixup) are used as they are.
     """
@@ -68,12 +84,19 @@ class LsKdTask(AnyDeviceTask):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
+        criterion: nn.Module | None = None,
         **loss: Any,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         self.trainable_module = student_model
         self.teacher = teacher.to(self.device)
         self.loss = DistillationLoss(**{"convention": "uniform", **loss})
+        self._weight = 0.0  # of a criterion that is not the loss's own hard term
+        if criterion is None:
+            criterion = HardLoss(self.loss.alpha, self.loss.convention)
+        else:
+            self._weight, self.loss.hard_weight = self.loss.hard_weight, 0.0
+        self.criterion = criterion.to(self.device)
         self._means = SampleMeans()
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
@@ -103,11 +126,19 @@ class LsKdTask(AnyDeviceTask):
         logits = logits_of(self.trainable_module(input))
         # Autocast off: the loss is computed in float32 whatever the networks ran in.
         with torch.autocast(logits.device.type, enabled=False):
-            parts = self.loss.components(logits, teacher_logits, target)
+            parts = self.compare(logits, teacher_logits, target)
+            loss = parts.loss
+            if self._weight:
+                hard = self.criterion(logits.to(loss.dtype), target)
+                loss = (1 - self._weight) * loss + self._weight * hard
         named = {column: getattr(parts, field) for column, field in COLUMNS.items()}
         if torch.is_grad_enabled():
             self._means.add(torch.stack(list(named.values())), len(logits))
-        return {"loss": parts.loss, "output": logits, **named}
+        return {"loss": loss, "output": logits, **named}
+
+    def compare(self, logits: Tensor, teacher: Any, target: Tensor) -> LossComponents:
+        """Return the loss of a batch and its parts, from the logits of both and the labels."""
+        return self.loss.components(logits, teacher, target)
 
     def ask_teacher(self, input: Tensor, target: Any) -> tuple[Any, Tensor]:
         """Return what the teacher says about a batch, and the labels in `target`."""
@@ -124,6 +155,39 @@ class LsKdTask(AnyDeviceTask):
         Every process of a distributed run must call it.
         """
         return dict(zip(COLUMNS, self._means.read(len(COLUMNS), self.device), strict=True))
+
+
+class MultiLabelKdTask(LsKdTask):
+    """Distil the sigmoids of a teacher whose classes do not exclude one another, as in `--task multilabel`.
+
+    Every term is a mean over samples and classes: of the binary cross-entropy with the teacher's sigmoids at
+    the temperature, and with the labels, as timm's `BinaryCrossEntropy` takes it.
+
+    Args:
+        student_model: the model to train; logits `(B, K)`.
+        teacher: frozen teacher.
+        threshold: of a sigmoid, for timm's F1 in validation.
+        loss: as for :class:`timm_ls_kd.task.LsKdTask`; alpha smooths the labels of each class by itself.
+    """
+
+    multi_label = True
+
+    def __init__(
+        self, student_model: nn.Module, teacher: FrozenTeacher, threshold: float = 0.5, **loss: Any
+    ) -> None:
+        super().__init__(student_model, teacher, **loss)
+        self.threshold = threshold
+
+    def compare(self, logits: Tensor, teacher: Any, target: Tensor) -> LossComponents:
+        """Return the loss and its parts, of labels `(B, K)` from 0 to 1."""
+        labels = binary_targets(target, self.loss.alpha, self.loss.convention)
+        return super().compare(binary_logits(logits), binary_logits(teacher), labels)
+
+    def create_evaluator(self, **kwargs: Any) -> Any:
+        """Create timm's evaluator of mean average precision and F1."""
+        from timm.task import MultiLabelClassificationEvaluator  # timm 1.0.31
+
+        return MultiLabelClassificationEvaluator(device=self.device, threshold=self.threshold, **kwargs)
 
 
 class SoftLabelsTask(LsKdTask):
@@ -151,13 +215,23 @@ class SoftLabelsTask(LsKdTask):
         labels = target.hard(layout.num_classes, self.loss.alpha, self.loss.convention)
         if target.values is not None and target.ids is not None:
             values, ids = target.values, target.ids
+        elif (found := self.run.stored(target.keys)) is not None:  # a view that this run has stored itself
+            values, ids = (part.to(input.device) for part in found)
         else:
             values, ids = self.run.record(target.keys, self.teacher(input))
-        return teacher_form(values, ids, layout.num_classes, self.run.config.rest), labels
+        return teacher_form(values, ids, layout, self.run.config.rest), labels
 
 
-def create_kd_task(model: nn.Module, run: StudentRun, dtype: torch.dtype | None = None) -> LsKdTask:
+def create_kd_task(
+    model: nn.Module, run: StudentRun, dtype: torch.dtype | None = None, threshold: float = 0.5
+) -> LsKdTask:
     """Create the task that a run distils with: its teacher made and tried, or its store opened; and say so.
+
+    Args:
+        model: the student.
+        run: its run.
+        dtype: of the task.
+        threshold: of a sigmoid, where classes do not exclude one another.
 
     Raises:
         LskdError: whatever is wrong with the teacher or the store.
@@ -165,9 +239,19 @@ def create_kd_task(model: nn.Module, run: StudentRun, dtype: torch.dtype | None 
     loss = ("temperature", "temperature_squared", "hard_weight", "alpha", "convention")
     options: dict[str, Any] = {name: getattr(run.kd, name) for name in loss}
     options |= {"device": run.device, "dtype": dtype}
+    if run.multi_label:
+        if run.mixes:  # timm's mixing has smoothed the labels
+            options["alpha"] = 0.0
+        run.say(describe_targets(run.kd, 2, run.mixes) + "; of the sigmoid of each class")
+        return MultiLabelKdTask(model, make_teacher(run, "none"), threshold=threshold, **options)
     if run.images is None:
         run.say(describe_targets(run.kd, run.args.num_classes, run.mixes))
         return LsKdTask(model, make_teacher(run, run.kd.teacher_fast), **options)
+    if run.stored[0].shard:
+        raise LskdError(
+            "--kd-soft-labels-shard writes one shard by timm soft-labels; training reads all of them, "
+            "merged: drop the flag."
+        )
     store = SoftLabelsRun(run)
     try:
         teacher = OnDemandTeacher(store)

@@ -19,7 +19,7 @@ from lskd.teachers.fast import FastMode
 from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
 from lskd.teachers.outputs import Autocast
 from lskd.teachers.preflight import ask, check_teacher, spread_indices
-from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig
+from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig, multi_label
 from timm_ls_kd.models import (
     check_model_name,
     create,
@@ -79,6 +79,11 @@ class StudentRun:
         args = self.args
         return args.mixup > 0 or args.cutmix > 0 or getattr(args, "cutmix_minmax", None) is not None
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether its classes do not exclude one another."""
+        return multi_label(self.args)
+
     def say(self, line: str) -> None:
         """Print a line of progress, on the primary process."""
         if self.args.rank == 0:
@@ -102,10 +107,10 @@ def make_teacher(run: StudentRun, mode: FastMode) -> FrozenTeacher:
         LskdError: as `create_teacher`; it is at chance, or cannot be made fast within the bound.
     """
     kd, args = run.kd, run.args
-    run.say(f"teacher '{kd.teacher}': loading {kd.checkpoint or 'the pretrained weights of timm'}")
+    run.say(f"teacher '{kd.teacher}': loading {kd.checkpoint or 'its pretrained weights'}")
     teacher = create_teacher(kd, args.num_classes, run.normalisation, args.channels_last)
     teacher.to(run.device)
-    for line in describe_teacher(kd, teacher, args.num_classes):
+    for line in describe_teacher(kd, teacher, 2 if run.multi_label else args.num_classes):
         run.say(line)
     dataset = run.validation
     if dataset is None or _streamed(dataset) or kd.preflight_samples == 0:
@@ -120,6 +125,7 @@ def make_teacher(run: StudentRun, mode: FastMode) -> FrozenTeacher:
             size_option=_SIZE_OPTION,
             skip_option="--kd-preflight-samples 0, in YAML kd_preflight_samples: 0,",
             autocast=run.autocast,
+            multi_label=run.multi_label,
         )
         run.say(line)
     if mode != "none":

@@ -2,8 +2,8 @@
 
 import importlib.util
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import timm
 import torch
 import yaml
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task import TrainingTask
 from torch import nn
 
@@ -24,11 +24,13 @@ from lskd.errors import one_line
 from lskd.teachers.frozen import Normalisation
 from lskd.teachers.outputs import logits_of
 from timm_ls_kd.arguments import (
+    ABOUT_TIMMS_TEACHER,
     KdConfig,
     add_kd_arguments,
     apply_kd_defaults,
     given_arguments,
     kd_config,
+    multi_label,
     parser_error,
     require_teacher,
 )
@@ -41,6 +43,7 @@ from timm_ls_kd.task import LsKdTask, SoftLabelsTask, create_kd_task
 from timm_ls_kd.teacher import StudentRun
 from timm_ls_kd.trainer.run_folder import (
     AtomicCheckpointSaver,
+    automatic_resume,
     check_folder,
     check_writable,
     resumed_checkpoint,
@@ -67,6 +70,7 @@ _REPLACED = (
     *("_parse_args", "create_model", "create_dataset", "create_loader", "create_optimizer_v2"),
     *("train_one_epoch", "validate"),
 )
+_TASKS = ("ClassificationTask", "MultiLabelClassificationTask")  # the second from timm 1.0.31 on
 _SEAMS = (
     *("parser", "config_parser", *_REPLACED, "ClassificationTask", "Mixup", "FastCollateMixup", "main"),
     *("resolve_data_config", "LogitDistillationTask", "resume_task_checkpoint"),
@@ -139,6 +143,22 @@ def load_script(script: Path) -> ModuleType:
     return module
 
 
+def keep_abbreviations(parser: ArgumentParser, upstreams: Collection[str]) -> None:
+    """Let an abbreviated flag mean what it means without ours: `--smooth` and `--kd-temp` stay unambiguous.
+
+    Args:
+        parser: the script's, ours added.
+        upstreams: destinations of the arguments that are the script's own.
+    """
+    found = parser._get_option_tuples
+
+    def look(option_string: str) -> list[Any]:
+        options = found(option_string)
+        return [each for each in options if each[0].dest in upstreams] or options
+
+    parser._get_option_tuples = look  # type: ignore[method-assign]
+
+
 def _forget(before: ModuleType | None) -> None:
     if before is None:
         sys.modules.pop(MODULE_NAME, None)
@@ -159,6 +179,11 @@ def _check(args: Namespace, kd: KdConfig | None) -> None:
         check_folder(output / args.experiment, args.resume)
     else:
         check_writable(output)
+    if multi_label(args) and not args.dataset:
+        raise LskdError(
+            "--task multilabel needs a data set with lists of labels (--dataset hfds/..., wds/...); "
+            "a folder has one label for each image."
+        )
     if not getattr(args, "input_key", None):
         check_images(args)
 
@@ -207,6 +232,7 @@ class _WatchedRun:
         add_kd_arguments(parser)
         own = [each for each in parser._actions if each.dest not in upstreams or each.dest in _SHARED]
         self.defaults = {action.dest: action.default for action in own}
+        keep_abbreviations(parser, upstreams)
 
         def error(message: str) -> NoReturn:
             raise parser_error(message, f"timm {sys.argv[0]}")
@@ -214,7 +240,9 @@ class _WatchedRun:
         parser.error = error
         for name in _REPLACED:
             setattr(module, name, getattr(self, name))
-        module.ClassificationTask = self.create_task
+        for name in _TASKS:
+            if hasattr(module, name):
+                setattr(module, name, partial(self.create_task, name))
         # With stored soft labels the images come mixed.
         module.Mixup = self._unless_stored(module.Mixup, NoMixing())
         module.FastCollateMixup = self._unless_stored(module.FastCollateMixup, None)
@@ -232,7 +260,7 @@ class _WatchedRun:
         if self.kd is not None and not distilled:
             raise LskdError(
                 f"--kd-teacher {self.kd.teacher} is asked for and nothing is distilled: the script trains "
-                "another task than ClassificationTask, or nothing at all; drop the flag that chooses it, or "
+                "another task than classification, or nothing at all; drop the flag that chooses it, or "
                 "--kd-teacher."
             )
 
@@ -241,23 +269,28 @@ class _WatchedRun:
         parser, defaults = self.script.parser, self.defaults
         path = self.script.config_parser.parse_known_args()[0].config
         config = read_config(path) if path else {}
-        typed = given_arguments(parser, sys.argv[1:], tuple(defaults))
+        typed = given_arguments(parser, sys.argv[1:], (*defaults, *ABOUT_TIMMS_TEACHER))
         named = {name: config[name] for name in defaults if name in config and name not in typed}
         values = values_of(parser, named, path)
         args, _ = self.script._parse_args()
-        vars(args).update({name: defaults[name] for name in named} | values)
+        # A script may make a number of what is None by default, as of --smoothing.
+        unset = {name: defaults[name] for name in named if defaults[name] is not None}
+        vars(args).update(unset | values)
         require_teacher(args, typed)
         apply_kd_defaults(args, typed.keys() | values.keys())
         self.args, self.kd = args, kd_config(args)
-        _check(args, self.kd)
         # Written anew: the defaults above depend on whether there is a teacher.
-        return args, yaml.safe_dump(vars(args), default_flow_style=False)
+        text = yaml.safe_dump(vars(args), default_flow_style=False)
+        args.resume = automatic_resume(args)
+        _check(args, self.kd)
+        return args, text
 
     def create_model(self, *args: Any, **kwargs: Any) -> Any:
         self.student = self.script.create_model(*args, **kwargs)
         if self.args.smoothing_convention == "paper":
             # From here on the script hands its smoothing to timm's losses and to mixup.
-            self.args.smoothing = uniform_smoothing(self.args, int(self.student.num_classes))
+            classes = 2 if multi_label(self.args) else int(self.student.num_classes)
+            self.args.smoothing = uniform_smoothing(self.args, classes)
         return self.student
 
     def create_dataset(self, *args: Any, **kwargs: Any) -> Any:
@@ -276,6 +309,11 @@ class _WatchedRun:
                 "--kd-soft-labels needs images that can be asked for one by one, this data set can only "
                 "be streamed; use a folder of images or a tar file."
             )
+        if stored.together > 1:
+            raise LskdError(
+                "--kd-soft-labels-together orders the images itself, which the bundled trainer alone can do; "
+                "drop it, or train by `timm train.py`."
+            )
         self.images = images, collate = replayed_images(dataset, stored, kwargs["use_prefetcher"])
         loader = self.script.create_loader(images, *args, **(kwargs | {"collate_fn": collate}))
         batches = getattr(loader, "loader", loader).batch_sampler
@@ -288,9 +326,9 @@ class _WatchedRun:
         self.require_distilled(self.task is not None)
         return self.script.create_optimizer_v2(*args, **kwargs)
 
-    def create_task(self, *args: Any, **kwargs: Any) -> TrainingTask:
+    def create_task(self, name: str, *args: Any, **kwargs: Any) -> TrainingTask:
         quiet = kwargs if self.kd is None else {**kwargs, "verbose": False}
-        task: TrainingTask = self.script.ClassificationTask(*args, **quiet)
+        task: TrainingTask = getattr(self.script, name)(*args, **quiet)
         if self.kd is None:
             return task
         _check_criterion(task)
@@ -321,7 +359,7 @@ class _WatchedRun:
             training=training,
             images=self.images,
         )
-        return create_kd_task(model, student, kwargs.get("dtype"))
+        return create_kd_task(model, student, kwargs.get("dtype"), kwargs.get("threshold", 0.5))
 
     def train_one_epoch(self, epoch: int, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.task, SoftLabelsTask) and self.sampler is not None:
@@ -355,9 +393,12 @@ class _WatchedRun:
 def _check_criterion(task: Any) -> None:
     """Refuse a loss whose place the distillation loss would take in silence."""
     criterion = task.criterion
-    known = (nn.CrossEntropyLoss, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy)
-    if type(criterion) not in known or getattr(criterion, "weight", None) is not None:
+    known: tuple[type, ...] = (nn.CrossEntropyLoss, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy)
+    if getattr(task, "multi_label", False):
+        known = (BinaryCrossEntropy,)
+    changed = [getattr(criterion, name, None) for name in ("weight", "pos_weight", "target_threshold")]
+    if type(criterion) not in known or changed != [None] * 3 or getattr(criterion, "sum_classes", False):
         raise LskdError(
-            f"the script is told to train on {type(criterion).__name__}, which has no meaning with "
-            "--kd-teacher; drop the flag that chooses it (--loss, --bce-loss)."
+            f"the script is told to train on {type(criterion).__name__} in another form than the (smoothed) "
+            "cross-entropy of --kd-teacher's hard labels; drop the flags that choose it (--loss, --bce-...)."
         )

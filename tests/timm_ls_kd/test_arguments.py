@@ -1,8 +1,10 @@
 """The bundled trainer's command line and its YAML, without a run."""
 
 import pytest
+import yaml
 
 from lskd import LskdError
+from timm_ls_kd.run_settings import UPSTREAM_ONLY
 from timm_ls_kd.trainer.arguments import create_parser, parse_arguments
 
 pytestmark = pytest.mark.unit
@@ -22,6 +24,21 @@ def test_null_is_as_if_the_key_were_not_there(with_config):
     names = [action.dest for action in create_parser()._actions if action.dest not in ("help", "config")]
     found = with_config("\n".join(f"{name}: null" for name in names))
     assert vars(found) == vars(parse_arguments([]))
+
+
+def test_what_only_upstreams_script_knows_may_be_named_as_it_is_by_default(with_config, capsys):
+    assert vars(with_config(yaml.safe_dump(UPSTREAM_ONLY))) == vars(parse_arguments([]))
+    assert capsys.readouterr().err == ""
+    for text in ("task: multilabel", "class_stats: counts.json", "target_format: multihot"):
+        with pytest.raises(
+            LskdError, match=f"c.yaml sets {text.partition(':')[0]}, .* upstream train.py only"
+        ):
+            with_config(text)
+
+
+def test_settings_of_timm_1_0_31_are_read(with_config):
+    found = with_config("loss: bce\npersistent_workers: false\nsave_epochs: [1, 2]\nstop_epoch: null\n")
+    assert (found.loss, found.persistent_workers, found.save_epochs) == ("bce", False, [1, 2])
 
 
 def test_null_smoothing_is_not_asked_for(with_config):

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from timm_ls_kd import upstream
@@ -30,6 +32,16 @@ PLAIN = [
     ("--lr fast", ["--lr", "fast"]),
     ("--opt sgdd", ["optimiser 'sgdd'"]),
     ("--sched plateau", ["--sched", "cosine"]),
+    ("--sched wsd --decay-epochs 400", ["--sched wsd cannot be created", "0 < decay_epochs"]),
+    ("--lr-decay-fn linear", ["--lr-decay-fn belongs to --sched wsd and rsqrt, not cosine"]),
+    ("--resume auto --experiment=", ["--resume auto", "--experiment NAME"]),
+    ("--loss poly", ["--loss", "'poly'", "'bce'"]),
+    ("--task multilabel", ["--task", "upstream train.py only"]),
+    ("--loss ce --bce-loss", ["--bce-loss is --loss bce", "--loss ce"]),
+    ("--epochs 3 --cooldown-epochs 1 --stop-epoch 5", ["--stop-epoch 5 is beyond the run's 4 epochs"]),
+    ("--epochs 3 --save-epochs 4 1", ["--save-epochs 4 is beyond the run's 3 epochs"]),
+    ("--stop-epoch 0", ["--stop-epoch", "at least 1"]),
+    ("--save-epochs 1 0", ["--save-epochs", "at least 1"]),
     ("--device cuda:77", ["--device", "cpu"]),
     ("--device nonsense", ["--device nonsense"]),
     ("--torchcompile nosuch", ["--torchcompile nosuch"]),
@@ -87,6 +99,7 @@ DISTILLING = [
     ("--kd-teacher-img-size 0", ["--kd-teacher-img-size"]),
     ("--kd-preflight-samples -1", ["--kd-preflight-samples"]),
     ("--bce-loss", ["--bce-loss", "--kd-teacher"]),
+    ("--loss bce", ["--loss bce changes", "--kd-teacher"]),
     ("--kd-model-name resnet50", ["--kd-model-name", "upstream"]),
     ("--kd-teacher nosuch_model", ["unknown teacher 'nosuch_model'"]),
     ("--kd-teacher torchvision:resnet18", ["unknown teacher 'torchvision:resnet18'"]),
@@ -104,6 +117,7 @@ DISTILLING = [
     ("--kd-soft-labels x --kd-soft-labels-top-k -1", ["--kd-soft-labels-top-k"]),
     ("--kd-soft-labels x --kd-soft-labels-top-k 5", ["top-K must be 1 to 4"]),
     ("--kd-soft-labels-verify 3", ["needs --kd-soft-labels"]),
+    ("--kd-soft-labels-together 2", ["needs --kd-soft-labels"]),
     ("--kd-rest renormalise", ["needs --kd-soft-labels"]),
 ]
 
@@ -146,6 +160,29 @@ class _RunsCode:
 
     def __reduce__(self):
         return (Path.touch, (self.marker,))
+
+
+def test_teacher_from_a_folder_like_the_hubs(train, runs, tmp_path, teacher, summary):
+    folder = tmp_path / "hub"
+    model = timm.create_model("test_resnet", num_classes=4)
+    model.load_state_dict(load_teacher_weights(teacher))
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 32, 32)}  # which it was trained on
+    save_for_hf(model, folder)
+    from_hub = ["--kd-teacher", f"local-dir:{folder}", "--epochs", 1]
+    from_file = ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", teacher, "--epochs", 1]
+    assert train("hub", *from_hub).status == train("file", *from_file).status == 0
+    assert summary(runs / "hub") == summary(runs / "file")
+
+    for name, content in (
+        ("pytorch_model.bin", pickle.dumps({"fc.weight": _RunsCode(tmp_path / "owned")}, protocol=2)),
+        ("pytorch_model.bin", b"cut off"),
+        ("config.json", b"{}"),
+    ):
+        (folder / name).write_bytes(content)
+        train("bad", *from_hub).assert_one_clear_line(f"local-dir:{folder}", "--kd-teacher-checkpoint FILE")
+    train("bad", "--kd-teacher", f"local-dir:{tmp_path}/no").assert_one_clear_line("Config file not found")
+    assert not (tmp_path / "owned").exists()
+    assert not (runs / "bad").exists()
 
 
 @pytest.mark.parametrize("flag", ["--kd-teacher-checkpoint", "--initial-checkpoint", "--resume"])

@@ -12,10 +12,11 @@ from timm import create_model
 from timm.data import create_dataset
 
 from lskd import LskdError
+from lskd.teachers.replay import replayed
 from timm_ls_kd.arguments import SoftLabelsConfig
 from timm_ls_kd.data import check_data, guard
 from timm_ls_kd.evaluation import evaluate_model
-from timm_ls_kd.loader import EpochSampler, seeded
+from timm_ls_kd.loader import EpochSampler
 
 pytestmark = pytest.mark.unit
 MIXING = ("--mixup", 0.8, "--cutmix", 1)
@@ -87,9 +88,9 @@ def test_mixing_ends_when_asked(loader, workers):
 
 def test_loading_leaves_the_generators_alone(loader):
     state = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    with seeded(1, 2):
+    with replayed(1, 2):
         first = random.random(), np.random.rand(), torch.rand(1)
-    with seeded(1, 2):
+    with replayed(1, 2):
         assert first == (random.random(), np.random.rand(), torch.rand(1))
     dataset = loader()._loader.loader.dataset
     dataset.__getitems__([5, 6])

@@ -1,5 +1,6 @@
 """Images that are made again from their seeds: the same pixels in any order, by any number of workers."""
 
+import itertools
 import random
 
 import numpy as np
@@ -10,6 +11,8 @@ from timm.data import create_dataset, create_transform
 from lskd import LskdError
 from lskd.teachers.replay import MixingPolicy, augmentation_seed
 from timm_ls_kd.arguments import SoftLabelsConfig
+from timm_ls_kd.data import CheckedReader
+from timm_ls_kd.loader import EpochSampler
 from timm_ls_kd.store import KeySampler, ReplayedDataset
 
 pytestmark = pytest.mark.unit
@@ -138,3 +141,40 @@ def test_keys_of_another_sampler():
     keys.epoch = 4
     assert list(keys) == [14, 12, 13]
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize(("views", "ranks"), [(2, 1), (3, 1), (4, 2)])
+def test_views_come_together_and_none_twice(views, ranks):
+    """In V epochs of a length that V does not divide each process shows each key of its images once."""
+    samples = 10
+    samplers = [EpochSampler(samples, 7, rank, ranks, shuffle=True, views=views) for rank in range(ranks)]
+    seen = []
+    for sampler in samplers:
+        keys = []
+        for epoch in range(views, 2 * views):  # not the first turn
+            sampler.set_epoch(epoch)
+            drawn = list(sampler)
+            assert len(drawn) == len(sampler) == samples // ranks
+            keys += drawn
+        changes = sum(one % samples != other % samples for one, other in itertools.pairwise(keys))
+        assert changes == samples // ranks - 1
+        seen += keys
+    assert sorted(seen) == list(range(views * samples, 2 * views * samples))
+
+
+@pytest.mark.parametrize("mixing", [MixingPolicy(), BOTH], ids=["plain", "mixed"])
+def test_views_of_one_decoding_are_those_of_their_epochs(loader, monkeypatch, mixing):
+    plain = loader(1, mixing=mixing)
+    expected = images(plain, 0) | images(plain, 1)
+    together = loader(1, mixing=mixing)
+    together.sampler.views, opened = 2, []
+    original = CheckedReader.opened
+    monkeypatch.setattr(CheckedReader, "opened", lambda *which: opened.append(which) or original(*which))
+    found = images(together, 0)
+    drawn = (mixing.draw(augmentation_seed(5, *divmod(key, 96)), key % 96, 96) for key in found)
+    assert len(opened) == 48 + sum(each is not None for each in drawn)  # and the partners, each another
+    found |= images(together, 1)
+    assert found.keys() == expected.keys()
+    for key, (pixels, *rest) in found.items():
+        assert torch.equal(pixels, expected[key][0])
+        assert tuple(rest) == expected[key][1:]

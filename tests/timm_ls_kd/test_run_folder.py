@@ -19,7 +19,7 @@ def open_run(folder, start_epoch=0, history=2):
     model = torch.nn.Linear(2, 2)
     return RunFolder(
         folder,
-        Namespace(val_split="val", checkpoint_hist=history, model="m", eval_metric="top1"),
+        Namespace(val_split="val", checkpoint_hist=history, model="m", eval_metric="top1", save_epochs=None),
         "model: m\n",
         start_epoch,
         False,

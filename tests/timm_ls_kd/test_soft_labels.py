@@ -15,6 +15,7 @@ import torch
 from lskd import DistillationLoss, FrozenTeacher, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels import blocks as block_file_module
 from lskd.soft_labels import run as stored_run_module
+from lskd.soft_labels.shards import merge_shards
 from timm_ls_kd.store import SoftLabelsRun
 from timm_ls_kd.task import SoftLabelsTask
 
@@ -120,6 +121,37 @@ def test_the_one_that_stores_and_those_that_read_are_equal_with_top_k(student, s
     assert not (store / "scratch").exists()
 
 
+def test_two_views_serve_four_epochs(student, same_weights, store, monkeypatch):
+    """The teacher is asked about two, and the one that stores them learns what later ones do."""
+    asked, ask = [], FrozenTeacher.__call__
+    count = lambda self, images: asked.append(len(images)) or ask(self, images)  # noqa: E731
+    monkeypatch.setattr(FrozenTeacher, "__call__", count)
+    views = ["--kd-soft-labels-views", "2", "--epochs", "4", "--mixup", "0.5", "--kd-preflight-samples", "0"]
+    student("stores", *views, "--workers", "2")
+    once = sum(asked)
+    assert 2 * 96 <= once < 3 * 96  # batches are filled up, and it is tried first
+    assert "all 2 views are read" in student("reads", *views).out
+    assert sum(asked) == once
+    assert same_weights("stores", "reads")
+    labels = SoftLabels(store)
+    assert (len(labels), labels.layout.views) == (2 * 96, True)
+    result = student("epochs", "--epochs", "4", status=2)
+    result.assert_one_clear_line("2 view(s) of each image", "ask for views (2)")
+    result = student("gap", *views, "--start-epoch", "3", where=store / "gap", status=2)
+    result.assert_one_clear_line("has 0 view(s) and training is at epoch 3; views are stored in order")
+    result = student("off", *views, "--mixup-off-epoch", "1", status=2)
+    result.assert_one_clear_line("--mixup-off-epoch", "--kd-soft-labels-views")
+
+
+def test_drawn_classes(student, same_weights, store):
+    student("stores", "--kd-soft-labels-sampled", "2")
+    student("reads")
+    assert same_weights("stores", "reads")
+    assert SoftLabels(store).layout.sampled
+    result = student("hot", "--kd-temperature", "2", status=2)
+    result.assert_one_clear_line("right at temperature 1 and biased at 2")
+
+
 def test_more_epochs_than_stored_are_added(student, same_weights, filled_copy):
     before = (filled_copy / "rows.bin").read_bytes()
     result = student("three", "--epochs", "3")
@@ -143,6 +175,25 @@ def test_ahead_of_time(student, ahead, store, filled):
     for key in range(192):  # other batches: the same to rounding
         assert (there[key].seeds == stored[key].seeds).all()
         np.testing.assert_allclose(there[key].values, stored[key].values, atol=0.01)
+
+
+def test_ahead_of_time_in_shards_and_read_at_a_url(student, ahead, store, filled, tmp_path):
+    for shard in ("2/3", "1/3", "3/3", "3/3"):  # the last a second time: there is nothing left to ask
+        result = ahead("--kd-soft-labels-top-k", 2, "--kd-soft-labels-shard", shard)
+        assert result.status == 0, result.err
+        assert f"of shard {shard} 64 of 64 images are stored" in result.out
+    student("early", status=2).assert_one_clear_line("3 shard(s)", "lskd soft-labels merge")
+    result = student("one", "--kd-soft-labels-shard", "1/3", status=2)
+    result.assert_one_clear_line("training reads all of them")
+    merge_shards(store)
+    cache = ("--kd-soft-labels-cache", tmp_path / "cache")
+    assert "all 2 epochs are read" in student("reads", *cache, where=f"file://{store}").out
+    result = student("more", *cache, "--epochs", 3, where=f"file://{store}", status=2)
+    result.assert_one_clear_line("a copy of soft labels that are elsewhere")
+    there, stored = SoftLabels(filled), SoftLabels(store)
+    keys = np.arange(192)
+    np.testing.assert_array_equal(stored.take(keys).seeds, there.take(keys).seeds)
+    np.testing.assert_allclose(stored.take(keys).values, there.take(keys).values, atol=0.01)
 
 
 @pytest.mark.parametrize("while_ahead", [True, False])
@@ -239,6 +290,19 @@ def test_a_store_of_other_images_teacher_or_versions_is_refused(
     result.assert_one_clear_line("teacher.run_beside_it is ")
     monkeypatch.setattr("timm.__version__", "1.0.28")
     student("other", status=2, where=filled).assert_one_clear_line("versions.timm is ", "1.0.28")
+
+
+def test_views_together(student, ahead, filled, store):
+    assert "all 2 epochs are read" in student("two", "--kd-soft-labels-together", "2", where=filled).out
+    result = student("three", "--kd-soft-labels-together", "3", where=filled, status=2)
+    result.assert_one_clear_line("all 2 must be stored before (there are 2), and 3 divide the 2 of training")
+    views = ["--kd-soft-labels-views", "2", "--epochs", "3", "--kd-soft-labels-together", "2"]
+    student("views", *views, where=filled, status=2).assert_one_clear_line("2 divide the 3 of training")
+    result = student("none", "--kd-soft-labels-together", "2", status=2)
+    result.assert_one_clear_line("all 2 must be stored before (there are 0)", "by timm soft-labels")
+    assert not store.exists()
+    assert ahead("--kd-soft-labels-together", "2").status == 0
+    student("now", "--kd-soft-labels-together", "2")
 
 
 def test_verifying(student, filled, rewritten):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from lskd.teachers.frozen import FrozenTeacher, Normalisation
-from timm_ls_kd.task import COLUMNS, LsKdTask
+from timm_ls_kd.task import COLUMNS, LsKdTask, MultiLabelKdTask
 
 pytestmark = pytest.mark.unit
 
@@ -198,6 +198,59 @@ def test_distilled_deit_trains_on_its_first_head_and_is_evaluated_as_timm_does(b
     model.eval()
     torch.testing.assert_close(model(batch[0]), (both[0] + both[1]) / 2)
     assert torch.equal(FrozenTeacher(model, HALF, HALF)(batch[0]), model(batch[0]))
+
+
+def test_criterion_is_the_hard_term_and_another_takes_its_place(models, batch):
+    """As in timm's tasks: a module of its own, in the task's mode and on its device."""
+    models[0].eval()
+    options = {"hard_weight": 0.3, "alpha": 0.2, "convention": "paper"}
+    task = make_task(models, **options)
+    result = task(*batch)
+    torch.testing.assert_close(task.criterion(result["output"], batch[1]), result["hard_ce"])
+    soft = 0.7 * result["ce"] + 0.3 * functional.multi_margin_loss(result["output"], batch[1])
+    other = make_task(models, criterion=nn.MultiMarginLoss(), **options)
+    torch.testing.assert_close(other(*batch)["loss"], soft)
+    for mode in (True, False):
+        assert task.train(mode) is task
+        assert {each.training for each in (*task.trainable_module.modules(), task.criterion)} == {mode}
+        assert not any(each.training for each in models[1].modules())
+
+
+def test_evaluator_and_state_are_timms(models, batch):
+    task = make_task(models)
+    evaluator = task.create_evaluator(max_samples=10)
+    logits = task.get_eval_model()(batch[0])
+    evaluator.update(logits, batch[1])
+    right = 100 * float((logits[:10].argmax(-1) == batch[1][:10]).float().mean())
+    assert evaluator.compute()["top1"] == pytest.approx(right)
+    assert task.get_task_state() == {}
+    assert list(task.get_checkpoint_state()) == ["state_dict"]
+    other = make_task(copy.deepcopy(models))
+    nn.init.zeros_(other.trainable_module.fc.weight)
+    other.compile(backend="eager")
+    other.load_checkpoint_state(**task.get_checkpoint_state())
+    assert torch.equal(other.trainable_module.fc.weight, models[0].fc.weight)
+
+
+def test_multilabel_hard_term_and_evaluator_are_timms(models, batch):
+    from timm.task import MultiLabelClassificationTask
+
+    student, teacher = models
+    student.eval()
+    labels = nn.functional.one_hot(batch[1], K).float() + nn.functional.one_hot((batch[1] + 1) % K, K)
+    timms = MultiLabelClassificationTask(student, criterion_kwargs={"smoothing": 0.2}, threshold=0.3)
+    frozen = FrozenTeacher(teacher, HALF, HALF)
+    task = MultiLabelKdTask(student, frozen, threshold=0.3, hard_weight=0.4, alpha=0.2, temperature=2.0)
+    result = task(batch[0], labels)
+    torch.testing.assert_close(result["hard_ce"], timms(batch[0], labels)["loss"])
+    soft = functional.binary_cross_entropy_with_logits(
+        student(batch[0]) / 2, (teacher(batch[0]) / 2).sigmoid()
+    )
+    torch.testing.assert_close(result["loss"], 0.4 * result["hard_ce"] + 0.6 * soft)
+    evaluators = [each.create_evaluator(max_samples=10) for each in (task, timms)]
+    for each in evaluators:
+        each.update(result["output"], labels)
+    assert evaluators[0].compute() == evaluators[1].compute()
 
 
 def test_the_loss_is_float32_under_autocast(models, batch):

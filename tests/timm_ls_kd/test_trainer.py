@@ -3,6 +3,7 @@
 import argparse
 import csv
 import os
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -207,6 +208,21 @@ def test_resumed_run_equals_the_unbroken_one(train, runs, kd, monkeypatch, argum
     if "--model-ema" in options:
         whole, broken = (load_teacher_weights(runs / name / "last.pth.tar") for name in ("whole", "broken"))
         assert all(torch.equal(value, broken[key]) for key, value in whole.items())
+
+
+def test_a_run_in_pieces_equals_the_whole(train, runs, summary, same_weights):
+    """--resume auto starts and goes on, --stop-epoch leaves the schedule as it is, --save-epochs keeps."""
+    options = shlex.split("--epochs 3 --sched wsd --decay-epochs 2 --save-epochs 1 --checkpoint-hist 1")
+    assert train("whole", *options).status == 0
+    for stop in (["--stop-epoch", 1], []):
+        result = train("pieces", *options, *stop, "--resume", "auto")
+        assert result.status == 0, result.err
+    for name in ("last.pth.tar", "milestone-1.pth.tar"):
+        assert same_weights("whole", "pieces", name)
+    whole, pieces = (summary(runs / name) for name in ("whole", "pieces"))
+    assert whole == pieces
+    # Two of three epochs decay, by 1 - sqrt(share of the decay that is over).
+    assert [row["lr"] for row in whole] == pytest.approx([0.05, 0.05, 0.05 * (1 - 0.5**0.5)])
 
 
 def test_stop_before_the_first_checkpoint(train, runs, monkeypatch):

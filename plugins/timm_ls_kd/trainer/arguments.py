@@ -24,9 +24,11 @@ from timm_ls_kd.arguments import (
     number,
     parser_error,
     require_teacher,
+    scheduled_epochs,
 )
 from timm_ls_kd.run_settings import UPSTREAM_ONLY, apply_config, read_config
 
+SCHEDULES_OF_1_0_31 = ("wsd", "rsqrt", "constant")  # unknown to earlier timms, which say nothing
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _COMPILE_MODES = {"choices": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")}
 
@@ -69,6 +71,12 @@ _DATA = (
     Flag("-b --batch-size", 128, COUNT, "batch size of each process"),
     Flag("-vb --validation-batch-size", None, COUNT, "batch size in validation (default: same)"),
     Flag("-j --workers", 4, NUMBER, "loading processes, 0: load in the training process"),
+    Flag(
+        "--persistent-workers",
+        True,
+        {"action": argparse.BooleanOptionalAction},
+        "keep the loading processes between epochs (the default)",
+    ),
     Flag("--pin-mem", False, {}, "pin memory for faster copies to the GPU"),
     Flag("--no-prefetcher", False, {}, "normalise on the CPU instead of on the device"),
 )
@@ -115,8 +123,8 @@ _SCHEDULE = (
     Flag(
         "--sched",
         "cosine",
-        {"choices": ("cosine", "tanh", "step", "multistep", "poly", "none")},
-        "schedule of the learning rate",
+        {"choices": ("cosine", "tanh", "step", "multistep", "poly", *SCHEDULES_OF_1_0_31, "none")},
+        "schedule of the learning rate; wsd: warm-up, stable, decay",
     ),
     Flag("--sched-on-updates", False, {}, "move the schedule with every optimiser step, not every epoch"),
     Flag("--lr", None, _NOT_NEGATIVE, "learning rate (default: from --lr-base)"),
@@ -128,9 +136,23 @@ _SCHEDULE = (
     Flag("--warmup-epochs", 5, NUMBER, "epochs of warm-up"),
     Flag("--warmup-prefix", False, {}, "add the warm-up before the schedule instead of within it"),
     Flag("--decay-milestones", [90, 180, 270], {"type": WHOLE, "nargs": "+"}, "epochs of decay (multistep)"),
-    Flag("--decay-epochs", 90.0, _POSITIVE, "epochs between decays (step)"),
+    Flag(
+        "--decay-epochs",
+        None,
+        _POSITIVE,
+        "epochs between decays (step; default: 90), or of the decay at the end, below 1 a share of all (wsd, "
+        "rsqrt; default: 0.2)",
+    ),
+    Flag(
+        "--lr-decay-fn",
+        None,
+        {"choices": ("linear", "1-sqrt", "cosine", "power", "exp")},
+        "shape of the decay at the end (default: 1-sqrt for wsd, linear for rsqrt)",
+    ),
+    Flag("--lr-stable-timescale", None, _POSITIVE, "timescale of rsqrt in epochs (default: --warmup-epochs)"),
     Flag("--decay-rate --dr", 0.1, _REAL, "factor of one decay"),
     Flag("--epochs", 300, COUNT, "epochs to train"),
+    Flag("--stop-epoch", None, COUNT, "stop after so many epochs, the schedule being that of --epochs"),
     Flag("--cooldown-epochs", 0, NUMBER, "epochs at the lowest rate after the schedule"),
     Flag("--start-epoch", None, NUMBER, "number of the first epoch (default: where --resume ended)"),
 )
@@ -164,7 +186,13 @@ _AUGMENTATION = (
         {"type": REAL, "metavar": "A"},
         "label smoothing (default: 0.1; 0 with --kd-teacher)",
     ),
-    Flag("--bce-loss", False, {}, "binary cross-entropy instead of cross-entropy"),
+    Flag(
+        "--loss",
+        None,
+        {"choices": ("ce", "bce")},
+        "loss of the labels: cross-entropy or binary cross-entropy (default: ce)",
+    ),
+    Flag("--bce-loss", False, {}, "the same as --loss bce"),
 )
 _RUN = (
     Flag("--device", None, {}, "cuda, cuda:1, cpu, ... (default: cuda where there is one)"),
@@ -185,8 +213,19 @@ _RUN = (
     Flag("--seed", 42, {"type": NUMBER["type"]}, "seed of weights, data order and augmentation"),
     Flag("--output", "", DIR, "folder for runs (default: ./output/train)"),
     Flag("--experiment", "", _NAME, "the run's folder in --output (default: date, model, size)"),
-    Flag("--resume", "", FILE, "go on from this checkpoint"),
+    Flag(
+        "--resume",
+        "",
+        FILE,
+        "go on from this checkpoint; auto: from the last of --experiment, if there is one",
+    ),
     Flag("--no-resume-opt", False, {}, "do not take the optimiser's state from --resume"),
+    Flag(
+        "--save-epochs",
+        None,
+        {**COUNT, "nargs": "+"},
+        "keep the checkpoints after so many epochs, as milestone-N",
+    ),
     Flag("--checkpoint-hist", 10, COUNT, "best checkpoints to keep"),
     Flag("--log-interval", 50, COUNT, "batches between progress lines"),
     Flag("--eval-metric", "top1", _METRICS, "what the best checkpoint is best at"),
@@ -289,6 +328,15 @@ def check_together(args: argparse.Namespace) -> None:
             raise LskdError(f"--{name} takes a lower and an upper bound, got {given}.")
     if (args.mixup > 0 or args.cutmix > 0) and args.batch_size % 2:
         raise LskdError(f"mixup and cutmix pair images: --batch-size must be even, got {args.batch_size}.")
+    for name in ("lr_decay_fn", "lr_stable_timescale"):
+        if getattr(args, name) is not None and args.sched not in ("wsd", "rsqrt"):
+            raise LskdError(f"--{name.replace('_', '-')} belongs to --sched wsd and rsqrt, not {args.sched}.")
+    if args.bce_loss and args.loss == "ce":
+        raise LskdError("--bce-loss is --loss bce, and --loss ce is given too; drop one of them.")
+    epochs = scheduled_epochs(args)
+    for flag, last in (("--stop-epoch", args.stop_epoch), ("--save-epochs", max(args.save_epochs or [0]))):
+        if (last or 0) > epochs:
+            raise LskdError(f"{flag} {last} is beyond the run's {epochs} epochs; raise --epochs or drop it.")
     if args.wandb_resume_id and not args.resume:
         raise LskdError("--wandb-resume-id goes on with a run and needs its --resume CHECKPOINT too; add it.")
     if args.eval_metric != "loss" and not args.val_split:

@@ -27,7 +27,7 @@ from timm_ls_kd.models import load_weights
 from timm_ls_kd.store import OnDemandTeacher, SoftLabelsRun
 from timm_ls_kd.trainer.arguments import parse_arguments
 from timm_ls_kd.trainer.loop import Interrupted, stop_signals, train_one_epoch, validate
-from timm_ls_kd.trainer.run_folder import LAST, RunFolder, check_folder, resumed_checkpoint
+from timm_ls_kd.trainer.run_folder import LAST, RunFolder, automatic_resume, check_folder, resumed_checkpoint
 from timm_ls_kd.trainer.session import Session, check_names, create_scheduler
 
 _BATCHES = 128  # of each process, stored from one commit to the next
@@ -42,6 +42,7 @@ def train(argv: Sequence[str]) -> int:
     """
     args = parse_arguments(argv)
     args_text = yaml.safe_dump(vars(args), default_flow_style=False)
+    args.resume = automatic_resume(args)
     check_names(args, kd_config(args))
     for tracker in _trackers(args):
         check_tracker(tracker)
@@ -61,6 +62,7 @@ def store(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     # The student's weights do not matter, the size and normalisation of its input do.
     args.pretrained, args.initial_checkpoint, args.resume = False, "", ""
+    args.kd_soft_labels_together = 1  # the order of training, which reads what is stored here
     kd = kd_config(args)
     if kd is None or kd.soft_labels is None:
         raise LskdError("timm soft-labels needs --kd-teacher MODEL and --kd-soft-labels DIR; add them.")
@@ -85,18 +87,20 @@ def _store(args: Namespace) -> int:
     """Ask about all keys in order, a window at a time: what a window brought is committed."""
     session = Session.open(args)
     run = SoftLabelsRun(session.student_run)
-    total, window = run.wanted * run.layout.samples, _BATCHES * args.batch_size * args.world_size
+    total, window = run.layout.stop, _BATCHES * args.batch_size * args.world_size
     try:
         teacher = OnDemandTeacher(run)
         run.prepare(teacher.to(session.device))
         quiet = args.rank != 0 or run.keys >= total or None
         ask = partial(run.answers, teacher)
-        with tqdm(total=total, initial=run.keys, unit=" images", mininterval=1, disable=quiet) as bar:
+        first = run.layout.first
+        shown = partial(tqdm, unit=" images", mininterval=1, disable=quiet)
+        with shown(total=total - first, initial=run.keys - first) as bar:
             while run.keys < total:
                 stop = min(run.keys + window, total)
                 run.complete(stop, ask, lambda count: bar.update(count * args.world_size))
                 if run.failed:
-                    raise LskdError(f"{run.config.path} cannot be written; what is stored there stays.")
+                    raise LskdError(f"{run.path} cannot be written; what is stored there stays.")
         session.say(run.describe())
     finally:
         run.close()
@@ -169,7 +173,7 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
             _distribute_bn(args, task.get_trainable_module())
             require_finite_weights(get_state_dict(task.get_trainable_module()).items(), epoch)
             evaluated = None
-            if (epoch + 1) % args.val_interval == 0 or epoch + 1 == epochs:
+            if (epoch + 1) % args.val_interval == 0 or epoch + 1 in (epochs, *(args.save_epochs or ())):
                 if session.loader_eval is not None:
                     for model in eval_models:
                         if model is not eval_models[0]:  # an average: the model's own statistics are together

@@ -18,7 +18,7 @@ from lskd import CheckpointError, LskdError
 from lskd.base.files import whole_file, write_text
 
 LAST = "last.pth.tar"
-_CHECKPOINT = r"(?:last|model_best|checkpoint-\d+)\.pth\.tar"
+_CHECKPOINT = r"(?:last|model_best|(?:checkpoint|milestone)-\d+)\.pth\.tar"
 _OWN = rf"(?:{_CHECKPOINT}|args\.yaml|summary\.csv)"
 # What a process that is killed while it writes leaves: now, and in earlier releases.
 _HALF = rf"\.(?:{_OWN}|tmp\.pth\.tar)\.[0-9a-f]{{8}}\.new|{_OWN}\.tmp|tmp\.pth\.tar"
@@ -67,6 +67,20 @@ def _is_whole(path: Path) -> bool:
             return archive.testzip() is None  # compares checksums
     except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError):
         return False
+
+
+def automatic_resume(args: Namespace) -> str:
+    """Return what `--resume` names; for `auto` the run's last checkpoint, '' where the run is to start.
+
+    Raises:
+        LskdError: `auto` without the run's name.
+    """
+    if args.resume != "auto":
+        return str(args.resume)
+    if not args.experiment:
+        raise LskdError("--resume auto goes on with the run that --experiment NAME names; add it.")
+    last = Path(args.output or "output/train") / args.experiment / LAST
+    return str(last) if last.exists() else ""
 
 
 def resumed_checkpoint(path: str) -> tuple[str, str]:
@@ -167,6 +181,7 @@ class RunFolder:
         self.folder = folder
         self.summary = folder / "summary.csv"
         self.row: dict[str, float] = {}
+        self._milestones = args.save_epochs or []
         self._column = "eval_" + args.eval_metric if args.val_split else "train_loss"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -208,6 +223,10 @@ class RunFolder:
         best: tuple[float | None, int | None] = self.saver.save_checkpoint(
             epoch, metric=self.row[self._column]
         )
+        if epoch + 1 in self._milestones:
+            self.saver._duplicate(
+                str(self.folder / LAST), str(self.folder / f"milestone-{epoch + 1}.pth.tar")
+            )
         return best
 
     def _trim(self, start_epoch: int, distils: bool) -> dict[int, float]:

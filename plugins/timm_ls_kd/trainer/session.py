@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
+import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -38,6 +39,7 @@ from timm_ls_kd.models import (
 from timm_ls_kd.store import augmentation_of, planned_epochs, replayed_images
 from timm_ls_kd.task import AnyDeviceTask, create_kd_task, describe_labels
 from timm_ls_kd.teacher import StudentRun
+from timm_ls_kd.trainer.arguments import SCHEDULES_OF_1_0_31
 from timm_ls_kd.trainer.loop import say
 
 Datasets = Callable[[Namespace, int], tuple[Any, Any]]
@@ -120,10 +122,11 @@ class Session:
         smoothing = uniform_smoothing(args, args.num_classes)
         training, validation = (datasets or open_datasets)(args, data.input_size[0])
         where = torch.device("cpu") if meta else device
-        replayed = None
+        replayed, together = None, 1
         if kd is not None and kd.soft_labels is not None:
             replayed = replayed_images(training, kd.soft_labels, not args.no_prefetcher)
-        loader = train_loader(training, data, args, where, smoothing, replayed)
+            together = kd.soft_labels.together
+        loader = train_loader(training, data, args, where, smoothing, replayed, together)
         loader_eval = None
         if validation is not None:
             loader_eval = eval_loader(validation, data, args, where, args.rank, args.world_size)
@@ -168,7 +171,7 @@ class Session:
         mixing = self.args.mixup > 0 or self.args.cutmix > 0
         self.say(describe_labels(self.args.num_classes, self.smoothing, "uniform", mixing))
         criterion: nn.Module = nn.CrossEntropyLoss()
-        if self.args.bce_loss:
+        if self.args.bce_loss or self.args.loss == "bce":
             criterion = BinaryCrossEntropy(smoothing=0.0 if mixing else self.smoothing)
         elif mixing:
             criterion = SoftTargetCrossEntropy()
@@ -188,7 +191,7 @@ class Session:
 
     @cached_property
     def schedule(self) -> tuple[Any, int]:
-        """The schedule of the optimiser's learning rate, and the number of epochs it lasts."""
+        """The schedule of the optimiser's learning rate, and the number of epochs to train by it."""
         return create_scheduler(self.args, self.optimizer, self.updates)
 
 
@@ -359,22 +362,23 @@ def create_optimizer(args: Namespace, model: nn.Module) -> torch.optim.Optimizer
 
 
 def create_scheduler(args: Namespace, optimizer: torch.optim.Optimizer, updates: int) -> tuple[Any, int]:
-    """Create the schedule of the learning rate; return it and the number of epochs it lasts.
+    """Create the schedule of the learning rate; return it and the number of epochs to train by it.
 
     Raises:
         LskdError: timm cannot make it.
     """
+    settings = scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss")
+    if args.decay_epochs is None:
+        settings["decay_epochs"] = 0.2 if args.sched in SCHEDULES_OF_1_0_31 else 90.0
+    if args.sched in SCHEDULES_OF_1_0_31 and "decay_fn" not in settings:  # it would train at one rate
+        raise LskdError(f"--sched {args.sched} needs timm 1.0.31, this is {timm.__version__}.")
     try:
-        scheduler, epochs = create_scheduler_v2(
-            optimizer,
-            **scheduler_kwargs(args, decreasing_metric=args.eval_metric == "loss"),
-            updates_per_epoch=updates,
-        )
+        scheduler, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates)
     except Exception as error:  # assertions of many kinds
         raise LskdError(
             f"--sched {args.sched} cannot be created ({one_line(error)}); check the epochs and rates given."
         ) from None
-    return scheduler, epochs
+    return scheduler, min(epochs, args.stop_epoch or epochs)
 
 
 def rates(args: Namespace) -> list[float]:
