@@ -12,7 +12,8 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.data import Dictionary, LanguagePairDataset
 from fairseq.models.transformer import TransformerConfig, TransformerModelBase
 
-from fairseq_kd.criterion import LsKdConfig, LsKdCriterion
+from fairseq_kd.criterion import LsKdCriterion
+from fairseq_kd.settings import LsKdConfig
 from fairseq_kd.task import SoftLabelledPairs, TranslationLsKdConfig, TranslationLsKdTask
 from lskd import SoftLabels, SoftLabelsWriter
 from lskd.soft_labels.format import SoftLabelsLayout

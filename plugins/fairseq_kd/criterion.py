@@ -1,51 +1,28 @@
 """The criterion `ls_kd`: fairseq's label-smoothed cross-entropy with a teacher beside the labels."""
 
-# ruff: noqa: UP045 - fairseq's parser does not know X | None
-
 import math
+from argparse import Namespace
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Optional, Self, get_args
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from fairseq.criterions import register_criterion
-from fairseq.criterions.label_smoothed_cross_entropy import (
-    LabelSmoothedCrossEntropyCriterion,
-    LabelSmoothedCrossEntropyCriterionConfig,
-)
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.data import data_utils
 from fairseq.logging import metrics
 from fairseq.tasks.translation import TranslationTask
 from torch import Tensor, nn
 
+from fairseq_kd.multilingual import TranslationMultiLsKdTask, rows_of
+from fairseq_kd.settings import Distillation, LsKdConfig, resolve
 from fairseq_kd.teacher import Teacher, best_checkpoint, split_paths
-from lskd import AlphaSchedule, Convention, LskdError, TopK, convert_alpha, fused_distillation
+from lskd import LskdError, TopK, convert_alpha, fused_distillation
 from lskd.checkpoints import file_checksum
 from lskd.kernel.fused import LossComponents
+from lskd.soft_labels.forms import check_reading
 from lskd.teachers.outputs import selective_weight
-from lskd.terms import Rest, top_k_log_probabilities
-
-# What the papers say. What Shen et al. leave open is assumed, see docs/fairseq.md.
-PRESETS: Mapping[str, dict[str, Any]] = {
-    "shen2021": {
-        "kd_weight": 0.9,
-        "kd_temperature": 1.0,
-        "kd_temperature_squared": False,
-        "kd_top_k": 0,
-        "kd_rest": "renormalise",
-        "label_smoothing": 0.0,
-        "smoothing_convention": "paper",
-    },
-    "tan2019": {
-        "kd_weight": 0.9,
-        "kd_temperature": 0.6,
-        "kd_temperature_squared": True,
-        "kd_top_k": 8,
-        "kd_rest": "renormalise",
-        "label_smoothing": 0.1,
-        "smoothing_convention": "uniform",
-    },
-}
-_TRUE, _FALSE = ("true", "yes", "1", ""), ("false", "no", "0")
+from lskd.terms import divergence, sampled_log_probabilities, top_k_log_probabilities
 
 # Sums over the tokens of a batch, in nats, and their names in the core's terms; logged as means, in bits
 # where fairseq's own losses are.
@@ -57,111 +34,7 @@ _TERMS = {
     "kd_agreement": "agreement",
 }
 _WITHOUT_TEACHER = ("kd_hard_ce", "kd_weight")  # that need no teacher's words
-
-
-def _flag(help: str, default: Any = None, **metadata: Any) -> Any:
-    """Return a flag; None is "as the preset says"."""
-    return field(default=default, metadata={"help": help, **metadata})
-
-
-@dataclass
-class LsKdConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    """Flags of `--criterion ls_kd`."""
-
-    label_smoothing: Optional[float] = _flag(
-        "epsilon of the hard term's labels (default: 0, or the preset's)"
-    )
-    smoothing_convention: Optional[str] = _flag(
-        "paper: eps/(V-1) to every other entry, as fairseq (default); uniform: eps/V to each"
-    )
-    kd_teacher: Optional[str] = _flag("the teacher's checkpoint, several as A:B; a folder: its best")
-    kd_preset: Optional[str] = _flag("shen2021 or tan2019; each value can be overridden")
-    kd_weight: Optional[float] = _flag("weight of the teacher, Tan's alpha; the labels have the rest")
-    kd_temperature: Optional[float] = _flag("divides both logits")
-    kd_temperature_squared: Optional[str] = _flag(
-        "multiply the soft term by T^2; 'false' takes a preset's back", argparse_const="true"
-    )
-    kd_top_k: Optional[int] = _flag("only the teacher's K likeliest words; 0: the whole vocabulary")
-    kd_rest: Optional[str] = _flag(
-        "the other words with top-K: renormalise (they get nothing) or spread (equal shares)"
-    )
-    kd_alpha_schedule: str = _flag(
-        "fixed, threshold or adaptive: the weight by validation BLEU", default="fixed"
-    )
-    kd_alpha_interval: int = _flag(
-        "epochs between two looks at the validation BLEU (Tan et al.: 3)", default=3
-    )
-    kd_teacher_bleu: Optional[float] = _flag(
-        "the teacher's validation BLEU (default: what its checkpoint was chosen by)"
-    )
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What the flags come to with their preset, checked."""
-
-    teacher: str | None
-    weight: float
-    temperature: float
-    temperature_squared: bool
-    top_k: int
-    rest: Rest
-    label_smoothing: float
-    convention: Convention
-    schedule: AlphaSchedule
-    interval: int
-    teacher_bleu: float | None
-
-
-def resolve(cfg: LsKdConfig, classes: int) -> Distillation:
-    """Fill in the preset and check every value.
-
-    Args:
-        cfg: the flags.
-        classes: entries of the target dictionary.
-
-    Raises:
-        LskdError: with the flag, what is wrong and what to do.
-    """
-    preset = "shen2021" if cfg.kd_preset is None else cfg.kd_preset
-    if preset not in PRESETS:
-        raise LskdError(f"--kd-preset '{preset}' does not exist; there are {' and '.join(sorted(PRESETS))}")
-    own = {name: getattr(cfg, name) for name in PRESETS[preset]}
-    values = PRESETS[preset] | {name: value for name, value in own.items() if value is not None}
-    squared = str(values["kd_temperature_squared"]).lower()
-    if squared not in _TRUE + _FALSE:
-        raise LskdError(f"--kd-temperature-squared is '{squared}'; give it alone, or with true or false")
-    found = Distillation(
-        teacher=cfg.kd_teacher,
-        weight=float(values["kd_weight"]),
-        temperature=float(values["kd_temperature"]),
-        temperature_squared=squared in _TRUE,
-        top_k=int(values["kd_top_k"]),
-        rest=_choice("--kd-rest", values["kd_rest"], get_args(Rest)),
-        label_smoothing=float(values["label_smoothing"]),
-        convention=_choice("--smoothing-convention", values["smoothing_convention"], get_args(Convention)),
-        schedule=_choice("--kd-alpha-schedule", cfg.kd_alpha_schedule, get_args(AlphaSchedule)),
-        interval=int(cfg.kd_alpha_interval),
-        teacher_bleu=cfg.kd_teacher_bleu,
-    )
-    if not 0 <= found.weight <= 1:
-        raise LskdError(f"--kd-weight is {found.weight}; it is the teacher's share of the loss, 0 to 1")
-    if not 0 < found.temperature < math.inf:
-        raise LskdError(f"--kd-temperature is {found.temperature}; it must be greater than 0, 1 is usual")
-    if not 0 <= found.top_k <= classes:
-        limits = f"0 (the whole vocabulary) to {classes}, the vocabulary's size"
-        raise LskdError(f"--kd-top-k is {found.top_k}; it must be {limits}")
-    if not 0 <= found.label_smoothing < 1:
-        raise LskdError(f"--label-smoothing is {found.label_smoothing}; it must lie in [0, 1), 0.1 is usual")
-    if found.interval < 1:
-        raise LskdError(f"--kd-alpha-interval is {found.interval}; it is a number of epochs, 1 or more")
-    return found
-
-
-def _choice(flag: str, value: Any, choices: tuple[str, ...]) -> Any:
-    if value not in choices:
-        raise LskdError(f"{flag} is '{value}'; it must be {' or '.join(choices)}")
-    return value
+_OF_ALL_WORDS = ("kd_kl", "kd_teacher_entropy", "kd_agreement")  # that drawn ones say nothing about
 
 
 @register_criterion("ls_kd", dataclass=LsKdConfig)
@@ -179,13 +52,20 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
     def __init__(self, cfg: LsKdConfig, task: Any) -> None:
         classes = len(task.target_dictionary)
         settings = resolve(cfg, classes)
+        pair_weights: dict[str, float] = {}
+        if isinstance(task, TranslationMultiLsKdTask) and task.training:
+            pair_weights = task.pair_weights(settings.weight)
+            settings = replace(settings, weight=max(pair_weights.values()))
         _check_task(settings, task)
         # fairseq's own formula is Eq. 1 of the paper; other conventions are converted to it.
         eps = convert_alpha(settings.label_smoothing, classes, settings.convention, "paper")
         super().__init__(task, cfg.sentence_avg, eps, cfg.ignore_prefix_size, cfg.report_accuracy)
         self.settings = settings
+        self.drawn = 0 < settings.sampled < classes
         # No nn.Module: not in the checkpoint, the optimiser, train() or DDP.
         self.teacher: Teacher | None = None
+        self.pair_teachers: dict[str, Teacher] = {}  # of a multilingual student
+        self.pair_weights = pair_weights
         self._ready = False
 
     @property
@@ -214,8 +94,19 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
                 log |= {"kd_all_tokens": tokens, "kd_weight": 0 * tokens, "kd_hard_ce": log["loss"]}
             return loss, sample_size, log
         net_output = model(**sample["net_input"])
-        terms = self._distil(net_output[0], sample, weight)
+        like = next(model.parameters())  # under autocast the logits are narrower than the weights
         tokens, sentences = self._tokens(sample), sample["target"].size(0)
+        if self.pair_weights:
+            terms, taught_tokens, shares = self._distil_pairs(model, net_output[0], sample, like)
+        else:
+            taught = self._teacher_of(sample, like)
+            terms = self._terms(net_output[0], sample, weight, taught)
+            taught_tokens, shares = tokens, weight * tokens
+        own_log = {}
+        if self.settings.needs_all_words:  # the terms are of the labels alone
+            soft = self._divergence(model, net_output[0], sample, taught)
+            terms = terms._replace(loss=weight * soft + (1 - weight) * terms.loss)
+            own_log = {"kd_divergence": soft.data}
         sample_size = sentences if self.sentence_avg else sample["ntokens"]
         log = {
             "loss": terms.loss.data,
@@ -223,11 +114,13 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
             "ntokens": sample["ntokens"],
             "nsentences": sentences,
             "sample_size": sample_size,
-            "kd_tokens": tokens,
+            "kd_tokens": taught_tokens,
             "kd_all_tokens": tokens,
-            "kd_weight": weight * tokens,
+            "kd_weight": shares,
         }
-        log |= {name: getattr(terms, term) for name, term in _TERMS.items()}
+        log |= {name: getattr(terms, term) for name, term in _TERMS.items()} | own_log
+        if self.drawn:
+            log |= dict.fromkeys(_OF_ALL_WORDS, math.nan)
         if self.report_accuracy:
             correct, total = self.compute_accuracy(model, net_output, sample)
             log |= {"n_correct": float(correct), "total": float(total)}
@@ -243,7 +136,8 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
             return sum(float(log.get(name, 0)) for log in logging_outputs)
 
         asked, trained = total("kd_tokens"), total("kd_all_tokens")
-        for name in (*_TERMS, "kd_weight"):
+        own = ["kd_divergence"] if any("kd_divergence" in log for log in logging_outputs) else []
+        for name in (*_TERMS, *own, "kd_weight"):
             tokens = trained if name in _WITHOUT_TEACHER else asked
             bits = 1 if name in ("kd_agreement", "kd_weight") else math.log(2)
             if tokens:
@@ -267,15 +161,37 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         skip = self.ignore_prefix_size
         return sample["target"][:, skip:].ne(self.padding_idx).sum() if skip > 0 else sample["ntokens"]
 
-    def _distil(self, logits: Tensor, sample: dict[str, Any], weight: float) -> LossComponents:
+    def _distil_pairs(
+        self, model: nn.Module, logits: Tensor, sample: dict[str, Any], like: Tensor
+    ) -> tuple[LossComponents, Any, Any]:
+        """Return the terms, summed over the tokens, how many are taught, and the teachers' shares of all."""
+        parts, taught_tokens, shares = [], 0, 0.0
+        for pair, rows in self.task.by_pair(sample):
+            own, share, said = rows_of(sample, rows), self.pair_weights[pair], logits.index_select(0, rows)
+            own["ntokens"] = own["target"].ne(self.padding_idx).sum()
+            tokens = self._tokens(own)
+            taught_tokens, shares = taught_tokens + (share > 0) * tokens, shares + share * tokens
+            if share > 0:
+                taught = self._online(self.pair_teachers[pair], own, like)
+                parts.append(self._terms(said, own, share, taught))
+            else:
+                loss, nll = self.compute_loss(model, (said, None), own)
+                none = torch.zeros_like(nll)
+                parts.append(LossComponents(loss, none, none, none, loss.detach(), nll.detach(), none))
+        terms = LossComponents(*(torch.stack(term).sum() for term in zip(*parts, strict=True)))
+        return terms, taught_tokens, shares
+
+    def _terms(
+        self, logits: Tensor, sample: dict[str, Any], weight: float, teacher: Tensor | TopK
+    ) -> LossComponents:
         skip, settings = max(self.ignore_prefix_size, 0), self.settings
         target = sample["target"][:, skip:]
         terms: LossComponents = fused_distillation(
             logits[:, skip:],
-            self._teacher_of(sample, logits, skip),
+            teacher,
             target,
             target.ne(self.padding_idx),
-            hard_weight=1 - weight,
+            hard_weight=1.0 if settings.needs_all_words else 1 - weight,
             reduction="sum",
             temperature=settings.temperature,
             temperature_squared=settings.temperature_squared,
@@ -284,16 +200,60 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         )
         return terms
 
-    def _teacher_of(self, sample: dict[str, Any], logits: Tensor, skip: int = 0) -> Tensor | TopK:
+    def _divergence(
+        self, model: nn.Module, logits: Tensor, sample: dict[str, Any], teacher: Tensor | TopK
+    ) -> Tensor:
+        """Return the divergence that is minimised, its sum over the target tokens.
+
+        Of the student's own sentences it is their mean, taken as often: the weight keeps its meaning.
+        """
+        settings, skip, share = self.settings, max(self.ignore_prefix_size, 0), 1.0
+        if settings.on_policy and float(torch.rand(())) < settings.on_policy:
+            own = self._own_sentences(model, sample)
+            share, sample = sample["ntokens"] / own["ntokens"], own
+            logits = model(**own["net_input"])[0]
+            teacher = self._teacher_of(sample, next(model.parameters()))
+        assert not isinstance(teacher, TopK)
+        counts = sample["target"][:, skip:].ne(self.padding_idx)
+        # Picked out before: NaN of padding that is masked after it is NaN in the gradient.
+        student, teacher = logits[:, skip:][counts], teacher[counts]
+        squared = settings.temperature**2 if settings.temperature_squared else 1.0
+        kind, temperature = settings.divergence, settings.temperature
+        return share * squared * divergence(student, teacher, kind, temperature).sum()
+
+    def _own_sentences(self, model: nn.Module, sample: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch of what the student says to a batch's sources, its words drawn at temperature 1."""
+        modes = [(module, module.training) for module in model.modules()]
+        drawing = Namespace(beam=1, sampling=True, max_len_a=1.2, max_len_b=10)
+        generator = self.task.build_generator([model], drawing)  # puts the student into eval mode
+        with torch.no_grad():
+            said = generator.generate([model], sample)
+        for module, training in modes:
+            module.training = training
+        sentences = [best[0]["tokens"] for best in said]
+        pad, eos = self.padding_idx, self.task.target_dictionary.eos()
+        target = data_utils.collate_tokens(sentences, pad, eos)
+        before = data_utils.collate_tokens(sentences, pad, eos, move_eos_to_beginning=True)
+        net_input = {**sample["net_input"], "prev_output_tokens": before}
+        return {"target": target, "net_input": net_input, "ntokens": sum(map(len, sentences))}
+
+    def _teacher_of(self, sample: dict[str, Any], like: Tensor) -> Tensor | TopK:
         stored = sample.get("soft_labels")
         if stored is not None:
+            skip = max(self.ignore_prefix_size, 0)
             values, ids = stored[0].view(torch.float32), stored[1]
             k = self.settings.top_k or values.shape[-1]
             return TopK(values[:, skip:, :k], ids[:, skip:, :k], self.settings.rest)
         if self.teacher is None:
             raise RuntimeError("the criterion was not put into training mode: call criterion.train()")
-        self.teacher.to(logits)
-        spoken = self.teacher.logits(sample["net_input"])[:, skip:]
+        return self._online(self.teacher, sample, like)
+
+    def _online(self, teacher: Teacher, sample: dict[str, Any], like: Tensor) -> Tensor | TopK:
+        teacher.to(like)
+        spoken = teacher.logits(sample["net_input"])[:, max(self.ignore_prefix_size, 0) :]
+        if self.settings.sampled:
+            points = torch.rand(spoken.shape[:-1], device=spoken.device)
+            return TopK(*sampled_log_probabilities(spoken, self.settings.sampled, points))
         if self.settings.top_k:
             return TopK(*top_k_log_probabilities(spoken, self.settings.top_k), self.settings.rest)
         return spoken
@@ -303,8 +263,23 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         settings, known = self.settings, None
         if settings.weight == 0:
             return
+        if isinstance(self.task, TranslationMultiLsKdTask):
+            assert settings.teacher is not None  # _check_task
+            taught = [pair for pair, weight in self.pair_weights.items() if weight]
+            self.pair_teachers = self.task.load_teachers(settings.teacher, taught)
+            return
         stored = getattr(self.task, "soft_labels", None)
         if stored is not None:
+            check_reading(stored.path, stored.layout, settings.temperature, settings.rest)
+            drawn = stored.layout.k if stored.layout.sampled else 0
+            if settings.sampled not in (0, drawn) or (
+                drawn and (settings.top_k or settings.rest != "renormalise")
+            ):
+                raise LskdError(
+                    f"the soft labels in {stored.path} are {stored.layout.kept}; drop --kd-sampled, "
+                    "--kd-top-k and --kd-rest, or write others"
+                )
+            self.drawn = 0 < drawn < stored.layout.num_classes
             if settings.top_k > stored.layout.k:
                 raise LskdError(
                     f"--kd-top-k is {settings.top_k}, the soft labels in {stored.path} have "
@@ -336,15 +311,29 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
 def _check_task(settings: Distillation, task: Any) -> None:
     if settings.weight == 0:
         return
+    if isinstance(task, TranslationMultiLsKdTask):
+        if settings.teacher is None:
+            raise LskdError(
+                "--task translation_multi_ls_kd needs --kd-teacher de-en=FILE,..., or --kd-weight 0"
+            )
+        flag = "--kd-alpha-schedule" if settings.schedule != "fixed" else settings.needs_all_words
+        if flag:
+            raise LskdError(f"--task translation_multi_ls_kd has no {flag}; leave it out")
+        return
     if not isinstance(task, TranslationTask):
         raise LskdError(
             f"--criterion ls_kd distils translation, and the task is {type(task).__name__}; "
-            "give --task translation or translation_ls_kd, or --kd-weight 0"
+            "give --task translation, translation_ls_kd or translation_multi_ls_kd, or --kd-weight 0"
         )
     if settings.teacher is None and not getattr(task.cfg, "kd_soft_labels", None):
         raise LskdError(
             "--criterion ls_kd has no teacher: give --kd-teacher FILE, or --task translation_ls_kd "
             "--kd-soft-labels DIR, or --kd-weight 0"
+        )
+    if settings.needs_all_words and getattr(task.cfg, "kd_soft_labels", None):
+        raise LskdError(
+            f"{settings.needs_all_words} needs all of the teacher's words; give --kd-teacher in the place of "
+            "--kd-soft-labels"
         )
     if settings.schedule == "fixed":
         return

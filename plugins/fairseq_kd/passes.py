@@ -132,19 +132,22 @@ class Pass:
         return utils.move_to_cuda(batch, self._device) if self._device.type == "cuda" else batch
 
 
-def windows(pairs: Any, start: int = 0, token_bytes: int = 0, bar: bool = True) -> Iterator[range]:
-    """Yield the numbers of the sentences from ``start`` on, some at a time, with a progress bar.
+def windows(
+    pairs: Any, start: int = 0, token_bytes: int = 0, bar: bool = True, stop: int | None = None
+) -> Iterator[range]:
+    """Yield the numbers of the sentences from ``start`` to ``stop``, some at a time, with a progress bar.
 
     Args:
         pairs: the sentence pairs.
         start: the first sentence.
         token_bytes: what is kept of each target token, for `WINDOW_BYTES` in all.
         bar: whether the bar is shown.
+        stop: the sentence after the last one; None: all.
     """
-    total = len(pairs)
+    total = len(pairs) if stop is None else stop
     with tqdm(total=total, initial=start, unit=" sentences", mininterval=1, disable=not bar) as shown:
         while start < total:
-            sizes = np.asarray(pairs.tgt_sizes[start : start + WINDOW], np.int64)
+            sizes = np.asarray(pairs.tgt_sizes[start : min(start + WINDOW, total)], np.int64)
             kept = np.searchsorted(np.cumsum(sizes) * token_bytes, WINDOW_BYTES, side="right")
             window = range(start, start + max(1, int(kept)))
             yield window

@@ -14,6 +14,7 @@ from omegaconf import II
 
 from lskd import LskdError, SoftLabels, SoftLabelsError
 from lskd.checkpoints import file_checksum
+from lskd.soft_labels.remote import local_folder
 
 _COUNTS = tuple(f"_bleu_{what}_{n}" for what in ("counts", "totals") for n in range(EVAL_BLEU_ORDER))
 _BLEU_SUMS = (*_COUNTS, "_bleu_sys_len", "_bleu_ref_len")
@@ -128,7 +129,13 @@ class TranslationLsKdConfig(TranslationConfig):
 
     kd_soft_labels: Optional[str] = field(  # noqa: UP045 - fairseq's parser does not know X | None
         default=None,
-        metadata={"help": "folder that python -m fairseq_kd.soft_labels wrote for the training set"},
+        metadata={
+            "help": "folder that python -m fairseq_kd.soft_labels wrote for the training set, or its URL"
+        },
+    )
+    kd_soft_labels_cache: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "where --kd-soft-labels URL is copied to (default: in the user's cache folder)"},
     )
     valid_subset: str = II("dataset.valid_subset")
 
@@ -171,7 +178,8 @@ class TranslationLsKdTask(TranslationTask):
                 raise LskdError(
                     "--truncate-source changes what the teacher read; soft labels are of whole sentences"
                 )
-            self.soft_labels = SoftLabels(cfg.kd_soft_labels, expected)
+            folder = local_folder(cfg.kd_soft_labels, cfg.kd_soft_labels_cache)
+            self.soft_labels = SoftLabels(folder, expected)
         self.datasets[split] = SoftLabelledPairs(self.datasets[split], self.soft_labels)
 
     def get_batch_iterator(self, dataset: Any, *args: Any, seed: int = 1, **kwargs: Any) -> Any:

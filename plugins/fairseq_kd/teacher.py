@@ -41,9 +41,14 @@ class Teacher:
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], data: str, source: str | None, target: str | None
+        self,
+        paths: Sequence[str | Path],
+        data: str,
+        source: str | None,
+        target: str | None,
+        task: Any = None,
     ) -> None:
-        """Load the models with the dictionaries of ``data``."""
+        """Load the models with the dictionaries of ``data``, or for the task of a multilingual student."""
         self.paths = [best_checkpoint(path) for path in paths]
         self.checksum = ":".join(file_checksum(path) for path in self.paths)
         self.models: list[nn.Module] = []
@@ -54,7 +59,10 @@ class Teacher:
         # Building a model draws numbers; a run that is continued must go on with those of an unbroken one.
         with torch.random.fork_rng(), data_utils.numpy_seed(0):
             for path in self.paths:
-                state, model, task, checked = _load(path, data, source, target)
+                if task is None:
+                    state, model, own_task, checked = _load(path, data, source, target)
+                else:
+                    state, model, own_task, checked = _load_for(path, task)
                 try:
                     recorded, bleu = _validated(state)
                 except UNFIT as error:
@@ -66,12 +74,12 @@ class Teacher:
                 self.recorded.append(recorded)
                 names.append(str(setting(state["cfg"].model, "_name") or setting(state["cfg"].model, "arch")))
                 if self.task is None:
-                    self.task, self.settings, self.bleu = task, state["cfg"], bleu
+                    self.task, self.settings, self.bleu = own_task, state["cfg"], bleu
                 self.models.append(model)
         self.architecture = ":".join(names)
 
     def to(self, like: Tensor) -> None:
-        """Move the models to the device and precision of ``like``."""
+        """Move the models to the device and precision of ``like``, a weight of the student."""
         for model in self.models:
             first = next(model.parameters())
             if first.device != like.device or first.dtype != like.dtype:
@@ -167,19 +175,35 @@ def _load(
     overwrite_args_by_name(state["cfg"], overrides)
     checked = _check_dictionaries(path, state, data, own_data)
     models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
-    model = models[0]
+    return state, _frozen(models[0], path), task, _check_record(path, state, task) or checked
+
+
+def _load_for(path: Path, task: Any) -> tuple[dict[str, Any], Any, Any, str | None]:
+    # The task of a multilingual student builds a network and keeps nothing of it.
+    state = read_checkpoint(path)
+    state["task_state"] = {}
+    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], task=task, state=state)
+    return state, _frozen(models[0], path), task, _check_record(path, state, task)
+
+
+def _frozen(model: Any, path: Path) -> Any:
     if getattr(model.decoder, "adaptive_softmax", None) is not None:
         raise CheckpointError(
             f"checkpoint {path} has an adaptive softmax, which gives no logits over the vocabulary; "
             "give a teacher without --adaptive-softmax-cutoff"
         )
+    return model.eval().requires_grad_(False)
+
+
+def _check_record(path: Path, state: dict[str, Any], task: Any) -> str | None:
+    """Compare the dictionaries with the checksums in the checkpoint; say so, None where there are none."""
     own = _record(state).get("dictionaries")
-    if isinstance(own, dict) and own:
-        here = dictionary_checksums(task)
-        if different := [side for side, checksum in own.items() if here.get(side) != checksum]:
-            raise _other_dictionary(path, f", by the checksum of {' and '.join(different)}")
-        checked = "its dictionaries have the checksums of these"
-    return state, model.eval().requires_grad_(False), task, checked
+    if not (isinstance(own, dict) and own):
+        return None
+    here = dictionary_checksums(task)
+    if different := [side for side, checksum in own.items() if here.get(side) != checksum]:
+        raise _other_dictionary(path, f", by the checksum of {' and '.join(different)}")
+    return "its dictionaries have the checksums of these"
 
 
 def _check_dictionaries(path: Path, state: dict[str, Any], data: str, own_data: str | None) -> str | None:

@@ -76,6 +76,8 @@ def test_stores(corpus, commands, others, another, tmp_path, store):
     assert "contains no soft labels" in attempt(tmp_path / "nothing")
     assert "do not belong to this run: data." in attempt(store, data=others[1])
     assert "teacher.checksum is" in attempt(store, "--kd-teacher", another)
+    for own in (("--kd-divergence", "reverse"), ("--kd-on-policy", 0.5)):
+        assert "give --kd-teacher in the place of --kd-soft-labels" in attempt(store, *own)
     assert "--kd-top-k is 9, the soft labels in" in attempt(store, "--kd-top-k", 9)
     assert "goes by validation BLEU; add --eval-bleu" in attempt(store, "--kd-alpha-schedule", "adaptive")
     assert "never by test" in attempt(

@@ -39,13 +39,34 @@ def test_soft_labels_are_what_the_teacher_says_sentence_by_sentence(corpus, stor
     assert set(identity["data"]) >= {"source_dictionary", "target_dictionary", "source_sentences"}
 
 
+class OnACard(torch.Tensor):
+    """What NumPy cannot read, as a tensor on a GPU."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_soft_labels_of_batches_on_a_card(corpus, commands, tmp_path, store, monkeypatch):
+    """As far as a CPU can tell."""
+    collated = passes.Pass._collated
+
+    def on_a_card(self, indices):
+        batch = collated(self, indices)
+        return batch | {"id": batch["id"].as_subclass(OnACard)}
+
+    monkeypatch.setattr(passes.Pass, "_collated", on_a_card)
+    arguments = ("--path", corpus.teacher, "--output", tmp_path / "s", "--cpu", "--max-tokens", 300)
+    commands.call("fairseq_kd.soft_labels", corpus.data, *arguments)
+    same_values(tmp_path / "s", store)
+
+
 SLOWLY = """
 import time
 import lskd.soft_labels.store
 from fairseq_kd import passes, soft_labels
 windows = passes.windows
-def slowly(*arguments):
-    for window in windows(*arguments):
+def slowly(*arguments, **options):
+    for window in windows(*arguments, **options):
         yield window
         time.sleep(0.3)
 passes.windows, passes.WINDOW, lskd.soft_labels.store._COMMIT_SECONDS = slowly, 50, 0.0
@@ -82,6 +103,16 @@ def test_soft_labels_go_on_after_a_kill(corpus, commands, tmp_path, store):
     said = commands.run("fairseq_kd.soft_labels", *arguments)
     assert "400 sentences" in said.output
     same_values(tmp_path / "s", store)
+
+
+def test_soft_labels_of_two_jobs_are_those_of_one(corpus, commands, tmp_path, store):
+    arguments = (corpus.data, "--path", corpus.teacher, "--output", tmp_path / "s", "--cpu")
+    for shard in ("2/2", "1/2"):
+        commands.call("fairseq_kd.soft_labels", *arguments, "--shard", shard)
+    said = commands.run("-m", "lskd_study", "soft-labels", "merge", tmp_path / "s").output
+    assert "shard-* can be removed" in said
+    same_values(tmp_path / "s", store)
+    assert SoftLabels(tmp_path / "s").rows == SoftLabels(store).rows
 
 
 def same_values(one, other):

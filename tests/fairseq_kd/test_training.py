@@ -1,5 +1,6 @@
 """fairseq-train, -validate, -generate and -hydra-train with the plugin, as users run them."""
 
+import math
 import os
 import re
 import shutil
@@ -7,11 +8,12 @@ import signal
 import socket
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from events import scalars
-from lskd import LskdError
+from lskd import LskdError, SoftLabels
 
 pytestmark = pytest.mark.integration
 
@@ -123,6 +125,30 @@ def test_stored_everything_is_online(corpus, commands, train, online, tmp_path):
     agree(one.numbers("train_inner"), other.numbers("train_inner"), "loss", "kd_kl")
 
 
+def test_stored_draws_are_read_as_such(corpus, commands, train, tmp_path):
+    """Drawn by sentence and token, whatever the batch; neither read as the likeliest nor tempered."""
+    for name, tokens in (("s", 1000), ("t", 300)):
+        commands.call(
+            *("fairseq_kd.soft_labels", corpus.data, "--path", corpus.teacher.parent, "--cpu"),
+            *("--output", tmp_path / name, "--sampled", 3, "--max-tokens", tokens, "--values", "float32"),
+        )
+    one, other = (SoftLabels(tmp_path / name) for name in "st")
+    same = [(one[key].ids == other[key].ids).mean() for key in range(len(one))]
+    assert np.mean(same) > 0.99  # other batches round otherwise, and a draw may fall to the next word
+    at_a_url = stored(f"file://{tmp_path}/s", "--kd-soft-labels-cache", tmp_path / "cache")
+    row = train("a", *at_a_url, "--max-update", 3).numbers("train")[-1]
+    assert list((tmp_path / "cache").glob("*/manifest.json"))
+    assert row["train_kd_ce"] > 0
+    assert math.isnan(row["train_kd_kl"])  # drawn words do not say it
+    for words, message in (
+        (("--kd-rest", "lump"), "are 3 drawn of"),
+        (("--kd-top-k", 3), "are 3 drawn of"),
+        (("--kd-temperature", 2), "biased at 2"),
+    ):
+        with pytest.raises(LskdError, match=message):
+            train("b", *stored(tmp_path / "s", "--max-update", 3, *words))
+
+
 @pytest.mark.parametrize("asked", ["online", "stored"])
 def test_goes_on_along_the_curve_of_an_unbroken_run(train, online, tmp_path, store, asked):
     """Online, with dropout: loading the teacher must not move the random numbers."""
@@ -217,13 +243,25 @@ def test_validate_and_generate_do_without_the_teacher(corpus, commands, train, t
         ("--kd-preset", "tan2019"),
         ("--kd-preset", "tan2019", "--kd-temperature", 2, "--kd-temperature-squared", "false"),
         ("--kd-top-k", 4, "--kd-rest", "spread", "--ignore-prefix-size", 1),
+        ("--kd-sampled", 4),
         ("--kd-teacher", "{0}/checkpoint_best.pt:{0}/checkpoint_last.pt"),
     ],
 )
 def test_presets_top_k_spread_and_ensembles(corpus, train, online, arguments):
     words = [str(word).format(corpus.teacher.parent) for word in arguments]
     row = train("s", *online("--max-update", 3, *words)).numbers("train")[-1]
-    assert 0 < row["train_kd_kl"] < row["train_kd_ce"]
+    assert 0 < row["train_kd_kl"] < row["train_kd_ce"] or "--kd-sampled" in words
+
+
+def test_on_policy_goes_on_along_the_curve_of_an_unbroken_run(train, online, tmp_path):
+    """Half of the updates draw sentences: the numbers they are drawn with follow from the update."""
+    own = ("--kd-divergence", "reverse", "--kd-on-policy", 0.5)
+    arguments = online("--task", "translation_ls_kd", *own)
+    whole = train("whole", *arguments, "--max-epoch", 2)
+    assert all(math.isfinite(row["train_kd_divergence"]) for row in whole.numbers("train"))
+    first, second = (train("parts", *arguments, "--max-epoch", last).curve() for last in (1, 2))
+    assert whole.curve()[0] == first[0] + second[0]
+    assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_hydra_train_gives_the_same_numbers(corpus, commands, train, online, tmp_path):

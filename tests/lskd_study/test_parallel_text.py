@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+from collections import Counter
 
 import pytest
 
 from archives import pack
 from lskd import LskdError
 from lskd_study.cli.main import main
-from lskd_study.data.text.ding import prepare_ding
+from lskd_study.data.text.ding import prepare_ding, read_pairs
 from lskd_study.data.text.iwslt14 import prepare_iwslt14, segments
 from lskd_study.data.text.number_words import prepare_number_words
 from lskd_study.data.text.parallel import TEXT_SPLITS, clean_pairs
@@ -74,30 +75,68 @@ def test_subwords_are_learned_on_training_text_alone(tmp_path):
 
 
 DING = """# Version
-Aal {m} [zool.]; Flussaal {m} | Aale {pl} :: eel; common eel | eels
+Aal {m} [zool.]; Flussaal {m} | grüne Aale {pl} (frisch; roh) :: eel; common eel | green eels /GE/
 Haus {n} :: house
 kaputt | zwei :: broken
 Guten Tag! Wie geht es? :: Hello! How are you?
+im Urlaub :: on holiday/vacation
+Er ist im Urlaub. :: He is on holiday / vacation.
+Große Beteiligung an etw. :: Large participation in sth.
+das ist gut so. :: that is a good thing.
+ein Rand (zerrissen; rest :: an edge
 """ + "".join(f"Es kostet {i} Euro heute. <x> :: It costs {i} euros today. {{note}}\n" for i in range(30))
 
 
-def test_ding_has_no_test_sentence_in_train(tmp_path):
-    text = "Es kostet 3 Euro heute. :: That is 3 euros for you.\nes kostet 4 Euro heute. :: a phrase\n"
+def test_ding_trains_on_phrases_and_sentences_and_tests_on_sentences(tmp_path):
+    text = "Es kostet 3 Euro heute. :: That is 3 euros for you.\nes kostet 4 Euro heute. :: a phrase of it\n"
     (tmp_path / "de-en").write_text(DING + text, encoding="utf-8")
     manifest = prepare_ding(tmp_path / "de-en", tmp_path / "out", bpe_tokens=30, held_out=9).manifest
     words = tmp_path / "out" / "words"
-    held = [lines(words, split, language) for split in ("valid", "test") for language in ("de", "en")]
-    held = {line for part in held for line in part}
-    for language in ("de", "en"):
-        assert held.isdisjoint(lines(words, "train", language))
-        assert set(lines(words, "valid", language)).isdisjoint(lines(words, "test", language))
+    pairs = {
+        split: list(zip(lines(words, split, "de"), lines(words, split, "en"), strict=True))
+        for split in TEXT_SPLITS
+    }
+    held = {line for split in ("valid", "test") for pair in pairs[split] for line in pair}
+    assert held.isdisjoint(line for pair in pairs["train"] for line in pair)
+    assert {line for pair in pairs["valid"] for line in pair}.isdisjoint(
+        line for pair in pairs["test"] for line in pair
+    )
     assert manifest["pairs"]["valid"] == manifest["pairs"]["test"] == 9
-    assert ("aal", "eel") in zip(lines(words, "train", "de"), lines(words, "train", "en"), strict=True)
-    assert not any(mark in line for line in held for mark in "{}<>")
+    assert all(german.startswith(("es kostet", "guten tag")) for german in (p[0] for p in pairs["test"]))
+    # One word, alternatives and torn brackets are left out; entries are phrases.
+    once = {("grüne aale", "green eels"), ("große beteiligung an etw .", "large participation in sth .")}
+    once.add(("das ist gut so .", "that is a good thing ."))
+    counts = Counter(pairs["train"])
+    phrases = {pair for pair, count in counts.items() if count == 1}
+    assert once <= phrases <= once | {("es kostet 4 euro heute .", "a phrase of it")}
+    assert manifest["sentences"] == 32
+    assert all(
+        count == 2 and pair[1].startswith(("it", "hello", "that"))
+        for pair, count in counts.items()
+        if pair not in phrases
+    )
     sentences = prepare_ding(
         tmp_path / "de-en", tmp_path / "s", sentences_only=True, bpe_tokens=30, held_out=9
     )
-    assert sentences.manifest["pairs"]["train"] < manifest["pairs"]["train"]
+    assert sentences.manifest["pairs"]["train"] == counts.total() - len(phrases)
+
+
+def test_ding_pairs_that_differ_in_capitals_are_one(tmp_path):
+    """A sentence is in train twice and in one split only, however often the dictionary has it."""
+    text = "".join(f"Er sieht Baum {i}. :: He sees tree {i}.\n" for i in range(30))
+    text += text.replace("sieht Baum", "Sieht baum") + text.replace("Er", "er").replace("He", "he")
+    text += "im Urlaub :: on holiday\nIm Urlaub :: On holiday\n"
+    (tmp_path / "de-en").write_text(text, encoding="utf-8")
+    manifest = prepare_ding(tmp_path / "de-en", tmp_path / "out", bpe_tokens=0, held_out=9).manifest
+    assert (manifest["sentences"], manifest["phrases"]) == (30, 1)
+    counts = {split: Counter(lines(tmp_path / "out", split, "de")) for split in TEXT_SPLITS}
+    assert len(counts["valid"] | counts["test"]) == 18
+    assert sorted(counts["train"].values()) == [1, *[2] * 12]
+
+
+def test_ding_brackets_in_brackets():
+    for deep, found in ((8, [("der Aal", "an eel")]), (200_000, [])):
+        assert list(read_pairs([f"der Aal {'(' * deep}{')' * deep} :: an eel"])) == found
 
 
 @pytest.mark.parametrize(

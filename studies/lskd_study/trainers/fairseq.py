@@ -76,6 +76,7 @@ class Fairseq:
         *("common.user_dir", "common.seed", "checkpoint.save_dir", "checkpoint.no_epoch_checkpoints"),
         *("criterion.kd_teacher", "task.data"),
     )
+    modules: tuple[str, ...] = ("fairseq_cli.hydra_train", "fairseq_kd.translations", "torch._dynamo")
     stores_while_training = False
 
     def read_config(self, path: Path) -> dict[str, Any]:
@@ -255,7 +256,7 @@ class Fairseq:
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student learns from: the training sentences, which are the same in every epoch."""
-        from fairseq_kd.criterion import PRESETS
+        from fairseq_kd.settings import PRESETS
 
         config = plan.configs[run.config]
         task, criterion = _section(config, "task"), _section(config, "criterion")
