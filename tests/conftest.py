@@ -1,11 +1,14 @@
 """Settings for every test, and what no test may leave behind."""
 
+import importlib.util
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,6 +104,19 @@ def independent() -> Iterator[None]:
     # Packages append to these when they are imported.
     left += ["sys.path"] * (sys.path[: len(path)] != path)
     assert not left, f"the test has changed, for all that follow it: {', '.join(left)}"
+
+
+@pytest.fixture(scope="session")
+def compile_source() -> Callable[[Path, Path], bool]:
+    """The build's own function that compiles a source file."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler (cc)")
+    found = importlib.util.spec_from_file_location(
+        "hatch_build", Path(__file__).parents[1] / "hatch_build.py"
+    )
+    hook = importlib.util.module_from_spec(found)
+    found.loader.exec_module(hook)
+    return hook.compile_source
 
 
 @pytest.fixture

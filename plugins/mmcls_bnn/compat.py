@@ -1,13 +1,15 @@
-"""The names of mmcls 1.0.0rc6, or of its successor mmpretrain 1.2, for the rest of this package.
+"""The names of mmcls 1.0.0rc6, or of its successor mmpretrain, for the rest of this package.
 
-mmcls is taken where it is installed, mmpretrain where mmcls is missing or the environment says
-`MMCLS_BNN_FRAMEWORK=mmpretrain`. The names that mmpretrain gave up (`PackClsInputs`, `ClsVisualizer`) are put
-in its registry, so the recipes run there with `--cfg-options default_scope=mmpretrain` as their only change.
+mmcls is taken where it is installed, otherwise mmpretrain - onedl-mmpretrain 1.3, which is maintained, or
+mmpretrain 1.2 - or else what `MMCLS_BNN_FRAMEWORK` names. The names that mmpretrain gave up (`PackClsInputs`,
+`ClsVisualizer`) are put in its registry, so the recipes run there with
+`--cfg-options default_scope=mmpretrain` as their only change.
 """
 
 import os
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,20 +20,29 @@ from torch import Tensor
 from lskd import LskdError
 from lskd.base.install import how_to_install
 
-FRAMEWORKS = ("mmcls", "mmpretrain")
+CHOICES = {
+    "mmcls": ("mmcls", "mmcv-lite", "mmcv"),
+    "onedl": ("onedl-mmpretrain", "onedl-mmcv"),
+    "mmpretrain": ("mmpretrain", "mmcv-lite", "mmcv"),
+}
+"""Values of `MMCLS_BNN_FRAMEWORK` with the distributions that they are of, the framework's first."""
 
 
 def _choose() -> str:
     wanted = os.environ.get("MMCLS_BNN_FRAMEWORK")
-    if wanted is not None and wanted not in FRAMEWORKS:
-        raise LskdError(f"MMCLS_BNN_FRAMEWORK is {wanted!r}; it must be mmcls or mmpretrain.")
-    for name in [wanted] if wanted else FRAMEWORKS:
-        if find_spec(name) is not None:
+    if wanted is not None and wanted not in CHOICES:
+        raise LskdError(f"MMCLS_BNN_FRAMEWORK is {wanted!r}; it must be mmcls, onedl or mmpretrain.")
+    for name in [wanted] if wanted else CHOICES:
+        found = find_spec("mmcls" if name == "mmcls" else "mmpretrain") is not None
+        if found and (name != "onedl" or any(distributions(name=CHOICES[name][0]))):
             return name
-    raise LskdError(f"{wanted or 'mmcls'} is not installed here; {how_to_install('mmcls')}")
+    extra = wanted if wanted == "onedl" else "mmcls"
+    raise LskdError(f"{wanted or 'mmcls'} is not installed here; {how_to_install(extra)}")
 
 
-FRAMEWORK = _choose()
+_CHOICE = _choose()
+FRAMEWORK = "mmcls" if _CHOICE == "mmcls" else "mmpretrain"
+DISTRIBUTIONS = CHOICES[_CHOICE]
 
 # mmcv-lite's remark on an operator that nothing here uses would stand before every error and result.
 warnings.filterwarnings("ignore", message="Fail to import ``MultiScale")
@@ -59,6 +70,7 @@ else:
 __all__ = [
     "BATCH_AUGMENTS",
     "DATASETS",
+    "DISTRIBUTIONS",
     "FASHIONMNIST_CATEGORITES",
     "FRAMEWORK",
     "HOOKS",

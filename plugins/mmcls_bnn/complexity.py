@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lskd import LskdError
-from mmcls_bnn.binary.layers import BinaryConv2d, RSign, binary_layers
+from mmcls_bnn.binary.layers import BinaryConv2d, RSign, binary_layers, image_channels
 from mmcls_bnn.binary.packed import build_student
 from mmcls_bnn.recipe import read_recipe, run
 
@@ -81,8 +81,8 @@ def describe(config: str, size: int) -> str:
     if size < 1:
         raise LskdError(f"--size is {size}; it must be at least 1.")
     description = read_recipe(config)
-    model: Any = build_student(description)
-    found = count(model, getattr(model.backbone, "in_channels", 3), size)
+    model = build_student(description)
+    found = count(model, image_channels(model), size)
     rows = {
         "image": f"{size} x {size}",
         "parameters": f"{found.binary_parameters + found.real_parameters:,}",

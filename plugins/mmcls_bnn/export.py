@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.files import parse_json, whole_file, write_text
-from mmcls_bnn.binary.packed import PackedConv2d, build_student, load_packed, pack, save_packed
-from mmcls_bnn.distil.classifier import differing_key, read_note
+from mmcls_bnn.binary import bits
+from mmcls_bnn.binary.fast import PackedConv2d
+from mmcls_bnn.binary.layers import image_channels
+from mmcls_bnn.binary.packed import build_student, differing_key, load_packed, pack, save_packed
+from mmcls_bnn.distil.classifier import read_note
 from mmcls_bnn.recipe import read_recipe, run
 
 
@@ -44,20 +47,21 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
     else:
         raise CheckpointError(f"{checkpoint} does not say which model it is; add --config RECIPE.")
     student, weights = build_student(description), load_teacher_weights(checkpoint)
-    if key := differing_key(student, weights):
+    if key := differing_key(student.state_dict(), weights):
         raise CheckpointError(f"{checkpoint} is of another network than its config: '{key}' differs.")
     student.load_state_dict(weights)
     packed = pack(student)
     with whole_file(output) as trial:
         save_packed(packed, description, trial)
-        _compare(student, load_packed(trial))
+        apart = _compare(student, trial)
     full = sum(value.numel() * value.element_size() for value in student.state_dict().values())
-    bits = sum(math.prod(module.shape) for module in packed.modules() if isinstance(module, PackedConv2d))
+    signs = sum(math.prod(module.shape) for module in packed.modules() if isinstance(module, PackedConv2d))
     real = sum(parameter.numel() for parameter in packed.parameters())
     size = output.stat().st_size
     return (
         f"{output}: {size:,} bytes, in float32 {full:,} ({full / size:.1f} times as much); "
-        f"{bits:,} weights of 1 bit, {real:,} real parameters; logits equal to the bit"
+        f"{signs:,} weights of 1 bit, {real:,} real parameters; logits equal to the bit, "
+        f"the fast ones ({bits.build() or 'torch'}) to {apart:.1g}"
     )
 
 
@@ -85,7 +89,7 @@ def export_run(
     if class_names:
         description["label_names"] = list(class_names)
     write_text(output / "config.json", json.dumps(description, indent=2) + "\n")
-    packed = load_packed(weights)
+    packed = load_packed(weights, fast=False)  # to the bit, and what is traced
     return Packed(packed), _noise(packed, 4)
 
 
@@ -102,17 +106,21 @@ class Packed(nn.Module):
         return logits
 
 
-def _noise(model: Any, count: int) -> Tensor:
-    channels = getattr(model.backbone, "in_channels", 3)
-    return torch.randn(count, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+def _noise(model: nn.Module, count: int) -> Tensor:
+    return torch.randn(count, image_channels(model), 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def _compare(student: Any, loaded: Any) -> None:
-    images = _noise(student, 2)
+def _compare(student: Any, path: Path) -> float:
+    """Compare a file's logits with the student's, and return how far the fast ones are away."""
+    images, fast = _noise(student, 2), load_packed(path)
     with torch.inference_mode():
-        same = torch.equal(student(images, mode="tensor"), loaded(images, mode="tensor"))
+        logits, found = student(images, mode="tensor"), fast(images, mode="tensor")
+        same = torch.equal(load_packed(path, fast=False)(images, mode="tensor"), logits)
+        with bits.forced(None):
+            same &= torch.equal(fast(images, mode="tensor"), found)
     if not same:
         raise LskdError("the packed weights do not give the same logits; nothing was written.")
+    return float((found - logits).abs().max())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,6 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="images at a time (default: the recipe's)"
     )
+    parser.add_argument(
+        "--shard",
+        default="",
+        metavar="I/N",
+        help="write the I-th of N shards, which as many jobs write at once; `lskd soft-labels merge DIR` "
+        "then makes the store of them",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="loading processes (default: the recipe's)")
     parser.add_argument("--cpu", action="store_true", help="not on the GPU even where there is one")
     parser.add_argument(
@@ -66,8 +73,8 @@ def _write(args: argparse.Namespace) -> str:
     alone = {"num_workers": 0, "persistent_workers": False}
     loader = Runner.build_dataloader({**cfg.train_dataloader, **alone}, seed=0)
     amp = cfg.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper"
-    model.stored = stored = StoredTeacher(model, cfg, loader, epochs, amp)
-    if stored.epochs < epochs:
+    model.stored = stored = StoredTeacher(model, cfg, loader, epochs, amp, args.shard)
+    if not stored.all_there:
         if cfg.get("val_dataloader") is not None:  # before anything is written
             validation = Runner.build_dataloader({**cfg.val_dataloader, **alone})
             print(try_teacher(model, validation.dataset, 512))
@@ -76,15 +83,16 @@ def _write(args: argparse.Namespace) -> str:
         stored.speaks(model.load_teacher().form)
         batch_size = args.batch_size or int(cfg.train_dataloader.get("batch_size", 64))
         workers = int(cfg.train_dataloader.get("num_workers", 0)) if args.workers is None else args.workers
-        stop = epochs * stored.layout.samples
+        first, stop = stored.layout.first, stored.layout.stop
         try:
-            with tqdm(total=stop, initial=stored.keys, unit=" images", mininterval=1) as bar:
+            with tqdm(total=stop - first, initial=stored.keys - first, unit=" images", mininterval=1) as bar:
                 ask = partial(stored.answers, batch_size=batch_size, workers=workers)
                 stored.write_ahead(stop, ask, bar.update)
         finally:
             stored.close()
-    size = SoftLabels(stored.path).info()["bytes"] / 2**20
-    return f"{stored.describe()}; {size:.1f} MiB"
+    labels = SoftLabels(stored.path, shard=args.shard)
+    error = f"; {labels.own_error}" if stored.labels is None and labels.own_error else ""
+    return f"{stored.describe()}{error}; {labels.info()['bytes'] / 2**20:.1f} MiB"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import forked
 from digit_teacher import teach
 from events import scalars
 from lskd.base.files import read_csv
+from mmcls_bnn.binary import bits
 
 pytestmark = pytest.mark.integration
 
@@ -326,5 +328,27 @@ def test_a_trained_student_is_packed_and_loaded(trained, tmp_path):
     assert "logits equal to the bit" in result.stdout
     result = run(sys.executable, "-c", LOADED, output)
     assert result.stdout == "torch.Size([1, 4])\n", result.stderr
+    result = run(sys.executable, "-m", "mmcls_bnn.profile", output, "--size", 16, "--rounds", 3)
+    assert result.stdout.splitlines()[-1].startswith("whole network"), result.stderr
     result = run(sys.executable, "-m", "mmcls_bnn.complexity", trained[0], "--size", 16)
     assert "OPs (BOPs / 64 + FLOPs)" in result.stdout, result.stderr
+
+
+@pytest.mark.slow
+def test_from_distilling_to_a_fast_file_in_the_five_documented_commands(tmp_path):
+    """As docs/mmcls.md has them, each eighth image for the student."""
+    text = (ROOT / "docs" / "mmcls.md").read_text().partition("From distilling to a fast file")[2]
+    commands = [shlex.split(line) for line in text.partition("```sh\n")[2].partition("```")[0].splitlines()]
+    assert len(commands) == 5
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    for program, *words in commands:
+        done = run(Path(sys.executable).with_name(program), *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        if words[-1].endswith("teacher.py"):  # who must know something
+            images = sorted(tmp_path.glob("data/digits/*/*/*"))
+            for image in {*images} - {*images[::8]}:
+                image.unlink()
+    build = bits.build() or "torch"
+    assert done.stdout.splitlines()[0] == f"1 x 16 x 16, 1 thread(s), {build}"
+    assert done.stdout.splitlines()[-1].startswith("whole network")
+    assert (tmp_path / "student.safetensors").is_file()

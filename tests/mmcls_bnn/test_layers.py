@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from torch import nn
 from torch.nn import functional
 
+from mmcls_bnn.binary import bits
 from mmcls_bnn.binary.layers import (
     BinaryConv2d,
     RPReLU,
@@ -103,6 +104,28 @@ def test_step_1_is_an_ordinary_convolution():
     assert torch.equal(layer(x), functional.conv2d(x, layer.weight, padding=1))
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), functional.conv2d(x, binary_weight(layer.weight), padding=1))
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (2, 2), (3, 4), (4, 3), (9, 6)])  # by matrices, and by oneDNN
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1)])
+def test_a_counted_convolution_is_the_convolution_of_signs(sides, kernel, stride):
+    torch.manual_seed(0)
+    layer = BinaryConv2d(40, 33, kernel, stride, of_signs=True)
+    signs = torch.where(torch.randn(3, 40, *sides) >= 0, 1.0, -1.0).requires_grad_()
+    ours = layer(signs)
+    if bits.build() is not None:
+        assert "Counted" in type(ours.grad_fn).__name__
+    x, weight = signs.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()
+    theirs = functional.conv2d(x, plain["binary_weight"](weight), stride=stride, padding=kernel // 2)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-6)
+    towards = torch.randn_like(ours)
+    found = gradients(ours, towards, signs, layer.weight)
+    for one, other in zip(found, gradients(theirs, towards.double(), x, weight), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(signs).dtype == torch.bfloat16
+    with bits.forced(None):
+        torch.testing.assert_close(layer(signs), ours, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_formats_and_mixed_precision():

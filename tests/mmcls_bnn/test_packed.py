@@ -9,8 +9,9 @@ from mmengine.config import Config
 from safetensors.torch import load_file, save_file
 
 from lskd import LskdError
-from mmcls_bnn import complexity, export
-from mmcls_bnn.binary.packed import FORMAT, PackedConv2d, build_student, deployable, load_packed, pack
+from mmcls_bnn import complexity, export, profile
+from mmcls_bnn.binary.fast import FastBlock, PackedConv2d
+from mmcls_bnn.binary.packed import FORMAT, build_student, deployable, load_packed, pack, save_packed
 
 pytestmark = pytest.mark.unit
 
@@ -48,7 +49,9 @@ def test_export_holds_one_bit_a_weight_and_equal_logits(checkpoint, tmp_path, ca
     assert export.main([str(path), str(output)]) == 0
     images = torch.randn(3, 1, 20, 20)
     with torch.no_grad():
-        assert torch.equal(load_packed(output)(images, mode="tensor"), model(images, mode="tensor"))
+        logits = model(images, mode="tensor")
+        assert torch.equal(load_packed(output, fast=False)(images, mode="tensor"), logits)
+        assert isinstance(load_packed(output).backbone.blocks[0], FastBlock)
 
     stored, weights = load_file(output), model.state_dict()
     latent = weights["backbone.blocks.0.conv.weight"].numpy()
@@ -97,6 +100,28 @@ def test_a_folder_to_take_away_has_the_packed_weights_and_the_configuration(chec
     assert build_student({k: v for k, v in config.items() if k != "label_names"})
 
 
+@pytest.mark.parametrize("kind", ["ReActNet", "ReActNetA"])
+def test_a_fast_student_as_onnx_is_of_plain_operators_and_equal(kind, tmp_path):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    values = description(type=kind)
+    save_packed(pack(build_student(values)), values, tmp_path / "student.safetensors")
+    model = load_packed(tmp_path / "student.safetensors")
+    batch = {"inputs": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(model, (torch.zeros(2, 1, 16, 16),), dynamic_shapes=batch)
+    torch.onnx.export(program, f=tmp_path / "student.onnx", verbose=False)
+    written = onnx.load(tmp_path / "student.onnx")
+    assert {node.domain for node in written.graph.node} == {""}
+    assert not written.functions
+    session = runtime.InferenceSession(tmp_path / "student.onnx", providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        images = torch.randn(count, 1, 16, 16)
+        (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        with torch.inference_mode():
+            expected = model(images, mode="tensor").numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
 def test_export_errors_are_one_line(checkpoint, tmp_path, capsys):
     output = tmp_path / "out.safetensors"
 
@@ -133,6 +158,32 @@ def test_only_files_of_ours_are_loaded(tmp_path):
     for name, words in (("a", "not written by"), ("b", "cannot be read"), ("c", "cannot be read")):
         with pytest.raises(LskdError, match=words):
             load_packed(tmp_path / f"{name}.safetensors")
+
+
+def test_a_file_that_is_not_whole_or_another_networks_is_one_line(tmp_path):
+    path = tmp_path / "student.safetensors"
+    packed = pack(build_student(description()))
+    save_packed(packed, description(), path)
+    whole, tensors = path.read_bytes(), load_file(path)
+
+    def refused(words, changed=None, format=FORMAT, model=None):
+        if changed is not None:
+            save_file(changed, path, {"format": format, "model": json.dumps(model or description())})
+        with pytest.raises(LskdError, match=words) as found:
+            load_packed(path)
+        assert "\n" not in str(found.value)
+
+    path.write_bytes(whole[:-100])
+    refused("cannot be read as safetensors")
+    refused(
+        "has the format 'mmcls_bnn packed 2', not 'mmcls_bnn packed 1'; export", tensors, "mmcls_bnn packed 2"
+    )
+    signs = "backbone.blocks.3.conv.signs"
+    refused(f"its '{signs}' is not", {**tensors, signs: tensors[signs][:-1]})
+    refused(f"its '{signs}' is not", {name: value for name, value in tensors.items() if name != signs})
+    refused("'more' is not", {**tensors, "more": torch.zeros(1)})
+    # 10 TB in float32, of which nothing may be asked for.
+    refused("damaged: its 'backbone", tensors, model=description(width=1000))
 
 
 def test_deployable_drops_what_training_needs():
@@ -185,6 +236,28 @@ def test_step_1_has_no_binary_operations():
     step1 = imagenet_student("ReActNet", 512, binarize=("activations",))
     found = complexity.count(step1, 3, 64)
     assert (found.bops, found.binary_parameters) == (0, 0)
+
+
+def test_a_profile_has_a_row_for_each_layer_that_runs(tmp_path, capsys):
+    path = tmp_path / "student.safetensors"
+    for kind, units in (("ReActNet", 1), ("ReActNetA", 2)):
+        values = description(type=kind)
+        save_packed(pack(build_student(values)), values, path)
+        assert profile.main([str(path), "--size", "16", "--batch", "2", "--rounds", "2"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("2 x 16 x 16, ")
+        names = [line.split()[0] for line in lines[3:-2]]
+        blocks = {"ReActNet": 16, "ReActNetA": 13}[kind]
+        assert sum(".units." in name for name in names) == units * blocks
+        first = next(line.split() for line in lines if "blocks.0.units.0" in line)
+        channels = {"ReActNet": 8, "ReActNetA": 4}[kind]
+        assert int(first[3].replace(",", "")) == 2 * convolutions(channels, 16, 1)
+        shares = [float(line[50:58].strip(" %")) for line in lines[3:-1]]
+        assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
+    for arguments, words in ((["--size", "0"], "--size is 0"), (["--build", "mmx"], "no build 'mmx'")):
+        assert profile.main([str(path), *arguments]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
 
 
 def test_complexity_command(capsys):

@@ -13,6 +13,7 @@ import torch
 from mmcls.registry import TRANSFORMS
 
 from lskd import DistillationLoss, LskdError, SoftLabels, SoftLabelsError, SoftLabelsWriter
+from lskd.soft_labels.shards import merge_shards
 from lskd.teachers.replay import MixingPolicy, augmentation_seed, mixed_image, mixed_targets
 from mmcls_bnn import soft_labels
 from mmcls_bnn.compat import MODELS
@@ -97,6 +98,23 @@ def test_later_students_learn_what_the_first_one_did(config, train, top_k, value
     assert_same_weights(writing, train(config))
 
 
+def test_two_views_serve_five_epochs(config, train, tmp_path):
+    """One that stores them and a later one learn the same; written ahead, they are the same rows."""
+    config["train_cfg"]["max_epochs"] = 5
+    settings(config).update(views=2, sampled=2, top_k=None)
+    writing = train(config)
+    labels = store(config)
+    assert (len(labels), labels.layout.views, labels.layout.sampled) == (2 * 96, True, True)
+    reading = train(config)
+    assert reading.model.teacher is None
+    assert_same_weights(writing, reading)
+    settings(config)["path"] = str(tmp_path / "ahead")
+    assert command(config, tmp_path, "--workers", "0") == 0
+    np.testing.assert_array_equal(
+        store(config).take(np.arange(2 * 96)).seeds, labels.take(np.arange(2 * 96)).seeds
+    )
+
+
 def test_other_students_share_it_in_another_order_with_workers(config, train, runner_of, monkeypatch):
     train(config)
     config["train_dataloader"].update(batch_size=20, num_workers=2, persistent_workers=True)
@@ -135,6 +153,17 @@ def test_written_ahead_by_the_command(config, train, tmp_path, capsys):
     assert ahead.identity == trained.identity
     keys = np.arange(len(ahead))
     np.testing.assert_array_equal(ahead.take(keys).seeds, trained.take(keys).seeds)
+    settings(config)["path"] = str(tmp_path / "shards")
+    for shard in ("2/2", "1/2"):
+        assert command(config, tmp_path, "--workers", "0", "--shard", shard) == 0
+    merged = merge_shards(tmp_path / "shards")
+    assert (merged.complete, merged.identity) == (True, trained.identity)
+    for part in ("values", "seeds"):
+        found, wanted = (getattr(labels.take(keys), part) for labels in (merged, trained))
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    settings(config).update(path=f"file://{tmp_path}/shards", cache=str(tmp_path / "cache"))
+    with pytest.raises(LskdError, match="a copy of soft labels that are elsewhere"):
+        train(config | epochs(3))
     settings(config)["verify"] = 16
     reading = train(config)
     assert reading.model.teacher is not None
@@ -246,8 +275,9 @@ def test_a_disk_that_fails_stops_the_run_or_not_as_asked(config, train, monkeypa
 # --- verified and refused ---
 
 
-def test_verify_asks_the_teacher_again(config, train):
-    settings(config)["top_k"] = 2
+@pytest.mark.parametrize("values", ["float16", "packed"])
+def test_verify_asks_the_teacher_again(config, train, values):
+    settings(config).update(top_k=2, values=values)
     train(config)
     settings(config)["verify"] = 30
     train(config)
@@ -343,6 +373,10 @@ def joined(config):
         (lambda config: pipeline(config).insert(3, {"type": "OwnGenerator"}), "stored with OwnGenerator"),
         (lambda config: config["custom_hooks"].pop(), "soft labels need dict.*SoftLabelsHook"),
         (lambda config: settings(config).update(top_k=5), "top-K must be 1 to 4"),
+        (
+            lambda config: settings(config).update(top_k=None, sampled=2, rest="lump"),
+            "sampled leaves no rest",
+        ),
     ],
 )
 def test_what_cannot_be_stored_is_refused_by_name(config, train, change, words):

@@ -2,24 +2,24 @@
 
 import copy
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from lskd import CheckpointError, LskdError
 from lskd.base.files import parse_json, whole_file
+from lskd.errors import one_line
 from mmcls_bnn import losses  # noqa: F401 - what a student is made of is registered by importing it
 from mmcls_bnn.binary import reactnet  # noqa: F401
-from mmcls_bnn.binary.layers import BinaryConv2d, binary_layers, weight_scales
+from mmcls_bnn.binary.fast import PackedConv2d, make_fast
+from mmcls_bnn.binary.layers import BinaryConv2d, binary_layers
 from mmcls_bnn.compat import BATCH_AUGMENTS, FRAMEWORK, MODELS, use_registry
 
 FORMAT = "mmcls_bnn packed 1"
@@ -28,51 +28,6 @@ _TRAINING_ONLY = ("teacher", "distillation", "step1_checkpoint", "train_cfg", "p
 _FROM_ELSEWHERE = frozenset(
     {"HuggingFaceClassifier", "ImageToImageRetriever", "TimmClassifier", "TIMMBackbone", "LsKdClassifier"}
 )
-
-
-class PackedConv2d(nn.Module):
-    """A :class:`BinaryConv2d` for inference, with one bit for each weight.
-
-    Args:
-        shape: of the weights, `(out, in, k, k)`.
-        stride: of the kernel.
-        padding: with 0, on each side.
-
-    Buffers: `signs`, uint8, eight weights in a byte (numpy.packbits of weight >= 0, in the weight's order,
-    filled up with 0); `scale`, float32 `(out, 1, 1, 1)`. They are unpacked for each forward pass: this saves
-    memory, not time, and gives the logits of training to the bit.
-    """
-
-    signs: Tensor
-    scale: Tensor
-
-    def __init__(self, shape: tuple[int, int, int, int], stride: int, padding: int) -> None:
-        super().__init__()
-        self.shape, self.stride, self.padding = shape, stride, padding
-        self.register_buffer("signs", torch.zeros(-(-math.prod(shape) // 8), dtype=torch.uint8))
-        self.register_buffer("scale", torch.zeros(shape[0], 1, 1, 1))
-
-    @classmethod
-    def of(cls, layer: BinaryConv2d) -> "PackedConv2d":
-        """Pack a layer's latent weights."""
-        out, channels, size, _ = layer.weight.shape
-        packed = cls((out, channels, size, size), layer.stride, layer.padding)
-        weight = layer.weight.detach()
-        bits = np.packbits((weight >= 0).flatten().cpu().numpy())  # sign(0) is +1 (the paper's Sec. 5)
-        packed.signs.copy_(torch.from_numpy(bits))
-        packed.scale.copy_(weight_scales(weight))
-        return packed
-
-    def weight(self) -> Tensor:
-        """Return the binary weights times their scales, `(out, in, k, k)`."""
-        # In tensor operations, which torch.export and ONNX know.
-        places = self.signs.new_tensor([128, 64, 32, 16, 8, 4, 2, 1])
-        bits = (self.signs[:, None] & places).clamp(max=1).flatten()[: math.prod(self.shape)]
-        return bits.view(self.shape).to(self.scale.dtype).sub_(0.5).mul_(2 * self.scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `(B, out, H', W')` of a batch `(B, in, H, W)`."""
-        return functional.conv2d(x, self.weight(), stride=self.stride, padding=self.padding)
 
 
 def deployable(recipe: Config) -> dict[str, Any]:
@@ -98,7 +53,7 @@ def build_student(description: Mapping[str, Any]) -> nn.Module:
     except LskdError:
         raise
     except Exception as error:  # the registry raises whatever its classes raise
-        raise LskdError(f"the model cannot be built: {' '.join(str(error).split())[:200]}.") from None
+        raise LskdError(f"the model cannot be built: {one_line(error, 200)}.") from None
     return model.eval()
 
 
@@ -125,13 +80,16 @@ def pack(model: nn.Module) -> nn.Module:
     Raises:
         LskdError: for a model without binary weights (step 1, say).
     """
-    packed = copy.deepcopy(model)
-    found = binary_layers(packed)
+    return _with_packed(copy.deepcopy(model), PackedConv2d.of)
+
+
+def _with_packed(model: nn.Module, packed: Callable[[BinaryConv2d], PackedConv2d]) -> nn.Module:
+    found = binary_layers(model)
     if not found:
         raise LskdError("the model has no binary weights to pack: it is of step 1, or of another network.")
     for name, module in found.items():
-        packed.set_submodule(name, PackedConv2d.of(module))
-    return packed.eval()
+        model.set_submodule(name, packed(module))
+    return model.eval()
 
 
 def save_packed(model: nn.Module, description: Mapping[str, Any], path: Path) -> None:
@@ -148,24 +106,55 @@ def save_packed(model: nn.Module, description: Mapping[str, Any], path: Path) ->
         raise LskdError(f"cannot write {path} ({error}); choose another output.") from None
 
 
-def load_packed(path: str | Path) -> nn.Module:
+class _WithoutMemory(TorchFunctionMode):
+    """What is built here has shapes alone: its numbers come from a file, and a forged one names any size."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
+            given["device"] = "meta"
+        return func(*args, **given)
+
+
+def load_packed(path: str | Path, fast: bool = True) -> nn.Module:
     """Return the classifier in a file of :func:`save_packed`, ready for inference.
 
+    Args:
+        path: the file.
+        fast: with :func:`mmcls_bnn.binary.fast.make_fast`; otherwise each layer unpacks its weights when it
+            runs, and the logits are those of training to the bit.
+
     Raises:
-        CheckpointError: for a file that is missing, damaged or of another kind.
+        CheckpointError: for a file that is missing, damaged, or of another kind or version.
     """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from None
+        raise CheckpointError(f"{path} cannot be read as safetensors: {one_line(error)}.") from None
+    written = metadata.get("format", "")
+    if written != FORMAT and written.startswith(FORMAT.rstrip("0123456789")):
+        raise CheckpointError(f"{path} has the format {written[:40]!r}, not {FORMAT!r}; export it again.")
     try:
-        description = parse_json(metadata["model"]) if metadata.get("format") == FORMAT else None
+        description = parse_json(metadata["model"]) if written == FORMAT else None
     except (KeyError, ValueError):
         description = None
     if not isinstance(description, dict):
         raise CheckpointError(f"{path} was not written by python -m mmcls_bnn.export; give a file of its.")
-    model = pack(build_student(description))
-    model.load_state_dict(tensors)
-    return model
+    with _WithoutMemory():
+        model = _with_packed(build_student(description), PackedConv2d.like)
+    expected = model.state_dict()
+    if key := differing_key(expected, tensors):
+        raise CheckpointError(f"{path} is damaged: its '{key}' is not what its network has; export it again.")
+    typed = {name: value.to(expected[name].dtype) for name, value in tensors.items()}
+    model.load_state_dict(typed, assign=True)
+    return make_fast(model) if fast else model
+
+
+def differing_key(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
+    """Return the first name that one of two state dicts alone has, or of different shapes; None: they fit."""
+    for key in sorted(wanted.keys() | weights.keys()):
+        if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
+            return key
+    return None

@@ -40,7 +40,8 @@ class ReActBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.sign = _sign(in_channels, binarize)
-        self.conv = BinaryConv2d(in_channels, out_channels, 3, stride, "weights" in binarize, initialisation)
+        settings = ("weights" in binarize, initialisation, "activations" in binarize)
+        self.conv = BinaryConv2d(in_channels, out_channels, 3, stride, *settings)
         self.norm = nn.BatchNorm2d(out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
@@ -74,16 +75,16 @@ class ReActNetABlock(nn.Module):
         initialisation: str,
     ) -> None:
         super().__init__()
-        weights = "weights" in binarize
+        settings = ("weights" in binarize, initialisation, "activations" in binarize)
         self.sign1 = _sign(in_channels, binarize)
-        self.conv1 = BinaryConv2d(in_channels, in_channels, 3, stride, weights, initialisation)
+        self.conv1 = BinaryConv2d(in_channels, in_channels, 3, stride, *settings)
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.shortcut = nn.Identity() if stride == 1 else nn.AvgPool2d(stride, ceil_mode=True)
         self.activation1 = RPReLU(in_channels)
         self.sign2 = _sign(in_channels, binarize)
         copies = out_channels // in_channels
         self.conv2 = nn.ModuleList(
-            BinaryConv2d(in_channels, in_channels, 1, 1, weights, initialisation) for _ in range(copies)
+            BinaryConv2d(in_channels, in_channels, 1, 1, *settings) for _ in range(copies)
         )
         self.norm2 = nn.ModuleList(nn.BatchNorm2d(in_channels) for _ in range(copies))
         self.activation2 = RPReLU(out_channels)
@@ -169,6 +170,8 @@ class BinaryBackbone(BaseBackbone):
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Return the last feature map `(B, out_channels, H', W')`, as mmcls wants it, in a tuple."""
+        if self.training and x.device.type == "cpu":  # where pooling and normalisation are faster so
+            x = x.contiguous(memory_format=torch.channels_last)
         return (self.blocks(self.stem(x)),)
 
     def train(self, mode: bool = True) -> "BinaryBackbone":

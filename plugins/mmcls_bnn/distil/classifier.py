@@ -24,6 +24,8 @@ from lskd.base.tensors import SampleMeans
 from lskd.checkpoints import is_safetensors
 from lskd.teachers.fast import FastMode
 from lskd.teachers.replay import replayed
+from mmcls_bnn.binary.layers import image_channels
+from mmcls_bnn.binary.packed import differing_key
 from mmcls_bnn.compat import METRICS, MODELS, ImageClassifier, labels_of
 from mmcls_bnn.distil.store import SoftLabelSettings, StoredTeacher
 from mmcls_bnn.distil.teacher import (
@@ -125,8 +127,7 @@ class LsKdClassifier(ImageClassifier):
         """
         if self.teacher is None:
             classes = int(self.head.num_classes)
-            channels = getattr(self.backbone, "in_channels", 3)
-            student = normalisation_of(self.data_preprocessor, channels)
+            student = normalisation_of(self.data_preprocessor, image_channels(self.backbone))
             with replayed(0):  # a student starts from the same weights whether or not a teacher is built
                 teacher = load_teacher(self.teacher_settings, classes, student)
             self.teacher = teacher.to(next(self.parameters()).device)
@@ -369,18 +370,9 @@ def load_step1(model: nn.Module, path: str) -> None:
             "(binarize=('activations',)) has written."
         )
     weights = load_teacher_weights(path, use_ema=False)
-    if key := differing_key(model, weights):
+    if key := differing_key(model.state_dict(), weights):
         raise CheckpointError(
             f"step1_checkpoint {path} is of another network: '{key}' differs; "
             "give the same depth, width, stem and classes as in step 1."
         )
     model.load_state_dict(weights)
-
-
-def differing_key(model: nn.Module, weights: Mapping[str, Tensor]) -> str | None:
-    """Return the first name that a model or weights alone have, or of different shapes; None: they fit."""
-    wanted = model.state_dict()
-    for key in sorted(wanted.keys() | weights.keys()):
-        if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
-            return key
-    return None

@@ -119,8 +119,9 @@ class CurvesHook(Hook):
             means = model.epoch_means()
         elif self._loss:
             (means["loss_hard"],) = self._loss.read(1, next(model.parameters()).device)
-        for name, mean in means.items():
-            self._check(f"training {name}", mean, number)
+        for name in ("loss_ce", "loss_hard"):  # the others are NaN of drawn classes
+            if name in means:
+                self._check(f"training {name}", means[name], number)
         require_finite_weights(model.state_dict().items(), number if self._unit == "epoch" else None)
         row: dict[str, Any] = {column: means.get(name, "") for column, name in _TRAIN.items()}
         row["lr"] = runner.optim_wrapper.get_lr()["lr"][0]

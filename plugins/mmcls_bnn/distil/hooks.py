@@ -202,7 +202,7 @@ class SoftLabelsHook(Hook):
             stored.speaks(unwrapped(runner.model).speaking_teacher().form)
         if stored.settings.verify:
             runner.logger.info(stored.verify_stored())
-        if stored.epochs < int(runner.max_epochs):
+        if not stored.all_there:
             stored.open_writer()
 
     def before_train_epoch(self, runner: Any) -> None:

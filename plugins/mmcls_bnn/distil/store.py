@@ -18,16 +18,17 @@ from mmengine.logging import MMLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lskd import LskdError, SoftLabelsError, TopK
+from lskd import LskdError, TopK
 from lskd.checkpoints import file_checksum
 from lskd.errors import one_line
-from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.soft_labels.forms import teacher_form
+from lskd.soft_labels.format import SoftLabelsLayout, ValueDtype
+from lskd.soft_labels.forms import TOLERANCE, check_reading, teacher_form
+from lskd.soft_labels.remote import local_folder
 from lskd.soft_labels.run import StoredRun, image_layout
 from lskd.teachers.outputs import answers_to
 from lskd.teachers.replay import MixingPolicy
 from lskd.terms import Rest
-from mmcls_bnn.compat import FRAMEWORK
+from mmcls_bnn.compat import DISTRIBUTIONS
 from mmcls_bnn.data import name_of
 from mmcls_bnn.distil.replay import ImageMixing, KeyedImages, keys_of, mix_by_image, seed_pipeline
 from mmcls_bnn.distil.teacher import TeacherSettings
@@ -35,9 +36,7 @@ from mmcls_bnn.recipe import settings_of
 
 OnError = Literal["stop", "continue"]
 # The libraries that make the images; a store ends with their versions.
-_LIBRARIES = (FRAMEWORK, "mmcv-lite", "mmcv", "opencv-python", "opencv-python-headless", "pillow", "numpy")
-# How far two answers to one image may be apart, in nats per nat: other kernels, half precision.
-TOLERANCE = {"float32": 0.01, "float16": 0.02, "autocast": 0.1}
+_LIBRARIES = (*DISTRIBUTIONS, "opencv-python", "opencv-python-headless", "pillow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,13 @@ class SoftLabelSettings:
     """`model.distillation.soft_labels` of a recipe.
 
     Attributes:
-        path: folder of the store.
+        path: folder of the store, or a URL of one that is only read.
+        cache: where copies of what is at a URL are kept; None: in the user's cache folder.
         top_k: classes kept of each image; 0: all; None: as stored, 10 where nothing is stored yet.
-        values: "float16" or "float32"; None: as stored, else float32 for all classes and float16 otherwise.
+        sampled: classes drawn of each image instead, so that they are right in expectation; None: as stored.
+        views: of each image, which the epochs read in turn; 0: every epoch has its own.
+        values: "float16", "float32" or "packed"; None: as stored, else float32 for all classes and float16
+            otherwise.
         seed: of the augmentation, which all students of the store share; `randomness.seed` is each one's own.
         rest: what becomes of the probability of classes that are not stored; see :class:`lskd.TopK`.
         verify: how many stored images the teacher is asked about again before training.
@@ -55,7 +58,10 @@ class SoftLabelSettings:
     """
 
     path: str
+    cache: str | None = None
     top_k: int | None = None
+    sampled: int | None = None
+    views: int = 0
     values: str | None = None
     seed: int = 42
     rest: Rest = "spread"
@@ -73,12 +79,16 @@ class SoftLabelSettings:
         settings = settings_of(cls, values, where, "path='DIR'", path="")
         if not settings.path:
             raise LskdError(f"{where} names no folder; give path='DIR'.")
-        for name in ("top_k", "seed", "verify"):
+        for name in ("top_k", "sampled", "views", "seed", "verify"):
             number = getattr(settings, name)
             if number is not None and (not isinstance(number, int) or number < 0):
                 raise LskdError(f"{where}.{name} is {number!r}; it must be a whole number from 0 on.")
+        if settings.sampled == 0 or (settings.sampled and settings.top_k is not None):
+            raise LskdError(f"{where}.sampled draws 1 class or more, and top_k takes the largest; give one.")
+        if settings.sampled and settings.rest != "spread":
+            raise LskdError(f"{where}.sampled leaves no rest; drop rest.")
         choices = {
-            "values": (None, "float16", "float32"),
+            "values": (None, *get_args(ValueDtype)),
             "rest": get_args(Rest),
             "on_error": get_args(OnError),
         }
@@ -101,15 +111,19 @@ class StoredTeacher(StoredRun):
         loader: of the training images.
         epochs: that the run wants.
         amp: whether the teacher runs in mixed precision.
+        shard: "I/N": that shard of the store, to be written.
 
     Attributes:
+        all_there: nothing is left to be stored.
         needs_no_teacher: all that this run asks for is stored.
 
     Raises:
         LskdError: what the run does cannot be repeated, or the store belongs to another run, or is damaged.
     """
 
-    def __init__(self, model: Any, cfg: Any, loader: Any, epochs: int, amp: bool = False) -> None:
+    def __init__(
+        self, model: Any, cfg: Any, loader: Any, epochs: int, amp: bool = False, shard: str = ""
+    ) -> None:
         self.settings: SoftLabelSettings = model.soft_label_settings
         self.dataset, self.epoch = loader.dataset, 0
         self._model, self._amp = model, amp
@@ -117,11 +131,23 @@ class StoredTeacher(StoredRun):
         self._pipeline = seed_pipeline(loader, self.settings.seed, mixing)
         classes, images = int(model.head.num_classes), len(self.dataset)
         settings = self.settings
-        layout = image_layout(settings.path, classes, images, epochs, settings.top_k, settings.values)
+        path = local_folder(settings.path, settings.cache)
+        layout = image_layout(
+            path,
+            classes,
+            images,
+            epochs,
+            settings.top_k,
+            settings.values,
+            sampled=settings.sampled,
+            views=settings.views,
+            shard=shard,
+        )
+        check_reading(path, layout, model.distillation.temperature, settings.rest)
         steps = cfg.train_dataloader.dataset.get("pipeline") or self._pipeline.transforms
         rank, processes = get_dist_info()
         super().__init__(
-            settings.path,
+            path,
             layout,
             _identity(model, layout, self.dataset, list(steps), amp, mixing),
             seed=settings.seed,
@@ -132,7 +158,8 @@ class StoredTeacher(StoredRun):
             teacher=model.fast_settings.mode,
             bound=model.fast_settings.bound,
         )
-        self.needs_no_teacher = self.epochs >= epochs and not settings.verify
+        self.all_there = self.keys >= layout.stop
+        self.needs_no_teacher = self.all_there and not settings.verify
 
     def begin_epoch(self, epoch: int) -> None:
         """Begin to train an epoch; what is not stored of the epochs before it is asked for now.
@@ -140,7 +167,7 @@ class StoredTeacher(StoredRun):
         Raises:
             SoftLabelsError: the disk cannot take them, and the run is to stop then.
         """
-        self.epoch = epoch
+        self.epoch = epoch = self.layout.stored_epoch(epoch)
         self._pipeline.set_epoch(epoch)
         if self.epochs > epoch or self.failed:
             return
@@ -159,17 +186,11 @@ class StoredTeacher(StoredRun):
             SoftLabelsError: damaged rows, or the disk cannot take more, and the run is to stop then.
         """
         keys = keys_of(data_samples)
-        if self.labels is not None and int(keys.max()) < len(self.labels):
-            rows = self.labels.take(keys.numpy())
-            if rows.seeds is None or not np.array_equal(rows.seeds, self.seeds(keys)):
-                raise SoftLabelsError(
-                    f"{self.path} has rows of other augmentation; write the soft labels again"
-                )
-            values = torch.from_numpy(np.ascontiguousarray(rows.values)).to(inputs.device)
-            ids = torch.from_numpy(rows.ids.astype(np.int64)).to(inputs.device)
-        else:
-            values, ids = self.record(keys, self._model.speaking_teacher()(inputs))
-        return teacher_form(values, ids, self.layout.num_classes, self.settings.rest)
+        found = self.stored(keys)
+        if found is None:
+            found = self.record(keys, self._model.speaking_teacher()(inputs))
+        values, ids = (part.to(inputs.device) for part in found)
+        return teacher_form(values, ids, self.layout, self.settings.rest)
 
     def end_epoch(self) -> None:
         """Ask about images that the epoch left out, and commit it.

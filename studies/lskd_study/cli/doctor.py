@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -40,7 +41,8 @@ ADAPTERS = (
 def diagnose() -> list[Finding]:
     """Return what is here of each part; imports the frameworks that are here, which takes some seconds."""
     adapters = [check_adapter(*adapter) for adapter in ADAPTERS]
-    return [check_python(*sys.version_info[:3]), _core(), *adapters, _study(), _chromium(), _machine()]
+    here = [_core(), *adapters, _binary_layers(), _study(), _chromium(), _machine()]
+    return [check_python(*sys.version_info[:3]), *here]
 
 
 def is_healthy(findings: Sequence[Finding]) -> bool:
@@ -106,6 +108,17 @@ def _core() -> Finding:
         return Finding("core", "usable", f"{found}, compiled loss")
     fix = "on a CPU the loss is three times slower; for more install a C compiler (cc), then lskd again"
     return Finding("core", "usable", f"{found}, without the compiled loss", fix)
+
+
+def _binary_layers() -> Finding:
+    from mmcls_bnn.binary import bits
+
+    with warnings.catch_warnings(action="ignore"):  # the finding says it
+        build, builds = bits.build(), bits.builds()
+    if build is not None:
+        return Finding("binary layers", "usable", f"compiled xnor, {build} of {', '.join(builds)}")
+    fix = "for faster binary students install a C compiler (cc), then lskd again"
+    return Finding("binary layers", "usable", "by torch, without the compiled xnor", fix)
 
 
 def _study() -> Finding:

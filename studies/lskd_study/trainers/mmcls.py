@@ -1,8 +1,8 @@
 """mmcls: the command line of a student's run, its configuration, and its logs in the common vocabulary."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,6 @@ from lskd.base.files import whole_file
 from lskd.base.images import class_folders
 from lskd.base.install import how_to_install
 from lskd.errors import one_line
-from lskd_study.base.gpus import held_locks
 from lskd_study.plan.plan import CHECKPOINT, Plan, Role, Run, Store, exact
 from lskd_study.plan.schema import read_trainer_config
 from lskd_study.trainers.timm import Timm
@@ -62,6 +61,7 @@ class Mmcls:
         *("model.teacher.checkpoint", "model.teacher.smoothing", "randomness.seed"),
         "*_dataloader.dataset.data_root",
     )
+    modules: tuple[str, ...] = ("mmcls_bnn.evaluation", "timm_ls_kd.trainer.main", "torch._dynamo")
     stores_while_training = True
 
     def read_config(self, path: Path) -> dict[str, Any]:
@@ -138,9 +138,11 @@ class Mmcls:
             raise LskdError(f"mmcls is not installed here; {how_to_install('mmcls')}")
         script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
         options = arguments[2:]
-        # With the locks of its GPUs: it may outlive this process.
-        done = subprocess.run([sys.executable, str(script), *options], check=False, pass_fds=held_locks())
-        exit_with(done.returncode)
+        before, sys.argv = sys.argv, [str(script), *options]
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        finally:
+            sys.argv = before
         folder = Path(options[options.index("--work-dir") + 1])
         latest = Path((folder / _LATEST).read_text(encoding="utf-8").strip())
         with whole_file(folder / CHECKPOINT) as scratch:
@@ -195,9 +197,14 @@ class Mmcls:
         return Exported(model, images, None, "mmcls", usage, any_size=True)
 
     def size(self, plan: Plan, run: Run) -> Size:
-        """Return the student's parameters and operations, as `python -m mmcls_bnn.complexity` counts them."""
+        """Return the student's parameters and operations, as `python -m mmcls_bnn.complexity` counts them.
+
+        How large and fast it is deployed is measured on weights as they are drawn, which changes neither.
+        """
+        from mmcls_bnn.binary.layers import image_channels
         from mmcls_bnn.binary.packed import build_student
         from mmcls_bnn.complexity import count
+        from mmcls_bnn.profile import deployed
         from mmcls_bnn.recipe import read_recipe
 
         recipe = read_recipe(run.config)
@@ -205,10 +212,12 @@ class Mmcls:
             recipe["backbone"]["binarize"] = []
         model: Any = build_student(recipe)
         pixels = _image_size(plan.configs[run.config])
-        found = count(model, getattr(model.backbone, "in_channels", 3), pixels or 64)
+        channels = image_channels(model)
+        found = count(model, channels, pixels or 64)
         binary = 0 if run.real else found.binary_parameters
         operations = round(2 * found.ops) if pixels else None
-        return Size(found.binary_parameters + found.real_parameters, operations, binary)
+        measured = deployed(model, (1, channels, pixels, pixels)) if pixels else ()
+        return Size(found.binary_parameters + found.real_parameters, operations, binary, *measured)
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student's training images follow from: its data set's and its teacher's settings."""
@@ -287,6 +296,7 @@ def _options(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         stored = {"path": plan.labels(store, output), "top_k": store.top_k, "values": store.values}
         # The teacher is shown some images again: so it is there for the validation images, too (Fig. 6).
         stored |= {"seed": store.seed, "verify": VERIFIED}
+        stored |= {"views": store.epochs} if store.views else {}
         options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
     return [f"{key}={value}" for key, value in options.items()]
 
