@@ -36,9 +36,9 @@ LOSSES = {
 @pytest.mark.parametrize(
     ("samples", "classes", "rounds", "bar"), [(256, 1000, 101, 0.45), (4096, 10000, 9, 0.25)]
 )
-def test_loss_against_kl_div(ratio, name, samples, classes, rounds, bar):
-    student = torch.randn(samples, classes, requires_grad=True)
-    teacher = torch.randn(samples, classes)
+def test_loss_against_kl_div(ratio, device, name, samples, classes, rounds, bar):
+    student = torch.randn(samples, classes, device=device, requires_grad=True)
+    teacher = torch.randn(samples, classes, device=device)
     ratio(
         f"{name} {samples} x {classes}, forward + backward / F.kl_div(log_softmax, log_softmax)",
         _step(LOSSES[name], student, teacher),

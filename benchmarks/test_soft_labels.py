@@ -9,9 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lskd import SoftLabels, SoftLabelsWriter
+from lskd import SoftLabels, SoftLabelsWriter, TopK, fused_distillation
 from lskd.soft_labels.format import SoftLabelsLayout
+from lskd.soft_labels.forms import stored_form
+from lskd.soft_labels.own_error import OwnErrorMeter
 from lskd.teachers.replay import augmentation_seed
+from lskd.terms import top_k_log_probabilities
 
 SAMPLES, BATCH, PROCESSES = 1_000_000, 256, 8
 LAYOUT = SoftLabelsLayout(1000, 10, SAMPLES, rows_per_sample=1, seeds=True)
@@ -164,3 +167,57 @@ def test_size_against_fkd(quantity, tmp_path, ours, theirs, bar):
     size = sum(file.stat().st_size for file in path.iterdir()) / images
     quantity(f"store on disk, {ours}, top 5 of 500 crops an image / FKD's file, {theirs}", [size / fkd], bar)
     print(f"\nbytes an image: {size:.0f} here, {fkd} in FKD's file")
+
+
+@pytest.mark.parametrize(("values", "bar"), [("float16", 3.0), ("packed", 1.8)])
+def test_bytes_of_imagenet_for_any_number_of_epochs(quantity, tmp_path, values, bar):
+    """50 views of ImageNet-1K at the top 10, from the bytes of 100,000 rows and of all beside them."""
+    layout = SoftLabelsLayout(1000, 10, 100_000, rows_per_sample=1, seeds=True, views=True, values=values)
+    path = write(tmp_path / "s", layout)
+    row = sum(file.stat().st_size for file in path.iterdir()) / layout.samples
+    print(
+        f"\n{values}: {row:.2f} bytes a row, 50 views of 1,281,167 images {row * 50 * 1_281_167 / 1e9:.2f} GB"
+    )
+    quantity(f"ImageNet-1K, top 10, 50 views, {values}, in GB", [row * 50 * 1_281_167 / 1e9], bar)
+
+
+def test_gradient_of_drawn_classes_against_the_top_8(quantity):
+    """16,384 tokens of 10,000 words in 32 bytes each: Zipf's frequencies, and contexts of 32 dimensions."""
+    words, tokens, generator = 10_000, 4096, torch.Generator().manual_seed(0)
+    weights = torch.randn(words, 32, generator=generator)
+    frequencies = -torch.arange(1, words + 1).log()
+    found = []
+    for sampled in (False, True):
+        layout = SoftLabelsLayout(words, 8, tokens, sampled=sampled)
+        contexts = torch.Generator().manual_seed(1)
+        meter = OwnErrorMeter(layout)
+        for batch in range(64):
+            logits = frequencies + 0.3 * torch.randn(256, 32, generator=contexts) @ weights.T
+            meter.add(logits, *stored_form(logits, layout, np.arange(256) + 256 * batch))
+        found.append(meter.read().angle)
+    (top, drawn) = found
+    print(f"\ndegrees off: top 8 {top}, 8 drawn {drawn}")
+    for way in ("spread", "renormalise"):
+        quantity(
+            f"gradient's angle, 8 drawn / top 8 ({way}), 16,384 tokens", [drawn["drawn"] / top[way]], 0.25
+        )
+
+
+@pytest.mark.parametrize("words", [32_000, 128_000])
+def test_the_top_k_alone_needs_no_softmax_of_all(ratio, words):
+    """Forward and backward of 64 tokens, both sides over the top 8, against all of the student."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, words, generator=generator).requires_grad_()
+    values, ids = top_k_log_probabilities(torch.randn(64, words, generator=generator), 8)
+
+    def step(rest: str) -> Callable[[], None]:
+        teacher = TopK(values, ids, rest)  # type: ignore[arg-type]
+
+        def run() -> None:
+            logits.grad = None
+            fused_distillation(logits, teacher).loss.backward()
+
+        return run
+
+    name = f"loss over the top 8 of {words} words alone / student's softmax over all"
+    ratio(name, step("restrict"), step("renormalise"), bar=0.5)

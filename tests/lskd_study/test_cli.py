@@ -10,6 +10,7 @@ from lskd.base.install import how_to_install
 from lskd_study.cli import doctor
 from lskd_study.cli import main as cli
 from lskd_study.plan.recipes import recipes_folder
+from mmcls_bnn.binary import bits
 
 pytestmark = pytest.mark.unit
 
@@ -82,6 +83,11 @@ def test_doctor_reports_and_exits_by_what_is_broken(capsys, monkeypatch):
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(parts)
+    build = bits.build() or "torch"
+    assert f" {build} of " in parts["binary layers"]["found"] or build == "torch"
+    monkeypatch.setattr(bits, "library", lambda: None)
+    assert cli.main(["doctor"]) == 0
+    assert "by torch, without the compiled xnor; for faster" in capsys.readouterr().out
 
     monkeypatch.setitem(sys.modules, "timm", None)  # an import that fails
     assert cli.main(["doctor", "--json"]) == 1

@@ -45,9 +45,14 @@ def test_a_kind_of_run_costs_the_mean_of_its_runs(fake_study):
     row, *_ = csv.DictReader(io.StringIO(costs_csv([cost, *others])))
     assert float(row["parameters"]) == 11_689_512
     assert costs_csv(others).splitlines()[1].endswith(",,,,")
+    record(plan, first, wall_time_s=10.0, size={**size, "file_bytes": 1_400_000, "image_ms": 7.123})
+    cost, *others = costs_of(read_results(plan))
+    assert cost.deployed() == [("1.4 MB", 1_400_000), ("7.12 ms", 7.123)]
+    assert others[0].deployed() == [("–", "")] * 2
     write_report(plan)
     html = (plan.root / "index.html").read_text()
-    assert "11.7 M" in html.split('id="costs"')[1]
+    costs = html.split('id="costs"')[1]
+    assert all(text in costs for text in ("11.7 M", "7.12 ms", "One image"))
 
 
 def test_the_size_is_that_of_the_network_that_was_trained(scene):

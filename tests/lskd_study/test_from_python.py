@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import matplotlib as mpl
@@ -129,6 +130,7 @@ def scheduled(monkeypatch) -> list[list[str]]:
         def wait(self):
             return 1
 
+    monkeypatch.setattr(engine, "forking", lambda *_: nullcontext(({}, ())))
     monkeypatch.setattr(engine.subprocess, "Popen", lambda words, **_: commands.append(words) or Process())
     return commands
 

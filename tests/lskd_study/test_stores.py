@@ -166,6 +166,17 @@ def test_what_is_asked_for_is_done_or_refused(decided, monkeypatch):
     assert loss_note(decided()) == ""
     assert decided(top_k=CLASSES, values="float32").stores == decided().stores
     assert "stored as float16" in loss_note(decided(values="float16"))
+    plan = decided(views=2, limit_gb=1e-6)
+    # The students of 3 epochs read them in turn, those of 2 in the same store one after the other.
+    assert {(store.epochs, store.views) for store in plan.stores} == {(2, True)}
+    commands = [
+        TIMM.command(plan, plan.run(plan.stores[0].students[0])),
+        TIMM.store_command(plan, plan.stores[0]),
+    ]
+    assert all(words[words.index("--kd-soft-labels-views") + 1] == "2" for words in commands)
+    assert "read 2 stored views" in loss_note(plan)
+    assert plan.settings(plan.run(plan.stores[0].students[0]))["soft_labels"]["views"] == 2
+    assert decided(views=9).stores == decided().stores
     with pytest.raises(LskdError, match=r"study.yaml: soft_labels.top_k is 5; there are 4 classes"):
         decided(top_k=5)
     with pytest.raises(LskdError, match=r"soft_labels: it mixes; fix that or remove it"):

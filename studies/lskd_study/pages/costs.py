@@ -30,6 +30,8 @@ class Cost:
         parameters: of the network.
         operations: floating-point ones for one image forward; a multiply-add is two.
         binary: parameters of one bit.
+        file_bytes: of the weights as they are deployed.
+        image_ms: of one image forward, deployed, on the CPU of the run.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Cost:
     parameters: float
     operations: float
     binary: float
+    file_bytes: float
+    image_ms: float
 
     def cells(self) -> list[str | tuple[str, float | str]]:
         """Return its row: texts, some with what they sort by."""
@@ -54,6 +58,11 @@ class Cost:
             *((text, "" if np.isnan(number) else number) for text, number in sized),
         ]
 
+    def deployed(self) -> list[str | tuple[str, float | str]]:
+        """Return the cells of what it takes to run the network."""
+        found = (f"{short(self.file_bytes)}B", self.file_bytes), (f"{self.image_ms:.3g} ms", self.image_ms)
+        return [("–", "") if np.isnan(number) else (text, number) for text, number in found]
+
 
 def costs_of(results: Results[Any]) -> list[Cost]:
     """Return the costs of each kind of run that finished, in the order of the study."""
@@ -63,7 +72,8 @@ def costs_of(results: Results[Any]) -> list[Cost]:
 
 def costs_csv(costs: list[Cost]) -> str:
     """Return the same in full precision."""
-    header = ["kind", "runs", "seconds", "images_per_s", "parameters", "operations", "binary_parameters"]
+    header = ["kind", "runs", "seconds", "images_per_s", "parameters", "operations"]
+    header += ["binary_parameters", "file_bytes", "image_ms"]
     return csv_text(header, ([one.name, one.runs, *map(cell, list(vars(one).values())[2:])] for one in costs))
 
 
@@ -92,7 +102,7 @@ def _cost(results: Results[Any], name: str, runs: list[Result]) -> Cost:
         float(np.mean(rates)) if rates else float("nan"),
         *(
             next((float(size[key]) for size in sizes if size.get(key)), float("nan"))
-            for key in ("parameters", "operations", "binary")
+            for key in ("parameters", "operations", "binary", "file_bytes", "image_ms")
         ),
     )
 

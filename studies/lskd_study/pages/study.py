@@ -79,12 +79,14 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
         difference = themed_svg(difference_drawing(found, kind.score).figure, "difference", label)
     measures = measure_study(results)
     costs = costs_of(results)
+    deployed = any(cost.file_bytes > 0 for cost in costs)
     shown = {
         "kind": kind,
         "headline": findings[0],
         "answer": answer,
         "recommendation": recommendation,
-        "cost_rows": [cost.cells() for cost in costs],
+        "cost_rows": [cost.cells() + (cost.deployed() if deployed else []) for cost in costs],
+        "costs_deployed": deployed,
         **results_shown(results, findings),
         **measures_shown(measures, plan),
         "chances": chances_sentence(findings[0], plan.margin),

@@ -86,6 +86,7 @@ class Store:
         epochs: stored, each with its own views of the images; 1 where there are no views.
         asked: epochs of all its students together: what the teacher would be asked without a store.
         size: bytes expected, 0 where that is not known before.
+        views: whether these epochs are read in turn by a training that has more.
     """
 
     __pydantic_config__ = _AS_WRITTEN
@@ -100,6 +101,7 @@ class Store:
     epochs: int
     asked: int
     size: int
+    views: bool = False
 
     @property
     def folder(self) -> str:
@@ -270,6 +272,8 @@ class Plan:
             own["temperature_squared"] = True
         if store := self.store_of(run):
             own["soft_labels"] = {"top_k": store.top_k or "all", "values": store.values}
+            if store.views:
+                own["soft_labels"]["views"] = store.epochs
         return {**own, "convention": self.convention}
 
     def write(self) -> None:

@@ -71,6 +71,8 @@ class _Size(Record):
     parameters: int
     operations: int | None = None
     binary: int = 0
+    file_bytes: int | None = None
+    image_ms: float | None = None
 
 
 class Job(MadeRun):

@@ -150,6 +150,9 @@ class SoftLabels(Strict):
     values: Literal["float32", "float16"] | None = Field(
         None, description="default: float32 with all entries, float16 with top_k"
     )
+    views: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="views stored of each image, read in turn; default: a view an epoch"
+    )
     limit_gb: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         20.0, description="auto: most that all stores may take, in GB"
     )

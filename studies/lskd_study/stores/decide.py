@@ -41,7 +41,9 @@ def with_stores(plan: Plan) -> Plan:
         return plan
     top_k = 0 if asked["top_k"] == "all" else int(asked["top_k"])
     values = asked["values"] or ("float16" if top_k else "float32")
-    must = asked["mode"] == "always" or bool(top_k) or values == "float16"
+    must = asked["mode"] == "always" or bool(top_k) or values == "float16" or bool(asked.get("views"))
+    if plan.kind is TRANSLATION and asked.get("views"):
+        raise LskdError(f"{plan.study_file}: soft_labels.views are of images; sentences have one, remove it")
     if plan.kind is TRANSLATION and not top_k:
         if must:
             raise LskdError(f"{plan.study_file}: soft_labels of translations need top_k, e.g. 8; add it")
@@ -105,6 +107,7 @@ def _stores(plan: Plan, views: list[Views], group: list[Run], shape: dict[str, A
     stores = []
     for (teacher, repeat), pairs in by_teacher.items():
         longest, writer = max(pairs, key=lambda pair: pair[0].stored)
+        epochs = min(longest.stored, plan.soft_labels.get("views") or longest.stored)
         stores.append(
             Store(
                 id=f"{teacher}{f'-student{repeat}' if repeat else ''}-{digest}",
@@ -113,9 +116,10 @@ def _stores(plan: Plan, views: list[Views], group: list[Run], shape: dict[str, A
                 writer=writer.id,
                 seed=writer.seed,
                 **shape,
-                epochs=longest.stored,
+                epochs=epochs,
                 asked=sum(view.epochs for view, _ in pairs) if all(view.epochs for view, _ in pairs) else 0,
-                size=size * longest.stored,
+                size=size * epochs,
+                views=epochs < longest.stored,
             )
         )
     return stores

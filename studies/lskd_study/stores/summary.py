@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lskd.soft_labels.own_error import OwnError
 from lskd_study.base.text import gigabytes
 from lskd_study.plan.plan import Plan, Store
 from lskd_study.stores.decide import training_images
@@ -31,6 +32,10 @@ def page_rows(plan: Plan) -> list[tuple[str, str]]:
             minutes = sum(record["wall_time_s"] for record in records) / 60
             removed = ", removed after use" if all(record.get("removed") for record in records) else ""
             parts.append(f"{gigabytes(size)}{removed}, written in {minutes:.1f} minutes")
+            errors = [found for record in records if (found := record["soft_labels"].get("own_error"))]
+            if errors:  # the store that lost most speaks for all
+                worst = max((OwnError.of_json(error) for error in errors), key=lambda error: 1 - error.mass)
+                parts.append(f"error {'of the worst ' if len(errors) > 1 else ''}{worst}")
         rows.append(("Teacher asked once", "; ".join(part for part in parts if part)))
     if plan.store_notes:
         rows.append(("Teacher asked in every run", "; ".join(plan.store_notes)))
@@ -42,13 +47,15 @@ def loss_note(plan: Plan) -> str:
     changed = {
         (store.top_k, store.values) for store in plan.stores if store.top_k or store.values != "float32"
     }
+    views = {store.epochs for store in plan.stores if store.views}
+    again = f"Students read {max(views)} stored views of each image in turn." if views else ""
     kept = [f"the {top_k} likeliest entries" if top_k else "all entries" for top_k, _ in sorted(changed)]
     if not changed:
-        return ""
+        return again
     return (
         f"Students learn from {' and '.join(kept)} of what the teacher says, stored as "
         f"{' and '.join(sorted({values for _, values in changed}))}: their loss differs from that of asking "
-        "the teacher itself."
+        "the teacher itself." + f" {again}" * bool(again)
     )
 
 
@@ -57,6 +64,8 @@ def _stored(stores: Sequence[Store]) -> str:
     kept = {f"top {store.top_k}" if store.top_k else "all classes" for store in stores}
     exact = all(not store.top_k and store.values == "float32" for store in stores)
     note = ", as the teacher says it" if exact else ", which changes the loss"
+    if views := {store.epochs for store in stores if store.views}:
+        note += f"; {max(views)} views of each image are read in turn"
     values = ", ".join(sorted({store.values for store in stores}))
     return f"{len(stores)} stores, {', '.join(sorted(kept))} in {values}, serve {readers} students{note}"
 
