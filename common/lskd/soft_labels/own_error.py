@@ -53,7 +53,7 @@ class OwnError:
         """Return what a manifest says.
 
         Raises:
-            Exception: of several kinds, where it says something else.
+            AttributeError, TypeError, ValueError: it says something else.
         """
         found = cls(**content)
         numbers = [found.mass, *([] if found.kl is None else [found.kl])]

@@ -130,7 +130,7 @@ class SoftLabels:
         try:
             found = self._manifest.own_error
             return None if found is None else OwnError.of_json(found)
-        except Exception:
+        except (AttributeError, TypeError, ValueError):  # a manifest made by hand
             raise SoftLabelsError(f"{self.path} is damaged; write the soft labels again") from None
 
     @property
