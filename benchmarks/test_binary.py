@@ -169,6 +169,7 @@ _, which, path, small = sys.argv
 run(load_packed(small), torch.zeros(1, 3, 64, 64))  # what torch and mmcls need once
 image = torch.randn(1, 3, 224, 224)
 before = memory("VmRSS")
+# Of what the test itself has just written.
 model = load_packed(path) if which == "packed" else torch.load(path, weights_only=False).eval()
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
 run(model, image)
