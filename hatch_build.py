@@ -31,28 +31,39 @@ class CompiledLoops(BuildHookInterface[Any]):
             if version != "editable":
                 target = Path(self.directory, target.name)
                 target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
-            if not compile_source(source, target):
-                self.app.display_warning(f"no C compiler (CC, cc) for {name}: it runs by torch, more slowly")
-                continue
+            note = target.with_suffix(".txt")  # what stands in the library's place, for who asks why
+            for left in (target, note):
+                left.unlink(missing_ok=True)
+            reason = compile_source(source, target)
+            if reason:
+                self.app.display_warning(f"{name}: {reason}; it runs by torch, more slowly")
+                note.write_text(reason, encoding="utf-8")
             if version == "editable":
                 continue
+            made = note if reason else target
             package = Path(*Path(name).parts[1:])  # without the source root
-            build_data["force_include"][str(target)] = package.with_suffix(".so").as_posix()
+            build_data["force_include"][str(made)] = package.with_suffix(made.suffix).as_posix()
+            if reason:
+                continue
             build_data["pure_python"] = False
             build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
-def compile_source(source: Path, target: Path) -> bool:
-    """Compile for every processor of this kind, or else for the plainest; False where neither can be done."""
+def compile_source(source: Path, target: Path) -> str:
+    """Compile for every processor of this kind, or else for the plainest; return why neither can be done."""
     own = next(flags for name, flags in SOURCES.items() if source.match(name))
-    return any(_compiles(source, target, [*own, *flags]) for flags in ATTEMPTS)
-
-
-def _compiles(source: Path, target: Path, flags: list[str]) -> bool:
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    command = [*compiler, *FLAGS, *flags, str(source), "-o", str(target), "-lm"]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
+    name = os.environ.get("CC", "cc")
+    reason = ""
+    for flags in ATTEMPTS:
+        command = [*shlex.split(name), *FLAGS, *own, *flags, str(source), "-o", str(target), "-lm"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        except OSError:
+            return f"there was no C compiler ({name})"
+        if done.returncode == 0:
+            return ""
+        said = next(
+            (line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}"
+        )
+        reason = f"the C compiler ({name}) failed: {said[:160]}"
+    return reason

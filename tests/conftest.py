@@ -107,8 +107,8 @@ def independent() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def compile_source() -> Callable[[Path, Path], bool]:
-    """The build's own function that compiles a source file."""
+def compile_source() -> Callable[[Path, Path], str]:
+    """The build's own function that compiles a source file, and returns why it could not."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler (cc)")
     found = importlib.util.spec_from_file_location(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lskd import LskdError
 from mmcls_bnn.binary.layers import BinaryConv2d, RSign, binary_layers, image_channels
 from mmcls_bnn.binary.packed import build_student
-from mmcls_bnn.recipe import read_recipe, run
+from mmcls_bnn.recipe import check_count, read_recipe, run
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ def describe(config: str, size: int) -> str:
     Raises:
         LskdError: for a recipe that cannot be read or built, or a size that is out of range.
     """
-    if size < 1:
-        raise LskdError(f"--size is {size}; it must be at least 1.")
+    check_count("--size", size)
     description = read_recipe(config)
     model = build_student(description)
     found = count(model, image_channels(model), size)

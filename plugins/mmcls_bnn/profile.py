@@ -14,7 +14,7 @@ from mmcls_bnn.binary import bits
 from mmcls_bnn.binary.fast import FastConv2d, FastUnit, make_fast
 from mmcls_bnn.binary.layers import binary_layers, image_channels
 from mmcls_bnn.binary.packed import load_packed, pack
-from mmcls_bnn.recipe import run
+from mmcls_bnn.recipe import check_count, run
 
 _BINARY = (FastUnit, FastConv2d)  # layers, whatever they consist of
 
@@ -33,8 +33,7 @@ def describe(path: str, size: int, batch: int = 1, rounds: int = 20, build: str 
         LskdError: for a file that cannot be read, or a number out of range.
     """
     for name, value in (("--size", size), ("--batch", batch), ("--rounds", rounds)):
-        if value < 1:
-            raise LskdError(f"{name} is {value}; it must be at least 1.")
+        check_count(name, value)
     model = load_packed(path)
     with bits.forced(build or bits.build()), torch.inference_mode():
         try:

@@ -13,6 +13,7 @@ from lskd.errors import one_line
 from mmcls_bnn.binary.packed import deployable
 
 Dataclass = TypeVar("Dataclass")
+LARGEST = 2**31 - 1  # of numbers that become sizes of tensors
 
 # Variables that recipes once had beside the settings.
 _SETTINGS = {
@@ -66,6 +67,16 @@ def settings_of(kind: type[Dataclass], values: Any, where: str, example: str, **
         if key not in known:
             raise LskdError(f"{where} has an unknown key {key!r}; there are {', '.join(known)}.")
     return kind(**{**defaults, **values})
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number from `least` on, or beyond those that torch takes for a size.
+
+    Raises:
+        LskdError: naming it.
+    """
+    if not isinstance(value, int) or not least <= value <= LARGEST:
+        raise LskdError(f"{name} is {value!r}; it must be a whole number from {least} to {LARGEST}.")
 
 
 def check_variables(recipe: Config) -> None:

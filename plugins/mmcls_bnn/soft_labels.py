@@ -16,7 +16,7 @@ from mmcls_bnn.compat import FRAMEWORK, MODELS, use_registry
 from mmcls_bnn.distil import classifier  # noqa: F401 - importing it registers students
 from mmcls_bnn.distil.store import StoredTeacher
 from mmcls_bnn.distil.teacher import speed_up, try_teacher
-from mmcls_bnn.recipe import check_variables, read_config, run
+from mmcls_bnn.recipe import check_count, check_variables, read_config, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(args: argparse.Namespace) -> str:
+    for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 0)):
+        if (value := getattr(args, name)) is not None:
+            check_count(f"--{name.replace('_', '-')}", value, least)
     cfg = read_config(args.config, args.cfg_options)
     check_variables(cfg)
     use_registry()
@@ -68,8 +71,6 @@ def _write(args: argparse.Namespace) -> str:
     # The student is neither trained nor initialised.
     model.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu").eval()
     epochs = int(cfg.train_cfg.max_epochs) if args.epochs is None else args.epochs
-    if epochs < 1:
-        raise LskdError(f"--epochs is {epochs}; it must be 1 or more.")
     alone = {"num_workers": 0, "persistent_workers": False}
     loader = Runner.build_dataloader({**cfg.train_dataloader, **alone}, seed=0)
     amp = cfg.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper"

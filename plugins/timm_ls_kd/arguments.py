@@ -19,6 +19,7 @@ DEFAULT_TEMPERATURE = 1.0
 DEFAULT_PREFLIGHT_SAMPLES = 512
 DEFAULT_SEED = 42
 OnError = Literal["stop", "continue"]
+_LARGEST = 2**31 - 1  # of numbers that become sizes of tensors, and seeds
 # Their defaults say something too, so only typing them tells that a teacher is meant.
 ABOUT_A_TEACHER = ("kd_temperature", "kd_preflight_samples", "kd_teacher_fast_bound")
 # timm's own distillation: what to say after a flag of it where --kd-teacher is given.
@@ -164,7 +165,9 @@ def number(
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must {wanted}, got {text!r}") from None
-        if not math.isfinite(value):
+        if kind is int and value > _LARGEST:
+            raise argparse.ArgumentTypeError(f"must be at most {_LARGEST}, got {text}{hint}")
+        if kind is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"must be finite, got {text}{hint}")
         if not (low <= value <= high and value > above):
             raise argparse.ArgumentTypeError(f"must {within}, got {text}{hint}")

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from lskd import LskdError
+from lskd.kernel.native import why_not_compiled
 from mmcls_bnn import export, profile
 from mmcls_bnn.binary import bits
 from mmcls_bnn.binary.fast import FastBlock, FastConv2d, make_fast
@@ -39,7 +41,7 @@ def library(tmp_path_factory, compile_source):
     with pytest.MonkeyPatch.context() as patch:
         if SANITIZED:
             patch.setenv("CC", "cc -g -fsanitize=address,undefined -fno-sanitize-recover=undefined")
-        assert compile_source(ROOT / "plugins" / "mmcls_bnn" / "binary" / "xnor.c", path)
+        assert not compile_source(ROOT / "plugins" / "mmcls_bnn" / "binary" / "xnor.c", path)
     return bits.load(path)
 
 
@@ -311,17 +313,27 @@ def test_other_compilers_have_what_they_can_build(compiler, compile_source, tmp_
     if shutil.which(compiler.split()[0]) is None:
         pytest.skip("no clang")
     monkeypatch.setenv("CC", compiler)
-    assert compile_source(ROOT / "plugins" / "mmcls_bnn" / "binary" / "xnor.c", tmp_path / "xnor.so")
+    assert not compile_source(ROOT / "plugins" / "mmcls_bnn" / "binary" / "xnor.c", tmp_path / "xnor.so")
     built = bits.load(tmp_path / "xnor.so").lskd_xnor_builds()
     assert built == (len(bits.builds()) if compiler == "clang" else 1)
 
 
-def test_without_a_compiler_torch_computes_and_it_is_said_once(tmp_path):
+def test_without_a_compiler_torch_computes_and_it_is_said_once(tmp_path, compile_source, monkeypatch):
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
     assert done.stdout == "None False ()\n"
-    assert done.stderr.count("without a C compiler") == 1
-    (tmp_path / "of_another_machine.so").write_bytes(b"\x7fELF")
-    assert bits.load(tmp_path / "of_another_machine.so") is None
+    assert done.stderr.count("binary layers run by torch, several times slower: ") == 1
+    other = tmp_path / "other.so"
+    other.write_bytes(b"\x7fELF")
+    assert bits.load(other) is None
+    assert why_not_compiled(other) == "it was compiled for another kind of machine"
+    source = ROOT / "plugins" / "mmcls_bnn" / "binary" / "xnor.c"
+    for compiler, words in (
+        ("/no/cc", r"there was no C compiler \(/no/cc\)"),
+        ("false", r"the C compiler \(false\) failed: status 1"),
+    ):
+        monkeypatch.setenv("CC", compiler)
+        other.with_suffix(".txt").write_text(compile_source(source, other))
+        assert re.fullmatch(words, why_not_compiled(other))
 
 
 @pytest.mark.skipif(bool(SANITIZED), reason="this is the run with the sanitizers")

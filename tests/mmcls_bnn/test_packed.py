@@ -254,7 +254,13 @@ def test_a_profile_has_a_row_for_each_layer_that_runs(tmp_path, capsys):
         assert int(first[3].replace(",", "")) == 2 * convolutions(channels, 16, 1)
         shares = [float(line[50:58].strip(" %")) for line in lines[3:-1]]
         assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
-    for arguments, words in ((["--size", "0"], "--size is 0"), (["--build", "mmx"], "no build 'mmx'")):
+    beyond = 1 << 64
+    for arguments, words in (
+        (["--size", "0"], "--size is 0"),
+        *((["--" + name, str(beyond)], f"--{name} is {beyond}") for name in ("size", "batch", "rounds")),
+        (["--size", "2147483647"], "cannot process images of"),
+        (["--build", "mmx"], "no build 'mmx'"),
+    ):
         assert profile.main([str(path), *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert words in line

@@ -23,6 +23,14 @@ _TERMS = 5
 _SMALLEST_SHARE = 1 << 18
 
 
+def why_not_compiled(library: Path) -> str:
+    """Return why a library is not there, as the build noted it, or cannot be used."""
+    note = library.with_suffix(".txt")
+    if note.is_file():
+        return note.read_text(encoding="utf-8")
+    return "it was compiled for another kind of machine" if library.is_file() else "it was never built"
+
+
 @cache
 def function() -> Any:
     """Return the compiled function, or None where there is none."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lskd import LskdError
-from lskd.kernel.native import in_threads
+from lskd.kernel.native import in_threads, why_not_compiled
 
 BUILDS = ("plain", "avx2", "avx512")
 """What `xnor.c` is compiled for, the fastest last; avx512 has VPOPCNTDQ."""
@@ -68,12 +68,11 @@ class _Layer(ctypes.Structure):
 @cache
 def library() -> Any:
     """Return the compiled library, or None, and then say so: once in a process."""
-    found = load(Path(__file__).with_name("xnor.so"))
+    path = Path(__file__).with_name("xnor.so")
+    found = load(path)
     if found is None:
-        warnings.warn(
-            "lskd was built without a C compiler (cc): binary layers run by torch, several times slower.",
-            stacklevel=2,
-        )
+        reason = why_not_compiled(path)
+        warnings.warn(f"binary layers run by torch, several times slower: {reason}.", stacklevel=2)
     return found
 
 

@@ -32,7 +32,7 @@ from mmcls_bnn.compat import DISTRIBUTIONS
 from mmcls_bnn.data import name_of
 from mmcls_bnn.distil.replay import ImageMixing, KeyedImages, keys_of, mix_by_image, seed_pipeline
 from mmcls_bnn.distil.teacher import TeacherSettings
-from mmcls_bnn.recipe import settings_of
+from mmcls_bnn.recipe import check_count, settings_of
 
 OnError = Literal["stop", "continue"]
 # The libraries that make the images; a store ends with their versions.
@@ -80,9 +80,8 @@ class SoftLabelSettings:
         if not settings.path:
             raise LskdError(f"{where} names no folder; give path='DIR'.")
         for name in ("top_k", "sampled", "views", "seed", "verify"):
-            number = getattr(settings, name)
-            if number is not None and (not isinstance(number, int) or number < 0):
-                raise LskdError(f"{where}.{name} is {number!r}; it must be a whole number from 0 on.")
+            if (number := getattr(settings, name)) is not None:
+                check_count(f"{where}.{name}", number, 0)
         if settings.sampled == 0 or (settings.sampled and settings.top_k is not None):
             raise LskdError(f"{where}.sampled draws 1 class or more, and top_k takes the largest; give one.")
         if settings.sampled and settings.rest != "spread":

@@ -33,7 +33,7 @@ from lskd.teachers.preflight import check_teacher, spread_indices
 from lskd.teachers.replay import replayed
 from mmcls_bnn.binary.packed import deployable
 from mmcls_bnn.compat import MODELS, labels_of
-from mmcls_bnn.recipe import settings_of
+from mmcls_bnn.recipe import check_count, settings_of
 
 _IMAGENET = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _BATCH = 64
@@ -91,6 +91,8 @@ class TeacherSettings:
             )
         if (settings.mean is None) != (settings.std is None):
             raise LskdError("model.teacher has mean or std alone; give both, or none for the teacher's own.")
+        if settings.image_size is not None:
+            check_count("model.teacher.image_size", settings.image_size)
         if settings.smoothing is not None:
             try:
                 target_values(2, settings.smoothing, settings.convention)
