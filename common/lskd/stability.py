@@ -14,7 +14,7 @@ from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.data import dim_zero_cat
 
 from lskd.base.tensors import accumulator_dtype, widened
-from lskd.targets import check_samples
+from lskd.targets import check_finite, check_samples
 from lskd.terms import centred
 
 Definition = Literal["target_std", "vector_l2", "between_vector_l2", "between_target_std"]
@@ -84,11 +84,7 @@ class Stability(Metric):
         """Add samples: logits ``(N, K)`` before softmax, and integer labels ``(N,)``."""
         # The next check waits for the device anyway.
         check_samples(logits, labels, self.num_classes, any_device=True)
-        finite = torch.isfinite(logits).all(1)
-        if not bool(finite.all()):
-            raise ValueError(
-                f"the logits of sample {int((~finite).nonzero()[0])} of this batch are not all finite"
-            )
+        check_finite(logits)
         for chunk, ids in zip(torch.split(logits, _CHUNK), torch.split(labels.long(), _CHUNK), strict=True):
             self._add(centred(chunk), ids)
 
@@ -363,6 +359,6 @@ def _warn_of_classes(values: Tensor, counts: Tensor) -> None:
     rank_zero_warn(f"stability leaves out classes {'; '.join(parts)}", UserWarning)
 
 
-def _shortened(classes: list[int], most: int = 20) -> str:
-    names = ", ".join(str(c) for c in classes[:most])
-    return names if len(classes) <= most else f"{names} and {len(classes) - most} more"
+def _shortened(classes: list[int]) -> str:
+    names = ", ".join(map(str, classes[:20]))
+    return names if len(classes) <= 20 else f"{names} and {len(classes) - 20} more"

@@ -244,6 +244,22 @@ def check_samples(
     check_labels(labels, logits.shape[1], any_device=any_device)
 
 
+def check_finite(logits: Tensor, samples: int | Tensor = 0) -> None:
+    """Raise ``ValueError`` unless the logits ``(n, K)`` of some samples are finite, naming the first.
+
+    Args:
+        logits: of the samples.
+        samples: their numbers ``(n,)``, or that of the first.
+    """
+    wrong = (~torch.isfinite(logits).all(1)).nonzero()
+    if len(wrong):
+        place = int(wrong[0])
+        number = samples + place if isinstance(samples, int) else int(samples[place])
+        raise ValueError(
+            f"the logits of sample {number} are not all finite; leave the sample out or fix the network"
+        )
+
+
 def check_labels(labels: Tensor, num_classes: int, name: str = "labels", any_device: bool = False) -> None:
     """Raise ``ValueError`` unless labels are integers of ``0..num_classes-1``.
 

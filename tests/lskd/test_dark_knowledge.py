@@ -18,13 +18,10 @@ def draw(samples, classes, seed=0, scale=3.0):
     return logits, rng.integers(classes, size=samples)
 
 
-def reference(logits, labels, temperature, renormalise):
+def reference(logits, labels, temperature):
     found = []
     for row, label in zip(np.asarray(logits, dtype=np.float64) / temperature, labels, strict=True):
-        if renormalise:
-            wrong = special.softmax(np.delete(row, label))
-        else:
-            wrong = np.delete(special.softmax(row), label)
+        wrong = np.delete(special.softmax(row), label)
         found.append(np.mean((wrong - wrong.mean()) ** 2))
     return np.array(found)
 
@@ -33,40 +30,29 @@ def reference(logits, labels, temperature, renormalise):
 @given(
     classes=st.integers(3, 12),
     temperature=st.sampled_from([0.5, 1.0, 4.0, 64.0]),
-    renormalise=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_it_is_the_variance_spelled_out(classes, temperature, renormalise, seed):
+def test_it_is_the_variance_spelled_out(classes, temperature, seed):
     logits, labels = draw(20, classes, seed)
-    found = wrong_class_variance(logits, labels, temperature, renormalise=renormalise)
-    np.testing.assert_allclose(found, reference(logits, labels, temperature, renormalise), rtol=1e-9)
-
-
-def test_the_derived_variance_is_the_inherent_one_times_the_square_of_the_mass():
-    logits, labels = draw(50, 8)
-    mass = 1 - special.softmax(logits / 2, axis=1)[np.arange(50), labels]
-    inherent = wrong_class_variance(logits, labels, 2.0, renormalise=True)
-    np.testing.assert_allclose(wrong_class_variance(logits, labels, 2.0), mass**2 * inherent, rtol=1e-9)
+    found = wrong_class_variance(logits, labels, temperature)
+    np.testing.assert_allclose(found, reference(logits, labels, temperature), rtol=1e-9)
 
 
 def test_float32_and_blocks_of_rows_change_nothing_and_the_logits_stay_as_they_are(monkeypatch):
     logits, labels = draw(30, 5)
     logits = logits.astype(np.float32)
     before, found = logits.copy(), wrong_class_variance(logits, labels, 2.0)
-    np.testing.assert_allclose(found, reference(logits, labels, 2.0, False), rtol=1e-9)
+    np.testing.assert_allclose(found, reference(logits, labels, 2.0), rtol=1e-9)
     monkeypatch.setattr(by_sample, "_BLOCK", 20)
     np.testing.assert_array_equal(wrong_class_variance(logits, labels, 2.0), found)
     np.testing.assert_array_equal(logits, before)
 
 
-@pytest.mark.parametrize("renormalise", [False, True])
-def test_neither_a_shift_of_the_logits_nor_the_names_of_classes_count(renormalise):
+def test_neither_a_shift_of_the_logits_nor_the_names_of_classes_count():
     logits, labels = draw(40, 6)
-    found = wrong_class_variance(logits, labels, 2.0, renormalise=renormalise)
+    found = wrong_class_variance(logits, labels, 2.0)
     order = np.random.default_rng(1).permutation(6)
-    moved = wrong_class_variance(
-        logits[:, order] + 1e3, order.argsort()[labels], 2.0, renormalise=renormalise
-    )
+    moved = wrong_class_variance(logits[:, order] + 1e3, order.argsort()[labels], 2.0)
     np.testing.assert_allclose(moved, found, rtol=1e-9)
 
 
@@ -75,7 +61,6 @@ def test_ideal_smoothing_leaves_nothing_and_a_confident_teacher_is_not_rounded_a
     np.testing.assert_allclose(wrong_class_variance(smoothed, [0, 1, 2], 4.0), 0, atol=1e-18)
     sure = [[300.0, 1.0, 0.0]]
     assert 0 < wrong_class_variance(sure, [0])[0] < 1e-250
-    assert wrong_class_variance(sure, [0], renormalise=True)[0] == pytest.approx(np.tanh(0.5) ** 2 / 4)
 
 
 # The ratio of two teachers

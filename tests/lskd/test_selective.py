@@ -7,15 +7,19 @@ from hypothesis import strategies as st
 from scipy import special
 
 from lskd.analysis import by_sample
-from lskd.analysis.selective import aurc, aurc_pseudo_values, confidence
+from lskd.analysis.selective import aurc_pseudo_values, confidence
 
 pytestmark = pytest.mark.unit
 
 PROPERTY = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 # Few different values of confidence, so that many are equal.
-answers = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1)), min_size=2, max_size=25).map(
+answers = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1)), min_size=3, max_size=25).map(
     lambda rows: np.array(rows, dtype=float).T
 )
+
+
+def aurc(sure, correct):
+    return aurc_pseudo_values(sure, correct).mean()
 
 
 def in_order(correct):
@@ -60,8 +64,6 @@ def test_best_worst_and_uninformed_confidence():
     assert best == pytest.approx(in_order(correct))
     assert worst == pytest.approx(in_order(correct[::-1]))
     assert aurc(np.zeros(100), correct) == pytest.approx(0.3)
-    assert aurc(correct, correct, excess=True) == 0.0
-    assert aurc(-correct, correct, excess=True) == pytest.approx(worst - best)
     many = np.repeat(correct, 100)  # the formula for many samples: r + (1 - r) ln(1 - r)
     assert aurc(many, many) == pytest.approx(0.3 + 0.7 * np.log(0.7), abs=1e-4)
 
@@ -90,21 +92,20 @@ def test_the_order_of_the_samples_does_not_count(rows, seed):
 @given(answers)
 def test_no_confidence_gives_less_than_the_smallest_area(rows):
     sure, correct = rows
-    assert -1e-12 <= aurc(sure, correct, excess=True) <= aurc(sure, correct) + 1e-12 <= 1 + 1e-12
+    assert aurc(correct, correct) - 1e-12 <= aurc(sure, correct) <= 1 + 1e-12
 
 
 # Its pseudo-values
 
 
-@pytest.mark.parametrize("excess", [False, True])
 @PROPERTY
 @given(rows=answers)
-def test_pseudo_values_are_the_jackknife_spelled_out(rows, excess):
+def test_pseudo_values_are_the_jackknife_spelled_out(rows):
     sure, correct = rows
-    n, whole = len(sure), aurc(sure, correct, excess=excess)
-    without = np.array([aurc(np.delete(sure, i), np.delete(correct, i), excess=excess) for i in range(n)])
+    n, whole = len(sure), aurc(sure, correct)
+    without = np.array([aurc(np.delete(sure, i), np.delete(correct, i)) for i in range(n)])
     pseudo = n * whole - (n - 1) * without
-    found = aurc_pseudo_values(sure, correct, excess=excess)
+    found = aurc_pseudo_values(sure, correct)
     assert found.mean() == pytest.approx(whole, abs=1e-12)
     np.testing.assert_allclose(found, pseudo - pseudo.mean() + whole, atol=1e-10)
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from lskd.analysis.selective import aurc, aurc_pseudo_values
+from lskd.analysis.selective import aurc_pseudo_values
 from lskd_study.stats.bootstrap import paired_differences
 from lskd_study.stats.intervals import crossed_interval, crossed_moments, holm
 
@@ -78,6 +78,10 @@ def test_one_seeds_interval_is_scipys_paired_bootstrap():
 
 def test_interval_of_a_selective_risk_is_scipys_paired_bootstrap_of_the_area_itself():
     scores, right = arms()
+
+    def aurc(sure, correct):
+        return aurc_pseudo_values(sure, correct).mean()
+
     ends = bca(lambda s, r, t, q: aurc(t, q) - aurc(s, r), scores[0], right[0], scores[1], right[1])
     parts = [aurc_pseudo_values(score, correct) for score, correct in zip(scores, right, strict=True)]
     agree(crossed_interval((parts[1] - parts[0])[None]), ends)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from lskd.targets import check_labels
+from lskd.targets import check_finite, check_labels
 
 Array = NDArray[np.float64]
 
@@ -59,11 +59,6 @@ def by_sample(
             for block in (table[rows] for table in tables)
         ]
         for block in blocks:
-            finite = np.isfinite(block).all(1)
-            if not finite.all():
-                raise ValueError(
-                    f"the logits of sample {start + int(finite.argmin())} are not all finite; "
-                    "leave the sample out or fix the network"
-                )
+            check_finite(torch.from_numpy(block), start)
         found[rows] = measure(*blocks, *(column[rows] for column in columns))
     return found

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lskd.errors import LskdError
-from lskd.targets import check_labels, check_samples
+from lskd.targets import check_finite, check_labels, check_samples
 
 _CHUNK = 1 << 20  # numbers of a block of logits
 _SMALLEST = 3  # examples of a class: fewer leave no deviation without each one of them
@@ -53,12 +53,7 @@ def class_mean_probabilities(
     for start in range(0, len(chosen), step):
         block = chosen[start : start + step]
         values = logits[block].to(dtype)
-        finite = torch.isfinite(values).all(1)
-        if not bool(finite.all()):
-            raise ValueError(
-                f"the logits of sample {int(block[~finite][0])} are not all finite; "
-                "leave the sample out or fix the teacher"
-            )
+        check_finite(values, block)
         means.index_add_(0, rows[block], values.softmax(1).double())
     means /= counts.clamp(min=1)[:, None]
     means[counts == 0] = torch.nan

@@ -13,19 +13,16 @@ from lskd.analysis.by_sample import Array, by_sample
 from lskd.targets import check_temperature
 
 
-def wrong_class_variance(
-    logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0, *, renormalise: bool = False
-) -> Array:
+def wrong_class_variance(logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0) -> Array:
     """Return the variance of the wrong classes' probabilities of each sample; the measure is their mean.
+
+    Of the probabilities as the student sees them, the "derived variance" that Li et al. compare teachers by;
+    it falls with the mass that is left to the wrong classes too.
 
     Args:
         logits: ``(N, K)`` before softmax, ``K >= 3``: one wrong class has no variance.
         labels: integer class ids ``(N,)``.
         temperature: divides the logits.
-        renormalise: False: of the probabilities as the student sees them, the "derived variance" that Li et
-            al. compare teachers by; it falls with the mass that is left to the wrong classes too. True: of
-            the probabilities among the wrong classes, which sum to 1, their "inherent variance". The first
-            is the second times the square of that mass.
 
     Returns:
         ``(N,)`` float64, of all ``K - 1`` wrong classes, divided by their number.
@@ -42,8 +39,6 @@ def wrong_class_variance(
     def measure(z: NDArray[np.float64], own: NDArray[np.int64]) -> Array:
         label = (np.arange(len(z)), own)
         z /= temperature
-        if renormalise:
-            z[label] = -np.inf
         z -= z.max(1, keepdims=True)
         p = np.exp(z, out=z)
         p /= p.sum(1, keepdims=True)

@@ -20,7 +20,7 @@ from lskd.analysis.calibration import (
     fit_temperature,
 )
 from lskd.stability import Definition, class_deviations, class_moments, over_classes, small_class_factor
-from lskd.targets import check_samples, check_smoothing
+from lskd.targets import check_finite, check_samples, check_smoothing
 
 Rows = slice | Tensor
 """Some of the samples: neighbours, which are read without a copy, or any."""
@@ -422,12 +422,7 @@ class _Look:
 
     def _refuse(self) -> None:
         for start in range(0, len(self.labels), 1024):
-            finite = torch.isfinite(self.logits[start : start + 1024]).all(1)
-            if not bool(finite.all()):
-                raise ValueError(
-                    f"the logits of sample {start + int((~finite).nonzero()[0])} are not all finite; "
-                    "leave the sample out or fix the teacher"
-                )
+            check_finite(self.logits[start : start + 1024], start)
         raise ValueError("the logits are too large for float32")
 
 

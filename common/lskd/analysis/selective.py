@@ -55,51 +55,29 @@ def confidence(logits: ArrayLike, norm: float | None = None) -> Array:
     return by_sample(lambda z: _largest_normalised(z, norm), logits, fewest_classes=3)
 
 
-def aurc(confidence: ArrayLike, correct: ArrayLike, *, excess: bool = False) -> float:
-    """Return the area under the risk-coverage curve, 0 (best) to 1; times 100 it is in percent.
+def aurc_pseudo_values(confidence: ArrayLike, correct: ArrayLike) -> Array:
+    """Return one number per sample ``(N,)`` whose mean is the area under the risk-coverage curve.
+
+    The area, 0 (best) to 1, is no mean over samples; the jackknife makes it one, for its sampling error:
+    ``N a - (N - 1) a_without_i``, in closed form after one sort, because leaving a sample out moves those
+    behind it one place to the front. The values are shifted so that their mean is the area itself.
 
     Args:
         confidence: ``(N,)``, of which only the order counts; equal values in any order, averaged.
         correct: ``(N,)`` 1 where the answer is right, else 0.
-        excess: less the smallest that any confidence can give with as many wrong answers (E-AURC, same
-            source): what is left is the confidence's fault alone.
 
     Raises:
-        ValueError: for shapes that differ, no samples, values of ``correct`` other than 0 and 1, or a
-            confidence that is NaN.
+        ValueError: for shapes that differ, fewer than 2 samples, values of ``correct`` other than 0 and 1, or
+            a confidence that is NaN.
 
-    >>> aurc([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1])  # (0 + 0 + 1/3 + 1/4) / 4
-    0.14583333333333331
-    """
-    confidence, correct = _checked(confidence, correct)
-    total, _ = _curve(confidence, correct)
-    smallest = _curve(correct, correct)[0] if excess else 0.0
-    return (total - smallest) / len(correct)
-
-
-def aurc_pseudo_values(confidence: ArrayLike, correct: ArrayLike, *, excess: bool = False) -> Array:
-    """Return one number per sample ``(N,)`` whose mean is :func:`aurc`, for its sampling error.
-
-    The area is no mean over samples; the jackknife makes it one: ``N a - (N - 1) a_without_i``, in closed
-    form after one sort, because leaving a sample out moves those behind it one place to the front. The
-    values are shifted so that their mean is the area itself.
-
-    Args:
-        confidence: as for :func:`aurc`.
-        correct: as for :func:`aurc`.
-        excess: as for :func:`aurc`.
-
-    Raises:
-        ValueError: as :func:`aurc`, and for fewer than 2 samples.
+    >>> float(aurc_pseudo_values([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 1]).mean().round(4))  # (1/3 + 1/4) / 4
+    0.1458
     """
     confidence, correct = _checked(confidence, correct)
     samples = len(correct)
     if samples < 2:
         raise ValueError("one sample has no sampling error; the area needs at least 2")
     total, pseudo = _curve(confidence, correct)
-    if excess:
-        smallest, of_smallest = _curve(correct, correct)
-        total, pseudo = total - smallest, pseudo - of_smallest
     return np.asarray(pseudo - pseudo.mean() + total / samples)
 
 
