@@ -66,20 +66,9 @@ _NOT_REPLAYED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 
 @dataclass(frozen=True)
 class SoftLabelsConfig:
-    """What a run does with stored soft labels.
+    """What a run does with stored soft labels: the flags of these names, whose help says what they mean.
 
     Attributes:
-        path: the folder, or a URL.
-        cache: where copies of what is at a URL are kept; None: in the user's cache folder.
-        top_k: classes kept of each image; 0: all; None: as stored, 10 where nothing is stored yet.
-        sampled: classes drawn of each image instead; None: as stored.
-        views: of each image, which the epochs read in turn; 0: every epoch has its own.
-        values: how they are stored; None: as stored, else float32 for all classes and float16 otherwise.
-        shard: "I/N": that shard of the store is written; "": all of it.
-        seed: base seed of the augmentation.
-        verify: how many stored images the teacher is asked about again.
-        together: how many views of an image come one after another, made of one decoding.
-        on_error: what to do when the disk fails during training.
         rest: what becomes of the classes that are not stored.
         mixing: mixup and CutMix.
         mixing_off_epoch: first epoch without mixing, 0: none.
@@ -436,15 +425,7 @@ def kd_config(args: argparse.Namespace) -> KdConfig | None:
         raise LskdError(f"--smoothing must lie in [0, 1), got {args.smoothing}; 0.1 is the usual value.")
     soft_labels = soft_labels_config(args)
     if args.kd_teacher is None:
-        for name in ("kd_teacher_checkpoint", "kd_teacher_dtype", "kd_teacher_img_size"):
-            if getattr(args, name) is not None:
-                raise LskdError(f"{_flag(name)} needs --kd-teacher MODEL; add it.")
-        if args.kd_teacher_fast != "none" or args.kd_teacher_compile:
-            raise LskdError("--kd-teacher-fast and --kd-teacher-compile need --kd-teacher MODEL; add it.")
-        if args.kd_hard_weight != 0.0 or args.kd_temperature_squared or args.kd_teacher_kwargs:
-            raise LskdError(
-                "--kd-hard-weight, --kd-temperature-squared and --kd-teacher-kwargs need --kd-teacher MODEL."
-            )
+        _refuse_alone(args, _TEACHER[2:], "--kd-teacher MODEL", but=ABOUT_A_TEACHER)
         return None
     for name, off, message in _CONFLICTS:
         if getattr(args, name, off) not in (off, None):
@@ -501,15 +482,8 @@ def soft_labels_config(args: argparse.Namespace) -> SoftLabelsConfig | None:
     Raises:
         LskdError: without a teacher, or with augmentation that no seed gives back.
     """
-    defaults: dict[str, Any] = {"top_k": None, "sampled": None, "views": 0, "values": None}
-    defaults |= {"shard": "", "cache": None}
-    defaults |= {"seed": DEFAULT_SEED, "verify": 0, "on_error": "stop", "together": 1}
     if args.kd_soft_labels is None:
-        for name, default in defaults.items():
-            if getattr(args, f"kd_soft_labels_{name}") != default:
-                raise LskdError(f"{_flag(f'kd_soft_labels_{name}')} needs --kd-soft-labels DIR; add it.")
-        if args.kd_rest != "spread":
-            raise LskdError("--kd-rest needs --kd-soft-labels DIR; add it.")
+        _refuse_alone(args, _STORE[1:], "--kd-soft-labels DIR")
         return None
     if args.kd_teacher is None:
         raise LskdError("--kd-soft-labels needs --kd-teacher MODEL, which says whose they are; add it.")
@@ -531,13 +505,25 @@ def soft_labels_config(args: argparse.Namespace) -> SoftLabelsConfig | None:
             "--mixup-off-epoch changes the images between epochs that read the same view; drop it or "
             "--kd-soft-labels-views."
         )
+    other = ("path", "rest", "mixing", "mixing_off_epoch")
+    named = [each.name for each in fields(SoftLabelsConfig) if each.name not in other]
     return SoftLabelsConfig(
         args.kd_soft_labels,
         rest=args.kd_rest,
         mixing=MixingPolicy(args.mixup, args.cutmix, args.mixup_prob, args.mixup_switch_prob),
         mixing_off_epoch=args.mixup_off_epoch,
-        **{name: getattr(args, f"kd_soft_labels_{name}") for name in defaults},
+        **{name: getattr(args, f"kd_soft_labels_{name}") for name in named},
     )
+
+
+def _refuse_alone(
+    args: argparse.Namespace, flags: Iterable[Flag], needed: str, but: Sequence[str] = ()
+) -> None:
+    """Refuse flags about what is not asked for, unless they have their default value."""
+    for flag, default, _, _ in flags:
+        name = flag.removeprefix("--").replace("-", "_")
+        if name not in but and getattr(args, name) != default:
+            raise LskdError(f"{flag} needs {needed}; add it.")
 
 
 def _flag(name: str) -> str:

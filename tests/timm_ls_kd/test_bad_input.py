@@ -59,7 +59,7 @@ PLAIN = [
     ("--model-kwargs depth", ["key=value", "depth"]),
     ("--model-kwargs nosuch=3", ["model 'test_resnet' cannot be created", "nosuch"]),
     ("--model test_vit --img-size 30", ["30"]),
-    ("--kd-temperature-squared", ["need --kd-teacher"]),
+    ("--kd-temperature-squared", ["--kd-temperature-squared needs --kd-teacher"]),
     ("--kd-teacher-checkpoint x.pth", ["needs --kd-teacher"]),
     ("--kd-temperature 1", ["--kd-temperature needs --kd-teacher"]),
     ("--kd-preflight-samples 9", ["--kd-preflight-samples needs --kd-teacher"]),
@@ -87,7 +87,7 @@ PLAIN = [
     ("--train-only layer4.0.bn22", ["did you mean layer4.0.bn2?"]),
     ("--train-only fc --train-statistics bn9", ["--train-statistics bn9: model"]),
     ("--train-statistics bn1", ["--train-statistics needs --train-only MODULE"]),
-    ("--kd-teacher-fast auto", ["need --kd-teacher MODEL"]),
+    ("--kd-teacher-fast auto", ["--kd-teacher-fast needs --kd-teacher MODEL"]),
     ("--output /proc/nothing", ["/proc", "--output"]),
 ]
 DISTILLING = [
