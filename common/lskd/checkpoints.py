@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lskd.base.files import read_yaml
 from lskd.base.tensors import require_finite_weights
-from lskd.errors import CheckpointError, one_line
+from lskd.errors import CheckpointError, LskdError, one_line
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, ModelEma and torch.compile
 _EMA_CONTAINERS = ("state_dict_ema", "model_ema")
@@ -81,15 +82,7 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
     >>> load_teacher_weights(file)
     {'fc.bias': tensor([0., 0.])}
     """
-    path = Path(path)
-    try:
-        is_file = path.is_file()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
-    if not is_file:
-        raise CheckpointError(f"checkpoint {path} does not exist or is not a file; check the path")
-    content = _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
-    weights = _find_weights(content, use_ema)
+    weights = _find_weights(read_checkpoint(path), use_ema)
     if not weights:
         raise CheckpointError(
             f"checkpoint {path} contains no weights by name; "
@@ -98,14 +91,28 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
     return _without_wrappers(weights)
 
 
+def read_checkpoint(path: str | Path) -> Any:
+    """Return what is in a file of weights, on the CPU, as it was saved; nothing that is in it runs.
+
+    Raises:
+        CheckpointError: for a file that is missing, damaged, or that would run code.
+    """
+    path = Path(path)
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    if not is_file:
+        raise CheckpointError(f"checkpoint {path} does not exist or is not a file; check the path")
+    return _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
+
+
 def load_strictly(
     model: nn.Module, weights: Mapping[str, Tensor], name: str, path: str | Path, fix: str
 ) -> None:
     """Load weights into a network: all of them, and nothing else.
 
     Args:
-        model: the network.
-        weights: by name, as :func:`load_teacher_weights` returns them.
         name: what the network is called in messages.
         path: the file that they come from, for messages.
         fix: what to do where a tensor has another shape.
@@ -167,6 +174,20 @@ def file_checksum(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def settings_beside(checkpoint: str | Path, model: str) -> dict[str, Any]:
+    """Return the args.yaml that timm's trainers leave beside a checkpoint; {} where it is not of this model.
+
+    Args:
+        model: timm's name, with or without a tag.
+    """
+    try:
+        content = read_yaml(Path(checkpoint).parent / "args.yaml")
+    except LskdError:
+        return {}
+    own = isinstance(content, dict) and str(content.get("model")).partition(".")[0] == model.partition(".")[0]
+    return content if own else {}
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """Errors that a user can cause; each message is one line: what is wrong, and what to do."""
 
+import os
+import sys
+
 
 class LskdError(Exception):
     """Something the user can fix. Command lines print the message as one line and exit with 2."""
@@ -21,6 +24,14 @@ class DivergedError(LskdError):
     """
 
     STATUS = 3
+
+
+def report(command: str, error: LskdError) -> int:
+    """Print an error as one line, with the rank of a process that is not the first; return its status."""
+    rank = os.environ.get("RANK", "0")
+    prefix = f"[rank {rank}] " if rank != "0" else ""
+    print(f"{command}: error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return DivergedError.STATUS if isinstance(error, DivergedError) else 2
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

@@ -67,25 +67,6 @@ else:
     TRANSFORMS.register_module(name="PackClsInputs", module=PackInputs, force=True)
     VISUALIZERS.register_module(name="ClsVisualizer", module=UniversalVisualizer, force=True)
 
-__all__ = [
-    "BATCH_AUGMENTS",
-    "DATASETS",
-    "DISTRIBUTIONS",
-    "FASHIONMNIST_CATEGORITES",
-    "FRAMEWORK",
-    "HOOKS",
-    "METRICS",
-    "MODELS",
-    "TRANSFORMS",
-    "BaseBackbone",
-    "BaseDataset",
-    "CustomDataset",
-    "ImageClassifier",
-    "labels_of",
-    "scores_of",
-    "use_registry",
-]
-
 
 def use_registry() -> None:
     """Register the framework's modules and make its scope the default, where no runner has done so."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lskd import LskdError
+from lskd.errors import one_line
 from mmcls_bnn.binary.layers import BinaryConv2d, RSign, binary_layers, image_channels
 from mmcls_bnn.binary.packed import build_student
 from mmcls_bnn.recipe import check_count, read_recipe, run
@@ -61,9 +62,8 @@ def count(model: nn.Module, channels: int, size: int) -> Complexity:
         with torch.inference_mode():
             model.eval()(torch.zeros(1, channels, size, size), mode="tensor")
     except RuntimeError as error:
-        raise LskdError(
-            f"the network cannot process images of {size} x {size} ({' '.join(str(error).split())[:120]})."
-        ) from None
+        what = f"images of {size} x {size}"
+        raise LskdError(f"the network cannot process {what} ({one_line(error, 120)}).") from None
     finally:
         for handle in handles:
             handle.remove()

@@ -29,11 +29,8 @@ class CheckedImageFolder(CustomDataset):
     """mmcls' CustomDataset on image folders, `<data_root>/<data_prefix>/<class>/`, with one-line errors.
 
     Args:
-        data_root: folder of the data set.
-        data_prefix: folder of the split in it.
         num_classes: how many class folders there must be.
         hint: what to do where the folder is missing; it ends the message.
-        kwargs: further arguments of CustomDataset.
 
     The images are those that timm's reader takes: hidden files and the like are passed over.
 
@@ -92,7 +89,6 @@ class FashionMnist(BaseDataset):
         data_root: folder of the four IDX files, plain or gzipped; where they are missing, those of Debian's
             `dataset-fashion-mnist` are taken.
         train: the 60,000 training images, or the 10,000 for testing.
-        kwargs: further arguments of mmcls' BaseDataset.
 
     Raises:
         LskdError: for files that are missing or damaged.
@@ -145,7 +141,6 @@ def name_of(data_root: str | None, info: Mapping[str, Any]) -> str | None:
     """Return an image's file relative to the data's root; None: it lies in no file of its own.
 
     Args:
-        data_root: of the data set.
         info: what the data set knows of the image, `get_data_info`.
     """
     if info.get("img_path") is None:

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 import mmcls_bnn.distil.classifier  # noqa: F401 - importing it registers students
-from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd import LskdError, load_teacher_weights
 from lskd.base.images import check_images
+from lskd.checkpoints import load_strictly
 from lskd.errors import one_line
 from lskd.teachers.outputs import Answers, answer_batches
 from mmcls_bnn.compat import DATASETS, FRAMEWORK, MODELS, use_registry
 from mmcls_bnn.data import CheckedImageFolder, name_of
 from mmcls_bnn.distil.teacher import LogitsOf
+from mmcls_bnn.recipe import read_config
 
 _UNREGISTERED = re.compile(r"(\S+) is not in the (\S+) registry")
 _VALIDATION = ("val", "valid", "validation", "eval", "evaluation")
@@ -51,13 +53,9 @@ def evaluate_config(
         checkpoint: weights that were saved from this model.
         data_dir: root of the data instead of the configuration's. Its `data_prefix` and `ann_file` stay where
             they exist in that folder; otherwise the images of `split` are taken, one folder a class.
-        split: sub-folder of `data_dir`.
         features: give the input of the classifier and its weight too.
-        batch_size: of this process.
-        workers: loading processes.
         device: where to compute; None: CUDA where there is one.
         amp: mixed precision: float16 on CUDA, bfloat16 on CPU.
-        rank: of this process.
         world_size: number of processes; process r is asked about every world_size-th image from the r-th on.
 
     Raises:
@@ -71,7 +69,9 @@ def evaluate_config(
     # As mmengine's Runner does: a preprocessor beside the model is the model's.
     preprocessor = settings.get("data_preprocessor") or {}
     model = _build(config, "model", {"data_preprocessor": preprocessor, **settings["model"]})
-    _load(model, config, checkpoint, weights)
+    load_strictly(
+        model, weights, f"the model of {config}", checkpoint, "give weights that were saved from it"
+    )
     data = dict(settings["val_dataloader"]["dataset"])
     if data_dir is not None:
         data |= _moved(data, Path(data_dir), split)
@@ -111,12 +111,7 @@ def evaluate_config(
 
 def _read(config: Path) -> Config:
     use_registry()
-    if not Path(config).is_file():
-        raise LskdError(f"config {config} does not exist or is not a file; check the path")
-    try:
-        settings = Config.fromfile(config)
-    except Exception as error:  # it is a program
-        raise LskdError(f"config {config} cannot be read ({one_line(error)}); repair it") from None
+    settings = read_config(config, kind="a configuration of mmcls")
     if not isinstance(settings.get("model"), Mapping):
         raise LskdError(f"config {config} has no model; name a configuration of mmcls")
     loader = settings.get("val_dataloader")
@@ -156,18 +151,6 @@ def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
         if found.get(key):
             found[key] = False if isinstance(found[key], bool) else ""
     return found
-
-
-def _load(model: nn.Module, config: Path, checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
-    try:
-        model.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        reason = one_line(RuntimeError(lines[1] if len(lines) > 1 else lines[0]), 200).rstrip(". ")
-        raise CheckpointError(
-            f"{checkpoint} does not fit the model of {config} ({reason}); "
-            "give weights that were saved from it"
-        ) from None
 
 
 def _moved(data: Mapping[str, Any], root: Path, split: str) -> dict[str, Any]:

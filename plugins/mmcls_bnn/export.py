@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.files import parse_json, whole_file, write_text
+from lskd.checkpoints import load_strictly
 from mmcls_bnn.binary import bits
 from mmcls_bnn.binary.fast import PackedConv2d
 from mmcls_bnn.binary.layers import image_channels
-from mmcls_bnn.binary.packed import build_student, differing_key, load_packed, pack, save_packed
+from mmcls_bnn.binary.packed import build_student, load_packed, pack, save_packed
 from mmcls_bnn.distil.classifier import read_note
 from mmcls_bnn.recipe import read_recipe, run
 
@@ -27,8 +28,6 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
     The file is read back and its logits are compared before it gets its name.
 
     Args:
-        checkpoint: what `mim train` wrote.
-        output: the `.safetensors` file to write.
         config: the recipe, for a checkpoint that does not say what it is (saved without SafeCheckpointHook).
 
     Raises:
@@ -47,9 +46,7 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
     else:
         raise CheckpointError(f"{checkpoint} does not say which model it is; add --config RECIPE.")
     student, weights = build_student(description), load_teacher_weights(checkpoint)
-    if key := differing_key(student.state_dict(), weights):
-        raise CheckpointError(f"{checkpoint} is of another network than its config: '{key}' differs.")
-    student.load_state_dict(weights)
+    load_strictly(student, weights, "its config", checkpoint, "give the recipe that it was trained with")
     packed = pack(student)
     with whole_file(output) as trial:
         save_packed(packed, description, trial)
@@ -71,16 +68,11 @@ def export_run(
     """Write a student's `model.safetensors` and `config.json` into a folder, and read them back.
 
     Args:
-        checkpoint: what `mim train` wrote.
-        output: a folder that is there.
         class_names: of the K classes, in the model's order.
 
     Returns:
         The packed model, from normalised images `(B, C, H, W)` to logits `(B, K)`, and noise `(4, C, 64, 64)`
         to try it on.
-
-    Raises:
-        LskdError: as `export`.
     """
     weights = output / "model.safetensors"
     export(str(checkpoint), weights)

@@ -23,10 +23,7 @@ def describe(path: str, size: int, batch: int = 1, rounds: int = 20, build: str 
     """Return a table of a packed student's layers, each at its fastest of several passes.
 
     Args:
-        path: a file of `python -m mmcls_bnn.export`.
         size: height and width of the images, which are noise.
-        batch: how many at once.
-        rounds: how many passes.
         build: one of `bits.builds()`; by default the fastest.
 
     Raises:
@@ -42,10 +39,12 @@ def describe(path: str, size: int, batch: int = 1, rounds: int = 20, build: str 
         except RuntimeError as error:
             what = f"images of {size} x {size}, {batch} at once"
             raise LskdError(f"the network cannot process {what} ({one_line(error)}).") from None
-        bound = _bound() if bits.build() else None
         lines = [f"{batch} x {size} x {size}, {torch.get_num_threads()} thread(s), {bits.build() or 'torch'}"]
-    if bound:
-        lines.append(f"at most {bound:.0f} billion binary products a second and thread (all from the cache)")
+        if bits.build():
+            bound = max(_rate() for _ in range(100))
+            lines.append(
+                f"at most {bound:.0f} billion binary products a second and thread (all from the cache)"
+            )
     whole = sum(seconds for seconds, _ in rows.values())
     lines.append(f"{'':40} {'ms':>9} {'share':>7} {'binary products':>16} {'10^9/s':>7}")
     for name, (seconds, products) in [*rows.items(), ("whole network", (whole, 0))]:
@@ -55,13 +54,12 @@ def describe(path: str, size: int, batch: int = 1, rounds: int = 20, build: str 
     return "\n".join(lines)
 
 
-def deployed(student: nn.Module, shape: tuple[int, int, int, int], rounds: int = 10) -> tuple[int, float]:
+def deployed(student: nn.Module, shape: tuple[int, int, int, int]) -> tuple[int, float]:
     """Return the bytes of a student's weights as it is deployed, and least milliseconds of a pass.
 
     Args:
         student: binary weights are packed and run fast; a real network is taken as it is.
         shape: of the images, `(B, C, H, W)`.
-        rounds: how many passes.
     """
     network: Any = pack(student) if binary_layers(student) else student
     size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
@@ -73,7 +71,12 @@ def deployed(student: nn.Module, shape: tuple[int, int, int, int], rounds: int =
         return 1000 * (time.perf_counter() - start)
 
     with torch.inference_mode():
-        return size, min(once() for _ in range(rounds))
+        return size, min(once() for _ in range(10))
+
+
+def _rate() -> float:
+    start = time.perf_counter()
+    return bits.rate() / (time.perf_counter() - start) / 1e9
 
 
 def _layers(model: nn.Module, images: Tensor, rounds: int) -> dict[str, tuple[float, int]]:
@@ -113,16 +116,6 @@ def _layers(model: nn.Module, images: Tensor, rounds: int) -> dict[str, tuple[fl
     for seconds in passes:
         seconds[""] -= sum(seconds.values()) - seconds[""]
     return {name: (min(each[name] for each in passes), products.get(name, 0)) for name in passes[0]}
-
-
-def _bound() -> float:
-    """Return how many products, in billions a second, are counted when all words lie in the cache."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        return bits.rate() / (time.perf_counter() - start) / 1e9
-
-    return max(once() for _ in range(100))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

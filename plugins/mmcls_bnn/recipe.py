@@ -1,6 +1,5 @@
 """Recipes: how one is read, whether its variables are what is used, and how a command about one ends."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -8,37 +7,34 @@ from typing import Any, TypeVar
 
 from mmengine.config import Config
 
-from lskd import DivergedError, LskdError
-from lskd.errors import one_line
+from lskd import LskdError
+from lskd.errors import one_line, report
 from mmcls_bnn.binary.packed import deployable
 
 Dataclass = TypeVar("Dataclass")
 LARGEST = 2**31 - 1  # of numbers that become sizes of tensors
 
-# Variables that recipes once had beside the settings.
-_SETTINGS = {
-    "teacher_model": "model.teacher.model",
-    "teacher_checkpoint": "model.teacher.checkpoint",
-    "teacher_smoothing": "model.teacher.smoothing",
-    "step1_checkpoint": "model.step1_checkpoint",
-}
 
-
-def read_config(path: str, options: Mapping[str, Any] | None = None) -> Config:
+def read_config(
+    path: str | Path, options: Mapping[str, Any] | None = None, what: str = "config", kind: str = "a recipe"
+) -> Config:
     """Return a recipe with the options of a command line, `--cfg-options`.
+
+    Args:
+        what: what the file is called in messages.
 
     Raises:
         LskdError: for a file that is missing or is no config.
     """
     if not Path(path).is_file():
-        raise LskdError(f"config {path} does not exist; give the path of a recipe.")
+        raise LskdError(f"{what} {path} does not exist; give the path of {kind}.")
     try:
-        recipe = Config.fromfile(path)
+        recipe = Config.fromfile(str(path))
         recipe.merge_from_dict(dict(options or {}))
     except LskdError:
         raise
     except Exception as error:  # a config is a program
-        raise LskdError(f"config {path} cannot be read: {one_line(error, 200)}.") from None
+        raise LskdError(f"{what} {path} cannot be read: {one_line(error, 200)}.") from None
     return recipe
 
 
@@ -83,7 +79,7 @@ def check_variables(recipe: Config) -> None:
     """Refuse a variable that says something else than the setting that is used, logged and dumped.
 
     A recipe is a program that has run before `--cfg-options` change anything: what its variables stood in
-    does not change with them. A child's `teacher_checkpoint = ...` likewise changes nothing in its base.
+    does not change with them.
 
     Args:
         recipe: as it is used, with the path of its file, if there is one.
@@ -91,14 +87,6 @@ def check_variables(recipe: Config) -> None:
     Raises:
         LskdError: naming the variable and the setting.
     """
-    for name, key in _SETTINGS.items():
-        used = recipe.get(key.split(".")[0])
-        for part in key.split(".")[1:]:
-            used = used.get(part) if isinstance(used, Mapping) else None
-        if recipe.get(name) not in (None, used):
-            raise LskdError(
-                f"{name} is {recipe[name]!r}, but {key}={used!r} is what is used; set {key} alone."
-            )
     written = Config.fromfile(recipe.filename, import_custom_modules=False) if recipe.filename else {}
     for name, value in recipe.items():
         if name not in written or value == written[name]:
@@ -123,11 +111,5 @@ def run(work: Callable[[], str]) -> int:
     try:
         print(work())
     except LskdError as error:
-        return report(error)
+        return report("mmcls_bnn", error)
     return 0
-
-
-def report(error: LskdError, prefix: str = "") -> int:
-    """Print an error as one line on stderr; return the exit status, 2, or 3 of a run that diverged."""
-    print(f"mmcls_bnn: error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    return DivergedError.STATUS if isinstance(error, DivergedError) else 2

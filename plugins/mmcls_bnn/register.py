@@ -13,10 +13,10 @@ from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
 
 from lskd import LskdError
+from lskd.errors import report
 from mmcls_bnn import data, losses  # noqa: F401 - importing them is what registers them
 from mmcls_bnn.binary import reactnet  # noqa: F401
 from mmcls_bnn.distil import classifier, curves, hooks  # noqa: F401
-from mmcls_bnn.recipe import report
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -24,9 +24,8 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     if not isinstance(error, LskdError):
         sys.__excepthook__(kind, error, trace)
         return
-    rank = os.environ.get("RANK", "0")
     sys.stdout.flush()
-    status = report(error, f"[rank {rank}] " if rank != "0" else "")
+    status = report("mmcls_bnn", error)
     _stop_mim()
     raise SystemExit(status)
 

@@ -17,7 +17,7 @@ from mmcls_bnn.binary.layers import binary_layers
 from mmcls_bnn.binary.reactnet import ReActNet
 from mmcls_bnn.data import CheckedImageFolder, seed_worker
 from mmcls_bnn.distil.classifier import load_step1
-from mmcls_bnn.distil.curves import COLUMNS, CurvesHook, at_chance
+from mmcls_bnn.distil.curves import COLUMNS, CurvesHook
 from mmcls_bnn.distil.hooks import EpochSeedHook, FlipRatioHook, SafeCheckpointHook
 from mmcls_bnn.register import _report
 
@@ -98,8 +98,8 @@ def test_step_1_loads_into_step_2(tmp_path):
     ("model", "words"),
     [
         (Student(), r"\['activations', 'weights'\] binarised, so it is not step 1"),
-        (Student(binarize=("activations",), width=0.25), "another network"),
-        (Student(binarize=("activations",), depth=34), "another network"),
+        (Student(binarize=("activations",), width=0.25), "another architecture|does not fit"),
+        (Student(binarize=("activations",), depth=34), "another architecture|does not fit"),
         (torch.nn.Linear(2, 2), "does not say that it is step 1"),
     ],
 )
@@ -186,8 +186,15 @@ def test_curves_of_a_run_killed_before_its_validation(tmp_path):
 
 def test_a_run_at_chance_is_named(digits):
     dataset = CheckedImageFolder(str(digits), "val", num_classes=4)
-    assert "no better than chance: 25.00 % of 48 validation images" in at_chance(dataset, 25.0)
-    assert at_chance(dataset, 50.0) == ""
+    lines = []
+    runner = SimpleNamespace(
+        val_dataloader=SimpleNamespace(dataset=dataset), logger=SimpleNamespace(warning=lines.append)
+    )
+    hook = CurvesHook()
+    for hook._top1 in (25.0, 50.0):
+        hook.after_train(runner)
+    (line,) = lines
+    assert "no better than chance: right on 25.0 % of 48 validation images (chance 25.0 %)" in line
 
 
 @pytest.mark.parametrize(("error", "status"), [(LskdError("mistake"), 2), (DivergedError("diverged"), 3)])

@@ -147,7 +147,7 @@ def test_export_errors_are_one_line(checkpoint, tmp_path, capsys):
     recipe.write_text(
         f"model = {description(width=0.25)!r}".replace("'in_channels': 64", "'in_channels': 128")
     )
-    assert "another network" in refused(tmp_path / "bare.pth", output, "--config", recipe)
+    assert "does not fit its config" in refused(tmp_path / "bare.pth", output, "--config", recipe)
     recipe.write_text(f"model = {description()!r}")
     assert export.main([str(tmp_path / "bare.pth"), str(output), "--config", str(recipe)]) == 0
 

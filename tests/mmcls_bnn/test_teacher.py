@@ -130,6 +130,7 @@ def test_a_student_of_ours_is_the_next_teacher(student, tmp_path):
         ({"model": "resnet18"}, 4, GREY, "another architecture"),
         ({"model": "resnet18", "source": "torchvision"}, 4, GREY, "takes 3 input channels"),
         ({"kwargs": {"drop_rat": 1}}, 4, GREY, "cannot be created"),
+        ({"image_size": 1 << 64}, 4, GREY, "image_size is .* must be a whole number from 1 to"),
     ],
 )
 def test_refused(teacher_file, values, classes, student, words):

@@ -382,7 +382,9 @@ class _Look:
             entropy = (logarithm - expected).double()
             # Zero times minus infinity is NaN: every logit that is not finite shows here.
             if not bool(entropy.isfinite().all()):
-                self._refuse()
+                for start in range(0, len(self.labels), 1024):
+                    check_finite(self.logits[start : start + 1024], start)
+                raise ValueError("the logits are too large for float32")
             self.scalars[0, rows] = (logarithm - own).double()
             self.scalars[1, rows] = entropy.clamp(min=0)
             self.scalars[2, rows] = (1 / sums).double()
@@ -419,11 +421,6 @@ class _Look:
 
     def _rows(self, places: slice) -> Rows:
         return places if self.order is None else self.order[places]
-
-    def _refuse(self) -> None:
-        for start in range(0, len(self.labels), 1024):
-            check_finite(self.logits[start : start + 1024], start)
-        raise ValueError("the logits are too large for float32")
 
 
 def _rank(logits: Tensor, c: int) -> Tensor:

@@ -126,7 +126,6 @@ def read_json(path: str | Path, what: str = "") -> Any:
     """Return what a JSON file contains: numbers are finite, text is UTF-8, nesting and size are bounded.
 
     Args:
-        path: the file.
         what: what the file should be, for the message.
 
     Raises:
@@ -165,7 +164,6 @@ def read_bytes(path: str | Path, limit: int, what: str = "", fix: str = "copy th
     """Return what is in a file of at most ``limit`` bytes, unpacked where its name ends in ``.gz``.
 
     Args:
-        path: the file.
         limit: bytes, after unpacking.
         what: what the file should be, for the message.
         fix: what to do about a file that is missing or damaged, for the message.
@@ -189,11 +187,7 @@ def read_bytes(path: str | Path, limit: int, what: str = "", fix: str = "copy th
 
 
 def read_csv(path: str | Path, columns: Collection[str] = ()) -> list[dict[str, str]]:
-    """Return the rows of a CSV table with a header, in UTF-8.
-
-    Args:
-        path: the file.
-        columns: those that it must have.
+    """Return the rows of a CSV table in UTF-8 with a header, in which ``columns`` must be.
 
     Raises:
         LskdError: it is missing, too large, no such table, or has a row of another length than the header.
@@ -216,7 +210,6 @@ def read_yaml(path: str | Path, what: str = "YAML file") -> Any:
     """Return what a YAML file contains; size, depth and what its aliases come to are bounded.
 
     Args:
-        path: the file.
         what: what the file is, for the message.
 
     Raises:
@@ -226,11 +219,7 @@ def read_yaml(path: str | Path, what: str = "YAML file") -> Any:
 
 
 def read_yaml_nodes(path: str | Path, what: str = "YAML file") -> tuple[yaml.Node | None, Any]:
-    """Return the nodes of a YAML file too, which know their lines; as :func:`read_yaml`.
-
-    Raises:
-        LskdError: as there.
-    """
+    """Return the nodes of a YAML file too, which know their lines; as :func:`read_yaml`."""
     try:
         with open(path, "rb") as file:
             raw = file.read(YAML_LIMIT + 1)

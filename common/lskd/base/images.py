@@ -97,11 +97,7 @@ def check_images(paths: Sequence[Path]) -> None:
 
 
 def pixel_checksums(paths: Sequence[Path]) -> list[str]:
-    """Decode all images and return the sha256 of each one's size and pixels, in RGB as trainers see them.
-
-    Raises:
-        LskdError: as :func:`check_images`.
-    """
+    """Decode all images and return the sha256 of each one's size and pixels, in RGB as trainers see them."""
 
     def checksum(path: Path, image: "Image") -> str:
         seen = image if image.mode == "RGB" else image.convert("RGB")

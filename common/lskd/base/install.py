@@ -10,12 +10,7 @@ _CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def how_to_install(extra: str, options: str = "") -> str:
-    """Return the command that installs an extra of lskd: from this checkout, or from the wheel that this is.
-
-    Args:
-        extra: its name, e.g. ``timm``.
-        options: more arguments of pip.
-    """
+    """Return the pip command that installs an extra of lskd: from this checkout, or from the wheel it is."""
     pip = f"pip install {options} " if options else "pip install "
     if all((_CHECKOUT / name).is_file() for name in ("pyproject.toml", "constraints.txt")):
         return f"cd {shlex.quote(str(_CHECKOUT))} && {pip}-c constraints.txt -e '.[{extra}]'"

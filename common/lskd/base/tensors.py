@@ -65,7 +65,6 @@ class SampleMeans:
         Every process must call it.
 
         Args:
-            count: how many means there are.
             device: where they are added up in a process that has seen no batch.
         """
         sums, self._sums = self._sums, None
@@ -79,7 +78,6 @@ def require_finite(name: str, value: Tensor | float, epoch: int | None = None) -
     """Refuse a value that has a NaN or an infinity.
 
     Args:
-        name: what it is, for the message.
         value: a number, or a tensor of any shape.
         epoch: the epoch in which it came about, where there is one.
 

@@ -45,14 +45,9 @@ class Tracker:
     says where to send; wandb goes by its own settings, such as WANDB_MODE.
 
     Args:
-        name: of the tracker.
-        folder: of the run.
         project: what the tracker groups runs by; TensorBoard does so by folders. None: wandb's default.
-        run: name of the run.
-        config: its settings.
         start: the first epoch that will be logged of a run that an earlier process began: the tracker's same
             run is gone on with, and what TensorBoard has from there on is hidden. None: a new run.
-        tags: of the run, in wandb.
         resume_id: wandb's id of the run to go on with; empty: found in the folder.
 
     Raises:

@@ -44,17 +44,11 @@ class Normalisation:
         channels: int,
         source: str = "",
         *,
-        rgb: bool = True,
         scale: float = 1.0,
     ) -> "Normalisation":
         """Return one for ``channels`` channels; other counts are averaged, as timm's loader does.
 
         Args:
-            mean: of each channel.
-            std: of each channel.
-            channels: of the images.
-            source: where the numbers come from.
-            rgb: the order of three channels.
             scale: multiplies all numbers; 255 makes mmcls' units of timm's.
 
         >>> Normalisation.of([0.25, 0.5, 0.75], [0.5, 0.5, 0.5], 1)
@@ -65,7 +59,7 @@ class Normalisation:
             if len(values) != channels:
                 values = (sum(values) / len(values),) * channels
             fitted.append(tuple(scale * float(value) for value in values))
-        return cls(fitted[0], fitted[1], rgb, source)
+        return cls(fitted[0], fitted[1], source=source)
 
     def __str__(self) -> str:
         """Return mean and deviation to three digits."""
@@ -92,9 +86,7 @@ class FrozenTeacher:
         own: the normalisation that it was trained with.
         student: the normalisation of the batches it will get, of as many channels.
         image_size: height and width that batches are resized to; None: they stay as they are.
-        name: what it is called in messages.
         dtype: precision of weights and forward pass; None: the model's, under the caller's autocast.
-        channels_last: memory layout of weights and batches.
         smoothing: alpha and convention that it was trained with, where known, for messages.
 
     Attributes:
@@ -226,11 +218,9 @@ class FrozenTeacher:
             batches: images as the student gets them, :data:`FAST_SAMPLES` together or fewer.
             mode: any but "none", see :func:`lskd.teachers.fast.choose_fast`.
             bound: largest mean KL(exact || fast) in nats.
-            option: what asked for it, for messages.
             autocast: context of the exact teacher in training.
             convolutions: see :func:`lskd.teachers.fast.fold_batch_norm`.
             norms: see :func:`lskd.teachers.fast.fold_batch_norm`.
-            compiled: compile the copy.
             batch_size: of training, which is what is compiled for.
 
         Raises:

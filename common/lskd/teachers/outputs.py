@@ -104,10 +104,8 @@ def answer_batches(
         batches: images, in the form that ``ask`` takes, and labels ``(B,)``.
         positions: of these images in the data set.
         ask: returns what the model returns for the images of a batch.
-        model: what it is called in messages.
         advice: what to do where it cannot process its images.
         classifier: its input is yielded as features; None: there are none.
-        device: where the model is.
         amp: mixed precision: float16 on CUDA, bfloat16 on CPU.
 
     Raises:
@@ -169,8 +167,6 @@ def answers_to(
 
     Args:
         batches: keys of images, in any form, and these images ``(n, C, H, W)``.
-        teacher: returns logits, such as a :class:`lskd.FrozenTeacher`.
-        batch_size: of training, the largest ``n``.
         autocast: makes the context of the forward pass in training.
     """
     for keys, images in batches:
@@ -210,9 +206,7 @@ def selective_weight(
 
     Args:
         weight: 0 to 1, the weight to begin with.
-        schedule: which of the three.
         student_bleu: validation BLEU in points, 0 to 100; None before the first validation.
-        teacher_bleu: the teacher's on the same sentences.
 
     Raises:
         ValueError: for an unknown schedule, or no BLEU of the teacher where one is needed.

@@ -1,7 +1,7 @@
 """The teacher's trial before the first training step: does it do better than guessing?"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -38,8 +38,6 @@ def compare_with_chance(right: int, total: int, chance: float) -> Literal["above
     """Return whether ``right`` of ``total`` answers are more than chance gives: a one-sided binomial test.
 
     Args:
-        right: right answers.
-        total: answers.
         chance: probability of a right answer by guessing.
 
     Returns:
@@ -72,11 +70,27 @@ def accuracy_text(right: int, total: int, chance: float) -> str:
     return f"{100 * right / total:.1f} % of {total} validation images (chance {100 * chance:.1f} %)"
 
 
+def at_chance(right: int, counts: Sequence[int]) -> str:
+    """Return :func:`accuracy_text` of a classifier that is no better than guessing, "" where it is better.
+
+    Who always names the most frequent class only guesses, too.
+
+    Args:
+        right: how many images it is right on.
+        counts: images of each class.
+
+    >>> at_chance(3, [2, 2]), at_chance(50, [90, 10]), at_chance(100, [90, 10])
+    ('', '50.0 % of 100 validation images (chance 90.0 %)', '')
+    """
+    total = sum(counts)
+    chance = max(1 / len(counts), max(counts) / total)
+    return accuracy_text(right, total, chance) if compare_with_chance(right, total, chance) == "at" else ""
+
+
 def ask(teacher: FrozenTeacher, images: Tensor, size_option: str, autocast: Autocast = nullcontext) -> Tensor:
     """Return the teacher's logits for images that it may not be able to process.
 
     Args:
-        teacher: the teacher.
         images: ``(B, C, H, W)`` as the student gets them.
         size_option: what sets the size of its images, for the message.
         autocast: makes the context of the forward pass in training.
@@ -114,10 +128,8 @@ def check_teacher(
     the share of images of the most frequent one.
 
     Args:
-        teacher: the teacher.
         batches: this process's share of the images, as the student gets them, and their labels: class ids
             ``(B,)`` or probabilities ``(B, num_classes)``; with ``multi_label`` 0 to 1 for each class.
-        num_classes: how many classes there are.
         size_option: what sets the size of the teacher's images, for messages.
         skip_option: what leaves this check out, for messages.
         autocast: makes the context of the forward pass in training.

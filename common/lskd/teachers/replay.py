@@ -186,13 +186,7 @@ class MixingPolicy:
             raise ValueError("probability and switch_probability must lie in [0, 1]")
 
     def draw(self, seed: int, sample: int, samples: int) -> Mixing | None:
-        """Return what a sample is mixed with; None: it stays as it is.
-
-        Args:
-            seed: the sample's, of :func:`augmentation_seed`.
-            sample: its place in the data.
-            samples: how many there are.
-        """
+        """Return what a sample is mixed with; None: it stays as it is."""
         if samples < 2 or not (self.mixup_alpha or self.cutmix_alpha):
             return None
         # RandomState, whose streams NumPy has promised not to change.
@@ -216,8 +210,6 @@ def mixed_image(image: Image, partner: Image, mixing: Mixing) -> tuple[Image, fl
 
     Args:
         image: ``(..., height, width)``, an array or a tensor; whole numbers are rounded to after mixing.
-        partner: the other one.
-        mixing: how, of :meth:`MixingPolicy.draw`.
 
     Returns:
         The mixed image, a new one of the same type, and the share in it, 0 to 1, of the first.
@@ -250,9 +242,7 @@ def mixed_targets(
         labels: class ids ``(B,)``.
         partner_labels: those of the partners ``(B,)``.
         weights: share ``(B,)`` of the image itself, 0 to 1.
-        num_classes: how many classes there are.
         alpha: smoothing of both labels before mixing.
-        convention: what alpha means.
 
     >>> mixed_targets(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.75]), 3).tolist()
     [[0.75, 0.25, 0.0]]

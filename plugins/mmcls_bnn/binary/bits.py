@@ -165,10 +165,7 @@ def convolve(
     Args:
         x: `(B, in, H, W)`, float32 on the CPU; channels-last is fastest.
         threshold: `(in,)`.
-        weights: of `weights_of`.
         scale: `(out,)`, of the integers.
-        stride: of the kernel.
-        padding: on each side.
         following: what is done with the result, or nothing.
         residual: with `following`: `(B, R, H', W')`, repeated over channels, as torch.cat would.
 
@@ -228,9 +225,9 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def rate(rounds: int = 1000) -> int:
+def rate() -> int:
     """Compare bits that lie in the first-level cache, and return how many pairs: the bound of any layer."""
     words, places = np.ones(64 * _BLOCK, np.int32), np.arange(48, dtype=np.int32)
     function = getattr(library(), f"lskd_xnor_rate_{build()}")
-    count: int = function(rounds, words.ctypes.data, places.ctypes.data, len(places))
+    count: int = function(1000, words.ctypes.data, places.ctypes.data, len(places))
     return count

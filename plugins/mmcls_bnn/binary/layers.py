@@ -209,10 +209,7 @@ class BinaryConv2d(nn.Module):
     """Convolution without bias, padded with 0, whose latent real weights are binarised on the way.
 
     Args:
-        in_channels: input channels.
-        out_channels: output channels.
         kernel_size: side of the kernel; the padding keeps the image's size at stride 1.
-        stride: step of the kernel.
         binarize: whether the weights are binarised; otherwise this is an ordinary convolution (step 1 of
             two-step training). The parameter has the same name and shape in both.
         initialisation: "kaiming" draws normal weights of both signs; "positive" draws them from [0, 0.001),
@@ -258,10 +255,6 @@ class SignedConv2d(BinaryConv2d):
     """An :class:`RSign` and the binary convolution of its signs, in a network that has none of its own.
 
     Args:
-        in_channels: input channels.
-        out_channels: output channels.
-        kernel_size: side of the kernel.
-        stride: of the kernel.
         padding: with 0, on each side.
     """
 

@@ -120,7 +120,6 @@ def load_packed(path: str | Path, fast: bool = True) -> nn.Module:
     """Return the classifier in a file of :func:`save_packed`, ready for inference.
 
     Args:
-        path: the file.
         fast: with :func:`mmcls_bnn.binary.fast.make_fast`; otherwise each layer unpacks its weights when it
             runs, and the logits are those of training to the bit.
 

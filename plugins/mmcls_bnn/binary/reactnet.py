@@ -108,10 +108,8 @@ class BinaryBackbone(BaseBackbone):
         width: factor of all channel counts.
         stem: "imagenet" for large images, "cifar" for about 32 x 32.
         binarize: ("activations",) or ("activations", "weights").
-        in_channels: channels of the images.
         initialisation: see :class:`mmcls_bnn.binary.layers.BinaryConv2d`.
         norm_eval: keep BatchNorm to its running statistics while training.
-        init_cfg: mmengine's.
 
     Raises:
         LskdError: for a setting that is unknown or out of range.
@@ -193,7 +191,6 @@ class ReActNet(BinaryBackbone):
 
     Args:
         depth: 18 or 34.
-        settings: of :class:`BinaryBackbone`.
 
     Raises:
         LskdError: for a setting that is unknown or out of range.
@@ -224,9 +221,6 @@ class ReActNetA(BinaryBackbone):
     """ReActNet-A; 32 channels in the stem and 1024 in the end at width 1.
 
     The stem is a 3 x 3 convolution, of stride 2 for large images.
-
-    Args:
-        settings: of :class:`BinaryBackbone`.
 
     Raises:
         LskdError: for a setting that is unknown or out of range.

@@ -1,7 +1,6 @@
 """The student: an image classifier of mmcls that learns from a frozen teacher, and what is measured of it."""
 
 import math
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,11 +20,10 @@ from lskd import (
     load_teacher_weights,
 )
 from lskd.base.tensors import SampleMeans
-from lskd.checkpoints import is_safetensors
+from lskd.checkpoints import load_strictly, read_checkpoint
 from lskd.teachers.fast import FastMode
 from lskd.teachers.replay import replayed
 from mmcls_bnn.binary.layers import image_channels
-from mmcls_bnn.binary.packed import differing_key
 from mmcls_bnn.compat import METRICS, MODELS, ImageClassifier, labels_of
 from mmcls_bnn.distil.store import SoftLabelSettings, StoredTeacher
 from mmcls_bnn.distil.teacher import (
@@ -65,15 +63,12 @@ class LsKdClassifier(ImageClassifier):
     testing a student needs no teacher.
 
     Args:
-        backbone: as for mmcls' ImageClassifier.
-        neck: as for mmcls' ImageClassifier.
         head: as for mmcls' ImageClassifier; its own loss is not used.
         teacher: see :class:`mmcls_bnn.distil.teacher.TeacherSettings`.
         distillation: arguments of :class:`lskd.DistillationLoss`; beside them `soft_labels` and
             `teacher_fast`, see :class:`mmcls_bnn.distil.store.SoftLabelSettings` and
             :class:`mmcls_bnn.distil.teacher.FastTeacherSettings`.
         step1_checkpoint: start from this checkpoint of step 1 of two-step training.
-        kwargs: further arguments of mmcls' ImageClassifier.
 
     Raises:
         LskdError: for settings that are unknown or out of range.
@@ -158,7 +153,6 @@ class LsKdClassifier(ImageClassifier):
 
         Args:
             inputs: images `(B, C, H, W)`, normalised.
-            data_samples: B samples with their labels.
         """
         teacher: Tensor | TopK
         if self.soft_label_settings is None:
@@ -345,12 +339,7 @@ def read_note(path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: for a file that is missing, damaged or unsafe.
     """
-    load_teacher_weights(path)  # whose errors are the clear ones
-    if is_safetensors(path):
-        return {}
-    with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        content = torch.load(file, map_location="cpu", weights_only=True)
+    content = read_checkpoint(path)
     meta = content.get("meta") if isinstance(content, dict) else None
     note = meta.get(NOTE) if isinstance(meta, dict) else None
     return note if isinstance(note, dict) else {}
@@ -369,10 +358,5 @@ def load_step1(model: nn.Module, path: str) -> None:
             f"step1_checkpoint {path} {what} step 1; give one that a step-1 recipe "
             "(binarize=('activations',)) has written."
         )
-    weights = load_teacher_weights(path, use_ema=False)
-    if key := differing_key(model.state_dict(), weights):
-        raise CheckpointError(
-            f"step1_checkpoint {path} is of another network: '{key}' differs; "
-            "give the same depth, width, stem and classes as in step 1."
-        )
-    model.load_state_dict(weights)
+    fix = "give the same depth, width, stem and classes as in step 1"
+    load_strictly(model, load_teacher_weights(path, use_ema=False), "this step 2", path, fix)

@@ -11,7 +11,7 @@ from mmengine.runner import IterBasedTrainLoop
 
 from lskd.base.files import read_csv, whole_file
 from lskd.base.tensors import SampleMeans, require_finite, require_finite_weights
-from lskd.teachers.preflight import compare_with_chance
+from lskd.teachers.preflight import at_chance
 from mmcls_bnn.compat import HOOKS, scores_of
 from mmcls_bnn.distil.hooks import unwrapped
 
@@ -105,8 +105,17 @@ class CurvesHook(Hook):
 
     def after_train(self, runner: Any) -> None:
         """Log a warning where the last validation is no better than guessing."""
-        if self._top1 is not None and (line := at_chance(runner.val_dataloader.dataset, self._top1)):
-            runner.logger.warning(line)
+        if self._top1 is None:
+            return
+        dataset = runner.val_dataloader.dataset
+        if not hasattr(dataset, "get_gt_labels"):  # a data set of data sets
+            return
+        labels = np.asarray(dataset.get_gt_labels())
+        counts = np.bincount(labels, minlength=len(dataset.metainfo.get("classes") or ())).tolist()
+        if found := at_chance(round(self._top1 / 100 * len(labels)), counts):
+            runner.logger.warning(
+                f"no better than chance: right on {found}; whatever is compared with this run says nothing"
+            )
 
     def _done(self, runner: Any) -> int:
         return int(runner.iter if self._unit == "iteration" else runner.epoch)
@@ -141,26 +150,6 @@ class CurvesHook(Hook):
         row.update({name: value if value == "" else f"{value:.9g}" for name, value in values.items()})
         if is_main_process():
             _write(Path(runner.work_dir, FILE), self._rows, self._unit)
-
-
-def at_chance(dataset: Any, top1: float) -> str:
-    """Return a line about an accuracy on a data set that is no better than guessing, "" where it is better.
-
-    Args:
-        dataset: of mmcls, with a label for each image.
-        top1: in percent.
-    """
-    if not hasattr(dataset, "get_gt_labels"):  # a data set of data sets
-        return ""
-    labels = np.asarray(dataset.get_gt_labels())
-    classes = max(len(dataset.metainfo.get("classes") or ()), 1 + int(labels.max()))
-    chance = max(1 / classes, float(np.bincount(labels).max()) / len(labels))
-    if compare_with_chance(round(top1 / 100 * len(labels)), len(labels), chance) != "at":
-        return ""
-    return (
-        f"no better than chance: {top1:.2f} % of {len(labels)} validation images are right, and guessing "
-        f"gives {100 * chance:.2f} %; whatever is compared with this run says nothing"
-    )
 
 
 def _read(path: Path) -> dict[int, dict[str, str]]:

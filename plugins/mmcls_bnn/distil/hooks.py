@@ -16,6 +16,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import Tensor, nn
 
 from lskd import LskdError
+from lskd.soft_labels.forms import TOLERANCE
 from mmcls_bnn.binary.layers import binary_layers
 from mmcls_bnn.binary.packed import deployable
 from mmcls_bnn.compat import HOOKS
@@ -201,7 +202,8 @@ class SoftLabelsHook(Hook):
         if not stored.needs_no_teacher:
             stored.speaks(unwrapped(runner.model).speaking_teacher().form)
         if stored.settings.verify:
-            runner.logger.info(stored.verify_stored())
+            tolerance = TOLERANCE["autocast" if mixed_precision(runner) else stored.layout.values]
+            runner.logger.info(stored.verify(stored.answers, stored.settings.verify, tolerance))
         if not stored.all_there:
             stored.open_writer()
 
@@ -233,10 +235,8 @@ class LinearDecay(LinearLR):
     mmengine's LinearLR from 1 to 0 would leave the last epoch with a learning rate of 0.
 
     Args:
-        optimizer: whose learning rate decays.
         end: E; mmengine's Runner gives `train_cfg.max_epochs`, or `max_iters` with `by_epoch=False`.
         begin: the epoch that counts as 0.
-        kwargs: further arguments of mmengine's LinearLR.
     """
 
     def __init__(self, optimizer: Any, *, end: int, begin: int = 0, **kwargs: Any) -> None:

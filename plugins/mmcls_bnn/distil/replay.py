@@ -69,7 +69,6 @@ class SeededPipeline(Compose):
 
     Args:
         dataset: whose pipeline it takes the place of.
-        base_seed: of the store.
         mixing: of images with one another; None: none.
 
     Attributes:
@@ -116,12 +115,7 @@ class SeededPipeline(Compose):
 
 
 class KeyedImages(Dataset[Any]):
-    """The training images by the keys of a store.
-
-    Args:
-        dataset: the training data, with a :class:`SeededPipeline`.
-        keys: those that are wanted.
-    """
+    """The training images by the keys of a store."""
 
     def __init__(self, dataset: Any, keys: Any) -> None:
         self.dataset, self.keys = dataset, keys

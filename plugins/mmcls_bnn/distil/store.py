@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.dist import get_dist_info
 from mmengine.logging import MMLogger
@@ -20,9 +19,8 @@ from torch.utils.data import DataLoader
 
 from lskd import LskdError, TopK
 from lskd.checkpoints import file_checksum
-from lskd.errors import one_line
 from lskd.soft_labels.format import SoftLabelsLayout, ValueDtype
-from lskd.soft_labels.forms import TOLERANCE, check_reading, teacher_form
+from lskd.soft_labels.forms import check_reading, teacher_form
 from lskd.soft_labels.remote import local_folder
 from lskd.soft_labels.run import StoredRun, image_layout
 from lskd.teachers.outputs import answers_to
@@ -32,7 +30,7 @@ from mmcls_bnn.compat import DISTRIBUTIONS
 from mmcls_bnn.data import name_of
 from mmcls_bnn.distil.replay import ImageMixing, KeyedImages, keys_of, mix_by_image, seed_pipeline
 from mmcls_bnn.distil.teacher import TeacherSettings
-from mmcls_bnn.recipe import check_count, settings_of
+from mmcls_bnn.recipe import check_count, read_config, settings_of
 
 OnError = Literal["stop", "continue"]
 # The libraries that make the images; a store ends with their versions.
@@ -106,9 +104,6 @@ class StoredTeacher(StoredRun):
     Args:
         model: the student, an LsKdClassifier with settings of soft labels, which loads the teacher when it is
             needed; its preprocessor mixes no more.
-        cfg: the whole recipe.
-        loader: of the training images.
-        epochs: that the run wants.
         amp: whether the teacher runs in mixed precision.
         shard: "I/N": that shard of the store, to be written.
 
@@ -179,7 +174,6 @@ class StoredTeacher(StoredRun):
 
         Args:
             inputs: images `(B, C, H, W)`, normalised.
-            data_samples: B samples of the seeded pipeline.
 
         Raises:
             SoftLabelsError: damaged rows, or the disk cannot take more, and the run is to stop then.
@@ -212,15 +206,6 @@ class StoredTeacher(StoredRun):
             batch_size,
             partial(torch.autocast, teacher.device.type, enabled=self._amp),
         )
-
-    def verify_stored(self) -> str:
-        """Ask the teacher again about some stored images; return a line about it.
-
-        Raises:
-            SoftLabelsError: an answer is further from the stored one than arithmetic explains.
-        """
-        tolerance = TOLERANCE["autocast" if self._amp else self.layout.values]
-        return self.verify(self.answers, self.settings.verify, tolerance)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StoredTeacher":
         """Return itself: a student's copy (an averaged model, say) has the same store."""
@@ -289,12 +274,7 @@ def _listing_checksum(dataset: Any) -> str:
 def _beside(teacher: TeacherSettings) -> str:
     """Return what else decides how the teacher sees an image: the args.yaml of its run, or its config."""
     if teacher.library == "mmcls":
-        try:
-            model = Config.fromfile(str(teacher.config)).to_dict().get("model")
-        except Exception as error:  # a config is a program
-            raise LskdError(
-                f"the teacher's config {teacher.config} cannot be read ({one_line(error, 200)}); check it."
-            ) from None
+        model = read_config(str(teacher.config), what="the teacher's config").to_dict().get("model")
         return hashlib.sha256(_text(model).encode()).hexdigest()
     arguments = Path(teacher.checkpoint).parent / "args.yaml"
     return file_checksum(arguments) if arguments.is_file() else "none"

@@ -5,11 +5,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.dist import get_dist_info
 from torch import Tensor, nn
@@ -23,9 +21,8 @@ from lskd import (
     target_entropy,
     target_values,
 )
-from lskd.base.files import read_yaml
 from lskd.base.install import how_to_install
-from lskd.checkpoints import load_strictly
+from lskd.checkpoints import load_strictly, settings_beside
 from lskd.errors import DivergedError, one_line
 from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
 from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
@@ -33,7 +30,7 @@ from lskd.teachers.preflight import check_teacher, spread_indices
 from lskd.teachers.replay import replayed
 from mmcls_bnn.binary.packed import deployable
 from mmcls_bnn.compat import MODELS, labels_of
-from mmcls_bnn.recipe import check_count, settings_of
+from mmcls_bnn.recipe import check_count, read_config, settings_of
 
 _IMAGENET = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _BATCH = 64
@@ -188,11 +185,6 @@ def normalisation_of(preprocessor: Any, channels: int) -> Normalisation:
 def load_teacher(settings: TeacherSettings, num_classes: int, student: Normalisation) -> FrozenTeacher:
     """Build the teacher and load its weights, on the CPU.
 
-    Args:
-        settings: which teacher.
-        num_classes: the student's class count.
-        student: of the student's batches.
-
     Raises:
         LskdError: unknown model, a checkpoint that is missing, unsafe or of another architecture, another
             count of classes or channels.
@@ -226,8 +218,6 @@ def try_teacher(model: Any, dataset: Any, samples: int) -> str:
     """Measure the teacher's accuracy over all processes and return a line about it.
 
     Args:
-        model: an LsKdClassifier.
-        dataset: validation images, with their transforms.
         samples: how many to take, spread over the set.
 
     Raises:
@@ -291,9 +281,8 @@ def _timm(settings: TeacherSettings, num_classes: int, channels: int) -> _Built:
             f"the teacher is a timm model and timm is not installed here; {how_to_install('timm')}"
         ) from None
     name = str(settings.model)
-    architecture = name.partition(".")[0]
-    _check_name(name, architecture, timm.list_models(), "timm")
-    run = _run_settings(Path(settings.checkpoint), architecture)
+    _check_name(name, name.partition(".")[0], timm.list_models(), "timm")
+    run = settings_beside(settings.checkpoint, name)
     trained = int(run.get("in_chans") or (run.get("input_size") or (channels,))[0])
     _check_channels(settings, trained, channels)
     arguments = {**(run.get("model_kwargs") or {}), **(settings.kwargs or {})}
@@ -324,10 +313,8 @@ def _torchvision(settings: TeacherSettings, num_classes: int, channels: int) -> 
 
 def _mmcls(settings: TeacherSettings, num_classes: int, channels: int) -> _Built:
     path = str(settings.config)
-    if not Path(path).is_file():
-        raise LskdError(f"the teacher's config {path} does not exist; give the path of an mmcls config.")
+    config = read_config(path, what="the teacher's config", kind="an mmcls config")
     try:
-        config = Config.fromfile(path)
         # Weights come from the checkpoint alone: nothing is to be fetched or drawn for it.
         description = deployable(config)
         description["data_preprocessor"] = {**description["data_preprocessor"], "type": "ClsDataPreprocessor"}
@@ -382,13 +369,3 @@ def _check_name(name: str, architecture: str, known: list[str], library: str) ->
     near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else f"see the models of {library}."
     raise LskdError(f"unknown teacher '{name}': {library} has no such model; {hint}")
-
-
-def _run_settings(checkpoint: Path, architecture: str) -> dict[str, Any]:
-    """Return the args.yaml that timm's trainers leave beside a checkpoint; {}: it is not this model's."""
-    try:
-        content = read_yaml(checkpoint.parent / "args.yaml")
-    except LskdError:
-        return {}
-    ours = isinstance(content, dict) and str(content.get("model")).partition(".")[0] == architecture
-    return content if ours else {}
