@@ -1,13 +1,13 @@
 """The console script `timm`: `timm train.py ...` trains, with the upstream script when the path names one."""
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lskd import DivergedError, LskdError
+from lskd import LskdError
 from lskd.base.files import cannot_write
+from lskd.errors import report
 
 USAGE = """usage: timm train.py [arguments]           train with the bundled trainer
        timm PATH/train.py [arguments]      train with timm's own script at PATH, unmodified
@@ -27,19 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if argv else 2
     try:
         return _run(argv[0], argv[1:])
-    except DivergedError as error:
-        return _fail(str(error), error.STATUS)
     except LskdError as error:
-        return _fail(str(error))
+        return report("timm", error)
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(str(cannot_write(error.filename or "the run's files", error)))
+            return report("timm", cannot_write(error.filename or "the run's files", error))
         raise
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
-            return _fail("the GPU ran out of memory; lower --batch-size or raise --grad-accum-steps.")
+            advice = "lower --batch-size or raise --grad-accum-steps."
+            return report("timm", LskdError(f"the GPU ran out of memory; {advice}"))
         raise
 
 
@@ -62,10 +61,3 @@ def _run(script: str, argv: Sequence[str]) -> int:
             f"script {script} does not exist; give the path of timm's train.py, or plain train.py."
         )
     raise LskdError(f"unknown command '{script}'; this is the launcher of training: timm train.py --help.")
-
-
-def _fail(message: str, status: int = 2) -> int:
-    rank = os.environ.get("RANK", "0")
-    prefix = f"[rank {rank}] " if rank != "0" else ""
-    print(f"timm: error: {prefix}{' '.join(message.split())}", file=sys.stderr, flush=True)
-    return status

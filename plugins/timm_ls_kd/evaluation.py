@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lskd import LskdError, load_teacher_weights
+from lskd.checkpoints import settings_beside
 from lskd.teachers.outputs import Answers, Evaluation, answer_batches
 from timm_ls_kd.data import check_data, open_dataset, resolve_data
 from timm_ls_kd.loader import eval_loader
@@ -23,7 +24,7 @@ from timm_ls_kd.models import (
     input_channels,
     load_weights,
 )
-from timm_ls_kd.run_settings import read_config, settings_beside
+from timm_ls_kd.run_settings import read_config
 
 
 def evaluate_model(
@@ -49,18 +50,11 @@ def evaluate_model(
     comes before both.
 
     Args:
-        name: timm's, or `torchvision:NAME`.
         checkpoint: weights, the averaged ones where it has some; None: timm's pretrained weights.
-        data_dir: data folder.
-        split: its split.
         features: give the input of the classifier and its weight too.
-        img_size: height and width.
         crop_pct: part of the resized image that is looked at.
-        batch_size: of this process.
-        workers: loading processes.
         device: where to compute; None: CUDA where there is one.
         amp: mixed precision: float16 on CUDA, bfloat16 on CPU.
-        rank: of this process.
         world_size: number of processes; process r is asked about every world_size-th image from the r-th on.
 
     Raises:
@@ -99,34 +93,20 @@ def evaluate_model(
 
 
 def collect_logits(
-    run_dir: Path,
-    checkpoint: str = "last.pth.tar",
-    data_dir: Path | None = None,
-    split: str | None = None,
-    device: torch.device | str | None = None,
+    run_dir: Path, checkpoint: str = "last.pth.tar", data_dir: Path | None = None
 ) -> Evaluation:
-    """Run a trained model over a split through its run's own validation transform.
+    """Run a trained model over its run's validation split, through its run's own validation transform.
 
-    Args:
-        run_dir: folder of a run, with args.yaml.
-        checkpoint: file in it; where it has averaged weights these are used, as in the run's summary.csv.
-        data_dir: data folder; None: the run's.
-        split: split of the data; None: the run's validation split.
-        device: where to compute; None: CUDA where there is one.
-
-    Raises:
-        LskdError: a folder that is no run, a checkpoint that does not fit, data that cannot be read.
-        DivergedError: a weight or a logit is not finite.
+    Arguments and errors are those of `open_run` and `ask_run`.
     """
     model, settings = open_run(run_dir, checkpoint)
-    return ask_run(model, settings, data_dir, split, device).evaluation()
+    return ask_run(model, settings, data_dir).evaluation()
 
 
 def open_run(run_dir: Path, checkpoint: str = "last.pth.tar") -> tuple[nn.Module, dict[str, Any]]:
     """Return a run's trained model and its settings.
 
     Args:
-        run_dir: folder of a run, with args.yaml.
         checkpoint: file in it; where it has averaged weights these are used, as in the run's summary.csv.
 
     Raises:
@@ -148,15 +128,23 @@ def ask_run(
     model: nn.Module,
     settings: Mapping[str, Any],
     data_dir: Path | None = None,
-    split: str | None = None,
     device: torch.device | str | None = None,
 ) -> Answers:
-    """Ask a model about a split of a run's data; arguments and errors as in `collect_logits`."""
+    """Ask a model about the validation split of a run.
+
+    Args:
+        data_dir: data folder; None: the run's.
+        device: where to compute; None: CUDA where there is one.
+
+    Raises:
+        LskdError: data that cannot be read.
+        DivergedError: a logit is not finite.
+    """
     # Upstream's positional argument stays under its own name in args.yaml.
     folder = str(data_dir) if data_dir else settings.get("data_dir") or settings.get("data")
     if folder is None or not Path(folder).exists():
         raise LskdError(f"data folder {folder} does not exist; give data_dir.")
-    split = split or settings.get("val_split") or "validation"
+    split = settings.get("val_split") or "validation"
     return _ask(model, settings["model"], {**settings, "data_dir": folder}, split, device=device)
 
 

@@ -34,11 +34,8 @@ def export_run(
     """Write a run's `model.safetensors` and `config.json` into a folder, and read them back by timm.
 
     Args:
-        run_dir: folder of a run, with args.yaml.
-        output: a folder that is there.
         class_names: of the K classes, in the model's order.
         data_dir: data folder; None: there are no data.
-        checkpoint: file in the run's folder.
 
     Returns:
         The model as timm reads it back, in evaluation mode on the CPU; images `(4, C, H, W)` of noise on

@@ -53,7 +53,6 @@ def check_pretrained(name: str, reach: bool = True) -> None:
     """Refuse pretrained weights that do not exist, or are neither here nor within reach; downloads nothing.
 
     Args:
-        name: timm's.
         reach: ask the network where they are not here; False: that they exist is enough.
 
     Raises:
@@ -102,9 +101,6 @@ def create(
     """Call timm's `create_model`; arguments that are None are left to the model.
 
     Args:
-        name: timm's.
-        role: 'model' or 'teacher', for messages.
-        extra: the user's own arguments.
         fix: what to do when the pretrained weights cannot be had.
         **kwargs: for `create_model`.
 
@@ -161,11 +157,7 @@ def create_for_run(
     num_classes: int | None,
     extra: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Create the model that a run with these arguments trains, or trained, without its weights.
-
-    Raises:
-        LskdError: as `create`.
-    """
+    """Create the model that a run with these arguments trains, or trained, without its weights."""
     return create(
         name,
         role,
@@ -236,7 +228,6 @@ def create_torchvision(name: str, checkpoint: Path | None) -> tuple[nn.Module, d
     """Create a classifier of torchvision with its weights, of as many classes as their last layer has.
 
     Args:
-        name: torchvision's, without prefix.
         checkpoint: the weights; torchvision's own old files are read too.
 
     Returns:

@@ -27,19 +27,6 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def settings_beside(checkpoint: Path, model: str) -> dict[str, Any]:
-    """Read the args.yaml that timm's trainers leave beside a checkpoint; {} when it is not this model's."""
-    try:
-        content = read_config(checkpoint.parent / "args.yaml")
-    except LskdError:
-        return {}
-    return content if _architecture(content.get("model")) == _architecture(model) else {}
-
-
-def _architecture(name: object) -> str:
-    return str(name).partition(".")[0]
-
-
 def apply_config(parser: argparse.ArgumentParser, config: dict[str, Any], path: str) -> list[str]:
     """Make the values of `config`, read as the command line would be, the parser's defaults.
 

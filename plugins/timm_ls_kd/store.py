@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Sampler, default_collate
 
 from lskd import Convention, FrozenTeacher, LskdError, SoftLabels, SoftLabelsError
-from lskd.checkpoints import file_checksum
+from lskd.checkpoints import file_checksum, settings_beside
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.soft_labels.forms import TOLERANCE, check_reading
 from lskd.soft_labels.remote import local_folder
@@ -35,7 +35,6 @@ from lskd.teachers.replay import (
 )
 from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig, scheduled_epochs
 from timm_ls_kd.loader import SeededDataset
-from timm_ls_kd.run_settings import settings_beside
 from timm_ls_kd.teacher import StudentRun, make_teacher
 
 # Arguments of the transform; those of the upstream script alone are None elsewhere.
@@ -258,7 +257,7 @@ def identity_of(run: StudentRun, layout: SoftLabelsLayout) -> dict[str, Any]:
 def _teacher(kd: KdConfig, amp: bool, amp_dtype: str) -> dict[str, Any]:
     if kd.checkpoint is not None:
         weights = file_checksum(kd.checkpoint)
-        beside = settings_beside(Path(kd.checkpoint), kd.teacher)
+        beside = settings_beside(kd.checkpoint, kd.teacher)
     else:
         known = timm.models.get_pretrained_cfg(kd.teacher) if ":" not in kd.teacher else None
         source = known and (known.hf_hub_id or known.url or known.file)

@@ -232,9 +232,6 @@ def create_kd_task(
         run: its run.
         dtype: of the task.
         threshold: of a sigmoid, where classes do not exclude one another.
-
-    Raises:
-        LskdError: whatever is wrong with the teacher or the store.
     """
     loss = ("temperature", "temperature_squared", "hard_weight", "alpha", "convention")
     options: dict[str, Any] = {name: getattr(run.kd, name) for name in loss}

@@ -3,7 +3,6 @@
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lskd import Convention, FrozenTeacher, LskdError, target_mass
+from lskd.checkpoints import settings_beside
 from lskd.teachers.fast import FastMode
 from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
 from lskd.teachers.outputs import Autocast
@@ -29,7 +29,6 @@ from timm_ls_kd.models import (
     input_channels,
     load_weights,
 )
-from timm_ls_kd.run_settings import settings_beside
 
 # Layers of timm that may be folded, see lskd.teachers.fast.fold_batch_norm.
 CONVOLUTIONS = (Conv2dSame,)
@@ -101,11 +100,7 @@ class StudentRun:
 
 
 def make_teacher(run: StudentRun, mode: FastMode) -> FrozenTeacher:
-    """Create the teacher, try it on validation images, make it fast as asked, and say so.
-
-    Raises:
-        LskdError: as `create_teacher`; it is at chance, or cannot be made fast within the bound.
-    """
+    """Create the teacher, try it on validation images, make it fast as asked, and say so."""
     kd, args = run.kd, run.args
     run.say(f"teacher '{kd.teacher}': loading {kd.checkpoint or 'its pretrained weights'}")
     teacher = create_teacher(kd, args.num_classes, run.normalisation, args.channels_last)
@@ -164,8 +159,6 @@ def create_teacher(
     """Create the teacher that `config` names, with its weights loaded, on the CPU.
 
     Args:
-        config: the distillation arguments.
-        num_classes: the student's class count.
         student_norm: normalisation of the batches, as the loader really applies it, channel by channel.
         channels_last: whether the student uses that memory layout.
 
@@ -252,7 +245,7 @@ def _from_checkpoint(
     config: KdConfig, num_classes: int, in_chans: int
 ) -> tuple[nn.Module, dict[str, Any], str]:
     checkpoint = str(config.checkpoint)
-    settings = settings_beside(Path(checkpoint), config.teacher)
+    settings = settings_beside(checkpoint, config.teacher)
     trained_channels = input_channels(settings)
     if settings and trained_channels != in_chans:
         raise LskdError(

@@ -63,7 +63,6 @@ class NoMixing:
 
 # Upstream's arguments that mean something to us too.
 _SHARED = ("kd_temperature", "smoothing")
-OLDEST_TIMM = (1, 0, 27)
 MODULE_NAME = "train"  # what the script is imported as, by timm's own tests too
 # Everything that is used of the script; all of it is there from timm 1.0.27 on.
 _REPLACED = (
@@ -81,10 +80,9 @@ def main(script: Path, argv: Sequence[str]) -> int:
     """Run `script` with `argv`.
 
     Raises:
-        LskdError: timm or the script is too old, an argument is wrong, or a check before training fails.
+        LskdError: the script is too old, an argument is wrong, or a check before training fails.
         DivergedError: a loss, a weight or a validation logit is no longer finite.
     """
-    check_version(timm.__version__)
     module = load_script(script)
     run = _WatchedRun(module)
     before = sys.argv
@@ -105,14 +103,6 @@ def main(script: Path, argv: Sequence[str]) -> int:
     return 0
 
 
-def check_version(version: str) -> None:
-    """Refuse a timm whose tasks are not yet what is built on here."""
-    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
-    if numbers < OLDEST_TIMM:
-        wanted = ".".join(str(number) for number in OLDEST_TIMM)
-        raise LskdError(f"timm {version} is too old, {wanted} or later is needed: pip install -U timm.")
-
-
 def load_script(script: Path) -> ModuleType:
     """Import the script as module `train`, without running its main.
 
@@ -127,19 +117,22 @@ def load_script(script: Path) -> ModuleType:
     sys.modules[MODULE_NAME] = module
     try:
         spec.loader.exec_module(module)
-        lacking = [name for name in _SEAMS if not hasattr(module, name)]
+        if lacking := [name for name in _SEAMS if not hasattr(module, name)]:
+            raise LskdError(
+                f"{script} is no train.py of timm 1.0.27 or later (it has no {', '.join(lacking[:3])}); "
+                "use a newer one, or, from another folder, the bundled trainer: timm train.py."
+            )
     except (Exception, SystemExit) as error:  # any file may have been named
-        _forget(before)
+        if before is None:
+            sys.modules.pop(MODULE_NAME)
+        else:
+            sys.modules[MODULE_NAME] = before
+        if isinstance(error, LskdError):
+            raise
         raise LskdError(
             f"{script} cannot be imported with timm {timm.__version__} ({one_line(error)}); "
             "use the train.py of the installed timm's version."
         ) from None
-    if lacking:
-        _forget(before)
-        raise LskdError(
-            f"{script} is no train.py of timm 1.0.27 or later (it has no {', '.join(lacking[:3])}); "
-            "use a newer one, or, from another folder, the bundled trainer: timm train.py."
-        )
     return module
 
 
@@ -147,7 +140,6 @@ def keep_abbreviations(parser: ArgumentParser, upstreams: Collection[str]) -> No
     """Let an abbreviated flag mean what it means without ours: `--smooth` and `--kd-temp` stay unambiguous.
 
     Args:
-        parser: the script's, ours added.
         upstreams: destinations of the arguments that are the script's own.
     """
     found = parser._get_option_tuples
@@ -157,13 +149,6 @@ def keep_abbreviations(parser: ArgumentParser, upstreams: Collection[str]) -> No
         return [each for each in options if each[0].dest in upstreams] or options
 
     parser._get_option_tuples = look  # type: ignore[method-assign]
-
-
-def _forget(before: ModuleType | None) -> None:
-    if before is None:
-        sys.modules.pop(MODULE_NAME, None)
-    else:
-        sys.modules[MODULE_NAME] = before
 
 
 def _check(args: Namespace, kd: KdConfig | None) -> None:

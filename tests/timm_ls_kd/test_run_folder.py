@@ -102,8 +102,8 @@ def test_last_and_best_are_there_at_every_moment(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_half_written_goes_and_nothing_else(tmp_path):
-    half = [".last.pth.tar.0123abcd.new", "checkpoint-3.pth.tar.tmp", "tmp.pth.tar", "summary.csv.tmp"]
-    others = [".notes.0123abcd.new", "notes.tmp", "last.pth.tar.new", "checkpoint-x.pth.tar.tmp"]
+    half = [".last.pth.tar.0123abcd.new", ".tmp.pth.tar.0123abcd.new", "tmp.pth.tar"]
+    others = [".notes.0123abcd.new", "last.pth.tar.new", ".checkpoint-x.pth.tar.0123abcd.new"]
     for name in (*half, *others):
         (tmp_path / name).write_text("x")
     open_run(tmp_path)

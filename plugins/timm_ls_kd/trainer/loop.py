@@ -13,7 +13,7 @@ from torch import nn
 
 from lskd.base.tensors import accumulator_dtype, require_finite, summed_over_processes
 from lskd.teachers.outputs import logits_of
-from lskd.teachers.preflight import accuracy_text, compare_with_chance
+from lskd.teachers.preflight import at_chance
 from timm_ls_kd.loader import Loader
 
 
@@ -150,11 +150,7 @@ def validate(
     require_finite("the sum of the validation logits", every_logit, epoch)
     require_finite("the validation loss", loss, epoch)
     metrics = {"loss": loss / count, "top1": 100 * right1 / count, "top5": 100 * right5 / count}
-    right, total = round(right1), round(count)
-    # As for a teacher: who always names the commonest class only guesses, too.
-    chance = max(1 / len(labels), float(summed_over_processes(labels).max()) / total)
-    at_chance = compare_with_chance(right, total, chance) == "at"
-    return Validation(metrics, accuracy_text(right, total, chance) if at_chance else "")
+    return Validation(metrics, at_chance(round(right1), summed_over_processes(labels).int().tolist()))
 
 
 class Interrupted(BaseException):

@@ -54,11 +54,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def store(argv: Sequence[str]) -> int:
-    """Store what is missing for the training that `argv` describes; return the exit status.
-
-    Raises:
-        LskdError: whatever the user can fix.
-    """
+    """Store what is missing for the training that `argv` describes; return the exit status."""
     args = parse_arguments(argv)
     # The student's weights do not matter, the size and normalisation of its input do.
     args.pretrained, args.initial_checkpoint, args.resume = False, "", ""

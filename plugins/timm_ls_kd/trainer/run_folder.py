@@ -20,8 +20,8 @@ from lskd.base.files import whole_file, write_text
 LAST = "last.pth.tar"
 _CHECKPOINT = r"(?:last|model_best|(?:checkpoint|milestone)-\d+)\.pth\.tar"
 _OWN = rf"(?:{_CHECKPOINT}|args\.yaml|summary\.csv)"
-# What a process that is killed while it writes leaves: now, and in earlier releases.
-_HALF = rf"\.(?:{_OWN}|tmp\.pth\.tar)\.[0-9a-f]{{8}}\.new|{_OWN}\.tmp|tmp\.pth\.tar"
+# What a process that is killed while it writes leaves.
+_HALF = rf"\.(?:{_OWN}|tmp\.pth\.tar)\.[0-9a-f]{{8}}\.new|tmp\.pth\.tar"
 
 
 class AtomicCheckpointSaver(CheckpointSaver):
@@ -131,11 +131,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_folder(folder: Path, resume: str) -> None:
-    """Refuse a run folder that cannot be written, or that contains another run's results.
-
-    Raises:
-        LskdError: as `check_writable`; a link; or checkpoints of a run that is not the one resumed.
-    """
+    """Refuse a run folder that cannot be written, or that contains another run's results."""
     check_writable(folder)
     if folder.is_symlink():
         raise LskdError(f"{folder} is a link; name the folder that it leads to, or another --experiment.")
@@ -156,11 +152,8 @@ class RunFolder:
 
     Args:
         folder: the run's folder; it is made.
-        args: the arguments, kept in checkpoints.
-        args_text: what args.yaml gets.
         start_epoch: rows of summary.csv from this epoch on are of a broken-off epoch and dropped.
         distils: whether summary.csv gets the columns of distillation.
-        saver: keyword arguments for timm's `CheckpointSaver`.
 
     Attributes:
         row: the last epoch's numbers, by their names in summary.csv.

@@ -97,9 +97,6 @@ class Session:
             device: None: as the arguments say, random generators seeded, together with the run's other
                 processes; the meta device: without memory for weights.
             datasets: opens the images; None: those of the run, which are checked before.
-
-        Raises:
-            LskdError: whatever the user can fix in them.
         """
         kd = kd_config(args)
         if datasets is None:
@@ -161,11 +158,7 @@ class Session:
 
     @cached_property
     def task(self) -> Any:
-        """timm's task around the model; a teacher is made and tried, a store opened, as is said line by line.
-
-        Raises:
-            LskdError: whatever is wrong with the teacher or the store.
-        """
+        """timm's task around the model; a teacher is made and tried, a store opened, as is said."""
         if self.kd is not None:
             return create_kd_task(self.model, self.student_run)
         mixing = self.args.mixup > 0 or self.args.cutmix > 0
@@ -436,9 +429,6 @@ class Rehearsal:
         Args:
             args: of the bundled trainer; the model is created without pretrained weights, which need only be
                 within reach.
-
-        Raises:
-            LskdError: as the run would.
         """
         if args.pretrained:
             check_pretrained(args.model)
