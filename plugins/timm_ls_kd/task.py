@@ -97,7 +97,7 @@ class LsKdTask(AnyDeviceTask):
         else:
             self._weight, self.loss.hard_weight = self.loss.hard_weight, 0.0
         self.criterion = criterion.to(self.device)
-        self._means = SampleMeans()
+        self._means = SampleMeans(COLUMNS)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
         result: nn.Module = super()._apply(fn, *args, **kwargs)
@@ -133,7 +133,7 @@ class LsKdTask(AnyDeviceTask):
                 loss = (1 - self._weight) * loss + self._weight * hard
         named = {column: getattr(parts, field) for column, field in COLUMNS.items()}
         if torch.is_grad_enabled():
-            self._means.add(torch.stack(list(named.values())), len(logits))
+            self._means.add(named.values(), len(logits))
         return {"loss": loss, "output": logits, **named}
 
     def compare(self, logits: Tensor, teacher: Any, target: Tensor) -> LossComponents:
@@ -154,7 +154,7 @@ class LsKdTask(AnyDeviceTask):
 
         Every process of a distributed run must call it.
         """
-        return dict(zip(COLUMNS, self._means.read(len(COLUMNS), self.device), strict=True))
+        return self._means.read(self.device)
 
 
 class MultiLabelKdTask(LsKdTask):

@@ -41,25 +41,26 @@ def summed_over_processes(values: Tensor) -> Tensor:
 
 
 class SampleMeans:
-    """Means over samples of what each batch has a mean of, kept on the device.
+    """Means over samples, by name, of what each batch has a mean of, kept on the device.
 
     Reading a number at every step would wait for the device at every step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
         self._sums: Tensor | None = None
 
     def __bool__(self) -> bool:
         """Return whether there was a batch since the last :meth:`read`."""
         return self._sums is not None
 
-    def add(self, means: Tensor, samples: int) -> None:
-        """Add a batch of so many samples by its means ``(n,)``."""
-        means = widened(means.detach())
-        row = torch.cat([means * samples, means.new_full((1,), samples)])
+    def add(self, means: Iterable[Tensor], samples: int) -> None:
+        """Add a batch of so many samples by its means, a number for each name."""
+        row = widened(torch.stack([*means]).detach().flatten()) * samples
+        row = torch.cat([row, row.new_full((1,), samples)])
         self._sums = row if self._sums is None else self._sums + row
 
-    def read(self, count: int, device: torch.device) -> list[float]:
+    def read(self, device: torch.device) -> dict[str, float]:
         """Return the means over all processes since the last call, NaN without a sample, and start anew.
 
         Every process must call it.
@@ -69,9 +70,10 @@ class SampleMeans:
         """
         sums, self._sums = self._sums, None
         if sums is None:
-            sums = torch.zeros(count + 1, dtype=accumulator_dtype(device), device=device)
+            sums = torch.zeros(len(self.names) + 1, dtype=accumulator_dtype(device), device=device)
         *totals, samples = summed_over_processes(sums).tolist()
-        return [total / samples if samples else math.nan for total in totals]
+        means = (total / samples if samples else math.nan for total in totals)
+        return dict(zip(self.names, means, strict=True))
 
 
 def require_finite(name: str, value: Tensor | float, epoch: int | None = None) -> None:

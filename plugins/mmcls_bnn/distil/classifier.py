@@ -100,7 +100,7 @@ class LsKdClassifier(ImageClassifier):
         self.stored: StoredTeacher | None = None
         self.teacher: FrozenTeacher | None = None
         self._answers = RememberedAnswers()
-        self._means = SampleMeans()
+        self._means = SampleMeans(LOGGED)
 
     def init_weights(self) -> None:
         """Initialise the student, or start it from step 1, and load the teacher unless all it says is stored.
@@ -168,7 +168,7 @@ class LsKdClassifier(ImageClassifier):
         with torch.autocast(logits.device.type, enabled=False):
             parts = self.distillation.components(logits, teacher, labels_of(data_samples))
         named = {name: getattr(parts, field) for name, field in LOGGED.items()}
-        self._means.add(torch.stack(list(named.values())), logits.shape[0])
+        self._means.add(named.values(), len(logits))
         return {"loss": parts.loss, **named}
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, OrderedDict[str, Tensor]]:
@@ -208,8 +208,7 @@ class LsKdClassifier(ImageClassifier):
 
         Every process of a distributed run must call it.
         """
-        means = self._means.read(len(LOGGED), next(self.parameters()).device)
-        return dict(zip(LOGGED, means, strict=True))
+        return self._means.read(next(self.parameters()).device)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> nn.Module:
         result: nn.Module = super()._apply(fn, *args, **kwargs)
@@ -229,6 +228,7 @@ class UntaughtClassifier(LsKdClassifier):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.soft_label_settings = None
+        self._means = SampleMeans(("loss_hard",))
         self._labels = SmoothedCrossEntropy(self.distillation.alpha, self.distillation.convention)
 
     def init_weights(self) -> None:
@@ -240,7 +240,7 @@ class UntaughtClassifier(LsKdClassifier):
         logits = self.head(self.extract_feat(inputs))
         with torch.autocast(logits.device.type, enabled=False):
             loss: Tensor = self._labels(logits, labels_of(data_samples))
-        self._means.add(loss.detach().reshape(1), logits.shape[0])
+        self._means.add([loss], len(logits))
         return {"loss": loss}
 
     def predict(self, inputs: Tensor, data_samples: list[Any] | None = None, **kwargs: Any) -> list[Any]:
@@ -249,10 +249,6 @@ class UntaughtClassifier(LsKdClassifier):
         for sample in predictions:
             sample.set_field(inputs.new_full((len(VALIDATED),), math.nan), "distillation", dtype=Tensor)
         return predictions
-
-    def epoch_means(self) -> dict[str, float]:
-        """Return the mean of the loss since the last call, as `LsKdClassifier.epoch_means` does."""
-        return {"loss_hard": self._means.read(1, next(self.parameters()).device)[0]}
 
 
 class RememberedAnswers:

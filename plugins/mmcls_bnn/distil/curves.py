@@ -48,7 +48,7 @@ class CurvesHook(Hook):
     """
 
     def __init__(self) -> None:
-        self._loss = SampleMeans()
+        self._loss = SampleMeans(("loss_hard",))
         self._rows: dict[int, dict[str, str]] = {}
         self._unit = ""  # "epoch" or "iteration", once the run trains
         self._trained = False  # since the last row
@@ -75,7 +75,7 @@ class CurvesHook(Hook):
         """Add up the loss where the model does not do so itself."""
         self._trained = True
         if outputs and "loss" in outputs and not hasattr(unwrapped(runner.model), "epoch_means"):
-            self._loss.add(outputs["loss"].reshape(1), len(data_batch["inputs"]))
+            self._loss.add([outputs["loss"]], len(data_batch["inputs"]))
 
     def after_train_epoch(self, runner: Any) -> None:
         """Write what training has shown."""
@@ -127,7 +127,7 @@ class CurvesHook(Hook):
         if hasattr(model, "epoch_means"):
             means = model.epoch_means()
         elif self._loss:
-            (means["loss_hard"],) = self._loss.read(1, next(model.parameters()).device)
+            means = self._loss.read(next(model.parameters()).device)
         for name in ("loss_ce", "loss_hard"):  # the others are NaN of drawn classes
             if name in means:
                 self._check(f"training {name}", means[name], number)
