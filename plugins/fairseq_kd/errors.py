@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import re
 import sys
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from types import TracebackType
 from lskd import DivergedError, LskdError
 
 PREFIX = "fairseq_kd: error: "
-_REFUSED = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")  # in torch's message
 # The end of the traceback that a process hands to the one that spawned it.
 _SPAWNED = re.compile(rf"^{re.escape(LskdError.__module__)}\.(\w+): (.*)\Z", re.MULTILINE)
 
@@ -43,11 +41,6 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     text = str(error)
     if isinstance(error, LskdError):
         return PREFIX + " ".join(text.split()), getattr(error, "STATUS", 2)
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in text.lower().replace(" ", "_"):
-        refused = _REFUSED.search(text)
-        what = refused[1] if refused else "something other than weights and settings"
-        line = f"the checkpoint is refused: it contains {what}, and loading that would run code that is in "
-        return f"{PREFIX}{line}the file; use one that fairseq itself wrote", 2
     if raised := _SPAWNED.search(text.strip()):
         return PREFIX + raised[2], DivergedError.STATUS if raised[1] == DivergedError.__name__ else 2
     return None, 1
