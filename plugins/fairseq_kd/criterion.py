@@ -15,13 +15,13 @@ from fairseq.tasks.translation import TranslationTask
 from torch import Tensor, nn
 
 from fairseq_kd.multilingual import TranslationMultiLsKdTask, rows_of
+from fairseq_kd.schedule import ScheduledTask
 from fairseq_kd.settings import Distillation, LsKdConfig, resolve
 from fairseq_kd.teacher import Teacher, best_checkpoint, split_paths
 from lskd import LskdError, TopK, convert_alpha, fused_distillation
 from lskd.checkpoints import file_checksum
 from lskd.kernel.fused import LossComponents
 from lskd.soft_labels.forms import check_reading
-from lskd.teachers.outputs import selective_weight
 from lskd.terms import divergence, sampled_log_probabilities, top_k_log_probabilities
 
 # Sums over the tokens of a batch, in nats, and their names in the core's terms; logged as means, in bits
@@ -34,7 +34,6 @@ _TERMS = {
     "kd_agreement": "agreement",
 }
 _WITHOUT_TEACHER = ("kd_hard_ce", "kd_weight")  # that need no teacher's words
-_OF_ALL_WORDS = ("kd_kl", "kd_teacher_entropy", "kd_agreement")  # that drawn ones say nothing about
 
 
 @register_criterion("ls_kd", dataclass=LsKdConfig)
@@ -52,10 +51,10 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
     def __init__(self, cfg: LsKdConfig, task: Any) -> None:
         classes = len(task.target_dictionary)
         settings = resolve(cfg, classes)
-        pair_weights: dict[str, float] = {}
+        self._weights = {"": settings.weight}  # to begin with, by language pair
         if isinstance(task, TranslationMultiLsKdTask) and task.training:
-            pair_weights = task.pair_weights(settings.weight)
-            settings = replace(settings, weight=max(pair_weights.values()))
+            self._weights = task.pair_weights(settings.weight)
+            settings = replace(settings, weight=max(self._weights.values()))
         _check_task(settings, task)
         # fairseq's own formula is Eq. 1 of the paper; other conventions are converted to it.
         eps = convert_alpha(settings.label_smoothing, classes, settings.convention, "paper")
@@ -65,14 +64,12 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         # No nn.Module: not in the checkpoint, the optimiser, train() or DDP.
         self.teacher: Teacher | None = None
         self.pair_teachers: dict[str, Teacher] = {}  # of a multilingual student
-        self.pair_weights = pair_weights
         self._ready = False
 
     @property
-    def weight(self) -> float:
-        """The teacher's share now: the schedule may have lowered it."""
-        weight = getattr(self.task, "kd_weight", None)
-        return self.settings.weight if weight is None else float(weight)
+    def weights(self) -> dict[str, float]:
+        """The teachers' shares by language pair, `""` for the only one; a schedule may have lowered them."""
+        return self._weights | getattr(self.task, "kd_weights", {})
 
     def train(self, mode: bool = True) -> Self:
         """Load the teacher before the first update."""
@@ -86,8 +83,8 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         self, model: nn.Module, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """Return loss, sample size and what is logged, as fairseq's criteria do."""
-        weight = self.weight
-        if not model.training or weight == 0:
+        weights = self.weights if model.training else {}
+        if not any(weights.values()):
             loss, sample_size, log = super().forward(model, sample, reduce=reduce)
             if model.training and self.settings.weight > 0:  # the schedule asks the teacher no more
                 tokens = self._tokens(sample)
@@ -96,10 +93,10 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         net_output = model(**sample["net_input"])
         like = next(model.parameters())  # under autocast the logits are narrower than the weights
         tokens, sentences = self._tokens(sample), sample["target"].size(0)
-        if self.pair_weights:
-            terms, taught_tokens, shares = self._distil_pairs(model, net_output[0], sample, like)
+        if isinstance(self.task, TranslationMultiLsKdTask):
+            terms, taught_tokens, shares = self._distil_pairs(model, net_output[0], sample, weights, like)
         else:
-            taught = self._teacher_of(sample, like)
+            weight, taught = weights[""], self._teacher_of(sample, like)
             terms = self._terms(net_output[0], sample, weight, taught)
             taught_tokens, shares = tokens, weight * tokens
         own_log = {}
@@ -119,8 +116,6 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
             "kd_weight": shares,
         }
         log |= {name: getattr(terms, term) for name, term in _TERMS.items()} | own_log
-        if self.drawn:
-            log |= dict.fromkeys(_OF_ALL_WORDS, math.nan)
         if self.report_accuracy:
             correct, total = self.compute_accuracy(model, net_output, sample)
             log |= {"n_correct": float(correct), "total": float(total)}
@@ -162,12 +157,17 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         return sample["target"][:, skip:].ne(self.padding_idx).sum() if skip > 0 else sample["ntokens"]
 
     def _distil_pairs(
-        self, model: nn.Module, logits: Tensor, sample: dict[str, Any], like: Tensor
+        self,
+        model: nn.Module,
+        logits: Tensor,
+        sample: dict[str, Any],
+        weights: dict[str, float],
+        like: Tensor,
     ) -> tuple[LossComponents, Any, Any]:
         """Return the terms, summed over the tokens, how many are taught, and the teachers' shares of all."""
         parts, taught_tokens, shares = [], 0, 0.0
         for pair, rows in self.task.by_pair(sample):
-            own, share, said = rows_of(sample, rows), self.pair_weights[pair], logits.index_select(0, rows)
+            own, share, said = rows_of(sample, rows), weights[pair], logits.index_select(0, rows)
             own["ntokens"] = own["target"].ne(self.padding_idx).sum()
             tokens = self._tokens(own)
             taught_tokens, shares = taught_tokens + (share > 0) * tokens, shares + share * tokens
@@ -243,7 +243,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
             skip = max(self.ignore_prefix_size, 0)
             values, ids = stored[0].view(torch.float32), stored[1]
             k = self.settings.top_k or values.shape[-1]
-            return TopK(values[:, skip:, :k], ids[:, skip:, :k], self.settings.rest)
+            return TopK(values[:, skip:, :k], ids[:, skip:, :k], self.settings.rest, self.drawn)
         if self.teacher is None:
             raise RuntimeError("the criterion was not put into training mode: call criterion.train()")
         return self._online(self.teacher, sample, like)
@@ -253,7 +253,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         spoken = teacher.logits(sample["net_input"])[:, max(self.ignore_prefix_size, 0) :]
         if self.settings.sampled:
             points = torch.rand(spoken.shape[:-1], device=spoken.device)
-            return TopK(*sampled_log_probabilities(spoken, self.settings.sampled, points))
+            return TopK(*sampled_log_probabilities(spoken, self.settings.sampled, points), sampled=self.drawn)
         if self.settings.top_k:
             return TopK(*top_k_log_probabilities(spoken, self.settings.top_k), self.settings.rest)
         return spoken
@@ -265,8 +265,17 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
             return
         if isinstance(self.task, TranslationMultiLsKdTask):
             assert settings.teacher is not None  # _check_task
-            taught = [pair for pair, weight in self.pair_weights.items() if weight]
+            taught = [pair for pair, weight in self._weights.items() if weight]
             self.pair_teachers = self.task.load_teachers(settings.teacher, taught)
+            if settings.schedule != "fixed":
+                for pair, teacher in self.pair_teachers.items():
+                    self.task.begin_schedule(
+                        self._weights[pair],
+                        settings.schedule,
+                        settings.interval,
+                        pair=pair,
+                        teacher=teacher.checksum,
+                    )
             return
         stored = getattr(self.task, "soft_labels", None)
         if stored is not None:
@@ -302,10 +311,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
                 f"--kd-alpha-schedule {settings.schedule} needs the teacher's validation BLEU, which "
                 "its checkpoint does not say (it was chosen by another metric); give --kd-teacher-bleu"
             )
-        self.task.begin_schedule(
-            settings.interval,
-            lambda student: selective_weight(settings.weight, settings.schedule, student, bleu),
-        )
+        self.task.begin_schedule(settings.weight, settings.schedule, settings.interval, teacher_bleu=bleu)
 
 
 def _check_task(settings: Distillation, task: Any) -> None:
@@ -316,9 +322,14 @@ def _check_task(settings: Distillation, task: Any) -> None:
             raise LskdError(
                 "--task translation_multi_ls_kd needs --kd-teacher de-en=FILE,..., or --kd-weight 0"
             )
-        flag = "--kd-alpha-schedule" if settings.schedule != "fixed" else settings.needs_all_words
-        if flag:
-            raise LskdError(f"--task translation_multi_ls_kd has no {flag}; leave it out")
+        if settings.needs_all_words:
+            raise LskdError(f"--task translation_multi_ls_kd has no {settings.needs_all_words}; leave it out")
+        if settings.teacher_bleu is not None:
+            raise LskdError(
+                "--task translation_multi_ls_kd measures its teachers in the first validation; "
+                "leave out --kd-teacher-bleu"
+            )
+        _check_schedule(settings, task.args)
         return
     if not isinstance(task, TranslationTask):
         raise LskdError(
@@ -335,13 +346,21 @@ def _check_task(settings: Distillation, task: Any) -> None:
             f"{settings.needs_all_words} needs all of the teacher's words; give --kd-teacher in the place of "
             "--kd-soft-labels"
         )
+    if settings.schedule != "fixed" and not isinstance(task, ScheduledTask):
+        raise LskdError(
+            f"--kd-alpha-schedule {settings.schedule} needs --task translation_ls_kd, which keeps its state "
+            "in the checkpoint"
+        )
+    _check_schedule(settings, task.cfg)
+
+
+def _check_schedule(settings: Distillation, flags: Any) -> None:
+    """Check the flags of a task whose weight a schedule lowers."""
     if settings.schedule == "fixed":
         return
     schedule = f"--kd-alpha-schedule {settings.schedule}"
-    if not hasattr(task, "begin_schedule"):
-        raise LskdError(f"{schedule} needs --task translation_ls_kd, which keeps its state in the checkpoint")
-    if not task.cfg.eval_bleu:
+    if not flags.eval_bleu:
         raise LskdError(f"{schedule} goes by validation BLEU; add --eval-bleu and its arguments")
-    subset = task.cfg.valid_subset
+    subset = flags.valid_subset
     if "," in subset or subset.startswith("test"):
         raise LskdError(f"{schedule} goes by one validation set, never by test; --valid-subset is '{subset}'")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq import checkpoint_utils, models
+from fairseq.models.bart import BARTModel
 from fairseq.models.lightconv import LightConvModel
 from fairseq.models.lstm import LSTMModel
 from fairseq.models.transformer import TransformerModel
@@ -27,6 +28,7 @@ from numpy._core import multiarray
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lskd import CheckpointError, load_teacher_weights
 from lskd.base.files import parse_json
@@ -36,7 +38,7 @@ _KINDS = ("f2", "f4", "f8", "i4", "i8", "u1", "?")
 
 # What may be built of a file. Of these classes' settings fairseq evaluates only those of _EVALUATED.
 TASKS = ("translation", "translation_ls_kd")
-_MODELS = (TransformerModel, TransformerAlignModel, LSTMModel, LightConvModel)
+_MODELS = (TransformerModel, TransformerAlignModel, BARTModel, LSTMModel, LightConvModel)
 _CRITERIA = (
     "cross_entropy",
     "label_smoothed_cross_entropy",
@@ -119,7 +121,8 @@ def check_settings(cfg: Any, path: str | Path, task: bool = True) -> None:
     """Check that what fairseq builds of a file's settings runs nothing that is written in them.
 
     Args:
-        cfg: the file's settings. Files of embeddings are taken out: all weights are in the checkpoint.
+        cfg: the file's settings. Files of embeddings are taken out: all weights are in the checkpoint; and
+            BART's heads for classes, which nothing here reads.
         path: the file, for the message.
         task: whether the task is built of them too.
 
@@ -156,7 +159,8 @@ def check_model(settings: Any, file: str) -> None:
         number = isinstance(value, int | float | np.number)
         if key.endswith("layers") and number and float(value) > _MOST_LAYERS:
             raise _refused(file, f"its setting {key} is {float(value):g}, more than {_MOST_LAYERS} layers")
-        if key.endswith("embed_path") and value:
+        # A head for classes would be as large as the shapes of its tensors say, which may be empty.
+        if key.endswith(("embed_path", "load_checkpoint_heads")) and value:
             if isinstance(owner, argparse.Namespace):
                 setattr(owner, key, None)
             else:
@@ -285,7 +289,8 @@ def _note(building: _Building, state: dict[str, Any], path: Any) -> None:
 def _build(build: Callable[..., Any], cfg: Any, task: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand for `models.build_model`: a small file must not ask for a network that fills the memory."""
     if (building := _building.get()) is not None:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # shapes alone
+        # Shapes alone. On "meta" BART could not be built: it draws its weights elsewhere and copies them.
+        with torch.random.fork_rng(devices=[]), FakeTensorMode():
             shapes: nn.Module = build(copy.deepcopy(cfg), task, *args, **kwargs)
         needed = sum(tensor.numel() for tensor in (*shapes.parameters(), *shapes.buffers()))
         if needed > building.numbers + _UNSTORED:

@@ -1,6 +1,6 @@
 """The task `translation_ls_kd`: translation that reads soft labels and keeps the teacher's weight."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -9,15 +9,13 @@ import numpy as np
 import torch
 from fairseq.data import BaseWrapperDataset, LanguagePairDataset, data_utils
 from fairseq.tasks import register_task
-from fairseq.tasks.translation import EVAL_BLEU_ORDER, TranslationConfig, TranslationTask
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from omegaconf import II
 
+from fairseq_kd.schedule import ScheduledTask
 from lskd import LskdError, SoftLabels, SoftLabelsError
 from lskd.checkpoints import file_checksum
 from lskd.soft_labels.remote import local_folder
-
-_COUNTS = tuple(f"_bleu_{what}_{n}" for what in ("counts", "totals") for n in range(EVAL_BLEU_ORDER))
-_BLEU_SUMS = (*_COUNTS, "_bleu_sys_len", "_bleu_ref_len")
 
 
 class SteadyPairs(BaseWrapperDataset):
@@ -141,21 +139,16 @@ class TranslationLsKdConfig(TranslationConfig):
 
 
 @register_task("translation_ls_kd", dataclass=TranslationLsKdConfig)
-class TranslationLsKdTask(TranslationTask):
+class TranslationLsKdTask(ScheduledTask, TranslationTask):
     """Translation whose training set may have soft labels, and whose checkpoint has the schedule's state.
 
     Attributes:
         soft_labels: of the training set, when it is loaded.
-        kd_weight: the teacher's share that the schedule says; None without a schedule.
     """
 
     def __init__(self, cfg: TranslationLsKdConfig, src_dict: Any, tgt_dict: Any) -> None:
         super().__init__(cfg, src_dict, tgt_dict)
         self.soft_labels: SoftLabels | None = None
-        self._schedule: Callable[[float | None], float] | None = None
-        self._interval, self._epoch = 1, 1
-        # In the checkpoint: a run that goes on must have the weight of an unbroken one.
-        self._kd: dict[str, Any] = {}
 
     def load_dataset(self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any) -> None:
         """Load a split; the training set of a training run with its soft labels.
@@ -187,68 +180,3 @@ class TranslationLsKdTask(TranslationTask):
         if isinstance(dataset, SteadyPairs):
             dataset.order_seed = seed + 1  # what fairseq orders a new run's first epoch with
         return super().get_batch_iterator(dataset, *args, seed=seed, **kwargs)
-
-    def begin_schedule(self, interval: int, schedule: Callable[[float | None], float]) -> None:
-        """Decide by ``schedule`` every ``interval`` epochs.
-
-        Args:
-            interval: 1 or more.
-            schedule: from the student's validation BLEU, None before there was one, to the weight.
-        """
-        self._schedule, self._interval = schedule, interval
-        self._kd.setdefault("weight", schedule(None))
-
-    @property
-    def kd_weight(self) -> float | None:
-        """The teacher's share that the schedule says; it looks at the BLEU once in an epoch of its own.
-
-        That is in the epoch's first update and not in `begin_epoch`: a run that goes on has no schedule then.
-        """
-        if self._schedule is None:
-            return None
-        kd = self._kd
-        if kd.get("epoch") != self._epoch and (self._epoch - 1) % self._interval == 0:
-            kd["epoch"] = self._epoch
-            kd["weight"] = self._schedule(_bleu(kd.get("sums")))
-        return float(kd["weight"])
-
-    def get_checkpoint_dict(self) -> dict[str, Any]:
-        """Return what fairseq stores in the checkpoint. (It never reads a task's `state` when it resumes.)"""
-        return {type(self).__name__: dict(self._kd)}
-
-    def set_checkpoint_dict(self, content: dict[str, Any]) -> None:
-        """Take the schedule's state out of the checkpoint that training goes on from."""
-        self._kd = dict(content)
-
-    def begin_epoch(self, epoch: int, model: Any) -> None:
-        """Note the epoch."""
-        super().begin_epoch(epoch, model)
-        self._epoch = epoch
-
-    def begin_valid_epoch(self, epoch: int, model: Any) -> None:
-        """Forget the validation before."""
-        super().begin_valid_epoch(epoch, model)
-        self._kd["sums"] = dict.fromkeys(_BLEU_SUMS, 0.0)
-
-    def reduce_metrics(self, logging_outputs: Iterable[Mapping[str, Any]], criterion: Any) -> None:
-        """Log as translation does, and add up what validation BLEU is made of."""
-        logging_outputs = list(logging_outputs)
-        super().reduce_metrics(logging_outputs, criterion)
-        sums = self._kd.get("sums")
-        if sums is None or not any(_COUNTS[0] in log for log in logging_outputs):
-            return
-        for name in _BLEU_SUMS:
-            sums[name] += float(sum(float(log.get(name, 0)) for log in logging_outputs))
-
-
-def _bleu(sums: Mapping[str, float] | None) -> float | None:
-    """Return BLEU from its sums, as fairseq computes it from the same; None where there was no validation."""
-    if not sums or not sums["_bleu_totals_0"]:
-        return None
-    from sacrebleu.metrics.bleu import BLEU
-
-    counts, totals = (
-        [int(sums[f"_bleu_{what}_{n}"]) for n in range(EVAL_BLEU_ORDER)] for what in ("counts", "totals")
-    )
-    lengths = int(sums["_bleu_sys_len"]), int(sums["_bleu_ref_len"])
-    return float(BLEU.compute_bleu(counts, totals, *lengths, smooth_method="exp").score)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,12 @@ class Teacher:
         source: str | None,
         target: str | None,
         task: Any = None,
+        check: Callable[[Path, Any], None] = lambda path, settings: None,
     ) -> None:
-        """Load the models with the dictionaries of ``data``, or for the task of a multilingual student."""
+        """Load the models with the dictionaries of ``data``, or for the task of a multilingual student.
+
+        That task's ``check`` sees the file and its task's settings first.
+        """
         self.paths = [best_checkpoint(path) for path in paths]
         self.checksum = ":".join(file_checksum(path) for path in self.paths)
         self.models: list[nn.Module] = []
@@ -62,7 +66,7 @@ class Teacher:
                 if task is None:
                     state, model, own_task, checked = _load(path, data, source, target)
                 else:
-                    state, model, own_task, checked = _load_for(path, task)
+                    state, model, own_task, checked = _load_for(path, task, check)
                 try:
                     recorded, bleu = _validated(state)
                 except UNFIT as error:
@@ -178,9 +182,12 @@ def _load(
     return state, _frozen(models[0], path), task, _check_record(path, state, task) or checked
 
 
-def _load_for(path: Path, task: Any) -> tuple[dict[str, Any], Any, Any, str | None]:
+def _load_for(
+    path: Path, task: Any, check: Callable[[Path, Any], None]
+) -> tuple[dict[str, Any], Any, Any, str | None]:
     # The task of a multilingual student builds a network and keeps nothing of it.
     state = read_checkpoint(path)
+    check(path, setting(state["cfg"], "task"))
     state["task_state"] = {}
     models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], task=task, state=state)
     return state, _frozen(models[0], path), task, _check_record(path, state, task)

@@ -66,6 +66,7 @@ def attacks(code):
         "transformer_iwslt_de_en": {"encoder_xformers_att_config": code},
         "lstm": {"decoder_attention": code},
         "lightconv": {"adaptive_softmax_cutoff": code},
+        "mbart_large": {"adaptive_softmax_cutoff": code},
     }.items():
         yield name, architecture(name, **settings)
 
@@ -194,6 +195,13 @@ def test_embeddings_that_lay_elsewhere_are_not_read(corpus, forge):
     """All weights are in the checkpoint; `/dev/zero` would never end."""
     teacher = forge(lambda cfg: vars(cfg["model"]).update(encoder_embed_path="/dev/zero"))
     assert corpus.teach(teacher).models
+
+
+def test_heads_for_classes_are_not_built():
+    """They would be as large as the shapes of the file's tensors, which may have no content."""
+    settings = Namespace(arch="mbart_large", load_checkpoint_heads=True)
+    safe_loading.check_model(settings, "x.pt")
+    assert not settings.load_checkpoint_heads
 
 
 def test_the_guard_is_in_place_before_fairseq_generate_loads(corpus, commands, forge, trap):
