@@ -76,7 +76,7 @@ class Pass:
         task.cfg.left_pad_target = False
         try:
             task.load_dataset(subset, combine=False, task_cfg=task.cfg)
-        except (FileNotFoundError, OSError) as error:
+        except OSError as error:
             raise LskdError(
                 f"subset '{subset}' is not in {task.cfg.data} ({error}); check --subset"
             ) from None

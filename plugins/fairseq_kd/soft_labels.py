@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
+import fairseq
 import numpy as np
 import torch
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def identity(teacher: Teacher, subset: str, output: Path) -> dict[str, Any]:
     """Return what the soft labels are made of; the versions are those they were begun with."""
     cfg = teacher.task.cfg
-    versions = {"torch": torch.__version__, "fairseq": _fairseq_version()}
+    versions = {"torch": torch.__version__, "fairseq": fairseq.__version__}
     with suppress(LskdError):  # none there yet, or the writer says what is wrong with them
         versions = read_manifest(output).identity.get("versions", versions)
     return {
@@ -122,13 +122,6 @@ def _kept(logits: torch.Tensor, layout: SoftLabelsLayout, keys: Any) -> tuple[to
         return top_k_log_probabilities(logits, layout.k)
     points = drawing_points(keys[:, None], np.arange(logits.shape[1]))
     return sampled_log_probabilities(logits, layout.k, points.to(logits.device))
-
-
-def _fairseq_version() -> str:
-    for name in ("ve-fairseq", "fairseq-fixed", "fairseq"):
-        with suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-    return "unknown"
 
 
 if __name__ == "__main__":
