@@ -1,4 +1,4 @@
-"""The numbers that the paper prints, each with its table and row, and where they contradict each other."""
+"""The numbers that the paper prints, each with its table and row, and what the errata say of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,21 +99,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Inconsistency:
-    """A place where the paper contradicts itself.
-
-    Attributes:
-        id: the check that finds it, and the place.
-        found: what is printed there, and what it contradicts.
-        errata: the entry of ``docs/errata.md``.
-    """
-
-    id: str
-    found: str
-    errata: str
-
-
-@dataclass(frozen=True)
 class Erratum:
     """An entry of ``docs/errata.md`` and the cells that it is about.
 
@@ -132,10 +117,9 @@ class Erratum:
 
 @dataclass(frozen=True)
 class Paper:
-    """All tables by name, the known inconsistencies, and what the errata say of cells."""
+    """All tables by name, and what the errata say of cells."""
 
     tables: Mapping[str, Table]
-    known_inconsistencies: tuple[Inconsistency, ...]
     errata: tuple[Erratum, ...] = ()
 
     def __getitem__(self, table: str) -> Table:
@@ -168,7 +152,6 @@ def load_tables() -> Paper:
     content = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
     return Paper(
         {name: _table(name, **table) for name, table in content["tables"].items()},
-        tuple(Inconsistency(**entry) for entry in content["known_inconsistencies"]),
         tuple(_erratum(entry_id, **entry) for entry_id, entry in content["errata"].items()),
     )
 
