@@ -496,7 +496,7 @@ def test_an_output_that_is_taken(data, own, tmp_path):
     (tmp_path / "out" / "x" / "mine").write_text("keep")
     words = ("subset", own, "--classes", 2)
     assert "is not this data set" in data.refuse(*words, output=tmp_path / "out" / "x")
-    assert "is a file" in data.refuse(*words, output=tmp_path / "out" / "x" / "mine" / "y")
+    assert "is no folder" in data.refuse(*words, output=tmp_path / "out" / "x" / "mine" / "y")
 
 
 def test_a_data_set_is_already_there_only_from_the_same_source(data, cub, own, tmp_path):

@@ -178,7 +178,7 @@ def test_what_is_wrong_with_a_file_is_one_line(files, change, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), ("no teacher", "--logits")),
+        ((), ("no teacher", "--model")),
         (("--logits", "none.npz"), ("none.npz", "does not exist")),
         (("--logits", "a.npz", "--name", "x", "--name", "y"), ("--name",)),
         (("--logits", "a.npz", "--logits", "b.npz", "--name", "x", "--name", "x"), ("--name",)),

@@ -1,5 +1,6 @@
-"""Files of which it is enough to know that they are as they should be."""
+"""Files of which it is enough to know that they are, or can be written, as they should be."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,3 +15,21 @@ def read_object(path: Path) -> dict[str, Any]:
     except LskdError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def check_writable(path: Path, fix: str = "choose another --output") -> None:
+    """Refuse, before any work, the place of a file or a new folder that cannot be written; nothing is.
+
+    Raises:
+        LskdError: saying what is in the way, and ``fix``.
+    """
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if path.exists() and not path.is_file():
+        reason = "it is a folder" if path.is_dir() else "it is no file"
+    elif not above.is_dir():
+        reason = f"{above} is no folder"
+    elif not os.access(above, os.W_OK | os.X_OK):
+        reason = "permission denied"
+    else:
+        return
+    raise LskdError(f"cannot write {path}: {reason}; {fix}")

@@ -55,10 +55,11 @@ def _teachers(
 ) -> "TeacherOptions":
     """Return what the command line says about teachers."""
     from lskd_study.drawing.inputs import TeacherOptions
+    from lskd_study.teachers.evaluate import teacher_specs
 
     evaluation: dict[str, Any] = {"data_dir": data_dir, "batch_size": batch_size, "workers": workers}
     evaluation |= {"device": device, "img_size": img_size}
-    return TeacherOptions(outputs or [], [], model or [], checkpoint or [], name or [], evaluation)
+    return TeacherOptions(teacher_specs(outputs, model, checkpoint, name), evaluation)
 
 
 def figure(draw: Callable[..., "Drawing | None"]) -> Callable[..., "Drawing | None"]:
@@ -72,10 +73,10 @@ def figure(draw: Callable[..., "Drawing | None"]) -> Callable[..., "Drawing | No
     name = draw.__name__.replace("_", "-")
 
     def command(*, output: Path, **values: Any) -> None:
-        from lskd_study.drawing.style import check_writable, figure_stem, write_drawing
+        from lskd_study.drawing.style import check_figure, figure_stem, write_drawing
 
         stem = figure_stem(output)
-        check_writable(stem)
+        check_figure(stem)
         if asked:
             values["teachers"] = _teachers(**{option: values.pop(option) for option in asked})
         drawing = draw(**values)

@@ -1,17 +1,12 @@
 """``lskd stability``: which of several teachers, measured on one data set, promises to teach best."""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from lskd import LskdError
-
-if TYPE_CHECKING:
-    from lskd_study.teachers.evaluate import TeacherSpec
 
 _teacher_option = partial(typer.Option, rich_help_panel="Teachers")
 _data_option = partial(typer.Option, rich_help_panel="What models are asked about")
@@ -92,7 +87,7 @@ def stability(
     from lskd_study.plan.plan import PLAN
     from lskd_study.plan.recipes import find_study_file
     from lskd_study.plan.teacher_list import load_teachers
-    from lskd_study.teachers.evaluate import TeacherSpec
+    from lskd_study.teachers.evaluate import teacher_specs
     from lskd_study.teachers.run import ComparisonSettings, run_teachers
 
     if features and save_outputs is None:
@@ -133,40 +128,5 @@ def stability(
         return
     if output is not None:
         raise LskdError("--output is for a list of teachers (--list); name files with --json and --csv")
-    specs = [TeacherSpec(logits=path) for path in logits or []]
-    specs += _model_specs(model or [], config or [], checkpoint or [])
-    if not specs:
-        raise LskdError("no teacher; name files with --logits, or models with --model and --data-dir")
-    run_teachers(_named(specs, name or []), settings, files)
-
-
-def _model_specs(
-    models: Sequence[str], configs: Sequence[str], checkpoints: Sequence[Path]
-) -> list["TeacherSpec"]:
-    from lskd_study.teachers.evaluate import TeacherSpec
-
-    wanted = len(models) + len(configs)
-    if len(checkpoints) not in (0, wanted):
-        raise LskdError(
-            f"{len(checkpoints)} --checkpoint for {wanted} models; give one for each, in the order of "
-            "--model and then --config, or list the teachers in a file (--list)"
-        )
-    weights: list[Path | None] = list(checkpoints) or [None] * wanted
-    specs = [TeacherSpec(model=m, checkpoint=w) for m, w in zip(models, weights, strict=False)]
-    rest = weights[len(models) :]
-    return specs + [TeacherSpec(config=Path(c), checkpoint=w) for c, w in zip(configs, rest, strict=True)]
-
-
-def _named(specs: Sequence["TeacherSpec"], names: Sequence[str]) -> list["TeacherSpec"]:
-    if names and len(names) != len(specs):
-        raise LskdError(f"{len(names)} --name for {len(specs)} teachers; give one for each, or none")
-    chosen = [" ".join(name.split()) for name in names]
-    if not chosen:  # those that occur more than once are numbered
-        found = [spec.default_name for spec in specs]
-        chosen = [
-            f"{name} ({found[: i + 1].count(name)})" if found.count(name) > 1 else name
-            for i, name in enumerate(found)
-        ]
-    if len(set(chosen)) < len(chosen):
-        raise LskdError("two teachers have the same name; give each its own with --name")
-    return [replace(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]
+    specs = teacher_specs(logits, model, checkpoint, name, config or [])
+    run_teachers(specs, settings, files)

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from lskd import LskdError
 from lskd.analysis.classes import class_confusion, class_mean_probabilities, propose_classes
 from lskd_study.base.text import did_you_mean
 from lskd_study.drawing.style import listed
-from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
+from lskd_study.teachers.evaluate import TeacherSpec, check_specs, evaluate
+from lskd_study.teachers.outputs import Outputs
 
 Split = Literal["train", "val"]
 _TIMM_SPLITS = {"train": "train", "val": "validation"}
@@ -22,12 +23,9 @@ _TIMM_SPLITS = {"train": "train", "val": "validation"}
 class TeacherOptions:
     """What the command line says about teachers and data; ``evaluation`` is passed on to ``evaluate``."""
 
-    outputs: Sequence[Path]
-    train_outputs: Sequence[Path]
-    models: Sequence[str]
-    checkpoints: Sequence[Path]
-    names: Sequence[str]
+    specs: Sequence[TeacherSpec]
     evaluation: Mapping[str, Any]
+    train_outputs: Sequence[Path] = ()
 
 
 # Teachers
@@ -50,12 +48,22 @@ def read_splits(
     Raises:
         LskdError: for options or teachers that do not go together.
     """
-    _check(options)
+    saved = sum(spec.logits is not None for spec in options.specs)
+    if 0 < saved < len(options.specs):
+        raise LskdError("--outputs and --model both name teachers; take one kind for a figure")
+    if (train := len(options.train_outputs)) and train != saved:
+        raise LskdError(f"{saved} --outputs and {train} --train-outputs; give one of each for each teacher")
+    check_specs(options.specs, options.evaluation["data_dir"])
     found = {}
     for split in reversed(splits):  # what is asked for most first: its errors come before the longer work
         teachers = []
-        for index in range(max(len(options.outputs), len(options.models))):
-            outputs = _read(options, split, splits, index, features)
+        specs = list(options.specs)
+        if saved and split != splits[-1]:
+            specs = [
+                replace(spec, logits=path) for spec, path in zip(specs, options.train_outputs, strict=False)
+            ]
+        for spec in specs:
+            outputs = evaluate(spec, split=_TIMM_SPLITS[split], features=features, **options.evaluation)
             if outputs is None:
                 continue
             teachers.append(outputs)
@@ -67,66 +75,13 @@ def read_splits(
     return {split: found[split] for split in splits if split in found} or None
 
 
-def _check(options: TeacherOptions) -> None:
-    outputs, train, models, checkpoints = (
-        len(given) for given in (options.outputs, options.train_outputs, options.models, options.checkpoints)
-    )
-    names, count = list(options.names or options.models), outputs or models
-    twice = next((name for name in names if names.count(name) > 1), "")
-    for wrong, message in (
-        (outputs and models, "--outputs and --model both name teachers; take one kind for a figure"),
-        (not count, "no teacher; name saved ones with --outputs, or models with --model and --data-dir"),
-        (
-            train and train != outputs,
-            f"{outputs} --outputs and {train} --train-outputs; give one of each for each teacher",
-        ),
-        (
-            models and checkpoints not in (0, count),
-            f"{count} --model and {checkpoints} --checkpoint; give one for each model",
-        ),
-        (checkpoints and not models, "--checkpoint needs the --model that it belongs to"),
-        (
-            models and options.evaluation["data_dir"] is None,
-            "a --model needs images to be asked about; name their folder with --data-dir",
-        ),
-        (twice, f"two teachers are called {twice}; give each a --name of its own"),
-        (
-            options.names and len(names) != count,
-            f"{len(names)} --name for {count} teachers; give one for each, or none",
-        ),
-    ):
-        if wrong:
-            raise LskdError(message)
-
-
-def _read(
-    options: TeacherOptions, split: Split, splits: Sequence[Split], index: int, features: bool
-) -> Outputs | None:
-    name = options.names[index] if options.names else None
-    if options.outputs:
-        if split == splits[-1]:
-            return read_outputs(options.outputs[index], name)
-        if not options.train_outputs:
-            return None
-        return read_outputs(options.train_outputs[index], name or default_name(options.outputs[index]))
-    from lskd_study.teachers.evaluate import TeacherSpec, evaluate  # needs timm
-
-    checkpoint = options.checkpoints[index] if options.checkpoints else None
-    spec = TeacherSpec(name=name, model=options.models[index], checkpoint=checkpoint)
-    return evaluate(spec, split=_TIMM_SPLITS[split], features=features, **options.evaluation)
-
-
 def check_teachers(teachers: Sequence[Outputs]) -> None:
     """Check that teachers can stand side by side.
 
     Raises:
-        LskdError: for teachers of one name, of different classes, or asked about different samples.
+        LskdError: for teachers of different classes, or asked about different samples.
     """
     first = teachers[0]
-    names = [teacher.name for teacher in teachers]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise LskdError(f"two teachers are called {min(twice)}; give each a --name")
     for other in teachers[1:]:
         pair = f"{first.name} and {other.name}"
         if class_count(other) != class_count(first):

@@ -2,7 +2,6 @@
 
 import io
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 
 from lskd import LskdError
 from lskd.base.files import whole_file
+from lskd_study.base.files import check_writable
 
 INK, RULE, SOFT = "#1b1f24", "#d0d4da", "#57606a"
 # Okabe & Ito's palette, told apart with any colour vision; line styles repeat the difference.
@@ -125,7 +125,7 @@ def figure_stem(output: Path) -> Path:
     return output.with_suffix("") if output.suffix.lower() in (".png", ".svg", ".csv") else output
 
 
-def check_writable(stem: Path) -> None:
+def check_figure(stem: Path) -> None:
     """Find out before any work whether the figure's files can be written; leave nothing behind.
 
     Raises:
@@ -133,17 +133,8 @@ def check_writable(stem: Path) -> None:
     """
     if not stem.name or stem.is_dir():
         raise LskdError(f"--output {stem} names a folder; add the beginning of the files' names")
-    folder = stem.parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise LskdError(f"cannot write {stem}: {folder} is no folder; choose another --output")
-    _refuse_folders(_file(stem, "", ending) for ending in ("png", "svg", "csv"))
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise LskdError(f"cannot write {stem} ({error.strerror}); choose another --output") from error
+    for ending in ("png", "svg", "csv"):
+        check_writable(_file(stem, "", ending))
 
 
 def write_drawing(drawing: Drawing, stem: Path) -> list[Path]:
@@ -156,7 +147,8 @@ def write_drawing(drawing: Drawing, stem: Path) -> list[Path]:
     """
     png, svg = (_file(stem, "", ending) for ending in ("png", "svg"))
     tables = {_file(stem, name, "csv"): text for name, text in drawing.tables.items()}
-    _refuse_folders([png, svg, *tables])
+    for path in (png, svg, *tables):
+        check_writable(path)
     with ExitStack() as stack:
         new = {path: stack.enter_context(whole_file(path)) for path in (svg, png, *tables)}
         with mpl.rc_context({**STYLE, "svg.hashsalt": stem.name}):
@@ -166,12 +158,6 @@ def write_drawing(drawing: Drawing, stem: Path) -> list[Path]:
         for path, text in tables.items():
             new[path].write_text(text, encoding="utf-8", newline="")
     return [png, svg, *tables]
-
-
-def _refuse_folders(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.is_dir():
-            raise LskdError(f"cannot write {path}: it is a folder; choose another --output")
 
 
 def _file(stem: Path, name: str, ending: str) -> Path:

@@ -1,7 +1,10 @@
 """Ask a teacher about every sample of a data set: a file of its answers, or the model itself."""
 
 import importlib.util
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,63 @@ class TeacherSpec:
             return str(self.logits)
         weights = f"weights {self.checkpoint}" if self.checkpoint else "timm's pretrained weights"
         return f"{self.model or self.config}, {weights}"
+
+
+def teacher_specs(
+    logits: Sequence[Path] | None,
+    models: Sequence[str] | None,
+    checkpoints: Sequence[Path] | None,
+    names: Sequence[str] | None,
+    configs: Sequence[str] = (),
+) -> list[TeacherSpec]:
+    """Return the teachers that a command line names: files, then models, then configurations.
+
+    ``checkpoints``: one for each of the latter two, or none; ``names``: one for each teacher, or none: then
+    those of equal names are numbered.
+
+    Raises:
+        LskdError: no teacher, other numbers, or one name for two.
+    """
+    makers = [partial(TeacherSpec, model=model) for model in models or []]
+    makers += [partial(TeacherSpec, config=Path(config)) for config in configs]
+    weights: Sequence[Path | None] = checkpoints or [None] * len(makers)
+    if len(weights) != len(makers):
+        raise LskdError(
+            f"{len(weights)} --checkpoint for {len(makers)} models; give one for each, in their order"
+        )
+    specs = [TeacherSpec(logits=path) for path in logits or []]
+    specs += [make(checkpoint=own) for make, own in zip(makers, weights, strict=True)]
+    if not specs:
+        raise LskdError("no teacher; name files of answers, or models with --model and --data-dir")
+    if names and len(names) != len(specs):
+        raise LskdError(f"{len(names)} --name for {len(specs)} teachers; give one for each, or none")
+    chosen = [" ".join(name.split()) for name in names or []]
+    found = [spec.default_name for spec in specs]
+    chosen = chosen or [
+        f"{name} ({found[: i + 1].count(name)})" if found.count(name) > 1 else name
+        for i, name in enumerate(found)
+    ]
+    (name, times), *_ = Counter(chosen).most_common(1)
+    if times > 1:
+        raise LskdError(f"two teachers are called {name}; give each its own with --name")
+    return [replace(spec, name=name) for spec, name in zip(specs, chosen, strict=True)]
+
+
+def check_specs(specs: Sequence[TeacherSpec], data_dir: Path | None) -> None:
+    """Refuse, before the first teacher is asked, files and data folders that are missing.
+
+    Raises:
+        LskdError: naming the first.
+    """
+    for spec in specs:
+        for path in (spec.logits, spec.checkpoint, spec.config):
+            if path is not None and not path.exists():
+                raise LskdError(f"{path} does not exist; check the path")
+        if spec.model is not None:
+            if data_dir is None:
+                raise LskdError(f"model '{spec.model}' needs a folder of images; name it with --data-dir")
+            if not Path(data_dir).is_dir():
+                raise LskdError(f"data folder {data_dir} does not exist; check the path")
 
 
 def evaluate(

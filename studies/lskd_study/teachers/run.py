@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from lskd import LskdError
 from lskd.base.files import write_text
+from lskd_study.base.files import check_writable
 from lskd_study.teachers import report as render
 from lskd_study.teachers.compare import Comparison, Teacher, compare, looks, measure
-from lskd_study.teachers.evaluate import TeacherSpec, evaluate
+from lskd_study.teachers.evaluate import TeacherSpec, check_specs, evaluate
 from lskd_study.teachers.outputs import write_outputs
 
 WRITERS = {".json": render.as_json, ".csv": render.as_csv}
@@ -54,7 +55,7 @@ def run_teachers(
         if not (t > 0 and math.isfinite(t)):
             raise LskdError(f"--temperature is {t:g}; it must be greater than 0")
     try:
-        _check_specs(specs, settings)
+        check_specs(specs, settings.evaluation.get("data_dir"))
         _check_files(specs, settings, files)
     except LskdError:
         # Every process finds the same here; one line is enough.
@@ -74,20 +75,6 @@ def run_teachers(
     width = None if sys.stdout.isatty() else 60 + 24 * max(len(found), 3)
     render.print_comparison(comparison, Console(width=width))
     return comparison
-
-
-def _check_specs(specs: Sequence[TeacherSpec], settings: ComparisonSettings) -> None:
-    """Refuse, before the first teacher is asked, files and data folders that are missing."""
-    for spec in specs:
-        for path in (spec.logits, spec.checkpoint, spec.config):
-            if path is not None and not path.exists():
-                raise LskdError(f"{path} does not exist; check the path")
-        if spec.model is not None:
-            folder = settings.evaluation.get("data_dir")
-            if folder is None:
-                raise LskdError(f"model '{spec.model}' needs a folder of images; name it with --data-dir")
-            if not Path(folder).is_dir():
-                raise LskdError(f"data folder {folder} does not exist; check the path")
 
 
 def _measure(spec: TeacherSpec, settings: ComparisonSettings, influence: bool) -> Teacher | None:
@@ -130,11 +117,7 @@ def _check_files(
     read = {path.resolve() for spec in specs for path in (spec.logits, spec.checkpoint, spec.config) if path}
     seen: set[Path] = set()
     for path in wanted:
-        folder = next(parent for parent in (path.parent, *path.parent.parents) if parent.exists())
-        if path.exists() and not path.is_file():
-            raise LskdError(f"cannot write {path}, which is no file; name a file")
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise LskdError(f"cannot write {path}; name a file in a folder that can be written")
+        check_writable(path, "name another file")
         where = path.resolve()
         if where in read:
             raise LskdError(f"{path} is read from; name another file to write")

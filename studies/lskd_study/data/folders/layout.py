@@ -18,7 +18,7 @@ from typing import Any
 from lskd import LskdError
 from lskd.base.files import cannot_write, lock, write_text
 from lskd.base.images import passed_over
-from lskd_study.base.files import read_object
+from lskd_study.base.files import check_writable, read_object
 from lskd_study.base.text import gigabytes
 from lskd_study.data.folders.archives import check_md5
 from lskd_study.data.folders.rows import SPLITS, Image, Rows
@@ -178,7 +178,9 @@ def build(
     finished = _finished(output, asked)
     if finished is not None:
         return Made(output, finished, False)
-    _check_place(output)
+    refuse_other(output, "data set", OTHER_PLACE)
+    if not output.exists():
+        check_writable(output)
     rows = plan()
     try:
         with _partial(output, asked) as folder:
@@ -254,16 +256,6 @@ def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     if asked["copies"] and set(manifest.get("files", {})) & {"hard", "symbolic"}:
         raise LskdError(f"{output} contains links; for copies {OTHER_PLACE}")
     return manifest
-
-
-def _check_place(output: Path) -> None:
-    refuse_other(output, "data set", OTHER_PLACE)
-    above = output.absolute().parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        reason = "permission denied" if above.is_dir() else f"{above} is a file"
-        raise LskdError(f"cannot write {output} ({reason}); choose another --output")
 
 
 @contextmanager
