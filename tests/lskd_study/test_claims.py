@@ -24,7 +24,7 @@ def by_id(findings):
 
 
 def interval(low: float, high: float, p: float) -> Interval:
-    return Interval((low + high) / 2, low, high, 1.0, p, 3, 100, "m")
+    return Interval((low + high) / 2, low, high, p, 3, 100, "m")
 
 
 def draft(name: str, p: float, low: float = 0.01, high: float = 0.3, **more: float) -> Finding:

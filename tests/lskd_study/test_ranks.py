@@ -200,7 +200,7 @@ def test_the_pick_and_its_regret():
     accuracy = [70.0, 72.5, 71.0, 72.0]
     good = pick([0.1, 0.4, 0.2, 0.3], accuracy)
     assert (good.teacher, good.best, good.regret, good.is_best) == (1, 1, 0.0, True)
-    bad = pick([0.1, 0.4, 0.2, 0.3], accuracy, lowest=True)
+    bad = pick([-0.1, -0.4, -0.2, -0.3], accuracy)
     assert (bad.teacher, bad.best, bad.regret, bad.is_best) == (0, 1, 2.5, False)
     assert np.isnan(bad.high)
     assert "seed" in bad.note
@@ -231,7 +231,7 @@ def test_many_teachers_take_no_more_memory_than_few():
 
 def test_of_two_teachers_the_interval_is_that_of_their_difference():
     x, y = noisy(np.random.default_rng(0), np.array([0.0, 0.3]))
-    found = pick(x, y, lowest=True)
+    found = pick(-x, y)
     reference = crossed_interval(y[1] - y[0])
     assert found.regret == pytest.approx(reference.estimate)
     assert (found.low, found.high) == pytest.approx((max(reference.low, 0), reference.high))

@@ -290,7 +290,7 @@ def test_the_width_promised_for_more_students_is_the_width_that_comes():
 def test_more_students_are_named_where_most_of_what_seeds_vary_is_theirs(fake_study):
     finding = judge(read_results(fake_study(student_seeds=2, per_class=6)))[0]
     for share, there in ((0.8, True), (0.2, False)):
-        interval = Interval(*(0.1, -1.9, 2.1, 0.5, 0.8, 5, 5000, ""), parts=(Part(0.5, 4), Part(1e-4, 4999)))
+        interval = Interval(*(0.1, -1.9, 2.1, 0.8, 5, 5000, ""), parts=(Part(0.5, 4), Part(1e-4, 4999)))
         interval = dataclasses.replace(interval, students=2, by_student=Part(share * 0.5, 5))
         found = dataclasses.replace(finding, interval=interval, verdict="cannot tell")
         assert bool(prospect(found).students) == there

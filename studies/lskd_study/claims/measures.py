@@ -256,7 +256,7 @@ def _estimated(estimate: Estimate, baseline: Sequence[Any], arm: Sequence[Any]) 
         logs = [log_ratio_contributions(*pair) for pair in zip(first, second, strict=True)]
         found = crossed_interval(np.mean(logs, axis=0))
         middle, low, high = (float(np.exp(end)) for end in (found.estimate, found.low, found.high))
-        found = replace(found, estimate=middle, low=low, high=high, standard_error=np.nan, parts=())
+        found = replace(found, estimate=middle, low=low, high=high, parts=())
         return replace(estimate, interval=found)
     differs = estimate.kind == "difference"
     table = (second - first if differs else second).mean(0)

@@ -65,7 +65,6 @@ class Interval:
     estimate: float
     low: float
     high: float
-    standard_error: float
     p_value: float
     seeds: int
     samples: int
@@ -105,18 +104,12 @@ class Interval:
 
     def scaled(self, factor: float) -> "Interval":
         """Return the interval in another unit, e.g. ``scaled(100)`` for percentage points."""
-        names = ("estimate", "standard_error", *(("low", "high") if factor >= 0 else ()))
-        moved = {name: getattr(self, name) * factor for name in names}
-        if factor < 0:
-            moved |= {
-                "low": self.high * factor,
-                "high": self.low * factor,
-                "standard_error": -moved["standard_error"],
-            }
+        low, high = (end * factor for end in (self.low, self.high)[:: 1 if factor >= 0 else -1])
         parts = tuple(part.scaled(factor) for part in self.parts)
         by_student = self.by_student and self.by_student.scaled(factor)
         by_seed = tuple(value * factor for value in self.by_seed)
-        return replace(self, **moved, parts=parts, by_seed=by_seed, by_student=by_student)
+        moved = replace(self, estimate=self.estimate * factor, low=low, high=high)
+        return replace(moved, parts=parts, by_seed=by_seed, by_student=by_student)
 
     def pooled(self, part: Part, settings: int) -> "Interval":
         """Return it with the variance between seeds pooled over so many settings (`moderated`)."""
@@ -300,8 +293,7 @@ def parts_interval(
         return no_interval(mean, *shape, method, f"{note}; {same}" if note else same)
     half = _half_width(parts, 1 - LEVEL)
     p_value = _p_value(mean, parts)
-    low, high, error = mean - half, mean + half, variance**0.5
-    return Interval(mean, low, high, error, p_value, *shape, method, note, tuple(parts), networks)
+    return Interval(mean, mean - half, mean + half, p_value, *shape, method, note, tuple(parts), networks)
 
 
 def _half_width(parts: Sequence[Part], alpha: float) -> float:
@@ -330,9 +322,9 @@ def _rule_of_three(value: float, seeds: int, samples: int) -> Interval:
         note += f"; {ONE_SEED}"
     p_value = 2 * 0.5**samples if abs(value) > half else 1.0
     low, high = max(value - half, -1.0), min(value + half, 1.0)
-    return Interval(value, low, high, np.nan, p_value, seeds, samples, "rule of three", note)
+    return Interval(value, low, high, p_value, seeds, samples, "rule of three", note)
 
 
 def no_interval(mean: float, seeds: int, samples: int, method: str, note: str, networks: int = 0) -> Interval:
     """Return a mean difference for which no interval can be made; ``note`` says why."""
-    return Interval(mean, np.nan, np.nan, np.nan, np.nan, seeds, samples, method, note, (), networks)
+    return Interval(mean, np.nan, np.nan, np.nan, seeds, samples, method, note, (), networks)

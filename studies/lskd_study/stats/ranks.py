@@ -132,8 +132,8 @@ def rank_correlation(measure: ArrayLike, accuracy: ArrayLike) -> RankCorrelation
     return RankCorrelation(estimate, float(low[fewest]), float(high[most]), p_value, teachers, note)
 
 
-def pick(measure: ArrayLike, accuracy: ArrayLike, *, lowest: bool = False) -> Pick:
-    """Return the teacher that a measure picks among a study's, and the regret of it.
+def pick(measure: ArrayLike, accuracy: ArrayLike) -> Pick:
+    """Return the teacher for which a measure is largest, and the regret of picking it.
 
     The interval is for the largest of the differences between another teacher's student and the picked one's,
     each with seeds and samples crossed, at 95 % for all of them together (Bonferroni): the multiple
@@ -142,14 +142,13 @@ def pick(measure: ArrayLike, accuracy: ArrayLike, *, lowest: bool = False) -> Pi
     Args:
         measure: of the teachers, shapes as for :func:`rank_correlation`.
         accuracy: of their students, likewise; paired, so that seeds and samples are the same for all.
-        lowest: whether a small measure is good, as of a calibration error.
 
     Raises:
         LskdError: for values that are not finite, or numbers of teachers that differ.
     """
     of_teachers, of_students = _tables(measure, accuracy)
     x, y = _means(of_teachers, of_students)
-    picked = int(x.argmin() if lowest else x.argmax())
+    picked = int(x.argmax())
     best = picked if y[picked] == y.max() else int(y.argmax())
     regret = float(y[best] - y[picked])
     if len(y) == 1:
