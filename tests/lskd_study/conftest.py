@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from lskd_study.base.text import csv_text
-from lskd_study.cli.doctor import find_chromium
 from lskd_study.plan.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
 from lskd_study.runs.data_checksum import data_checksum
 from lskd_study.trainers.fairseq import Fairseq
@@ -312,7 +311,8 @@ CHROMIUM_FLAGS = (
 def browser(tmp_path_factory):
     """A headless Chromium, one for all pages; the log of its console and of its requests is kept."""
     selenium = pytest.importorskip("selenium.webdriver")
-    path, driver = find_chromium(), shutil.which("chromedriver")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
     if path is None or driver is None:
         reason = "no chromium with chromedriver here; on Debian: apt install chromium chromium-driver"
         if os.environ.get("LSKD_REQUIRE_CHROMIUM") == "1":

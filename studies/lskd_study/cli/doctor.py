@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ ADAPTERS = (
 def diagnose() -> list[Finding]:
     """Return what is here of each part; imports the frameworks that are here, which takes some seconds."""
     adapters = [check_adapter(*adapter) for adapter in ADAPTERS]
-    here = [_core(), *adapters, _binary_layers(), _study(), _chromium(), _machine()]
+    here = [_core(), *adapters, _binary_layers(), _study(), _machine()]
     return [check_python(*sys.version_info[:3]), *here]
 
 
@@ -128,21 +127,6 @@ def _study() -> Finding:
     return Finding(
         "study", "usable", f"snakemake {_version('snakemake')}, matplotlib {_version('matplotlib')}"
     )
-
-
-def find_chromium() -> str | None:
-    """Return the path of a Chromium with its driver, which the test of the page needs."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    return browser if browser and shutil.which("chromedriver") else None
-
-
-def _chromium() -> Finding:
-    browser = find_chromium()
-    if browser is None:
-        return Finding(
-            "chromium", "missing", "only the test of the page needs it", "apt install chromium-driver"
-        )
-    return Finding("chromium", "usable", browser)
 
 
 def _machine() -> Finding:

@@ -1,8 +1,10 @@
 """What a folder that `lskd data` made says of itself: ``manifest.json``, read by all in one way."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lskd import LskdError
 from lskd_study.base.files import read_object
@@ -24,32 +26,24 @@ class Made(NamedTuple):
         return "written" if self.written else "already there"
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, dict) and all(type(count) is int for count in value.values())
+class _Manifest(BaseModel):
+    """What is relied on; a manifest contains more."""
 
+    model_config = ConfigDict(strict=True)
 
-def _lists(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(counts, list) and counts and all(type(count) is int for count in counts)
-        for counts in value.values()
-    )
-
-
-_KINDS: Mapping[str, Callable[[Any], bool]] = {
-    "name": lambda value: isinstance(value, str),
-    "num_classes": lambda value: type(value) is int,
-    "classes": lambda value: isinstance(value, list),
-    "images": _counts,
-    "images_per_class": _lists,
-    "files": _counts,
-    "pairs": _counts,
-    "identical": _counts,
-    "passed_over": _counts,
-    "options": lambda value: isinstance(value, dict),
-    "sizes_as_expected": lambda value: isinstance(value, bool),
-    "text_sha256": lambda value: isinstance(value, str),
-    "listing_sha256": lambda value: isinstance(value, str),
-}
+    name: str = ""
+    num_classes: int = 0
+    classes: list[Any] = []
+    images: dict[str, int] = {}
+    images_per_class: dict[str, Annotated[list[int], Field(min_length=1)]] = {}
+    files: dict[str, int] = {}
+    pairs: dict[str, int] = {}
+    identical: dict[str, int] = {}
+    passed_over: dict[str, int] = {}
+    options: dict[str, Any] = {}
+    sizes_as_expected: bool = True
+    text_sha256: str = ""
+    listing_sha256: str = ""
 
 
 def read_manifest(folder: Path, needs: Set[str] = frozenset()) -> dict[str, Any]:
@@ -60,8 +54,11 @@ def read_manifest(folder: Path, needs: Set[str] = frozenset()) -> dict[str, Any]
         needs: keys without which it is none.
     """
     content = read_object(folder / MANIFEST)
-    fits = all(kind(content[key]) for key, kind in _KINDS.items() if key in content)
-    return content if fits and needs <= content.keys() else {}
+    try:
+        _Manifest.model_validate(content)
+    except ValidationError:
+        return {}
+    return content if needs <= content.keys() else {}
 
 
 def refuse_other(output: Path, what: str, fix: str) -> None:

@@ -143,7 +143,7 @@ def chances_sentence(finding: Finding, margin: float) -> str:
     found = chances(interval, margin) if interval is not None and finding.claim.has_margin else None
     if found is None:
         return ""
-    better, within, worse = (_percent(p) for p in found[:3])
+    better, within, worse = map(_percent, (found.better, found.within, found.worse))
     # The interval of a look is wider.
     what = "not corrected for looks, " if finding.of_looks else "the same interval as "
     return (

@@ -15,6 +15,7 @@ from lskd.base.files import read_json
 from lskd_study.base import provenance
 from lskd_study.base.text import first_problem
 from lskd_study.claims import Finding
+from lskd_study.claims.findings import Verdict
 from lskd_study.claims.measures import Kind, Measures, Quantity
 from lskd_study.claims.outlook import after, seconds_a_seed
 from lskd_study.claims.recommendation import Recommendation
@@ -22,7 +23,7 @@ from lskd_study.pages.notices import at_ceiling, at_chance, data_versions, notic
 from lskd_study.plan.kinds import Control
 from lskd_study.plan.plan import Plan
 from lskd_study.results.results import AnyResult, Results
-from lskd_study.stats.chances import chances
+from lskd_study.stats.chances import Chances, chances
 from lskd_study.stats.ranks import METHOD
 
 VERDICTS_FILE = "verdicts.json"
@@ -36,7 +37,6 @@ def _finite(value: Any) -> Any:
 
 
 Number = Annotated[float | None, BeforeValidator(_finite)]
-Word = Literal["supported", "contradicted", "too small to matter", "cannot tell", "no verdict"]
 
 
 class Record(BaseModel):
@@ -80,7 +80,7 @@ class FindingRecord(Record):
     high: Number
     p: Number
     p_holm: Number
-    verdict: Word | None
+    verdict: Verdict | None
     seeds: int
     samples: int
     method: str
@@ -93,15 +93,6 @@ class FindingRecord(Record):
     outlook: str = ""
 
 
-class ChancesRecord(Record):
-    """Probabilities that the difference lies above ``margin``, within it, and below its negative."""
-
-    better: float
-    within: float
-    worse: float
-    margin: float
-
-
 class HeadlineRecord(Record):
     """The study's own question: its claim, the verdict, and the sentence below the page's recommendation.
 
@@ -109,9 +100,9 @@ class HeadlineRecord(Record):
     """
 
     claim: str | None
-    verdict: Word | None
+    verdict: Verdict | None
     answer: str
-    chances: ChancesRecord | None = None
+    chances: Chances | None = None
 
 
 class MeasureRecord(Record):
@@ -328,11 +319,10 @@ def _finding(finding: Finding, seconds: float) -> FindingRecord:
     return FindingRecord.model_validate(vars(claim) | interval | vars(finding) | own)
 
 
-def _chances(headline: Finding | None, margin: float) -> ChancesRecord | None:
+def _chances(headline: Finding | None, margin: float) -> Chances | None:
     if headline is None or headline.interval is None or not headline.claim.has_margin:
         return None
-    found = chances(headline.interval, margin)
-    return ChancesRecord(**found._asdict()) if found else None
+    return chances(headline.interval, margin)
 
 
 def _measures(measures: Measures) -> list[MeasureRecord]:

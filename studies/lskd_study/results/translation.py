@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from lskd.base.files import parse_json
 from lskd.teachers.preflight import compare_with_chance
+from lskd_study.base.text import first_problem
 from lskd_study.plan.plan import CURVES, JOB, TRANSLATIONS, Run
 from lskd_study.plan.records import Job, read_record
 from lskd_study.results.results import PerSample, Result, read_curves
@@ -29,6 +30,9 @@ class Sentence:
     hypothesis: str
     reference_tokens: str
     hypothesis_tokens: str
+
+
+_SENTENCE = TypeAdapter(Sentence)
 
 
 @dataclass(frozen=True)
@@ -129,21 +133,11 @@ def _read_sentences(path: Path) -> list[Sentence]:
     # Not splitlines: a sentence may contain a character that Unicode calls a line break.
     for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
         try:
-            sentences.append(_sentence(parse_json(line)))
-        except ValueError as error:
-            raise ValueError(f"{path.name}, line {number}: {error}") from error
+            sentences.append(_SENTENCE.validate_json(line, strict=True))
+        except ValidationError as error:
+            raise ValueError(f"{path.name}, line {number}: {first_problem(error)}") from error
     sentences.sort(key=lambda sentence: sentence.id)
     ids = [sentence.id for sentence in sentences]
     if len(set(ids)) < len(ids):
         raise ValueError(f"{path.name} has two sentences of one id")
     return sentences
-
-
-def _sentence(content: object) -> Sentence:
-    names = list(Sentence.__dataclass_fields__)
-    if not isinstance(content, dict) or not set(names) <= set(content):
-        raise ValueError(f"not an object with {', '.join(names)}")
-    values = [content[name] for name in names]
-    if type(values[0]) is not int or not all(isinstance(value, str) for value in values[1:]):
-        raise ValueError("the id must be a whole number, the rest text")
-    return Sentence(*values)

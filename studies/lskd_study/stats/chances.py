@@ -11,7 +11,7 @@ The interval of `intervals` is the same to two tenths of a percentage point: whe
 value, the probability of lying beyond it is 0.023 to 0.027 (30 samples or more, 2 to 20 seeds).
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
@@ -21,7 +21,8 @@ from lskd_study.stats.intervals import Array, Interval
 _POINTS = 2000  # of the part with more degrees of freedom, whose tails are light
 
 
-class Chances(NamedTuple):
+@dataclass(frozen=True)
+class Chances:
     """Probabilities that a difference lies above ``margin``, within it, and below ``-margin``."""
 
     better: float

@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +19,11 @@ from lskd_study.base import gpus
 from lskd_study.base.text import duration
 from lskd_study.plan.plan import CHECKPOINT, JOB, Plan, Run
 from lskd_study.stores.decide import with_stores
-from lskd_study.trainers import trainer_of
+from lskd_study.trainers import TIMM
 from lskd_study.trainers.trainer import quiet
 from timm_ls_kd.loader import Loader
-from timm_ls_kd.trainer.arguments import parse_arguments
 from timm_ls_kd.trainer.loop import train_one_epoch, validate
-from timm_ls_kd.trainer.session import Session, create_student, forward_flops
+from timm_ls_kd.trainer.session import Session, create_student
 
 SECONDS = 2.0  # of training steps that are timed for each kind of run
 _PROCESS = 6.0  # what a run's process takes to start, and the scheduler to start it
@@ -182,7 +180,7 @@ def operations(plan: Plan) -> float:
 
     def flops(run: Run) -> int:
         if run.model not in sizes:
-            sizes[run.model] = forward_flops(_arguments(plan, run))
+            sizes[run.model] = TIMM.work(plan, run)
         return sizes[run.model]
 
     # A backward pass costs about two forward passes.
@@ -190,21 +188,19 @@ def operations(plan: Plan) -> float:
     return float(sum(plan.configs[run.config]["epochs"] * work for run, work in each.items()))
 
 
-def _arguments(plan: Plan, run: Run, *more: str) -> Namespace:
-    return parse_arguments([*trainer_of(plan.ecosystem, run.role).command(plan, run)[2:], *more])
-
-
 def open_session(plan: Plan, run: Run, *more: str) -> Session:
     """Return what a run trains with, taught by an untrained teacher; ``more``: arguments after the run's."""
     if not run.teacher:
-        return Session.open(_arguments(plan, run, *more))
+        return Session.open(TIMM.arguments(plan, run, *more))
     teacher = plan.run(run.teacher)
-    args = _arguments(plan, teacher, *more)
+    args = TIMM.arguments(plan, teacher, *more)
     folder = plan.folder(teacher)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": create_student(args).state_dict()}, folder / CHECKPOINT)
     (folder / "args.yaml").write_text(yaml.safe_dump(vars(args)), encoding="utf-8")
-    return Session.open(_arguments(plan, run, "--kd-preflight-samples", "0", *more))  # it has learnt nothing
+    return Session.open(
+        TIMM.arguments(plan, run, "--kd-preflight-samples", "0", *more)
+    )  # it has learnt nothing
 
 
 def train_on(session: Session, batches: Any) -> None:

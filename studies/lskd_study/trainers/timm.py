@@ -251,11 +251,11 @@ class Timm:
 
         return Size(*network_size(self.arguments(plan, run)))
 
-    def work(self, plan: Plan, teacher: Run) -> int:
-        """Return the floating-point operations in which a teacher answers one image."""
+    def work(self, plan: Plan, run: Run) -> int:
+        """Return the floating-point operations in which a run's network answers one image."""
         from timm_ls_kd.trainer.session import forward_flops
 
-        return forward_flops(self.arguments(plan, teacher))
+        return forward_flops(self.arguments(plan, run))
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``timm soft-labels ...``."""
