@@ -109,6 +109,13 @@ def listed(words: Iterable[object], joined: str = "and") -> str:
     return f"{', '.join(most)} {joined} {last}" if most else last
 
 
+def first_of(names: Iterable[str], limit: int = 5) -> str:
+    """Return names for a message, not too many."""
+    shown = list(names)
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
+
+
 def gigabytes(count: float) -> str:
     """Return a number of bytes in words."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -115,12 +115,12 @@ def projection(
     """Fig. 1: activations of three classes in the plane of their templates; D1, D2 and Dc measured."""
     from lskd_study.drawing import inputs as of_teachers
     from lskd_study.drawing import projection as drawn
-    from lskd_study.drawing.inputs import check_class_list, read_splits
+    from lskd_study.drawing.inputs import read_splits, split_names
 
     if propose and classes is not None:
         raise LskdError("--propose and --classes both choose the classes; leave out one")
     if classes is not None:
-        check_class_list(classes, 3)
+        split_names(classes, 3)
     options = replace(teachers, train_outputs=train_outputs or [])
     splits = read_splits(options, ["train", "val"], features=True, classes=classes)
     if splits is None:
@@ -256,10 +256,10 @@ def _class_means(
     options: "TeacherOptions", split: "Split", classes: str | None, first: int
 ) -> "list[ClassMeans] | None":
     from lskd_study.drawing.class_means import measure_class_means
-    from lskd_study.drawing.inputs import check_class_list, class_names, read_splits, resolve_classes
+    from lskd_study.drawing.inputs import class_names, read_splits, resolve_classes, split_names
 
     if classes is not None:
-        check_class_list(classes)
+        split_names(classes)
     splits = read_splits(options, [split], features=False, classes=classes)
     if splits is None:
         return None

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from lskd import Convention, LskdError
 from lskd.analysis.classes import minor_probabilities
 from lskd.analysis.logistic import smoothed_logistic_loss, smoothed_logistic_minimum
-from lskd_study.base.text import cell, csv_text
+from lskd_study.base.text import cell, csv_text, first_of
 from lskd_study.drawing.inputs import class_means, class_names
-from lskd_study.drawing.style import ARMS, INK, STYLES, Drawing, listed, short, styled_axes
+from lskd_study.drawing.style import ARMS, INK, STYLES, Drawing, short, styled_axes
 from lskd_study.plan.plan import exact
 from lskd_study.teachers.outputs import Outputs
 
@@ -60,7 +60,7 @@ def measure_class_means(outputs: Outputs, classes: Sequence[int]) -> ClassMeans:
     counts = [int((outputs.labels == c).sum()) for c in classes]
     empty = [names[c] for c, count in zip(classes, counts, strict=True) if not count]
     if empty:
-        raise LskdError(f"{outputs.name} has no sample of class {listed(empty)}; leave out what has none")
+        raise LskdError(f"{outputs.name} has no sample of class {first_of(empty)}; leave out what has none")
     major = means[range(len(classes)), list(classes)].numpy()
     return ClassMeans(
         outputs.name, list(classes), names, counts, major, minor_probabilities(means, classes).numpy()

@@ -10,8 +10,7 @@ import torch
 
 from lskd import LskdError
 from lskd.analysis.classes import class_confusion, class_mean_probabilities, propose_classes
-from lskd_study.base.text import did_you_mean
-from lskd_study.drawing.style import listed
+from lskd_study.base.text import did_you_mean, first_of
 from lskd_study.teachers.evaluate import TeacherSpec, check_specs, evaluate
 from lskd_study.teachers.outputs import Outputs
 
@@ -129,20 +128,6 @@ def class_means(teacher: Outputs, classes: Sequence[int] | None = None) -> torch
         raise LskdError(f"{teacher.name}: {error}") from error
 
 
-def check_class_list(text: str, count: int | None = None) -> None:
-    """Check a list of classes as far as that goes without knowing their names.
-
-    Raises:
-        LskdError: for another number of classes than ``count``.
-    """
-    named = len(_split_names(text))
-    if count is not None and named != count:
-        raise LskdError(
-            f"--classes names {named} {'class' if named == 1 else 'classes'}; the projection takes {count}, "
-            "the similar pair first"
-        )
-
-
 def resolve_classes(text: str, names: Sequence[str]) -> list[int]:
     """Return the ids of classes named in a comma-separated list, by name or id, quotes as in CSV.
 
@@ -151,7 +136,7 @@ def resolve_classes(text: str, names: Sequence[str]) -> list[int]:
     """
     ids = {name: c for c, name in reversed(list(enumerate(names)))}
     found = []
-    for name in _split_names(text):
+    for name in split_names(text):
         if name in ids:
             found.append(ids[name])
         elif name.isdecimal() and int(name) < len(names):
@@ -163,11 +148,11 @@ def resolve_classes(text: str, names: Sequence[str]) -> list[int]:
     return found
 
 
-def _split_names(text: str) -> list[str]:
+def split_names(text: str, count: int | None = None) -> list[str]:
     """Return the names in a comma-separated list; a name with a comma stands in double quotes.
 
     Raises:
-        LskdError: for a text that is no such list.
+        LskdError: for a text that is no such list, or another number of names than ``count``.
     """
     try:
         names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True, strict=True))]
@@ -175,6 +160,11 @@ def _split_names(text: str) -> list[str]:
         names = []
     if not names or not all(names):
         raise LskdError(f"--classes {text!r} is no list of names; separate them by commas")
+    if count is not None and len(names) != count:
+        raise LskdError(
+            f"--classes names {len(names)} {'class' if len(names) == 1 else 'classes'}; the projection takes "
+            f"{count}, the similar pair first"
+        )
     return names
 
 
@@ -182,7 +172,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     if name.isdecimal():
         return f"ids go from 0 to {len(names) - 1}"
     ids = "" if list(names[:2]) == ["0", "1"] else ", or ids from 0"
-    return did_you_mean(name, names, f"there are {listed(names)}{ids}")
+    return did_you_mean(name, names, f"there are {first_of(names)}{ids}")
 
 
 def propose(teachers: Sequence[Outputs]) -> tuple[list[int], str]:

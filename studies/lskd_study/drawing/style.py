@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,13 +76,6 @@ def short(name: str, limit: int = 22) -> str:
     """Return a name that fits into a figure: ImageNet's list synonyms, the first of which is known best."""
     first = name.partition(",")[0]
     return first if len(first) <= limit else f"{first[: limit - 1]}…"
-
-
-def listed(names: Iterable[str], limit: int = 5) -> str:
-    """Return names for an error, not too many."""
-    shown = list(names)
-    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return ", ".join(shown[:limit]) + more
 
 
 # The page

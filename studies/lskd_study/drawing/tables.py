@@ -6,8 +6,7 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.files import read_csv
-from lskd_study.base.text import did_you_mean
-from lskd_study.drawing.style import listed
+from lskd_study.base.text import did_you_mean, first_of
 
 Row = dict[str, str]
 
@@ -24,7 +23,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Row]:
     header = list(rows[0])
     for column in columns:
         if column not in header:
-            hint = did_you_mean(column, header, f"there are {listed(header, 12)}")
+            hint = did_you_mean(column, header, f"there are {first_of(header, 12)}")
             raise LskdError(f"{path} has no column {column!r}; {hint}")
     return rows
 

@@ -361,12 +361,8 @@ def _seed_id(seed: int, repeat: int) -> str:
 
 def more_seeds(seeds: Sequence[int], count: int) -> list[int]:
     """Return the next numbers that are no seeds yet."""
-    found: list[int] = []
-    number = max(seeds)
-    while len(found) < count:
-        number += 1
-        found.append(number)
-    return found
+    first = max(seeds) + 1
+    return list(range(first, first + count))
 
 
 def control_kinds(controls: Sequence[Control], smoothing: Sequence[float]) -> list[tuple[bool, float]]:

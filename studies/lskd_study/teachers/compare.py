@@ -11,6 +11,7 @@ from lskd.analysis.calibration import target_probability
 from lskd.analysis.dark_knowledge import wrong_class_variance
 from lskd.analysis.selective import NORM, aurc_pseudo_values, confidence
 from lskd.targets import chance_like_mass
+from lskd_study.base.text import first_of
 from lskd_study.plan.plan import exact
 from lskd_study.stats.bootstrap import Array, Estimate, paired_differences
 from lskd_study.teachers.outputs import Outputs
@@ -324,7 +325,5 @@ def _warnings(teacher: Teacher) -> list[str]:
     return lines
 
 
-def _names(teacher: Teacher, classes: Sequence[int], most: int = 10) -> str:
-    names = [teacher.class_names[c] if teacher.class_names else str(c) for c in classes[:most]]
-    more = f" and {len(classes) - most} more" if len(classes) > most else ""
-    return ", ".join(names) + more
+def _names(teacher: Teacher, classes: Sequence[int]) -> str:
+    return first_of((teacher.class_names[c] if teacher.class_names else str(c) for c in classes), 10)

@@ -1,6 +1,5 @@
 """Ask a teacher about every sample of a data set: a file of its answers, or the model itself."""
 
-import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.base.install import how_to_install
 from lskd_study.teachers.collect import collect, join_processes
 from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
 
@@ -157,9 +155,6 @@ def evaluate(
         "rank": process.rank,
         "world_size": process.world_size,
     }
-    extra = "timm" if spec.config is None else "mmcls"
-    if importlib.util.find_spec(extra) is None:
-        raise LskdError(f"this needs {extra}, not installed here; {how_to_install(extra)}")
     own_input: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct}
     if spec.config is None:
         from timm_ls_kd.evaluation import evaluate_model
