@@ -10,7 +10,8 @@ where the half width varies with the estimate of ``v``, which has S - 1 degrees 
 mean over its distribution, not that at its mean, which would promise too much at few seeds.
 """
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -95,26 +96,15 @@ class Variances:
 
     def seeds_for(self, difference: float, power: float = 0.8, level: float = LEVEL) -> int | None:
         """Return how many seeds find a difference with that power; None where no number does."""
-        return _fewest(lambda seeds: self.power(seeds, difference, level) >= power)
+        numbers = range(2, MANY + 1)
+        place = bisect_left(numbers, True, key=lambda seeds: self.power(seeds, difference, level) >= power)
+        return numbers[place] if place < len(numbers) else None
 
     def _df(self, seeds: int) -> float:
         return seeds - 1 + self.pooled_df
 
     def _of_samples(self, level: float) -> float:
         return _squared_t(self.sample_df, level) * self.sample if self.sample else 0.0
-
-
-def _fewest(enough: Callable[[int], bool]) -> int | None:
-    """Return the smallest number of seeds, two or more, from which on it is enough."""
-    if not enough(MANY):
-        return None
-    low, high = 1, 2
-    while not enough(high):
-        low, high = high, min(2 * high, MANY)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
 
 
 def _squared_t(df: float, level: float) -> float:

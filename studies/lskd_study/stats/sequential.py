@@ -57,8 +57,13 @@ def levels(numbers: Sequence[int], total: float = 1 - LEVEL) -> Array:
     ``numbers``: seeds at each look, rising; the last is the most there can be.
     """
     n = np.asarray(numbers, dtype=np.float64)
-    spent = total * (n / n[-1]) ** POWER
-    return _levels(n, np.diff(spent, prepend=0.0))
+    to_spend = np.diff(total * (n / n[-1]) ** POWER, prepend=0.0)
+    inside, found = _Inside(), []
+    for number, part in zip(n, to_spend, strict=True):
+        bound = float(optimize.brentq(lambda b, k=number, p=part: inside.beyond(k, b) - p, 0.0, 40.0))
+        inside.stay(number, bound)
+        found.append(2 * special.ndtr(-bound))
+    return np.array(found)
 
 
 def error_rate(numbers: Sequence[int], level: float = 1 - LEVEL) -> float:
@@ -106,12 +111,3 @@ class _Inside:
         at = edge * _NODES
         density = np.exp(-np.square((at[:, None] - self._at) / step) / 2) / (step * np.sqrt(2 * np.pi))
         self._at, self._mass, self._n = at, edge * _WEIGHTS * (density @ self._mass), n
-
-
-def _levels(n: Array, to_spend: Array) -> Array:
-    inside, found = _Inside(), []
-    for number, part in zip(n, to_spend, strict=True):
-        bound = float(optimize.brentq(lambda b, k=number, p=part: inside.beyond(k, b) - p, 0.0, 40.0))
-        inside.stay(number, bound)
-        found.append(2 * special.ndtr(-bound))
-    return np.array(found)
