@@ -7,6 +7,7 @@ import sys
 import zlib
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from timm_ls_kd.data import CheckedReader, DataConfig, unreadable
 # What timm's `create_transform` takes of a data configuration, or of a run's arguments, under the same names.
 _VALIDATION = ("interpolation", "crop_pct", "crop_mode")
 _TRAINING = ("no_aug", "train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter")
+# timm's and torchvision's transforms that draw from Python's and torch's generators alone, or from none.
+_CROPS = ("RandomResizedCropAndInterpolation", "Resize", "CenterCrop")
+_COLOURS = ("ColorJitter", "MaybePILToTensor", "MaybeToTensor", "Normalize")
+_NO_NUMPY = frozenset((*_CROPS, "RandomHorizontalFlip", "RandomVerticalFlip", *_COLOURS))
 _COLLATE = 1  # tells the seed of a batch's mixing from the seeds of its samples
 
 
@@ -50,6 +55,7 @@ class SeededDataset(Dataset[Any]):
 
     def __init__(self, dataset: Any, seed: int, once: bool = True) -> None:
         self.dataset, self.seed, self.reader = dataset, seed, None
+        self._numpy = True
         self._last: tuple[int, Any, Any] = (-1, None, None)  # decoded: several views come one after another
         if once and isinstance(dataset, ImageDataset):
             self.reader = CheckedReader(dataset.reader)
@@ -68,10 +74,19 @@ class SeededDataset(Dataset[Any]):
         epochs, samples = np.divmod(indices, len(self.dataset))
         # As for stored soft labels, so that a run with them sees the images that it would see without.
         seeds = generator_seeds(augmentation_seed(self.seed, epochs, samples))
-        with replayed(0):  # which gives the generators back after all images
+        with self.replaying():
             batch = _Batch(map(self.read, samples.tolist(), seeds))
         batch.key = (self.seed, int(epochs[0]), int(samples[0]), _COLLATE)
         return batch
+
+    def replaying(self) -> AbstractContextManager[None]:
+        """Return what gives the generators back after all images of a batch.
+
+        NumPy's, which is slow to seed and to give back, is left alone where nothing draws from it.
+        """
+        steps = getattr(self.dataset.transform, "transforms", (self.dataset.transform,))
+        self._numpy = self.reader is None or not all(type(step).__name__ in _NO_NUMPY for step in steps)
+        return replayed(0, numpy=self._numpy)
 
     def read(self, sample: int, seeds: Sequence[int]) -> tuple[Any, Any]:
         """Return a sample and its label through the transform, the global generators seeded.
@@ -90,7 +105,7 @@ class SeededDataset(Dataset[Any]):
         if self._last[0] != sample:
             self._last = (sample, *self._decoded(self.reader, sample))
         _, image, label = self._last
-        seed_generators(seeds)
+        seed_generators(seeds, self._numpy)
         return image if self.dataset.transform is None else self.dataset.transform(image), label
 
     def _decoded(self, reader: CheckedReader, sample: int) -> tuple[Any, Any]:
@@ -108,6 +123,33 @@ class SeededDataset(Dataset[Any]):
         return image, label
 
 
+def collated(samples: Sequence[tuple[Any, Any]]) -> Any:
+    """Return a batch of images and labels as timm's `fast_collate` and torch's `default_collate` do.
+
+    Bytes, which transforms give as views `(C, H, W)` of `(H, W, C)`, NumPy puts in order in half of the time.
+    """
+    images, labels = zip(*samples, strict=True)
+    if getattr(images[0], "dtype", None) != torch.uint8:
+        return default_collate(list(samples))
+    batch = np.empty((len(images), *images[0].shape), np.uint8)
+    np.stack([image.numpy() for image in images], out=batch)
+    return torch.from_numpy(batch), default_collate(labels)
+
+
+class _WidenedLoader(DataLoader[Any]):
+    """Gives float32 for bytes, on the CPU, in memory of NumPy's: for that it asks for huge pages.
+
+    A batch of 32 images of 224 px has 4,700 pages otherwise, which cost more than what is done to them.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is one
+        """Yield batches."""
+        for images, targets in super().__iter__():
+            room = torch.from_numpy(np.empty(images.numel() + 15, np.float32))
+            start = -room.data_ptr() % 64 // 4  # as torch aligns memory
+            yield room[start : start + images.numel()].view(images.shape).copy_(images), targets
+
+
 class _SeededCollate:
     """Collate, and mix until `off_epoch` (0: always), drawing from the batch's own seed."""
 
@@ -119,11 +161,11 @@ class _SeededCollate:
     def __call__(self, batch: list[Any]) -> Any:
         assert isinstance(batch, _Batch)
         if self.mixup is None:
-            return default_collate(list(batch))  # bytes or numbers, faster than timm's fast_collate
+            return collated(batch)
         # The epoch comes with the batch: workers that live on would not see a switch in this process.
         self.mixup.mixup_enabled = not self.off_epoch or batch.key[1] < self.off_epoch
         with replayed(*batch.key):
-            return self.mixup(batch) if self.prefetch else self.mixup(*default_collate(list(batch)))
+            return self.mixup(batch) if self.prefetch else self.mixup(*collated(batch))
 
 
 def _end_quietly(worker: int) -> None:
@@ -295,7 +337,8 @@ def _load(
         kind = "training" if training else "validation"
         raise LskdError(f"the {kind} transform cannot be made ({one_line(error)}); {fix}.") from None
     samples, collate = images
-    loader: Any = DataLoader(
+    widened = prefetch and device.type == "cpu"
+    loader: Any = (_WidenedLoader if widened else DataLoader)(
         samples,
         batch_size=args.batch_size if training else args.validation_batch_size or args.batch_size,
         sampler=sampler,

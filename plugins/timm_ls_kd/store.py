@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import timm
 import torch
-from timm.data.loader import fast_collate
 from torch import Tensor
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import Sampler
 
 from lskd import Convention, FrozenTeacher, LskdError, SoftLabels, SoftLabelsError
 from lskd.checkpoints import file_checksum, settings_beside
@@ -34,7 +33,7 @@ from lskd.teachers.replay import (
     replayed,
 )
 from timm_ls_kd.arguments import KdConfig, SoftLabelsConfig, scheduled_epochs
-from timm_ls_kd.loader import SeededDataset
+from timm_ls_kd.loader import SeededDataset, collated
 from timm_ls_kd.teacher import StudentRun, make_teacher
 
 # Arguments of the transform; those of the upstream script alone are None elsewhere.
@@ -104,7 +103,7 @@ class ReplayedDataset(SeededDataset):
             epochs %= self.views
             indices = (epochs * len(self.dataset) + samples).tolist()
         seeds = augmentation_seed(self.seed, epochs, samples)
-        with replayed(0):  # which gives the generators back after all images
+        with self.replaying():
             return list(map(self._replayed, indices, seeds.tolist(), generator_seeds(seeds)))
 
     def _replayed(self, key: int, seed: int, seeds: Sequence[int]) -> ReplayedSample:
@@ -191,7 +190,7 @@ class ReplayCollate:
             SoftLabelsError: damaged rows, or rows of other augmentation.
         """
         pairs = [(sample.image, sample.label) for sample in batch]
-        images, labels = fast_collate(pairs) if self.prefetch else default_collate(pairs)
+        images, labels = collated(pairs)
         targets = ReplayedTargets(labels, torch.tensor([sample.key for sample in batch]))
         if self.mixing:
             targets = replace(

@@ -99,6 +99,22 @@ def test_loading_leaves_the_generators_alone(loader):
     assert torch.equal(torch.get_rng_state(), state[2])
 
 
+@pytest.mark.parametrize(
+    ("flags", "training"),
+    [((), True), (("--no-prefetcher",), True), (("--aa", "rand-m9-mstd0.5"), True), ((), False)],
+)
+def test_numpys_generator_is_seeded_where_it_counts(make_loader, monkeypatch, flags, training):
+    """Against seeding it always; batches lie in memory as torch's do."""
+    load = partial(make_loader, "--vflip", 0.5, "--scale", 0.3, 1, *flags, training=training)
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    found = epoch(load(), 0)
+    assert (np.random.get_state()[1] == before).all()
+    monkeypatch.setattr("timm_ls_kd.loader._NO_NUMPY", frozenset())
+    assert same(found, epoch(load(), 0))
+    assert all(images.is_contiguous() and images.data_ptr() % 64 == 0 for images, _ in load())
+
+
 @pytest.mark.parametrize("prefetch", [(), ("--no-prefetcher",)])
 @pytest.mark.parametrize("kind", ["training", "validation", "store"])
 def test_colours_reach_the_network_as_they_are(make_loader, tmp_path, kind, prefetch):

@@ -95,15 +95,21 @@ def _hashed(values: NDArray[np.uint32], constants: NDArray[np.uint32]) -> NDArra
     return values ^ (values >> np.uint32(16))
 
 
-def seed_generators(words: Sequence[int]) -> None:
-    """Seed the global generators of Python, NumPy and torch's CPU, one 32-bit word for each."""
+def seed_generators(words: Sequence[int], numpy: bool = True) -> None:
+    """Seed the global generators of Python, NumPy and torch's CPU, one 32-bit word for each.
+
+    Args:
+        words: the seeds.
+        numpy: False leaves NumPy's out, for what does not draw from it.
+    """
     random.seed(words[0])
-    np.random.seed(words[1])
+    if numpy:
+        np.random.seed(words[1])
     torch.default_generator.manual_seed(words[2])
 
 
 @contextmanager
-def replayed(*key: int) -> Iterator[None]:
+def replayed(*key: int, numpy: bool = True) -> Iterator[None]:
     """Run a block on the global generators of Python, NumPy and torch's CPU, seeded; then give them back.
 
     A transform that draws from these - timm's, torchvision's, mmcv's - does the same to the same image each
@@ -112,6 +118,7 @@ def replayed(*key: int) -> Iterator[None]:
 
     Args:
         key: one seed, 0 to 2^32 - 1, of :func:`augmentation_seed`, or several whole numbers.
+        numpy: False leaves NumPy's generator alone, whose state costs the most to give back.
 
     >>> with replayed(3):
     ...     first = random.random(), np.random.rand(), torch.rand(1).item()
@@ -119,13 +126,14 @@ def replayed(*key: int) -> Iterator[None]:
     ...     first == (random.random(), np.random.rand(), torch.rand(1).item())
     True
     """
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seed_generators(np.random.SeedSequence(key).generate_state(3).tolist())
+    before = random.getstate(), np.random.get_state() if numpy else None, torch.get_rng_state()
+    seed_generators(np.random.SeedSequence(key).generate_state(3).tolist(), numpy)
     try:
         yield
     finally:
         random.setstate(before[0])
-        np.random.set_state(before[1])
+        if before[1] is not None:
+            np.random.set_state(before[1])
         torch.set_rng_state(before[2])
 
 
