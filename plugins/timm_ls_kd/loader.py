@@ -4,16 +4,19 @@ depend on nothing but (seed, epoch, sample), so that a resumed or a distributed 
 import re
 import signal
 import sys
+import weakref
 import zlib
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from timm.data import FastCollateMixup, ImageDataset, Mixup, create_transform
 from timm.data.loader import PrefetchLoader
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError
@@ -128,7 +131,7 @@ def collated(samples: Sequence[tuple[Any, Any]]) -> Any:
 
     Bytes, which transforms give as views `(C, H, W)` of `(H, W, C)`, NumPy puts in order in half of the time.
     """
-    images, labels = zip(*samples, strict=True)
+    images, labels = map(list, zip(*samples, strict=True))
     if getattr(images[0], "dtype", None) != torch.uint8:
         return default_collate(list(samples))
     batch = np.empty((len(images), *images[0].shape), np.uint8)
@@ -137,17 +140,28 @@ def collated(samples: Sequence[tuple[Any, Any]]) -> Any:
 
 
 class _WidenedLoader(DataLoader[Any]):
-    """Gives float32 for bytes, on the CPU, in memory of NumPy's: for that it asks for huge pages.
+    """Gives float32 for bytes, on the CPU, in memory that is used again when nothing holds its last batch.
 
-    A batch of 32 images of 224 px has 4,700 pages otherwise, which cost more than what is done to them.
+    New memory costs more than what is done in it: a batch of 32 images of 224 px has 4,700 pages.
     """
+
+    _rooms: tuple[tuple[NDArray[np.float32], Callable[[], object]], ...] = ()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is one
         """Yield batches."""
         for images, targets in super().__iter__():
-            room = torch.from_numpy(np.empty(images.numel() + 15, np.float32))
-            start = -room.data_ptr() % 64 // 4  # as torch aligns memory
-            yield room[start : start + images.numel()].view(images.shape).copy_(images), targets
+            yield self._room(images.numel()).view(images.shape).copy_(images), targets
+
+    def _room(self, count: int) -> Tensor:
+        free = [memory for memory, user in self._rooms if user() is None and len(memory) == count]
+        if not free:
+            memory = np.empty(count + 15, np.float32)
+            start = -memory.ctypes.data % 64 // 4  # as torch aligns memory
+            free = [memory[start : start + count]]
+        user = free[0][:]  # lives as long as any tensor in this memory, autograd's too
+        taken = [room for room in self._rooms if room[1]() is not None]
+        self._rooms = (*taken, (free[0], weakref.ref(user)))
+        return torch.from_numpy(user)
 
 
 class _SeededCollate:

@@ -115,6 +115,27 @@ def test_numpys_generator_is_seeded_where_it_counts(make_loader, monkeypatch, fl
     assert all(images.is_contiguous() and images.data_ptr() % 64 == 0 for images, _ in load())
 
 
+def test_a_batch_that_is_held_stays_as_it_is(loader):
+    """Memory is used again, but not while a tensor, a view of one or autograd's graph holds it."""
+    load = loader("--batch-size", 8)
+    images, weights = epoch(load, 0), torch.ones((), requires_grad=True)
+    load.sampler.set_epoch(0)
+    held, sums, places = [], [], set()
+    for number, (batch, _) in enumerate(load):
+        places.add(batch.data_ptr())
+        if number % 3 == 0:
+            held.append(batch[0])
+        elif number % 3 == 1:
+            sums.append((batch * weights).sum())
+    assert len(places) < len(images)
+    for number, (batch, _) in enumerate(images):
+        if number % 3 == 0:
+            assert torch.equal(held.pop(0), batch[0])
+        elif number % 3 == 1:
+            (gradient,) = torch.autograd.grad(sums.pop(0), weights)
+            torch.testing.assert_close(gradient, batch.sum())
+
+
 @pytest.mark.parametrize("prefetch", [(), ("--no-prefetcher",)])
 @pytest.mark.parametrize("kind", ["training", "validation", "store"])
 def test_colours_reach_the_network_as_they_are(make_loader, tmp_path, kind, prefetch):
