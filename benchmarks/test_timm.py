@@ -157,6 +157,7 @@ def test_step_from_the_store(ratio, work, device, tmp_path):
         _step(plain, work.images, work.labels),
         bar=1.02,
         rounds=ROUNDS + 2,
+        least=device.type == "cpu",
     )
 
 

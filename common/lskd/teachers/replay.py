@@ -71,13 +71,12 @@ def generator_seeds(seeds: NDArray[np.uint32]) -> list[list[int]]:
     """
     pool = np.zeros((4, len(seeds)), np.uint32)
     pool[0] = seeds
-    pool, used = _hashed(pool, _ENTROPY[:5]), 4
-    for source in range(4):
-        others = [place for place in range(4) if place != source]
-        mixed = pool[others] * np.uint32(0xCA01F9DD)
-        mixed -= _hashed(pool[source], _ENTROPY[used : used + 4]) * np.uint32(0x4973F715)
-        pool[others] = mixed ^ (mixed >> 16)
-        used += 3
+    pool = _hashed(pool, _ENTROPY[:5])
+    for source, constants in enumerate(_ROUNDS):
+        mixed = pool * np.uint32(0xCA01F9DD)
+        mixed -= _hashed(pool[source], constants) * np.uint32(0x4973F715)
+        mixed ^= mixed >> np.uint32(16)
+        mixed[source], pool = pool[source], mixed  # which is mixed into the others only
     words: list[list[int]] = _hashed(pool[:3], _STATE).T.tolist()
     return words
 
@@ -88,6 +87,8 @@ def _powers(start: int, factor: int, count: int) -> NDArray[np.uint32]:
 
 
 _ENTROPY, _STATE = _powers(0x43B0D7E5, 0x931E8875, 17), _powers(0x8B51F9DD, 0x58F38DED, 4)
+# Those that each of the four takes for the three others, and one more in the place of its own.
+_ROUNDS = [np.insert(_ENTROPY[4 + 3 * n : 8 + 3 * n], n, _ENTROPY[4 + 4 * n], axis=0) for n in range(4)]
 
 
 def _hashed(values: NDArray[np.uint32], constants: NDArray[np.uint32]) -> NDArray[np.uint32]:
