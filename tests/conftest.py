@@ -1,5 +1,6 @@
 """Settings for every test, and what no test may leave behind."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -7,7 +8,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def pytest_configure(config: pytest.Config) -> None:
         from lskd.kernel import native as _compiled
 
         _compiled.function = lambda: None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave what the tests import out of every later collection of garbage; mmengine asks for two a run."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+import plain_configs  # noqa: F401
 from digit_teacher import teach
 from image_folders import write_digits
 

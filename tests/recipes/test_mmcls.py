@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch.utils.flop_counter import FlopCounterMode
 
+import plain_configs  # noqa: F401
 from lskd_study.plan.recipes import catalogue, recipes_folder
 from lskd_study.trainers.trainer import quiet
 from mmcls_bnn import compat, register
