@@ -27,15 +27,26 @@ DEALS = {
 }
 
 WORKER = """
-import json, sys, warnings
+import json, os, sys, warnings
 import torch
 from lskd import Stability
 
-rank, init, data, deals = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+folder, deals = sys.argv[1], json.loads(sys.argv[2])
 world_size = len(deals[0][2])
+children = []
+for rank in range(world_size):  # each forked from one that has imported everything
+    children.append(os.fork())
+    if children[-1] == 0:
+        break
+else:
+    for child in children:
+        os.waitpid(child, 0)
+    sys.exit()
+sys.stdout, sys.stderr = (open(f"{folder}/{name}{world_size}-{rank}", "w") for name in ("out", "err"))
 warnings.simplefilter("ignore")
+init = f"file://{folder}/init{world_size}"
 torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=world_size)
-saved = torch.load(data)
+saved = torch.load(f"{folder}/samples.pt")
 logits, labels = saved["logits"], saved["labels"]
 for name, definition, rows in deals:
     metric = Stability(int(logits.shape[1]), definition)
@@ -81,31 +92,15 @@ def run_workers(folder, world_size):
     ]
     # What exchanges lists comes last: a collective that goes wrong takes its processes with it.
     deals.sort(key=lambda deal: deal[1] == "vector_l2")
+    words = [sys.executable, "-c", WORKER, str(folder), json.dumps(deals)]
+    subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
     found: dict = {}
-    init = (folder / f"init{world_size}").as_uri()
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-c", WORKER, str(rank)),
-                *(init, str(folder / "samples.pt"), json.dumps(deals)),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        for rank, process in enumerate(processes):
-            output, errors = process.communicate()
-            for line in output.splitlines():
-                name, definition, *rest = json.loads(line)
-                found[name, definition, rank] = rest
-            found["errors", world_size, rank] = errors[-2000:]
-    finally:
-        for process in processes:
-            process.kill()
+    for rank in range(world_size):
+        output, errors = ((folder / f"{name}{world_size}-{rank}").read_text() for name in ("out", "err"))
+        for line in output.splitlines():
+            name, definition, *rest = json.loads(line)
+            found[name, definition, rank] = rest
+        found["errors", world_size, rank] = errors[-2000:]
     return found
 
 

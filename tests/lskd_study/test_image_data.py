@@ -192,7 +192,10 @@ def test_imagenet_from_archives_and_from_folders(data, ilsvrc, tmp_path):
 def test_imagenet_refuses_what_is_not_whole(data, ilsvrc):
     words = ("imagenet", ilsvrc, *IMAGENET)
     expected = "expected 1,281,167 training and 50,000 validation images in 1,000 classes, found 12 training"
-    assert expected in data.refuse(*words[:2])
+    said = data.refuse(*words[:2])
+    assert expected in said
+    assert "; get the whole of it from https://" in said
+    assert "--expect train=12,val=6,classes=3" in said
     train = ilsvrc / "ILSVRC2012_img_train.tar"
     whole = train.read_bytes()
     for content, message in (
@@ -323,9 +326,12 @@ def test_fashion_mnist_is_read_by_torchvision(data, tmp_path):
     image = data.make(*words).folder / "train" / "3" / "00013.png"
     np.testing.assert_array_equal(np.asarray(Image.open(image)), pixels[13])
     assert "expected 60,000 training" in data.refuse(*words[:2])
-    file = source / "train-images-idx3-ubyte.gz"
-    file.write_bytes(file.read_bytes()[:-300])
-    assert "cut short" in data.refuse(*words)
+    for name in ("train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
+        whole = (source / name).read_bytes()
+        for part in (0, 5, len(whole) // 2, len(whole) - 1):
+            (source / name).write_bytes(whole[:part])
+            assert ("cut short" if part else "does not contain the four files") in data.refuse(*words)
+        (source / name).write_bytes(whole)
 
 
 def test_the_published_numbers_are_those_of_table_5():
