@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # On a small busy machine two OpenMP threads can be ten times slower than one.
 export OMP_NUM_THREADS ?= 1
+# Or each of the hundred processes that the tests start would compile all of the source.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo demo-bnn demo-nmt test test-numerical lint bench bench-growth clean
 help:
