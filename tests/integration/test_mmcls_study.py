@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from events import assert_are_curves
+from image_folders import write_digits
 from lskd.base.files import read_csv
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -18,7 +19,9 @@ TEACHER = yaml.safe_load((ROOT / "recipes" / "digits" / "teacher.yaml").read_tex
 
 
 def test_a_study_of_binary_students(tmp_path):
-    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump({**TEACHER, "epochs": 3, "decay_milestones": [2]}))
+    write_digits(tmp_path / "digits", classes=10, per_class=60)
+    teacher = {**TEACHER, "epochs": 3, "decay_milestones": [2], "batch_size": 16}
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher))
     (tmp_path / "student.py").write_text(
         f"_base_ = {str(ROOT / 'recipes' / 'digits_bnn' / 'student.py')!r}\n"
         "model = dict(backbone=dict(width=0.125), head=dict(in_channels=64))\n"
@@ -27,7 +30,7 @@ def test_a_study_of_binary_students(tmp_path):
     study = {
         "title": "Miniature",
         "ecosystem": "mmcls",
-        "data": {"path": "data/digits", "num_classes": 10, "prepare": "digits"},
+        "data": {"path": "digits", "num_classes": 10},
         "output": "runs/mini",
         "smoothing": {"values": [0, 0.1]},
         "seeds": [0],
@@ -55,7 +58,7 @@ def test_a_study_of_binary_students(tmp_path):
         assert_are_curves(folder)
         # From the stored logits, and as the trainer itself counted.
         (measured,) = (row for row in read_csv(runs / "runs.csv") if row["run"] == folder.name)
-        assert float(measured["top1"]) == pytest.approx(float(own[-1]["val_top1"]), abs=0.2)
+        assert float(measured["top1"]) == pytest.approx(float(own[-1]["val_top1"]), abs=0.6)
     controls = {folder.name: folder for folder in (runs / "controls").iterdir()}
     assert set(controls) == {
         f"control-ReActNet_18{kind}-seed0" for kind in ("-smoothing0.1", "_real-smoothing0")
