@@ -31,10 +31,9 @@ def test_from_a_folder_to_the_answer(folder):
     own = [*STUDY, "--own", "garments", "--yes"]
     with (folder / "first.log").open("w") as log:
         first = subprocess.Popen(own, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    while not study.exists():
+    while not all(study.with_name(f"{name}.yaml").exists() for name in ("study", "teacher", "student")):
         assert first.poll() is None, (folder / "first.log").read_text()
         time.sleep(0.1)
-    time.sleep(0.5)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     said = (folder / "first.log").read_text()
