@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+import forked
 from events import assert_are_curves
 from lskd.checkpoints import file_checksum
 from lskd_study.stores.decide import with_stores
@@ -123,9 +124,7 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
 
     # What the page shows can be pasted, and an unbroken run has the curve of the one that was killed.
     job = json.loads((runs / "teachers" / killed / "job.json").read_text())
-    name, *words = shlex.split(job["rerun_command"])
-    command = [Path(sys.executable).with_name(name), *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = forked.run(*shlex.split(job["rerun_command"]), imported=("fairseq_cli.train",), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     unbroken = Fairseq().read_curves(tmp_path / "rerun" / killed, "teacher")
     assert unbroken == Fairseq().read_curves(runs / "teachers" / killed, "teacher")
@@ -147,8 +146,8 @@ def check_a_store(folder: Path) -> None:
     )
     plan.write()
     for job in (store.id, student.id):
-        words = [sys.executable, "-m", "lskd_study.runs", plan.root / "plan.json", job]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+        words = ("-m", "lskd_study.runs", plan.root / "plan.json", job)
+        done = forked.run(*words, imported=("fairseq_cli.train",), cwd=folder)
         assert done.returncode == 0, done.stderr
     record = json.loads((plan.root / store.folder / "job.json").read_text())
     assert (record["soft_labels"]["samples"], record["soft_labels"]["top_k"]) == (300, 8)
