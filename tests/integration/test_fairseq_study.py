@@ -136,7 +136,7 @@ def test_a_study_of_translation(tmp_path, monkeypatch):
 def check_a_store(folder: Path) -> None:
     """One teacher of the study above is asked once, by jobs as the workflow starts them."""
     content = yaml.safe_load((folder / "study.yaml").read_text())
-    content |= {"output": "runs/stored", "soft_labels": {"top_k": 8}}
+    content |= {"output": "runs/stored", "soft_labels": {"sampled": 8, "values": "packed"}}
     (folder / "stored.yaml").write_text(yaml.safe_dump(content))
     plan = with_stores(make_plan("stored.yaml", None))
     store = plan.stores[0]
@@ -150,14 +150,14 @@ def check_a_store(folder: Path) -> None:
         done = forked.run(*words, imported=("fairseq_cli.train",), cwd=folder)
         assert done.returncode == 0, done.stderr
     record = json.loads((plan.root / store.folder / "job.json").read_text())
-    assert (record["soft_labels"]["samples"], record["soft_labels"]["top_k"]) == (300, 8)
+    assert (record["soft_labels"]["samples"], record["soft_labels"]["sampled"]) == (300, 8)
     assert record["removed"]  # its only student is finished
     job = json.loads((plan.folder(student) / "job.json").read_text())
     assert job["soft_labels"]["checksum"] == record["soft_labels"]["checksum"]
-    assert job["settings"]["soft_labels"] == {"top_k": 8, "values": "float16"}
+    assert job["settings"]["soft_labels"] == {"sampled": 8, "values": "packed"}
     rows = Fairseq().read_curves(plan.folder(student), "student")
     online = Fairseq().read_curves(folder / "runs" / "mini" / student.folder, "student")
-    # The same student by another loss: the eight likeliest words of each.
+    # The same student by another loss: eight drawn words of each.
     assert len(rows) == len(online)
     assert rows != online
     assert float(rows[0]["train_ce"]) == pytest.approx(float(online[0]["train_ce"]), rel=0.5)

@@ -38,6 +38,7 @@ def test_a_study_of_binary_students(tmp_path):
         "teachers": [{"model": "test_resnet", "config": "teacher.yaml"}],
         "students": [{"model": "ReActNet-18", "config": "student.py"}],
         "tracker": "tensorboard",
+        "soft_labels": {"top_k": 4, "rest": "lump", "views": 1, "values": "packed"},
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     words = [sys.executable, "-m", "lskd_study", "study", "study.yaml", "--cores", "2"]
@@ -51,6 +52,10 @@ def test_a_study_of_binary_students(tmp_path):
         teacher = runs / "teachers" / job["teacher"]["run"] / "job.json"
         # The student was taught by the very file that timm's trainer wrote.
         assert job["teacher"]["checkpoint_sha256"] == json.loads(teacher.read_text())["checkpoint"]["sha256"]
+        asked = {"top_k": 4, "values": "packed", "views": 1, "rest": "lump"}
+        assert job["settings"]["soft_labels"] == asked
+        assert (job["soft_labels"]["top_k"], job["soft_labels"]["epochs"]) == (4, 1)
+        assert "distillation.soft_labels.rest=lump" in job["rerun_command"]
         assert job["rerun_command"].startswith("mim train mmcls student.py --work-dir rerun/")
         curves, own = read_csv(folder / "curves.csv"), read_csv(folder / "epochs.csv")
         assert [row["epoch"] for row in curves] == ["0", "1"]

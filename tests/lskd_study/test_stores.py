@@ -15,7 +15,7 @@ import yaml
 from lskd import DivergedError, LskdError, SoftLabels, SoftLabelsWriter
 from lskd.checkpoints import file_checksum
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd_study.plan.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run
+from lskd_study.plan.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run, Store
 from lskd_study.plan.schema import SoftLabels as Asked
 from lskd_study.runs import job
 from lskd_study.runs.__main__ import main
@@ -161,7 +161,7 @@ def test_what_is_asked_for_is_done_or_refused(decided, monkeypatch):
     assert len(decided(mode="always", students=[("small", "student.yaml")]).stores) == 6
     plan = decided(top_k=2, limit_gb=1e-6)
     assert {(store.top_k, store.values) for store in plan.stores} == {(2, "float16")}
-    assert "the 2 likeliest entries" in loss_note(plan)
+    assert "2 likeliest entries" in loss_note(plan)
     assert "changes the loss" in describe_stores(plan)[0]
     assert loss_note(decided()) == ""
     assert decided(top_k=CLASSES, values="float32").stores == decided().stores
@@ -177,10 +177,56 @@ def test_what_is_asked_for_is_done_or_refused(decided, monkeypatch):
     assert "read 2 stored views" in loss_note(plan)
     assert plan.settings(plan.run(plan.stores[0].students[0]))["soft_labels"]["views"] == 2
     assert decided(views=9).stores == decided().stores
-    with pytest.raises(LskdError, match=r"study.yaml: soft_labels.top_k is 5; there are 4 classes"):
-        decided(top_k=5)
     with pytest.raises(LskdError, match=r"soft_labels: it mixes; fix that or remove it"):
         decided({"small": CannotStoreError("it mixes")}, mode="always")
+
+
+def test_drawn_packed_and_the_rest(decided, plan_of, tmp_path):
+    plan = decided(sampled=2, values="packed", limit_gb=1e-6)
+    assert {(store.top_k, store.sampled, store.values) for store in plan.stores} == {(2, True, "packed")}
+    assert plan.stores[0].size == IMAGES * EPOCHS * (4 + 2 + 1)  # seed, two codes, two ids of two bits
+    words = " ".join(TIMM.command(plan, plan.run(plan.stores[0].writer)))
+    assert "--kd-soft-labels-sampled 2 --kd-soft-labels-values packed --kd-soft-labels-seed" in words
+    assert plan.settings(plan.run(plan.stores[0].writer))["soft_labels"] == {"sampled": 2, "values": "packed"}
+    assert "learn from 2 drawn entries" in loss_note(plan)
+    assert "6 stores, 2 drawn in packed, serve 12 students, which changes" in describe_stores(plan)[0]
+    assert decided(sampled=CLASSES, values="float32").stores == decided().stores
+    plan = decided(top_k=2, rest="lump")
+    assert "--kd-soft-labels-top-k 2 --kd-soft-labels-values float16 --kd-rest lump" in " ".join(
+        TIMM.store_command(plan, plan.stores[0])
+    )
+    assert "2 likeliest entries of what the teacher says, lump the rest, stored" in loss_note(plan)
+    assert plan.settings(plan.run(plan.stores[0].writer))["soft_labels"]["rest"] == "lump"
+    # What is asked for is asked for of a single student too.
+    assert len(decided(views=2, students=[("small", "student.yaml")]).stores) == 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"top_k": 5}, "top_k is 5; there are 4 classes"),
+        ({"sampled": 5}, "sampled is 5; there are 4 classes"),
+        ({"sampled": 2, "top_k": 2}, "give one"),
+        ({"sampled": 2, "rest": "lump"}, "leaves no rest"),
+        ({"rest": "lump"}, "all entries are kept; add top_k"),
+        ({"sampled": 2}, "right at temperature 1 and biased at 2"),
+        ({"top_k": 2, "values": "packed"}, "packed, too coarse"),
+        ({"top_k": 2, "values": "packed", "rest": "lump"}, "packed, too coarse"),
+        ({"top_k": 2, "values": "packed", "rest": "restrict"}, None),
+        ({"values": "packed"}, None),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_trained(
+    decided, plan_of, tmp_path, asked, reason
+):
+    decided()
+    plan = asking(plan_of(tmp_path, students=[("small", "student.yaml")], temperatures=[1, 2]), **asked)
+    if reason is None:
+        assert len(with_stores(plan).stores) == 6
+        return
+    with pytest.raises(LskdError, match=f"study.yaml: soft_labels.*{reason}") as error:
+        with_stores(plan)
+    assert "\n" not in str(error.value)
 
 
 def test_translations_are_stored_only_as_top_k(tmp_path, plan_of):
@@ -209,6 +255,23 @@ def test_translations_are_stored_only_as_top_k(tmp_path, plan_of):
     ):
         with pytest.raises(LskdError, match=reason):
             decide(section, top_k=7)
+    drawn = decide(sampled=7)
+    (words,) = {tuple(drawn_command(drawn, store)) for store in drawn.stores}
+    assert words == ("--sampled", "7", "--values", "float16")
+    for criterion, reason in (
+        ({"kd_preset": "tan2019"}, "asks for the top 8 with kd_rest renormalise"),
+        ({"kd_rest": "lump"}, "kd_rest lump, and what soft_labels.sampled draws has no rest"),
+        ({"kd_sampled": 8}, "sets kd_sampled"),
+    ):
+        with pytest.raises(LskdError, match=reason):
+            decide({"criterion": criterion}, sampled=7)
+    found = decide(top_k=8, rest="spread")
+    assert "++criterion.kd_rest=spread" in rerun_command(found, found.runs[-1])
+
+
+def drawn_command(plan: Plan, store: Store) -> list[str]:
+    words = trainer_of("fairseq", "student").store_command(plan, store)
+    return words[words.index("--sampled") :][:4]
 
 
 class Study:

@@ -82,11 +82,12 @@ class Store:
         writer: the one of them whose settings the writing command has.
         seed: of the augmentation; the runs' own seed, so that all arms of a seed have the same images.
         top_k: entries kept of each answer, 0: all.
-        values: ``float32`` or ``float16``.
+        values: one of :data:`lskd.soft_labels.format.ValueDtype`.
         epochs: stored, each with its own views of the images; 1 where there are no views.
         asked: epochs of all its students together: what the teacher would be asked without a store.
         size: bytes expected, 0 where that is not known before.
         views: whether these epochs are read in turn by a training that has more.
+        sampled: whether the entries are drawn, and not the largest.
     """
 
     __pydantic_config__ = _AS_WRITTEN
@@ -102,11 +103,17 @@ class Store:
     asked: int
     size: int
     views: bool = False
+    sampled: bool = False
 
     @property
     def folder(self) -> str:
         """The store's folder, relative to the output folder: its record and log, and the soft labels."""
         return f"soft_labels/{self.id}"
+
+    @property
+    def kept(self) -> dict[str, int | str]:
+        """What is kept of each answer, as a study file says it."""
+        return {"sampled" if self.sampled else "top_k": self.top_k or "all", "values": self.values}
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,11 @@ class Plan:
     def store_of(self, run: Run) -> Store | None:
         """Return the store that a run reads; None: it asks its teacher itself, or has none."""
         return self._store_by_student.get(run.id)
+
+    @property
+    def rest(self) -> str:
+        """What becomes of the entries that are not stored; empty where the study file does not say."""
+        return self.soft_labels.get("rest") or ""
 
     def labels(self, store: Store, output: str | None = None) -> Path:
         """Return the folder of the soft labels, relative to ``cwd``; ``output``: not the study's own."""
@@ -271,9 +283,11 @@ class Plan:
         if self.temperature_squared and run.role == "student":
             own["temperature_squared"] = True
         if store := self.store_of(run):
-            own["soft_labels"] = {"top_k": store.top_k or "all", "values": store.values}
+            own["soft_labels"] = store.kept
             if store.views:
                 own["soft_labels"]["views"] = store.epochs
+            if self.rest:
+                own["soft_labels"]["rest"] = self.rest
         return {**own, "convention": self.convention}
 
     def write(self) -> None:

@@ -147,8 +147,14 @@ class SoftLabels(Strict):
     top_k: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
         "all", description="entries kept of each answer; fewer than all change the loss"
     )
-    values: Literal["float32", "float16"] | None = Field(
-        None, description="default: float32 with all entries, float16 with top_k"
+    sampled: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="entries drawn of each answer instead, right in expectation; at temperature 1"
+    )
+    rest: Literal["spread", "lump", "renormalise", "restrict"] | None = Field(
+        None, description="what becomes of the entries beyond top_k; default: as the trainer's file says"
+    )
+    values: Literal["float32", "float16", "packed"] | None = Field(
+        None, description="default: float32 with all entries, float16 with top_k or sampled"
     )
     views: Annotated[int, Field(ge=1)] | None = Field(
         None, description="views stored of each image, read in turn; default: a view an epoch"

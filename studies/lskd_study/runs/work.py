@@ -112,7 +112,8 @@ class Storing:
 
     def identity(self, data: str) -> dict[str, Any]:
         """Return what is stored of each answer; a teacher that was trained anew makes another store."""
-        return {"seed": self.store.seed, "top_k": self.store.top_k, "values": self.store.values}
+        drawn = {"sampled": True} if self.store.sampled else {}
+        return {"seed": self.store.seed, "top_k": self.store.top_k, "values": self.store.values, **drawn}
 
     def can_go_on(self) -> bool:
         """Whether some are stored."""
@@ -136,8 +137,7 @@ class Storing:
             "samples": labels.layout.samples,
             "epochs": labels.layout.epochs,
             "rows": labels.rows,
-            "top_k": self.store.top_k or "all",
-            "values": self.store.values,
+            **self.store.kept,
             "own_error": error and error.as_json(),
         }
         return gigabytes(info["bytes"])

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lskd import LskdError
+from lskd import LskdError, SoftLabelsError
 from lskd.base.images import class_folders, class_images
 from lskd.soft_labels.format import SoftLabelsLayout, ValueDtype
 from lskd_study.base.text import gigabytes
@@ -39,30 +39,26 @@ def with_stores(plan: Plan) -> Plan:
     students = [run for run in plan.runs if run.role == "student"]
     if not students or not asked or asked["mode"] == "off":
         return plan
-    top_k = 0 if asked["top_k"] == "all" else int(asked["top_k"])
-    values = asked["values"] or ("float16" if top_k else "float32")
-    must = asked["mode"] == "always" or bool(top_k) or values == "float16" or bool(asked.get("views"))
-    if plan.kind is TRANSLATION and asked.get("views"):
-        raise LskdError(f"{plan.study_file}: soft_labels.views are of images; sentences have one, remove it")
-    if plan.kind is TRANSLATION and not top_k:
+    form = _form(plan)
+    must = asked["mode"] == "always" or bool(form.top_k) or form.values != "float32" or bool(asked["views"])
+    if plan.kind is TRANSLATION and not form.top_k:
         if must:
-            raise LskdError(f"{plan.study_file}: soft_labels of translations need top_k, e.g. 8; add it")
+            raise LskdError(
+                f"{plan.study_file}: soft_labels of translations need top_k, e.g. 8, or sampled; add one"
+            )
         return replace(plan, store_notes=["all students: a store of translations needs soft_labels.top_k"])
-    if plan.num_classes and top_k > plan.num_classes:
-        raise LskdError(
-            f"{plan.study_file}: soft_labels.top_k is {top_k}; there are {plan.num_classes} classes"
-        )
-    shape = {"top_k": 0 if top_k == plan.num_classes else top_k, "values": values}
     stores: list[Store] = []
     notes: list[str] = []
-    for views, group in _groups(plan, students):
+    for views, group in _groups(plan, students, must):
         names = ", ".join(dict.fromkeys(run.model for run in group))
         try:
             if isinstance(views, CannotStoreError):
                 raise views
-            made = _stores(plan, views, group, shape)
+            made = _stores(plan, views, group, form)
             if not must:
                 _check(plan, views[0], group, [*stores, *made])
+            for view, run in zip(views, group, strict=True):
+                _check_reading(form, run, plan.rest or view.rest)
             stores += made
         except CannotStoreError as reason:
             if must:
@@ -71,7 +67,58 @@ def with_stores(plan: Plan) -> Plan:
     return replace(plan, stores=stores, store_notes=notes)
 
 
-def _groups(plan: Plan, students: Sequence[Run]) -> list[tuple[list[Views] | CannotStoreError, list[Run]]]:
+class _Form(NamedTuple):
+    """What is kept of each answer, as :class:`Store` says it."""
+
+    top_k: int
+    values: ValueDtype
+    sampled: bool
+
+
+def _form(plan: Plan) -> _Form:
+    """Return what the study file asks for.
+
+    Raises:
+        LskdError: for keys that do not go together.
+    """
+    asked, classes = plan.soft_labels, plan.num_classes
+    sampled, rest = asked["sampled"], asked["rest"]
+    key = "sampled" if sampled else "top_k"
+    kept = 0 if asked[key] == "all" else int(asked[key])
+    wrong = {
+        "sampled draws entries, top_k takes the largest; give one": sampled and asked["top_k"] != "all",
+        "sampled leaves no rest; remove rest": sampled and rest,
+        "rest is what top_k leaves, and all entries are kept; add top_k, or remove it": rest and not kept,
+        "views are of images; sentences have one, remove it": plan.kind is TRANSLATION and asked["views"],
+        f"{key} is {kept}; there are {classes} classes": classes and kept > classes,
+    }
+    if found := next((message for message, is_so in wrong.items() if is_so), None):
+        raise LskdError(f"{plan.study_file}: soft_labels.{found}")
+    values: ValueDtype = asked["values"] or ("float16" if kept else "float32")
+    kept = 0 if kept == classes else kept
+    return _Form(kept, values, bool(asked["sampled"] and kept))
+
+
+def _check_reading(form: _Form, run: Run, rest: Any) -> None:
+    """Check that a student's temperature can be had from what is stored.
+
+    Raises:
+        CannotStoreError: it cannot.
+    """
+    if not form.top_k or run.temperature == 1:
+        return
+    from lskd.soft_labels.forms import check_reading  # torch takes a while
+
+    layout = SoftLabelsLayout(form.top_k + 1, form.top_k, 0, values=form.values, sampled=form.sampled)
+    try:
+        check_reading(Path("the store"), layout, run.temperature, rest)
+    except SoftLabelsError as error:
+        raise CannotStoreError(str(error)) from None
+
+
+def _groups(
+    plan: Plan, students: Sequence[Run], must: bool
+) -> list[tuple[list[Views] | CannotStoreError, list[Run]]]:
     """Return students whose training images are the same, with the views of each; or why they have none."""
     kinds: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in students:
@@ -80,7 +127,7 @@ def _groups(plan: Plan, students: Sequence[Run]) -> list[tuple[list[Views] | Can
     alone = _each_alone(students) and not any(_begun(students, plan))
     for kind, runs in kinds.items():
         try:
-            if alone and plan.soft_labels["mode"] == "auto" and plan.soft_labels["top_k"] == "all":
+            if alone and not must:
                 raise CannotStoreError(
                     f"each teacher has one student{' of a seed' * (plan.student_seeds > 1)}"
                 )
@@ -95,7 +142,7 @@ def _groups(plan: Plan, students: Sequence[Run]) -> list[tuple[list[Views] | Can
     return list(groups.values())
 
 
-def _stores(plan: Plan, views: list[Views], group: list[Run], shape: dict[str, Any]) -> list[Store]:
+def _stores(plan: Plan, views: list[Views], group: list[Run], form: _Form) -> list[Store]:
     """Return one store for each teacher of a group."""
     digest = hashlib.sha256(views[0].key.encode()).hexdigest()[:8]
     by_teacher: dict[tuple[str, int], list[tuple[Views, Run]]] = defaultdict(list)
@@ -103,11 +150,11 @@ def _stores(plan: Plan, views: list[Views], group: list[Run], shape: dict[str, A
         # Students of another seed see other images; sentences are the same for all.
         repeat = 0 if plan.kind is TRANSLATION else run.repeat
         by_teacher[run.teacher, repeat].append((view, run))
-    size = _bytes_an_epoch(plan, **shape)
+    size = _bytes_an_epoch(plan, form.top_k, form.values)
     stores = []
     for (teacher, repeat), pairs in by_teacher.items():
         longest, writer = max(pairs, key=lambda pair: pair[0].stored)
-        epochs = min(longest.stored, plan.soft_labels.get("views") or longest.stored)
+        epochs = min(longest.stored, plan.soft_labels["views"] or longest.stored)
         stores.append(
             Store(
                 id=f"{teacher}{f'-student{repeat}' if repeat else ''}-{digest}",
@@ -115,7 +162,7 @@ def _stores(plan: Plan, views: list[Views], group: list[Run], shape: dict[str, A
                 students=[run.id for _, run in pairs],
                 writer=writer.id,
                 seed=writer.seed,
-                **shape,
+                **form._asdict(),
                 epochs=epochs,
                 asked=sum(view.epochs for view, _ in pairs) if all(view.epochs for view, _ in pairs) else 0,
                 size=size * epochs,
@@ -181,14 +228,13 @@ def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:
     return found
 
 
-def _bytes_an_epoch(plan: Plan, top_k: int, values: str) -> int:
+def _bytes_an_epoch(plan: Plan, top_k: int, values: ValueDtype) -> int:
     """Return the bytes of one epoch of images; 0 where that is not known yet."""
     images, classes = training_images(plan), plan.num_classes
     if not images:
         return 0
-    kind: ValueDtype = "float32" if values == "float32" else "float16"
     kept = min(top_k, classes) or classes
-    layout = SoftLabelsLayout(classes, kept, images, rows_per_sample=1, values=kind, seeds=True)
+    layout = SoftLabelsLayout(classes, kept, images, rows_per_sample=1, values=values, seeds=True)
     return images * int(layout.row.itemsize)
 
 

@@ -41,8 +41,9 @@ def contains(plan: Plan, store: Store) -> bool:
     except SoftLabelsError:
         return False
     layout = labels.layout
-    kept = (0 if layout.k == layout.num_classes else layout.k, layout.values)
-    return labels.complete and layout.epochs >= store.epochs and kept == (store.top_k, store.values)
+    kept = (0 if layout.k == layout.num_classes else layout.k, layout.values, layout.sampled)
+    wanted = (store.top_k, store.values, store.sampled)
+    return labels.complete and layout.epochs >= store.epochs and kept == wanted
 
 
 def stored_identity(plan: Plan, run: Run, data: str) -> dict[str, Any] | None:

@@ -1,7 +1,5 @@
 """What a study says about its stores: before it runs, and on its page."""
 
-from collections.abc import Sequence
-
 from lskd.soft_labels.own_error import OwnError
 from lskd_study.base.text import gigabytes
 from lskd_study.plan.plan import Plan, Store
@@ -15,7 +13,7 @@ def describe_stores(plan: Plan) -> list[str]:
     if plan.stores:
         size = sum(store.size for store in plan.stores)
         about = f", {gigabytes(size)}" if size else ""
-        lines.append(f"  soft labels: {_stored(plan.stores)}{about}")
+        lines.append(f"  soft labels: {_stored(plan)}{about}")
         if saved := _saved(plan):
             lines.append(f"    {saved}")
     return lines + [f"  no soft labels stored for {note}" for note in plan.store_notes]
@@ -26,7 +24,7 @@ def page_rows(plan: Plan) -> list[tuple[str, str]]:
     rows = []
     if plan.stores:
         records = [record for store in plan.stores if "soft_labels" in (record := record_of(plan, store))]
-        parts = [_stored(plan.stores), _saved(plan)]
+        parts = [_stored(plan), _saved(plan)]
         if records:
             size = sum(record["soft_labels"]["bytes"] for record in records)
             minutes = sum(record["wall_time_s"] for record in records) / 60
@@ -44,30 +42,32 @@ def page_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def loss_note(plan: Plan) -> str:
     """Return how stored soft labels change the loss; empty where they do not."""
-    changed = {
-        (store.top_k, store.values) for store in plan.stores if store.top_k or store.values != "float32"
-    }
     views = {store.epochs for store in plan.stores if store.views}
-    again = f"Students read {max(views)} stored views of each image in turn." if views else ""
-    kept = [f"the {top_k} likeliest entries" if top_k else "all entries" for top_k, _ in sorted(changed)]
-    if not changed:
-        return again
-    return (
-        f"Students learn from {' and '.join(kept)} of what the teacher says, stored as "
-        f"{' and '.join(sorted({values for _, values in changed}))}: their loss differs from that of asking "
-        "the teacher itself." + f" {again}" * bool(again)
-    )
+    again = [f"Students read {max(views)} stored views of each image in turn."] if views else []
+    if plan.stores and not _exact(one := plan.stores[0]):  # one study file, so all are alike
+        kept = f"{one.top_k} {'drawn' if one.sampled else 'likeliest'}" if one.top_k else "all"
+        rest = f", {plan.rest} the rest" if plan.rest else ""
+        again.insert(
+            0,
+            f"Students learn from {kept} entries of what the teacher says{rest}, stored as {one.values}: "
+            "their loss differs from that of asking the teacher itself.",
+        )
+    return " ".join(again)
 
 
-def _stored(stores: Sequence[Store]) -> str:
+def _exact(store: Store) -> bool:
+    return not store.top_k and store.values == "float32"
+
+
+def _stored(plan: Plan) -> str:
+    stores, one = plan.stores, plan.stores[0]
     readers = sum(len(store.students) for store in stores)
-    kept = {f"top {store.top_k}" if store.top_k else "all classes" for store in stores}
-    exact = all(not store.top_k and store.values == "float32" for store in stores)
-    note = ", as the teacher says it" if exact else ", which changes the loss"
+    kept = f"{one.top_k} drawn" if one.sampled else f"top {one.top_k}" if one.top_k else "all classes"
+    note = f", rest: {plan.rest}" if plan.rest else ""
+    note += ", as the teacher says it" if _exact(one) else ", which changes the loss"
     if views := {store.epochs for store in stores if store.views}:
         note += f"; {max(views)} views of each image are read in turn"
-    values = ", ".join(sorted({store.values for store in stores}))
-    return f"{len(stores)} stores, {', '.join(sorted(kept))} in {values}, serve {readers} students{note}"
+    return f"{len(stores)} stores, {kept} in {one.values}, serve {readers} students{note}"
 
 
 def _saved(plan: Plan) -> str:

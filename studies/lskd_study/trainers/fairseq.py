@@ -164,6 +164,7 @@ class Fairseq:
         }
         if store := plan.store_of(run):
             options["++task.kd_soft_labels"] = plan.labels(store, output)
+            options |= {"++criterion.kd_rest": plan.rest} if plan.rest else {}
         if run.role == "control":
             options["++task.kd_soft_labels"] = "null"
         options |= {f"++criterion.{key}": value for key, value in _criterion(plan, run).items()}
@@ -269,16 +270,26 @@ class Fairseq:
         if _section(config, "dataset").get("train_subset", "train") != "train":
             raise CannotStoreError(f"{run.config} trains on something else than train")
         preset = PRESETS.get(str(criterion.get("kd_preset")), PRESETS["shen2021"])
-        wanted = int(preset["kd_top_k"] if criterion.get("kd_top_k") is None else criterion["kd_top_k"])
-        if wanted > int(plan.soft_labels["top_k"]):
+        told = {key: value for key, value in criterion.items() if value is not None}
+        wanted, rest = (told.get(key, preset[key]) for key in ("kd_top_k", "kd_rest"))
+        asked, sampled = plan.soft_labels, plan.soft_labels.get("sampled") or 0
+        if sampled and (wanted or rest != "renormalise"):
+            raise CannotStoreError(
+                f"{run.config} asks for the top {wanted} with kd_rest {rest}, and what soft_labels.sampled "
+                "draws has no rest"
+            )
+        if told.get("kd_sampled", 0) not in (0, sampled):
+            raise CannotStoreError(f"{run.config} sets kd_sampled, which is not what soft_labels keep")
+        if not sampled and int(wanted) > int(asked["top_k"]):
             raise CannotStoreError(f"{run.config} asks for the top {wanted}, more than soft_labels.top_k")
-        return Views("sentences", self.epochs(plan, run), 1)
+        return Views("sentences", self.epochs(plan, run), 1, rest=rest)
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``python -m fairseq_kd.soft_labels ...``."""
         teacher = Path(plan.output, plan.run(store.teacher).folder, CHECKPOINT)
         arguments = ["python", "-m", "fairseq_kd.soft_labels", plan.data, "--path", str(teacher)]
-        arguments += ["--top-k", str(store.top_k), "--values", store.values]
+        kept = "--sampled" if store.sampled else "--top-k"
+        arguments += [kept, str(store.top_k), "--values", store.values]
         arguments += ["--output", str(plan.labels(store, output))]
         cpu = _section(plan.configs[plan.run(store.writer).config], "common").get("cpu")
         return [*arguments, "--cpu"] if cpu else arguments

@@ -293,10 +293,12 @@ def _options(plan: Plan, run: Run, output: str | None = None) -> list[str]:
     if plan.temperature_squared and run.role == "student":
         options["model.distillation.temperature_squared"] = True
     if store := plan.store_of(run):
-        stored = {"path": plan.labels(store, output), "top_k": store.top_k, "values": store.values}
+        stored = {"path": plan.labels(store, output), "values": store.values}
+        stored |= {"sampled" if store.sampled else "top_k": store.top_k}
         # The teacher is shown some images again: so it is there for the validation images, too (Fig. 6).
         stored |= {"seed": store.seed, "verify": VERIFIED}
         stored |= {"views": store.epochs} if store.views else {}
+        stored |= {"rest": plan.rest} if plan.rest else {}
         options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
     return [f"{key}={value}" for key, value in options.items()]
 

@@ -164,8 +164,9 @@ class Timm:
             arguments += ["--kd-temperature-squared"] * plan.temperature_squared
             if store := plan.store_of(run):
                 arguments += ["--kd-soft-labels", str(plan.labels(store, output))]
-                arguments += ["--kd-soft-labels-top-k", str(store.top_k)]
-                arguments += ["--kd-soft-labels-values", store.values]
+                flag = "--kd-soft-labels-sampled" if store.sampled else "--kd-soft-labels-top-k"
+                arguments += [flag, str(store.top_k), "--kd-soft-labels-values", store.values]
+                arguments += ["--kd-rest", plan.rest] if plan.rest else []
                 arguments += ["--kd-soft-labels-seed", str(store.seed)]
                 arguments += ["--kd-soft-labels-views", str(store.epochs)] * store.views
         return [*arguments, "--output", output or str(folder.parent), "--experiment", folder.name]
@@ -243,7 +244,8 @@ class Timm:
             settings, epochs, mixed = views_of(args)
         except LskdError as error:
             raise CannotStoreError(str(error).rstrip(".")) from error
-        return Views(json.dumps(settings, sort_keys=True), epochs, epochs, MIXED if mixed else "")
+        key = json.dumps(settings, sort_keys=True)
+        return Views(key, epochs, epochs, MIXED if mixed else "", args.kd_rest)
 
     def size(self, plan: Plan, run: Run) -> Size:
         """Return parameters and operations of the model as the trainer builds it."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch takes a while
     from torch import Tensor, nn
 
     from lskd.teachers.outputs import Answers
+    from lskd.terms import Rest
 
 TryOut = Callable[[Run], None]
 
@@ -38,12 +39,14 @@ class Views:
         epochs: how many of them the student trains; 0 where its file does not say.
         stored: how many epochs a store of them has; 1 where every epoch has the same.
         caution: why a store would change more than the teacher's work; empty: nothing.
+        rest: what becomes of the entries that are not stored, by the student's file or the trainer's default.
     """
 
     key: str
     epochs: int
     stored: int
     caution: str = ""
+    rest: "Rest" = "spread"
 
 
 @dataclass(frozen=True)
