@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fairseq_kd.teacher import Teacher, split_paths
 from lskd import LskdError
+from lskd.soft_labels.remote import written_folder
 
 WINDOW = 2048  # sentences in memory at a time, and sorted by length to fill batches
 WINDOW_BYTES = 256 << 20  # of what is kept of them; one sentence may have more
@@ -25,7 +26,7 @@ def parser_of(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--path", required=True, metavar="FILE", help="the teacher: a checkpoint, a folder (its best), or A:B"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="folder to write")
+    parser.add_argument("--output", required=True, metavar="DIR", type=written_folder, help="folder to write")
     parser.add_argument("-s", "--source-lang", default=None, help="default: the teacher's")
     parser.add_argument("-t", "--target-lang", default=None, help="default: the teacher's")
     parser.add_argument("--max-tokens", type=int, default=4096, help="tokens in a batch (default: 4096)")

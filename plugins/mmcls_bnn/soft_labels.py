@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from tqdm import tqdm
 
 from lskd import LskdError, SoftLabels
+from lskd.soft_labels.remote import written_folder
 from mmcls_bnn.compat import FRAMEWORK, MODELS, use_registry
 from mmcls_bnn.distil import classifier  # noqa: F401 - importing it registers students
 from mmcls_bnn.distil.store import StoredTeacher
@@ -68,6 +69,7 @@ def _write(args: argparse.Namespace) -> str:
             f"config {args.config} has no model.distillation.soft_labels; add it, or give "
             "--cfg-options model.distillation.soft_labels.path=DIR"
         )
+    written_folder(model.soft_label_settings.path)
     # The student is neither trained nor initialised.
     model.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu").eval()
     epochs = int(cfg.train_cfg.max_epochs) if args.epochs is None else args.epochs

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lskd import SoftLabels, SoftLabelsWriter
+from lskd import LskdError, SoftLabels, SoftLabelsWriter
 from lskd.base.install import how_to_install
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.cli.main import main
@@ -123,6 +123,45 @@ def test_no_store_is_one_line(tmp_path, capsys):
     for command in ("info", "verify"):
         assert main(["soft-labels", command, str(tmp_path)]) == 2
         assert capsys.readouterr().err.startswith(f"lskd: error: {tmp_path} contains no soft labels")
+
+
+def test_what_is_at_a_url_is_looked_at_in_a_copy(store, info, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"file://{store}"
+    assert info(url)[0].replace(url, str(store)) == info(store)[0]
+    assert main(["soft-labels", "verify", url]) == 0
+    assert f"{url}: " in capsys.readouterr().out
+    assert main(["soft-labels", "info", f"{url}-not-there"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"lskd: error: {url}-not-there cannot be read")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("ecosystem", ["timm", "fairseq", "mmcls"])
+def test_nothing_is_written_at_a_url(ecosystem, tmp_path, monkeypatch, capsys):
+    recipe = Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py"
+    monkeypatch.chdir(tmp_path)
+    url = "s3://me:secret@bucket/labels"
+    if ecosystem == "timm":
+        from timm_ls_kd.cli import main as write
+
+        words = "soft-labels data --model test_resnet --kd-teacher test_resnet --kd-soft-labels"
+        assert write([*words.split(), url]) == 2
+        error = capsys.readouterr().err
+    elif ecosystem == "fairseq":
+        from fairseq_kd.soft_labels import main as write
+
+        with pytest.raises(LskdError) as caught:
+            write(["data-bin", "--path", "teacher.pt", "--output", url])
+        error = str(caught.value)
+    else:
+        from mmcls_bnn.soft_labels import main as write
+
+        assert write([str(recipe), "--cfg-options", f"model.distillation.soft_labels.path={url}"]) == 2
+        error = capsys.readouterr().err
+    assert "s3://bucket/labels is a URL, where nothing is written; name a local folder" in error
+    assert "\n" not in error.strip()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,20 @@ def local_folder(path: str | Path, cache: str | Path | None = None) -> Path:
     return folder
 
 
+def written_folder(path: str | Path) -> Path:
+    """Return a folder to write in.
+
+    Raises:
+        SoftLabelsError: it is a URL.
+    """
+    if "://" in str(path):
+        raise SoftLabelsError(
+            f"{_public(str(path))} is a URL, where nothing is written; name a local folder, and copy it "
+            "there when it is complete"
+        )
+    return Path(path)
+
+
 def _copy(storage: "_Storage", part: Path) -> None:
     """Copy what is missing in ``part``, and check all of it."""
     try:

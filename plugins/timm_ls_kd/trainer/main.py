@@ -21,6 +21,7 @@ from lskd import LskdError
 from lskd.base.tensors import require_finite_weights
 from lskd.base.trackers import Tracker, TrackerName, check_tracker
 from lskd.errors import one_line
+from lskd.soft_labels.remote import written_folder
 from timm_ls_kd.arguments import kd_config
 from timm_ls_kd.loader import seed_all
 from timm_ls_kd.models import load_weights
@@ -63,6 +64,7 @@ def store(argv: Sequence[str]) -> int:
     if kd is None or kd.soft_labels is None:
         raise LskdError("timm soft-labels needs --kd-teacher MODEL and --kd-soft-labels DIR; add them.")
     check_names(args, kd)
+    written_folder(kd.soft_labels.path)
     return _until_stopped(args, "stopped; the same command goes on from what is stored", lambda: _store(args))
 
 

@@ -30,14 +30,17 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the soft labels.")]
+_Folder = Annotated[str, typer.Argument(metavar="DIR", help="Folder of the soft labels, or its URL.")]
 
 
 @app.command()
 def info(
     folder: _Folder, json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Print what the soft labels in DIR are of, how far they got, and what they take."""
+    """Print what the soft labels in DIR are of, how far they got, and what they take.
+
+    What is at a URL is copied into the user's cache folder first, as a training does.
+    """
     labels = _open(folder)
     content = describe(labels)
     if not json_output and (error := labels.own_error):
@@ -60,7 +63,7 @@ def verify(folder: _Folder) -> None:
 
 
 @app.command()
-def merge(folder: _Folder) -> None:
+def merge(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the shards.")]) -> None:
     """Make one store of the shards in DIR, which several jobs wrote (--kd-soft-labels-shard, --shard).
 
     Nothing is written unless all shards are there, complete, sound, and of one teacher, data and layout.
@@ -100,10 +103,11 @@ def write(
     raise typer.Exit(done.returncode)
 
 
-def _open(folder: Path) -> "SoftLabels":
+def _open(folder: str) -> "SoftLabels":
     from lskd import SoftLabels  # numpy takes a while
+    from lskd.soft_labels.remote import local_folder
 
-    return SoftLabels(folder)
+    return SoftLabels(local_folder(folder))
 
 
 def describe(labels: "SoftLabels") -> dict[str, Any]:
@@ -111,14 +115,14 @@ def describe(labels: "SoftLabels") -> dict[str, Any]:
     return labels.info() | {"bytes_per_row": labels.layout.row.itemsize, "kept": labels.layout.kept}
 
 
-def _for_people(folder: Path, content: Mapping[str, Any]) -> str:
+def _for_people(folder: str, content: Mapping[str, Any]) -> str:
     layout = content["layout"]
     per_sample = layout["rows_per_sample"]
     size = content["bytes_per_row"] * (per_sample or 1)
     unit = "a sample and epoch" if per_sample else "a row (a target token)"
     error = content.get("own_error")
     lines = [
-        ("soft labels", str(folder)),
+        ("soft labels", folder),
         ("written", _progress(content)),
         ("classes", f"{content['kept']}, {layout['values']}"),
         (
