@@ -16,8 +16,9 @@ pytestmark = pytest.mark.integration
 COMMON = shlex.split(
     "--model test_vit --num-classes 4 --img-size 32 --device cpu --lr 0.05 --warmup-epochs 0 --workers 1 "
     "--hflip 0.5 --scale 0.3 1 --aa rand-m5-mstd0.5 --mixup 0.5 --cutmix 1 --kd-preflight-samples 0 "
-    "--kd-soft-labels-top-k 3 --epochs 2 --checkpoint-hist 1"
+    "--epochs 2 --checkpoint-hist 1"
 )
+TOP = ["--kd-soft-labels-top-k", 3]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def assert_close(first, second):
 
 
 def test_two_ranks_write_and_one_reads_and_the_reverse(digits, kd, tmp_path):
-    options = [digits, *COMMON, *kd, "--output", tmp_path / "runs"]
+    options = [digits, *COMMON, *TOP, *kd, "--output", tmp_path / "runs"]
     both, alone = tmp_path / "both", tmp_path / "alone"
 
     def student(name, store, batch, processes):
@@ -66,7 +67,7 @@ def test_two_ranks_write_and_one_reads_and_the_reverse(digits, kd, tmp_path):
 
 @needs_script
 def test_the_upstream_script_reads_and_writes_the_same_store(digits, kd, tmp_path):
-    options = [digits, *COMMON, *kd, "--output", tmp_path / "runs", "--batch-size", 40]
+    options = [digits, *COMMON, *TOP, *kd, "--output", tmp_path / "runs", "--batch-size", 40]
     own, scripts = tmp_path / "own", tmp_path / "scripts"
 
     def student(name, store, *more, script=SCRIPT, status=0, processes=1):
@@ -107,3 +108,25 @@ def test_the_upstream_script_reads_and_writes_the_same_store(digits, kd, tmp_pat
     lines = student("damaged", tmp_path / "damaged", status=2).stderr.splitlines()
     assert "rows.bin is damaged in block 0" in next(line for line in lines if line.startswith("timm: error"))
     assert "Traceback" not in "".join(lines)
+
+
+@needs_script
+def test_the_upstream_script_stores_drawn_classes_of_views(digits, kd, tmp_path):
+    store = tmp_path / "store"
+    options = [digits, *COMMON, *kd, "--output", tmp_path / "runs", "--batch-size", 40]
+    options += ["--kd-soft-labels", store, "--kd-soft-labels-views", 1, "--kd-soft-labels-sampled", 2]
+    asked = run(SCRIPT, *options, "--experiment", "asks").stdout
+    assert "views 0 to 0 are to be stored" in asked
+    labels = SoftLabels(store)
+    labels.verify()
+    layout = labels.layout
+    assert (layout.views, layout.sampled, layout.k, layout.epochs, labels.rows) == (True, True, 2, 1, 96)
+    for name, script in {"script": SCRIPT, "bundled": "train.py"}.items():
+        # Both make the same images again, and ask about them.
+        read = run(script, *options, "--experiment", name, "--kd-soft-labels-verify", 96).stdout
+        assert "96 images verified" in read
+        assert "all 1 views are read, the teacher is not asked" in read
+    expected = weights(tmp_path / "runs" / "asks")
+    assert all(
+        torch.equal(value, expected[key]) for key, value in weights(tmp_path / "runs" / "script").items()
+    )
