@@ -5,11 +5,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from lskd import Convention, LskdError
 from lskd.soft_labels.format import ValueDtype
-from lskd.soft_labels.run import DEFAULT_TOP_K
+from lskd.soft_labels.settings import DEFAULT_SEED, DEFAULT_TOP_K, OnError, StoreSettings
 from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
 from lskd.teachers.replay import MixingPolicy
 from lskd.terms import Rest
@@ -17,8 +17,6 @@ from timm_ls_kd.run_settings import UPSTREAM_ONLY
 
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_PREFLIGHT_SAMPLES = 512
-DEFAULT_SEED = 42
-OnError = Literal["stop", "continue"]
 _LARGEST = 2**31 - 1  # of numbers that become sizes of tensors, and seeds
 # Their defaults say something too, so only typing them tells that a teacher is meant.
 ABOUT_A_TEACHER = ("kd_temperature", "kd_preflight_samples", "kd_teacher_fast_bound")
@@ -65,27 +63,16 @@ _NOT_REPLAYED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 
 
 @dataclass(frozen=True)
-class SoftLabelsConfig:
+class SoftLabelsConfig(StoreSettings):
     """What a run does with stored soft labels: the flags of these names, whose help says what they mean.
 
     Attributes:
-        rest: what becomes of the classes that are not stored.
         mixing: mixup and CutMix.
         mixing_off_epoch: first epoch without mixing, 0: none.
     """
 
-    path: str
-    top_k: int | None = None
-    sampled: int | None = None
-    views: int = 0
-    values: str | None = None
     shard: str = ""
-    cache: str | None = None
-    seed: int = DEFAULT_SEED
-    verify: int = 0
     together: int = 1
-    on_error: OnError = "stop"
-    rest: Rest = "spread"
     mixing: MixingPolicy = field(default_factory=MixingPolicy)
     mixing_off_epoch: int = 0
 

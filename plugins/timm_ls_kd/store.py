@@ -20,9 +20,9 @@ from torch.utils.data import Sampler
 from lskd import Convention, FrozenTeacher, LskdError, SoftLabels, SoftLabelsError
 from lskd.checkpoints import file_checksum, settings_beside
 from lskd.soft_labels.format import SoftLabelsLayout
-from lskd.soft_labels.forms import TOLERANCE, check_reading
+from lskd.soft_labels.forms import TOLERANCE
 from lskd.soft_labels.remote import local_folder
-from lskd.soft_labels.run import StoredRun, image_layout, read_rows
+from lskd.soft_labels.run import StoredRun, read_rows
 from lskd.teachers.outputs import answers_to
 from lskd.teachers.replay import (
     MixingPolicy,
@@ -356,19 +356,9 @@ class SoftLabelsRun(StoredRun):
         args, (config, images, collate) = run.args, run.stored
         self.run, self.config = run, config
         path = local_folder(config.path, config.cache)
-        layout = image_layout(
-            path,
-            args.num_classes,
-            len(images),
-            planned_epochs(args),
-            config.top_k,
-            config.values,
-            sampled=config.sampled,
-            views=config.views,
-            shard=config.shard,
-        )
+        epochs, temperature = planned_epochs(args), run.kd.temperature
+        layout = config.layout(path, args.num_classes, len(images), epochs, temperature, config.shard)
         self.wanted, self._unit = layout.epochs, "view" if layout.views else "epoch"
-        check_reading(path, layout, run.kd.temperature, config.rest)
         self._epoch = 0
         super().__init__(
             path,

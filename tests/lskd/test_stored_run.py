@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from threading import Barrier
 from typing import get_args
 
@@ -16,7 +17,8 @@ from lskd import DistillationLoss, SoftLabels, SoftLabelsError, SoftLabelsWriter
 from lskd.soft_labels.format import SoftLabelsLayout, read_manifest
 from lskd.soft_labels.forms import TOLERANCE, check_reading, stored_difference, stored_form, teacher_form
 from lskd.soft_labels.own_error import ROWS, OwnErrorMeter
-from lskd.soft_labels.run import SCRATCH, StoredRun, image_layout
+from lskd.soft_labels.run import SCRATCH, StoredRun
+from lskd.soft_labels.settings import StoreSettings
 from lskd.teachers.replay import augmentation_seed
 from lskd.terms import Rest
 
@@ -28,6 +30,10 @@ LOGITS = torch.randn(3 * SAMPLES, CLASSES, generator=torch.Generator().manual_se
 def answers(keys):
     for part in np.array_split(keys, 2):
         yield part, LOGITS[part]
+
+
+def image_layout(path, classes, samples, epochs, top_k=None, **asked):
+    return StoreSettings(path, top_k=top_k, **asked).layout(Path(path), classes, samples, epochs)
 
 
 def run(path, epochs=2, top_k=3, sampled=None, views=0, **changes):

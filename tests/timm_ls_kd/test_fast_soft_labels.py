@@ -169,9 +169,9 @@ def test_soft_labels_without_a_form_are_of_the_exact_teacher(student, stores, re
 
 
 def test_a_new_store_waits_until_the_fast_teacher_is_made(tmp_path):
-    from lskd.soft_labels.run import image_layout
+    from lskd.soft_labels.settings import StoreSettings
 
-    layout = image_layout(tmp_path, 4, 3, 1)
+    layout = StoreSettings(tmp_path).layout(tmp_path, 4, 3, 1)
     run = StoredRun(tmp_path / "store", layout, {}, seed=0, teacher="auto")
     with pytest.raises(RuntimeError, match="speaks before"):
         run.open_writer()

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,77 +13,17 @@ from torch import Tensor
 
 from lskd.base.files import no_link
 from lskd.errors import SoftLabelsError
-from lskd.soft_labels.format import MANIFEST, SoftLabelsLayout, check_own, read_manifest, shard_folder
+from lskd.soft_labels.format import MANIFEST, SoftLabelsLayout, check_own, shard_folder
 from lskd.soft_labels.forms import TEACHER_FORM, check_form, form_of_store, stored_difference, stored_form
 from lskd.soft_labels.store import SoftLabels, SoftLabelsWriter
 from lskd.teachers.fast import FAST_BOUND, FastMode, TeacherForm
 from lskd.teachers.replay import augmentation_seed
 
-DEFAULT_TOP_K = 10
 SCRATCH = "scratch"
 _CHUNK = 1 << 14  # keys that are put into order at a time
 
 Answers = Callable[[NDArray[np.int64]], Iterable[tuple[Any, Tensor]]]
 """Asks a teacher about keys: yields some of them ``(n,)`` and its logits ``(n, num_classes)``."""
-
-
-def image_layout(
-    path: str | Path,
-    num_classes: int,
-    samples: int,
-    epochs: int,
-    top_k: int | None = None,
-    values: str | None = None,
-    *,
-    sampled: int | None = None,
-    views: int = 0,
-    shard: str = "",
-) -> SoftLabelsLayout:
-    """Return the layout of a store of images: what was not asked for is as in the store, if there is one.
-
-    Args:
-        path: the store's folder.
-        num_classes: class count.
-        samples: images in the data.
-        epochs: how many are wanted.
-        top_k: classes kept of each image; 0: all; None: as stored, 10 in a new store.
-        values: one of :data:`lskd.soft_labels.format.ValueDtype`; None: as stored, else float32 for all
-            classes and float16 otherwise.
-        sampled: classes drawn of each image, instead of ``top_k``; None: as stored, in a new store none.
-        views: of each image, which all epochs share; 0: each epoch has its own.
-        shard: "I/N": that shard of the store alone.
-
-    Raises:
-        SoftLabelsError: a top-K beyond the number of classes, a store that has the other kind of classes or
-            views instead of epochs, or a damaged one.
-    """
-    if views:
-        epochs = min(epochs, views)
-    drawn = sampled is not None
-    folder = shard_folder(path, shard)
-    if (folder / MANIFEST).exists():
-        there = read_manifest(folder).layout
-        if there.views and not views:
-            raise SoftLabelsError(
-                f"the soft labels in {path} are {there.epochs} view(s) of each image, to be read in turn, "
-                f"and this run reads one epoch after the other: ask for views "
-                f"({there.epochs}), or use another folder"
-            )
-        if there.sampled != drawn and (drawn or top_k is not None):
-            raise SoftLabelsError(
-                f"the soft labels in {path} are {there.kept} classes, and this run asks for "
-                f"{'drawn ones' if drawn else 'the largest'}: ask for what is there, or use another folder"
-            )
-        drawn = there.sampled
-        top_k = there.k if top_k is None and sampled is None else top_k
-        values = there.values if values is None else values
-    top_k = top_k if sampled is None else sampled
-    k = min(DEFAULT_TOP_K, num_classes) if top_k is None else top_k or num_classes
-    if values is None:
-        values = "float32" if k == num_classes else "float16"
-    kept: Any = values
-    layout = SoftLabelsLayout(num_classes, k, samples, epochs, rows_per_sample=1, values=kept, seeds=True)
-    return replace(layout, views=views > 0, sampled=drawn, shard=shard)
 
 
 def read_rows(labels: SoftLabels, keys: ArrayLike, seed: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 from lskd import LskdError, TopK
 from lskd.checkpoints import file_checksum
 from lskd.soft_labels.format import SoftLabelsLayout, ValueDtype
-from lskd.soft_labels.forms import check_reading, teacher_form
+from lskd.soft_labels.forms import teacher_form
 from lskd.soft_labels.remote import local_folder
-from lskd.soft_labels.run import StoredRun, image_layout
+from lskd.soft_labels.run import StoredRun
+from lskd.soft_labels.settings import OnError, StoreSettings
 from lskd.teachers.outputs import answers_to
 from lskd.teachers.replay import MixingPolicy
 from lskd.terms import Rest
@@ -32,39 +33,13 @@ from mmcls_bnn.distil.replay import ImageMixing, KeyedImages, keys_of, mix_by_im
 from mmcls_bnn.distil.teacher import TeacherSettings
 from mmcls_bnn.recipe import check_count, read_config, settings_of
 
-OnError = Literal["stop", "continue"]
 # The libraries that make the images; a store ends with their versions.
 _LIBRARIES = (*DISTRIBUTIONS, "opencv-python", "opencv-python-headless", "pillow", "numpy")
 
 
 @dataclass(frozen=True)
-class SoftLabelSettings:
-    """`model.distillation.soft_labels` of a recipe.
-
-    Attributes:
-        path: folder of the store, or a URL of one that is only read.
-        cache: where copies of what is at a URL are kept; None: in the user's cache folder.
-        top_k: classes kept of each image; 0: all; None: as stored, 10 where nothing is stored yet.
-        sampled: classes drawn of each image instead, so that they are right in expectation; None: as stored.
-        views: of each image, which the epochs read in turn; 0: every epoch has its own.
-        values: "float16", "float32" or "packed"; None: as stored, else float32 for all classes and float16
-            otherwise.
-        seed: of the augmentation, which all students of the store share; `randomness.seed` is each one's own.
-        rest: what becomes of the probability of classes that are not stored; see :class:`lskd.TopK`.
-        verify: how many stored images the teacher is asked about again before training.
-        on_error: when the disk fails: "stop", or "continue" with the teacher and store nothing.
-    """
-
-    path: str
-    cache: str | None = None
-    top_k: int | None = None
-    sampled: int | None = None
-    views: int = 0
-    values: str | None = None
-    seed: int = 42
-    rest: Rest = "spread"
-    verify: int = 0
-    on_error: OnError = "stop"
+class SoftLabelSettings(StoreSettings):
+    """`model.distillation.soft_labels` of a recipe; `randomness.seed` is each student's own."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "SoftLabelSettings":
@@ -126,18 +101,7 @@ class StoredTeacher(StoredRun):
         classes, images = int(model.head.num_classes), len(self.dataset)
         settings = self.settings
         path = local_folder(settings.path, settings.cache)
-        layout = image_layout(
-            path,
-            classes,
-            images,
-            epochs,
-            settings.top_k,
-            settings.values,
-            sampled=settings.sampled,
-            views=settings.views,
-            shard=shard,
-        )
-        check_reading(path, layout, model.distillation.temperature, settings.rest)
+        layout = settings.layout(path, classes, images, epochs, model.distillation.temperature, shard)
         steps = cfg.train_dataloader.dataset.get("pipeline") or self._pipeline.transforms
         rank, processes = get_dist_info()
         super().__init__(
