@@ -88,7 +88,8 @@ class SeededDataset(Dataset[Any]):
         NumPy's, which is slow to seed and to give back, is left alone where nothing draws from it.
         """
         steps = getattr(self.dataset.transform, "transforms", (self.dataset.transform,))
-        self._numpy = self.reader is None or not all(type(step).__name__ in _NO_NUMPY for step in steps)
+        known = self.reader is not None and self.dataset.target_transform is None
+        self._numpy = not known or not all(type(step).__name__ in _NO_NUMPY for step in steps)
         return replayed(0, numpy=self._numpy)
 
     def read(self, sample: int, seeds: Sequence[int]) -> tuple[Any, Any]:
@@ -127,7 +128,7 @@ class SeededDataset(Dataset[Any]):
 
 
 def collated(samples: Sequence[tuple[Any, Any]]) -> Any:
-    """Return a batch of images and labels as timm's `fast_collate` and torch's `default_collate` do.
+    """Return a batch of images and labels as torch's `default_collate` does.
 
     Bytes, which transforms give as views `(C, H, W)` of `(H, W, C)`, NumPy puts in order in half of the time.
     """
@@ -149,8 +150,11 @@ class _WidenedLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is one
         """Yield batches."""
-        for images, targets in super().__iter__():
-            yield self._room(images.numel()).view(images.shape).copy_(images), targets
+        try:
+            for images, targets in super().__iter__():
+                yield self._room(images.numel()).view(images.shape).copy_(images), targets
+        finally:
+            self._rooms = ()  # whoever still holds a batch holds its memory
 
     def _room(self, count: int) -> Tensor:
         free = [memory for memory, user in self._rooms if user() is None and len(memory) == count]
