@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 import mmcls_bnn.distil.classifier  # noqa: F401 - importing it registers students
-from lskd import LskdError, load_teacher_weights
+from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.images import check_images
-from lskd.checkpoints import load_strictly
+from lskd.base.tensors import require_finite_weights
 from lskd.errors import one_line
 from lskd.teachers.outputs import Answers, answer_batches
 from mmcls_bnn.compat import DATASETS, FRAMEWORK, MODELS, use_registry
@@ -69,9 +69,7 @@ def evaluate_config(
     # As mmengine's Runner does: a preprocessor beside the model is the model's.
     preprocessor = settings.get("data_preprocessor") or {}
     model = _build(config, "model", {"data_preprocessor": preprocessor, **settings["model"]})
-    load_strictly(
-        model, weights, f"the model of {config}", checkpoint, "give weights that were saved from it"
-    )
+    _load(model, config, checkpoint, weights)
     data = dict(settings["val_dataloader"]["dataset"])
     if data_dir is not None:
         data |= _moved(data, Path(data_dir), split)
@@ -151,6 +149,21 @@ def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
         if found.get(key):
             found[key] = False if isinstance(found[key], bool) else ""
     return found
+
+
+def _load(model: nn.Module, config: Path, checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
+    require_finite_weights((f"{key} in {checkpoint}", tensor) for key, tensor in weights.items())
+    try:
+        # Not by lskd's load_strictly: models of mmcls adapt weights when they load them, such as position
+        # embeddings of another image size.
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        reason = one_line(RuntimeError(lines[1] if len(lines) > 1 else lines[0]), 200).rstrip(". ")
+        raise CheckpointError(
+            f"{checkpoint} does not fit the model of {config} ({reason}); "
+            "give weights that were saved from it"
+        ) from None
 
 
 def _moved(data: Mapping[str, Any], root: Path, split: str) -> dict[str, Any]:

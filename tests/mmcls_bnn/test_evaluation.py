@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from torch.nn import functional
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.teachers.outputs import Answers
+from mmcls_bnn.binary.packed import build_student
 from mmcls_bnn.evaluation import evaluate_config
 
 pytestmark = pytest.mark.integration
@@ -75,7 +77,6 @@ def moved(digits: Path, tmp_path: Path) -> Path:
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with config.py and a checkpoint that mmengine itself wrote, epoch_2.pth."""
     from mmcls.utils import register_all_modules
-    from mmengine.config import Config
     from mmengine.runner import Runner
 
     folder = tmp_path_factory.mktemp("run")
@@ -207,7 +208,7 @@ def test_a_timm_model_in_mmcls_downloads_nothing(write_config, tmp_path):
         ([("data_prefix='val'", "data_prefix='nosuch'")], ["nosuch", "--data-dir"]),
         ([("num_classes=4", "num_classes=5")], ["does not fit", "head.fc.weight"]),
         ([("mean=[127.5] * 3, std=[64.0] * 3", "mean=[1] * 2, std=[1] * 2")], ["cannot process", "pipeline"]),
-        ([("base_channels=8", "base_channels=16"), ("in_channels=64", "in_channels=128")], ["architecture"]),
+        ([("base_channels=8", "base_channels=16"), ("in_channels=64", "in_channels=128")], ["does not fit"]),
     ],
 )
 def test_a_config_that_cannot_be_used(trained, write_config, changes, words):
@@ -216,6 +217,20 @@ def test_a_config_that_cannot_be_used(trained, write_config, changes, words):
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_vision_transformer_at_another_image_size(write_config, tmp_path):
+    """mmcls resizes the position embeddings when it loads them, before shapes are compared."""
+    start, end = CONFIG.index("    backbone="), CONFIG.index("    data_preprocessor=")
+    network = """    backbone=dict(type='VisionTransformer', img_size=16, patch_size=8, arch=dict(
+        embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)),
+    head=dict(type='VisionTransformerClsHead', num_classes=4, in_channels=16),
+"""
+    change = (CONFIG[start:end].format(classes=CLASSES), network)
+    model = Config.fromfile(write_config(change)).model
+    torch.save(build_student(model.to_dict()).state_dict(), tmp_path / "vit.pth")
+    larger = write_config(change, ("img_size=16", "img_size=32"), ("scale=16", "scale=32"))
+    assert gather(evaluate_config(larger, tmp_path / "vit.pth"))[0].isfinite().all()
 
 
 def test_other_things_that_are_not_there(trained, moved, tmp_path):
