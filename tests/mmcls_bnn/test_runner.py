@@ -85,6 +85,9 @@ def test_the_teacher_that_is_named_is_used_and_dumped(child, where, tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
+        ("teacher_checkpoint = 'a.pth'", {}, "is what is used; set model.teacher.checkpoint alone"),
+        ("", {"teacher_smoothing": 0}, "model.teacher.smoothing=0.1 is what is used"),
+        ("", {"step1_checkpoint": "a.pth"}, "set model.step1_checkpoint alone"),
         ("", {"data_root": "own"}, "changes nothing .* set test_dataloader.dataset.data_root"),
     ],
 )
