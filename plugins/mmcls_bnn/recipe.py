@@ -73,14 +73,14 @@ def settings_of(kind: type[Dataclass], values: Any, where: str, example: str, **
     return kind(**{**defaults, **values})
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Refuse what is no whole number from `least` on, or beyond those that torch takes for a size.
+def check_count(name: str, value: Any, least: int = 1, largest: int = LARGEST) -> None:
+    """Refuse what is no whole number from `least` to `largest`; by default those that torch takes for a size.
 
     Raises:
         LskdError: naming it.
     """
-    if not isinstance(value, int) or not least <= value <= LARGEST:
-        raise LskdError(f"{name} is {value!r}; it must be a whole number from {least} to {LARGEST}.")
+    if not isinstance(value, int) or not least <= value <= largest:
+        raise LskdError(f"{name} is {value!r}; it must be a whole number from {least} to {largest}.")
 
 
 def check_variables(recipe: Config) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 
 from lskd import Convention, LskdError
 from lskd.soft_labels.format import ValueDtype
-from lskd.soft_labels.settings import DEFAULT_SEED, DEFAULT_TOP_K, OnError, StoreSettings
+from lskd.soft_labels.settings import DEFAULT_SEED, DEFAULT_TOP_K, LARGEST_SEED, OnError, StoreSettings
 from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
 from lskd.teachers.replay import MixingPolicy
 from lskd.terms import Rest
@@ -17,7 +17,7 @@ from timm_ls_kd.run_settings import UPSTREAM_ONLY
 
 DEFAULT_TEMPERATURE = 1.0
 DEFAULT_PREFLIGHT_SAMPLES = 512
-_LARGEST = 2**31 - 1  # of numbers that become sizes of tensors, and seeds
+_LARGEST = 2**31 - 1  # of whole numbers but seeds: some become sizes of tensors
 # Their defaults say something too, so only typing them tells that a teacher is meant.
 ABOUT_A_TEACHER = ("kd_temperature", "kd_preflight_samples", "kd_teacher_fast_bound")
 # timm's own distillation: what to say after a flag of it where --kd-teacher is given.
@@ -127,8 +127,12 @@ def number(
     high: float = math.inf,
     above: float = -math.inf,
     hint: str = "",
+    largest: int = _LARGEST,
 ) -> Callable[[str], Any]:
-    """Return an argparse type: a finite number of a kind, from `low` to `high` and greater than `above`."""
+    """Return an argparse type: a finite number of a kind, from `low` to `high` and greater than `above`.
+
+    A whole one is `largest` at most.
+    """
     wanted = "be a whole number" if kind is int else "be a number"
     within = f"lie in [{low:g}, {high:g}]" if math.isfinite(high) else f"be at least {low:g}"
     if low == 0 and not math.isfinite(high):
@@ -141,8 +145,8 @@ def number(
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must {wanted}, got {text!r}") from None
-        if kind is int and value > _LARGEST:
-            raise argparse.ArgumentTypeError(f"must be at most {_LARGEST}, got {text}{hint}")
+        if kind is int and value > largest:
+            raise argparse.ArgumentTypeError(f"must be at most {largest}, got {text}{hint}")
         if kind is float and not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"must be finite, got {text}{hint}")
         if not (low <= value <= high and value > above):
@@ -322,7 +326,7 @@ _STORE = (
     Flag(
         "--kd-soft-labels-seed",
         DEFAULT_SEED,
-        NUMBER,
+        {**NUMBER, "type": number(int, low=0, largest=LARGEST_SEED)},
         "seed of the augmentation that the students share; --seed is each student's own (default: 42)",
     ),
     Flag(

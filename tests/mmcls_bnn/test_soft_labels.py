@@ -321,7 +321,10 @@ def one_store(tmp_path_factory):
             lambda config: pipeline(config).insert(3, {"type": "RandomFlip", "prob": 0.5}),
             "augmentation.steps is 5 there and 6 here",
         ),
-        (lambda config: settings(config).update(seed=43), "augmentation.seed is 42 there and 43 here"),
+        (
+            lambda config: settings(config).update(seed=2**63 - 1),
+            f"augmentation.seed is 42 there and {2**63 - 1} here",
+        ),
         (lambda config: settings(config).update(top_k=3), "stored.top_k is 4 there and 3 here"),
         (
             lambda config: config["train_dataloader"]["dataset"].update(data_prefix="val"),

@@ -53,6 +53,14 @@ def test_whole_numbers_written_with_a_point(with_config):
     assert [type(value) for value in found.decay_milestones] == [int] * 3
 
 
+def test_seeds_are_no_sizes(with_config):
+    """A run that is resumed, or a store that is read, may have a seed beyond the largest size of a tensor."""
+    found = with_config(f"seed: {2**32 - 1}\nkd_soft_labels_seed: {2**63 - 1}\n")
+    assert (found.seed, found.kd_soft_labels_seed) == (2**32 - 1, 2**63 - 1)
+    with pytest.raises(LskdError, match=f"--kd-soft-labels-seed must be at most {2**63 - 1}, got {2**63}"):
+        with_config("{}", "--kd-soft-labels-seed", str(2**63))
+
+
 def test_values_that_look_like_arguments(with_config):
     """A file is no command line: what follows a list is not in it, and nothing in it is a flag."""
     found = with_config("mean: [-0.1, -1e-05, 0.3]\ndata: --x\n")

@@ -28,7 +28,7 @@ PLAIN = [
     ("--smoothing nan", ["--smoothing", "nan"]),
     ("--batch-size 0", ["--batch-size", "at least 1"]),
     (f"--img-size {1 << 64}", ["--img-size", "at most 2147483647"]),
-    (f"--seed {10**400}", ["--seed", "at most 2147483647"]),
+    (f"--seed {10**400}", ["--seed", "at most 4294967295"]),
     ("--batch-size 15 --mixup 0.5", ["--batch-size", "even"]),
     ("--batch-size 1000", ["96 training images", "lower --batch-size"]),
     ("--lr fast", ["--lr", "fast"]),

@@ -10,6 +10,7 @@ from lskd.soft_labels.forms import check_reading
 from lskd.terms import Rest
 
 DEFAULT_SEED = 42
+LARGEST_SEED = 2**63 - 1
 DEFAULT_TOP_K = 10
 OnError = Literal["stop", "continue"]
 

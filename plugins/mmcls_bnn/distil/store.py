@@ -23,7 +23,7 @@ from lskd.soft_labels.format import SoftLabelsLayout, ValueDtype
 from lskd.soft_labels.forms import teacher_form
 from lskd.soft_labels.remote import local_folder
 from lskd.soft_labels.run import StoredRun
-from lskd.soft_labels.settings import OnError, StoreSettings
+from lskd.soft_labels.settings import LARGEST_SEED, OnError, StoreSettings
 from lskd.teachers.outputs import answers_to
 from lskd.teachers.replay import MixingPolicy
 from lskd.terms import Rest
@@ -52,7 +52,8 @@ class SoftLabelSettings(StoreSettings):
         settings = settings_of(cls, values, where, "path='DIR'", path="")
         if not settings.path:
             raise LskdError(f"{where} names no folder; give path='DIR'.")
-        for name in ("top_k", "sampled", "views", "seed", "verify"):
+        check_count(f"{where}.seed", settings.seed, 0, LARGEST_SEED)
+        for name in ("top_k", "sampled", "views", "verify"):
             if (number := getattr(settings, name)) is not None:
                 check_count(f"{where}.{name}", number, 0)
         if settings.sampled == 0 or (settings.sampled and settings.top_k is not None):

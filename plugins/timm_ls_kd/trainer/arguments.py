@@ -210,7 +210,12 @@ _RUN = (
     Flag("--model-ema-force-cpu", False, {}, "keep the average on the CPU, without validating it"),
     Flag("--model-ema-decay", 0.9998, _SHARE, "decay of the average"),
     Flag("--model-ema-warmup", False, {}, "let the decay grow at the start"),
-    Flag("--seed", 42, {"type": NUMBER["type"]}, "seed of weights, data order and augmentation"),
+    Flag(
+        "--seed",
+        42,
+        {"type": number(int, low=0, largest=2**32 - 1)},
+        "seed of weights, data order and augmentation",
+    ),
     Flag("--output", "", DIR, "folder for runs (default: ./output/train)"),
     Flag("--experiment", "", _NAME, "the run's folder in --output (default: date, model, size)"),
     Flag(
