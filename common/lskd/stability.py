@@ -84,7 +84,7 @@ class Stability(Metric):
         """Add samples: logits ``(N, K)`` before softmax, and integer labels ``(N,)``."""
         # The next check waits for the device anyway.
         check_samples(logits, labels, self.num_classes, any_device=True)
-        check_finite(logits)
+        check_finite(logits, where=" of this batch")
         for chunk, ids in zip(torch.split(logits, _CHUNK), torch.split(labels.long(), _CHUNK), strict=True):
             self._add(centred(chunk), ids)
 

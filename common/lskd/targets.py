@@ -244,19 +244,21 @@ def check_samples(
     check_labels(labels, logits.shape[1], any_device=any_device)
 
 
-def check_finite(logits: Tensor, samples: int | Tensor = 0) -> None:
+def check_finite(logits: Tensor, samples: int | Tensor = 0, where: str = "") -> None:
     """Raise ``ValueError`` unless the logits ``(n, K)`` of some samples are finite, naming the first.
 
     Args:
         logits: of the samples.
         samples: their numbers ``(n,)``, or that of the first.
+        where: what they are numbered in, `` of this batch``; nothing: the whole data set.
     """
     wrong = (~torch.isfinite(logits).all(1)).nonzero()
     if len(wrong):
         place = int(wrong[0])
         number = samples + place if isinstance(samples, int) else int(samples[place])
         raise ValueError(
-            f"the logits of sample {number} are not all finite; leave the sample out or fix the network"
+            f"the logits of sample {number}{where} are not all finite; "
+            "leave the sample out or fix the network"
         )
 
 
