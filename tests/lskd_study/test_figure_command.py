@@ -174,6 +174,7 @@ PROJECTION = ("projection", *BOTH, "--replicates", "100")
         (("projection", "--outputs", "nothing.npz"), "nothing.npz does not exist"),
         ((*PROJECTION, "--output", "a.npz/fig"), "a.npz is no folder"),
         ((*PROJECTION, "--output", "full"), "full.csv: it is a folder"),
+        ((*PROJECTION, "--output", "n" * 300), "File name too long"),
         (("class-count", "--paper", "--output", "full"), "full.csv: it is a folder"),
         (("teacher-student", "--paper", "--output", "half"), "half-correlations.csv: it is a folder"),
         (("projection", "--outputs", "bare.npz", "--classes", "0,1,2"), "bare (val) has no features"),

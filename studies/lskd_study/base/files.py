@@ -23,8 +23,12 @@ def check_writable(path: Path, fix: str = "choose another --output") -> None:
     Raises:
         LskdError: saying what is in the way, and ``fix``.
     """
-    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
-    if path.exists() and not path.is_file():
+    above = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), path)
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise LskdError(f"cannot write {path}: {error.strerror or error}; {fix}") from None
+    if there and not path.is_file():
         reason = "it is a folder" if path.is_dir() else "it is no file"
     elif not above.is_dir():
         reason = f"{above} is no folder"

@@ -1,5 +1,6 @@
 """What a folder that `lskd data` made says of itself: ``manifest.json``, read by all in one way."""
 
+import os
 from collections.abc import Set
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -67,5 +68,5 @@ def refuse_other(output: Path, what: str, fix: str) -> None:
     Raises:
         LskdError: saying so, and how to fix it.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if os.path.exists(output) and (not output.is_dir() or any(output.iterdir())):
         raise LskdError(f"{output} exists and is not this {what}; {fix}")

@@ -1,6 +1,7 @@
 """What all figures look like: palette, style, SVG in the page's colours, and the files that they become."""
 
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -124,7 +125,7 @@ def check_figure(stem: Path) -> None:
     Raises:
         LskdError: with what is in the way.
     """
-    if not stem.name or stem.is_dir():
+    if not stem.name or os.path.isdir(stem):  # which, unlike Path.is_dir, takes a name of any length
         raise LskdError(f"--output {stem} names a folder; add the beginning of the files' names")
     for ending in ("png", "svg", "csv"):
         check_writable(_file(stem, "", ending))

@@ -1,5 +1,6 @@
 """Ask a teacher about every sample of a data set: a file of its answers, or the model itself."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +95,7 @@ def check_specs(specs: Sequence[TeacherSpec], data_dir: Path | None) -> None:
     """
     for spec in specs:
         for path in (spec.logits, spec.checkpoint, spec.config):
-            if path is not None and not path.exists():
+            if path is not None and not os.path.exists(path):  # names that are too long, too
                 raise LskdError(f"{path} does not exist; check the path")
         if spec.model is not None:
             if data_dir is None:
