@@ -115,7 +115,7 @@ def load_strictly(
     Args:
         name: what the network is called in messages.
         path: the file that they come from, for messages.
-        fix: what to do where a tensor has another shape.
+        fix: what to do where they do not fit.
 
     Raises:
         CheckpointError: weights of another architecture, or of other shapes.
@@ -130,7 +130,7 @@ def load_strictly(
         example = f"no '{missing[0]}'" if missing else f"'{unexpected[0]}', which {name} has not"
         raise CheckpointError(
             f"{path} contains weights of another architecture than {name}: it has {example} "
-            f"({len(missing)} missing, {len(unexpected)} unexpected); name the model it was saved from."
+            f"({len(missing)} missing, {len(unexpected)} unexpected); {fix}."
         )
     for key, tensor in weights.items():
         if tensor.shape != wanted[key].shape:

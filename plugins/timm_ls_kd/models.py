@@ -191,7 +191,7 @@ def fit_weights(model: nn.Module, name: str, path: str, weights: Mapping[str, Te
                 "give a checkpoint that was trained on the same classes."
             )
     arguments = "input channels, image size, --kd-teacher-kwargs"
-    fix = f"give the model the arguments it was trained with ({arguments})"
+    fix = f"name the model it was saved from, with the arguments it was trained with ({arguments})"
     load_strictly(model, weights, name, path, fix)
 
 

@@ -127,7 +127,12 @@ def test_a_student_of_ours_is_the_next_teacher(student, tmp_path):
         ({}, 5, GREY, "has 4 classes, the student 5"),
         ({}, 4, IMAGENET, r"is \[.*1, 3, 3\], the model's is \[.*3, 3, 3\]"),
         ({"mean": [1, 2, 3], "std": [1, 1, 1]}, 4, GREY, "takes 3 input channels, the student 1"),
-        ({"model": "resnet18"}, 4, GREY, "another architecture"),
+        (
+            {"model": "resnet18"},
+            4,
+            GREY,
+            "another architecture.*; give model.teacher the model and the kwargs",
+        ),
         ({"model": "resnet18", "source": "torchvision"}, 4, GREY, "takes 3 input channels"),
         ({"kwargs": {"drop_rat": 1}}, 4, GREY, "cannot be created"),
         ({"image_size": 1 << 64}, 4, GREY, "image_size is .* must be a whole number from 1 to"),

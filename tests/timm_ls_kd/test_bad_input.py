@@ -106,7 +106,7 @@ DISTILLING = [
     ("--kd-teacher nosuch_model", ["unknown teacher 'nosuch_model'"]),
     ("--kd-teacher torchvision:resnet18", ["unknown teacher 'torchvision:resnet18'"]),
     ("--kd-teacher-checkpoint nosuch.pth", ["--kd-teacher-checkpoint nosuch.pth", "no such file"]),
-    ("--kd-teacher resnet10t", ["another architecture", "resnet10t"]),
+    ("--kd-teacher resnet10t", ["another architecture", "name the model it was saved from"]),
     ("--kd-teacher-kwargs in_chans=1", ["in_chans"]),
     ("--in-chans 1", ["3 input channels", "the student 1"]),
     ("--kd-teacher-fast bfloat16 --kd-teacher-fast-bound 1e-30", ["too far", "1e-30"]),

@@ -347,6 +347,7 @@ def load_step1(model: nn.Module, path: str) -> None:
     Raises:
         CheckpointError: for a file that is missing or unsafe, that is not of step 1, or that does not fit.
     """
+    weights = load_teacher_weights(path, use_ema=False)
     binarize = read_note(path).get("binarize")
     if binarize != ["activations"]:
         what = "does not say that it is" if binarize is None else f"has {binarize} binarised, so it is not"
@@ -355,4 +356,4 @@ def load_step1(model: nn.Module, path: str) -> None:
             "(binarize=('activations',)) has written."
         )
     fix = "give the same depth, width, stem and classes as in step 1"
-    load_strictly(model, load_teacher_weights(path, use_ema=False), "this step 2", path, fix)
+    load_strictly(model, weights, "this step 2", f"step1_checkpoint {path}", fix)

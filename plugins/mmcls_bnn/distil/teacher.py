@@ -341,7 +341,7 @@ def _load(
         # The classifier is what has as many rows as there are classes, and for the rest the same shape.
         if found != ours and ours[:1] == (num_classes,) and found[1:] == ours[1:]:
             raise CheckpointError(_other_classes(settings.checkpoint, found[0], num_classes))
-    fix = "give model.teacher the kwargs it was trained with"
+    fix = "give model.teacher the model and the kwargs that it was trained with"
     try:
         load_strictly(model, weights, settings.name, settings.checkpoint, fix)
     except DivergedError as error:  # the teacher's training did; this one has not begun
