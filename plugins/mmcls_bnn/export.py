@@ -35,6 +35,7 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
     """
     if output.suffix != ".safetensors":
         raise LskdError(f"output {output} must end in .safetensors.")
+    weights = load_teacher_weights(checkpoint)
     note = read_note(checkpoint)
     if config is not None:
         description = read_recipe(config)
@@ -45,7 +46,7 @@ def export(checkpoint: str, output: Path, config: str | None = None) -> str:
             raise CheckpointError(f"{checkpoint} is damaged, its model is no JSON ({error}).") from None
     else:
         raise CheckpointError(f"{checkpoint} does not say which model it is; add --config RECIPE.")
-    student, weights = build_student(description), load_teacher_weights(checkpoint)
+    student = build_student(description)
     load_strictly(student, weights, "its config", checkpoint, "give the recipe that it was trained with")
     packed = pack(student)
     with whole_file(output) as trial:

@@ -143,11 +143,16 @@ def test_export_errors_are_one_line(checkpoint, tmp_path, capsys):
     assert "config nosuch.py does not exist" in refused(
         tmp_path / "bare.pth", output, "--config", "nosuch.py"
     )
+    torch.save({"model": [1, 2, 3]}, tmp_path / "none.pth")
+    assert "contains no weights by name; save model.state_dict()" in refused(tmp_path / "none.pth", output)
     recipe = tmp_path / "recipe.py"
     recipe.write_text(
         f"model = {description(width=0.25)!r}".replace("'in_channels': 64", "'in_channels': 128")
     )
     assert "does not fit its config" in refused(tmp_path / "bare.pth", output, "--config", recipe)
+    recipe.write_text(f"model = {description(depth=34)!r}")
+    line = refused(tmp_path / "bare.pth", output, "--config", recipe)
+    assert line.endswith("; give the recipe that it was trained with.")
     recipe.write_text(f"model = {description()!r}")
     assert export.main([str(tmp_path / "bare.pth"), str(output), "--config", str(recipe)]) == 0
 
