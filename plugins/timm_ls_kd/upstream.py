@@ -63,6 +63,7 @@ class NoMixing:
 
 # Upstream's arguments that mean something to us too.
 _SHARED = ("kd_temperature", "smoothing")
+OLDEST_TIMM = (1, 0, 27)
 MODULE_NAME = "train"  # what the script is imported as, by timm's own tests too
 # Everything that is used of the script; all of it is there from timm 1.0.27 on.
 _REPLACED = (
@@ -80,9 +81,10 @@ def main(script: Path, argv: Sequence[str]) -> int:
     """Run `script` with `argv`.
 
     Raises:
-        LskdError: the script is too old, an argument is wrong, or a check before training fails.
+        LskdError: timm or the script is too old, an argument is wrong, or a check before training fails.
         DivergedError: a loss, a weight or a validation logit is no longer finite.
     """
+    check_version(timm.__version__)
     module = load_script(script)
     run = _WatchedRun(module)
     before = sys.argv
@@ -101,6 +103,14 @@ def main(script: Path, argv: Sequence[str]) -> int:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+def check_version(version: str) -> None:
+    """Refuse a timm whose tasks are not yet what is built on here."""
+    numbers = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    if numbers < OLDEST_TIMM:
+        wanted = ".".join(str(number) for number in OLDEST_TIMM)
+        raise LskdError(f"timm {version} is too old, {wanted} or later is needed: pip install -U timm.")
 
 
 def load_script(script: Path) -> ModuleType:

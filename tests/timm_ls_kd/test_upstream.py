@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 
 from timm_ls_kd.arguments import add_kd_arguments
 from timm_ls_kd.run_settings import UPSTREAM_ONLY
@@ -226,6 +227,12 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(s
     monkeypatch.setitem(sys.modules, "wandb", None)
     script("--log-wandb").assert_one_clear_line("wandb")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_timm_that_is_too_old_is_named_before_its_script(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(timm, "__version__", "1.0.26")
+    (tmp_path / "train.py").write_text("")  # of which nothing newer belongs to that timm
+    script().assert_one_clear_line("timm 1.0.26 is too old", "1.0.27 or later", "pip install -U timm")
 
 
 def test_other_losses_without_a_teacher_are_the_scripts_own_affair(script):
