@@ -178,7 +178,7 @@ def test_what_is_wrong_with_a_file_is_one_line(files, change, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ((), ("no teacher", "--model")),
+        ((), ("no teacher", "--logits", "--model")),
         (("--logits", "none.npz"), ("none.npz", "does not exist")),
         (("--logits", "a.npz", "--name", "x", "--name", "y"), ("--name",)),
         (("--logits", "a.npz", "--logits", "b.npz", "--name", "x", "--name", "x"), ("--name",)),
@@ -193,7 +193,10 @@ def test_what_is_wrong_with_a_file_is_one_line(files, change, words):
         (("--model", "test_resnet"), ("--data-dir",)),
         (("--logits", "a.npz", "--features"), ("--save-outputs",)),
         (("--model", "no_such_model", "--data-dir", "."), ("no_such_model",)),
-        (("--model", "test_resnet", "--checkpoint", "a.npz", "--checkpoint", "b.npz"), ("--checkpoint",)),
+        (
+            ("--model", "test_resnet", "--checkpoint", "a.npz", "--checkpoint", "b.npz"),
+            ("2 --checkpoint", "--list"),
+        ),
         (("--logits", "a.npz", "--json", "b.npz", "--logits", "b.npz"), ("b.npz", "read from")),
         (("--logits", "a.npz", "--json", "x", "--csv", "x"), ("written twice",)),
         (("--logits", "a.npz", "--json", "pipe"), ("pipe", "no file")),

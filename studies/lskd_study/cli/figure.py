@@ -59,7 +59,8 @@ def _teachers(
 
     evaluation: dict[str, Any] = {"data_dir": data_dir, "batch_size": batch_size, "workers": workers}
     evaluation |= {"device": device, "img_size": img_size}
-    return TeacherOptions(teacher_specs(outputs, model, checkpoint, name), evaluation)
+    specs = teacher_specs(outputs, model, checkpoint, name, files_option="--outputs")
+    return TeacherOptions(specs, evaluation)
 
 
 def figure(draw: Callable[..., "Drawing | None"]) -> Callable[..., "Drawing | None"]:

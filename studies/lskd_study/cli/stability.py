@@ -128,5 +128,14 @@ def stability(
         return
     if output is not None:
         raise LskdError("--output is for a list of teachers (--list); name files with --json and --csv")
-    specs = teacher_specs(logits, model, checkpoint, name, config or [])
+    specs = teacher_specs(
+        logits,
+        model,
+        checkpoint,
+        name,
+        config or [],
+        files_option="--logits",
+        numbered=True,
+        order="in the order of --model and then --config, or list the teachers in a file (--list)",
+    )
     run_teachers(specs, settings, files)

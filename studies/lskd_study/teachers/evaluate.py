@@ -48,39 +48,48 @@ class TeacherSpec:
 
 
 def teacher_specs(
-    logits: Sequence[Path] | None,
+    files: Sequence[Path] | None,
     models: Sequence[str] | None,
     checkpoints: Sequence[Path] | None,
     names: Sequence[str] | None,
     configs: Sequence[str] = (),
+    *,
+    files_option: str,
+    numbered: bool = False,
+    order: str = "in their order",
 ) -> list[TeacherSpec]:
     """Return the teachers that a command line names: files, then models, then configurations.
 
-    ``checkpoints``: one for each of the latter two, or none; ``names``: one for each teacher, or none: then
-    those of equal names are numbered.
+    Args:
+        files: of answers.
+        models: as in :class:`TeacherSpec`.
+        checkpoints: one for each model and configuration, or none.
+        names: one for each teacher, or none.
+        configs: of mmcls.
+        files_option: what names ``files``, for messages.
+        numbered: without ``names``, number those that are called the same; otherwise refuse them.
+        order: how checkpoints are to be given, for messages.
 
     Raises:
         LskdError: no teacher, other numbers, or one name for two.
     """
+    if not (files or models or configs):
+        raise LskdError(f"no teacher; name files with {files_option}, or models with --model and --data-dir")
     makers = [partial(TeacherSpec, model=model) for model in models or []]
     makers += [partial(TeacherSpec, config=Path(config)) for config in configs]
     weights: Sequence[Path | None] = checkpoints or [None] * len(makers)
     if len(weights) != len(makers):
-        raise LskdError(
-            f"{len(weights)} --checkpoint for {len(makers)} models; give one for each, in their order"
-        )
-    specs = [TeacherSpec(logits=path) for path in logits or []]
+        raise LskdError(f"{len(weights)} --checkpoint for {len(makers)} models; give one for each, {order}")
+    specs = [TeacherSpec(logits=path) for path in files or []]
     specs += [make(checkpoint=own) for make, own in zip(makers, weights, strict=True)]
-    if not specs:
-        raise LskdError("no teacher; name files of answers, or models with --model and --data-dir")
     if names and len(names) != len(specs):
         raise LskdError(f"{len(names)} --name for {len(specs)} teachers; give one for each, or none")
-    chosen = [" ".join(name.split()) for name in names or []]
-    found = [spec.default_name for spec in specs]
-    chosen = chosen or [
-        f"{name} ({found[: i + 1].count(name)})" if found.count(name) > 1 else name
-        for i, name in enumerate(found)
-    ]
+    chosen = [" ".join(name.split()) for name in names or []] or [spec.default_name for spec in specs]
+    if numbered and not names:
+        chosen = [
+            f"{name} ({chosen[: i + 1].count(name)})" if chosen.count(name) > 1 else name
+            for i, name in enumerate(chosen)
+        ]
     (name, times), *_ = Counter(chosen).most_common(1)
     if times > 1:
         raise LskdError(f"two teachers are called {name}; give each its own with --name")
