@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.nn import functional
 
 from lskd import LskdError
+from lskd.base.install import how_to_install
 from lskd_study.teachers.collect import Process, collect, join_processes
 from lskd_study.teachers.evaluate import TeacherSpec, evaluate
 from lskd_study.teachers.outputs import read_outputs, write_outputs
@@ -113,6 +115,18 @@ def test_mmcls_config(digits, tmp_path):
     assert found.logits.shape == (SAMPLES, CLASSES)
     with pytest.raises(LskdError, match="change img_size there"):
         evaluate(spec, data_dir=digits, img_size=32)
+
+
+@pytest.mark.unit
+def test_missing_framework(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for spec, extra in (
+        (TeacherSpec(model="resnet18"), how_to_install("timm")),
+        (TeacherSpec(config=Path("a.py")), how_to_install("mmcls")),
+    ):
+        with pytest.raises(LskdError) as error:
+            evaluate(spec, device="cpu")
+        assert extra in str(error.value)
 
 
 # Bringing it together

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
+from lskd.base.install import how_to_install
+from lskd_study.base.extras import missing_modules
 from lskd_study.teachers.collect import collect, join_processes
 from lskd_study.teachers.outputs import Outputs, default_name, read_outputs
 
@@ -165,6 +167,10 @@ def evaluate(
         "rank": process.rank,
         "world_size": process.world_size,
     }
+    # mmengine, because mmpretrain may stand in for mmcls.
+    extra, module = ("timm", "timm") if spec.config is None else ("mmcls", "mmengine")
+    if missing_modules([module]):
+        raise LskdError(f"this needs {extra}, not installed here; {how_to_install(extra)}")
     own_input: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct}
     if spec.config is None:
         from timm_ls_kd.evaluation import evaluate_model
