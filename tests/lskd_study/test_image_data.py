@@ -505,6 +505,16 @@ def test_an_output_that_is_taken(data, own, tmp_path):
     assert "is no folder" in data.refuse(*words, output=tmp_path / "out" / "x" / "mine" / "y")
 
 
+def test_a_place_that_cannot_be_written_is_known_before_the_source_is_read(tmp_path, monkeypatch):
+    """The images are gathered beside an empty output, so its own permissions are not enough."""
+    output = tmp_path / "made"
+    output.mkdir()
+    # Not by chmod: root may write everywhere.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)
+    with pytest.raises(LskdError, match=r"cannot write .*/made: permission denied; choose another --output"):
+        _layout.build(output, "own", {}, lambda: pytest.fail("the source was read"))
+
+
 def test_a_data_set_is_already_there_only_from_the_same_source(data, cub, own, tmp_path):
     archive, chosen = tmp_path / "cub" / "CUB_200_2011.tgz", tmp_path / "list.txt"
     pack(archive, cub)

@@ -17,8 +17,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def check_writable(path: Path, fix: str = "choose another --output") -> None:
+def check_writable(path: Path, fix: str = "choose another --output", folder: bool = False) -> None:
     """Refuse, before any work, the place of a file or a new folder that cannot be written; nothing is.
+
+    Args:
+        path: of the file or folder.
+        fix: what to do.
+        folder: what is already at ``path`` is no matter, it will be replaced.
 
     Raises:
         LskdError: saying what is in the way, and ``fix``.
@@ -28,7 +33,7 @@ def check_writable(path: Path, fix: str = "choose another --output") -> None:
         there = path.exists()
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise LskdError(f"cannot write {path}: {error.strerror or error}; {fix}") from None
-    if there and not path.is_file():
+    if there and not folder and not path.is_file():
         reason = "it is a folder" if path.is_dir() else "it is no file"
     elif not above.is_dir():
         reason = f"{above} is no folder"

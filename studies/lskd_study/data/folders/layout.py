@@ -179,8 +179,7 @@ def build(
     if finished is not None:
         return Made(output, finished, False)
     refuse_other(output, "data set", OTHER_PLACE)
-    if not output.exists():
-        check_writable(output)
+    check_writable(output, folder=True)
     rows = plan()
     try:
         with _partial(output, asked) as folder:
