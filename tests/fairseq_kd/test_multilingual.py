@@ -10,6 +10,7 @@ import pytest
 import sacrebleu
 import torch
 from fairseq import options, tasks
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from num2words import num2words
 
 from fairseq_kd.criterion import LsKdCriterion
@@ -182,8 +183,42 @@ def test_an_mbart_teaches_a_student_of_its_sentence_form(pairs, commands, tmp_pa
     assert bleu_of_generate(pairs, commands, tmp_path / "s", form, "fr") == pytest.approx(
         result.numbers("valid")[-1]["valid_bleu_fr-en"], abs=0.006
     )
+    # The teacher decodes in the first validation, and goes on to teach as if it had not.
+    schedule = ("--kd-alpha-schedule", "adaptive", "--kd-alpha-interval", 50)
+    measured = commands.train(pairs.data, tmp_path / "m", *kd, *form, *schedule)
+    assert "valid_bleu_de-en_teacher" in measured.numbers("valid")[0]
+    assert [row["train_loss"] for row in measured.numbers("train")] == [
+        first["train_loss"],
+        last["train_loss"],
+    ]
     with pytest.raises(LskdError, match="was trained with --decoder-langtok True, the student has False"):
         commands.train(pairs.data, tmp_path / "u", *kd, *MULTI)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_an_mbart_reads_the_same_before_and_after_it_decodes(pairs, commands, several):
+    """Of fairseq's generator its attention would keep the beam."""
+    flags = ("--arch", "mbart_large", *commands.bleu[:3])
+    if several:
+        task, student, criterion, sample = made(pairs, commands, *flags, kd_weight=0.0)
+    else:
+        task = ("--task", "translation_ls_kd", "-s", "de", "-t", "en")
+        words = commands.training(pairs.data, "/nowhere", *task, *flags)
+        args = options.parse_args_and_arch(options.get_training_parser(), [str(word) for word in words[1:]])
+        cfg = convert_namespace_to_omegaconf(args)
+        task = tasks.setup_task(cfg.task)
+        student = task.build_model(cfg.model).eval()
+        task.load_dataset("valid")
+        criterion = LsKdCriterion.build_criterion(LsKdConfig(kd_weight=0.0, sentence_avg=False), task)
+        valid = task.dataset("valid")
+        sample = valid.collater([valid[index] for index in range(6)])
+    alone = {name: part[:1] for name, part in sample["net_input"].items()}
+    before = student(**sample["net_input"])[0]
+    losses = [float(task.valid_step(sample, student, criterion)[0]) for _ in range(2)]
+    assert losses[0] == losses[1]
+    after = student(**sample["net_input"])[0]
+    assert torch.equal(before, after)
+    torch.testing.assert_close(student(**alone)[0], after[:1], atol=1e-5, rtol=1e-4)
 
 
 def test_what_cannot_be_is_one_line(pairs, commands, corpus, tmp_path):
