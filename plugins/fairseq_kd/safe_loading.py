@@ -122,7 +122,7 @@ def check_settings(cfg: Any, path: str | Path, task: bool = True) -> None:
 
     Args:
         cfg: the file's settings. Files of embeddings are taken out: all weights are in the checkpoint; and
-            BART's heads for classes, which nothing here reads.
+            BART's heads for classes, and its task of before, which nothing here reads.
         path: the file, for the message.
         task: whether the task is built of them too.
 
@@ -159,12 +159,12 @@ def check_model(settings: Any, file: str) -> None:
         number = isinstance(value, int | float | np.number)
         if key.endswith("layers") and number and float(value) > _MOST_LAYERS:
             raise _refused(file, f"its setting {key} is {float(value):g}, more than {_MOST_LAYERS} layers")
-        # A head for classes would be as large as the shapes of its tensors say, which may be empty.
+        # BART makes a head for classes, and of this task words, as large as the shapes of tensors say: which
+        # may be of one number.
         if key.endswith(("embed_path", "load_checkpoint_heads")) and value:
-            if isinstance(owner, argparse.Namespace):
-                setattr(owner, key, None)
-            else:
-                owner[key] = None
+            _set(owner, key, None)
+        elif key == "task" and value == "multilingual_denoising":
+            _set(owner, key, "translation")
 
 
 def _check_task(settings: Any, file: str) -> None:
@@ -186,6 +186,13 @@ def _check_task(settings: Any, file: str) -> None:
         beam = content.get("beam", 1)
         if not isinstance(beam, int) or beam > _LARGEST_BEAM:
             raise _refused(file, f"its setting {key} has a beam of {beam!r:.20}")
+
+
+def _set(owner: Any, key: str, value: Any) -> None:
+    if isinstance(owner, argparse.Namespace):
+        setattr(owner, key, value)
+    else:
+        owner[key] = value
 
 
 def _settings(settings: Any) -> Iterator[tuple[Any, str, Any]]:

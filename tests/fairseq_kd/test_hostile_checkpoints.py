@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq import models, modules, quantization_utils, sequence_generator
+from fairseq import checkpoint_utils, models, modules, quantization_utils, sequence_generator
 from fairseq.data import encoders
 from fairseq.tasks import fairseq_task, translation
 
@@ -202,6 +202,26 @@ def test_heads_for_classes_are_not_built():
     settings = Namespace(arch="mbart_large", load_checkpoint_heads=True)
     safe_loading.check_model(settings, "x.pt")
     assert not settings.load_checkpoint_heads
+
+
+def test_words_of_the_task_before_are_not_made(corpus, tmp_path, caplog):
+    """They would be as wide as a tensor's shape says, which may be of one number."""
+    small = ("encoder_layers", "decoder_layers", "encoder_embed_dim", "decoder_embed_dim")
+
+    def change(state):
+        kept = {name: value for name, value in vars(state["cfg"]["model"]).items() if name in small}
+        kept |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "share_all_embeddings": False}
+        bart = {"_name": "mbart_large", "arch": "mbart_large", "task": "multilingual_denoising"}
+        state["cfg"]["model"] = Namespace(**bart, **kept)
+        wide = torch.zeros(1).expand(1, 10**6)
+        state["model"] |= {f"{part}.embed_tokens.weight": wide for part in ("encoder", "decoder")}
+
+    # Without the comparison of dictionaries, which fairseq's own commands do not have.
+    with pytest.raises(LskdError, match="does not fit its own settings"):
+        checkpoint_utils.load_model_ensemble_and_task(
+            [str(corpus.forge(tmp_path / "wide.pt", change))], {"data": str(corpus.data), "eval_bleu": False}
+        )
+    assert "Adding extra language embeddings" not in caplog.text
 
 
 def test_the_guard_is_in_place_before_fairseq_generate_loads(corpus, commands, forge, trap):
