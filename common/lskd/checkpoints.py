@@ -74,7 +74,8 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
         use_ema: take the averaged weights where the file has them, as timm does.
 
     Raises:
-        CheckpointError: for a file that is missing, damaged, without weights, or that would run code.
+        CheckpointError: for a file that is missing, damaged, without weights or of their shapes alone, or
+            that would run code.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "teacher.pth"
@@ -88,6 +89,7 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
             f"checkpoint {path} contains no weights by name; "
             "save model.state_dict(), alone or as 'state_dict'"
         )
+    require_content(weights, path)
     return _without_wrappers(weights)
 
 
@@ -105,6 +107,24 @@ def read_checkpoint(path: str | Path) -> Any:
     if not is_file:
         raise CheckpointError(f"checkpoint {path} does not exist or is not a file; check the path")
     return _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
+
+
+def require_content(weights: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse tensors of shapes alone, of torch's device `meta`: they would count as weights of any size.
+
+    Args:
+        weights: what was read of a file, by name; what is no tensor is passed over.
+        path: the file, for the message.
+
+    Raises:
+        CheckpointError: a tensor has no numbers in the file.
+    """
+    for name, value in weights.items():
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            raise CheckpointError(
+                f"checkpoint {path} has the shape of '{name}' and none of its numbers (device "
+                f"{value.device}); save it again when the model has its weights"
+            )
 
 
 def load_strictly(

@@ -32,6 +32,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lskd import CheckpointError, load_teacher_weights
 from lskd.base.files import parse_json
+from lskd.checkpoints import require_content
 from lskd.errors import one_line
 
 _KINDS = ("f2", "f4", "f8", "i4", "i8", "u1", "?")
@@ -284,6 +285,7 @@ def _build_all(load: Callable[..., Any], filenames: Any, *args: Any, **kwargs: A
 
 def _note(building: _Building, state: dict[str, Any], path: Any) -> None:
     check_settings(state["cfg"], path, building.task)
+    require_content(state["model"], path)
     state["args"] = None  # of old checkpoints; upgraded to cfg, which is what was checked
     stored = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // tensor.element_size()

@@ -173,6 +173,19 @@ def test_settings_that_would_fill_the_memory(corpus, forge, settings, reason):
     assert "\n" not in str(caught.value)
 
 
+def test_shapes_without_numbers_are_no_weights(corpus, tmp_path):
+    """Or the network might be as large as they say."""
+
+    def change(state):
+        vars(state["cfg"]["model"]).update(decoder_ffn_embed_dim=10**7)
+        state["model"]["decoder.none"] = torch.empty(10**6, 10**6, device="meta")
+
+    with pytest.raises(
+        LskdError, match=r"has the shape of 'decoder.none' and none of its numbers"
+    ):
+        corpus.teach(corpus.forge(tmp_path / "meta.pt", change))
+
+
 def test_a_file_of_old_fairseq_still_teaches(corpus, forge):
     teacher = corpus.teach(forge(lambda cfg: None, legacy=True))
     own = corpus.teach(corpus.teacher)

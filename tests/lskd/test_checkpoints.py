@@ -366,6 +366,11 @@ def test_file_without_weights_by_name(save, content):
     assert "state_dict" in refusal(path)
 
 
+def test_shapes_alone_are_no_weights(save):
+    path = save({"state_dict": make_weights() | {"fc.bias": torch.empty(10**12, device="meta")}})
+    assert "has the shape of 'fc.bias' and none of its numbers" in refusal(path)
+
+
 # Files that would run code
 
 
