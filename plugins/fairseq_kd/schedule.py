@@ -1,8 +1,10 @@
 """Tasks whose teacher's share follows validation BLEU: selective distillation (Tan et al., ICLR 2019)."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from lskd import AlphaSchedule
+from lskd import AlphaSchedule, CheckpointError
 from lskd.teachers.outputs import selective_weight
 
 
@@ -42,9 +44,11 @@ class ScheduledTask:
             teacher_bleu: its validation BLEU; None: it is measured beside the student's.
         """
         self._schedules[pair], self._interval = (weight, schedule), interval
-        state = self.kd_state.setdefault(pair, {"weight": weight})
-        if state.get("teacher") != teacher:
+        state = self.kd_state.setdefault(pair, {})
+        if state.get("teacher", teacher) != teacher:  # nothing that was decided about another one
             state.pop("teacher_bleu", None)
+            state["weight"] = weight
+        state.setdefault("weight", weight)
         state["teacher"] = teacher
         if teacher_bleu is not None:
             state["teacher_bleu"] = teacher_bleu
@@ -60,8 +64,8 @@ class ScheduledTask:
             state = self.kd_state[pair]
             if due and state.get("epoch") != self._epoch:
                 bleu, of_teacher = state.get("bleu"), state.get("teacher_bleu")
-                known = None not in (bleu, of_teacher)
-                state["weight"] = selective_weight(weight, schedule, bleu, of_teacher) if known else weight
+                if None not in (bleu, of_teacher):
+                    state["weight"] = selective_weight(weight, schedule, bleu, of_teacher)
                 state["epoch"] = self._epoch
         return {pair: float(self.kd_state[pair]["weight"]) for pair in self._schedules}
 
@@ -69,9 +73,23 @@ class ScheduledTask:
         """Return what fairseq stores in the checkpoint. (It never reads a task's `state` when it resumes.)"""
         return {type(self).__name__: {pair: dict(state) for pair, state in self.kd_state.items()}}
 
-    def set_checkpoint_dict(self, content: dict[str, Any]) -> None:
-        """Take the schedules' state out of the checkpoint that training goes on from."""
-        self.kd_state = {pair: dict(state) for pair, state in content.items() if isinstance(state, dict)}
+    def set_checkpoint_dict(self, content: Any) -> None:
+        """Take the schedules' state out of the checkpoint that training goes on from.
+
+        Raises:
+            CheckpointError: it is none that the plugin writes.
+        """
+        try:
+            content = dict(content.items())
+            if "weight" in content:  # of before there were pairs; its BLEU comes with the next validation
+                content = {"": {name: content.get(name) for name in ("weight", "epoch")}}
+            pairs = [pair for pair in content if pair in getattr(self, "lang_pairs", [""])]
+            self.kd_state = {pair: _checked(content[pair]) for pair in pairs}
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            raise CheckpointError(
+                "the checkpoint that the run goes on from has a state of --kd-alpha-schedule that the plugin "
+                "does not write; give another one with --restore-file, or remove it to begin anew"
+            ) from None
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
         """Note the epoch."""
@@ -85,3 +103,14 @@ class ScheduledTask:
             state["bleu"] = stats.get(column)
             if (measured := stats.get(f"{column}_teacher")) is not None:
                 state["teacher_bleu"] = measured
+
+
+def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the plugin writes of a pair; raises as Python does where it would write no such thing."""
+    numbers = {name: state.get(name) for name in ("weight", "epoch", "bleu", "teacher_bleu")}
+    numbers = {name: number for name, number in numbers.items() if number is not None}
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers.values()):
+        raise ValueError
+    if not 0 <= numbers.get("weight", 0) <= 1:
+        raise ValueError
+    return numbers | ({"teacher": str(state["teacher"])} if "teacher" in state else {})
