@@ -149,6 +149,8 @@ class TranslationMultiLsKdTask(ScheduledTask, TranslationMultiSimpleEpochTask):
         parts = {name for log in logging_outputs for name in log if name.startswith("_bleu_")}
         for name in sorted(parts):  # fairseq shows none that begins so
             total = torch.stack([log[name] for log in logging_outputs]).sum(0)
+            if not total[-1]:  # no word to translate into: no sentence of the pair
+                continue
             metrics.log_scalar(name, total.double().cpu().numpy())
             metrics.log_derived(name[1:], partial(_bleu_of, name))
         if not parts:

@@ -180,9 +180,7 @@ def test_shapes_without_numbers_are_no_weights(corpus, tmp_path):
         vars(state["cfg"]["model"]).update(decoder_ffn_embed_dim=10**7)
         state["model"]["decoder.none"] = torch.empty(10**6, 10**6, device="meta")
 
-    with pytest.raises(
-        LskdError, match=r"has the shape of 'decoder.none' and none of its numbers"
-    ):
+    with pytest.raises(LskdError, match=r"has the shape of 'decoder.none' and none of its numbers"):
         corpus.teach(corpus.forge(tmp_path / "meta.pt", change))
 
 

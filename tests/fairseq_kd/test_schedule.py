@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+from fairseq.logging import metrics
+from fairseq.tasks.translation import EVAL_BLEU_ORDER
 
+from fairseq_kd.multilingual import TranslationMultiLsKdTask
 from fairseq_kd.schedule import ScheduledTask
 from lskd import CheckpointError
 
@@ -78,3 +81,16 @@ def test_a_state_that_the_plugin_does_not_write_is_one_line(content):
     with pytest.raises(CheckpointError, match="has a state of --kd-alpha-schedule that the plugin") as caught:
         Task().set_checkpoint_dict(content)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pair_without_sentences_has_no_bleu(monkeypatch):
+    monkeypatch.setattr(ScheduledTask, "reduce_metrics", lambda *_: None, raising=False)
+    task = object.__new__(TranslationMultiLsKdTask)
+    some = torch.tensor([4.0, 3, 2, 1, 4, 3, 2, 1, 4, 4])
+    assert len(some) == 2 * EVAL_BLEU_ORDER + 2
+    logs = [{"_bleu_de-en": some, "_bleu_fr-en": 0 * some, "_bleu_fr-en_teacher": 0 * some}]
+    with metrics.aggregate(new_root=True) as found:
+        task.reduce_metrics(logs, None)
+    values = found.get_smoothed_values()
+    assert values["bleu_de-en"] == 100
+    assert not any("fr-en" in name for name in values)
