@@ -93,8 +93,14 @@ def load_teacher_weights(path: str | Path, use_ema: bool = True) -> dict[str, Te
     return _without_wrappers(weights)
 
 
-def read_checkpoint(path: str | Path) -> Any:
+def read_checkpoint(
+    path: str | Path, fix: str = "save the weights alone (model.state_dict()) or as safetensors"
+) -> Any:
     """Return what is in a file of weights, on the CPU, as it was saved; nothing that is in it runs.
+
+    Args:
+        path: safetensors, or anything that ``torch.save`` wrote.
+        fix: what to do about a file that would run code.
 
     Raises:
         CheckpointError: for a file that is missing, damaged, or that would run code.
@@ -106,7 +112,7 @@ def read_checkpoint(path: str | Path) -> Any:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     if not is_file:
         raise CheckpointError(f"checkpoint {path} does not exist or is not a file; check the path")
-    return _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
+    return _read_safetensors(path) if is_safetensors(path) else _read_torch(path, fix)
 
 
 def require_content(weights: Mapping[str, Any], path: str | Path) -> None:
@@ -241,7 +247,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
         raise CheckpointError(f"checkpoint {path} cannot be read as safetensors: {one_line(error)}") from None
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, fix: str) -> Any:
     try:
         # A file and not its name, of which torch would ask the suffix.
         with open(path, "rb") as file, warnings.catch_warnings(), _harmless_allowed():
@@ -251,13 +257,12 @@ def _read_torch(path: Path) -> Any:
         if refused := _UNSAFE.search(str(error)):
             raise CheckpointError(
                 f"checkpoint {path} is refused: it contains {refused[1]}, and loading that would run code "
-                "that is in the file; save the weights alone (model.state_dict()) or as safetensors"
+                f"that is in the file; {fix}"
             ) from None
     except Exception as error:  # what a damaged file makes of the unpickler: struct.error, LookupError, ...
         if "TorchScript" in str(error):
             raise CheckpointError(
-                f"checkpoint {path} is a TorchScript archive, which contains code; "
-                "save the weights alone (model.state_dict()) or as safetensors"
+                f"checkpoint {path} is a TorchScript archive, which contains code; {fix}"
             ) from None
     # torch's own text advises weights_only=False, which is no advice for a file that is damaged.
     raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint; copy or save it again")

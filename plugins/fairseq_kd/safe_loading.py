@@ -30,9 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lskd import CheckpointError, load_teacher_weights
+from lskd import CheckpointError, checkpoints
 from lskd.base.files import parse_json
-from lskd.checkpoints import require_content
 from lskd.errors import one_line
 
 _KINDS = ("f2", "f4", "f8", "i4", "i8", "u1", "?")
@@ -228,7 +227,8 @@ def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any
         whole = isinstance(state["model"], Mapping) and bool(state["cfg"])
     except Exception:  # of torch's unpickler, or of fairseq's upgrades of what a forged file contains
         _refuse_cut(Path(path))
-        load_teacher_weights(path)  # says in one line what is wrong with the file
+        # Says in one line what is wrong with the file.
+        checkpoints.read_checkpoint(path, "use one that fairseq itself wrote")
         whole = False
     if not whole:
         raise CheckpointError(
@@ -285,7 +285,7 @@ def _build_all(load: Callable[..., Any], filenames: Any, *args: Any, **kwargs: A
 
 def _note(building: _Building, state: dict[str, Any], path: Any) -> None:
     check_settings(state["cfg"], path, building.task)
-    require_content(state["model"], path)
+    checkpoints.require_content(state["model"], path)
     state["args"] = None  # of old checkpoints; upgraded to cfg, which is what was checked
     stored = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() // tensor.element_size()

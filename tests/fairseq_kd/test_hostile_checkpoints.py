@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import os
 import re
 from argparse import Namespace
 from pathlib import Path
@@ -171,6 +172,13 @@ def test_settings_that_would_fill_the_memory(corpus, forge, settings, reason):
     with pytest.raises(LskdError, match=reason) as caught:
         corpus.teach(teacher)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_pickles_a_call_is_told_what_fairseq_can_read(corpus, tmp_path):
+    """Weights alone, or as safetensors, it cannot restore."""
+    path = corpus.forge(tmp_path / "call.pt", lambda state: state["extra_state"].update(call=os.system))
+    with pytest.raises(LskdError, match=r"system, and loading that would run .*; use one that fairseq itself"):
+        corpus.teach(path)
 
 
 def test_shapes_without_numbers_are_no_weights(corpus, tmp_path):
