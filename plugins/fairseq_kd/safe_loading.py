@@ -149,8 +149,7 @@ def check_model(settings: Any, file: str) -> None:
         CheckpointError: an architecture beyond those known to be safe, or a setting that is not.
     """
     name = setting(settings, "_name") or setting(settings, "arch")
-    kind = models.ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
-    if kind not in _MODELS:
+    if _class_of(settings) not in _MODELS:
         known = ", ".join(sorted(each for each, of in models.MODEL_REGISTRY.items() if of in _MODELS))
         raise _refused(file, f"its architecture is {name!r:.60}, and only {known} are known to run no code")
     for owner, key, value in _settings(settings):
@@ -165,6 +164,12 @@ def check_model(settings: Any, file: str) -> None:
             _set(owner, key, None)
         elif key == "task" and value == "multilingual_denoising":
             _set(owner, key, "translation")
+
+
+def _class_of(settings: Any) -> Any:
+    """Return the class of a model by its settings; None: fairseq has none of the name."""
+    name = setting(settings, "_name") or setting(settings, "arch")
+    return models.ARCH_MODEL_REGISTRY.get(name) if isinstance(name, str) else None
 
 
 def _check_task(settings: Any, file: str) -> None:
@@ -299,7 +304,9 @@ def _build(build: Callable[..., Any], cfg: Any, task: Any, *args: Any, **kwargs:
     """Stand for `models.build_model`: a small file must not ask for a network that fills the memory."""
     if (building := _building.get()) is not None:
         # Shapes alone. On "meta" BART could not be built: it draws its weights elsewhere and copies them.
-        with torch.random.fork_rng(devices=[]), FakeTensorMode():
+        # Fake tensors take twice as long.
+        shapes_alone = FakeTensorMode() if _class_of(cfg) is BARTModel else torch.device("meta")
+        with torch.random.fork_rng(devices=[]), shapes_alone:
             shapes: nn.Module = build(copy.deepcopy(cfg), task, *args, **kwargs)
         needed = sum(tensor.numel() for tensor in (*shapes.parameters(), *shapes.buffers()))
         if needed > building.numbers + _UNSTORED:
