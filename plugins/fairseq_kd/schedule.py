@@ -107,8 +107,8 @@ class ScheduledTask:
 
 def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the plugin writes of a pair; raises as Python does where it would write no such thing."""
-    numbers = {name: state.get(name) for name in ("weight", "epoch", "bleu", "teacher_bleu")}
-    numbers = {name: number for name, number in numbers.items() if number is not None}
+    names = ("weight", "epoch", "bleu", "teacher_bleu")
+    numbers: dict[str, Any] = {name: state[name] for name in names if state.get(name) is not None}
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers.values()):
         raise ValueError
     if not 0 <= numbers.get("weight", 0) <= 1:
