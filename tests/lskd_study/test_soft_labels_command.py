@@ -127,17 +127,37 @@ def test_no_store_is_one_line(tmp_path, capsys):
 
 def test_what_is_at_a_url_is_looked_at_in_a_copy(store, info, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    url = f"file://{store}"
-    assert info(url)[0].replace(url, str(store)) == info(store)[0]
+    monkeypatch.chdir(tmp_path)  # where fsspec looks for the user, too
+    url, there = "file://me:secret@host/labels", tmp_path / "me:secret@host" / "labels"
+    there.parent.mkdir()
+    store.rename(there)
+    said = info(url)[0]
+    (copy,) = (path for path in (tmp_path / "cache/lskd/soft_labels").iterdir() if path.is_dir())
+    name = f"the copy of file://host/labels in {copy}"
+    assert said.replace(name, str(there)) == info(there)[0]
     assert main(["soft-labels", "verify", url]) == 0
-    assert f"{url}: " in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{name}: ")
+    assert "secret" not in said.out + said.err
+    for file, message in (
+        ("rows.bin", f"blocks in {name} are damaged"),
+        ("manifest.json", f"{name} cannot be read ({copy}"),
+    ):
+        whole = (copy / file).read_bytes()
+        (copy / file).write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        assert main(["soft-labels", "verify", url]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.endswith(f"; remove {copy}, it is copied again\n")
+        assert "secret" not in error
+        (copy / file).write_bytes(whole)
     assert main(["soft-labels", "info", f"{url}-not-there"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"lskd: error: {url}-not-there cannot be read")
+    assert error.startswith("lskd: error: file://host/labels-not-there cannot be read")
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("ecosystem", ["timm", "fairseq", "mmcls"])
+@pytest.mark.parametrize("ecosystem", ["timm", "fairseq", "mmcls", "merge"])
 def test_nothing_is_written_at_a_url(ecosystem, tmp_path, monkeypatch, capsys):
     recipe = Path(__file__).parents[2] / "recipes" / "digits_bnn" / "student.py"
     monkeypatch.chdir(tmp_path)
@@ -147,6 +167,9 @@ def test_nothing_is_written_at_a_url(ecosystem, tmp_path, monkeypatch, capsys):
 
         words = "soft-labels data --model test_resnet --kd-teacher test_resnet --kd-soft-labels"
         assert write([*words.split(), url]) == 2
+        error = capsys.readouterr().err
+    elif ecosystem == "merge":
+        assert main(["soft-labels", "merge", url]) == 2
         error = capsys.readouterr().err
     elif ecosystem == "fairseq":
         from fairseq_kd.soft_labels import main as write

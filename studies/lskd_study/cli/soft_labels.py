@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -41,38 +40,42 @@ def info(
 
     What is at a URL is copied into the user's cache folder first, as a training does.
     """
-    labels = _open(folder)
+    labels, name, _ = _open(folder)
     content = describe(labels)
     if not json_output and (error := labels.own_error):
         content["own_error"] = str(error)
-    print(json.dumps(content, indent=2) if json_output else _for_people(folder, content))
+    print(json.dumps(content, indent=2) if json_output else _for_people(name, content))
 
 
 @app.command()
 def verify(folder: _Folder) -> None:
-    """Check every block of every file in DIR against its checksum; exit status 2 where one is damaged."""
-    labels = _open(folder)  # the manifest, the lengths of the files and the checksums themselves
+    """Check every block of every file in DIR against its checksum; exit status 2 where one is damaged.
+
+    Of a URL the copy in the user's cache folder is checked, not what is at the URL now.
+    """
+    labels, name, fix = _open(folder)  # the manifest, the lengths of the files and the checksums themselves
     with typer.progressbar(labels.damages(), length=labels.blocks, label="blocks", file=sys.stderr) as bar:
         damages = [str(damage) for damage in bar if damage is not None]
     for line in damages[:_SHOWN]:
         print(line, file=sys.stderr)
     if damages:
         more = f", {len(damages) - _SHOWN} of them not shown" if len(damages) > _SHOWN else ""
-        raise LskdError(f"{len(damages)} of {labels.blocks} blocks in {folder} are damaged{more}")
-    print(f"{folder}: {labels.blocks} blocks, all as they were written; {_progress(describe(labels))}")
+        raise LskdError(f"{len(damages)} of {labels.blocks} blocks in {name} are damaged{more}{fix}")
+    print(f"{name}: {labels.blocks} blocks, all as they were written; {_progress(describe(labels))}")
 
 
 @app.command()
-def merge(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the shards.")]) -> None:
+def merge(folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder of the shards.")]) -> None:
     """Make one store of the shards in DIR, which several jobs wrote (--kd-soft-labels-shard, --shard).
 
     Nothing is written unless all shards are there, complete, sound, and of one teacher, data and layout.
 
     The shards stay: remove them afterwards.
     """
+    from lskd.soft_labels.remote import written_folder
     from lskd.soft_labels.shards import merge_shards
 
-    labels = merge_shards(folder)
+    labels = merge_shards(written_folder(folder))
     print(f"{folder}: {_progress(describe(labels))}; {folder}/shard-* can be removed")
 
 
@@ -103,11 +106,19 @@ def write(
     raise typer.Exit(done.returncode)
 
 
-def _open(folder: str) -> "SoftLabels":
+def _open(folder: str) -> tuple["SoftLabels", str, str]:
+    """Return soft labels, what to call them, and what helps where they are damaged."""
     from lskd import SoftLabels  # numpy takes a while
-    from lskd.soft_labels.remote import local_folder
+    from lskd.soft_labels.remote import local_folder, without_user
 
-    return SoftLabels(local_folder(folder))
+    local = local_folder(folder)
+    if "://" not in folder:
+        return SoftLabels(local), folder, ""
+    name, fix = f"the copy of {without_user(folder)} in {local}", f"; remove {local}, it is copied again"
+    try:
+        return SoftLabels(local), name, fix
+    except LskdError as error:
+        raise LskdError(f"{name} cannot be read ({error}){fix}") from None
 
 
 def describe(labels: "SoftLabels") -> dict[str, Any]:
@@ -115,14 +126,14 @@ def describe(labels: "SoftLabels") -> dict[str, Any]:
     return labels.info() | {"bytes_per_row": labels.layout.row.itemsize, "kept": labels.layout.kept}
 
 
-def _for_people(folder: str, content: Mapping[str, Any]) -> str:
+def _for_people(name: str, content: Mapping[str, Any]) -> str:
     layout = content["layout"]
     per_sample = layout["rows_per_sample"]
     size = content["bytes_per_row"] * (per_sample or 1)
     unit = "a sample and epoch" if per_sample else "a row (a target token)"
     error = content.get("own_error")
     lines = [
-        ("soft labels", folder),
+        ("soft labels", name),
         ("written", _progress(content)),
         ("classes", f"{content['kept']}, {layout['values']}"),
         (
@@ -134,8 +145,8 @@ def _for_people(folder: str, content: Mapping[str, Any]) -> str:
         ("error", error or "not measured"),
         *_flat(content["identity"]),
     ]
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in lines)
+    width = max(len(key) for key, _ in lines)
+    return "\n".join(f"{key:{width}}  {value}" for key, value in lines)
 
 
 def _progress(content: Mapping[str, Any]) -> str:
