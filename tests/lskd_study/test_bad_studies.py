@@ -105,6 +105,7 @@ def test_a_place_for_the_data_that_cannot_be_written(scene):
         ("sched: zigzag", "s.yaml: argument --sched: invalid choice: 'zigzag'"),
         ("batch_size: 0", "s.yaml: batch_size must be at least 1, got 0"),
         ("bce_loss: true", "s.yaml, as a student's file: --bce-loss changes the loss of the hard labels"),
+        ("kd_rest: lump", "s.yaml: remove kd_rest, and set soft_labels.rest of the study"),
         ("num_classes: 3", "s.yaml sets num_classes, which the study sets for each run; remove it there"),
         ("model_kwargs: {num_classes: 3}", "s.yaml: model_kwargs sets num_classes, which the study sets"),
         (

@@ -151,7 +151,8 @@ class SoftLabels(Strict):
         None, description="entries drawn of each answer instead, right in expectation; at temperature 1"
     )
     rest: Literal["spread", "lump", "renormalise", "restrict"] | None = Field(
-        None, description="what becomes of the entries beyond top_k; default: as the trainer's file says"
+        None,
+        description="what becomes of the entries beyond top_k; default: spread; translations: the file's",
     )
     values: Literal["float32", "float16", "packed"] | None = Field(
         None, description="default: float32 with all entries, float16 with top_k or sampled"

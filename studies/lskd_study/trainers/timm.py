@@ -66,6 +66,8 @@ class Timm:
         # What the study itself sets for every run; the file is not to blame for it.
         args.smoothing = 0.0
         args.kd_teacher = "teacher" if role == "student" else None
+        if role == "student" and args.kd_rest != "spread" and args.kd_soft_labels is None:
+            raise LskdError(f"{path}: remove kd_rest, and set soft_labels.rest of the study")
         try:
             check_together(args)
             kd_config(args)
@@ -245,7 +247,7 @@ class Timm:
         except LskdError as error:
             raise CannotStoreError(str(error).rstrip(".")) from error
         key = json.dumps(settings, sort_keys=True)
-        return Views(key, epochs, epochs, MIXED if mixed else "", args.kd_rest)
+        return Views(key, epochs, epochs, MIXED if mixed else "")
 
     def size(self, plan: Plan, run: Run) -> Size:
         """Return parameters and operations of the model as the trainer builds it."""
