@@ -209,6 +209,8 @@ def test_drawn_packed_and_the_rest(decided, plan_of, tmp_path):
         ({"sampled": 2, "top_k": 2}, "give one"),
         ({"sampled": 2, "rest": "lump"}, "leaves no rest"),
         ({"rest": "lump"}, "all entries are kept; add top_k"),
+        ({"rest": "lump", "top_k": CLASSES}, "all entries are kept; add top_k"),
+        ({"sampled": 2, "top_k": 2, "mode": "off"}, "give one"),
         ({"sampled": 2}, "right at temperature 1 and biased at 2"),
         ({"top_k": 2, "values": "packed"}, "packed, too coarse"),
         ({"top_k": 2, "values": "packed", "rest": "lump"}, "packed, too coarse"),
@@ -265,6 +267,9 @@ def test_translations_are_stored_only_as_top_k(tmp_path, plan_of):
     ):
         with pytest.raises(LskdError, match=reason):
             decide({"criterion": criterion}, sampled=7)
+    with pytest.raises(LskdError, match="views are of images"):
+        decide(mode="off", views=2)
+    assert decide(mode="off").stores == decide(mode="off").store_notes == []
     found = decide(top_k=8, rest="spread")
     assert "++criterion.kd_rest=spread" in rerun_command(found, found.runs[-1])
 

@@ -37,9 +37,11 @@ def with_stores(plan: Plan) -> Plan:
     """
     asked = plan.soft_labels
     students = [run for run in plan.runs if run.role == "student"]
-    if not students or not asked or asked["mode"] == "off":
+    if not students or not asked:
         return plan
     form = _form(plan)
+    if asked["mode"] == "off":
+        return plan
     must = asked["mode"] == "always" or bool(form.top_k) or form.values != "float32" or bool(asked["views"])
     if plan.kind is TRANSLATION and not form.top_k:
         if must:
@@ -88,7 +90,9 @@ def _form(plan: Plan) -> _Form:
     wrong = {
         "sampled draws entries, top_k takes the largest; give one": sampled and asked["top_k"] != "all",
         "sampled leaves no rest; remove rest": sampled and rest,
-        "rest is what top_k leaves, and all entries are kept; add top_k, or remove it": rest and not kept,
+        "rest is what top_k leaves, and all entries are kept; add top_k, or remove it": (
+            rest and kept in (0, classes)
+        ),
         "views are of images; sentences have one, remove it": plan.kind is TRANSLATION and asked["views"],
         f"{key} is {kept}; there are {classes} classes": classes and kept > classes,
     }
