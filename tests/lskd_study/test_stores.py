@@ -255,8 +255,11 @@ def test_translations_are_stored_only_as_top_k(tmp_path, plan_of):
         ({"criterion": {"kd_preset": "tan2019"}}, "asks for the top 8"),
         ({"task": {"truncate_source": True}}, "truncate_source"),
     ):
-        with pytest.raises(LskdError, match=reason):
-            decide(section, top_k=7)
+        for kept in (7, 9):  # the study's page says how many words students learn from
+            with pytest.raises(LskdError, match=reason):
+                decide(section, top_k=kept)
+    for criterion in ({"kd_preset": "tan2019"}, {"kd_preset": "tan2019", "kd_top_k": 0}):
+        assert decide({"criterion": criterion}, top_k=8).stores
     drawn = decide(sampled=7)
     (words,) = {tuple(drawn_command(drawn, store)) for store in drawn.stores}
     assert words == ("--sampled", "7", "--values", "float16")

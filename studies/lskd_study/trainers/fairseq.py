@@ -280,8 +280,8 @@ class Fairseq:
             )
         if told.get("kd_sampled", 0) not in (0, sampled):
             raise CannotStoreError(f"{run.config} sets kd_sampled, which is not what soft_labels keep")
-        if not sampled and int(wanted) > int(asked["top_k"]):
-            raise CannotStoreError(f"{run.config} asks for the top {wanted}, more than soft_labels.top_k")
+        if not sampled and str(wanted) not in ("0", str(asked["top_k"])):
+            raise CannotStoreError(f"{run.config} asks for the top {wanted}, not for soft_labels.top_k or 0")
         return Views("sentences", self.epochs(plan, run), 1, rest=rest)
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
