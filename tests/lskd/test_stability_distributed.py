@@ -1,7 +1,9 @@
 """Two and three processes with gloo give what one process gives, however the samples are dealt out."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -39,9 +41,8 @@ for rank in range(world_size):  # each forked from one that has imported everyth
     if children[-1] == 0:
         break
 else:
-    for child in children:
-        os.waitpid(child, 0)
-    sys.exit()
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    sys.exit(f"the ranks ended with {statuses}" if any(statuses) else None)
 sys.stdout, sys.stderr = (open(f"{folder}/{name}{world_size}-{rank}", "w") for name in ("out", "err"))
 warnings.simplefilter("ignore")
 init = f"file://{folder}/init{world_size}"
@@ -93,8 +94,16 @@ def run_workers(folder, world_size):
     # What exchanges lists comes last: a collective that goes wrong takes its processes with it.
     deals.sort(key=lambda deal: deal[1] == "vector_l2")
     words = [sys.executable, "-c", WORKER, str(folder), json.dumps(deals)]
-    subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    found: dict = {}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, env=environment, start_new_session=True) as group:
+        try:
+            status = group.wait(timeout=300)
+        except subprocess.TimeoutExpired:
+            status = "hung and was killed"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group.pid, signal.SIGKILL)
+    found: dict = {("status", world_size): status}
     for rank in range(world_size):
         output, errors = ((folder / f"{name}{world_size}-{rank}").read_text() for name in ("out", "err"))
         for line in output.splitlines():
@@ -117,6 +126,11 @@ def test_several_processes_are_one(outcomes, deal, definition, rank):
     assert result == pytest.approx(float(stability(logits, labels, 4, definition)), abs=1e-7)
     assert everywhere == labels.bincount(minlength=4).tolist()
     assert restored  # after the exchange a rank goes on with its own samples
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_processes_end_by_themselves(outcomes, world_size):
+    assert outcomes["status", world_size] == 0, outcomes["errors", world_size, 0]
 
 
 def test_moments_of_three_ranks_are_one_pass():

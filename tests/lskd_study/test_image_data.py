@@ -196,6 +196,9 @@ def test_imagenet_refuses_what_is_not_whole(data, ilsvrc):
     assert expected in said
     assert "; get the whole of it from https://" in said
     assert "--expect train=12,val=6,classes=3" in said
+    said = data.refuse(*words[:2], "--expect", "train=13,val=6,classes=3")
+    assert "expected 13 training and 6 validation images in 3 classes, found 12 training and 6" in said
+    assert "must look like train=5994," in data.refuse(*words[:2], "--expect", "train=13,val=6")
     train = ilsvrc / "ILSVRC2012_img_train.tar"
     whole = train.read_bytes()
     for content, message in (
