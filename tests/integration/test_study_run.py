@@ -151,7 +151,7 @@ def study(folder):
         assert first.poll() is None, (folder / "first.log").read_text()
         forked_runs |= runs_of_the_server(first.pid)
         time.sleep(0.2)
-    assert len(forked_runs) == 2
+    assert len(forked_runs) >= 2  # the next run may have begun
     # A second study on the same folder is refused while the first one lives ...
     second = lskd(folder, "study", "study.yaml")
     assert second.returncode == 2
