@@ -1,12 +1,15 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from lskd import LskdError
 from lskd_study.claims import CLAIMS, claims_of, judge, settings, verdict
+from lskd_study.claims.contrasts import Measure, estimate_contrast
 from lskd_study.claims.findings import Finding, decide
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
 from lskd_study.results.read import read_results
@@ -303,3 +306,10 @@ def test_many_shot_and_few_shot_classes_are_told_apart(fake_study):
     assert found["long-tail"].verdict == "contradicted"  # smoothing helps these teachers
     assert found["long-tail"].adjusted_p == found["better-teacher"].adjusted_p  # one number, one test
     assert (found["long-tail-head"].verdict, found["long-tail-tail"].verdict) == (None, None)
+
+
+def test_what_drawn_classes_cannot_say_is_no_run_that_diverged():
+    runs = {seed: SimpleNamespace(each=[1]) for seed in (0, 1)}
+    measure = Measure(lambda run: None, lambda run: math.nan)
+    with pytest.raises(LskdError, match="no run has measured it; of drawn classes"):
+        estimate_contrast(measure, [[(1.0, runs), (-1.0, runs)]], [0, 1])

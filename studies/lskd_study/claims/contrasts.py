@@ -72,6 +72,8 @@ def _interval(measure: Measure, networks: Sequence[Cells], seeds: Sequence[int])
                 for seed in seeds
             ]
         )
+        if np.isnan(by_seed).all():  # a run that diverged has no result at all
+            raise LskdError("no run has measured it; of drawn classes the cross-entropy alone is known")
         return seed_interval(by_seed)
     samples = [
         [[_per_sample(measure, runs[seed]) for seed in seeds] for _, runs in cells] for cells in networks
