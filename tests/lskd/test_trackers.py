@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from tensorboard.summary.writer import event_file_writer
+from tensorboard.summary.writer.event_file_writer import AtomicCounter
 from torch.utils.tensorboard import SummaryWriter
 
 from events import scalars, text
@@ -71,6 +73,17 @@ def test_a_run_that_goes_on_has_each_epoch_once(tmp_path, start):
         second.log({"loss": 1.0}, epoch)
     second.close()
     assert scalars(tmp_path) == {"loss": dict.fromkeys(range(5), 1.0)}
+
+
+def test_tensorboard_reads_what_goes_on_last_whatever_the_files_are_called(tmp_path, monkeypatch):
+    """Files are read by name, seconds first: of one second the tenth would come before the ninth."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", AtomicCounter(9))
+    for start in (None, 2):
+        opened = tracker(tmp_path, start=start)
+        for row in ROWS[start or 0 :]:
+            opened.log(row, row["epoch"])
+        opened.close()
+    assert scalars(tmp_path)["epoch"] == {row["epoch"]: row["epoch"] for row in ROWS}
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -117,6 +118,10 @@ class _Events:
     def __init__(self, folder: Path, config: dict[str, Any], purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # TensorBoard reads files by name, the second of their beginning first: of two of one second, the
+        # later could be read before the one that it goes on from.
+        while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+            time.sleep(0.05)
         self._writer: Any = SummaryWriter(str(folder), purge_step=purge_step)
         self._writer.add_text("config", f"```\n{yaml.safe_dump(config)}```")
         self._writer.flush()
