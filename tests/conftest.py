@@ -33,7 +33,10 @@ SET_BY_PACKAGES = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what the numerical tests run with a second time."""
+    """Add what the numerical tests run with a second time, and how long things are tried at random."""
+    parser.addoption(
+        "--long", action="store_true", help="the long form of faults and fuzz, which takes hours"
+    )
     parser.addoption(
         "--no-compiled-loss",
         action="store_true",
