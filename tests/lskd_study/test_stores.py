@@ -254,6 +254,8 @@ def test_translations_are_stored_only_as_top_k(tmp_path, plan_of):
         ({"task": {"kd_soft_labels": "x"}}, "a store of its own"),
         ({"criterion": {"kd_preset": "tan2019"}}, "asks for the top 8"),
         ({"task": {"truncate_source": True}}, "truncate_source"),
+        ({"criterion": {"kd_on_policy": 0.5}}, "need all words of an online teacher"),
+        ({"criterion": {"kd_divergence": "reverse"}}, "need all words of an online teacher"),
     ):
         for kept in (7, 9):  # the study's page says how many words students learn from
             with pytest.raises(LskdError, match=reason):

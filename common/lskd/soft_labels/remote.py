@@ -69,8 +69,8 @@ def written_folder(path: str | Path) -> Path:
     """
     if "://" in str(path):
         raise SoftLabelsError(
-            f"{without_user(str(path))} is a URL, where nothing is written; name a local folder, and copy it "
-            "there when it is complete"
+            f"{without_secrets(str(path))} is a URL, where nothing is written; name a local folder, and copy "
+            "it there when it is complete"
         )
     return Path(path)
 
@@ -116,7 +116,7 @@ class _Storage:
     """
 
     def __init__(self, url: str) -> None:
-        self.name = without_user(url.rstrip("/"))
+        self.name = without_secrets(url.rstrip("/"))
         try:
             import fsspec
         except ImportError:
@@ -156,7 +156,7 @@ class _Storage:
         except queue.Empty:
             answer, error = None, TimeoutError(f"no answer in {_SECONDS:g} seconds")
         if error is not None:
-            what = without_user(one_line(error, 200))
+            what = without_secrets(one_line(error, 200))
             raise SoftLabelsError(
                 f"{self.name} cannot be read ({type(error).__name__}: {what}); what came before is kept, "
                 "and the same command goes on from it"
@@ -164,6 +164,6 @@ class _Storage:
         return answer
 
 
-def without_user(text: str) -> str:
-    """Return a text without the user's name and password of the URLs in it, as messages may show it."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+def without_secrets(text: str) -> str:
+    """Return a text as messages may show it: without the user, password and query of the URLs in it."""
+    return re.sub(r"(://[^\s?]*\?)[^\s]+", r"\1...", re.sub(r"//[^/@\s]*@", "//", text))

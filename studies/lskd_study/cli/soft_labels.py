@@ -109,12 +109,12 @@ def write(
 def _open(folder: str) -> tuple["SoftLabels", str, str]:
     """Return soft labels, what to call them, and what helps where they are damaged."""
     from lskd import SoftLabels  # numpy takes a while
-    from lskd.soft_labels.remote import local_folder, without_user
+    from lskd.soft_labels.remote import local_folder, without_secrets
 
     local = local_folder(folder)
     if "://" not in folder:
         return SoftLabels(local), folder, ""
-    name, fix = f"the copy of {without_user(folder)} in {local}", f"; remove {local}, it is copied again"
+    name, fix = f"the copy of {without_secrets(folder)} in {local}", f"; remove {local}, it is copied again"
     try:
         return SoftLabels(local), name, fix
     except LskdError as error:

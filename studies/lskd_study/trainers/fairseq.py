@@ -269,6 +269,10 @@ class Fairseq:
             )
         if _section(config, "dataset").get("train_subset", "train") != "train":
             raise CannotStoreError(f"{run.config} trains on something else than train")
+        if criterion.get("kd_on_policy") or criterion.get("kd_divergence") not in (None, "forward"):
+            raise CannotStoreError(
+                f"{run.config} sets kd_on_policy or kd_divergence, which need all words of an online teacher"
+            )
         preset = PRESETS.get(str(criterion.get("kd_preset")), PRESETS["shen2021"])
         told = {key: value for key, value in criterion.items() if value is not None}
         wanted, rest = (told.get(key, preset[key]) for key in ("kd_top_k", "kd_rest"))
