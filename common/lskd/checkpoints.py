@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,6 +182,15 @@ def is_safetensors(path: str | Path) -> bool:
             return start[8:] == b"{" and 8 + header <= os.fstat(file.fileno()).st_size
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a file is what torch saves, to its end and with all of its checksums right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None  # compares checksums
+    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError):
+        return False
 
 
 def file_checksum(path: str | Path) -> str:

@@ -79,6 +79,20 @@ def test_a_fresh_run_moves_another_runs_files_aside(tmp_path):
     assert len((tmp_path / "summary.csv").read_text().split()) == 2
 
 
+def test_a_row_that_a_kill_left_without_a_checkpoint_is_this_runs_own(tmp_path):
+    """The row comes first, and will be written again as it is; more rows, or other settings, are another run's."""
+    save(open_run(tmp_path), [0])
+    for path in tmp_path.glob("*.pth.tar"):
+        path.unlink()
+    open_run(tmp_path)
+    assert contents(tmp_path) == ["args.yaml"]
+    save(open_run(tmp_path), [0, 1])
+    for path in tmp_path.glob("*.pth.tar"):
+        path.unlink()
+    open_run(tmp_path)
+    assert contents(tmp_path) == ["args.yaml", "summary.csv.aside-1"]
+
+
 def test_last_and_best_are_there_at_every_moment(tmp_path, monkeypatch):
     run = open_run(tmp_path, history=1)
     save(run, [0])

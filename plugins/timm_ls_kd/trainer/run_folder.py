@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import tempfile
-import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from itertools import count
@@ -16,6 +15,7 @@ from timm.utils import CheckpointSaver, update_summary
 
 from lskd import CheckpointError, LskdError
 from lskd.base.files import whole_file, write_text
+from lskd.checkpoints import is_whole
 
 LAST = "last.pth.tar"
 _CHECKPOINT = r"(?:last|model_best|(?:checkpoint|milestone)-\d+)\.pth\.tar"
@@ -53,20 +53,12 @@ def whole_checkpoint(path: Path) -> Path | None:
     """Return a checkpoint, or where it is damaged the newest whole one of its run, else None."""
     beside = [file for file in path.parent.glob("checkpoint-*.pth.tar") if _epoch(file) is not None]
     beside.sort(key=lambda file: _epoch(file) or 0, reverse=True)
-    return next((file for file in [path, *beside] if _is_whole(file)), None)
+    return next((file for file in [path, *beside] if is_whole(file)), None)
 
 
 def _epoch(path: Path) -> int | None:
     found = re.fullmatch(r"checkpoint-(\d+)\.pth\.tar", path.name)
     return None if found is None else int(found[1])
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None  # compares checksums
-    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError):
-        return False
 
 
 def automatic_resume(args: Namespace) -> str:
@@ -181,7 +173,7 @@ class RunFolder:
             for path in folder.iterdir():
                 if re.fullmatch(_HALF, path.name) and (path.is_file() or path.is_symlink()):
                     path.unlink()
-            rows = self._trim(start_epoch, distils)
+            rows = self._trim(start_epoch, distils, args_text)
             if start_epoch == 0:
                 _set_aside(folder / "args.yaml", args_text)
             write_text(folder / "args.yaml", args_text)
@@ -222,7 +214,7 @@ class RunFolder:
             )
         return best
 
-    def _trim(self, start_epoch: int, distils: bool) -> dict[int, float]:
+    def _trim(self, start_epoch: int, distils: bool, args_text: str) -> dict[int, float]:
         """Drop rows of epochs that are run again; return the tracked metric of those kept."""
         if not self.summary.exists():
             return {}
@@ -235,7 +227,13 @@ class RunFolder:
             if len(row) == len(header) and row[0].isdigit() and int(row[0]) < start_epoch
         ]
         if not kept:
-            _set_aside(self.summary)
+            # One row without a checkpoint is left by a kill between the two, and is written again as it is.
+            settings = self.folder / "args.yaml"
+            own = len(table) <= 2 and settings.is_file() and settings.read_bytes() == args_text.encode()
+            if not own:
+                _set_aside(self.summary)
+            elif not self.summary.is_symlink():
+                self.summary.unlink()
             return {}
         if ("train_kl" in header) != distils:
             raise LskdError(
