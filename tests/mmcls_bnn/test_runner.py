@@ -158,6 +158,23 @@ def test_a_resumed_run_keeps_as_many_checkpoints(plain, train, hooks, tmp_path):
     assert kept == ["epoch_4.pth", "epoch_5.pth"]
 
 
+def test_a_run_goes_on_from_a_whole_checkpoint_whatever_a_kill_left(plain, train, tmp_path):
+    """A note of the last checkpoint, or the checkpoint itself, that is written half."""
+    plain["custom_hooks"] = [{"type": "SafeCheckpointHook"}]
+    folder = tmp_path / "run"
+    train(plain, work_dir=plain["work_dir"])
+    note, first, last = folder / "last_checkpoint", folder / "epoch_1.pth", folder / "epoch_2.pth"
+    for text in ("", note.read_text()[:-9]):
+        note.write_text(text)
+        plain["train_cfg"]["max_epochs"] += 1
+        assert train(plain, work_dir=plain["work_dir"], resume=True).epoch == plain["train_cfg"]["max_epochs"]
+        assert note.read_text() == str(folder / f"epoch_{plain['train_cfg']['max_epochs']}.pth")
+    for path in (first, last, *folder.glob("epoch_[34].pth")):
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(LskdError, match="none lies beside it; remove it to start anew"):
+        train(plain, work_dir=plain["work_dir"], resume=True)
+
+
 def test_testing_with_augmentation_needs_no_teacher_and_no_store(config, tmp_path):
     """As `mim test --tta` changes the config."""
     script = Path(mmcls.__file__).parent / ".mim" / "tools" / "test.py"

@@ -2,12 +2,15 @@
 
 import json
 import random
+import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
+from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import LinearLR
@@ -16,6 +19,8 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 from torch import Tensor, nn
 
 from lskd import LskdError
+from lskd.base.files import write_text
+from lskd.checkpoints import is_whole
 from lskd.soft_labels.forms import TOLERANCE
 from mmcls_bnn.binary.layers import binary_layers
 from mmcls_bnn.binary.packed import deployable
@@ -43,19 +48,24 @@ def mixed_precision(runner: Any) -> bool:
 
 @HOOKS.register_module()
 class SafeCheckpointHook(Hook):
-    """Keep mmengine's log out of checkpoints, and note in them which student they contain.
+    """Keep mmengine's log out of checkpoints, note in them which student they contain, and find the last one.
 
-    It is the history of every logged number, as objects that torch's safe loading refuses wherever this
-    package is not imported. The log's files keep it.
+    The log is the history of every logged number, as objects that torch's safe loading refuses wherever this
+    package is not imported. Its files keep it.
 
     Raises:
-        LskdError: before the run, for a variable of the recipe that changes nothing.
+        LskdError: before the run, for a variable of the recipe that changes nothing, or a run to resume that
+            has no whole checkpoint.
     """
 
     def before_run(self, runner: Any) -> None:
-        """Check what the recipe says."""
+        """Check what the recipe says, and what a killed run left for `--resume`."""
         if is_training(runner):
             check_variables(runner.cfg)
+            if runner._resume and runner._load_from is None:
+                if is_main_process():
+                    _find_last_checkpoint(runner)
+                barrier()
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Reduce 'message_hub' to plain values, and add the note to 'meta'."""
@@ -73,6 +83,22 @@ class SafeCheckpointHook(Hook):
             # As text: a config may contain what safe loading refuses.
             note["model"] = json.dumps(deployable(runner.cfg))
         checkpoint["meta"][NOTE] = note
+
+
+def _find_last_checkpoint(runner: Any) -> None:
+    """Have `last_checkpoint` name a whole one: mmengine writes in place, and a kill leaves half a file."""
+    note = Path(runner.work_dir, "last_checkpoint")
+    if not note.is_file() or is_whole(note.read_text(encoding="utf-8", errors="replace").strip()):
+        return
+    found = [path for path in note.parent.glob("*.pth") if re.fullmatch(r"(?:epoch|iter)_\d+", path.stem)]
+    found.sort(key=lambda path: int(path.stem.partition("_")[2]), reverse=True)
+    whole = next((path for path in found if is_whole(path)), None)
+    if whole is None:
+        raise LskdError(
+            f"--resume: {note} names no whole checkpoint, and none lies beside it; remove it to start anew"
+        )
+    runner.logger.warning(f"{note} names no whole checkpoint; going on from {whole}")
+    write_text(note, str(whole))
 
 
 @HOOKS.register_module()
