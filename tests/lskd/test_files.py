@@ -70,6 +70,25 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "before"
 
 
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from lskd.base.files import whole_file\n"
+        "with whole_file(sys.argv[1]) as scratch:\n"
+        "    scratch.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=False)
+    (left,) = tmp_path.iterdir()
+    write_text(tmp_path / "other", "whole")
+    (tmp_path / ".file.notes.new").touch()
+    assert left.read_text() == "half"
+    with whole_file(tmp_path / "file") as scratch:
+        assert not left.exists()
+        write_text(tmp_path / "file", "first")
+        scratch.write_text("last")
+    assert (tmp_path / "file").read_text() == "last"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.notes.new", "file", "other"]
+
+
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(LskdError, match="the disk is full"), whole_file(tmp_path / "file"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

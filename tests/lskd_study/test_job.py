@@ -22,6 +22,7 @@ from lskd import DivergedError, LskdError
 from lskd.base.files import cannot_write
 from lskd.checkpoints import file_checksum
 from lskd_study.base import progress
+from lskd_study.plan.folders import begin
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS, PLAN
 from lskd_study.results.images import read_logits
 from lskd_study.results.read import read_results
@@ -518,3 +519,11 @@ def test_the_checksum_of_the_data_covers_names_and_contents_and_reads_them_once(
     assert data_checksum(plan) == first != other
     image.rename(image.with_name("b.png"))
     assert data_checksum(plan) not in (first, other)
+
+
+def test_half_of_a_note_is_of_this_run_and_not_moved_aside(tmp_path):
+    """What is left by a run that was killed at its very beginning."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f".{BEGUN}.0123abcd.new").write_text("{")
+    assert begin(tmp_path / "run", {}, lambda before: True, lambda: False, ()) == (0, False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", BEGUN]

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -32,7 +33,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a name to write to; what was written takes the place of ``path`` at the end, or nothing does.
 
     The file reaches the disk before it takes its name, has the user's umask whatever wrote it, and the
-    scratch file is gone when anything fails. A link at ``path`` is replaced, not followed.
+    scratch file is gone when anything fails; that of a process that was killed goes when ``path`` is next
+    written. A link at ``path`` is replaced, not followed.
 
     Raises:
         LskdError: the folder cannot be written, or the disk is full.
@@ -41,10 +43,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path)
         # Created here and not by tempfile, whose files are for their owner alone.
-        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        handle = _open_locked(scratch)
         mode = os.fstat(handle).st_mode & 0o777
-        os.close(handle)
+        if sys.platform == "win32":  # which has no such locks, and renames no file that is open
+            os.close(handle)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
@@ -59,6 +63,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             raise cannot_write(path, error) from error
         raise
     finally:
+        if sys.platform != "win32":
+            os.close(handle)
         with contextlib.suppress(OSError):
             scratch.unlink()
 
@@ -332,6 +338,29 @@ def take_lock(path: str | Path, wait: bool = False) -> int | None:
         os.close(handle)
         raise
     return handle
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what processes that were killed while they wrote a file have left; others have theirs locked."""
+    left = re.compile(rf"\.{re.escape(path.name[:200])}\.[0-9a-f]{{8}}\.new")
+    for name in os.listdir(path.parent):
+        if left.fullmatch(name):
+            with contextlib.suppress(OSError, LskdError), lock(path.with_name(name)) as taken:
+                if taken is not None:
+                    path.with_name(name).unlink()
+
+
+def _open_locked(scratch: Path) -> int:
+    """Create a scratch file, locked where there are locks; again, where it was taken for one that is left."""
+    while True:
+        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle
+        os.close(handle)
 
 
 def _to_disk(path: Path) -> None:
