@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # Or each of the hundred processes that the tests start would compile all of the source.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo demo-bnn demo-nmt test test-numerical lint bench bench-growth clean
+.PHONY: help install demo demo-bnn demo-nmt test test-numerical faults lint bench bench-growth clean
 help:
 	@echo "make install   create $(VENV) with everything pinned in constraints.txt"
 	@echo "make demo      does a label-smoothed teacher distil a better student? on real digits -> runs/digits/index.html"
@@ -15,6 +15,7 @@ help:
 	@echo "make demo-nmt  the same in translation, on number words: runs/number_words_de_en/index.html"
 	@echo "make test      all tests"
 	@echo "make test-numerical  what computes, with other instructions of the CPU (AVX2) and other code"
+	@echo "make faults    kills and other faults at random moments, hours -> docs/reliability/*.csv"
 	@echo "make lint      ruff, mypy and the contracts of imports"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
 	@echo "make bench-growth  how cost grows -> benchmarks/growth.csv and .png"
@@ -49,6 +50,10 @@ NUMERICAL = tests/lskd tests/fairseq_kd/test_criterion.py tests/integration/test
   $(patsubst %,tests/timm_ls_kd/test_%.py,fast_teacher loops replay soft_labels task)
 test-numerical: install
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest -n 2 --dist loadfile --no-compiled-loss $(NUMERICAL)
+
+# One process at a time, so that what is measured is not disturbed by another fault.
+faults: install
+	$(BIN)/python -m pytest tests/faults --long -s
 
 lint: install
 	$(BIN)/ruff check .

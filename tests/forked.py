@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, NoReturn
@@ -25,7 +26,11 @@ _servers: dict[tuple[str, ...], tuple[subprocess.Popen[str], IO[str]]] = {}
 
 
 def run(
-    *words: object, imported: tuple[str, ...], cwd: object = None, env: dict[str, str] | None = None
+    *words: object,
+    imported: tuple[str, ...],
+    cwd: object = None,
+    env: dict[str, str] | None = None,
+    killed_after: float | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a console script, a file of Python, or `-m` and a module; return its status and output.
 
@@ -34,11 +39,13 @@ def run(
         imported: modules that it finds imported, beside torch and the core; the first command imports them.
         cwd: its folder; None: this one.
         env: its environment; None: this one. What Python itself reads is fixed by the first command.
+        killed_after: so many seconds after which it gets SIGKILL; None: it ends by itself.
     """
     command = {
         "argv": [str(word) for word in words[words[0] == sys.executable :]],
         "cwd": str(cwd or Path.cwd()),
         "env": env or dict(os.environ),
+        "killed_after": killed_after,
     }
     if imported not in _servers:
         answers, answer = os.pipe()
@@ -87,9 +94,20 @@ def _serve(answer: int) -> None:
             os.environ.update(command["env"])
             sys.argv = command["argv"]
             os.close(answer)
+            if command["killed_after"] is not None:
+                _end_after(command["killed_after"])
             return
         os.write(answer, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     sys.exit()
+
+
+def _end_after(seconds: float) -> None:
+    command = os.getpid()
+    if os.fork() == 0:
+        time.sleep(seconds)
+        if os.getppid() == command:
+            os.kill(command, signal.SIGKILL)
+        os._exit(0)
 
 
 def _execute(name: str) -> None:

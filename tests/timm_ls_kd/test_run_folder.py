@@ -80,7 +80,7 @@ def test_a_fresh_run_moves_another_runs_files_aside(tmp_path):
 
 
 def test_a_row_that_a_kill_left_without_a_checkpoint_is_this_runs_own(tmp_path):
-    """The row comes first, and will be written again as it is; more rows, or other settings, are another run's."""
+    """The row comes first, and will be written again as it is; more rows are another run's."""
     save(open_run(tmp_path), [0])
     for path in tmp_path.glob("*.pth.tar"):
         path.unlink()
