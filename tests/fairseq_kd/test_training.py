@@ -4,9 +4,7 @@ import math
 import os
 import re
 import shutil
-import signal
 import socket
-import time
 
 import numpy as np
 import pytest
@@ -157,20 +155,6 @@ def test_goes_on_along_the_curve_of_an_unbroken_run(train, online, tmp_path, sto
     first, second = (train("parts", *arguments, "--max-epoch", last).curve() for last in (2, 3))
     assert inner == first[0] + second[0]
     assert valid == first[1] + second[1]
-    assert same_weights(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_killed_in_the_middle_of_an_epoch(corpus, commands, train, online, tmp_path):
-    arguments = online("--max-epoch", 3, "--save-interval-updates", 4)
-    inner, _ = train("whole", *arguments).curve()
-    process = commands.start_training(corpus.data, tmp_path / "parts", *arguments)
-    while not (tmp_path / "parts/checkpoint_last.pt").exists() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    after, _ = train("parts", *arguments).curve()
-    assert 0 < len(after) < len(inner)
-    assert after == inner[-len(after) :]
     assert same_weights(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -28,7 +28,7 @@ import torch
 import forked
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability" / "kills.csv"
-KILLS, SHORT = 25, 2  # of each kind in the long form and in the short one, at least
+KILLS, SHORT = 25, 1  # of each kind in the long form and in the short one, at least
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Killer:
             wanted: kills, where they are not as many as of other kinds.
             steps: whether it is killed at steps too, and not only after seconds.
         """
-        wanted = wanted or (KILLS if self.long else SHORT)
+        wanted, in_a_row = (wanted or KILLS, in_a_row) if self.long else (SHORT, SHORT)
         row, begun = Row(kind, seed=self.seed), time.monotonic()
         draws = random.Random(f"{self.seed} {kind}")
 
@@ -182,7 +182,7 @@ class Killer:
 
         forms = [True] if not command.imported else [True, False] if self.long else [False]
         whole, unbroken = folder / "whole", {}
-        for real in [*forms, *([False] if command.imported else [])]:  # the first fork has more to import
+        for real in [*forms, *([False] if len(forms) > 1 else [])]:  # the first fork has more to import
             shutil.rmtree(whole, ignore_errors=True)
             begin(whole)
             unbroken[real] = command.start(self.library, whole, Moment(), real)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import mmcls
@@ -171,37 +170,6 @@ def test_the_papers_recipe_without_imagenet(tmp_path, background):
         "mmcls_bnn: error: data folder data/imagenet/train does not exist; put ImageNet-1K"
     )
     assert "mim train mmcls recipes/reactnet/digits_teacher.py" in line
-
-
-def test_killed_run_goes_on_as_if_nothing_had_happened(recipe, tmp_path):
-    # Loading processes and random crops, so that their seeds are put to the test.
-    path = recipe(
-        extra="train_dataloader.update(num_workers=1, worker_init_fn=dict(type='seed_worker'))\n"
-        "train_cfg.update(max_epochs=6)"
-    )
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    result = train(path, whole)
-    assert result.returncode == 0, result.stderr
-    process = subprocess.Popen(
-        [sys.executable, str(TRAIN), str(path), "--work-dir", str(broken)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    marker = broken / "last_checkpoint"
-    while process.poll() is None:
-        if marker.exists() and marker.read_text().endswith("epoch_2.pth"):
-            break
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (broken / "epoch_6.pth").exists()
-    result = train(path, broken, "--resume")
-    assert result.returncode == 0, result.stderr
-    assert "resumed epoch: " in result.stdout + result.stderr
-    assert curves(broken) == curves(whole)
-    assert_close(broken / "epoch_6.pth", whole / "epoch_6.pth", rtol=0, atol=0)
 
 
 def test_two_processes_equal_one(recipe, tmp_path):

@@ -120,20 +120,6 @@ def start_and_signal(options, last, number):
     return process.returncode, out, err
 
 
-def test_killed_run_goes_on_as_if_nothing_had_happened(digits, tmp_path, kd):
-    options = ["train.py", digits, *COMMON, *kd, "--epochs", 10, "--output", tmp_path]
-    options += ["--workers", 2, "--checkpoint-hist", 2]
-    last = tmp_path / "broken" / "last.pth.tar"
-    assert start_and_signal([*options, "--experiment", "broken"], last, signal.SIGKILL)[0] == -signal.SIGKILL
-    assert 1 <= len((tmp_path / "broken" / "summary.csv").read_text().split()) - 1 < 10
-    run(*options, "--experiment", "broken", "--resume", last)
-    run(*options, "--experiment", "whole")
-    broken, whole = ((tmp_path / name / "summary.csv").read_bytes() for name in ("broken", "whole"))
-    assert broken == whole
-    found = weights(tmp_path / "broken")
-    assert all(torch.equal(value, found[key]) for key, value in weights(tmp_path / "whole").items())
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_does_so_quietly(digits, tmp_path, number):
     last = tmp_path / "run" / "last.pth.tar"
@@ -278,13 +264,6 @@ def test_upstream_own_distillation_is_its_own(student, tmp_path, kind):
     student("theirs", *own, taught=False)
     assert settings_of(tmp_path / "theirs", "kd_temperature") == [4.0]
     assert "train_kl" not in (tmp_path / "theirs" / "summary.csv").read_text()
-
-
-@needs_script
-def test_upstream_resumes(student, tmp_path):
-    student("run", "--epochs", 1)
-    student("run", "--epochs", 2, "--resume", "auto")
-    assert "train_kl" in (tmp_path / "run" / "summary.csv").read_text()
 
 
 @needs_script
