@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lskd import SoftLabelsError, SoftLabelsWriter
+from lskd import SoftLabels, SoftLabelsError, SoftLabelsWriter
 from lskd.soft_labels import blocks
 from lskd.soft_labels import format as manifest_module
 from lskd.soft_labels.forms import form_of_store
@@ -172,6 +172,44 @@ def test_a_disk_that_is_full_at_any_size(tmp_path):
         assert contents(path) == contents(tmp_path / "whole")
     assert kept == sorted(kept)
     assert len(set(kept)) > 3
+
+
+# --- files that rot, are cut or vanish while they are read ---
+
+
+@pytest.mark.parametrize(("rows", "name"), [(1, "rows.bin"), (None, "rows.bin"), (None, "index.bin")])
+def test_a_store_that_rots_while_it_is_read(tmp_path, rows, name):
+    """Blocks that were sound when they were first read are checked again, whatever time the file has."""
+    stored = layout(rows_per_sample=rows)
+    labels = assert_a_right_beginning(write(tmp_path / "s", stored), stored)
+    file, keys = tmp_path / "s" / name, range(len(labels))
+    before, rows_before = file.stat(), labels.take(keys).values.copy()
+    for position, byte in enumerate(file.read_bytes()):
+        for value, reads in ((byte ^ 0x10, False), (byte, True)):
+            with file.open("r+b") as opened:
+                opened.seek(position)
+                opened.write(bytes([value]))
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+            if reads:
+                assert (labels.take(keys).values == rows_before).all()
+                continue
+            for read in (lambda: labels.take(keys), lambda: [labels[key] for key in keys]):
+                with pytest.raises(SoftLabelsError, match=rf"{name} is damaged in block {position // 40} "):
+                    read()
+
+
+@pytest.mark.parametrize("name", FILES[:2])
+def test_a_store_that_is_cut_or_removed_while_it_is_read(tmp_path, name):
+    labels = SoftLabels(write(tmp_path / "s", layout()))
+    labels.verify()
+    file = tmp_path / "s" / name
+    os.truncate(file, 7)
+    for read in (lambda: labels.take(range(9)), lambda: labels[1], labels.verify):
+        assert in_a_fork(read, rf"{name} is truncated: 7 bytes of \d+ are there") == 3  # and no SIGBUS
+    stored = layout()
+    labels = SoftLabels(write(tmp_path / "t", stored))
+    (tmp_path / "t" / name).unlink()
+    assert len(labels.take(range(9)).values) == labels.rows  # what is open is there
 
 
 # --- forks of a process that writes ---

@@ -134,7 +134,8 @@ class _Appended:
 class BlockReader:
     """A read-only memory map of the committed part of a file; a block is checked when first touched.
 
-    Processes that are forked from this one share what was checked, so that each block is checked once.
+    Processes that are forked from this one share what was checked, so that each block is checked once; again
+    where the file was written to meanwhile.
 
     Args:
         path: the file.
@@ -154,8 +155,11 @@ class BlockReader:
             raise SoftLabelsError(f"{_sums_path(path)} is damaged; write the soft labels again")
         self.blocks = -(-committed.bytes // block_bytes)
         self._checked = np.frombuffer(mmap.mmap(-1, self.blocks + 1), bool)  # anonymous, shared by forks
+        self._check = check
         self._checked[:] = not check
         self.bytes = _map(path, committed.bytes)
+        self._file = open(path, "rb") if committed.bytes else None  # noqa: SIM115 - open as long as the map
+        self._changed = self._about()
 
     def check(self, start: int, stop: int) -> None:
         """Check the blocks under bytes ``start`` to ``stop`` that were not checked before.
@@ -165,6 +169,7 @@ class BlockReader:
         """
         if stop <= start:
             return
+        self._look()
         for block in range(start // self._block_bytes, (stop - 1) // self._block_bytes + 1):
             if not self._checked[block]:
                 self._check_block(block)
@@ -175,6 +180,7 @@ class BlockReader:
         Raises:
             SoftLabelsError: naming the block that is damaged.
         """
+        self._look()
         # An empty range at either end of the file meets the spare entry, and no block.
         first, last = starts // self._block_bytes, (stops - 1) // self._block_bytes
         near = (last - first).max(initial=0) < 2
@@ -194,11 +200,26 @@ class BlockReader:
         """Check every block, whatever was checked before: yield None for a sound one, or what is wrong."""
         for block in range(self.blocks):
             try:
+                self._look()
                 self._check_block(block)
             except SoftLabelsError as error:
                 yield error
             else:
                 yield None
+
+    def _look(self) -> None:
+        """Have all checked again if the file was written to; reading where it was cut ends a process."""
+        if (changed := self._about()) != self._changed:
+            self._checked[:] = not self._check
+            self._changed = changed
+
+    def _about(self) -> int:
+        if self._file is None:
+            return 0
+        about = os.fstat(self._file.fileno())
+        if about.st_size < self._committed.bytes:
+            raise _truncated(self._path, about.st_size, self._committed.bytes)
+        return about.st_ctime_ns  # the time of writing can be set back
 
     def _check_block(self, block: int) -> None:
         start = block * self._block_bytes
