@@ -1,7 +1,14 @@
 """Errors that a user can cause; each message is one line: what is wrong, and what to do."""
 
 import os
+import re
 import sys
+
+# torch's words. It raises the first wherever the process happens to be when one that loads for it dies.
+_LOADING = re.compile(r"DataLoader worker \(pid.*")
+_RANK = re.compile(
+    r"(?:gloo/transport|Connection (?:closed|reset) by peer|NCCL|process \d+ terminated).{0,120}"
+)
 
 
 class LskdError(Exception):
@@ -30,8 +37,34 @@ def report(command: str, error: LskdError) -> int:
     """Print an error as one line, with the rank of a process that is not the first; return its status."""
     rank = os.environ.get("RANK", "0")
     prefix = f"[rank {rank}] " if rank != "0" else ""
-    print(f"{command}: error: {prefix}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    print(
+        f"{command}: error: {prefix}{' '.join(str(loading_error(error)).split())}",
+        file=sys.stderr,
+        flush=True,
+    )
     return DivergedError.STATUS if isinstance(error, DivergedError) else 2
+
+
+def loading_error(error: LskdError) -> LskdError:
+    """Return an error as it was raised, where it comes from a loading process, wrapped in its traceback."""
+    lines = str(error).strip().splitlines()
+    if not lines or not lines[0].startswith("Caught ") or "DataLoader worker" not in lines[0]:
+        return error
+    return type(error)(re.sub(r"^(\w+\.)*\w*Error: ", "", lines[-1]))
+
+
+def of_another_process(error: BaseException) -> LskdError | None:
+    """Return the one line for an error that says that another process of the run has died; else None."""
+    if not isinstance(error, RuntimeError) and type(error).__name__ != "ProcessExitedException":
+        return None
+    text, goes_on = " ".join(str(error).split()), "the run goes on from its last checkpoint"
+    if found := _LOADING.search(text):
+        advice = "if memory was short, lower the number of loading processes"
+        return LskdError(f"a process that loads data has died ({found[0].rstrip('. ')}); {advice}; {goes_on}")
+    if found := _RANK.search(text):
+        advice = "what it said itself tells why"
+        return LskdError(f"another process of this run has died ({found[0]}); {advice}; {goes_on}")
+    return None
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

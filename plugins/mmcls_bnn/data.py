@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 from lskd import LskdError
 from lskd.base.files import read_bytes
 from lskd.base.images import EXTENSIONS, check_image, check_images, class_folders, class_images
+from lskd.errors import one_line
 from mmcls_bnn.compat import DATASETS, FASHIONMNIST_CATEGORITES, TRANSFORMS, BaseDataset, CustomDataset
 
 # Of ImageNet's pixels in red, green and blue from 0 to 255 (Krizhevsky et al., 2012, Sec. 4.1).
@@ -73,11 +73,14 @@ class CheckedImageFolder(CustomDataset):
         """Return a sample through the pipeline.
 
         Raises:
-            LskdError: an image that is none in 8 bits.
+            LskdError: an image that is none in 8 bits, or has gone or changed since the check at the start.
         """
         path = self.get_data_info(idx)["img_path"]
-        with suppress(OSError), Image.open(path) as image:  # the pipeline complains
-            check_image(image, path)
+        try:
+            with Image.open(path) as image:
+                check_image(image, path)
+        except OSError as error:
+            raise LskdError(f"image {path} cannot be read ({one_line(error)}); repair or remove it") from None
         return super().prepare_data(idx)
 
 

@@ -13,7 +13,7 @@ from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
 
 from lskd import LskdError
-from lskd.errors import report
+from lskd.errors import of_another_process, report
 from mmcls_bnn import data, losses  # noqa: F401 - importing them is what registers them
 from mmcls_bnn.binary import reactnet  # noqa: F401
 from mmcls_bnn.distil import classifier, curves, hooks  # noqa: F401
@@ -21,11 +21,12 @@ from mmcls_bnn.distil import classifier, curves, hooks  # noqa: F401
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error that the user can fix as one line; leave every other to Python."""
-    if not isinstance(error, LskdError):
+    ours = error if isinstance(error, LskdError) else of_another_process(error)
+    if ours is None:
         sys.__excepthook__(kind, error, trace)
         return
     sys.stdout.flush()
-    status = report("mmcls_bnn", error)
+    status = report("mmcls_bnn", ours)
     _stop_mim()
     raise SystemExit(status)
 

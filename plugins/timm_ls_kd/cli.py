@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.files import cannot_write
-from lskd.errors import report
+from lskd.errors import of_another_process, report
 
 USAGE = """usage: timm train.py [arguments]           train with the bundled trainer
        timm PATH/train.py [arguments]      train with timm's own script at PATH, unmodified
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if type(error).__name__ == "OutOfMemoryError":
             advice = "lower --batch-size or raise --grad-accum-steps."
             return report("timm", LskdError(f"the GPU ran out of memory; {advice}"))
+        if (died := of_another_process(error)) is not None:
+            return report("timm", died)
         raise
 
 

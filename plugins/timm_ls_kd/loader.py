@@ -1,7 +1,6 @@
 """Data loading for the bundled trainer: timm's data sets and transforms, in an order and with randomness that
 depend on nothing but (seed, epoch, sample), so that a resumed or a distributed run sees the same images."""
 
-import re
 import signal
 import sys
 import weakref
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from lskd import LskdError
-from lskd.errors import one_line
+from lskd.errors import loading_error, one_line
 from lskd.teachers.replay import augmentation_seed, generator_seeds, replayed, seed_generators
 from timm_ls_kd.data import CheckedReader, DataConfig, unreadable
 
@@ -192,12 +191,6 @@ def _end_quietly(worker: int) -> None:
     # multiprocessing's thread that hands tensors over reports its own end in this way, and nothing else does:
     # errors of loading travel to the training process.
     sys.excepthook = lambda *error: None
-
-
-def loading_error(error: LskdError) -> LskdError:
-    """Return the one line of an error that comes from a worker process wrapped in its traceback."""
-    last = str(error).strip().splitlines()[-1]
-    return LskdError(re.sub(r"^(\w+\.)*\w*Error: ", "", last))
 
 
 class EpochSampler(Sampler[int]):

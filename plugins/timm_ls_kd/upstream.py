@@ -20,7 +20,7 @@ from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.tensors import require_finite, require_finite_weights
 from lskd.base.trackers import check_tracker
 from lskd.checkpoints import is_safetensors
-from lskd.errors import one_line
+from lskd.errors import loading_error, one_line
 from lskd.teachers.frozen import Normalisation
 from lskd.teachers.outputs import logits_of
 from timm_ls_kd.arguments import (
@@ -35,7 +35,7 @@ from timm_ls_kd.arguments import (
     require_teacher,
 )
 from timm_ls_kd.data import guard
-from timm_ls_kd.loader import SeededDataset, loading_error
+from timm_ls_kd.loader import SeededDataset
 from timm_ls_kd.models import first_channels
 from timm_ls_kd.run_settings import read_config, values_of
 from timm_ls_kd.store import KeySampler, replayed_images
@@ -93,7 +93,7 @@ def main(script: Path, argv: Sequence[str]) -> int:
         module.main()
         run.require_distilled(run.distilled)
     except LskdError as error:
-        raise (loading_error(error) if "\n" in str(error) else error) from None  # a worker's comes wrapped
+        raise loading_error(error) from None
     except SystemExit as stop:  # --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:

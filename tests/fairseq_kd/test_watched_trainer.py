@@ -10,6 +10,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from fairseq.file_io import PathManager
+from torch.multiprocessing import ProcessExitedException
 
 from fairseq_kd import errors
 from fairseq_kd import watched_trainer as watched
@@ -222,3 +223,24 @@ def test_an_error_of_a_process_that_fairseq_spawned_is_one_line_too(name, status
     text = f"\n\n-- Process 1 terminated:\nTraceback ...\nlskd.errors.{name}: epoch 2: no\n"
     assert errors._as_line(Exception(text)) == ("fairseq_kd: error: epoch 2: no", status)
     assert errors._as_line(Exception("lskd is not at fault"))[0] is None
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "that loads data has died"),
+        (
+            ProcessExitedException("process 1 terminated with signal SIGKILL", 1, 7, -9),
+            "process 1 terminated",
+        ),
+        (
+            RuntimeError("[x/gloo/transport/tcp/pair.cc:547] Connection closed by peer"),
+            "of this run has died",
+        ),
+    ],
+)
+def test_a_process_of_the_run_that_died_is_one_line(error, words):
+    line, status = errors._as_line(error)
+    assert words in line
+    assert status == 2

@@ -2,13 +2,17 @@
 
 import gzip
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from image_folders import write_digits
 from lskd import LskdError, smooth_targets
+from lskd.errors import loading_error
 from mmcls_bnn import data
 from mmcls_bnn.compat import register_all_modules
 from mmcls_bnn.data import CheckedImageFolder, FashionMnist
@@ -75,6 +79,22 @@ def test_folder_is_checked(digits, tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
     with pytest.raises(LskdError, match="has no images"):
         CheckedImageFolder(str(tmp_path), "train", num_classes=1)
+
+
+def test_an_image_that_vanishes_or_rots_after_the_folder_was_checked(tmp_path):
+    """One line names it, also where another process loads it."""
+    write_digits(tmp_path)
+    register_all_modules()
+    pipeline = [{"type": "LoadImageFromFile"}]
+    folder = CheckedImageFolder(str(tmp_path), "val", num_classes=4, pipeline=pipeline)
+    image = Path(folder.get_data_info(1)["img_path"])
+    image.write_bytes(image.read_bytes()[:20])
+    with pytest.raises(LskdError, match=rf"{image} cannot be read"):
+        folder[1]
+    image.unlink()
+    with pytest.raises(LskdError, match="Caught LskdError in DataLoader worker") as wrapped:
+        list(DataLoader(folder, num_workers=1, collate_fn=list))
+    assert str(loading_error(wrapped.value)).startswith(f"image {image} cannot be read ([Errno 2]")
 
 
 @pytest.mark.parametrize("convention", ["paper", "uniform"])

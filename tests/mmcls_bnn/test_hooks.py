@@ -200,6 +200,16 @@ def test_a_run_at_chance_is_named(digits):
     assert "no better than chance: right on 25.0 % of 48 validation images (chance 25.0 %)" in line
 
 
+def test_a_loading_process_that_dies_is_one_line(capsys):
+    error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(SystemExit):
+        _report(type(error), error, None)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        "a process that loads data has died (DataLoader worker (pid 7) is killed by signal: Killed)" in line
+    )
+
+
 @pytest.mark.parametrize(("error", "status"), [(LskdError("mistake"), 2), (DivergedError("diverged"), 3)])
 def test_a_diverged_run_has_a_status_of_its_own(error, status, capsys):
     with pytest.raises(SystemExit) as end:

@@ -2,8 +2,10 @@
 
 import argparse
 import importlib.util
+import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 from lskd import CheckpointError, LskdError, load_teacher_weights
-from timm_ls_kd import upstream
+from timm_ls_kd import loader, upstream
+from timm_ls_kd.trainer import main as trainer
 
 pytestmark = pytest.mark.integration
 
@@ -279,6 +282,30 @@ def test_image_that_breaks_during_training(train, tmp_path, own_digits, monkeypa
     Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(image)
     deep = train("bad", "--workers", workers, data=own_digits)
     deep.assert_one_clear_line(str(image), "more than 8 bits", "convert it to 8 bits")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_vanishes_between_two_epochs(train, tmp_path, own_digits, monkeypatch, workers):
+    image = sorted((own_digits / "train" / "digit1").iterdir())[5]
+    train_one_epoch = trainer.train_one_epoch
+
+    def remove_and_train(epoch, *rest, **named):
+        if epoch == 1:
+            image.unlink()
+        return train_one_epoch(epoch, *rest, **named)
+
+    monkeypatch.setattr(trainer, "train_one_epoch", remove_and_train)
+    result = train("r", "--workers", workers, "--epochs", 2, data=own_digits)
+    result.assert_one_clear_line(str(image), "cannot be read ([Errno 2] No such file or directory")
+    assert (tmp_path / "runs" / "r" / "last.pth.tar").exists()
+
+
+def test_a_loading_process_that_dies(train, monkeypatch):
+    monkeypatch.setattr(loader, "generator_seeds", lambda seeds: os.kill(os.getpid(), signal.SIGKILL))
+    result = train("r", "--workers", 1)
+    result.assert_one_clear_line(
+        "a process that loads data has died (DataLoader worker (pid", "memory was short"
+    )
 
 
 def test_output_folders(train, tmp_path):

@@ -1,11 +1,13 @@
 """The ``lskd`` command."""
 
+import contextlib
 import sys
 from typing import Annotated
 
 import typer
 
 from lskd import LskdError
+from lskd.errors import of_another_process
 from lskd_study.base.extras import not_installed
 from lskd_study.cli import figure, recipe, soft_labels
 from lskd_study.cli.export import export
@@ -147,7 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
         status = app(args=arguments, prog_name="lskd", standalone_mode=False)
     except LskdError as error:
         if status := getattr(error, "status", 0):  # a study that was asked to stop
-            print(f"lskd: {error}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # SIGHUP: there may be no terminal any more
+                print(f"lskd: {error}", file=sys.stderr, flush=True)
             return int(status)
         return _fail(str(error))
     except ModuleNotFoundError as error:
@@ -157,6 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Exception as error:
+        if (died := of_another_process(error)) is not None:
+            return _fail(str(died))
         # Errors of the command line itself; their class is click's or typer's, depending on typer's version.
         if not hasattr(error, "format_message"):
             raise

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lskd import DivergedError, LskdError
+from lskd.errors import of_another_process
 from lskd_study.base.extras import not_installed
 from lskd_study.base.progress import open_log
 from lskd_study.plan.folders import full_disk
 
 # Exit statuses of a trainer that was asked to stop; its own advice is not a study's.
-_STOPPED = (130, 143, -2, -15)
+_STOPPED = (129, 130, 131, 143, -1, -2, -3, -15)
 _NO_ROOM = re.compile(r"No space left|os error 28|[Qq]uota exceeded|PytorchStreamWriter|unexpected pos")
 _PREFIX = re.compile(r"[\w.-]+: error: ")  # of a trainer's own command
 
@@ -57,6 +58,8 @@ def _reason(error: Exception) -> str:
     """Return what went wrong in one line; a disk that is full comes in the words of many libraries."""
     if isinstance(error, ModuleNotFoundError) and (missing := not_installed(error)):
         return str(missing)
+    if (died := of_another_process(error)) is not None:
+        return str(died)
     line = f"{type(error).__name__}: {error}".splitlines()[0]
     if _NO_ROOM.search(str(error)):
         return (
