@@ -270,8 +270,23 @@ def noisy(plan, monkeypatch):
     return set_up
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_study_that_is_stopped_says_one_line(plan, noisy, monkeypatch, capfd, number, status):
+@pytest.fixture
+def from_a_terminal():
+    """No signal is ignored from the start, as SIGHUP is where these tests run under nohup."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield
+    for number, handler in before.items():
+        assert signal.signal(number, handler) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)],
+)
+def test_a_study_that_is_stopped_says_one_line(
+    plan, noisy, monkeypatch, capfd, from_a_terminal, number, status
+):
     monkeypatch.setattr(stopping, "_SECONDS", 0.2)
     noisy("12:00:00  starts   a run\n", starts=True)
 

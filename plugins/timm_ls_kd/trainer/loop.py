@@ -159,11 +159,15 @@ class Interrupted(BaseException):
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into `Interrupted`; a second one ends the process as usual.
+    """Turn Ctrl-C, SIGTERM, SIGQUIT and SIGHUP into `Interrupted`; a second one ends the process as usual.
 
-    A signal that the process was started to ignore, as a shell's background job does Ctrl-C, stays ignored.
+    A signal that the process was started to ignore stays ignored: Ctrl-C in a shell's background job, SIGHUP
+    under `nohup`.
     """
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for name in ("SIGHUP", "SIGQUIT"):  # of a terminal that is closed, and of its Ctrl-\; not on Windows
+        if hasattr(signal, name):
+            usual[getattr(signal, name)] = signal.SIG_DFL
     before = {number: signal.getsignal(number) for number in usual}
     heard = [number for number in usual if before[number] is not signal.SIG_IGN]
 

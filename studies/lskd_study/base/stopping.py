@@ -1,4 +1,4 @@
-"""A study that is asked to stop, by Ctrl-C or SIGTERM: what it started ends with it."""
+"""A study that is asked to stop, by Ctrl-C, SIGTERM, SIGQUIT or SIGHUP: what it started ends with it."""
 
 import contextlib
 import signal
@@ -10,6 +10,8 @@ import psutil
 
 from lskd import LskdError
 
+# A terminal that is closed sends SIGHUP, Ctrl-\ SIGQUIT. What is ignored from the start stays so: `nohup`.
+_REQUESTS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 _SECONDS = 5.0  # to end in, before what has not ended is asked (again)
 
 
@@ -21,8 +23,8 @@ class StoppedError(LskdError):
         self.status = 128 + number
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as an exception."""
+class _Asked(KeyboardInterrupt):
+    """A request other than Ctrl-C, as an exception: its signal."""
 
 
 @contextlib.contextmanager
@@ -32,19 +34,24 @@ def until_stopped(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
     Gives a list that then contains the signal. A second request ends this process as usual.
     """
 
-    def terminate(number: int, frame: Any) -> None:
-        raise _Terminated
+    def stop(number: int, frame: Any) -> None:
+        raise _Asked(number)
 
     asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.getsignal(number) for number in _REQUESTS}
+    heard = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in heard:
+        signal.signal(number, stop)
     try:
         yield asked
-    except KeyboardInterrupt as stop:
-        signal.signal(signal.SIGTERM, before)
-        asked.append(signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+    except KeyboardInterrupt as request:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+        asked.append(request.args[0] if isinstance(request, _Asked) else signal.SIGINT)
         _end(process, told=asked[0] == signal.SIGINT)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in heard.items():
+            signal.signal(number, handler)
 
 
 def _end(process: "subprocess.Popen[bytes]", told: bool) -> None:
