@@ -52,6 +52,19 @@ def test_alone_it_is_this_machine_and_one_run_at_a_time(plan):
     assert value(make_schedule(plan, 3, []).command(plan), "--cores") == "3"
 
 
+def test_without_a_home_to_write_to_the_output_takes_snakemakes_cache(plan, monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HF_HOME", "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "XDG_CACHE_HOME" not in make_schedule(plan, 1, []).environment
+    assert not list(tmp_path.glob(".cache"))
+    monkeypatch.setenv("HOME", "/dev/null")  # as the user nobody's /nonexistent, for root too
+    found = make_schedule(plan, 1, []).environment
+    assert found["XDG_CACHE_HOME"] == str(plan.root.resolve() / ".snakemake")
+    assert found["TORCH_HOME"] == "/dev/null/.cache/torch"  # where weights are looked for is as it was
+    assert "HF_HOME" not in found
+
+
 def test_a_study_of_gpus_gets_all_that_are_visible(plan):
     asks = replace(plan, resources={"gpu": 1})
     schedule = make_schedule(asks, 2, [])

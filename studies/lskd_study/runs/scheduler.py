@@ -14,6 +14,7 @@ from lskd import LskdError
 from lskd.base.files import read_yaml, write_text
 from lskd.base.install import how_to_install
 from lskd_study.base import gpus, progress
+from lskd_study.base.files import check_writable
 from lskd_study.base.text import nearest
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.recipes import recipes_folder
@@ -86,7 +87,7 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
     args = _parse(arguments, profiles)
     executor = args.executor or "local"
     speaks = bool(args.logger or args.verbose or args.printshellcmds)
-    environment = {progress.VARIABLE: str(plan.root / progress.FILE)}
+    environment = {progress.VARIABLE: str(plan.root / progress.FILE), **_caches(plan.root)}
     if executor not in LOCAL:
         if args.jobs is None:
             raise LskdError(f"--executor {executor} needs --jobs N too, the number of jobs at a time")
@@ -104,6 +105,21 @@ def make_schedule(plan: Plan, cores: int | None, options: Sequence[str]) -> Sche
             others = [f"{name}={value}" for name, value in given.items()]
             arguments += ["--resources", *others, f"gpu={total}"]
     return Schedule(executor, arguments, cores or 1, environment, speaks)
+
+
+def _caches(root: Path) -> dict[str, str]:
+    """Return where Snakemake keeps its cache if it may not be the user's: a service has no home to write to.
+
+    What others have stored there is still found.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    try:
+        check_writable(cache / "snakemake" / "source-cache", folder=True)
+    except LskdError:
+        others = {"HF_HOME": cache / "huggingface", "TORCH_HOME": cache / "torch"}
+        kept = {name: str(place) for name, place in others.items() if name not in os.environ}
+        return {**kept, "XDG_CACHE_HOME": str(root.resolve() / ".snakemake")}
+    return {}
 
 
 def shipped_profiles() -> list[str]:
