@@ -137,6 +137,16 @@ def write_study(folder: Path, **changes) -> list[str]:
     return [sys.executable, "-m", "lskd_study", "study", "study.yaml"]
 
 
+def processes_of(run: str) -> list[psutil.Process]:
+    """Return what trains a run, and what has started it on its node, the node's daemon aside."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[1:3] == ["-m", "lskd_study.runs"] and process.cmdline()[-1] == run:
+                found += [process, *(one for one in process.parents() if one.pid > 1)]
+    return [one for one in found if one.name() != "slurmd"]
+
+
 def test_a_study_on_slurm(cluster, tmp_path):
     """One run fails, the study is killed half way, and the same command brings it to its page."""
     command = write_study(tmp_path, resources={"threads": 1, "extra": {"gpu": 1}}) + OPTIONS
@@ -144,9 +154,10 @@ def test_a_study_on_slurm(cluster, tmp_path):
     with log.open("w") as file:
         output = {"stdout": file, "stderr": file, "start_new_session": True}
         first = subprocess.Popen([*command, "--verbose"], cwd=tmp_path, env=cluster, **output)
-    while " starts " not in log.read_text():
+    while not (processes := processes_of("teacher-test_byobnet-smoothing0.1-seed0")):
         assert first.poll() is None, log.read_text()[-3000:]
         time.sleep(0.2)
+    processes[0].suspend()  # or it may have ended when the next command comes
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     (call,) = {
@@ -178,16 +189,6 @@ def test_a_study_on_slurm(cluster, tmp_path):
     assert "[4 of 4 done]" in third.stderr
     assert len(finished(tmp_path)) == 4
     assert ask(cluster, "squeue", "--noheader") == ""
-
-
-def processes_of(run: str) -> list[psutil.Process]:
-    """Return what trains a run, and what has started it on its node, the node's daemon aside."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.cmdline()[1:3] == ["-m", "lskd_study.runs"] and process.cmdline()[-1] == run:
-                found += [process, *(one for one in process.parents() if one.pid > 1)]
-    return [one for one in found if one.name() != "slurmd"]
 
 
 def test_a_job_at_its_time_limit_and_a_node_that_goes_down(cluster, tmp_path):

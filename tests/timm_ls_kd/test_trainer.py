@@ -406,13 +406,20 @@ def test_resume_of_a_plain_run_with_a_teacher(train, runs, kd):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_what_the_process_was_started_to_ignore_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP])
+def test_what_the_process_was_started_to_ignore_stays_ignored(ignored):
+    """Ctrl-C in a shell's background, SIGHUP under nohup; every other request to end is heard."""
+    requests = {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in requests}
     try:
-        with stop_signals():
-            os.kill(os.getpid(), signal.SIGINT)
-            with pytest.raises(Interrupted):
-                os.kill(os.getpid(), signal.SIGTERM)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        signal.signal(ignored, signal.SIG_IGN)
+        for number in requests - {ignored}:
+            with stop_signals():
+                os.kill(os.getpid(), ignored)
+                with pytest.raises(Interrupted) as asked:
+                    os.kill(os.getpid(), number)
+            assert asked.value.args == (number,)
+        assert signal.getsignal(ignored) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

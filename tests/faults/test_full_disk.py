@@ -1,0 +1,138 @@
+"""A disk that is full: a command says so in one line, and goes on to the unbroken result when there is room.
+
+The disk is a tmpfs whose size the test chooses. The kinds of writes have tests of their
+own where they are made; there the kernel's limit of a file's size stands for a full disk.
+"""
+
+import argparse
+import csv
+import os
+import random
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import forked
+from digit_teacher import teach
+from image_folders import write_digits
+
+TABLE = Path(__file__).parents[2] / "docs" / "reliability" / "faults.csv"
+ROOM = 256 << 20
+COMMON = shlex.split(
+    "--model test_resnet --num-classes 4 --in-chans 1 --img-size 16 --batch-size 32 --workers 0 --device cpu "
+    "--lr 0.05 --warmup-epochs 0 --hflip 0 --scale 0.7 1 --color-jitter 0 --epochs 2"
+)
+pytestmark = pytest.mark.integration
+
+
+class Disk:
+    """A disk of a size that can be changed."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        place.mkdir()
+
+    def mount(self, size: int) -> bool:
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.place]
+        return subprocess.run(words, capture_output=True).returncode == 0
+
+    def resize(self, size: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.place], check=True)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", self.place], check=True)
+
+    def used(self) -> int:
+        about = os.statvfs(self.place)
+        return (about.f_blocks - about.f_bfree) * about.f_frsize
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    disk = Disk(tmp_path / "disk")
+    if not disk.mount(ROOM):
+        pytest.skip("no disk can be mounted here: not root, or a container without that right")
+    disk.unmount()
+    yield disk
+    if disk.place.is_mount():
+        disk.unmount()
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Return what is in a folder, by file: weights of checkpoints, and the bytes of the rest."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name.endswith(".pth.tar"):
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                weights = torch.load(path, weights_only=True)["state_dict"]
+            found[str(path)] = {name: value.tolist() for name, value in weights.items()}
+        elif path.is_file() and ".aside-" not in path.name and path.name != "lock":
+            found[str(path)] = path.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["train-and-store", "train", "soft-labels", "data"])
+def test_a_full_disk_is_one_line_and_the_command_goes_on(kind, disk, tmp_path, request):
+    long, seed = request.config.getoption("--long"), request.config.getoption("randomly_seed", 0)
+    if kind != "train-and-store" and not long:
+        pytest.skip("in the long form alone; training that stores writes what the others write")
+    write_digits(tmp_path / "digits")
+    teacher = teach(tmp_path / "digits", tmp_path)
+    kd = ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", teacher, "--mean", 0.5, "--std", 0.5]
+    where = ["--output", disk.place, "--experiment", "run", "--resume", "auto"]
+    store = ["--kd-soft-labels", disk.place / "store"]
+    words = {
+        "train": ["-m", "timm_ls_kd", "train.py", tmp_path / "digits", *COMMON, *where],
+        "soft-labels": ["-m", "timm_ls_kd", "soft-labels", tmp_path / "digits", *COMMON, *kd, *store],
+        "train-and-store": [
+            *("-m", "timm_ls_kd", "train.py", tmp_path / "digits", *COMMON, *kd, *store, *where),
+        ],
+        "data": ["-m", "lskd_study", "data", "number-words", "--output", disk.place / "words"],
+    }[kind]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return forked.run(*words, imported=("torchvision", "timm"), env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+    disk.mount(ROOM)
+    done = run()
+    assert done.returncode == 0, done.stderr
+    whole, used = contents(disk.place), disk.used()
+    disk.unmount()
+    generator = random.Random(f"{kind} {seed}")
+    sizes = [generator.randrange(4096, used) for _ in range(20 if long else 1)]
+    for size in sizes:
+        disk.mount(size)
+        full = run()
+        assert full.returncode == 2, (size, full.stdout, full.stderr)
+        (line,) = full.stderr.splitlines()
+        assert ": error: " in line, size
+        assert str(disk.place) in line, size
+        assert "the disk is full (No space left on device)" in line, size
+        assert not [path for path in disk.place.rglob("*") if ".new" in path.name], size
+        disk.resize(ROOM)
+        again = run()
+        assert again.returncode == 0, (size, again.stderr)
+        assert contents(disk.place) == whole, size
+        disk.unmount()
+        if long:
+            print(f"{kind}: a disk of {size:,} bytes of {used:,}: {line}", flush=True)
+    if long:
+        expected = "one line, status 2, nothing half-written; with room the same command ends as unbroken"
+        note("full disk", shlex.join(map(str, words[2:4])), expected, len(sizes))
+
+
+def note(fault: str, command: str, expected: str, tries: int) -> None:
+    """Put a row into the table of faults, in the place of an earlier one."""
+    TABLE.parent.mkdir(exist_ok=True)
+    rows = list(csv.reader(TABLE.open(newline=""))) if TABLE.exists() else []
+    rows = [row for row in rows if row[:2] != [fault, command] and row[0] != "fault"]
+    rows.append([fault, command, expected, str(tries), str(tries)])
+    with TABLE.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([TABLE_COLUMNS, *sorted(rows)])
+
+
+TABLE_COLUMNS = ["fault", "command", "expected", "tries", "held"]
