@@ -78,8 +78,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(request, tmp_path_factory):
     """Yields the environment in which commands find the cluster."""
+    if not request.config.getoption("--long"):
+        pytest.skip("in the long form alone: most of its quarter of an hour is waiting for SLURM's clocks")
     pytest.importorskip("snakemake_executor_plugin_slurm")
     folder = tmp_path_factory.mktemp("slurm")
     host = socket.gethostname().split(".")[0]
