@@ -6,6 +6,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lskd.base.tensors import all_finite
+
 Convention = Literal["paper", "uniform"]
 """How ``alpha`` is spread over ``K`` classes.
 
@@ -252,9 +254,8 @@ def check_finite(logits: Tensor, samples: int | Tensor = 0, where: str = "") -> 
         samples: their numbers ``(n,)``, or that of the first.
         where: what they are numbered in, `` of this batch``; nothing: the whole data set.
     """
-    wrong = (~torch.isfinite(logits).all(1)).nonzero()
-    if len(wrong):
-        place = int(wrong[0])
+    if not all_finite(logits):
+        place = int((~torch.isfinite(logits).all(1)).nonzero()[0])
         number = samples + place if isinstance(samples, int) else int(samples[place])
         raise ValueError(
             f"the logits of sample {number}{where} are not all finite; "

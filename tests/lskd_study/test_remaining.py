@@ -6,6 +6,7 @@ import re
 import pytest
 
 from lskd_study.plan.plan import JOB, Run, Store
+from lskd_study.runs import remaining
 from lskd_study.runs.remaining import Remaining
 from lskd_study.runs.work import Storing
 from lskd_study.stores.decide import with_stores
@@ -64,6 +65,14 @@ def simulate(told, places: int, between: float = 0.0):
         if epoch == EPOCHS:
             told.end(run, SECONDS[run.role])
         yield run, epoch, end - when
+
+
+def test_a_record_is_read_once_however_many_runs_there_are(told, monkeypatch):
+    tries, read = [], remaining.read_object
+    monkeypatch.setattr(remaining, "read_object", lambda path: tries.append(path) or read(path))
+    for _ in simulate(told, places=2):
+        pass
+    assert len(tries) == len(set(tries)) == len(told.plan.runs)
 
 
 @pytest.mark.parametrize(("places", "between"), [(1, 0.0), (2, 0.0), (3, 30.0), (12, 0.0)])

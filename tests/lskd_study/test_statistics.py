@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,6 +61,16 @@ def test_moments_equal_an_analysis_of_variance_spelled_out():
     assert found.high - grand == pytest.approx(
         np.sqrt(t[0] ** 2 * seed_variance + t[1] ** 2 * sample_variance)
     )
+
+
+def test_memory_of_many_classes_does_not_grow_with_their_product_with_samples():
+    strata = np.arange(20_000) % 2000
+    d = np.random.default_rng(0).standard_normal((2, len(strata)))
+    tracemalloc.start()
+    crossed_interval(d, strata)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * d.nbytes
 
 
 def test_strata_take_fixed_differences_between_classes_out_of_the_sampling_variance():

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from scipy import special, stats
 
-from lskd_study.claims import judge
+from lskd_study.claims import judge, measures
 from lskd_study.claims.measures import MEASURES, Rank, Ranking, measure_study
 from lskd_study.claims.statements import Setting
 from lskd_study.pages.measures import chances_sentence, picks_sentence
@@ -22,6 +22,13 @@ from lskd_study.results.read import read_results
 from lskd_study.stats.ranks import pick, rank_correlation
 
 pytestmark = pytest.mark.unit
+
+
+def test_each_run_s_logits_are_read_once_however_many_students_a_teacher_has(fake_study, monkeypatch):
+    results, read, reader = read_results(fake_study()), [], measures.logits_of
+    monkeypatch.setattr(measures, "logits_of", lambda plan, one: read.append(one.run.id) or reader(plan, one))
+    measure_study(results)
+    assert sorted(read) == sorted(results.finished)
 
 
 def stored(plan, run):

@@ -11,7 +11,7 @@ from lskd.targets import check_finite, check_labels
 
 Array = NDArray[np.float64]
 
-_BLOCK = 1 << 20  # numbers of a block of logits
+_BLOCK = 1 << 17  # numbers of a block of logits, so that it stays in a CPU's cache
 
 
 def by_sample(
@@ -55,7 +55,9 @@ def by_sample(
     for start in range(0, shape[0], step):
         rows = slice(start, start + step)
         blocks = [
-            np.array(block.double().numpy() if isinstance(block, torch.Tensor) else block, np.float64)
+            block.to(torch.float64, copy=True).numpy()
+            if isinstance(block, torch.Tensor)
+            else np.array(block, np.float64)
             for block in (table[rows] for table in tables)
         ]
         for block in blocks:

@@ -7,6 +7,7 @@ label, whatever the teacher answers.
 """
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from lskd.analysis.by_sample import Array, by_sample
@@ -38,10 +39,7 @@ def wrong_class_variance(logits: ArrayLike, labels: ArrayLike, temperature: floa
 
     def measure(z: NDArray[np.float64], own: NDArray[np.int64]) -> Array:
         label = (np.arange(len(z)), own)
-        z /= temperature
-        z -= z.max(1, keepdims=True)
-        p = np.exp(z, out=z)
-        p /= p.sum(1, keepdims=True)
+        p = (torch.from_numpy(z) / temperature).softmax(1).numpy()
         p[label] = 0
         wrong = p.shape[1] - 1
         p -= p.sum(1, keepdims=True) / wrong

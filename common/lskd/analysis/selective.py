@@ -131,5 +131,9 @@ def _largest_normalised(z: NDArray[np.float64], norm: float) -> Array:
     z -= z.mean(1, keepdims=True)
     scale = np.abs(z).max(1, keepdims=True)  # so that no power overflows
     z /= np.where(scale > 0, scale, 1)
-    length = np.linalg.norm(z, ord=norm, axis=1)
+    if norm == NORM:  # products take a quarter of the time of powers
+        size = np.abs(z)
+        length = (np.square(size * size) * size).sum(1) ** (1 / NORM)
+    else:
+        length = np.linalg.norm(z, ord=norm, axis=1)
     return np.asarray(z.max(1) / np.where(length > 0, length, 1))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Literal
 
 import torch
@@ -34,6 +35,7 @@ def binomial_tail(right: int, total: int, chance: float) -> float:
     return min(1.0, math.fsum(math.exp(log_mass(k)) for k in range(right, total + 1)))
 
 
+@cache  # of a study's runs it is asked several times, and of many samples it is a long sum
 def compare_with_chance(right: int, total: int, chance: float) -> Literal["above", "at", "too few"]:
     """Return whether ``right`` of ``total`` answers are more than chance gives: a one-sided binomial test.
 

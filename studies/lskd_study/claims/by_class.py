@@ -55,12 +55,12 @@ def class_changes(results: Results[ImageResult], claim: Claim, setting: Setting)
     correct = np.mean([[[arm[seed].correct for seed in seeds] for arm in pair] for pair in pairs], axis=0)
     first = arms[0][seeds[0]]
     found = []
-    for label in np.unique(first.labels):
-        own = np.flatnonzero(first.labels == label)
+    counts = np.bincount(first.labels)
+    for own in np.split(np.argsort(first.labels, kind="stable"), np.cumsum(counts)[:-1]):
         if len(own) >= FEWEST:
             before, after = correct[:, :, own]
             interval = crossed_interval(after - before, bounded=len(pairs) == 1).scaled(100)
-            name = class_of_key(first.keys[own[0]]) or str(label)
+            name = class_of_key(first.keys[own[0]]) or str(first.labels[own[0]])
             found.append(ClassChange(name, len(own), 100 * before.mean(), 100 * after.mean(), interval, 1.0))
     adjusted = holm([change.interval.p_value for change in found])
     ranked = sorted(

@@ -3,6 +3,7 @@
 They are no claims of the paper: none gets a verdict, and none counts in the correction for several tests.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -180,21 +181,26 @@ def measure_study(results: Results[Any]) -> Measures:
 def _of_runs(results: Results[ImageResult], temperature: float, ranked: bool) -> Fields:
     """Return every finished run's measures, and of teachers that are ranked those with one value a run."""
     fields: dict[str, dict[str, Array]] = {}
+    groups: dict[str, list[ImageResult]] = defaultdict(list)  # a teacher, which comes first, and its students
     for result in results.finished.values():
-        if result.run.role == "control":
-            continue
-        logits, labels = logits_of(results.plan, result)
-        found = fields[result.run.id] = _of_classifier(logits, labels, result.correct)
-        teacher = results.finished.get(result.run.teacher or "")
-        if teacher is not None:
-            said, _ = logits_of(results.plan, teacher)
-            found |= {"agreement": agreement(said, logits), "divergence": divergence(said, logits)}
-        if result.run.role == "teacher" and logits.shape[1] > 2:
-            found["dark_knowledge"] = wrong_class_variance(logits, labels, temperature)
-        if result.run.role == "teacher" and ranked:
-            for one in STABILITIES:
-                value = stability(logits, labels, logits.shape[1], one.id)  # type: ignore[arg-type]
-                found[one.id] = np.array([1 - float(value)])
+        if result.run.role != "control":
+            groups[result.run.teacher or result.run.id].append(result)
+    for teacher, group in groups.items():
+        said = None
+        for result in group:
+            logits, labels = logits_of(results.plan, result)
+            found = fields[result.run.id] = _of_classifier(logits, labels, result.correct)
+            if result.run.id == teacher:
+                said = logits
+            elif said is not None:
+                found |= {"agreement": agreement(said, logits), "divergence": divergence(said, logits)}
+            if result.run.role == "teacher" and logits.shape[1] > 2:
+                found["dark_knowledge"] = wrong_class_variance(logits, labels, temperature)
+            if result.run.role == "teacher" and ranked:
+                found["target_std"] = np.array([result.instability])
+                for one in STABILITIES[1:]:
+                    value = stability(logits, labels, logits.shape[1], one.id)  # type: ignore[arg-type]
+                    found[one.id] = np.array([1 - float(value)])
     return fields
 
 

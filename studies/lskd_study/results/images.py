@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 
 from lskd import LskdError
 from lskd.base.tensors import require_finite
-from lskd.stability import stability
+from lskd.stability import class_deviations, class_moments, over_classes
 from lskd.teachers.preflight import compare_with_chance
 from lskd_study.plan.plan import CURVES, JOB, LOGITS, Run
 from lskd_study.plan.records import Job, read_record
 from lskd_study.results.results import PerSample, Result, read_curves
 from lskd_study.stats.intervals import Array, target_std_pseudo_values
+
+_BLOCK = 1 << 17  # numbers of a block of logits, so that it stays in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,16 @@ def read_image_result(folder: Path, run: Run, num_classes: int, last_epochs: int
     """
     job = read_record(folder / JOB, Job)
     curves = read_curves(folder / CURVES)
-    keys, logits, labels = read_logits(folder, num_classes)
-    scores, classes = torch.from_numpy(logits), torch.from_numpy(labels)
-    require_finite("the logits of the validation images", scores, int(curves["epoch"][-1]))
-    own = logits[np.arange(len(labels)), labels]
-    rank = (logits >= own[:, None]).sum(-1) - 1  # ties count against the model
+    keys, stored, labels = _stored(folder, num_classes)
+    rank, probability = np.empty(len(labels), np.int64), np.empty(len(labels))
+    step = max(_BLOCK // num_classes, 1)
+    for start in range(0, len(labels), step):
+        rows = slice(start, start + step)
+        scores, own = stored[rows].float(), torch.from_numpy(labels[rows, None])
+        require_finite("the logits of the validation images", scores, int(curves["epoch"][-1]))
+        rank[rows] = (scores >= scores.gather(1, own)).sum(1) - 1  # ties count against the model
+        probability[rows] = scores.double().softmax(1).gather(1, own).squeeze(1)
+    moments = class_moments(torch.from_numpy(probability), torch.from_numpy(labels), num_classes)
     return ImageResult(
         run=run,
         job=job,
@@ -115,8 +123,8 @@ def read_image_result(folder: Path, run: Run, num_classes: int, last_epochs: int
         labels=labels,
         rank=rank,
         correct=(rank < 1).astype(np.float64),
-        target_probability=scores.double().softmax(-1)[torch.arange(len(classes)), classes].numpy(),
-        instability=1 - float(stability(scores, classes, num_classes)),
+        target_probability=probability,
+        instability=float(over_classes(class_deviations(moments), "target_std")),
         judged=_mean_of_last(curves, last_epochs, run) if last_epochs > 1 else None,
     )
 
@@ -134,12 +142,27 @@ def read_logits(folder: Path, num_classes: int) -> tuple[list[str], NDArray[np.f
     Raises:
         Exception: of many classes, when the file is missing or damaged.
     """
-    from safetensors.numpy import load_file
+    keys, stored, labels = _stored(folder, num_classes)
+    return keys, stored.float().numpy(), labels
+
+
+def _stored(folder: Path, num_classes: int) -> tuple[list[str], torch.Tensor, NDArray[np.int64]]:
+    """Return a run's samples, sorted: keys, logits ``(N, K)`` as they are stored, and labels."""
+    from safetensors.torch import load_file
 
     tensors = load_file(folder / LOGITS)
-    keys = bytes(tensors["keys"]).decode().split("\n")
-    logits, labels = tensors["logits"].astype(np.float32), tensors["labels"].astype(np.int64)
-    if len(keys) != len(labels) or logits.shape != (len(labels), num_classes):
+    logits, labels = tensors["logits"], tensors["labels"].to(torch.int64).numpy()
+    keys, order, in_order = _sorted(tensors["keys"].numpy().tobytes(), labels.tobytes())
+    if logits.shape != (len(labels), num_classes):
         raise ValueError("sizes do not match")
-    order = np.argsort(np.array(keys), kind="stable")
-    return [keys[i] for i in order], logits[order], labels[order]
+    return keys, logits if (np.diff(order) > 0).all() else logits[order], in_order
+
+
+@lru_cache(maxsize=1)
+def _sorted(keys: bytes, labels: bytes) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """Return keys and labels as sorted by key, and the order; all runs of a study share what is returned."""
+    names, classes = keys.decode().split("\n"), np.frombuffer(labels, np.int64)
+    if len(names) != len(classes):
+        raise ValueError("sizes do not match")
+    order = np.argsort(np.array(names), kind="stable")
+    return [names[i] for i in order], order, classes[order]

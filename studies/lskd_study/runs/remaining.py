@@ -3,7 +3,7 @@
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -69,7 +69,9 @@ class Remaining:
         self._made: dict[str, Run | Store] = {**plan.by_id}
         self._made |= {f"{_STORE}{store.id}": store for store in plan.stores}
         self._going: dict[str, _Going] = {}
-        self._before = self._records().keys()  # finished by an earlier command
+        self._records: dict[str, dict[str, Any]] = {}  # of what has ended, each read once
+        self._read(self._made)
+        self._before = set(self._records)  # finished by an earlier command
         self._begun: float | None = None
         self._shown = clock()
 
@@ -88,6 +90,7 @@ class Remaining:
                 self._going[name] = _Going(now, (now, 0) if what == "starts" else None, (now, 0))
             else:
                 self._going.pop(name, None)
+                self._read([name])
                 if what != "error" and (left := self._left(now)):
                     line = f"{line}; {left}"
         self._shown = now
@@ -103,7 +106,8 @@ class Remaining:
     def line(self) -> str:
         """Return how far it is."""
         now = self._clock()
-        done = sum(map(self._plan.done, self._plan.runs))
+        self._read(self._made)  # also what has ended elsewhere and was not heard of
+        done = sum(run.id in self._records for run in self._plan.runs)
         left = self._left(now)
         return f"{done} of {len(self._plan.runs)} runs, {self._what(now)}{left and f'; {left}'}"
 
@@ -120,9 +124,9 @@ class Remaining:
 
     def _left(self, now: float) -> str:
         """Return about how long the rest takes, in words; empty before anything tells."""
-        records = self._records()
+        records = self._records
         todo = [name for name in self._made if name not in records]
-        takes = self._takes(records)
+        takes = self._takes()
         if not takes or not todo or self._begun is None or now <= self._begun:
             return ""
         mean, rest = fmean(takes.values()), []
@@ -139,10 +143,10 @@ class Remaining:
         known = all(self._kind(name) in takes for name in todo)
         return f"{'about' if known else 'very roughly'} {duration(left)} left"
 
-    def _takes(self, records: Mapping[str, Any]) -> dict[tuple[str, ...], float]:
+    def _takes(self) -> dict[tuple[str, ...], float]:
         """Return the seconds that one of each kind takes, as far as they are known."""
         ended, going = defaultdict(list), defaultdict(list)
-        for name, job in records.items():
+        for name, job in self._records.items():
             if not job.get("failed") and not job.get("resumed"):  # else it took another time than it says
                 ended[self._kind(name)].append(_seconds(job))
         for name, one in self._going.items():
@@ -150,10 +154,13 @@ class Remaining:
                 going[self._kind(name)].append(seconds)
         return {kind: fmean(values) for kind, values in (going | ended).items()}
 
-    def _records(self) -> dict[str, dict[str, Any]]:
-        """Return what is finished, with its record."""
-        found = {name: read_object(self._plan.root / made.folder / JOB) for name, made in self._made.items()}
-        return {name: record for name, record in found.items() if record}
+    def _read(self, names: Iterable[str]) -> None:
+        """Read the records of what has ended since they were last looked at."""
+        for name in names:
+            if name in self._made and name not in self._records:
+                record = read_object(self._plan.root / self._made[name].folder / JOB)
+                if record:
+                    self._records[name] = record
 
     def _kind(self, name: str) -> tuple[str, ...]:
         made = self._made[name]

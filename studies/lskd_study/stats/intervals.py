@@ -161,8 +161,9 @@ def centre_within(d: Array, strata: ArrayLike | None) -> tuple[Array, int]:
     if strata is None:
         return d - d.mean(-1, keepdims=True), 1
     classes, index = np.unique(np.asarray(strata), return_inverse=True)
-    member = np.eye(len(classes))[index]  # (N, C)
-    return d - (d @ (member / member.sum(0))) @ member.T, len(classes)
+    rows = d.reshape(-1, d.shape[-1])
+    means = np.stack([np.bincount(index, row) for row in rows]) / np.bincount(index)
+    return d - means[:, index].reshape(d.shape), len(classes)
 
 
 def crossed_interval(
@@ -265,11 +266,16 @@ def holm(
     adjusted = np.full_like(p, np.nan)
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested] / weight[tested], kind="stable")]
+    # Of each parameter that has a hypothesis left one may be true.
+    total, left, possible = 0.0, set(), {}
+    for test in order[::-1]:
+        if names[test] not in left:
+            left.add(names[test])
+            total += weight[test]
+        possible[test] = total
     largest = 0.0
-    for position, test in enumerate(order):
-        # Of each parameter that has a hypothesis left one may be true.
-        possible = sum({names[other]: weight[other] for other in order[position:]}.values())
-        largest = max(largest, min(float(p[test] * possible / weight[test]), 1.0))
+    for test in order:
+        largest = max(largest, min(float(p[test] * possible[test] / weight[test]), 1.0))
         adjusted[test] = largest
     return adjusted
 

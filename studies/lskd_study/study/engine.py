@@ -161,7 +161,8 @@ def _run(
     told = [] if was_told else before(plan, outlooks_of(plan, variance_from))
     if dry_run:
         print(describe(plan, told))
-        print("\n".join(f"    {'to do   ' if run in todo else 'finished'}  {run.id}" for run in plan.runs))
+        names = {run.id for run in todo}
+        print("\n".join(f"    {'to do   ' if name in names else 'finished'}  {name}" for name in plan.by_id))
         return 0
     check_output(plan.root, plan.output)
     if plan.prepare and not plan.data_dir.exists():
