@@ -18,7 +18,7 @@ help:
 	@echo "make faults    kills and other faults at random moments, hours -> docs/reliability/*.csv"
 	@echo "make lint      ruff, mypy and the contracts of imports"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
-	@echo "make bench-growth  how cost grows -> benchmarks/growth.csv and .png"
+	@echo "make bench-growth  how cost grows -> benchmarks/growth.csv, growth_sizes.csv and .png"
 	@echo "make clean     remove $(VENV) and caches (runs/ and data/ stay)"
 
 install: $(VENV)/.installed
@@ -65,7 +65,7 @@ bench: install
 	$(BIN)/python -m pytest -q -s benchmarks
 
 bench-growth: install
-	$(BIN)/python benchmarks/growth.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -1,26 +1,17 @@
-"""How cost grows with batch, classes, vocabulary, samples and epochs: a CSV, and a figure with expectations.
+"""What a step, a loss and a store cost over batch, classes, vocabulary, samples and epochs."""
 
-python benchmarks/growth.py                     # or make bench-growth: about a minute on one core
-"""
-
-import csv
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import numpy as np
 import timm
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.ticker import NullFormatter
+from curves import Curve, linear
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,20 +19,7 @@ from lskd import DistillationLoss, SoftLabels, SoftLabelsWriter, TopK
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd.terms import top_k_log_probabilities
 
-CSV, FIGURE = (Path(__file__).with_suffix(suffix) for suffix in (".csv", ".png"))
 TOP_K = 10
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A curve of a panel: what was measured, by size, and what is expected at any size."""
-
-    panel: str
-    name: str
-    measured: dict[int, float]
-    expected: Callable[[Any], Any]
-
-
 PANELS = {
     "batch": ("images in a batch", "ms a step", "training step, ResNet-18 at 64 px"),
     "classes": ("classes", "ms", "loss, forward + backward, 256 images"),
@@ -52,18 +30,13 @@ PANELS = {
 }
 
 
-def main() -> None:
+def curves() -> Iterator[Curve]:
+    """Measure all of them."""
     torch.manual_seed(0)
-    curves = [*batches(), *losses("classes", (10, 100, 1000, 5000, 10_000, 21_843))]
-    curves += [*losses("vocabulary", (1000, 4000, 16_000, 32_000, 64_000, 128_000)), *stores()]
-    with CSV.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["panel", "curve", "x", "y", "expected"])
-        for curve in curves:
-            for x, y in curve.measured.items():
-                writer.writerow([curve.panel, curve.name, x, f"{y:.6g}", f"{curve.expected(x):.6g}"])
-    draw(curves)
-    print(f"{CSV}\n{FIGURE}")
+    yield from batches()
+    yield from losses("classes", (10, 100, 1000, 5000, 10_000, 21_843))
+    yield from losses("vocabulary", (1000, 4000, 16_000, 32_000, 64_000, 128_000))
+    yield from stores()
 
 
 def milliseconds(work: Callable[[], object], least: float = 0.3) -> float:
@@ -76,13 +49,6 @@ def milliseconds(work: Callable[[], object], least: float = 0.3) -> float:
         work()
         times.append(time.perf_counter() - begin)
     return 1000 * statistics.median(times)
-
-
-def linear(panel: str, name: str, measured: dict[int, float]) -> Curve:
-    """Expected is a fixed part and one in proportion, as the smallest and the largest measurement say."""
-    first, last = min(measured), max(measured)
-    slope = (measured[last] - measured[first]) / (last - first)
-    return Curve(panel, name, measured, lambda x: measured[first] + slope * (x - first))
 
 
 def batches() -> Iterator[Curve]:
@@ -154,11 +120,6 @@ def stores() -> Iterator[Curve]:
     """Sizes are expected to be 4 + 4 K bytes an image and epoch; times to be linear."""
     by_samples, by_epochs, reading = {}, {}, {}
 
-    def read(path: Path, order: Any) -> None:
-        labels = SoftLabels(path)
-        for start in range(0, len(order), 256):
-            labels.take(order[start : start + 256])
-
     with tempfile.TemporaryDirectory() as folder:
         for samples in (1000, 10_000, 100_000, 1_000_000):
             path = Path(folder) / f"samples{samples}"
@@ -172,6 +133,13 @@ def stores() -> Iterator[Curve]:
     yield Curve("epochs", "on disk", by_epochs, lambda epochs: (4 + 4 * TOP_K) * 10_000 * epochs)
 
 
+def read(path: Path, order: Any) -> None:
+    """Read all of a store, in batches of 256."""
+    labels = SoftLabels(path)
+    for start in range(0, len(order), 256):
+        labels.take(order[start : start + 256])
+
+
 def write(path: Path, samples: int, epochs: int) -> float:
     """Write random soft labels and return what they take on the disk."""
     layout = SoftLabelsLayout(1000, TOP_K, samples, epochs, rows_per_sample=1, seeds=True)
@@ -181,27 +149,3 @@ def write(path: Path, samples: int, epochs: int) -> float:
             ids = generator.integers(0, 1000, (samples, TOP_K))
             writer.append(-generator.random(ids.shape), ids, seeds=np.arange(samples))
     return sum(file.stat().st_size for file in path.iterdir())
-
-
-def draw(curves: list[Curve]) -> None:
-    """Panels of two logarithmic axes: dots are measured, lines expected."""
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    for axis, (panel, (x_name, y_name, title)) in zip(axes.flat, PANELS.items(), strict=True):
-        for number, curve in enumerate(curve for curve in curves if curve.panel == panel):
-            colour, sizes = f"C{number}", list(curve.measured)
-            axis.plot(sizes, list(curve.measured.values()), "o", color=colour, label=curve.name)
-            # A straight line with a fixed part is a curve on logarithmic axes.
-            x = np.geomspace(sizes[0], sizes[-1], 100)
-            axis.plot(x, curve.expected(x), "-", color=colour, linewidth=1, alpha=0.7)
-        axis.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name, title=title)
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.legend(frameon=False, fontsize="small")
-        axis.grid(alpha=0.25)
-    figure.suptitle(
-        "Dots: measured. Lines: expected (times: linear between the ends; bytes: 4 + 4K an image and epoch)"
-    )
-    figure.savefig(FIGURE, dpi=110)
-
-
-if __name__ == "__main__":
-    main()
