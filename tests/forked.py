@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, NoReturn
@@ -140,6 +141,13 @@ if __name__ == "__main__":
     for module in ("torch._dynamo", "torch._inductor.utils", "lskd", *sys.argv[2:]):
         importlib.import_module(module)
     _serve(int(sys.argv[1]))
+    # As in the tests themselves (pyproject.toml), but for what they run in an interpreter of its own.
+    warnings.filterwarnings("error", module=r"(lskd|lskd_study|timm_ls_kd|fairseq_kd|mmcls_bnn)(\.|$)")
+    for message in (
+        r"\s*'config' is validated against ConfigStore schema",
+        "Converting a tensor with requires_",
+    ):
+        warnings.filterwarnings("ignore", message)
     try:
         _execute(sys.argv[0])
     except SystemExit as end:

@@ -87,7 +87,7 @@ def test_packed_rows_of_the_top_10_of_1000_take_27_bytes(tmp_path):
     packed = layout(50, num_classes=1000, k=10, rows_per_sample=1, seeds=True, values="packed")
     assert packed.row.itemsize == 27
     generator = np.random.default_rng(0)
-    log_p = np.log(generator.dirichlet(np.full(1000, 0.05), 50))
+    log_p = np.log(np.maximum(generator.dirichlet(np.full(1000, 0.05), 50), 1e-300))
     ids = np.argsort(-log_p)[:, :10]
     values = np.take_along_axis(log_p, ids, -1)
     with SoftLabelsWriter(tmp_path / "s", packed, IDENTITY) as writer:
