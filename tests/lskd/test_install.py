@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from importlib import metadata
 from pathlib import Path
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_in_a_checkout_it_is_the_checkout():
-    assert how_to_install("timm") == f"cd {ROOT} && pip install -c constraints.txt -e '.[timm]'"
+    assert how_to_install("timm") == f"cd {shlex.quote(str(ROOT))} && pip install -c constraints.txt -e '.[timm]'"
     assert " pip install --force-reinstall -c " in how_to_install("study", "--force-reinstall")
 
 
