@@ -10,7 +10,14 @@ from scipy import special
 
 from draws import PROPERTY, draw, top_k
 from lskd import DistillationLoss, TopK, distillation_terms
-from lskd.terms import Divergence, Rest, divergence, sampled_log_probabilities
+from lskd.terms import (
+    Divergence,
+    Rest,
+    centred,
+    divergence,
+    sampled_log_probabilities,
+    top_k_log_probabilities,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -184,6 +191,8 @@ def test_a_divergence_that_does_not_exist():
         divergence(draw(2, 3), draw(2, 3), "hellinger")
     with pytest.raises(ValueError, match="same samples"):
         divergence(draw(2, 3), draw(2, 4), "jsd")
+    with pytest.raises(ValueError, match="temperature is 0"):
+        divergence(draw(2, 3), draw(2, 3), "jsd", 0.0)
 
 
 # A teacher of which the largest k are known
@@ -247,6 +256,9 @@ def test_log_probabilities_kept_in_half_precision_are_taken(dtype):
 def test_logits_given_to_spread_are_refused():
     with pytest.raises(ValueError, match="log-probabilities"):
         distillation_terms(draw(2, 5), TopK(torch.ones(2, 3), torch.arange(3).repeat(2, 1), "spread"))
+    values = torch.tensor([[0.5, 0.2], [0.6, 0.5]]).log()  # of one row alone, and by little
+    with pytest.raises(ValueError, match=r"a probability of 1\.1;"):
+        distillation_terms(draw(2, 5), TopK(values, torch.arange(2).repeat(2, 1), "lump"))
 
 
 def test_top_k_that_does_not_fit():
@@ -257,6 +269,10 @@ def test_top_k_that_does_not_fit():
     with pytest.raises(ValueError, match="rest"):
         TopK(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long), "drop")
     ids = torch.arange(3).repeat(2, 1)
+    with pytest.raises(ValueError, match="drawn classes"):
+        TopK(torch.zeros(2, 3), ids, "spread", sampled=True)
+    with pytest.raises(ValueError, match="one for each sample"):
+        DistillationLoss()(draw(2, 5), TopK(torch.zeros(2, 3), ids), mask=torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="same samples"):
         distillation_terms(draw(4, 5), TopK(torch.zeros(2, 3), ids))
     with pytest.raises(ValueError, match="all classes"):
@@ -270,6 +286,35 @@ def test_top_k_ids_out_of_range_are_called_ids(bad):
     ids = torch.tensor([[0, 1], [2, bad]])
     with pytest.raises(ValueError, match=rf"ids.*{bad}\b"):
         distillation_terms(draw(2, 5), TopK(torch.zeros(2, 2), ids))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 3, 4)])
+def test_the_largest_log_probabilities_and_the_centre_are_numpys(shape):
+    logits = draw(*shape, scale=5).half()
+    rows = logits.double().numpy()
+    found = centred(logits)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found.numpy(), (rows - rows.max(-1, keepdims=True)).astype(np.float32))
+    for k in (1, 3, 4):
+        values, ids = top_k_log_probabilities(logits, k)
+        order = np.argsort(-rows, -1)[..., :k]
+        np.testing.assert_array_equal(ids.numpy(), order)
+        expected = np.take_along_axis(special.log_softmax(rows, -1), order, -1)
+        np.testing.assert_allclose(values.numpy(), expected, rtol=1e-6, atol=1e-6)
+    for k in (0, 5):
+        with pytest.raises(ValueError, match=f"k is {k}; it must be 1 to 4"):
+            top_k_log_probabilities(logits, k)
+
+
+@pytest.mark.parametrize("rest", get_args(Rest))
+def test_a_top_k_teacher_under_inference_mode_and_on_a_device_that_is_not_waited_for(rest):
+    student = draw(2, 5).requires_grad_()
+    with torch.inference_mode():
+        teacher = top_k(draw(2, 5, seed=1), 3, rest)
+    distillation_terms(student, teacher).cross_entropy.sum().backward()
+    assert student.grad.isfinite().all()
+    away = TopK(teacher.values.to("meta"), teacher.ids.to("meta"), rest)
+    assert distillation_terms(student.to("meta"), away, 2.0).kl.shape == (2,)
 
 
 # Classes that are drawn
@@ -302,3 +347,13 @@ def test_drawn_classes_have_their_probability_in_expectation(num_classes, data, 
 def test_a_k_out_of_range_is_refused():
     with pytest.raises(ValueError, match="k is 4; it must be 1 to 3"):
         sampled_log_probabilities(draw(2, 3), 4, torch.zeros(2))
+
+
+def test_of_drawn_classes_only_the_cross_entropy_is_known():
+    weights, ids = sampled_log_probabilities(draw(2, 6, seed=1), 3, torch.tensor([0.2, 0.7]))
+    student = draw(2, 6)
+    terms = distillation_terms(student, TopK(weights, ids, sampled=True))
+    known = distillation_terms(student, TopK(weights, ids))
+    torch.testing.assert_close(terms.cross_entropy, known.cross_entropy)
+    assert terms.kl.isnan().all()
+    assert terms.teacher_entropy.isnan().all()

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_in_a_checkout_it_is_the_checkout():
-    assert how_to_install("timm") == f"cd {shlex.quote(str(ROOT))} && pip install -c constraints.txt -e '.[timm]'"
+    here = shlex.quote(str(ROOT))
+    assert how_to_install("timm") == f"cd {here} && pip install -c constraints.txt -e '.[timm]'"
     assert " pip install --force-reinstall -c " in how_to_install("study", "--force-reinstall")
 
 

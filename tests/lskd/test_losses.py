@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from draws import PROPERTY, draw, top_k
 from lskd import DistillationLoss, TopK, distillation_terms
+from lskd.kernel import native
 from lskd.terms import Rest
 
 pytestmark = pytest.mark.unit
@@ -255,3 +256,12 @@ def test_the_module_is_copied_and_pickled():
     arguments = draw(3, 4), draw(3, 4, seed=1), torch.tensor([0, 1, 2])
     for other in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):  # noqa: S301 - our own bytes
         assert torch.equal(other(*arguments), loss(*arguments))
+
+
+def test_what_is_not_asked_for_is_not_done_and_what_is_asked_for_is(monkeypatch):
+    student, teacher = draw(3, 5), draw(3, 5, seed=1)
+    expected = distillation_terms(student, teacher, 2.0).cross_entropy.mean()
+    torch.testing.assert_close(DistillationLoss(temperature=2.0)(student, teacher), expected)
+    monkeypatch.setattr(native, "function", lambda: None)
+    with pytest.raises(RuntimeError, match="no compiled code"):
+        DistillationLoss(impl="native")(student.float(), teacher.float())

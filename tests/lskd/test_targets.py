@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import special
 from torch.nn import functional as F
 
 from lskd import convert_alpha, smooth_targets, target_entropy, target_mass, target_values
+from lskd.targets import chance_like_mass, check_finite, check_samples
 
 pytestmark = pytest.mark.unit
 
@@ -79,6 +80,10 @@ def test_converted_alpha_gives_the_same_targets_and_returns(num_classes, share):
     assert convert_alpha(paper, num_classes, "uniform", "uniform") == paper
 
 
+def test_hard_labels_of_one_class_convert():
+    assert convert_alpha(0.0, 1, "paper", "uniform") == convert_alpha(0.0, 1, "uniform", "paper") == 0.0
+
+
 @PROPERTY
 @given(
     num_classes=st.integers(2, 3000),
@@ -86,6 +91,8 @@ def test_converted_alpha_gives_the_same_targets_and_returns(num_classes, share):
     temperature=st.floats(0.05, 100),
     convention=st.sampled_from(CONVENTIONS),
 )
+@example(num_classes=2, alpha=0.3, temperature=2.0, convention="paper")
+@example(num_classes=1, alpha=0.3, temperature=2.0, convention="uniform")
 def test_mass_and_entropy_of_an_ideal_teacher(reference, num_classes, alpha, temperature, convention):
     targets = reference.targets(np.array([0]), num_classes, alpha, convention)[0]
     tempered = special.softmax(np.log(targets) / temperature)
@@ -123,6 +130,7 @@ def test_extreme_temperatures_reach_their_limits(temperature):
     assert target_entropy(10, 0.1, temperature) == pytest.approx(math.log(10) if temperature > 1 else 0)
     below_chance = 0.0 if temperature < 1 else 1 / 10  # alpha 0.95 of 10: the label has the least
     assert target_mass(10, 0.95, temperature) == pytest.approx(below_chance)
+    assert target_entropy(10, 0.95, temperature) == pytest.approx(math.log(10 if temperature > 1 else 9))
 
 
 LABELS = torch.tensor([0])
@@ -132,6 +140,9 @@ OUT_OF_RANGE = [
     (convert_alpha, (0.1, 3, "paper", "torch"), "convention"),
     (target_values, (0, 0.1), "num_classes"),
     (target_values, (1, 0.1), "one class"),
+    (chance_like_mass, (0,), "num_classes"),
+    (check_finite, (torch.tensor([[0.0], [math.nan]]), torch.tensor([7, 5])), "sample 5 are"),
+    (check_finite, (torch.tensor([[0.0], [math.inf]]), 7), "sample 8 are"),
     (convert_alpha, (0.5, 2, "paper", "uniform"), "smaller alpha"),
     (convert_alpha, (0.95, 10, "paper", "uniform"), "smaller alpha"),
 ]
@@ -156,6 +167,15 @@ def test_label_out_of_range_is_named_with_its_position(bad):
     labels[7] = bad
     with pytest.raises(ValueError, match=rf"\b7\b.*{bad}\b"):
         smooth_targets(labels, 5, 0.1)
+
+
+def test_a_device_is_not_waited_for_unless_asked():
+    """A tensor of the device "meta" has no values that could be looked at."""
+    labels, logits = torch.zeros(2, dtype=torch.long, device="meta"), torch.zeros(2, 3, device="meta")
+    assert smooth_targets(labels, 3, 0.1).device.type == "meta"
+    check_samples(logits, labels)
+    with pytest.raises(RuntimeError, match="meta"):
+        check_samples(logits, labels, any_device=True)
 
 
 def test_compiled_targets_are_the_same():
