@@ -357,3 +357,5 @@ def test_of_drawn_classes_only_the_cross_entropy_is_known():
     torch.testing.assert_close(terms.cross_entropy, known.cross_entropy)
     assert terms.kl.isnan().all()
     assert terms.teacher_entropy.isnan().all()
+    away = sampled_log_probabilities(student.to("meta"), 3, torch.zeros(2, device="meta"))
+    assert {values.device.type for values in away} == {"meta"}

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from lskd import LskdError
 from lskd_study.stats.intervals import (
@@ -94,6 +95,44 @@ def test_p_value_and_interval_never_contradict_each_other(seeds, samples, shift,
     assert (found.p_value < 0.05) == excludes
     mirrored = crossed_interval(-d)
     assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+@pytest.mark.parametrize("factor", [100.0, -2.0])
+def test_another_unit_level_or_value_is_what_other_differences_give(factor):
+    d = np.random.default_rng(4).normal(0.2, 1, (4, 30)) + np.array([[0.1], [0.5], [0.2], [0.0]])
+    found = crossed_interval(d)
+    scaled, expected = found.scaled(factor), crossed_interval(factor * d)
+    for name in ("estimate", "low", "high", "p_value", "by_seed"):
+        assert getattr(scaled, name) == pytest.approx(getattr(expected, name)), name
+    np.testing.assert_allclose(scaled.parts, expected.parts)
+    assert found.p_against(0.15) == pytest.approx(crossed_interval(d - 0.15).p_value)
+    t = stats.t.ppf(0.95, [3, 29])
+    half = np.sqrt(t[0] ** 2 * found.parts[0].variance + t[1] ** 2 * found.parts[1].variance)
+    assert found.at_level(0.9).high - found.estimate == pytest.approx(half)
+    assert found.estimate - found.at_level(0.9).low == pytest.approx(half)
+
+
+def test_without_a_variance_only_what_is_outside_is_excluded():
+    bound = crossed_interval(np.zeros((3, 600)), bounded=True)
+    assert [bound.p_against(value) for value in (-0.006, -0.005, 0.0, 0.005, 0.006)] == [0, 1, 1, 1, 0]
+    assert bound.at_level(0.5) == bound
+    assert np.isnan(seed_interval([0.1]).p_against(0.0))
+
+
+def test_the_students_part_is_that_of_a_one_way_layout():
+    means = np.random.default_rng(5).normal(size=(4, 3))
+    found = seed_interval(means.mean(1)).of_students(means)
+    within = np.mean([row.var(ddof=1) for row in means])  # seeds of equal size
+    assert found.by_student == pytest.approx((within / (4 * 3), 4 * (3 - 1)))
+    assert found.students == 3
+    assert found.scaled(-10.0).by_student == pytest.approx((100 * found.by_student.variance, 8))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+def test_holm_is_statsmodels(p_values):
+    expected = multipletests(p_values, method="holm")[1]
+    np.testing.assert_allclose(holm(p_values), expected, atol=1e-15)
 
 
 def test_identical_samples_are_bounded_by_the_rule_of_three_not_by_a_zero_variance():
