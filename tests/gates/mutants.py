@@ -49,7 +49,7 @@ _LOSSES = [CORE.format(name) for name in ("losses", "targets", "distillation_ter
 _VERDICTS = [STUDY.format(name) for name in ("claims", "verdicts", "verdicts_file", "recommendation")]
 MODULES = {
     "lskd.loss": [CORE.format("losses")],
-    "lskd.targets": [*_LOSSES, CORE.format("binary"), CORE.format("measures")],
+    "lskd.targets": [*_LOSSES, CORE.format("binary")],
     "lskd.terms": [*_LOSSES, CORE.format("binary")],
     "lskd.stability": [CORE.format(name) for name in ("stability", "small_classes")],
     "lskd_study.stats.bleu": [STUDY.format("bleu")],

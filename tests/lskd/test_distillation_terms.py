@@ -349,6 +349,13 @@ def test_a_k_out_of_range_is_refused():
         sampled_log_probabilities(draw(2, 3), 4, torch.zeros(2))
 
 
+def test_the_first_and_the_last_point_draw_a_class_that_is_there_and_not_kept_already():
+    logits = torch.tensor([0.6, 0.1, 0.1, 0.2]).log()
+    assert sampled_log_probabilities(logits, 2, torch.tensor(0.0))[1].tolist() == [0, 1]
+    last = torch.tensor(math.nextafter(1, 0), dtype=torch.float64)
+    assert sampled_log_probabilities(draw(4, seed=1), 2, last)[1].tolist() == [1, 3]
+
+
 def test_of_drawn_classes_only_the_cross_entropy_is_known():
     weights, ids = sampled_log_probabilities(draw(2, 6, seed=1), 3, torch.tensor([0.2, 0.7]))
     student = draw(2, 6)

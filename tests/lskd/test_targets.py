@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -143,6 +144,10 @@ OUT_OF_RANGE = [
     (chance_like_mass, (0,), "num_classes"),
     (check_finite, (torch.tensor([[0.0], [math.nan]]), torch.tensor([7, 5])), "sample 5 are"),
     (check_finite, (torch.tensor([[0.0], [math.inf]]), 7), "sample 8 are"),
+    (check_samples, (torch.zeros(2, 3), torch.tensor([0, 1, 2])), r"must be \(N, K\)"),
+    (check_samples, (torch.zeros(1, 3), torch.tensor([0]), 4), r"must be \(N, 4\)"),
+    (check_samples, (torch.zeros(1, 3, dtype=torch.long), torch.tensor([0])), "floating"),
+    (partial(check_samples, least=1), (torch.zeros(0, 3), torch.tensor([]).long()), "at least one"),
     (convert_alpha, (0.5, 2, "paper", "uniform"), "smaller alpha"),
     (convert_alpha, (0.95, 10, "paper", "uniform"), "smaller alpha"),
 ]
