@@ -27,6 +27,7 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel, ModelEma an
 _EMA_CONTAINERS = ("state_dict_ema", "model_ema")
 _CONTAINERS = ("state_dict", "model", "model_state_dict")
 _AVERAGED_COUNT = "n_averaged"  # what torch's AveragedModel, which EMA is made of, has beside the weights
+_UNCOUNTED, _MOST_TIMES = 1 << 24, 10  # bytes, and times its size, that a file may become
 _LIGHTNING, _LIGHTNING_MODEL = "pytorch-lightning_version", "model."  # its mark; its name for the model
 
 _UNSAFE = re.compile(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)")  # in torch's message
@@ -113,7 +114,31 @@ def read_checkpoint(
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
     if not is_file:
         raise CheckpointError(f"checkpoint {path} does not exist or is not a file; check the path")
-    return _read_safetensors(path) if is_safetensors(path) else _read_torch(path, fix)
+    if is_safetensors(path):
+        return _read_safetensors(path)
+    refuse_bomb(path)
+    return _read_torch(path, fix)
+
+
+def refuse_bomb(path: str | Path) -> None:
+    """Refuse a file of `torch.save` whose parts would become far more in memory than they are in the file.
+
+    torch packs nothing, and reads each part at once, however large it becomes.
+
+    Raises:
+        CheckpointError: they would be over ten times as large as the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        size = os.path.getsize(path)
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+        return  # no such archive, or a damaged one, of which torch says so
+    if unpacked > max(_UNCOUNTED, _MOST_TIMES * size):
+        raise CheckpointError(
+            f"checkpoint {path} would become {unpacked / 1e9:.1f} GB out of {size / 1e6:.1f} MB, so it is "
+            "damaged or made to fill the memory; save it again"
+        )
 
 
 def require_content(weights: Mapping[str, Any], path: str | Path) -> None:

@@ -37,12 +37,18 @@ def report(command: str, error: LskdError) -> int:
     """Print an error as one line, with the rank of a process that is not the first; return its status."""
     rank = os.environ.get("RANK", "0")
     prefix = f"[rank {rank}] " if rank != "0" else ""
-    print(
-        f"{command}: error: {prefix}{' '.join(str(loading_error(error)).split())}",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"{command}: error: {prefix}{printable(str(loading_error(error)))}", file=sys.stderr, flush=True)
     return DivergedError.STATUS if isinstance(error, DivergedError) else 2
+
+
+def printable(text: str) -> str:
+    """Return a text in one line that a terminal shows and does not obey: names in it may be anybody's.
+
+    >>> printable("not\\n  \\x1b[2Jgood")
+    'not \\\\x1b[2Jgood'
+    """
+    line = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def loading_error(error: LskdError) -> LskdError:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from lskd import DivergedError, LskdError
-from lskd.errors import loading_error, of_another_process
+from lskd.errors import loading_error, of_another_process, printable
 
 PREFIX = "fairseq_kd: error: "
 # The end of the traceback that a process hands to the one that spawned it.
@@ -41,11 +41,12 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     """Return the line, None for an error that is none of ours, and the exit status."""
     text = str(error)
     if isinstance(error, LskdError):
-        return PREFIX + " ".join(str(loading_error(error)).split()), getattr(error, "STATUS", 2)
+        return PREFIX + printable(str(loading_error(error))), getattr(error, "STATUS", 2)
     if raised := _SPAWNED.search(text.strip()):
-        return PREFIX + raised[2], DivergedError.STATUS if raised[1] == DivergedError.__name__ else 2
+        diverged = raised[1] == DivergedError.__name__
+        return PREFIX + printable(raised[2]), DivergedError.STATUS if diverged else 2
     if (died := of_another_process(error)) is not None:
-        return PREFIX + str(died), 2
+        return PREFIX + printable(str(died)), 2
     return None, 1
 
 

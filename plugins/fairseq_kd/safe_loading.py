@@ -227,6 +227,7 @@ def _is_inert(value: Any) -> bool:
 
 def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand for `load_checkpoint_to_cpu`: a file that cannot be read is one line."""
+    checkpoints.refuse_bomb(path)
     try:
         state = load(path, *args, **kwargs)
         whole = isinstance(state["model"], Mapping) and bool(state["cfg"])

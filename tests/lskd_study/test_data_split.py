@@ -193,6 +193,7 @@ def test_classes_from_a_table(pets):
     ("row", "message"),
     [
         ("../secret.png,a", r"row 1: file '../secret.png' leads out of pets"),
+        (f"cat/{'n' * 300}.png,a", "nnn.png' is not in pets"),
         ("/etc/passwd,a", "row 1: file '/etc/passwd' leads out of pets"),
         ("cat/link.png,a", "row 1: file 'cat/link.png' leads out of pets"),
         ("cat/00.png,../a", "row 1: label '../a' can be no folder's name"),

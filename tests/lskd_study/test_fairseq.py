@@ -152,6 +152,7 @@ IWSLT = "the study file says transformer; make them equal"
         (changed(TEACHER, "model", encoder={"layer": 2}), "model.encoder.layer; did you mean 'layers'"),
         (changed(TEACHER, "model", _name="transformr"), "is 'transformr'; did you mean 'transformer'"),
         (changed(TEACHER, "model", _name="transformer_iwslt_de_en"), IWSLT),
+        (changed(TEACHER, "optimizer", _name=["adam"]), r"optimizer._name is \['adam'\]"),
         (changed(TEACHER, "optimizer", _name="adams"), "optimizer._name is 'adams'; did you mean 'adam'"),
         (TEACHER | {"optimiser": {}}, "unknown section 'optimiser'; did you mean 'optimizer'"),
         (changed(TEACHER, "task", _name="translation"), "set task._name: translation_ls_kd"),
@@ -252,6 +253,13 @@ def test_an_ended_run_repeats_an_epoch_and_it_counts_once(tmp_path):
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert rows[1]["val_bleu"] == "3"
     assert float(rows[1]["train_hard_ce"]) == pytest.approx(4 * math.log(2))
+
+
+@pytest.mark.parametrize("values", [{"train_loss": "3,1"}, {"valid_bleu": [1]}, {"train_kd_agreement": "x"}])
+def test_a_log_with_what_is_no_number_is_one_line(tmp_path, values):
+    log(tmp_path, line("train", epoch=1, **values))
+    with pytest.raises(LskdError, match=r"hydra_train\.log has a value that is no number"):
+        FAIRSEQ.read_curves(tmp_path, "teacher")
 
 
 def test_a_run_without_a_log_is_one_line(tmp_path):

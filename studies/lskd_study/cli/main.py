@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lskd import LskdError
-from lskd.errors import of_another_process
+from lskd.errors import of_another_process, printable
 from lskd_study.base.extras import not_installed
 from lskd_study.cli import figure, recipe, soft_labels
 from lskd_study.cli.export import export
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     except LskdError as error:
         if status := getattr(error, "status", 0):  # a study that was asked to stop
             with contextlib.suppress(OSError):  # SIGHUP: there may be no terminal any more
-                print(f"lskd: {error}", file=sys.stderr, flush=True)
+                print(f"lskd: {printable(str(error))}", file=sys.stderr, flush=True)
             return int(status)
         return _fail(str(error))
     except ModuleNotFoundError as error:
@@ -167,12 +167,12 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         if not error.format_message():  # the help was printed instead
             return 2
-        return _fail(" ".join(str(error.format_message()).split()))
+        return _fail(str(error.format_message()))
     if status == 130:  # what typer makes of Ctrl-C
         print("lskd: stopped; the same command goes on from here", file=sys.stderr)
     return status if isinstance(status, int) else 0
 
 
 def _fail(message: str) -> int:
-    print(f"lskd: error: {message}", file=sys.stderr)
+    print(f"lskd: error: {printable(message)}", file=sys.stderr)
     return 2

@@ -210,12 +210,19 @@ class Fairseq:
         epochs: dict[int, dict[str, Any]] = {}
         for line in text.splitlines():
             if found := _LINE.match(line):
-                with contextlib.suppress(ValueError, KeyError):  # a line cut short, or settings
+                # A line cut short, or settings.
+                with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                     row = parse_json(found[2])
                     epochs.setdefault(int(row["epoch"]), {}).update(row)
         if not epochs:
             raise no_epochs(path)
-        return [self._common(row, epoch) for epoch, row in sorted(epochs.items())]
+        try:
+            return [self._common(row, epoch) for epoch, row in sorted(epochs.items())]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise LskdError(
+                f"{path} has a value that is no number ({one_line(error)}); remove the run's folder, it is "
+                "trained again"
+            ) from None
 
     def _common(self, row: Mapping[str, Any], epoch: int) -> dict[str, str]:
         # A teacher that a schedule has silenced was not measured.
@@ -227,9 +234,9 @@ class Fairseq:
         return dict.fromkeys(self.curve_columns, "") | {
             "epoch": str(epoch - 1),
             **terms,
-            "train_agreement": str(row.get("train_kd_agreement", "")),
+            "train_agreement": _number(row.get("train_kd_agreement")),
             "val_loss": _nats(bits),
-            "val_bleu": str(row.get("valid_bleu", "")),
+            "val_bleu": _number(row.get("valid_bleu")),
             "val_ppl": "" if bits is None else f"{2.0 ** min(float(bits), 1000):.8g}",
         }
 
@@ -342,6 +349,17 @@ def _override(key: str, value: object) -> str:
 
 def _nats(bits: Any) -> str:
     return "" if bits is None else f"{float(bits) * math.log(2):.8g}"
+
+
+def _number(value: Any) -> str:
+    """Return what is a number as it stands.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if value is not None:
+        float(value)
+    return "" if value is None else str(value)
 
 
 def _build(cfg: Any, data_dir: Path) -> None:

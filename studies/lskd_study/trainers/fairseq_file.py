@@ -63,7 +63,7 @@ def _named(section: str, given: Any, path: str) -> Any:
         registry |= dict.fromkeys(transformers, TransformerConfig) | MODEL_DATACLASS_REGISTRY
     else:
         registry = REGISTRIES[section]["dataclass_registry"] if section in REGISTRIES else {}
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise LskdError(f"{path}: {section}._name is {name!r}; {_near(str(name), registry)}")
     return registry[name]
 

@@ -34,6 +34,12 @@ from lskd_study.trainers.trainer import (
 VERIFIED = 16  # stored images
 _LATEST = "last_checkpoint"
 _HOOKS = ("SafeCheckpointHook", "CurvesHook", "TeacherHook")
+# Parts that are read, each after what it is in.
+_DICTS = (
+    *("model", "model.teacher", "model.distillation", "model.backbone", "model.train_cfg"),
+    *("train_cfg", "optim_wrapper", "train_dataloader", "train_dataloader.dataset"),
+    *("train_dataloader.sampler", "val_dataloader", "val_dataloader.dataset"),
+)
 _SAMPLERS = ("DefaultSampler", "SequentialSampler")
 # Transforms that draw from Python's, NumPy's or torch's generators, by the package that they come from.
 _REPLAYED = ("mmcls.", "mmpretrain.", "mmcv.", "mmengine.", "mmcls_bnn.", "torchvision.")
@@ -86,9 +92,10 @@ class Mmcls:
 
         A control, too, is a distilled student's configuration, trained without its teacher.
         """
-        if config.get("model", {}).get("type") != "LsKdClassifier":
+        _check_parts(config, path)
+        if (config.get("model") or {}).get("type") != "LsKdClassifier":
             raise LskdError(f"{path}: its model is not an LsKdClassifier; see recipes/reactnet/digits_kd.py")
-        if not config["model"].get("teacher", {}).get("model"):
+        if not (config["model"].get("teacher") or {}).get("model"):
             raise LskdError(f"{path}: model.teacher must name a timm model; the study sets which one")
         if role == "control" and config["model"].get("step1_checkpoint"):
             raise LskdError(f"{path}: step1_checkpoint was taught, a control is not; leave controls out")
@@ -223,12 +230,12 @@ class Mmcls:
         """Return what a student's training images follow from: its data set's and its teacher's settings."""
         config = plan.configs[run.config]
         model, loader = config["model"], config.get("train_dataloader") or {}
-        loss, dataset = model.get("distillation", {}), dict(loader.get("dataset") or {})
+        loss, dataset = model.get("distillation") or {}, dict(loader.get("dataset") or {})
         sampler = (loader.get("sampler") or {}).get("type", "DefaultSampler")
         obstacles = {
             "has a store of its own": loss.get("soft_labels"),
             "has no SoftLabelsHook in custom_hooks": "SoftLabelsHook" not in _hooks(config),
-            "does not train by epochs": not config.get("train_cfg", {}).get("by_epoch"),
+            "does not train by epochs": not (config.get("train_cfg") or {}).get("by_epoch"),
             f"has {sampler}, and each image must come once in an epoch": sampler not in _SAMPLERS,
             f"has a data set of data sets, {dataset.get('type')}": {"dataset", "datasets"} & dataset.keys(),
         }
@@ -324,9 +331,23 @@ def _learns_from(plan: Plan, run: Run) -> dict[str, Any]:
 
 def _image_size(config: Mapping[str, Any]) -> int | None:
     """Return how large validation images are, by the last step of their pipeline that says it."""
-    pipeline = config.get("val_dataloader", {}).get("dataset", {}).get("pipeline", [])
+    dataset = (config.get("val_dataloader") or {}).get("dataset") or {}
+    pipeline = dataset.get("pipeline") or []
     sizes = [step.get("crop_size") or step.get("scale") for step in pipeline]
     return next((size for size in reversed(sizes) if isinstance(size, int)), None)
+
+
+def _check_parts(config: Mapping[str, Any], path: str) -> None:
+    """Refuse a configuration in which a part that a study reads is no dict, or no list of them."""
+    for place in _DICTS:
+        part: Any = config
+        for name in place.split("."):
+            part = (part or {}).get(name)
+        if part is not None and not isinstance(part, dict):
+            raise LskdError(f"{path}: {place} is no dict; fix it")
+    hooks = config.get("custom_hooks") or []
+    if not isinstance(hooks, list) or not all(isinstance(hook, dict) for hook in hooks):
+        raise LskdError(f"{path}: custom_hooks is no list of dicts; fix it")
 
 
 def _hooks(config: Mapping[str, Any]) -> set[str]:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from lskd import LskdError
 from lskd.base.files import parse_json, read_bytes
@@ -15,7 +15,8 @@ from lskd_study.data.expected import PUBLISHED
 
 MEMBER_LIMIT = 128 << 20  # bytes; the largest text of a publisher has 20 MB, the largest image 16
 JSON_LIMIT = 512 << 20  # bytes; the list of the million images of iMaterialist has about 200 MB
-_HEADER_LIMIT = 1 << 20  # bytes of a long name and the like, which tarfile reads whole
+_HEADER_LIMIT = 1 << 16  # bytes of a long name and the like, which tarfile reads whole; up to 300 in a row
+_MOST_KEYS = 1000  # of extended headers for all members, which tarfile keeps
 _PADDING_LIMIT = 64 << 20  # bytes after an archive's end: tar fills up its last block
 _SAMPLED = 64 << 20  # bytes up to which a fingerprint is of the whole file
 
@@ -97,6 +98,10 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
         while (header := tar.next()) is not None:
             if header.size < 0 or tar.offset <= end:
                 raise tarfile.ReadError(f"{header.name} has a negative size")
+            if (said := header.pax_headers.get("size", str(header.size))) != str(header.size):
+                raise tarfile.ReadError(f"{header.name} has a size of {said[:20]}")  # tarfile reads 0
+            if len(tar.pax_headers) > _MOST_KEYS:
+                raise tarfile.ReadError("too many extended headers for all members")
             _refuse_to_leave(archive, header)
             end = tar.offset
             vars(tar)["members"] = []  # tarfile keeps all that it has seen: gigabytes for a million images
@@ -110,14 +115,17 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
 def _one_line_errors(archive: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         if isinstance(error, tarfile.ReadError) and "could not be opened" in str(error):
             raise LskdError(f"{archive} is no tar archive, or is cut short; get it again") from None
         raise LskdError(f"{archive} is damaged or cut short ({error}); get it again") from None
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose size is bounded before tarfile reads that much of a long name or of extended headers."""
+    """A header whose size is bounded before tarfile reads that much of a long name or of extended headers.
+
+    Maps of sparse files have no bound, and no publisher has such files.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
@@ -125,6 +133,12 @@ class _Header(tarfile.TarInfo):
         if header.size < 0 or (not header.isfile() and header.size > _HEADER_LIMIT):
             raise tarfile.ReadError(f"a header of {header.size} bytes")
         return header
+
+    def _refuse_map(self, *_: object) -> NoReturn:
+        raise tarfile.ReadError("a sparse file")
+
+    # tarfile's own names in every version of Python: of GNU's old form, and of three in extended headers.
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_map
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

@@ -149,7 +149,7 @@ def _listed(source: Path, table: Path) -> tuple[list[_Found], Counter[str]]:
             problem = f"file {file!r} leads out of {source}"
         elif not is_image(path, _READ) or any(map(passed_over, Path(path).parts)):
             problem = f"file {file!r} has no name of an image ({', '.join(sorted(_READ))})"
-        elif not (root / path).is_file():
+        elif not os.path.isfile(root / path):  # of a name too long, too
             problem = f"file {file!r} is not in {source}"
         elif path in found:
             problem = f"file {file!r} stands there twice"
