@@ -58,18 +58,6 @@ def test_timm(killer, tmp_path, digits, teacher):
     killer.kill("timm", tmp_path, Command(["-m", "timm_ls_kd", *words], OF_TIMM), assert_same_files)
 
 
-def test_timm_that_stores(killer, tmp_path, digits, teacher):
-    """A student and the soft labels that it stores while it trains."""
-    labels = ["--kd-soft-labels", "labels", "--kd-soft-labels-top-k", 3]
-    words = ["train.py", digits, *TIMM, *labels, "--kd-teacher-checkpoint", teacher]
-
-    def assert_same(whole, run):
-        assert_same_files(whole / "run", run / "run")
-        assert_same_store(whole, run)
-
-    killer.kill("timm that stores", tmp_path, Command(["-m", "timm_ls_kd", *words], OF_TIMM), assert_same)
-
-
 def test_upstream(killer, tmp_path, digits, teacher):
     """timm's own script, which stores no state of its generators: its end follows from where it goes on.
 
