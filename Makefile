@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 # Or each of the hundred processes that the tests start would compile all of the source.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo demo-bnn demo-nmt test test-numerical faults coverage mutants gates lint bench bench-growth clean
+.PHONY: help install demo demo-bnn demo-nmt test test-numerical faults fuzz coverage mutants gates lint bench bench-growth clean
 help:
 	@echo "make install   create $(VENV) with everything pinned in constraints.txt"
 	@echo "make demo      does a label-smoothed teacher distil a better student? on real digits -> runs/digits/index.html"
@@ -20,6 +20,7 @@ help:
 	@echo "make mutants   break the core in small ways and see tests fail: hours, goes on where it was (MODULES=...)"
 	@echo "make gates     all tests offline, not as root, in an odd path, at a load of 15, on the other Python (PLACES=...)"
 	@echo "make lint      ruff, mypy and the contracts of imports"
+	@echo "make fuzz      hostile inputs to every reader, hours -> docs/reliability/fuzz.csv"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
 	@echo "make bench-growth  how cost grows -> benchmarks/growth.csv, growth_sizes.csv and .png"
 	@echo "make clean     remove $(VENV) and caches (runs/ and data/ stay)"
@@ -72,6 +73,10 @@ mutants: install
 
 gates: install
 	VENV=$(VENV) tests/gates/environments $(PLACES)
+
+# FUZZ_MINUTES=60 bounds the whole, FUZZ_SEED=2 makes other inputs; what fails is kept in ${TMPDIR:-/tmp}/lskd-fuzz.
+fuzz: install
+	$(BIN)/python -m pytest -p no:randomly --long -s -q tests/fuzz
 
 lint: install
 	$(BIN)/ruff check .

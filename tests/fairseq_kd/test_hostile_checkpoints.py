@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fairseq.data import encoders
 from fairseq.tasks import fairseq_task, translation
 
 from fairseq_kd import safe_loading
+from fuzz.attacks import fairseq_settings, forged
 from lskd import LskdError
 
 pytestmark = pytest.mark.integration
@@ -50,46 +52,11 @@ def architecture(name, **settings):
     return change
 
 
-def attacks(code):
-    """Yield a change of the settings for each way of fairseq from a string to Python."""
-    attention = {"encoder_attention": code, "decoder_attention": code}
-    layers = {"encoder_layers": code, "decoder_layers": code}
-    for name, settings in {
-        "fconv": layers,
-        "fconv_self_att": layers | attention | {"pretrained": code},
-        "fconv_lm": layers,
-        "lightconv_lm": {"adaptive_softmax_cutoff": code, "criterion": "adaptive_loss"},
-        "transformer_lm": {"adaptive_softmax_cutoff": code, "criterion": "adaptive_loss"},
-        "wav2vec": {"conv_feature_layers": code, "conv_aggregator_layers": code},
-        "wav2vec2": {"conv_feature_layers": code},
-        "hubert": {"conv_feature_layers": code},
-        "transformer": {"adaptive_softmax_cutoff": code},
-        "transformer_iwslt_de_en": {"encoder_xformers_att_config": code},
-        "lstm": {"decoder_attention": code},
-        "lightconv": {"adaptive_softmax_cutoff": code},
-        "mbart_large": {"adaptive_softmax_cutoff": code},
-    }.items():
-        yield name, architecture(name, **settings)
-
-    yield "bytes", architecture("lstm", decoder_attention=code.encode())
-    nested = {"_name": "transformer", "encoder": {"xformers_att_config": code}}
-    reference = {"_name": "transformer", "adaptive_softmax_cutoff": "${common.tensorboard_logdir}"}
-    common = {"tensorboard_logdir": code}
-    task = {"_name": "audio_pretraining", "data": "x", "post_save_script": code}
-    yield "nested", lambda cfg: cfg.update(model=nested)
-    yield "reference", lambda cfg: cfg.update(model=reference, common=cfg["common"] | common)
-    yield "task", lambda cfg: cfg.update(task=task)
-    yield "language", lambda cfg: cfg["task"].update(source_lang=f"de; {code}")
-    yield "detokeniser", lambda cfg: cfg["task"].update(eval_bleu_detok="os.system")
-
-
 def test_no_setting_of_a_checkpoint_is_run(corpus, forge, trap):
     ran, code = trap
-    for name, change in attacks(code):
-        # One flat namespace has no sections.
-        flat = name not in ("nested", "reference", "task", "language", "detokeniser")
+    for name, sections, flat in fairseq_settings(code):
         for legacy in (False, True) if flat else (False,):
-            teacher = forge(change, legacy)
+            teacher = forge(partial(forged, sections, flat), legacy)
             with pytest.raises(LskdError, match=f"is refused: its |{UNREADABLE}") as caught:
                 corpus.teach(teacher)
             assert "\n" not in str(caught.value), name

@@ -1,0 +1,54 @@
+"""What was made to run code, fill the memory or mislead is refused, in the bounds of its reader."""
+
+import contextlib
+from dataclasses import replace
+
+import pytest
+
+from fuzz import attacks, targets
+from fuzz.harness import failures_of
+from lskd import LskdError
+
+pytestmark = pytest.mark.unit
+
+TRAP = "trap"
+BY_NAME = {target.name: target for target in targets.TARGETS}
+# What is sound after all: small when written out, or of a size that its reader allows.
+TAKEN = {
+    "a binary",
+    "an odd set",
+    "labels by a dictionary",
+    "overlapping tensors",
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "made", "megabytes"),
+    [
+        ("YAML itself", attacks.yamls, 100),
+        ("run: job.json, begun.json", attacks.jsons, 100),
+        ("data: archive", attacks.damaged_tars, 256),
+        ("checkpoint: weights", attacks.checkpoints, 150),
+        ("checkpoint: fairseq", attacks.checkpoints, 150),
+        ("logits: npz", attacks.npzs, 150),
+        ("logits: safetensors", attacks.safetensors, 100),
+        ("logits: parquet", attacks.parquets, 150),
+    ],
+)
+def test_it_is_refused(tmp_path, monkeypatch, target, made, megabytes):
+    monkeypatch.setattr("lskd_study.teachers.files._UNCOUNTED", 1 << 25)  # or the attacks were of a GB
+    of = replace(BY_NAME[target], megabytes=megabytes)
+    trap = tmp_path / TRAP
+    named = dict(made(str(trap)) if made in (attacks.checkpoints, attacks.npzs) else made())
+    sound, read = of.prepare(tmp_path)
+    with contextlib.suppress(LskdError):
+        read(sound[0])
+
+    def refuse(data: bytes) -> None:
+        read(data)
+        raise AssertionError("accepted")
+
+    found = failures_of(of, refuse, list(named.values()))
+    wrong = {name: found[place] for place, name in enumerate(named) if place in found and name not in TAKEN}
+    assert not wrong
+    assert not trap.exists()

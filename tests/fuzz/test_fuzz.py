@@ -1,0 +1,150 @@
+"""Every reader under inputs made of sound ones, and the harness under readers that fail."""
+
+import csv
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fuzz.harness import SEED, Outcome, Target, fuzz, kind
+from fuzz.targets import TARGETS
+from lskd import LskdError
+
+TABLE = Path(__file__).parents[2] / "docs" / "reliability" / "fuzz.csv"
+COLUMNS = ("target", "inputs", "accepted", "refused", "failures", "seconds", "seed", "peak_mb")
+Note = Callable[[Target, Outcome], None]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory where there is one: some inputs take less time than a file on a disk."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def note() -> Note:
+    """Print what became of a target and how long the rest may take; in the end the table is written."""
+    begun, rows = time.monotonic(), list[dict[str, object]]()
+
+    def add(target: Target, outcome: Outcome) -> None:
+        numbers = (
+            outcome.inputs,
+            outcome.accepted,
+            outcome.refused,
+            sum(f.times for f in outcome.failures.values()),
+        )
+        rows.append(
+            dict(
+                zip(
+                    COLUMNS,
+                    (target.name, *numbers, round(outcome.seconds), _seed(), round(outcome.peak)),
+                    strict=True,
+                )
+            )
+        )
+        left = (time.monotonic() - begun) / len(rows) * (len(TARGETS) - len(rows)) / 60
+        print(f"\n{rows[-1]}, {left:.0f} min left", flush=True)
+        TABLE.parent.mkdir(parents=True, exist_ok=True)
+        with TABLE.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=lambda row: str(row["target"])))
+
+    return add
+
+
+def _seed() -> int:
+    return int(os.environ.get("FUZZ_SEED", SEED))
+
+
+@pytest.mark.unit
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_it_is_read_or_refused_in_one_line(target, folder, note, request):
+    """In the long form `FUZZ_MINUTES` bounds the whole, and `FUZZ_SEED` makes other inputs."""
+    if request.config.getoption("--long"):
+        share = 60 * float(os.environ.get("FUZZ_MINUTES", "inf")) / len(TARGETS)
+        outcome = fuzz(target, folder, target.inputs, _seed(), share)
+        note(target, outcome)
+    else:
+        outcome = fuzz(target, folder, target.short)
+    kept = Path(tempfile.gettempdir(), "lskd-fuzz")
+    lines = []
+    for one in outcome.failures.values():
+        kept.mkdir(exist_ok=True)
+        file = kept / f"{target.name.replace(' ', '-').replace('/', '-')}-{one.number}"
+        file.write_bytes(one.data)
+        lines.append(
+            f"{one.times} times, first input {one.number} of seed {_seed()}: {one.reason}; see {file}"
+        )
+    assert not lines, "\n".join(lines)
+    assert outcome.inputs == outcome.accepted + outcome.refused
+    assert outcome.accepted > 0, "the first input is sound"
+
+
+# The harness itself
+
+
+def _fails(data: bytes) -> None:
+    if b"type" in data:
+        raise TypeError("a traceback")
+    if b"hang" in data:
+        while True:
+            pass
+    if b"wait" in data:
+        signal.pause()
+    if b"kill" in data:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if b"fill" in data:
+        assert bytearray(200 << 20).count(b"\1") == 0
+    if b"all" in data:
+        try:
+            bytearray(1 << 50)
+        except MemoryError:
+            raise LskdError("refused for want of memory") from None
+    if b"take" in data:
+        raise AssertionError("what was read is not what was written")
+    if b"end" in data:
+        raise SystemExit(1)
+    if b"no" in data:
+        raise LskdError("no")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("type", "TypeError @ test_fuzz.py:_fails"),
+        ("hang", "hang"),
+        ("wait", "hang"),
+        ("kill", "crash"),
+        ("fill", "memory"),
+        ("all", "memory"),
+        ("take", "AssertionError @ test_fuzz.py:_fails"),
+        ("end", "SystemExit @ test_fuzz.py:_fails"),
+        ("no", None),
+        ("yes", None),
+    ],
+)
+def test_the_harness_finds_it_and_makes_it_small(folder, monkeypatch, word, found):
+    if word == "wait":  # of the others a busy machine may make nothing for a while
+        monkeypatch.setattr("fuzz.harness._STUCK", 0.3)
+    sound = [b"before " + word.encode() + b" after"]
+    target = Target("x", lambda _: (sound, _fails), 8, lambda dice, data: data, (), 100, 1.0, warm=False)
+    outcome = fuzz(target, folder, 8)
+    assert outcome.inputs == 8
+    if found is None:
+        assert not outcome.failures
+        assert (outcome.refused if word == "no" else outcome.accepted) > 4
+        return
+    (failure,) = outcome.failures.values()
+    assert kind(failure.reason).startswith(found)
+    assert failure.times > 1
+    assert word.encode() in failure.data
+    assert found in ("crash", "hang", "memory") or failure.data == word.encode()
