@@ -63,7 +63,7 @@ class Target:
     tokens: Sequence[bytes] = ()
     megabytes: int = 256
     seconds: float = 10
-    short: int = 40
+    short: int = 20
     warm: bool = True
 
 

@@ -54,7 +54,7 @@ def pool() -> list[Any]:
 
     @seed(18)
     @settings(
-        max_examples=400,
+        max_examples=100,
         database=None,
         deadline=None,
         phases=[Phase.generate],
