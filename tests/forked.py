@@ -143,6 +143,8 @@ if __name__ == "__main__":
     _serve(int(sys.argv[1]))
     # As in the tests themselves (pyproject.toml), but for what they run in an interpreter of its own.
     warnings.filterwarnings("error", module=r"(lskd|lskd_study|timm_ls_kd|fairseq_kd|mmcls_bnn)(\.|$)")
+    # timm closes an image's file when nothing refers to it any more, which may be in our code.
+    warnings.filterwarnings("ignore", category=ResourceWarning)
     for message in (
         r"\s*'config' is validated against ConfigStore schema",
         "Converting a tensor with requires_",

@@ -126,14 +126,19 @@ def refuse_bomb(path: str | Path) -> None:
     torch packs nothing, and reads each part at once, however large it becomes.
 
     Raises:
-        CheckpointError: they would be over ten times as large as the file.
+        CheckpointError: they would be over ten times as large as the file, or it is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        size = os.path.getsize(path)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
-        return  # no such archive, or a damaged one, of which torch says so
+        with open(path, "rb") as file:
+            if file.read(2) != b"PK":
+                return  # torch's older formats, in which nothing is packed
+            size = os.fstat(file.fileno()).st_size
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+    except OSError:
+        return  # of which whoever reads it says so
+    except Exception:  # zipfile has many, also for what torch would read
+        raise _damaged(path) from None
     if unpacked > max(_UNCOUNTED, _MOST_TIMES * size):
         raise CheckpointError(
             f"checkpoint {path} would become {unpacked / 1e9:.1f} GB out of {size / 1e6:.1f} MB, so it is "
@@ -214,7 +219,7 @@ def is_whole(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None  # compares checksums
-    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError):
+    except Exception:  # a damaged one has many, and so has a damaged name
         return False
 
 
@@ -300,7 +305,11 @@ def _read_torch(path: Path, fix: str) -> Any:
                 f"checkpoint {path} is a TorchScript archive, which contains code; {fix}"
             ) from None
     # torch's own text advises weights_only=False, which is no advice for a file that is damaged.
-    raise CheckpointError(f"checkpoint {path} is damaged or no checkpoint; copy or save it again")
+    raise _damaged(path)
+
+
+def _damaged(path: str | Path) -> CheckpointError:
+    return CheckpointError(f"checkpoint {path} is damaged or no checkpoint; copy or save it again")
 
 
 def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:

@@ -6,9 +6,8 @@ import sys
 
 # torch's words. It raises the first wherever the process happens to be when one that loads for it dies.
 _LOADING = re.compile(r"DataLoader worker \(pid.*")
-_RANK = re.compile(
-    r"(?:gloo/transport|Connection (?:closed|reset) by peer|NCCL|process \d+ terminated).{0,120}"
-)
+_RANK = re.compile(r"gloo/transport/\S*pair\.cc|ncclRemoteError|remote process exited|process \d+ terminated")
+_JOINERS = "\u00a0\u200c\u200d"  # within names of many languages, and within emoji
 
 
 class LskdError(Exception):
@@ -47,8 +46,8 @@ def printable(text: str) -> str:
     >>> printable("not\\n  \\x1b[2Jgood")
     'not \\\\x1b[2Jgood'
     """
-    line = " ".join(text.split())
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    line = re.sub(r"\s*[\r\n\t]\s*", " ", text.strip())
+    return "".join(one if one.isprintable() or one in _JOINERS else ascii(one)[1:-1] for one in line)
 
 
 def loading_error(error: LskdError) -> LskdError:
@@ -60,16 +59,25 @@ def loading_error(error: LskdError) -> LskdError:
 
 
 def of_another_process(error: BaseException) -> LskdError | None:
-    """Return the one line for an error that says that another process of the run has died; else None."""
+    """Return the one line for an error that says that another process of the run has died; else None.
+
+    >>> of_another_process(RuntimeError("NCCL error: invalid usage, duplicate GPU")) is None
+    True
+    >>> died = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    >>> str(of_another_process(died))[:36]
+    'another process of this run has died'
+    """
     if not isinstance(error, RuntimeError) and type(error).__name__ != "ProcessExitedException":
         return None
     text, goes_on = " ".join(str(error).split()), "the run goes on from its last checkpoint"
     if found := _LOADING.search(text):
         advice = "if memory was short, lower the number of loading processes"
         return LskdError(f"a process that loads data has died ({found[0].rstrip('. ')}); {advice}; {goes_on}")
-    if found := _RANK.search(text):
+    if _RANK.search(text):
         advice = "what it said itself tells why"
-        return LskdError(f"another process of this run has died ({found[0]}); {advice}; {goes_on}")
+        return LskdError(
+            f"another process of this run has died ({one_line(error, 300)}); {advice}; {goes_on}"
+        )
     return None
 
 

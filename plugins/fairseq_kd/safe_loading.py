@@ -227,12 +227,12 @@ def _is_inert(value: Any) -> bool:
 
 def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
     """Stand for `load_checkpoint_to_cpu`: a file that cannot be read is one line."""
+    _refuse_cut(Path(path))
     checkpoints.refuse_bomb(path)
     try:
         state = load(path, *args, **kwargs)
         whole = isinstance(state["model"], Mapping) and bool(state["cfg"])
     except Exception:  # of torch's unpickler, or of fairseq's upgrades of what a forged file contains
-        _refuse_cut(Path(path))
         # Says in one line what is wrong with the file.
         checkpoints.read_checkpoint(path, "use one that fairseq itself wrote")
         whole = False

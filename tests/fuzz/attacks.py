@@ -253,7 +253,15 @@ def checkpoints(trap: str) -> Iterator[tuple[str, bytes]]:
             f"a tensor of {size} in {numel}, as before",
             legacy + tensor + pickle.dumps(["0"], 2) + struct.pack("<q", numel),
         )
-    yield "a zip bomb", zip_of({"a/data.pkl": bytes(1 << 28), "a/version": b"3\n"}, zipfile.ZIP_DEFLATED)
+    bomb = zip_of({"a/data.pkl": bytes(1 << 28), "a/version": b"3\n"}, zipfile.ZIP_DEFLATED)
+    yield "a zip bomb", bomb
+    entry = bomb.index(b"PK\x01\x02")  # of the list at the end; Python's reader refuses what torch's reads
+    for name, at, value in (("version", 6, b"\x63"), ("flags", 8, b"\x01"), ("UTF-8", 9, b"\x08")):
+        changed = bytearray(bomb)
+        changed[entry + at : entry + at + 1] = value
+        if name == "UTF-8":
+            changed[entry + 46 : entry + 47] = b"\xff"
+        yield f"a zip bomb with another {name}", bytes(changed)
     yield (
         "overlapping entries",
         overlapping_zip(["a/data.pkl", *(f"a/data/{i}" for i in range(2000))], bytes(1 << 20)),

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from lskd import CheckpointError, load_teacher_weights
-from lskd.checkpoints import file_checksum, is_safetensors
+from lskd.checkpoints import file_checksum, is_safetensors, is_whole
 
 pytestmark = pytest.mark.unit
 
@@ -235,6 +235,19 @@ def test_checkpoint_written_by_timm(tmp_path):
 
 
 # Files that are missing, damaged or something else
+
+
+def test_whether_a_file_is_whole_is_no_error_whatever_bit_is_wrong(save):
+    path = save(make_weights())
+    assert is_whole(path)
+    data = path.read_bytes()
+    for place in range(data.index(b"PK\x01\x02"), len(data)):  # where the file lists what is in it
+        for bit in range(8):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+            is_whole(path)
+    path.write_bytes(data[:-1])
+    assert not is_whole(path)
+    assert not is_whole("\0")
 
 
 @pytest.mark.parametrize("name", ["none.pth", "no/such/folder.pth", "n" * 5000, "run", "run.safetensors"])

@@ -78,15 +78,23 @@ def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=False)
     (left,) = tmp_path.iterdir()
-    write_text(tmp_path / "other", "whole")
-    (tmp_path / ".file.notes.new").touch()
     assert left.read_text() == "half"
+    (tmp_path / ".file.01234567.new").touch()
     with whole_file(tmp_path / "file") as scratch:
         assert not left.exists()
-        write_text(tmp_path / "file", "first")
         scratch.write_text("last")
+        files._remove_left.__wrapped__(tmp_path)  # as another process does
+        write_text(tmp_path / "file", "first")
     assert (tmp_path / "file").read_text() == "last"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.notes.new", "file", "other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.01234567.new", "file"]
+
+
+def test_where_there_are_no_locks_nothing_is_taken_for_what_is_left(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "_lock_for_others", lambda *_: False)
+    with whole_file(tmp_path / "file") as scratch:
+        files._remove_left.__wrapped__(tmp_path)
+        scratch.write_text("whole")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "whole")]
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

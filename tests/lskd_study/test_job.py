@@ -524,6 +524,6 @@ def test_the_checksum_of_the_data_covers_names_and_contents_and_reads_them_once(
 def test_half_of_a_note_is_of_this_run_and_not_moved_aside(tmp_path):
     """What is left by a run that was killed at its very beginning."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / f".{BEGUN}.0123abcd.new").write_text("{")
+    (tmp_path / "run" / f".{BEGUN}.lskd-0123abcd.new").write_text("{")
     assert begin(tmp_path / "run", {}, lambda before: True, lambda: False, ()) == (0, False)
     assert [path.name for path in tmp_path.rglob("*")] == ["run", BEGUN]

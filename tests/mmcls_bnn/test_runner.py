@@ -1,6 +1,7 @@
 """A whole training run of mmengine's Runner in this process, with a teacher filled by hand."""
 
 import copy
+import logging
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 from lskd import DivergedError, LskdError
 from lskd.base.files import read_csv
 from mmcls_bnn.compat import MODELS
+from mmcls_bnn.distil import hooks
 
 pytestmark = pytest.mark.unit
 
@@ -164,15 +166,31 @@ def test_a_run_goes_on_from_a_whole_checkpoint_whatever_a_kill_left(plain, train
     folder = tmp_path / "run"
     train(plain, work_dir=plain["work_dir"])
     note, first, last = folder / "last_checkpoint", folder / "epoch_1.pth", folder / "epoch_2.pth"
-    for text in ("", note.read_text()[:-9]):
+    for text in ("", "\0" * 99, note.read_text()[:-9]):
         note.write_text(text)
         plain["train_cfg"]["max_epochs"] += 1
         assert train(plain, work_dir=plain["work_dir"], resume=True).epoch == plain["train_cfg"]["max_epochs"]
         assert note.read_text() == str(folder / f"epoch_{plain['train_cfg']['max_epochs']}.pth")
-    for path in (first, last, *folder.glob("epoch_[34].pth")):
+    for path in (first, last, *folder.glob("epoch_[345].pth")):
         path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(LskdError, match="none lies beside it; remove it to start anew"):
         train(plain, work_dir=plain["work_dir"], resume=True)
+
+
+def test_checkpoints_that_are_elsewhere_are_found_there(tmp_path):
+    runner = SimpleNamespace(work_dir=str(tmp_path / "run"), logger=logging.getLogger())
+    note, place = tmp_path / "run" / "last_checkpoint", tmp_path / "place"
+    note.parent.mkdir()
+    place.mkdir()
+    torch.save({}, place / "epoch_1.pth")
+    (place / "epoch_2.pth").write_bytes(b"half")
+    for noted, found in (
+        ("s3://bucket/epoch_3.pth", "s3://bucket/epoch_3.pth"),
+        (str(place / "epoch_2.pth"), str(place / "epoch_1.pth")),
+    ):
+        note.write_text(noted)
+        hooks._find_last_checkpoint(runner)
+        assert note.read_text() == found
 
 
 def test_testing_with_augmentation_needs_no_teacher_and_no_store(config, tmp_path):

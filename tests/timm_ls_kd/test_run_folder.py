@@ -15,11 +15,18 @@ pytestmark = pytest.mark.unit
 METRICS = [10.0, 30.0, 20.0, 30.0, 25.0]
 
 
-def open_run(folder, start_epoch=0, history=2):
+def open_run(folder, start_epoch=0, history=2, epochs=3):
     model = torch.nn.Linear(2, 2)
     return RunFolder(
         folder,
-        Namespace(val_split="val", checkpoint_hist=history, model="m", eval_metric="top1", save_epochs=None),
+        Namespace(
+            val_split="val",
+            checkpoint_hist=history,
+            model="m",
+            eval_metric="top1",
+            save_epochs=None,
+            epochs=epochs,
+        ),
         "model: m\n",
         start_epoch,
         False,
@@ -91,6 +98,11 @@ def test_a_row_that_a_kill_left_without_a_checkpoint_is_this_runs_own(tmp_path):
         path.unlink()
     open_run(tmp_path)
     assert contents(tmp_path) == ["args.yaml", "summary.csv.aside-1"]
+    save(open_run(tmp_path, epochs=1), [0])
+    for path in tmp_path.glob("*.pth.tar"):
+        path.unlink()
+    open_run(tmp_path, epochs=1)  # it may have ended, and that is all that was kept
+    assert contents(tmp_path) == ["args.yaml", "summary.csv.aside-1", "summary.csv.aside-2"]
 
 
 def test_last_and_best_are_there_at_every_moment(tmp_path, monkeypatch):
@@ -116,8 +128,8 @@ def test_last_and_best_are_there_at_every_moment(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_half_written_goes_and_nothing_else(tmp_path):
-    half = [".last.pth.tar.0123abcd.new", ".tmp.pth.tar.0123abcd.new", "tmp.pth.tar"]
-    others = [".notes.0123abcd.new", "last.pth.tar.new", ".checkpoint-x.pth.tar.0123abcd.new"]
+    half = [".last.pth.tar.lskd-0123abcd.new", ".tmp.pth.tar.lskd-0123abcd.new", "tmp.pth.tar"]
+    others = [".notes.0123abcd.new", "last.pth.tar.new", ".last.pth.tar.lskd-0123.new"]
     for name in (*half, *others):
         (tmp_path / name).write_text("x")
     open_run(tmp_path)

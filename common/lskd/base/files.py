@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import functools
 import gzip
 import io
 import json
@@ -25,6 +26,9 @@ JSON_LIMIT = 64 << 20  # bytes; the largest file of ours, the plan of 2,000 runs
 YAML_LIMIT = 1 << 20  # bytes; the largest recipe has 10 kB
 _YAML_NODES, _YAML_DEPTH, _YAML_NUMBER = 100_000, 50, 1000  # with aliases written out; levels; digits
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_LEFT = re.compile(
+    r"\..+\.lskd-[0-9a-f]{8}\.new"
+)  # of a scratch file, which is locked as long as it is written
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 
 
@@ -33,21 +37,20 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a name to write to; what was written takes the place of ``path`` at the end, or nothing does.
 
     The file reaches the disk before it takes its name, has the user's umask whatever wrote it, and the
-    scratch file is gone when anything fails; that of a process that was killed goes when ``path`` is next
-    written. A link at ``path`` is replaced, not followed.
+    scratch file is gone when anything fails; that of a process that was killed goes when another one first
+    writes into the folder. A link at ``path`` is replaced, not followed.
 
     Raises:
         LskdError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    scratch = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(path)
+        _remove_left(path.parent.absolute())
         # Created here and not by tempfile, whose files are for their owner alone.
-        handle = _open_locked(scratch)
+        scratch, handle = _open_scratch(path)
         mode = os.fstat(handle).st_mode & 0o777
-        if sys.platform == "win32":  # which has no such locks, and renames no file that is open
+        if sys.platform == "win32":  # which renames no file that is open
             os.close(handle)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -340,27 +343,53 @@ def take_lock(path: str | Path, wait: bool = False) -> int | None:
     return handle
 
 
-def _remove_left(path: Path) -> None:
-    """Remove what processes that were killed while they wrote a file have left; others have theirs locked."""
-    left = re.compile(rf"\.{re.escape(path.name[:200])}\.[0-9a-f]{{8}}\.new")
-    for name in os.listdir(path.parent):
-        if left.fullmatch(name):
-            with contextlib.suppress(OSError, LskdError), lock(path.with_name(name)) as taken:
+@functools.cache  # once in a process: a folder may contain a hundred thousand files
+def _remove_left(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left; others have theirs locked."""
+    for name in os.listdir(folder):
+        if _LEFT.fullmatch(name):
+            with contextlib.suppress(OSError, LskdError), lock(folder / name) as taken:
                 if taken is not None:
-                    path.with_name(name).unlink()
+                    (folder / name).unlink()
 
 
-def _open_locked(scratch: Path) -> int:
-    """Create a scratch file, locked where there are locks; again, where it was taken for one that is left."""
+def _open_scratch(path: Path) -> tuple[Path, int]:
+    """Create a scratch file for a file: locked, or where there are no locks of a name that nobody removes."""
     while True:
+        scratch = path.with_name(f".{path.name[:200]}.lskd-{secrets.token_hex(4)}.new")
         handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
+        try:
+            if not _lock_for_others(handle, scratch):
+                return scratch.rename(scratch.with_suffix(".unlocked.new")), handle
+            if os.fstat(handle).st_nlink:
+                return scratch, handle
+        except (FileNotFoundError, BlockingIOError):
+            pass
+        except OSError:
+            os.close(handle)
+            scratch.unlink()
+            raise
+        os.close(handle)  # it was taken for one that is left
 
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return handle
-        os.close(handle)
+
+def _lock_for_others(handle: int, scratch: Path) -> bool:
+    """Lock a file that can still be written by its name: on SMB a lock keeps this process, too, from that."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False
+    try:
+        with open(scratch, "r+b", buffering=0) as other:
+            other.write(b"?")
+            other.truncate(0)
+    except PermissionError:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+        return False
+    return True
 
 
 def _to_disk(path: Path) -> None:

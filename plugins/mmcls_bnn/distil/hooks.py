@@ -88,9 +88,12 @@ class SafeCheckpointHook(Hook):
 def _find_last_checkpoint(runner: Any) -> None:
     """Have `last_checkpoint` name a whole one: mmengine writes in place, and a kill leaves half a file."""
     note = Path(runner.work_dir, "last_checkpoint")
-    if not note.is_file() or is_whole(note.read_text(encoding="utf-8", errors="replace").strip()):
+    named = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else ""
+    if not note.is_file() or "://" in named or is_whole(named):  # what is elsewhere mmengine reads itself
         return
-    found = [path for path in note.parent.glob("*.pth") if re.fullmatch(r"(?:epoch|iter)_\d+", path.stem)]
+    places = {note.parent, *([Path(named).parent] if named.endswith(".pth") else [])}
+    found = [path for place in places for path in place.glob("*.pth")]
+    found = [path for path in found if re.fullmatch(r"(?:epoch|iter)_\d+", path.stem)]
     found.sort(key=lambda path: int(path.stem.partition("_")[2]), reverse=True)
     whole = next((path for path in found if is_whole(path)), None)
     if whole is None:

@@ -19,9 +19,7 @@ from lskd.checkpoints import is_whole
 
 LAST = "last.pth.tar"
 _CHECKPOINT = r"(?:last|model_best|(?:checkpoint|milestone)-\d+)\.pth\.tar"
-_OWN = rf"(?:{_CHECKPOINT}|args\.yaml|summary\.csv)"
-# What a process that is killed while it writes leaves.
-_HALF = rf"\.(?:{_OWN}|tmp\.pth\.tar)\.[0-9a-f]{{8}}\.new|tmp\.pth\.tar"
+_HALF = "tmp.pth.tar"  # what timm's saver leaves of a process that is killed while it writes
 
 
 class AtomicCheckpointSaver(CheckpointSaver):
@@ -170,10 +168,10 @@ class RunFolder:
         self._column = "eval_" + args.eval_metric if args.val_split else "train_loss"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.iterdir():
-                if re.fullmatch(_HALF, path.name) and (path.is_file() or path.is_symlink()):
-                    path.unlink()
-            rows = self._trim(start_epoch, distils, args_text)
+            half = folder / _HALF
+            if half.is_file() or half.is_symlink():
+                half.unlink()
+            rows = self._trim(start_epoch, distils, args_text if args.epochs > 1 else "")
             if start_epoch == 0:
                 _set_aside(folder / "args.yaml", args_text)
             write_text(folder / "args.yaml", args_text)
@@ -227,7 +225,8 @@ class RunFolder:
             if len(row) == len(header) and row[0].isdigit() and int(row[0]) < start_epoch
         ]
         if not kept:
-            # One row without a checkpoint is left by a kill between the two, and is written again as it is.
+            # One row without a checkpoint is left by a kill between the two, and is written again as it is;
+            # of a run of one epoch it may be all that was kept.
             settings = self.folder / "args.yaml"
             own = len(table) <= 2 and settings.is_file() and settings.read_bytes() == args_text.encode()
             if not own:
