@@ -51,6 +51,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
     def __init__(self, cfg: LsKdConfig, task: Any) -> None:
         classes = len(task.target_dictionary)
         settings = resolve(cfg, classes)
+        self._rest_is_default = cfg.kd_rest is None
         self._weights = {"": settings.weight}  # to begin with, by language pair
         if isinstance(task, TranslationMultiLsKdTask) and task.training:
             self._weights = task.pair_weights(settings.weight)
@@ -279,8 +280,10 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
             return
         stored = getattr(self.task, "soft_labels", None)
         if stored is not None:
-            check_reading(stored.path, stored.layout, settings.temperature, settings.rest)
             drawn = stored.layout.k if stored.layout.sampled else 0
+            if drawn and self._rest_is_default:
+                self.settings = settings = replace(settings, rest="renormalise")
+            check_reading(stored.path, stored.layout, settings.temperature, settings.rest)
             if settings.sampled not in (0, drawn) or (
                 drawn and (settings.top_k or settings.rest != "renormalise")
             ):

@@ -19,7 +19,7 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         "kd_temperature": 1.0,
         "kd_temperature_squared": False,
         "kd_top_k": 0,
-        "kd_rest": "renormalise",
+        "kd_rest": "lump",
         "label_smoothing": 0.0,
         "smoothing_convention": "paper",
     },
@@ -129,6 +129,7 @@ def resolve(cfg: LsKdConfig, classes: int) -> Distillation:
     squared = str(values["kd_temperature_squared"]).lower()
     if squared not in _TRUE + _FALSE:
         raise LskdError(f"--kd-temperature-squared is '{squared}'; give it alone, or with true or false")
+    rest = own["kd_rest"] or default_rest(preset, int(cfg.kd_sampled))
     found = Distillation(
         teacher=cfg.kd_teacher,
         weight=float(values["kd_weight"]),
@@ -136,7 +137,7 @@ def resolve(cfg: LsKdConfig, classes: int) -> Distillation:
         temperature_squared=squared in _TRUE,
         top_k=int(values["kd_top_k"]),
         sampled=int(cfg.kd_sampled),
-        rest=_choice("--kd-rest", values["kd_rest"], get_args(Rest)),
+        rest=_choice("--kd-rest", rest, get_args(Rest)),
         label_smoothing=float(values["label_smoothing"]),
         convention=_choice("--smoothing-convention", values["smoothing_convention"], get_args(Convention)),
         divergence=_choice("--kd-divergence", cfg.kd_divergence, get_args(Divergence)),
@@ -173,6 +174,12 @@ def resolve(cfg: LsKdConfig, classes: int) -> Distillation:
     if found.interval < 1:
         raise LskdError(f"--kd-alpha-interval is {found.interval}; it is a number of epochs, 1 or more")
     return found
+
+
+def default_rest(preset: str, sampled: int) -> Rest:
+    """Return what becomes of the other words where `--kd-rest` is not given; drawn words leave none."""
+    rest: Rest = "renormalise" if sampled else PRESETS[preset]["kd_rest"]
+    return rest
 
 
 def _choice(flag: str, value: Any, choices: tuple[str, ...]) -> Any:

@@ -62,6 +62,8 @@ def test_presets_and_what_overrides_them():
     assert (tan.weight, tan.temperature, tan.temperature_squared, tan.top_k) == (0.9, 0.6, True, 8)
     assert (tan.rest, tan.label_smoothing, tan.convention) == ("renormalise", 0.1, "uniform")
     assert resolved() == resolved(kd_preset="shen2021")
+    assert resolved().rest == "lump"
+    assert resolved(kd_sampled=7).rest == "renormalise"  # drawn words stand for all
     changed = resolved(
         kd_preset="tan2019", kd_temperature=2.0, kd_temperature_squared="false", label_smoothing=0.0
     )

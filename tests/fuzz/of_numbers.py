@@ -82,7 +82,7 @@ def blocks(folder: Path) -> tuple[Sequence[bytes], Read]:
 
 def urls(folder: Path) -> tuple[Sequence[bytes], Read]:
     from lskd import SoftLabels
-    from lskd.soft_labels.remote import local_folder, without_user, written_folder
+    from lskd.soft_labels.remote import local_folder, without_secrets, written_folder
 
     path, _ = _store(folder, rows_per_sample=1)
 
@@ -91,8 +91,8 @@ def urls(folder: Path) -> tuple[Sequence[bytes], Read]:
         if "://" in url and not url.startswith(("file://", "memory://", "nosuch://", "local://")):
             url = "nosuch://" + url
         assert (
-            "://" not in str(Path(without_user(url)))
-            or "@" not in without_user(url).partition("//")[2].partition("/")[0]
+            "://" not in str(Path(without_secrets(url)))
+            or "@" not in without_secrets(url).partition("//")[2].partition("/")[0]
         )
         with contextlib.suppress(LskdError):
             written_folder(url)

@@ -56,6 +56,7 @@ PARSED = {
     "tensorboard ": "serves until it is ended; test_trainer.py reads what it would show",
     "timm train.py data/digits --model resnet18": "trains for minutes; test_trainer.py runs it",
     "lskd doctor": "imports every framework; lskd_study/test_cli.py runs it",
+    "python benchmarks/translation_forms.py ": "trains for two hours",
     "lskd data imagenet ": "needs ImageNet",
     "lskd stability --list ": "needs ImageNet",
     "lskd figure class-count --study ": "needs studies on ImageNet",

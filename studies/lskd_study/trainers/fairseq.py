@@ -264,7 +264,7 @@ class Fairseq:
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student learns from: the training sentences, which are the same in every epoch."""
-        from fairseq_kd.settings import PRESETS
+        from fairseq_kd.settings import PRESETS, default_rest
 
         config = plan.configs[run.config]
         task, criterion = _section(config, "task"), _section(config, "criterion")
@@ -280,10 +280,11 @@ class Fairseq:
             raise CannotStoreError(
                 f"{run.config} sets kd_on_policy or kd_divergence, which need all words of an online teacher"
             )
-        preset = PRESETS.get(str(criterion.get("kd_preset")), PRESETS["shen2021"])
-        told = {key: value for key, value in criterion.items() if value is not None}
-        wanted, rest = (told.get(key, preset[key]) for key in ("kd_top_k", "kd_rest"))
         asked, sampled = plan.soft_labels, plan.soft_labels.get("sampled") or 0
+        preset = named if (named := str(criterion.get("kd_preset"))) in PRESETS else "shen2021"
+        told = {key: value for key, value in criterion.items() if value is not None}
+        wanted = told.get("kd_top_k", PRESETS[preset]["kd_top_k"])
+        rest = told.get("kd_rest") or default_rest(preset, sampled)
         if sampled and (wanted or rest != "renormalise"):
             raise CannotStoreError(
                 f"{run.config} asks for the top {wanted} with kd_rest {rest}, and what soft_labels.sampled "
