@@ -21,7 +21,6 @@ from soft_label_stores import (
     IDENTITY,
     assert_a_right_beginning,
     content,
-    in_a_fork,
     layout,
     layouts,
     write,
@@ -180,14 +179,6 @@ def test_spawned_loading_workers_read(tmp_path):
         np.testing.assert_array_equal(
             np.concatenate([getattr(rows, part) for rows in there]), getattr(labels.take(range(40)), part)
         )
-
-
-def test_what_a_forked_worker_checked_is_checked_for_all(tmp_path):
-    labels = SoftLabels(write(tmp_path / "s", IMAGES))
-    assert not labels._rows_file._checked.any()
-    assert in_a_fork(lambda: labels[0]) == 0
-    assert labels._rows_file._checked.tolist().index(True) == 0
-    assert labels._rows_file._checked.sum() == 1
 
 
 MEASURE = """

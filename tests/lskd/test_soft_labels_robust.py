@@ -1,13 +1,17 @@
 """Stored soft labels when things go wrong: cut files, killed writers, full disks, forks, forged manifests."""
 
+import gc
 import json
+import mmap
 import multiprocessing
 import os
 import random
 import resource
 import signal
 import time
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -210,6 +214,78 @@ def test_a_store_that_is_cut_or_removed_while_it_is_read(tmp_path, name):
     labels = SoftLabels(write(tmp_path / "t", stored))
     (tmp_path / "t" / name).unlink()
     assert len(labels.take(range(9)).values) == labels.rows  # what is open is there
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """Return how often a block was checked, by this process and its forks, since it was last asked."""
+    count = np.frombuffer(mmap.mmap(-1, 8), np.int64)
+    check_block = blocks.BlockReader._check_block
+
+    def counting(*arguments):
+        count[0] += 1
+        check_block(*arguments)
+
+    def asked():
+        found, count[0] = int(count[0]), 0
+        return found
+
+    monkeypatch.setattr(blocks.BlockReader, "_check_block", counting)
+    return asked
+
+
+def test_a_block_is_checked_once_by_all_workers_and_once_more_where_the_file_was_touched(tmp_path, checked):
+    labels = SoftLabels(write(tmp_path / "s", IMAGES))
+    file = tmp_path / "s" / "rows.bin"
+
+    def epoch():
+        for _ in range(3):  # workers are forked anew in each epoch
+            assert in_a_fork(lambda: labels.take(range(9))) == 0
+        return checked()
+
+    assert epoch() == labels.blocks > 1
+    assert epoch() == 0
+    file.chmod(0o600)
+    assert [epoch(), epoch()] == [labels.blocks, 0]
+    with file.open("ab") as growing:  # what a writer does that goes on
+        growing.write(bytes(100))
+    assert epoch() == 0
+    os.truncate(file, file.stat().st_size - 100)  # and where the next one begins
+    assert epoch() == labels.blocks
+
+
+def test_a_store_that_is_written_to_while_one_process_checks_and_another_looks(tmp_path, monkeypatch):
+    labels = SoftLabels(write(tmp_path / "s", IMAGES))
+    digest = blocks._digest
+
+    def interrupted(data):
+        found = digest(data)
+        monkeypatch.setattr(blocks, "_digest", digest)
+        with (tmp_path / "s" / "rows.bin").open("r+b") as file:
+            file.write(bytes([labels._rows_file.bytes[0] ^ 1]))
+        assert in_a_fork(lambda: labels[0], "damaged in block 0") == 3
+        return found
+
+    monkeypatch.setattr(blocks, "_digest", interrupted)
+    labels[0]
+    with pytest.raises(SoftLabelsError, match="damaged in block 0"):
+        labels[0]
+
+
+def test_a_reader_closes_what_it_opened(tmp_path):
+    path, handles = write(tmp_path / "s", SENTENCES), "/proc/self/fd"
+    gc.collect()
+    before = len(os.listdir(handles))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        labels = SoftLabels(path)
+        assert len(os.listdir(handles)) - before <= 4  # of two files; of each a map has one for itself
+        del labels
+        path.joinpath("rows.bin").unlink()
+        with pytest.raises(SoftLabelsError, match=r"rows\.bin cannot be read"):
+            SoftLabels(path)
+        gc.collect()
+    assert (len(os.listdir(handles)), warned) == (before, [])
 
 
 # --- forks of a process that writes ---

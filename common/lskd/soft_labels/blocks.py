@@ -3,6 +3,7 @@
 import hashlib
 import mmap
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,8 +135,10 @@ class _Appended:
 class BlockReader:
     """A read-only memory map of the committed part of a file; a block is checked when first touched.
 
-    Processes that are forked from this one share what was checked, so that each block is checked once; again
-    where the file was written to meanwhile.
+    Processes that are forked from this one share what was checked, so that each block is checked once, and
+    once more where the file was written to meanwhile. A file that has grown since the last look is taken for
+    one whose writer goes on: what was checked stays so, and a byte that was rewritten between the same two
+    looks is not noticed.
 
     Args:
         path: the file.
@@ -150,16 +153,19 @@ class BlockReader:
     def __init__(self, path: Path, block_bytes: int, committed: Committed, *, check: bool = True) -> None:
         self._path, self._block_bytes, self._committed = path, block_bytes, committed
         # A copy: what was checked once stays as it was.
-        self._sums = _map(_sums_path(path), committed.bytes // block_bytes * DIGEST_BYTES).tobytes()
+        self._sums = _Map(_sums_path(path), committed.bytes // block_bytes * DIGEST_BYTES).bytes.tobytes()
         if _digest(self._sums).hexdigest() != committed.sums:
             raise SoftLabelsError(f"{_sums_path(path)} is damaged; write the soft labels again")
         self.blocks = -(-committed.bytes // block_bytes)
-        self._checked = np.frombuffer(mmap.mmap(-1, self.blocks + 1), bool)  # anonymous, shared by forks
         self._check = check
-        self._checked[:] = not check
-        self.bytes = _map(path, committed.bytes)
-        self._file = open(path, "rb") if committed.bytes else None  # noqa: SIM115 - open as long as the map
-        self._changed = self._about()
+        self._file = _Map(path, committed.bytes)
+        self.bytes = self._file.bytes
+        shared = np.frombuffer(mmap.mmap(-1, 8 * (4 + self.blocks)), np.int64)  # anonymous, shared by forks
+        # How often the file was found changed (counted from 1), and its size and time at the last look.
+        self._seen = shared[:3]
+        self._seen[:] = 1, *self._file.size_and_time()
+        # What the first of these was as a block's check began: one before a change does not count.
+        self._checked = shared[3:]
 
     def check(self, start: int, stop: int) -> None:
         """Check the blocks under bytes ``start`` to ``stop`` that were not checked before.
@@ -169,10 +175,12 @@ class BlockReader:
         """
         if stop <= start:
             return
-        self._look()
+        now = self._look()
+        if not self._check:
+            return
         for block in range(start // self._block_bytes, (stop - 1) // self._block_bytes + 1):
-            if not self._checked[block]:
-                self._check_block(block)
+            if self._checked[block] != now:
+                self._check_block(block, now)
 
     def check_many(self, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> None:
         """Check the blocks under many such ranges.
@@ -180,18 +188,20 @@ class BlockReader:
         Raises:
             SoftLabelsError: naming the block that is damaged.
         """
-        self._look()
+        now = self._look()
+        if not self._check:
+            return
         # An empty range at either end of the file meets the spare entry, and no block.
         first, last = starts // self._block_bytes, (stops - 1) // self._block_bytes
         near = (last - first).max(initial=0) < 2
-        if near and self._checked[first].all() and self._checked[last].all():
+        if near and (self._checked[first] == now).all() and (self._checked[last] == now).all():
             return
         if near:
             touched = np.unique(np.concatenate([first, last]))
             # Processes that begin together begin at different blocks, and share the work of the first pass.
             for block in np.roll(touched, os.getpid() * 7).tolist():
-                if 0 <= block < self.blocks and not self._checked[block]:
-                    self._check_block(block)
+                if 0 <= block < self.blocks and self._checked[block] != now:
+                    self._check_block(block, now)
             return
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             self.check(start, stop)
@@ -200,28 +210,25 @@ class BlockReader:
         """Check every block, whatever was checked before: yield None for a sound one, or what is wrong."""
         for block in range(self.blocks):
             try:
-                self._look()
-                self._check_block(block)
+                self._check_block(block, self._look())
             except SoftLabelsError as error:
                 yield error
             else:
                 yield None
 
-    def _look(self) -> None:
-        """Have all checked again if the file was written to; reading where it was cut ends a process."""
-        if (changed := self._about()) != self._changed:
-            self._checked[:] = not self._check
-            self._changed = changed
+    def _look(self) -> int:
+        """Return the mark of a block that counts as checked; another one if the file was written to.
 
-    def _about(self) -> int:
-        if self._file is None:
-            return 0
-        about = os.fstat(self._file.fileno())
-        if about.st_size < self._committed.bytes:
-            raise _truncated(self._path, about.st_size, self._committed.bytes)
-        return about.st_ctime_ns  # the time of writing can be set back
+        Reading where it was cut ends a process, so this comes first.
+        """
+        size, time = self._file.size_and_time()
+        if time != self._seen[2]:
+            if size <= self._seen[1]:
+                self._seen[0] += 1  # first: who sees the new time must not believe the old marks
+            self._seen[1:] = size, time
+        return int(self._seen[0])
 
-    def _check_block(self, block: int) -> None:
+    def _check_block(self, block: int, now: int) -> None:
         start = block * self._block_bytes
         stop = min(start + self._block_bytes, self._committed.bytes)
         expected = self._sums[block * DIGEST_BYTES : (block + 1) * DIGEST_BYTES]
@@ -232,26 +239,41 @@ class BlockReader:
                 f"{self._path} is damaged in block {block} (bytes {start} to {stop}); "
                 "write the soft labels again"
             )
-        self._checked[block] = True
+        self._checked[block] = now
 
 
 def _sums_path(path: Path) -> Path:
     return path.with_name(path.name + ".sums")
 
 
-def _map(path: Path, size: int) -> NDArray[np.uint8]:
-    if size == 0:  # a writer that ended before it made the file
-        return np.empty(0, np.uint8)
-    try:
-        with open(path, "rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found < size:
-                raise _truncated(path, found, size)
-            return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
-    except OSError as error:
-        raise SoftLabelsError(
-            f"{path} cannot be read ({error.strerror}); write the soft labels again"
-        ) from None
+class _Map:
+    """A read-only memory map of the first ``size`` bytes of a file, which is open as long as this lives."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._size = path, size
+        self._descriptor: int | None = None
+        self.bytes: NDArray[np.uint8] = np.empty(0, np.uint8)
+        if size == 0:  # a writer that ended before it made the file
+            return
+        try:
+            with open(path, "rb") as file:
+                self._descriptor = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
+            self.size_and_time()
+            self.bytes = np.frombuffer(mmap.mmap(self._descriptor, size, access=mmap.ACCESS_READ), np.uint8)
+        except OSError as error:
+            raise SoftLabelsError(
+                f"{path} cannot be read ({error.strerror}); write the soft labels again"
+            ) from None
+
+    def size_and_time(self) -> tuple[int, int]:
+        """Return the file's size and the time of its last change; raise where it is too short."""
+        if self._descriptor is None:
+            return 0, 0
+        about = os.fstat(self._descriptor)
+        if about.st_size < self._size:
+            raise _truncated(self._path, about.st_size, self._size)
+        return about.st_size, about.st_ctime_ns  # the time of writing can be set back
 
 
 def _truncated(path: Path, found: int, size: int) -> SoftLabelsError:
