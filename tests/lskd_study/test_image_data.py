@@ -29,7 +29,6 @@ from lskd_study.claims import contrasts
 from lskd_study.cli import main as cli
 from lskd_study.data.expected import PUBLISHED, parse_expected
 from lskd_study.data.folders import layout as _layout
-from lskd_study.data.folders.archives import MEMBER_LIMIT, read_members
 from lskd_study.data.folders.derived import pareto_sizes
 from lskd_study.paper.printed import load_tables
 from lskd_study.stores import decide
@@ -587,23 +586,3 @@ def test_a_forged_manifest_is_not_believed(data, own, change):
     made = data.make("noise", own)
     (made.folder / "manifest.json").write_text(json.dumps(made.manifest | change))
     assert "exists and is not this data set" in data.refuse("noise", own, output=made.folder)
-
-
-# Hostile archives
-
-
-def test_a_member_is_no_larger_than_it_can_be(tmp_path):
-    """A few kB in gzip that become more than 128 MB of text."""
-    file = tmp_path / "x.tgz"
-    with tarfile.open(file, "w:gz") as tar:
-        member = tarfile.TarInfo("images.txt")
-        member.size = MEMBER_LIMIT + 1
-        tar.addfile(member, Zeros())
-    with pytest.raises(LskdError, match=r"images.txt has 134,217,729 bytes"):
-        next(read_members(file)).read()
-    assert file.stat().st_size < 1 << 20
-
-
-class Zeros(io.RawIOBase):
-    def read(self, size: int = -1) -> bytes:
-        return bytes(size)

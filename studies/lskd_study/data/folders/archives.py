@@ -15,8 +15,14 @@ from lskd_study.data.expected import PUBLISHED
 
 MEMBER_LIMIT = 128 << 20  # bytes; the largest text of a publisher has 20 MB, the largest image 16
 JSON_LIMIT = 512 << 20  # bytes; the list of the million images of iMaterialist has about 200 MB
-_HEADER_LIMIT = 1 << 16  # bytes of a long name and the like, which tarfile reads whole; up to 300 in a row
+# Bytes of long names and the like before a member: tarfile keeps them all, and in Python before 3.11.10 and
+# 3.12.6 takes time that grows with the square of their size.
+_HEADER_LIMIT = 1 << 17
 _MOST_KEYS = 1000  # of extended headers for all members, which tarfile keeps
+_READ_WHOLE = {
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+}
 _PADDING_LIMIT = 64 << 20  # bytes after an archive's end: tar fills up its last block
 _SAMPLED = 64 << 20  # bytes up to which a fingerprint is of the whole file
 
@@ -98,10 +104,7 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
         while (header := tar.next()) is not None:
             if header.size < 0 or tar.offset <= end:
                 raise tarfile.ReadError(f"{header.name} has a negative size")
-            if (said := header.pax_headers.get("size", str(header.size))) != str(header.size):
-                raise tarfile.ReadError(f"{header.name} has a size of {said[:20]}")  # tarfile reads 0
-            if len(tar.pax_headers) > _MOST_KEYS:
-                raise tarfile.ReadError("too many extended headers for all members")
+            _check_size(header)
             _refuse_to_leave(archive, header)
             end = tar.offset
             vars(tar)["members"] = []  # tarfile keeps all that it has seen: gigabytes for a million images
@@ -115,30 +118,47 @@ def read_members(archive: Path, content: IO[bytes] | None = None, title: str = "
 def _one_line_errors(archive: Path) -> Iterator[None]:
     try:
         yield
+    except _PackedOtherwiseError as error:
+        raise LskdError(f"{archive} has {error}; pack it again, without them") from None
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         if isinstance(error, tarfile.ReadError) and "could not be opened" in str(error):
             raise LskdError(f"{archive} is no tar archive, or is cut short; get it again") from None
         raise LskdError(f"{archive} is damaged or cut short ({error}); get it again") from None
 
 
+class _PackedOtherwiseError(Exception):
+    """What no publisher's archive has, and tarfile reads without a bound."""
+
+
 class _Header(tarfile.TarInfo):
-    """A header whose size is bounded before tarfile reads that much of a long name or of extended headers.
+    """A header that is bounded, with those before it, before tarfile reads what it announces."""
 
-    Maps of sparse files have no bound, and no publisher has such files.
-    """
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (not header.isfile() and header.size > _HEADER_LIMIT):
-            raise tarfile.ReadError(f"a header of {header.size} bytes")
-        return header
+    # tarfile's own names in every version of Python.
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        # Where tarfile is stays, up to the member itself, where the first of its headers begins.
+        if self.type in _READ_WHOLE and self.offset + self.size - tar.offset > _HEADER_LIMIT:
+            raise _PackedOtherwiseError(f"extended attributes of more than {_HEADER_LIMIT >> 10} kB")
+        of_all = tar.pax_headers
+        if len(of_all) > _MOST_KEYS or sum(map(len, of_all.values())) > _HEADER_LIMIT:
+            raise tarfile.ReadError("too many extended headers for all members")
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
     def _refuse_map(self, *_: object) -> NoReturn:
-        raise tarfile.ReadError("a sparse file")
+        raise _PackedOtherwiseError("sparse files (tar's --sparse, -S)")
 
-    # tarfile's own names in every version of Python: of GNU's old form, and of three in extended headers.
+    # Of GNU's old form, and of three in extended headers.
     _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_map
+
+
+def _check_size(header: tarfile.TarInfo) -> None:
+    """Refuse a size in an extended header that is no number: tarfile reads 0."""
+    said = header.pax_headers.get("size", "0")
+    try:
+        int(said)
+    except ValueError:  # or of more digits than Python reads
+        raise tarfile.ReadError(f"{header.name} has a size of {said[:20]}") from None
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
