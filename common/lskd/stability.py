@@ -92,8 +92,7 @@ class Stability(Metric):
     def compute(self) -> Tensor:
         """Return ``S``, a scalar; NaN where no class can count."""
         values = self.class_values()
-        if bool(values.isnan().any()):
-            _warn_of_classes(values, self.counts)
+        warn_of_left_out(values, self.counts)
         return 1 - over_classes(values, self.definition)
 
     @property
@@ -349,7 +348,10 @@ def stability(
     return metric.compute()
 
 
-def _warn_of_classes(values: Tensor, counts: Tensor) -> None:
+def warn_of_left_out(values: Tensor, counts: Tensor) -> None:
+    """Name the classes ``(K,)`` without a value, which :func:`over_classes` leaves out, in a warning."""
+    if not bool(values.isnan().any()):
+        return
     empty = (counts == 0).nonzero().flatten().tolist()
     single = (values.isnan() & (counts == 1)).nonzero().flatten().tolist()
     parts = []

@@ -9,7 +9,7 @@ from lskd import LskdError
 from lskd.stability import stability
 from lskd_study.pages.page import provenance_rows
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
-from lskd_study.results.images import read_image_result
+from lskd_study.results.images import read_image_result, read_logits
 from lskd_study.results.read import read_results
 
 pytestmark = pytest.mark.unit
@@ -92,6 +92,39 @@ def test_a_damaged_run_folder_is_named(plan, folder, name):
         read_results(plan)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_logits_stay_what_they_were_when_the_file_changes_later(plan, folder):
+    rewrite(folder, logits=load_file(folder / LOGITS)["logits"].astype(np.float32))
+    logits = read_logits(folder, plan.num_classes)[1]
+    with (folder / LOGITS).open("r+b") as file:
+        file.write(bytes((folder / LOGITS).stat().st_size))
+    assert logits.any(1).all()
+
+
+def test_labels_that_are_none(plan, folder):
+    labels = load_file(folder / LOGITS)["labels"]
+    for wrong, message in (
+        (
+            np.where(np.arange(len(labels)) == 1, -1, labels),
+            r"labels\[1\] is -1; with 4 classes they are 0 to 3",
+        ),
+        (np.where(np.arange(len(labels)) == 2, 4, labels), r"labels\[2\] is 4; with 4 classes"),
+        (labels[:, None], "sizes do not match"),
+    ):
+        rewrite(folder, labels=wrong)
+        with pytest.raises(ValueError, match=message):
+            read(plan)
+
+
+def test_classes_that_do_not_count_are_named(plan, folder):
+    tensors = load_file(folder / LOGITS)
+    rows = np.flatnonzero(tensors["labels"] != 2)[:-1]
+    names = bytes(tensors["keys"]).decode().split("\n")
+    keys = np.frombuffer("\n".join(names[i] for i in rows).encode(), dtype=np.uint8)
+    rewrite(folder, logits=tensors["logits"][rows], labels=tensors["labels"][rows], keys=keys)
+    with pytest.warns(UserWarning, match="leaves out classes without samples: 2$"):
+        read(plan)
 
 
 def test_missing_runs_are_listed(plan):

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from lskd import LskdError
 from lskd.base.tensors import require_finite
-from lskd.stability import class_deviations, class_moments, over_classes
+from lskd.stability import class_deviations, class_moments, over_classes, warn_of_left_out
+from lskd.targets import check_labels
 from lskd.teachers.preflight import compare_with_chance
 from lskd_study.plan.plan import CURVES, JOB, LOGITS, Run
 from lskd_study.plan.records import Job, read_record
@@ -115,6 +116,8 @@ def read_image_result(folder: Path, run: Run, num_classes: int, last_epochs: int
         rank[rows] = (scores >= scores.gather(1, own)).sum(1) - 1  # ties count against the model
         probability[rows] = scores.double().softmax(1).gather(1, own).squeeze(1)
     moments = class_moments(torch.from_numpy(probability), torch.from_numpy(labels), num_classes)
+    deviations = class_deviations(moments)
+    warn_of_left_out(deviations, moments[0])
     return ImageResult(
         run=run,
         job=job,
@@ -124,7 +127,7 @@ def read_image_result(folder: Path, run: Run, num_classes: int, last_epochs: int
         rank=rank,
         correct=(rank < 1).astype(np.float64),
         target_probability=probability,
-        instability=float(over_classes(class_deviations(moments), "target_std")),
+        instability=float(over_classes(deviations, "target_std")),
         judged=_mean_of_last(curves, last_epochs, run) if last_epochs > 1 else None,
     )
 
@@ -148,13 +151,15 @@ def read_logits(folder: Path, num_classes: int) -> tuple[list[str], NDArray[np.f
 
 def _stored(folder: Path, num_classes: int) -> tuple[list[str], torch.Tensor, NDArray[np.int64]]:
     """Return a run's samples, sorted: keys, logits ``(N, K)`` as they are stored, and labels."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    tensors = load_file(folder / LOGITS)
-    logits, labels = tensors["logits"], tensors["labels"].to(torch.int64).numpy()
-    keys, order, in_order = _sorted(tensors["keys"].numpy().tobytes(), labels.tobytes())
-    if logits.shape != (len(labels), num_classes):
+    # Not mapped: of a file that is cut later, or on a disk that fails, a read would end the process.
+    tensors = load((folder / LOGITS).read_bytes())
+    logits, labels = tensors["logits"], tensors["labels"].to(torch.int64)
+    if labels.ndim != 1 or logits.shape != (len(labels), num_classes):
         raise ValueError("sizes do not match")
+    check_labels(labels, num_classes)
+    keys, order, in_order = _sorted(tensors["keys"].numpy().tobytes(), labels.numpy().tobytes())
     return keys, logits if (np.diff(order) > 0).all() else logits[order], in_order
 
 
