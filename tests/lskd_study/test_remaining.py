@@ -134,6 +134,35 @@ def test_runs_of_an_earlier_command_tell_how_long_one_takes(tmp_path, plan_of):
     assert (word, left) == ("about", pytest.approx(300 + 400 + 400, rel=0.06))
 
 
+def test_what_is_made_once_more_is_not_done(told):
+    """By `--forceall`, or because somebody has removed a folder."""
+    first, second = (run for run in told.plan.runs[:2])
+    for run in (first, second):
+        told.end(run, 100)
+    again = Told(told.plan)
+    assert again.remaining.line().startswith("2 of 12 runs")
+    for run in (first, second):
+        (told.plan.folder(run) / JOB).unlink()
+    again.say(f"starts   {first.id}")
+    again.say(f"epoch    {first.id}  0 of {EPOCHS}")
+    again.now += 40
+    again.say(f"epoch    {first.id}  1 of {EPOCHS}")
+    # 40 seconds an epoch: 9 of this run, and all of 11 others.
+    assert again.remaining.line().startswith("0 of 12 runs")
+    assert again.left() == ("very roughly", pytest.approx(360 + 11 * 400, rel=0.06))
+    again.now += 360
+    told.plan.folder(first).rmdir()
+    again.end(first, 400)
+    assert again.left() == ("very roughly", pytest.approx(11 * 400, rel=0.06))
+
+
+def test_a_record_that_cannot_be_read_is_of_a_finished_run(told):
+    run = told.plan.runs[0]
+    told.end(run, 100)
+    (told.plan.folder(run) / JOB).write_text("{")
+    assert Told(told.plan).remaining.line().startswith("1 of 12 runs")
+
+
 def test_a_minute_of_silence_is_broken_once(told):
     run = told.plan.runs[0]
     told.say(f"starts   {run.id}")

@@ -87,6 +87,8 @@ class Remaining:
             what, name = (found[1] or found[2]).strip(), found[3]
             if what in ("starts", "resumes"):
                 self._begun = now if self._begun is None else self._begun
+                self._records.pop(name, None)  # made once more
+                self._before.discard(name)
                 self._going[name] = _Going(now, (now, 0) if what == "starts" else None, (now, 0))
             else:
                 self._going.pop(name, None)
@@ -107,7 +109,7 @@ class Remaining:
         """Return how far it is."""
         now = self._clock()
         self._read(self._made)  # also what has ended elsewhere and was not heard of
-        done = sum(run.id in self._records for run in self._plan.runs)
+        done = len(self._plan.runs) - len(self._plan.unfinished())
         left = self._left(now)
         return f"{done} of {len(self._plan.runs)} runs, {self._what(now)}{left and f'; {left}'}"
 
@@ -155,12 +157,13 @@ class Remaining:
         return {kind: fmean(values) for kind, values in (going | ended).items()}
 
     def _read(self, names: Iterable[str]) -> None:
-        """Read the records of what has ended since they were last looked at."""
-        for name in names:
-            if name in self._made and name not in self._records:
-                record = read_object(self._plan.root / self._made[name].folder / JOB)
-                if record:
-                    self._records[name] = record
+        """Read the records of what has ended since they were last looked at; forget those that are gone."""
+        for name in self._made.keys() & names:
+            path = self._plan.root / self._made[name].folder / JOB
+            if not path.exists():
+                self._records.pop(name, None)
+            elif name not in self._records and (record := read_object(path)):
+                self._records[name] = record
 
     def _kind(self, name: str) -> tuple[str, ...]:
         made = self._made[name]
