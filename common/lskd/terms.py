@@ -139,13 +139,14 @@ def divergence(student_logits: Tensor, teacher: Tensor, kind: Divergence, temper
     """
     if kind not in get_args(Divergence):
         raise ValueError(f"kind is {kind!r}; it must be {', '.join(get_args(Divergence))}")
-    if kind == "forward":
-        return distillation_terms(student_logits, teacher, temperature).kl
     check_temperature(temperature)
     check_teacher(student_logits, teacher)
     log_q = _log_probabilities(student_logits, temperature)
     log_p = _teacher_log_probabilities(teacher, log_q, temperature)
-    p, q = log_p.exp(), log_q.exp()
+    p = log_p.exp()
+    if kind == "forward":
+        return _kl(p, log_p, log_q)
+    q = log_q.exp()
     # Two times: 0 * log 0 must be 0 in the value, and q gets a gradient from the logarithm too.
     if kind == "reverse":
         return _weighted(q, torch.where(q == 0, 0.0, log_q - log_p)).sum(-1)
@@ -202,13 +203,17 @@ def _weighted(probabilities: Tensor, log_values: Tensor) -> Tensor:
     return torch.where(probabilities == 0, 0.0, probabilities * log_values)
 
 
+def _kl(probabilities: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
+    # Not cross-entropy minus entropy: the difference of two large numbers would not be 0 for p = q.
+    return _weighted(probabilities, teacher - student).sum(-1)
+
+
 def _terms(student: Tensor, teacher: Tensor, counts: Tensor | None = None) -> DistillationTerms:
     """Return the terms from two tensors of log-probabilities, and of how many classes each column is."""
     probabilities = teacher.exp() if counts is None else counts * teacher.exp()
     return DistillationTerms(
         cross_entropy=-_weighted(probabilities, student).sum(-1),
-        # Not cross-entropy minus entropy: the difference of two large numbers would not be 0 for p = q.
-        kl=_weighted(probabilities, teacher - student).sum(-1),
+        kl=_kl(probabilities, teacher, student),
         teacher_entropy=-_weighted(probabilities, teacher).sum(-1),
     )
 

@@ -41,6 +41,12 @@ def test_the_divergence_is_not_symmetric_and_stays_finite_where_the_student_is_c
     assert divergence([[0.0, 0.0]], [[2000.0, 0.0]])[0] == pytest.approx(1000 - np.log(2))
 
 
+def test_logits_further_apart_than_the_largest_number():
+    far = np.array([[0.0, -1.7e308, 1.7e308]])
+    np.testing.assert_array_equal(divergence(far, far), [0])
+    np.testing.assert_array_equal(divergence(far, [[0.0, -1.0, 1000.0]]), [0])
+
+
 def test_of_equal_logits_the_first_class_is_the_answer():
     np.testing.assert_array_equal(agreement([[1.0, 1.0], [1.0, 1.0]], [[2.0, 0.0], [0.0, 2.0]]), [1, 0])
 

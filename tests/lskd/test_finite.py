@@ -25,6 +25,15 @@ def test_tensors() -> None:
         require_finite("the logits", values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.int32])
+def test_dtypes_without_a_smallest_number(dtype: torch.dtype) -> None:
+    require_finite("the logits", torch.ones(3, 2).to(dtype))
+    require_finite("the logits", torch.ones(0, 2).to(dtype))
+    if dtype.is_floating_point or dtype.is_complex:
+        with pytest.raises(DivergedError, match="the logits are not all finite numbers"):
+            require_finite("the logits", torch.tensor([1.0, math.nan]).to(dtype))
+
+
 def test_weights_are_named() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     require_finite_weights(model.state_dict().items())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from lskd import terms
 from lskd.analysis.by_sample import Array, by_sample
 from lskd.targets import check_temperature
 
@@ -52,8 +53,7 @@ def divergence(teacher: ArrayLike, student: ArrayLike, temperature: float = 1.0)
     check_temperature(temperature)
 
     def measure(z: NDArray[np.float64], other: NDArray[np.float64]) -> Array:
-        taught, own = (torch.from_numpy(rows).div_(temperature).log_softmax(1) for rows in (z, other))
-        kl = (taught.exp() * (taught - own)).sum(1)
+        kl = terms.divergence(torch.from_numpy(other), torch.from_numpy(z), "forward", temperature)
         return kl.clamp(min=0).numpy()  # equal rows differ by rounding
 
     return by_sample(measure, teacher, student)

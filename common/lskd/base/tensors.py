@@ -10,6 +10,7 @@ from torch import Tensor
 from lskd.errors import DivergedError
 
 _WITHOUT_FLOAT64 = {"mps"}  # device types that refuse such tensors
+_WITH_BOUNDS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # dtypes of torch.aminmax
 _ADVICE = "the run diverged: lower the learning rate, or clip the gradients"
 
 
@@ -84,6 +85,9 @@ def all_finite(tensor: Tensor) -> bool:
     >>> all_finite(torch.tensor([1.0, -2.0])), all_finite(torch.tensor([1.0, torch.nan]))
     (True, False)
     """
+    if tensor.dtype not in _WITH_BOUNDS:
+        wide = tensor.float() if tensor.is_floating_point() else tensor  # some of 8 bits have no isfinite
+        return bool(wide.isfinite().all())
     return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
