@@ -264,6 +264,20 @@ def test_file_that_may_not_be_read(save):
     assert "ermission" in refusal(path)
 
 
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_a_file_that_is_cut_anywhere_is_refused(tmp_path, kind):
+    path = tmp_path / ("teacher.safetensors" if kind == "safetensors" else "teacher.pth")
+    if kind == "safetensors":
+        save_file(make_weights(), path)
+    else:
+        torch.save({"state_dict": make_weights()}, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    # In the end of a legacy file are the sizes of its tensors.
+    for length in [*range(0, len(whole), len(whole) // 20), *range(len(whole) - 20, len(whole))]:
+        path.write_bytes(whole[:length])
+        refusal(path)
+
+
 def zipped(name, data):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:

@@ -1,8 +1,10 @@
+import io
 import json
 import os
 import subprocess
 import sys
 import warnings
+import zipfile
 from functools import partial
 
 import numpy as np
@@ -266,6 +268,35 @@ def test_no_file(tmp_path):
     (tmp_path / "a.csv").touch()
     assert ".npz, .safetensors, .parquet" in refused(tmp_path / "a.csv")
     assert "cannot be read" in refused(tmp_path / ("a" * 300 + ".npz"))
+
+
+def test_pickled_objects_are_not_loaded(tmp_path):
+    path = write_npz(tmp_path / "a.npz", {"logits": LOGITS, "labels": np.array([None] * N, dtype=object)})
+    assert "run code that is in the file" in refused(path)
+
+
+@pytest.mark.parametrize("way", ["stored", "safetensors", "parquet"])
+def test_a_file_that_is_cut_anywhere_is_refused(tmp_path, way):
+    suffix, write = WAYS[way]
+    path = write(tmp_path / f"file{suffix}", {"logits": LOGITS, "labels": LABELS})
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), len(whole) // 20), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        assert "damaged" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape"),
+    [("logits", "<f4", (10**9, 10**6)), ("logits", "<f4", (3, 4)), ("keys", "<i8", (1 << 40,))],
+)
+def test_arrays_are_as_long_as_their_headers_say(tmp_path, name, dtype, shape):
+    content = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(content, header)
+    file = write_npz(tmp_path / "a.npz", {part: a for part, a in ALL.items() if part != name})
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(f"{name}.npy", content.getvalue() + bytes(64))
+    assert "is damaged" in refused(file)
 
 
 def test_rows_of_parquet_that_are_not_alike(tmp_path):
