@@ -77,11 +77,15 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-@pytest.fixture(scope="module")
-def cluster(request, tmp_path_factory):
-    """Yields the environment in which commands find the cluster."""
+@pytest.fixture(scope="session")  # wider than the cluster's, so that it comes first
+def long_form(request):
     if not request.config.getoption("--long"):
-        pytest.skip("in the long form alone: most of its quarter of an hour is waiting for SLURM's clocks")
+        pytest.skip("in the long form alone: most of its minutes are waiting for SLURM's clocks")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Yields the environment in which commands find the cluster."""
     pytest.importorskip("snakemake_executor_plugin_slurm")
     folder = tmp_path_factory.mktemp("slurm")
     host = socket.gethostname().split(".")[0]
@@ -193,6 +197,7 @@ def test_a_study_on_slurm(cluster, tmp_path):
     assert ask(cluster, "squeue", "--noheader") == ""
 
 
+@pytest.mark.usefixtures("long_form")
 def test_a_job_at_its_time_limit_and_a_node_that_goes_down(cluster, tmp_path):
     """The study submits the one again, SLURM the other; the results are those of this machine alone."""
     place = tmp_path / "cluster"
