@@ -9,6 +9,7 @@ from statsmodels.stats.multitest import multipletests
 
 from lskd import LskdError
 from lskd_study.stats.intervals import (
+    centre_within,
     crossed_interval,
     crossed_moments,
     holm,
@@ -72,6 +73,12 @@ def test_memory_of_many_classes_does_not_grow_with_their_product_with_samples():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * d.nbytes
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 3, 5), (2, 3, 0)])
+def test_empty_tables_have_no_residuals(shape):
+    residuals, groups = centre_within(np.zeros(shape), np.arange(shape[-1]) % 2)
+    assert (residuals.shape, groups) == (shape, 2 if shape[-1] else 0)
 
 
 def test_strata_take_fixed_differences_between_classes_out_of_the_sampling_variance():

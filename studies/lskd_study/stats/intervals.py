@@ -22,6 +22,7 @@ holds. How far they lie apart says which share of ``v_seed`` more of them would 
     v_student = MS_student / (S K),  of a one-way layout of students within teachers
 """
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -161,8 +162,9 @@ def centre_within(d: Array, strata: ArrayLike | None) -> tuple[Array, int]:
     if strata is None:
         return d - d.mean(-1, keepdims=True), 1
     classes, index = np.unique(np.asarray(strata), return_inverse=True)
-    rows = d.reshape(-1, d.shape[-1])
-    means = np.stack([np.bincount(index, row) for row in rows]) / np.bincount(index)
+    rows = d.reshape(math.prod(d.shape[:-1]), d.shape[-1])
+    sums = np.array([np.bincount(index, row) for row in rows]).reshape(len(rows), len(classes))
+    means = sums / np.bincount(index)
     return d - means[:, index].reshape(d.shape), len(classes)
 
 
