@@ -20,6 +20,7 @@ from lskd.terms import centred
 Definition = Literal["target_std", "vector_l2", "between_vector_l2", "between_target_std"]
 
 _CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's cache
+_FEWEST_ROWS = 64  # of a block: each has a cost of its own, which grows with the classes too
 
 
 class Stability(Metric):
@@ -85,7 +86,7 @@ class Stability(Metric):
         # The next check waits for the device anyway.
         check_samples(logits, labels, self.num_classes, any_device=True)
         check_finite(logits, where=" of this batch")
-        rows = max(_CHUNK // self.num_classes, 1)
+        rows = max(_CHUNK // self.num_classes, _FEWEST_ROWS)
         for chunk, ids in zip(torch.split(logits, rows), torch.split(labels.long(), rows), strict=True):
             self._add(centred(chunk), ids)
 
