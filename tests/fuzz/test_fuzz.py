@@ -29,34 +29,33 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def note() -> Note:
-    """Print what became of a target and how long the rest may take; in the end the table is written."""
-    begun, rows = time.monotonic(), list[dict[str, object]]()
+    """Print what became of a target and how long the rest may take, and note it in the table."""
+    begun, done = time.monotonic(), list[str]()
 
     def add(target: Target, outcome: Outcome) -> None:
-        numbers = (
-            outcome.inputs,
-            outcome.accepted,
-            outcome.refused,
-            sum(f.times for f in outcome.failures.values()),
-        )
-        rows.append(
-            dict(
-                zip(
-                    COLUMNS,
-                    (target.name, *numbers, round(outcome.seconds), _seed(), round(outcome.peak)),
-                    strict=True,
-                )
-            )
-        )
-        left = (time.monotonic() - begun) / len(rows) * (len(TARGETS) - len(rows)) / 60
-        print(f"\n{rows[-1]}, {left:.0f} min left", flush=True)
-        TABLE.parent.mkdir(parents=True, exist_ok=True)
-        with TABLE.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda row: str(row["target"])))
+        failures = sum(f.times for f in outcome.failures.values())
+        numbers = (outcome.inputs, outcome.accepted, outcome.refused, failures)
+        numbers += (round(outcome.seconds), _seed(), round(outcome.peak))
+        row = dict(zip(COLUMNS, map(str, (target.name, *numbers)), strict=True))
+        done.append(target.name)
+        left = (time.monotonic() - begun) / len(done) * (len(TARGETS) - len(done)) / 60
+        print(f"\n{row}, {left:.0f} min left", flush=True)
+        _keep(row)
 
     return add
+
+
+def _keep(row: dict[str, str]) -> None:
+    """Put a target's row into the table, in place of the one of an earlier run."""
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    if TABLE.exists():
+        with TABLE.open(newline="") as file:
+            rows = [old for old in csv.DictReader(file) if old["target"] != row["target"]]
+    with TABLE.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted([*rows, row], key=lambda one: one["target"]))
 
 
 def _seed() -> int:
@@ -89,6 +88,18 @@ def test_it_is_read_or_refused_in_one_line(target, folder, note, request):
 
 
 # The harness itself
+
+
+@pytest.mark.unit
+def test_a_run_of_some_targets_keeps_the_rows_of_the_others(tmp_path, monkeypatch, note):
+    monkeypatch.setattr(f"{__name__}.TABLE", tmp_path / "new" / "fuzz.csv")
+    for target, inputs in ((TARGETS[1], 7), (TARGETS[0], 8), (TARGETS[1], 9)):
+        note(target, Outcome(inputs=inputs))
+    rows = list(csv.DictReader((tmp_path / "new" / "fuzz.csv").read_text().splitlines()))
+    assert [(row["target"], row["inputs"]) for row in rows] == [
+        ("study file", "8"),
+        ("study file to plan", "9"),
+    ]
 
 
 def _fails(data: bytes) -> None:
