@@ -222,9 +222,17 @@ def test_a_kill_in_an_epoch_loses_that_epoch_only(
             return ask(self, batch)
 
         FrozenTeacher.__call__ = kill
-        go()
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        status = 1
+        try:
+            go()
+        except RuntimeError as error:
+            status = 77 if "fork-based multiprocessing" in str(error) else 1
+        finally:
+            os._exit(status)  # or it would run all other tests once more
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if ended == 77:
+        pytest.skip("an earlier test used a device's threads, and torch trains in no fork of such a process")
+    assert ended == -signal.SIGKILL
     stored = len(SoftLabels(store))
     assert stored == (120 if while_ahead else 96)
     last = tmp_path / "runs" / "killed" / "last.pth.tar"
