@@ -26,9 +26,7 @@ JSON_LIMIT = 64 << 20  # bytes; the largest file of ours, the plan of 2,000 runs
 YAML_LIMIT = 1 << 20  # bytes; the largest recipe has 10 kB
 _YAML_NODES, _YAML_DEPTH, _YAML_NUMBER = 100_000, 50, 1000  # with aliases written out; levels; digits
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_LEFT = re.compile(
-    r"\..+\.lskd-[0-9a-f]{8}\.new"
-)  # of a scratch file, which is locked as long as it is written
+_LEFT = re.compile(r"\..+\.lskd-[0-9a-f]{8}\.new")  # a scratch file, locked as long as it is written
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 
 
@@ -360,7 +358,9 @@ def _open_scratch(path: Path) -> tuple[Path, int]:
         handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             if not _lock_for_others(handle, scratch):
-                return scratch.rename(scratch.with_suffix(".unlocked.new")), handle
+                if sys.platform != "win32":  # which renames no file that is open
+                    scratch = scratch.rename(scratch.with_suffix(".unlocked.new"))
+                return scratch, handle
             if os.fstat(handle).st_nlink:
                 return scratch, handle
         except (FileNotFoundError, BlockingIOError):
