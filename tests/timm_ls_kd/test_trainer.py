@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import events
 from lskd import load_teacher_weights
 from timm_ls_kd.task import LsKdTask
 from timm_ls_kd.trainer import main as trainer
-from timm_ls_kd.trainer.loop import Interrupted, stop_signals
+from timm_ls_kd.trainer.loop import Interrupted, stop_signals, stop_signals_wait
 
 pytestmark = pytest.mark.integration
 COLUMNS = ["train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement"]
@@ -423,3 +424,18 @@ def test_what_the_process_was_started_to_ignore_stays_ignored(ignored):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_request_to_end_waits_for_the_checkpoint(tmp_path):
+    """In the middle of `torch.save` it would end in torch's error about a file that is too short."""
+
+    class Weight:
+        def __reduce__(self):
+            signal.raise_signal(signal.SIGTERM)
+            return (OrderedDict, ())
+
+    file = tmp_path / "last.pth.tar"
+    with stop_signals(), pytest.raises(Interrupted) as asked, stop_signals_wait():
+        torch.save([torch.zeros(3), Weight(), torch.zeros(3)], file)
+    assert asked.value.args == (signal.SIGTERM,)
+    assert len(torch.load(file)) == 3

@@ -157,6 +157,12 @@ class Interrupted(BaseException):
     """The run was asked to stop by the signal in `args[0]`; no `except Exception` is to catch it."""
 
 
+# SIGHUP of a terminal that is closed, SIGQUIT of its Ctrl-\; not on Windows.
+_USUAL: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL} | {
+    getattr(signal, name): signal.SIG_DFL for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)
+}
+
+
 @contextmanager
 def stop_signals() -> Iterator[None]:
     """Turn Ctrl-C, SIGTERM, SIGQUIT and SIGHUP into `Interrupted`; a second one ends the process as usual.
@@ -164,25 +170,42 @@ def stop_signals() -> Iterator[None]:
     A signal that the process was started to ignore stays ignored: Ctrl-C in a shell's background job, SIGHUP
     under `nohup`.
     """
-    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    for name in ("SIGHUP", "SIGQUIT"):  # of a terminal that is closed, and of its Ctrl-\; not on Windows
-        if hasattr(signal, name):
-            usual[getattr(signal, name)] = signal.SIG_DFL
-    before = {number: signal.getsignal(number) for number in usual}
-    heard = [number for number in usual if before[number] is not signal.SIG_IGN]
 
     def stop(number: int, frame: Any) -> None:
-        for one in heard:
-            signal.signal(one, usual[one])
+        for one in before:
+            signal.signal(one, _USUAL[one])
         # Loading processes may have got the signal too; torch would raise an error about their end.
         if hasattr(signal, "SIGCHLD"):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise Interrupted(number)
 
-    for number in heard:
-        signal.signal(number, stop)
-    try:
+    with _handled_by(stop) as before:
         yield
+
+
+@contextmanager
+def stop_signals_wait() -> Iterator[None]:
+    """Let what asks for the end wait for the end of the block.
+
+    An exception in the middle of `torch.save` would be lost behind one of its own, about a file that is
+    too short; and what an epoch has brought is worth the moment that writing it takes.
+    """
+    asked: list[int] = []
+    with _handled_by(lambda number, frame: asked.append(number)):
+        yield
+    for number in asked:
+        signal.raise_signal(number)
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, Any], None]) -> Iterator[dict[int, Any]]:
+    """Handle the requests to end that are not ignored; gives how each was handled before, and will be."""
+    before = {number: signal.getsignal(number) for number in _USUAL}
+    before = {number: handled for number, handled in before.items() if handled is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield before
     finally:
-        for number in heard:
-            signal.signal(number, before[number])
+        for number, handled in before.items():
+            signal.signal(number, handled)

@@ -27,7 +27,7 @@ from timm_ls_kd.loader import seed_all
 from timm_ls_kd.models import load_weights
 from timm_ls_kd.store import OnDemandTeacher, SoftLabelsRun
 from timm_ls_kd.trainer.arguments import parse_arguments
-from timm_ls_kd.trainer.loop import Interrupted, stop_signals, train_one_epoch, validate
+from timm_ls_kd.trainer.loop import Interrupted, stop_signals, stop_signals_wait, train_one_epoch, validate
 from timm_ls_kd.trainer.run_folder import LAST, RunFolder, automatic_resume, check_folder, resumed_checkpoint
 from timm_ls_kd.trainer.session import Session, check_names, create_scheduler
 
@@ -179,9 +179,10 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
                         evaluated, at_chance = validate(model, session.loader_eval, args, autocast, epoch)
                 lr = sum(group["lr"] for group in optimizer.param_groups) / len(optimizer.param_groups)
                 if run is not None:
-                    best = run.save(epoch, train, evaluated, lr)
-                    for tracker in trackers:
-                        tracker.log(run.row, epoch)
+                    with stop_signals_wait():
+                        best = run.save(epoch, train, evaluated, lr)
+                        for tracker in trackers:
+                            tracker.log(run.row, epoch)
             parts = [f"train {name} {value:.4f}" for name, value in train.items()]
             parts += [f"val {name} {value:.4f}" for name, value in (evaluated or {}).items()]
             say(f"epoch {epoch} done in {time.perf_counter() - started:.1f} s: " + ", ".join(parts))
