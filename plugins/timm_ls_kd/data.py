@@ -2,7 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,14 +232,16 @@ class CheckedReader:
         sample[0].seek(0)
         return sample
 
-    def opened(self, index: int) -> tuple[Image.Image, Any]:
-        """Return an image, not decoded yet, and its label.
+    @contextmanager
+    def opened(self, index: int) -> Iterator[tuple[Image.Image, Any]]:
+        """Give an image, not decoded yet, and its label; its file is closed afterwards.
 
         Raises:
             LskdError: grey values of more than 8 bits, or too many pixels.
         """
         file, label, *_ = self.reader[index]
-        return self._image(file, index), label
+        with file:
+            yield self._image(file, index), label
 
     def _image(self, file: Any, index: int) -> Image.Image:
         try:

@@ -113,11 +113,11 @@ class SeededDataset(Dataset[Any]):
 
     def _decoded(self, reader: CheckedReader, sample: int) -> tuple[Any, Any]:
         try:
-            image, label = reader.opened(sample)
-            # Pillow would copy an image that has the mode already.
-            mode = self.dataset.input_img_mode or image.mode
-            image = image if image.mode == mode else image.convert(mode)
-            image.load()
+            with reader.opened(sample) as (image, label):
+                # Pillow would copy an image that has the mode already.
+                mode = self.dataset.input_img_mode or image.mode
+                image = image if image.mode == mode else image.convert(mode)
+                image.load()
         except (OSError, SyntaxError, zlib.error) as error:
             raise unreadable(reader.filename(sample, absolute=True), error) from None
         label = -1 if label is None else label
