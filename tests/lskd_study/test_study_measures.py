@@ -25,8 +25,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_each_run_s_logits_are_read_once_however_many_students_a_teacher_has(fake_study, monkeypatch):
-    results, read, reader = read_results(fake_study()), [], measures.logits_of
-    monkeypatch.setattr(measures, "logits_of", lambda plan, one: read.append(one.run.id) or reader(plan, one))
+    results, read, reader = read_results(fake_study()), [], measures.stored_of
+    monkeypatch.setattr(measures, "stored_of", lambda plan, one: read.append(one.run.id) or reader(plan, one))
     measure_study(results)
     assert sorted(read) == sorted(results.finished)
 

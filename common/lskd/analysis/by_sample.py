@@ -1,4 +1,7 @@
-"""Logits as NumPy arrays, measured sample by sample: checked, and in blocks so that memory stays small."""
+"""Logits as NumPy arrays, measured sample by sample: checked, and in blocks so that memory stays small.
+
+And a block's softmax in the parts that measures are made of.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from lskd.targets import check_finite, check_labels
 
 Array = NDArray[np.float64]
 
 _BLOCK = 1 << 17  # numbers of a block of logits, so that it stays in a CPU's cache
+_LOWEST = float(np.finfo(np.float64).min) / 2
 
 
 def by_sample(
@@ -51,7 +56,7 @@ def by_sample(
         check_labels(torch.from_numpy(classes), shape[1])
         columns.append(classes)
     step = max(_BLOCK // shape[1], 1)
-    found = np.empty(shape[0])
+    found: list[Array] = []
     for start in range(0, shape[0], step):
         rows = slice(start, start + step)
         blocks = [
@@ -62,5 +67,31 @@ def by_sample(
         ]
         for block in blocks:
             check_finite(torch.from_numpy(block), start)
-        found[rows] = measure(*blocks, *(column[rows] for column in columns))
-    return found
+        found.append(np.asarray(measure(*blocks, *(column[rows] for column in columns)), np.float64))
+    return np.concatenate(found, axis=-1)
+
+
+class Softmax:
+    """The softmax of a block of finite logits ``(n, K)`` float64, which it overwrites, of one exponential.
+
+    Attributes:
+        answer: ``(n, 1)``, the class of the largest logit, of equal ones the first.
+        logits: ``(n, K)``, less the largest of their row.
+        log_largest: ``(n,)``, logarithm of the largest probability; it keeps samples apart whose
+            probabilities all round to 1.
+        probabilities: ``(n, K)``.
+    """
+
+    def __init__(self, logits: Array) -> None:
+        z = torch.from_numpy(logits)
+        self.answer = z.argmax(1, keepdim=True)
+        # Those further apart than the largest number would leave differences of infinities.
+        self.logits = z.sub_(z.gather(1, self.answer)).clamp_(min=_LOWEST)
+        others = self.logits.exp().scatter_(1, self.answer, 0.0)
+        self.log_largest = -others.sum(1).log1p_()
+        largest = self.log_largest.exp().unsqueeze(1)
+        self.probabilities = others.mul_(largest).scatter_(1, self.answer, largest)
+
+    def of(self, classes: NDArray[np.int64]) -> Tensor:
+        """Return the logarithm of the probability of one class of each sample."""
+        return self.logits.gather(1, torch.from_numpy(classes).unsqueeze(1)).squeeze(1) + self.log_largest

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from lskd.analysis.by_sample import Array, by_sample
+from lskd.analysis.by_sample import Array, Softmax, by_sample
 from lskd.targets import check_temperature
 
 
@@ -37,16 +37,19 @@ def wrong_class_variance(logits: ArrayLike, labels: ArrayLike, temperature: floa
     """
     check_temperature(temperature)
 
-    def measure(z: NDArray[np.float64], own: NDArray[np.int64]) -> Array:
-        label = (np.arange(len(z)), own)
-        p = (torch.from_numpy(z) / temperature).softmax(1).numpy()
-        p[label] = 0
-        wrong = p.shape[1] - 1
-        p -= p.sum(1, keepdims=True) / wrong
-        p[label] = 0
-        return np.asarray(np.square(p).sum(1) / wrong)
+    def measure(z: Array, own: NDArray[np.int64]) -> Array:
+        return among_wrong(Softmax(z / temperature), own)
 
     return by_sample(measure, logits, labels=labels, fewest_classes=3)
+
+
+def among_wrong(softmax: Softmax, labels: NDArray[np.int64]) -> Array:
+    """Return :func:`wrong_class_variance` of a block, whose probabilities it overwrites."""
+    p, own = softmax.probabilities, torch.from_numpy(labels).unsqueeze(1)
+    wrong = p.shape[1] - 1
+    p.scatter_(1, own, 0.0)
+    p.sub_(p.sum(1, keepdim=True) / wrong).scatter_(1, own, 0.0)
+    return p.square_().sum(1).div_(wrong).numpy()
 
 
 def log_ratio_contributions(first: ArrayLike, second: ArrayLike) -> Array:

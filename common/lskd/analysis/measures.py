@@ -245,6 +245,7 @@ def measure_teacher(
     *,
     influence: bool = False,
     small_class_correction: bool = False,
+    fitted: bool = True,
     progress: Progress | None = None,
 ) -> TeacherMeasures:
     """Measure a teacher from its logits on a labelled data set.
@@ -258,6 +259,7 @@ def measure_teacher(
         labels: integer class ids ``(N,)``, in any order.
         influence: look once more, for the sampling error of the two stabilities of probability vectors.
         small_class_correction: correct the stabilities for the bias of small classes.
+        fitted: whether to look for the temperature that fits best; else it is 1.
         progress: called with the number of samples that were just looked at, at most
             ``N * (2 + influence)`` in all.
 
@@ -276,8 +278,10 @@ def measure_teacher(
         look = _Look(logits, labels, progress or (lambda samples: None))
         look.at_classes(influence)
         between, influence_between = look.at_class_means(influence)
-        calibrated = fit_temperature(logits, labels, progress=_at_most(len(labels), progress))
-    nll, entropy, confidence = look.scalars
+        nll, entropy, confidence = look.scalars
+        calibrated = TemperatureFit(1.0, False, nll, confidence)
+        if fitted:
+            calibrated = fit_temperature(logits, labels, progress=_at_most(len(labels), progress))
     return TeacherMeasures(
         num_classes=logits.shape[1],
         labels=labels,

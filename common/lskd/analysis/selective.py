@@ -16,9 +16,11 @@ confidence repairs that (Xia et al., ICLR 2025; Cattelan and Silva, UAI 2024).
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
-from lskd.analysis.by_sample import Array, by_sample
+from lskd.analysis.by_sample import Array, Softmax, by_sample
 
 NORM = 5.0
 """The norm to normalise logits with where none is fitted on other samples.
@@ -49,10 +51,10 @@ def confidence(logits: ArrayLike, norm: float | None = None) -> Array:
     array([0.7071, 0.7071])
     """
     if norm is None:
-        return by_sample(_largest_log_probability, logits)
+        return by_sample(lambda z: Softmax(z).log_largest.numpy(), logits)
     if not norm >= 1:
         raise ValueError(f"norm is {norm}; it must be at least 1")
-    return by_sample(lambda z: _largest_normalised(z, norm), logits, fewest_classes=3)
+    return by_sample(lambda z: largest_normalised(torch.from_numpy(z), norm), logits, fewest_classes=3)
 
 
 def aurc_pseudo_values(confidence: ArrayLike, correct: ArrayLike) -> Array:
@@ -120,20 +122,16 @@ def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[Array, Array]:
     return order, right
 
 
-def _largest_log_probability(z: NDArray[np.float64]) -> Array:
-    rows, largest = np.arange(len(z)), z.argmax(1)
-    others = np.exp(z - z[rows, largest][:, None])
-    others[rows, largest] = 0
-    return np.asarray(-np.log1p(others.sum(1)))
-
-
-def _largest_normalised(z: NDArray[np.float64], norm: float) -> Array:
-    z -= z.mean(1, keepdims=True)
-    scale = np.abs(z).max(1, keepdims=True)  # so that no power overflows
-    z /= np.where(scale > 0, scale, 1)
+def largest_normalised(logits: Tensor, norm: float = NORM) -> Array:
+    """Return :func:`confidence` with a norm of a block, float64."""
+    z = logits - logits.mean(1, keepdim=True)
+    largest, size = z.amax(1), z.abs_()
+    scale = size.amax(1)  # so that no power overflows
+    scale = torch.where(scale > 0, scale, 1.0)
+    size.div_(scale.unsqueeze(1))
     if norm == NORM:  # products take a quarter of the time of powers
-        size = np.abs(z)
-        length = (np.square(size * size) * size).sum(1) ** (1 / NORM)
+        fourth = size.square()
+        length = fourth.mul_(fourth).mul_(size).sum(1) ** (1 / NORM)
     else:
-        length = np.linalg.norm(z, ord=norm, axis=1)
-    return np.asarray(z.max(1) / np.where(length > 0, length, 1))
+        length = torch.linalg.vector_norm(size, norm, dim=1)
+    return (largest / scale / torch.where(length > 0, length, 1.0)).numpy()

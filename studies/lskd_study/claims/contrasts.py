@@ -10,7 +10,7 @@ the table of these numbers goes through one analysis, seeds and samples both ran
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,9 @@ import torch
 from lskd import LskdError
 from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
 from lskd.base.images import class_folders, class_images
+from lskd_study.base.cores import over_cores
 from lskd_study.plan.plan import Plan
-from lskd_study.results.images import read_logits
+from lskd_study.results.images import Stored, read_stored
 from lskd_study.results.results import PerSample, Result
 from lskd_study.stats.intervals import CROSSED, Interval, crossed_interval, no_interval, seed_interval
 
@@ -172,26 +173,29 @@ def separation_measure(plan: Plan, compared: Sequence[Sequence[Result]]) -> Meas
     Raises:
         LskdError: for classes of fewer than 3 images, or logits that are not finite.
     """
+
+    def means_of(result: Result) -> torch.Tensor:
+        stored = stored_of(plan, result)
+        try:
+            return class_mean_probabilities(stored.logits, stored.labels, plan.num_classes)
+        except ValueError as error:
+            raise LskdError(f"{result.run.id}: {error}") from None
+
+    def separation(result: Result, pairs: Sequence[tuple[int, int]]) -> PerSample:
+        stored = stored_of(plan, result)
+        values = class_separation(stored.logits, stored.labels, pairs).numpy()
+        return PerSample(stored.sorted(values), strata=stored.sorted(stored.labels.numpy()))
+
     found = {}
     for runs in compared:
-        means = []
-        for result in runs:
-            logits, labels = logits_of(plan, result)
-            try:
-                means.append(class_mean_probabilities(logits, labels, plan.num_classes))
-            except ValueError as error:
-                raise LskdError(f"{result.run.id}: {error}") from None
-        pairs = nearest_classes(class_confusion(means))
-        for result in runs:
-            logits, labels = logits_of(plan, result)
-            values = class_separation(logits, labels, pairs).numpy()
-            found[result.run.id] = PerSample(values, strata=labels.numpy())
+        pairs = nearest_classes(class_confusion(list(over_cores(means_of, runs))))
+        values = over_cores(partial(separation, pairs=pairs), runs)
+        found |= {result.run.id: one for result, one in zip(runs, values, strict=True)}
     return Measure(
         lambda result: found[result.run.id], lambda result: float(found[result.run.id].values.mean())
     )
 
 
-def logits_of(plan: Plan, result: Result) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a run's stored logits ``(N, K)`` and labels ``(N,)``, sorted by the samples' keys."""
-    _, logits, labels = read_logits(plan.folder(result.run), plan.num_classes)
-    return torch.from_numpy(logits), torch.from_numpy(labels)
+def stored_of(plan: Plan, result: Result) -> Stored:
+    """Return a run's stored logits."""
+    return read_stored(plan.folder(result.run), plan.num_classes)

@@ -10,21 +10,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
-from lskd import LskdError
+from lskd import LskdError, measure_teacher
+from lskd.analysis.by_sample import Softmax, by_sample
 from lskd.analysis.calibration import calibration_contributions
-from lskd.analysis.dark_knowledge import log_ratio_contributions, wrong_class_variance
-from lskd.analysis.fidelity import agreement, divergence
-from lskd.analysis.selective import NORM, aurc_pseudo_values, confidence
-from lskd.stability import stability
-from lskd_study.claims.contrasts import logits_of
+from lskd.analysis.dark_knowledge import among_wrong, log_ratio_contributions
+from lskd.analysis.fidelity import between
+from lskd.analysis.selective import aurc_pseudo_values, largest_normalised
+from lskd_study.base.cores import over_cores
+from lskd_study.claims.contrasts import stored_of
 from lskd_study.claims.judging import by_network
 from lskd_study.claims.statements import Setting, losses_of, models_of
 from lskd_study.paper.sources import SOURCES
 from lskd_study.plan.kinds import IMAGES
 from lskd_study.plan.plan import exact
-from lskd_study.results.images import ImageResult
+from lskd_study.results.images import ImageResult, Stored
 from lskd_study.results.results import Results, common_seeds, failure_words, failures_of
 from lskd_study.stats.intervals import Array, Interval, crossed_interval
 from lskd_study.stats.ranks import FEWEST, Pick, RankCorrelation, pick, rank_correlation
@@ -180,42 +180,70 @@ def measure_study(results: Results[Any]) -> Measures:
 
 def _of_runs(results: Results[ImageResult], temperature: float, ranked: bool) -> Fields:
     """Return every finished run's measures, and of teachers that are ranked those with one value a run."""
-    fields: dict[str, dict[str, Array]] = {}
     groups: dict[str, list[ImageResult]] = defaultdict(list)  # a teacher, which comes first, and its students
     for result in results.finished.values():
         if result.run.role != "control":
             groups[result.run.teacher or result.run.id].append(result)
-    for teacher, group in groups.items():
-        said = None
+
+    def measure(group: Sequence[ImageResult]) -> dict[str, dict[str, Array]]:
+        found, said = {}, None
         for result in group:
-            logits, labels = logits_of(results.plan, result)
-            found = fields[result.run.id] = _of_classifier(logits, labels, result.correct)
-            if result.run.id == teacher:
-                said = logits
-            elif said is not None:
-                found |= {"agreement": agreement(said, logits), "divergence": divergence(said, logits)}
-            if result.run.role == "teacher" and logits.shape[1] > 2:
-                found["dark_knowledge"] = wrong_class_variance(logits, labels, temperature)
-            if result.run.role == "teacher" and ranked:
-                found["target_std"] = np.array([result.instability])
-                for one in STABILITIES[1:]:
-                    value = stability(logits, labels, logits.shape[1], one.id)  # type: ignore[arg-type]
-                    found[one.id] = np.array([1 - float(value)])
+            stored, taught = stored_of(results.plan, result), result.run.role == "student"
+            own = _of_classifier(
+                stored, result.correct, said if taught else None, None if taught else temperature
+            )
+            if not taught:
+                said = stored
+                if ranked:
+                    own |= _stabilities(stored, result.instability)
+            found[result.run.id] = own
+        return found
+
+    fields: dict[str, dict[str, Array]] = {}
+    for found in over_cores(measure, groups.values()):
+        fields |= found
     return fields
 
 
-def _of_classifier(logits: torch.Tensor, labels: torch.Tensor, correct: Array) -> dict[str, Array]:
-    sure = confidence(logits)
+def _of_classifier(
+    stored: Stored, correct: Array, teacher: Stored | None, temperature: float | None
+) -> dict[str, Array]:
+    """Return a run's measures from one look at its logits and at its teacher's; of a teacher temperature."""
+    several = stored.logits.shape[1] > 2  # of two normalised logits every sample has the same
+    names = ["nll", "log_largest"]
+    names += ["aurc_normalised"] * several
+    names += ["agreement", "divergence"] * (teacher is not None)
+    names += ["dark_knowledge"] * (several and temperature is not None)
+
+    def measure(z: Array, *others: Any) -> Array:
+        *theirs, labels = others
+        own = Softmax(z)
+        rows = [-own.of(labels), own.log_largest]
+        if several:
+            rows.append(largest_normalised(own.logits))
+        for other in map(Softmax, theirs):
+            rows += [(other.answer == own.answer).squeeze(1), between(other, own)]
+        if several and temperature is not None:
+            rows.append(among_wrong(own if temperature == 1 else Softmax(z / temperature), labels))
+        return np.stack(rows)
+
+    theirs = [] if teacher is None else [teacher.logits]
+    if teacher is not None and not np.array_equal(teacher.order, stored.order):
+        theirs = [teacher.logits[teacher.order[np.argsort(stored.order)]]]
+    values = by_sample(measure, stored.logits, *theirs, labels=stored.labels)
+    found = {name: stored.sorted(one) for name, one in zip(names, values, strict=True)}
+    sure = found.pop("log_largest")
     gaps = calibration_contributions(torch.from_numpy(np.exp(sure)), torch.from_numpy(correct))
-    found = {
-        "top1": correct,
-        "nll": cross_entropy(logits, labels, reduction="none").double().numpy(),
-        "ece": gaps.numpy(),
-        "aurc": aurc_pseudo_values(sure, correct),
-    }
-    if logits.shape[1] > 2:  # of two normalised logits every sample has the same
-        found["aurc_normalised"] = aurc_pseudo_values(confidence(logits, NORM), correct)
+    found |= {"top1": correct, "ece": gaps.numpy(), "aurc": aurc_pseudo_values(sure, correct)}
+    if several:
+        found["aurc_normalised"] = aurc_pseudo_values(found["aurc_normalised"], correct)
     return found
+
+
+def _stabilities(stored: Stored, instability: float) -> dict[str, Array]:
+    measures = measure_teacher(stored.logits, stored.labels, fitted=False)
+    found = {one.id: measures.one_minus_stability(one.id) for one in STABILITIES[1:]}  # type: ignore[arg-type]
+    return {name: np.array([value]) for name, value in {STABILITIES[0].id: instability, **found}.items()}
 
 
 def _estimates(

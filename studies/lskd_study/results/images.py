@@ -106,15 +106,17 @@ def read_image_result(folder: Path, run: Run, num_classes: int, last_epochs: int
     """
     job = read_record(folder / JOB, Job)
     curves = read_curves(folder / CURVES)
-    keys, stored, labels = _stored(folder, num_classes)
-    rank, probability = np.empty(len(labels), np.int64), np.empty(len(labels))
+    stored = read_stored(folder, num_classes)
+    count = len(stored.labels)
+    rank, probability = np.empty(count, np.int64), np.empty(count)
     step = max(_BLOCK // num_classes, 1)
-    for start in range(0, len(labels), step):
+    for start in range(0, count, step):
         rows = slice(start, start + step)
-        scores, own = stored[rows].float(), torch.from_numpy(labels[rows, None])
+        scores, own = stored.logits[rows].float(), stored.labels[rows, None]
         require_finite("the logits of the validation images", scores, int(curves["epoch"][-1]))
         rank[rows] = (scores >= scores.gather(1, own)).sum(1) - 1  # ties count against the model
         probability[rows] = scores.double().softmax(1).gather(1, own).squeeze(1)
+    rank, probability, labels = (stored.sorted(each) for each in (rank, probability, stored.labels.numpy()))
     moments = class_moments(torch.from_numpy(probability), torch.from_numpy(labels), num_classes)
     deviations = class_deviations(moments)
     warn_of_left_out(deviations, moments[0])
@@ -122,7 +124,7 @@ def read_image_result(folder: Path, run: Run, num_classes: int, last_epochs: int
         run=run,
         job=job,
         curves=curves,
-        keys=keys,
+        keys=stored.keys,
         labels=labels,
         rank=rank,
         correct=(rank < 1).astype(np.float64),
@@ -145,12 +147,37 @@ def read_logits(folder: Path, num_classes: int) -> tuple[list[str], NDArray[np.f
     Raises:
         Exception: of many classes, when the file is missing or damaged.
     """
-    keys, stored, labels = _stored(folder, num_classes)
-    return keys, stored.float().numpy(), labels
+    stored = read_stored(folder, num_classes)
+    return stored.keys, stored.sorted(stored.logits.float().numpy()), stored.sorted(stored.labels.numpy())
 
 
-def _stored(folder: Path, num_classes: int) -> tuple[list[str], torch.Tensor, NDArray[np.int64]]:
-    """Return a run's samples, sorted: keys, logits ``(N, K)`` as they are stored, and labels."""
+@dataclass(frozen=True)
+class Stored:
+    """What a run has stored of the validation images, in the order of its file.
+
+    Attributes:
+        logits: ``(N, K)``, in the file's precision.
+        labels: ``(N,)`` int64.
+        keys: the images' names, sorted.
+        order: ``(N,)``, where in the file each of these lies.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    keys: list[str]
+    order: NDArray[np.int64]
+
+    def sorted(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return values of images by the images' names; to sort these takes less than to sort the logits."""
+        return values[self.order]
+
+
+def read_stored(folder: Path, num_classes: int) -> Stored:
+    """Read a run's file.
+
+    Raises:
+        Exception: of many classes, when it is missing or damaged.
+    """
     from safetensors.torch import load
 
     # Not mapped: of a file that is cut later, or on a disk that fails, a read would end the process.
@@ -159,15 +186,15 @@ def _stored(folder: Path, num_classes: int) -> tuple[list[str], torch.Tensor, ND
     if labels.ndim != 1 or logits.shape != (len(labels), num_classes):
         raise ValueError("sizes do not match")
     check_labels(labels, num_classes)
-    keys, order, in_order = _sorted(tensors["keys"].numpy().tobytes(), labels.numpy().tobytes())
-    return keys, logits if (np.diff(order) > 0).all() else logits[order], in_order
+    keys, order = _sorted(tensors["keys"].numpy().tobytes())
+    if len(keys) != len(labels):
+        raise ValueError("sizes do not match")
+    return Stored(logits, labels, keys, order)
 
 
 @lru_cache(maxsize=1)
-def _sorted(keys: bytes, labels: bytes) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    """Return keys and labels as sorted by key, and the order; all runs of a study share what is returned."""
-    names, classes = keys.decode().split("\n"), np.frombuffer(labels, np.int64)
-    if len(names) != len(classes):
-        raise ValueError("sizes do not match")
+def _sorted(keys: bytes) -> tuple[list[str], NDArray[np.int64]]:
+    """Return keys as sorted, and the order; all runs of a study share what is returned."""
+    names = keys.decode().split("\n")
     order = np.argsort(np.array(names), kind="stable")
-    return [names[i] for i in order], order, classes[order]
+    return [names[i] for i in order], order

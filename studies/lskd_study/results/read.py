@@ -1,9 +1,11 @@
 """Read a study's run folders: each finished run as what its trainer's kind of model leaves."""
 
+from functools import partial
 from typing import Any
 
 from lskd import DivergedError, LskdError
 from lskd.base.files import read_json
+from lskd_study.base.cores import over_cores
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import JOB, Plan, Run
 from lskd_study.results.images import read_image_result
@@ -17,17 +19,20 @@ def read_results(plan: Plan) -> Results[Any]:
         LskdError: for a run folder that is damaged or runs that were measured on different samples.
     """
     finished, missing, failed = {}, [], {}
+    ended = []
     for run in plan.runs:
         if not plan.done(run):
             missing.append(run.id)
         elif plan.failed(run):
             failed[run.id] = Failure(run, read_json(plan.folder(run) / JOB))
         else:
-            try:
-                finished[run.id] = _read(plan, run)
-            except DivergedError as error:  # recorded as finished by a version that did not look
-                record = read_json(plan.folder(run) / JOB)
-                failed[run.id] = Failure(run, record | {"failed": str(error)})
+            ended.append(run)
+    for run, found in zip(ended, over_cores(partial(_read, plan), ended), strict=True):
+        if isinstance(found, DivergedError):  # recorded as finished by a version that did not look
+            record = read_json(plan.folder(run) / JOB)
+            failed[run.id] = Failure(run, record | {"failed": str(found)})
+        else:
+            finished[run.id] = found
     for result in finished.values():
         first = next(iter(finished.values()))
         if not result.same_samples(first):
@@ -39,7 +44,7 @@ def read_results(plan: Plan) -> Results[Any]:
     return Results(plan, finished, missing, failed)
 
 
-def _read(plan: Plan, run: Run) -> Result:
+def _read(plan: Plan, run: Run) -> Result | DivergedError:
     folder = plan.folder(run)
     try:
         if plan.kind is TRANSLATION:
@@ -47,6 +52,8 @@ def _read(plan: Plan, run: Run) -> Result:
 
             return read_translation_result(folder, run)
         return read_image_result(folder, run, plan.num_classes, plan.last_epochs)
+    except DivergedError as error:
+        return error
     except LskdError:
         raise
     except Exception as error:  # safetensors has an exception class of its own
