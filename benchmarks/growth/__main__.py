@@ -2,7 +2,7 @@
 
 python benchmarks/growth                  # or make bench-growth: all of it
 python benchmarks/growth steps            # a minute: batch, classes, vocabulary, samples and epochs
-python benchmarks/growth files page-runs  # of the parts in sizes.py those that are named
+python benchmarks/growth files page-runs  # of the parts in sizes.py those that are named; others' rows stay
 """
 
 import csv
@@ -34,13 +34,16 @@ def main(names: Sequence[str]) -> None:
         write("growth", curves)
         draw(curves, steps.PANELS, STEPS, FOLDER / "growth.png")
     if chosen := [parts[name] for name in wanted if name in parts]:
-        curves = [curve for panel in chosen for curve in measured(panel)]
-        write("growth_sizes", curves)
+        for panel in chosen:
+            curves = [*others(panel), *measured(panel)]
+            write("growth_sizes", curves)
         panels = {
             f"{panel.name} {what}": (panel.unit, unit, f"{panel.name}: {what}")
-            for panel in chosen
+            for panel in sizes.PANELS
             for what, unit in (("time", "s of CPU"), ("memory", "MB beyond the imports"))
         }
+        there = {curve.panel for curve in curves}
+        panels = {name: texts for name, texts in panels.items() if name in there}
         draw(curves, panels, SIZES, FOLDER / "growth_sizes.png")
     if "imagenet" in wanted:
         with tempfile.TemporaryDirectory() as folder:
@@ -64,12 +67,27 @@ def measured(panel: sizes.Sizes) -> list[Curve]:
     found = []
     for what, costs in (("time", time), ("memory", memory)):
         for name, values in costs.items():
-            before = sorted(values)[-2]
-            found.append(linear(f"{panel.name} {what}", name, values, before))
+            found.append(expected(f"{panel.name} {what}", name, values))
             end = max(values)
             share = values[end] / found[-1].expected(end)
             print(f"{panel.name:16} {name:18} {what} at {end:,}: {share:.2f} of linear")
     return found
+
+
+def expected(panel: str, name: str, values: dict[int, float]) -> Curve:
+    """Return a curve with the straight line by the least size and the last but one."""
+    return linear(panel, name, values, sorted(values)[-2])
+
+
+def others(panel: sizes.Sizes) -> list[Curve]:
+    """Return what an earlier command measured of the other panels."""
+    path, found = FOLDER / "growth_sizes.csv", defaultdict[tuple[str, str], dict[int, float]](dict)
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                found[row["panel"], row["curve"]][int(row["x"])] = float(row["y"])
+    own = {f"{panel.name} {what}" for what in ("time", "memory")}
+    return [expected(*names, values) for names, values in found.items() if names[0] not in own]
 
 
 def write(name: str, curves: Sequence[Curve]) -> None:

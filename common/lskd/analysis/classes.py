@@ -1,6 +1,6 @@
 """Mean predictions of each class (Fig. 4), and which classes a teacher confuses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -86,14 +86,15 @@ def minor_probabilities(means: Tensor, classes: Sequence[int] | None = None) -> 
     return means[others].reshape(len(means), means.shape[1] - 1)
 
 
-def class_confusion(means: Sequence[Tensor]) -> Tensor:
+def class_confusion(means: Iterable[Tensor]) -> Tensor:
     """Return how much classes are taken for each other, ``(K, K)`` float64, symmetric.
 
     Entry ``(a, b)`` is the mean probability that ``a``'s examples give to ``b`` and ``b``'s to ``a``,
     averaged over teachers; the diagonal is NaN, and so is a class without examples.
 
     Args:
-        means: of each teacher, ``(K, K)`` as from :func:`class_mean_probabilities`.
+        means: of each teacher, ``(K, K)`` as from :func:`class_mean_probabilities`; taken one by one, because
+            of many classes each is large.
 
     Raises:
         ValueError: for no teacher or shapes that differ.
@@ -101,14 +102,14 @@ def class_confusion(means: Sequence[Tensor]) -> Tensor:
     >>> class_confusion([torch.tensor([[0.7, 0.3], [0.1, 0.9]])])[0, 1].round(decimals=4)
     tensor(0.2000, dtype=torch.float64)
     """
-    if not means or any(m.ndim != 2 or m.shape != (len(means[0]), len(means[0])) for m in means):
-        raise ValueError(
-            f"class means have shapes {[tuple(m.shape) for m in means]}; they must be (K, K), one K"
-        )
-    mean = torch.zeros_like(means[0], dtype=torch.float64)
-    for of_teacher in means:
-        mean += of_teacher.double() / len(means)
-    return ((mean + mean.T) / 2).fill_diagonal_(torch.nan)
+    total, teachers = torch.empty(0, 0, dtype=torch.float64), 0
+    for teachers, own in enumerate(means, start=1):
+        if own.ndim != 2 or own.shape != (len(own), len(own)) or (teachers > 1 and own.shape != total.shape):
+            raise ValueError(f"class means have shape {tuple(own.shape)}; they must be (K, K), one K")
+        total = own.to(torch.float64, copy=True) if teachers == 1 else total.add_(own)
+    if not teachers:
+        raise ValueError("there are no class means; they must be (K, K), of one teacher or more")
+    return (total + total.T).div_(2 * teachers).fill_diagonal_(torch.nan)
 
 
 def propose_classes(confusion: Tensor) -> tuple[int, int, int]:
@@ -165,13 +166,8 @@ def class_separation(logits: Tensor, labels: Tensor, pairs: Sequence[tuple[int, 
     if not pairs or any(a == b for a, b in pairs):
         raise ValueError("pairs are two different classes each, and there must be one")
     check_labels(torch.tensor(list(pairs)).flatten(), logits.shape[1], "pairs")
-    sizes = labels.bincount(minlength=logits.shape[1]).tolist()
-    rows = torch.split(labels.argsort(stable=True), sizes)
-    for c in sorted({c for pair in pairs for c in pair}):
-        if sizes[c] < _SMALLEST:
-            raise LskdError(
-                f"class {c} has {sizes[c]} examples; its separation from another needs {_SMALLEST}"
-            )
+    check_separable(labels, {c for pair in pairs for c in pair})
+    rows = torch.split(labels.argsort(stable=True), labels.bincount(minlength=logits.shape[1]).tolist())
     samples = len(labels)
     contributions = torch.zeros(samples, dtype=torch.float64)
     separations = []
@@ -194,6 +190,15 @@ def class_separation(logits: Tensor, labels: Tensor, pairs: Sequence[tuple[int, 
     return torch.tensor(separations, dtype=torch.float64).mean() + contributions / len(pairs)
 
 
+def check_separable(labels: Tensor, classes: Iterable[int]) -> None:
+    """Raise LskdError unless each of these classes has enough examples for :func:`class_separation`."""
+    sizes = labels.bincount().tolist()
+    for c in sorted(classes):
+        size = sizes[c] if c < len(sizes) else 0
+        if size < _SMALLEST:
+            raise LskdError(f"class {c} has {size} examples; its separation from another needs {_SMALLEST}")
+
+
 def nearest_classes(confusion: Tensor) -> list[tuple[int, int]]:
     """Return each class with the one it is taken for most, without repeating a pair.
 
@@ -203,6 +208,7 @@ def nearest_classes(confusion: Tensor) -> list[tuple[int, int]]:
     >>> nearest_classes(torch.tensor([[torch.nan, 0.3, 0.1], [0.3, torch.nan, 0.2], [0.1, 0.2, torch.nan]]))
     [(0, 1), (1, 2)]
     """
-    known = (~confusion.isnan()).any(1).nonzero().flatten().tolist()
-    nearest = confusion.nan_to_num(nan=-1.0).argmax(1).tolist()
-    return list(dict.fromkeys((min(c, nearest[c]), max(c, nearest[c])) for c in known))
+    largest, nearest = confusion.nan_to_num(nan=-1.0).max(1)
+    known = (largest >= 0).tolist()
+    pairs = [(c, other) for c, other in enumerate(nearest.tolist()) if known[c]]
+    return list(dict.fromkeys((min(pair), max(pair)) for pair in pairs))

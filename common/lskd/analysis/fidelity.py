@@ -4,6 +4,7 @@ The two measures of Stanton et al. (NeurIPS 2021, "Does Knowledge Distillation R
 sample: the measure is the mean. Neither needs labels, and a faithful student need not be an accurate one.
 """
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
@@ -60,4 +61,4 @@ def between(teacher: Softmax, student: Softmax) -> Array:
     """Return :func:`divergence` of a block."""
     further = torch.linalg.vecdot(teacher.probabilities, teacher.logits - student.logits)
     kl = further + (teacher.log_largest - student.log_largest)
-    return kl.clamp_(min=0).numpy()  # equal rows differ by rounding
+    return np.asarray(kl.clamp_(min=0))  # equal rows differ by rounding

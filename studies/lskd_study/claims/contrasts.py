@@ -17,7 +17,13 @@ import numpy as np
 import torch
 
 from lskd import LskdError
-from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
+from lskd.analysis.classes import (
+    check_separable,
+    class_confusion,
+    class_mean_probabilities,
+    class_separation,
+    nearest_classes,
+)
 from lskd.base.images import class_folders, class_images
 from lskd_study.base.cores import over_cores
 from lskd_study.plan.plan import Plan
@@ -173,22 +179,29 @@ def separation_measure(plan: Plan, compared: Sequence[Sequence[Result]]) -> Meas
     Raises:
         LskdError: for classes of fewer than 3 images, or logits that are not finite.
     """
+    labels = stored_of(plan, compared[0][0]).labels
+    present = labels.unique()  # each of which is in a pair
+    if len(present) < 2:
+        raise LskdError("all validation images are of one class; a separation is that of two")
+    check_separable(labels, present.tolist())
 
     def means_of(result: Result) -> torch.Tensor:
         stored = stored_of(plan, result)
         try:
-            return class_mean_probabilities(stored.logits, stored.labels, plan.num_classes)
+            means = class_mean_probabilities(stored.logits, stored.labels, plan.num_classes, present.tolist())
         except ValueError as error:
             raise LskdError(f"{result.run.id}: {error}") from None
+        return means if len(present) == plan.num_classes else means[:, present]
 
     def separation(result: Result, pairs: Sequence[tuple[int, int]]) -> PerSample:
         stored = stored_of(plan, result)
         values = class_separation(stored.logits, stored.labels, pairs).numpy()
         return PerSample(stored.sorted(values), strata=stored.sorted(stored.labels.numpy()))
 
-    found = {}
+    found: dict[str, PerSample] = {}
     for runs in compared:
-        pairs = nearest_classes(class_confusion(list(over_cores(means_of, runs))))
+        nearest = nearest_classes(class_confusion(over_cores(means_of, runs)))
+        pairs = [(int(present[a]), int(present[b])) for a, b in nearest]
         values = over_cores(partial(separation, pairs=pairs), runs)
         found |= {result.run.id: one for result, one in zip(runs, values, strict=True)}
     return Measure(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from lskd import LskdError, measure_teacher
 from lskd.analysis.by_sample import Softmax, by_sample
@@ -218,7 +219,7 @@ def _of_classifier(
     def measure(z: Array, *others: Any) -> Array:
         *theirs, labels = others
         own = Softmax(z)
-        rows = [-own.of(labels), own.log_largest]
+        rows: list[ArrayLike] = [-own.of(labels), own.log_largest]
         if several:
             rows.append(largest_normalised(own.logits))
         for other in map(Softmax, theirs):

@@ -5,6 +5,7 @@ that all of them (on any machine that sees the folder) agree on names and settin
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -270,7 +271,8 @@ class Plan:
 
     def unfinished(self) -> list[Run]:
         """Return the runs still to do."""
-        return [run for run in self.runs if not self.done(run)]
+        root = str(self.root)  # each job asks for all runs, and texts are joined ten times as fast as paths
+        return [run for run in self.runs if not os.path.exists(f"{root}/{run.folder}/{JOB}")]
 
     def settings(self, run: Run) -> dict[str, Any]:
         """Return what defines the run's result; two runs of equal settings are the same experiment."""

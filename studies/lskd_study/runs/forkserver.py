@@ -131,16 +131,22 @@ def _kill(run: int, number: int) -> None:
         os.kill(run, number)
 
 
-def serve(listener: socket.socket, life: int, do: Callable[[list[str]], int]) -> None:
+def serve(
+    listener: socket.socket,
+    life: int,
+    do: Callable[[list[str]], int],
+    before: Callable[[str, list[str]], object] = lambda cwd, arguments: None,
+) -> None:
     """Fork what is asked for, until nobody can ask any more and all runs have ended.
 
     Args:
         listener: where jobs ask.
         life: file descriptor that is at its end when nobody can.
         do: does the job of a command's arguments in its own process; returns the exit status.
+        before: what is done here for it, given also its working directory, so that the next find it done.
     """
     jobs: dict[BaseProcess, socket.socket] = {}
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
     asking: list[Any] = [listener, life]
     while asking or jobs:
         runs: dict[Any, BaseProcess] = {run.sentinel: run for run in jobs}
@@ -151,7 +157,7 @@ def serve(listener: socket.socket, life: int, do: Callable[[list[str]], int]) ->
             elif ready is listener:
                 job, _ = listener.accept()
                 try:
-                    _fork(job, jobs, listener, before, do)
+                    _fork(job, jobs, listener, handlers, do, before)
                 except (OSError, ValueError):  # no room for a process: the job does it itself
                     job.close()
             elif ready in runs:
@@ -170,6 +176,7 @@ def _fork(
     listener: socket.socket,
     handlers: Mapping[signal.Signals, Any],
     do: Callable[[list[str]], int],
+    before: Callable[[str, list[str]], object],
 ) -> None:
     said, output, _, _ = socket.recv_fds(job, 1 << 16, 2)
     while not said.endswith(b"\n") and (more := job.recv(1 << 16)):
@@ -189,6 +196,7 @@ def _fork(
     try:
         if not _is_own(job) or threads != _threads():
             raise ValueError
+        before(cwd, arguments)
         run = multiprocessing.get_context("fork").Process(target=start)
         run.start()
     finally:
@@ -212,14 +220,14 @@ def _main(listener: int, life: int, modules: Sequence[str]) -> int:
     try:
         for module in modules:
             importlib.import_module(module)
-        from lskd_study.runs.job import do_job
+        from lskd_study.runs.job import do_job, know_plan
     except ImportError:  # each job then says so
         return 1
     gc.collect()
     gc.freeze()  # or a run's first collection would copy all of it
     signal.signal(signal.SIGINT, interrupt)
     with socket.socket(fileno=listener) as opened:
-        serve(opened, life, do_job)
+        serve(opened, life, do_job, know_plan)
     return 0
 
 

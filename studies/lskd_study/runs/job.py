@@ -12,6 +12,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def do_job(arguments: Sequence[str]) -> int:
     What went wrong is one line on stderr, the rest is in the log.
     """
     try:
-        plan = Plan.read(Path(arguments[0]))
+        plan = _plan(Path(arguments[0]))
         run_job(plan, plan.store_by_id.get(arguments[1]) or plan.run(arguments[1]))
     except LskdError as error:
         say(f"lskd: error: {error}", timed=False)
@@ -51,6 +52,28 @@ def do_job(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def know_plan(cwd: str, arguments: Sequence[str]) -> None:
+    """Read the plan of a job's command where it is about to be forked: once for all jobs, not once for each.
+
+    One that cannot be read the job complains of.
+    """
+    with contextlib.suppress(LskdError, OSError, IndexError):
+        _plan(Path(cwd, arguments[0]))
+
+
+def _plan(path: Path) -> Plan:
+    path = path.absolute()
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return _read_plan(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+    return Plan.read(path)
+
+
+@lru_cache(maxsize=1)
+def _read_plan(path: Path, state: tuple[int, ...]) -> Plan:
+    return Plan.read(path)
 
 
 def run_job(plan: Plan, made: Run | Store) -> None:
