@@ -6,16 +6,17 @@ import errno
 import os
 import shutil
 import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+import forked
 from lskd import DistillationLoss, FrozenTeacher, SoftLabels, SoftLabelsWriter
 from lskd.soft_labels import blocks as block_file_module
 from lskd.soft_labels import run as stored_run_module
 from lskd.soft_labels.shards import merge_shards
+from timm_ls_kd import cli
 from timm_ls_kd.store import SoftLabelsRun
 from timm_ls_kd.task import SoftLabelsTask
 
@@ -196,6 +197,27 @@ def test_ahead_of_time_in_shards_and_read_at_a_url(student, ahead, store, filled
     np.testing.assert_allclose(stored.take(keys).values, there.take(keys).values, atol=0.01)
 
 
+KILLED = """
+import os, signal, sys
+import timm_ls_kd.trainer.main
+from lskd import FrozenTeacher
+from timm_ls_kd import cli
+
+asked, ask = 0, FrozenTeacher.__call__
+
+def kill(self, batch):
+    global asked
+    asked += 1
+    if asked == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ask(self, batch)
+
+FrozenTeacher.__call__ = kill
+timm_ls_kd.trainer.main._BATCHES = 2
+cli.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("while_ahead", [True, False])
 def test_a_kill_in_an_epoch_loses_that_epoch_only(
     student, ahead, store, filled, while_ahead, same_weights, monkeypatch, tmp_path
@@ -204,39 +226,25 @@ def test_a_kill_in_an_epoch_loses_that_epoch_only(
     monkeypatch.setattr("timm_ls_kd.trainer.main._BATCHES", 2)
     unchecked = ["--kd-preflight-samples", 0, "--kd-soft-labels-top-k", 2]
 
-    def go(*more):
+    def go(*more, status=0):
         if while_ahead:
-            return ahead(*unchecked).status
-        return student("killed", *unchecked, *more).status
+            assert ahead(*unchecked).status == status
+        else:
+            student("killed", *unchecked, *more, status=status)
 
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        asked, ask = 0, FrozenTeacher.__call__
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
 
-        def kill(self, batch):
-            nonlocal asked
-            asked += 1
-            if asked == 8:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return ask(self, batch)
+    def killed(words):
+        return forked.run(script, *words, imported=("torchvision", "timm")).returncode
 
-        FrozenTeacher.__call__ = kill
-        status = 1
-        try:
-            go()
-        except RuntimeError as error:
-            status = 77 if "fork-based multiprocessing" in str(error) else 1
-        finally:
-            os._exit(status)  # or it would run all other tests once more
-    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if ended == 77:
-        pytest.skip("an earlier test used a device's threads, and torch trains in no fork of such a process")
-    assert ended == -signal.SIGKILL
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "main", killed)
+        go(status=-signal.SIGKILL)
     stored = len(SoftLabels(store))
     assert stored == (120 if while_ahead else 96)
     last = tmp_path / "runs" / "killed" / "last.pth.tar"
-    assert go("--resume", last) == 0
+    go("--resume", last)
     assert SoftLabels(store).complete
     if not while_ahead:
         assert (store / "rows.bin").read_bytes() == (filled / "rows.bin").read_bytes()
