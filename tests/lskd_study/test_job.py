@@ -527,3 +527,23 @@ def test_half_of_a_note_is_of_this_run_and_not_moved_aside(tmp_path):
     (tmp_path / "run" / f".{BEGUN}.lskd-0123abcd.new").write_text("{")
     assert begin(tmp_path / "run", {}, lambda before: True, lambda: False, ()) == (0, False)
     assert [path.name for path in tmp_path.rglob("*")] == ["run", BEGUN]
+
+
+def test_a_kill_while_what_is_of_no_use_goes_leaves_the_note(tmp_path, monkeypatch):
+    """Or the next one would take the rest for somebody else's, and move it aside."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def again():
+        return begin(folder, {}, lambda before: True, lambda: False, ["*.pth.tar"])
+
+    again()
+    for name in ("last.pth.tar", "model_best.pth.tar"):
+        (folder / name).write_text("cut off")
+    with monkeypatch.context() as patch:
+        unlink = Path.unlink
+        patch.setattr(Path, "unlink", lambda path: [unlink(path), sys.exit()])
+        with pytest.raises(SystemExit):
+            again()
+    assert again() == (0, False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", BEGUN]

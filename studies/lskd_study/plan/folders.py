@@ -19,8 +19,9 @@ from lskd_study.plan.records import Begun, read_record
 
 LOCK = ".lock"
 LOG = "train.log"
-# What a job writes itself, whatever trains; the second is left by a process that is killed while it writes.
-_OWN = (BEGUN, ".*.new", LOG, CURVES, LOGITS, f".{LOGITS}", TRANSLATIONS, JOB, EVENTS)
+# What a job writes itself, whatever trains; the first is left by a process that is killed while it writes. The
+# note of what was begun is replaced and never removed: what lies there without one is taken for others'.
+_OWN = (".*.new", LOG, CURVES, LOGITS, f".{LOGITS}", TRANSLATIONS, JOB, EVENTS)
 LABEL_FILES = tuple(f"labels/{name}" for name in ("manifest.json", ".*.new", "lock", "*.bin", "*.bin.sums"))
 
 
