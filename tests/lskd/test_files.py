@@ -70,23 +70,26 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "before"
 
 
-def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writes", ["whole_file", "whole_folder"])
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path, writes: str) -> None:
     code = (
-        "import os, signal, sys; from lskd.base.files import whole_file\n"
-        "with whole_file(sys.argv[1]) as scratch:\n"
-        "    scratch.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+        f"import os, signal, sys; from lskd.base.files import {writes}\n"
+        f"with {writes}(sys.argv[1]) as scratch:\n"
+        "    file = scratch / 'file' if scratch.is_dir() else scratch\n"
+        "    file.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=False)
-    (left,) = tmp_path.iterdir()
-    assert left.read_text() == "half"
+    left = list(tmp_path.iterdir())
+    assert "half" in [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     (tmp_path / ".file.01234567.new").touch()
-    with whole_file(tmp_path / "file") as scratch:
-        assert not left.exists()
+    with whole_folder(tmp_path / "folder") as folder, whole_file(tmp_path / "file") as scratch:
+        assert not any(path.exists() for path in left)
         scratch.write_text("last")
         files._remove_left.__wrapped__(tmp_path)  # as another process does
+        (folder / "file").touch()
         write_text(tmp_path / "file", "first")
     assert (tmp_path / "file").read_text() == "last"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.01234567.new", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file.01234567.new", "file", "folder"]
 
 
 def test_where_there_are_no_locks_nothing_is_taken_for_what_is_left(tmp_path: Path, monkeypatch) -> None:

@@ -27,6 +27,7 @@ YAML_LIMIT = 1 << 20  # bytes; the largest recipe has 10 kB
 _YAML_NODES, _YAML_DEPTH, _YAML_NUMBER = 100_000, 50, 1000  # with aliases written out; levels; digits
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _LEFT = re.compile(r"\..+\.lskd-[0-9a-f]{8}\.new")  # a scratch file, locked as long as it is written
+_FOLDER = ".d"  # after the name of a scratch file: the folder that it is locked for
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such flag
 
 
@@ -42,16 +43,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         LskdError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(path.parent.absolute())
-        # Created here and not by tempfile, whose files are for their owner alone.
-        scratch, handle = _open_scratch(path)
-        mode = os.fstat(handle).st_mode & 0o777
-        if sys.platform == "win32":  # which renames no file that is open
-            os.close(handle)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+    scratch, handle = _open_scratch(path)
+    mode = os.fstat(handle).st_mode & 0o777
+    if sys.platform == "win32":  # which renames no file that is open
+        os.close(handle)
     try:
         yield scratch
         os.chmod(scratch, mode)
@@ -75,16 +70,16 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     """Yield a folder to write into; it takes the name ``path`` at the end, or nothing does.
 
     ``path`` is absent or an empty folder. What is below it is on the disk before it takes its name, and has
-    the user's umask whatever wrote it.
+    the user's umask whatever wrote it. That of a process that was killed goes as a file's does.
 
     Raises:
         LskdError: it cannot be written, or the disk is full.
     """
     path = Path(path)
-    # Not by tempfile, whose folders are for their owner alone.
-    scratch = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.new")
+    held, handle = _open_scratch(path)  # a folder cannot be locked everywhere
+    scratch = held.with_name(held.name + _FOLDER)
     try:
-        scratch.mkdir(parents=True)
+        scratch.mkdir()
         yield scratch
         mode = scratch.stat().st_mode & 0o666
         for file in scratch.rglob("*"):
@@ -100,6 +95,9 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        os.close(handle)
+        with contextlib.suppress(OSError):
+            held.unlink()
 
 
 def to_disk(folder: Path) -> None:
@@ -348,28 +346,39 @@ def _remove_left(folder: Path) -> None:
         if _LEFT.fullmatch(name):
             with contextlib.suppress(OSError, LskdError), lock(folder / name) as taken:
                 if taken is not None:
+                    shutil.rmtree(folder / f"{name}{_FOLDER}", ignore_errors=True)
                     (folder / name).unlink()
 
 
 def _open_scratch(path: Path) -> tuple[Path, int]:
-    """Create a scratch file for a file: locked, or where there are no locks of a name that nobody removes."""
-    while True:
-        scratch = path.with_name(f".{path.name[:200]}.lskd-{secrets.token_hex(4)}.new")
-        handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            if not _lock_for_others(handle, scratch):
-                if sys.platform != "win32":  # which renames no file that is open
-                    scratch = scratch.rename(scratch.with_suffix(".unlocked.new"))
-                return scratch, handle
-            if os.fstat(handle).st_nlink:
-                return scratch, handle
-        except (FileNotFoundError, BlockingIOError):
-            pass
-        except OSError:
-            os.close(handle)
-            scratch.unlink()
-            raise
-        os.close(handle)  # it was taken for one that is left
+    """Create a scratch file for a file: locked, or where there are no locks of a name that nobody removes.
+
+    Raises:
+        LskdError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path.parent.absolute())
+        while True:
+            # Not by tempfile, whose files are for their owner alone.
+            scratch = path.with_name(f".{path.name[:200]}.lskd-{secrets.token_hex(4)}.new")
+            handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                if not _lock_for_others(handle, scratch):
+                    if sys.platform != "win32":  # which renames no file that is open
+                        scratch = scratch.rename(scratch.with_suffix(".unlocked.new"))
+                    return scratch, handle
+                if os.fstat(handle).st_nlink:
+                    return scratch, handle
+            except (FileNotFoundError, BlockingIOError):
+                pass
+            except OSError:
+                os.close(handle)
+                scratch.unlink()
+                raise
+            os.close(handle)  # it was taken for one that is left
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _lock_for_others(handle: int, scratch: Path) -> bool:
