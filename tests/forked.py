@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import warnings
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, NoReturn
@@ -31,7 +31,7 @@ def run(
     imported: tuple[str, ...],
     cwd: object = None,
     env: dict[str, str] | None = None,
-    killed_after: float | None = None,
+    watch: Callable[[int], object] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a console script, a file of Python, or `-m` and a module; return its status and output.
 
@@ -40,13 +40,12 @@ def run(
         imported: modules that it finds imported, beside torch and the core; the first command imports them.
         cwd: its folder; None: this one.
         env: its environment; None: this one. What Python itself reads is fixed by the first command.
-        killed_after: so many seconds after which it gets SIGKILL; None: it ends by itself.
+        watch: is told its process, which leads a session of its own, when it begins.
     """
     command = {
         "argv": [str(word) for word in words[words[0] == sys.executable :]],
         "cwd": str(cwd or Path.cwd()),
         "env": env or dict(os.environ),
-        "killed_after": killed_after,
     }
     if imported not in _servers:
         answers, answer = os.pipe()
@@ -62,14 +61,19 @@ def run(
         os.close(answer)
         _servers[imported] = server, open(answers)  # noqa: SIM115
     server, statuses = _servers[imported]
+    groups = [server.pid]
     with tempfile.TemporaryDirectory() as folder:
         command |= {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
         try:
             print(json.dumps(command), file=server.stdin, flush=True)
+            groups.append(int(statuses.readline()))
+            if watch is not None:
+                watch(groups[1])
             status = int(statuses.readline())
         except BaseException:  # a test's time is up, or nothing can be imported
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
+            for group in groups:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
             del _servers[imported]
             raise
         output = [Path(folder, name).read_text(errors="backslashreplace") for name in ("stdout", "stderr")]
@@ -85,6 +89,8 @@ def _serve(answer: int) -> None:
         command = json.loads(line)
         child = os.fork()
         if child == 0:
+            os.setsid()
+            os.write(answer, b"%d\n" % os.getpid())
             for number, file in enumerate((os.devnull, command["stdout"], command["stderr"])):
                 opened = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
                 os.dup2(opened, number)
@@ -95,20 +101,9 @@ def _serve(answer: int) -> None:
             os.environ.update(command["env"])
             sys.argv = command["argv"]
             os.close(answer)
-            if command["killed_after"] is not None:
-                _end_after(command["killed_after"])
             return
         os.write(answer, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     sys.exit()
-
-
-def _end_after(seconds: float) -> None:
-    command = os.getpid()
-    if os.fork() == 0:
-        time.sleep(seconds)
-        if os.getppid() == command:
-            os.kill(command, signal.SIGKILL)
-        os._exit(0)
 
 
 def _execute(name: str) -> None:

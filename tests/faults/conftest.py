@@ -11,9 +11,9 @@ from faults.killing import Killer
 
 @pytest.fixture(scope="session")
 def killer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Killer:
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler (cc)")
-    library = tmp_path_factory.mktemp("steps") / "steps.so"
-    source = Path(__file__).with_name("steps.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+    library = None
+    if shutil.which("cc") is not None:
+        library = tmp_path_factory.mktemp("steps") / "steps.so"
+        source = Path(__file__).with_name("steps.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
     return Killer(library, request.config.getoption("randomly_seed", 0), request.config.getoption("--long"))

@@ -1,18 +1,18 @@
 """Commands that get SIGKILL at random moments and are given again, until they are done.
 
-A moment is a time, drawn evenly over the length of the unbroken run, or a step, drawn evenly over all that
-the unbroken run does to its files: it then ends with half of a write done, or just before a file is brought
-to the disk, renamed, linked, cut or removed (steps.c).
+A moment is a time, drawn evenly over the length of the unbroken run from its first checkpoint on, or a step,
+drawn as evenly over all that the unbroken run does to its files: it then ends with half of a write done, or
+just before a file is brought to the disk, renamed, linked, cut or removed (steps.c). One of ten is earlier.
 """
 
+import contextlib
 import csv
 import math
 import os
 import random
+import select
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -37,6 +37,7 @@ class Row:
 
     kind: str
     kills: int = 0
+    before_a_checkpoint: int = 0  # of these: there was nothing yet to go on from
     in_a_write: int = 0  # of these
     resumes: int = 0  # how often the same command was given again
     runs: int = 0  # that were killed, once or more
@@ -49,7 +50,7 @@ class Row:
 class Moment:
     """When a command is killed: after seconds, or at a step; neither: it ends by itself."""
 
-    seconds: float | None = None
+    seconds: float = math.inf
     step: int | None = None
 
     def __str__(self) -> str:
@@ -58,13 +59,21 @@ class Moment:
 
 @dataclass
 class Ended:
-    """How a command ended: whether it was killed, how long it took, and the letters of its steps."""
+    """How a command ended.
 
-    status: int
-    output: str
-    killed: bool
+    Attributes:
+        killed: whether it was.
+        seconds: how long it took.
+        steps: their letters.
+        first: seconds and steps until its first checkpoint.
+    """
+
+    status: int = 0
+    output: str = ""
+    killed: bool = False
     seconds: float = 0
     steps: str = ""
+    first: tuple[float, int] | None = None
 
 
 @dataclass
@@ -73,84 +82,72 @@ class Command:
 
     Attributes:
         words: the command line.
-        group: whether all that was started ends with the process whose step it is, in a real one.
-        imported: what the process has imported that it is forked from; nothing: it is always a real one.
+        imported: what the process has imported that it is forked from.
+        checkpoint: a pattern of what it goes on from.
     """
 
     words: Sequence[object]
-    imported: tuple[str, ...] = ()
-    group: bool = True
+    imported: tuple[str, ...]
+    checkpoint: str
+    ends = "itself"  # what a step ends: itself, all, or nothing: then it is killed as after seconds
 
-    def start(self, library: Path, folder: Path, moment: Moment, real: bool) -> Ended:
-        """Start it, kill it at the moment, and wait for its end; ``real``: it is not forked."""
+    def start(self, library: Path | None, folder: Path, moment: Moment) -> Ended:
+        """Start it, kill it at the moment, and wait for its end; ``library``: steps.c, compiled."""
         with tempfile.TemporaryDirectory() as scratch:
-            steps = Path(scratch, "steps")
+            steps, ended = Path(scratch, "steps"), Ended()
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-            environment |= {"LD_PRELOAD": str(library), "LSKD_STEPS": str(steps)}
-            environment |= {"LSKD_STEPS_BELOW": str(folder.resolve())}
-            if moment.step is not None:
+            if library is not None:
+                environment |= {"LD_PRELOAD": str(library), "LSKD_STEPS": str(steps)}
+                environment |= {"LSKD_STEPS_BELOW": str(folder.resolve())}
+            if moment.step is not None and self.ends != "nothing":
                 environment["LSKD_KILL_AT"] = str(moment.step)
-            if real and self.group:
+            if self.ends == "all":
                 environment["LSKD_KILL_GROUP"] = "1"
-            begun = time.monotonic()
-            done = (self._run if real else self._fork)(folder, environment, moment)
-            done.seconds = time.monotonic() - begun
-            done.steps = steps.read_text() if steps.exists() else ""
-            done.killed |= len(done.steps) >= (moment.step or math.inf)
-            return done
 
-    def _fork(self, folder: Path, environment: dict[str, str], moment: Moment) -> Ended:
-        done = forked.run(
-            *self.words,
-            imported=(*self.imported, "faults.killing"),  # or the server may be one that counts no steps
-            cwd=folder,
-            env=environment,
-            killed_after=moment.seconds,
-        )
-        return Ended(done.returncode, done.stdout + done.stderr, done.returncode == -signal.SIGKILL)
+            def watch(process: int) -> None:
+                """Kill the process when it is time; see when there is a first checkpoint."""
+                begun, handle = time.monotonic(), os.pidfd_open(process)
+                while not select.select([handle], [], [], 0.02)[0]:
+                    seconds, count = time.monotonic() - begun, steps.stat().st_size if steps.exists() else 0
+                    if ended.first is None and self.has_begun(folder):
+                        ended.first = seconds, count
+                    asked = moment.step is not None and self.ends == "nothing" and count >= moment.step
+                    if (asked or seconds >= moment.seconds) and not ended.killed:
+                        ended.killed = self.kill(process)
+                ended.seconds = time.monotonic() - begun
+                os.close(handle)
 
-    def _run(self, folder: Path, environment: dict[str, str], moment: Moment) -> Ended:
-        words = [str(word) for word in self.words]
-        if words[0] == "-m" or words[0].endswith(".py"):
-            words.insert(0, sys.executable)
-        elif "/" not in words[0]:  # a console script
-            words[0] = str(Path(sys.executable).with_name(words[0]))
-        with tempfile.TemporaryFile("w+") as said:
-            process = subprocess.Popen(
-                words,
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-            )
-            killed = False
-            try:
-                process.wait(moment.seconds)
-            except subprocess.TimeoutExpired:
-                killed = self.kill(process)
-                process.wait()
-            said.seek(0)
-            return Ended(process.returncode, said.read(), killed)
+            imported = (*self.imported, "faults.killing")  # or the server may be one that counts no steps
+            done = forked.run(*self.words, imported=imported, cwd=folder, env=environment, watch=watch)
+            ended.status, ended.output = done.returncode, done.stdout + done.stderr
+            ended.steps = steps.read_text() if steps.exists() else ""
+            ended.killed |= "LSKD_KILL_AT" in environment and len(ended.steps) >= (moment.step or 0)
+            return ended
 
-    def kill(self, process: subprocess.Popen[bytes]) -> bool:
-        """Kill a real command and all that it started; return whether there was something to kill."""
-        os.killpg(process.pid, signal.SIGKILL)
-        return True
+    def has_begun(self, folder: Path) -> bool:
+        """Return whether there is something to go on from."""
+        return any(folder.glob(self.checkpoint))
+
+    def kill(self, process: int) -> bool:
+        """Kill the command, which leads a group; return whether there was something to kill."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+            return True
+        return False
 
 
 class Killer:
     """Kills commands of a kind as often as is wanted, and compares what they come to.
 
     Args:
-        library: steps.c, compiled.
+        library: steps.c, compiled; without a compiler they are killed after seconds alone.
         seed: of the moments.
         long: the long form, whose rows go into the table.
     """
 
-    def __init__(self, library: Path, seed: int, long: bool) -> None:
+    def __init__(self, library: Path | None, seed: int, long: bool) -> None:
         self.library, self.seed, self.long = library, seed, long
+        self.unbroken: dict[Path, Ended] = {}
 
     def kill(
         self,
@@ -160,67 +157,76 @@ class Killer:
         assert_same: Callable[[Path, Path], None],
         begin: Callable[[Path], object] = lambda run: run.mkdir(),
         in_a_row: int = 4,
-        wanted: int = 0,
-        steps: bool = True,
     ) -> None:
         """Kill runs below a folder, give their command again until they are done, and compare them.
 
         Args:
             kind: of command, by its name in the table.
+            folder: kinds with the same one are compared with the same unbroken run.
             assert_same: fails where the second folder is not as the first one, that of the unbroken run.
             begin: makes a run's folder, with what is there before.
             in_a_row: kills of one run, which then goes on to its end.
-            wanted: kills, where they are not as many as of other kinds.
-            steps: whether it is killed at steps too, and not only after seconds.
         """
-        wanted, in_a_row = (wanted or KILLS, in_a_row) if self.long else (SHORT, SHORT)
+        wanted, in_a_row = (KILLS, in_a_row) if self.long else (SHORT, SHORT)
         row, begun = Row(kind, seed=self.seed), time.monotonic()
         draws = random.Random(f"{self.seed} {kind}")
 
         def say(what: str) -> None:
             print(f"{kind} (seed {self.seed}): {what}", flush=True)
 
-        forms = [True] if not command.imported else [True, False] if self.long else [False]
-        whole, unbroken = folder / "whole", {}
-        for real in [*forms, *([False] if len(forms) > 1 else [])]:  # the first fork has more to import
-            shutil.rmtree(whole, ignore_errors=True)
-            begin(whole)
-            unbroken[real] = command.start(self.library, whole, Moment(), real)
-            assert unbroken[real].status == 0, unbroken[real].output
-        last = len(unbroken[forms[-1]].steps)
-        assert last, "no step was counted"
-        say(f"unbroken: {last} steps, {' and '.join(f'{one.seconds:.1f} s' for one in unbroken.values())}")
+        whole = folder / "whole"
+        unbroken = self._unbroken(whole, command, begin)
+        last = len(unbroken.steps)
+        assert unbroken.first is not None, f"no {command.checkpoint}"
+        assert last or self.library is None, "no step was counted"
+        say(f"unbroken: {last} steps, {unbroken.seconds:.1f} s; a checkpoint after {unbroken.first}")
         while row.kills < wanted:
-            run, before = folder / f"run{row.runs}", row.kills
+            run, before, gone = folder / "run", row.kills, 0.0
             shutil.rmtree(run, ignore_errors=True)
             begin(run)
             while True:
-                # One of eight is a real command, which is killed while it imports most of the time.
-                real = forms[0] if draws.random() < 0.12 else forms[-1]
-                moment = Moment(draws.uniform(0, unbroken[real].seconds))
-                if steps and draws.random() < 0.6:
-                    moment = Moment(step=draws.randint(1, last))
+                stepwise = self.library and not (self.long and draws.random() < 0.4)
+                length, first = last, unbroken.first[1]
+                if not stepwise:
+                    length, first = unbroken.seconds, unbroken.first[0]
+                bounds = [first / length, 1]  # before there is a checkpoint nothing can go wrong
+                if row.kills > before:
+                    bounds = [0, max(1 - gone, 0.2)]  # of what is left
+                elif self.long and draws.random() < 0.1:
+                    bounds = [0, first / length]
+                place = draws.uniform(*bounds)
+                moment = Moment(step=math.ceil(place * last)) if stepwise else Moment(place * length)
                 if row.kills == before + in_a_row:
                     moment = Moment()
-                done = command.start(self.library, run, moment, real)
+                done = command.start(self.library, run, moment)
                 if not done.killed:
                     break
+                gone += place
                 inside = moment.step is not None and done.steps[moment.step - 1] == "w"
+                inside &= command.ends != "nothing"
+                early = not command.has_begun(run)
                 row.kills += 1
+                row.before_a_checkpoint += early
                 row.in_a_write += inside
                 row.resumes += 1
-                say(f"killed {moment}{' in a write' * inside}{', a real command' * real}")
+                say(f"killed {moment}{' in a write' * inside}{', before a checkpoint' * early}")
             assert done.status == 0, f"{run}:\n{done.output[-5000:]}"
             assert_same(whole, run)
             row.runs += row.kills > before
             row.equal += row.kills > before
-            shutil.rmtree(run)
             left = (time.monotonic() - begun) / max(row.kills, 1) * max(wanted - row.kills, 0)
             say(f"equal; {row.kills} of {wanted} kills, about {left:.0f} s left")
             row.seconds = round(time.monotonic() - begun)
             if self.long:
                 write_row(row)
         say(str(row))
+
+    def _unbroken(self, whole: Path, command: Command, begin: Callable[[Path], object]) -> Ended:
+        if whole not in self.unbroken:
+            begin(whole)
+            self.unbroken[whole] = command.start(self.library, whole, Moment())
+            assert self.unbroken[whole].status == 0, self.unbroken[whole].output
+        return self.unbroken[whole]
 
 
 def write_row(row: Row) -> None:

@@ -51,11 +51,21 @@ def teacher(tmp_path_factory):
     return path
 
 
+def test_a_step_ends_within_a_write(killer, tmp_path):
+    if killer.library is None:
+        pytest.skip("no C compiler (cc): runs are killed after seconds alone, and none within a write")
+    script = tmp_path / "writes.py"
+    script.write_text("open('file', 'w').write('first')\nopen('file', 'a').write('second')")
+    done = Command([script], OF_TIMM, "file").start(killer.library, tmp_path, Moment(step=2))
+    assert (done.killed, done.steps, (tmp_path / "file").read_text()) == (True, "ww", "firstsec")
+
+
 def test_timm(killer, tmp_path, digits, teacher):
     """Weights, their average, optimiser and curves; dropout, mixing and augmentation at random."""
     chance = "--drop 0.2 --mixup 0.4 --aa rand-m5 --opt adamw --model-ema --save-epochs 1"
     words = ["train.py", digits, *TIMM, *chance.split(), "--kd-teacher-checkpoint", teacher]
-    killer.kill("timm", tmp_path, Command(["-m", "timm_ls_kd", *words], OF_TIMM), assert_same_files)
+    command = Command(["-m", "timm_ls_kd", *words], OF_TIMM, "run/last.pth.tar")
+    killer.kill("timm", tmp_path, command, assert_same_files)
 
 
 def test_upstream(killer, tmp_path, digits, teacher):
@@ -66,6 +76,7 @@ def test_upstream(killer, tmp_path, digits, teacher):
     if not Path(SCRIPT).is_file():
         pytest.skip(needs_script.kwargs["reason"])
     words = ["-m", "timm_ls_kd", SCRIPT, digits, *TIMM, "--kd-teacher-checkpoint", teacher]
+    command = Command(words, OF_TIMM, "run/last.pth.tar")
     ends = {}
 
     def last(folder):
@@ -78,7 +89,7 @@ def test_upstream(killer, tmp_path, digits, teacher):
             checkpoint = part / "run" / "last.pth.tar"
             shutil.copyfile(whole / "run" / f"checkpoint-{epoch}.pth.tar", checkpoint)
             assert load(checkpoint)["epoch"] == epoch
-            done = Command(words, OF_TIMM).start(killer.library, part, Moment(), real=False)
+            done = command.start(killer.library, part, Moment())
             assert done.status == 0, done.output
             ends[epoch] = last(part)
         ends["unbroken"] = last(whole)
@@ -87,7 +98,7 @@ def test_upstream(killer, tmp_path, digits, teacher):
         rows = (run / "run" / "summary.csv").read_text()
         assert all(f"\n{epoch}," in rows for epoch in range(3))
 
-    killer.kill("upstream", tmp_path, Command(words, OF_TIMM), assert_same, in_a_row=1)
+    killer.kill("upstream", tmp_path, command, assert_same, in_a_row=1)
 
 
 def is_same(one, other):
@@ -98,10 +109,20 @@ def is_same(one, other):
     return True
 
 
+class Storing(Command):
+    """A writer of soft labels, which goes on from rows that are committed."""
+
+    def __init__(self, words, imported):
+        super().__init__(words, imported, "labels/manifest.json")
+
+    def has_begun(self, folder):
+        return any(json.loads(path.read_text())["written"]["keys"] for path in folder.glob(self.checkpoint))
+
+
 def test_soft_labels_of_timm(killer, tmp_path, digits, teacher):
     store = "--batch-size 2 --epochs 12 --kd-soft-labels labels --kd-soft-labels-top-k 3"
     words = ["soft-labels", digits, *TIMM, *store.split(), "--kd-teacher-checkpoint", teacher]
-    command = Command(["-m", "timm_ls_kd", *words], OF_TIMM)
+    command = Storing(["-m", "timm_ls_kd", *words], OF_TIMM)
     killer.kill("soft labels, timm", tmp_path, command, assert_same_store)
 
 
@@ -127,7 +148,7 @@ def numbers(killer, tmp_path_factory):
     made = shlex.split("--train 200 --valid 20 --test 20 --bpe-tokens 50 --output text --data-bin bin")
     teaching = fairseq_words("teacher", folder / "bin", "optimization.max_epoch=6")
     for words in (["-m", "lskd_study", "data", "number-words", *made], teaching):
-        done = Command(words, OF_FAIRSEQ).start(killer.library, folder, Moment(), real=False)
+        done = Command(words, OF_FAIRSEQ, "out").start(killer.library, folder, Moment())
         assert done.status == 0, done.output
     return folder
 
@@ -160,7 +181,9 @@ def test_fairseq(killer, tmp_path, numbers):
     It logs an epoch's training after its checkpoint: killed in between, that epoch has no training columns.
     """
     teacher = f"criterion.kd_teacher={numbers / 'out' / 'checkpoint_best.pt'}"
-    command = Command(fairseq_words("student", numbers / "bin", teacher), OF_FAIRSEQ)
+    command = Command(
+        fairseq_words("student", numbers / "bin", teacher), OF_FAIRSEQ, "out/checkpoint_last.pt"
+    )
     killer.kill("fairseq", tmp_path, command, assert_same_fairseq)
 
 
@@ -197,7 +220,7 @@ def test_soft_labels_of_fairseq(killer, tmp_path, numbers):
         "labels",
         "--cpu",
     ]
-    command = Command([Path(__file__).with_name("small_windows.py"), *words], OF_FAIRSEQ)
+    command = Storing([Path(__file__).with_name("small_windows.py"), *words], OF_FAIRSEQ)
     killer.kill("soft labels, fairseq", tmp_path, command, assert_same_store)
 
 
@@ -242,7 +265,7 @@ train_cfg = dict(max_epochs=3)
 
 def test_mmcls(killer, tmp_path, recipe):
     script = Path(find_spec("mmcls").origin).parent / ".mim" / "tools" / "train.py"
-    command = Command([script, recipe, "--work-dir", "out", "--resume"], OF_MMCLS)
+    command = Command([script, recipe, "--work-dir", "out", "--resume"], OF_MMCLS, "out/last_checkpoint")
     killer.kill("mmcls", tmp_path, command, assert_same_mmcls)
 
 
@@ -272,7 +295,7 @@ def test_soft_labels_of_mmcls(killer, tmp_path, recipe):
         "--cfg-options",
         "model.distillation.soft_labels.path=labels",
     ]
-    command = Command([Path(__file__).with_name("small_windows.py"), *words], OF_MMCLS)
+    command = Storing([Path(__file__).with_name("small_windows.py"), *words], OF_MMCLS)
     killer.kill("soft labels, mmcls", tmp_path, command, assert_same_store)
 
 
@@ -298,26 +321,31 @@ class Study(Command):
     """`lskd study`, of which one process is killed, or all."""
 
     def __init__(self, whom):
-        words = [sys.executable, *["-m", "lskd_study", "study", "study.yaml", "--cores", "2"]]
-        super().__init__(words, group=whom == "all")
+        words = ["-m", "lskd_study", "study", "study.yaml", "--cores", "2"]
+        super().__init__(words, ("timm", "lskd_study.pages.study"), "out/teachers/*/last.pth.tar")
         self.whom = whom
+        self.ends = {"all": "all", "job": "itself"}.get(whom, "nothing")
 
     def kill(self, process):
         """Kill; while something lives on, the same command is refused, or fails, in one line."""
         if self.whom == "all":
             return super().kill(process)
-        top = psutil.Process(process.pid)
-        folder, family = top.cwd(), top.children(recursive=True)
-        jobs = [one for one in family if "lskd_study.runs" in one.cmdline() and one.children() == []]
-        scheduler = [one for one in top.children() if "snakemake" in one.cmdline()]
+        try:
+            top = psutil.Process(process)
+            folder, family = top.cwd(), top.children(recursive=True)
+            jobs = [one for one in family if "lskd_study.runs" in one.cmdline() and one.children() == []]
+            scheduler = [one for one in top.children() if "snakemake" in one.cmdline()]
+        except psutil.NoSuchProcess:  # ended meanwhile
+            return False
         victims = {"top": [top], "scheduler": scheduler, "job": jobs}[self.whom]
         if not victims:
             return False
         victims[-1].kill()
         if self.whom != "job":
-            process.wait()
+            top.wait()
             if psutil.wait_procs(family, 0)[1]:
-                again = subprocess.run(self.words, cwd=folder, capture_output=True, text=True)
+                words = [sys.executable, *self.words]
+                again = subprocess.run(words, cwd=folder, capture_output=True, text=True)
                 assert "Traceback" not in again.stderr
                 errors = [line for line in again.stderr.splitlines() if line.startswith("lskd: error: ")]
                 assert bool(errors) == bool(again.returncode), again.stderr
@@ -325,8 +353,14 @@ class Study(Command):
         return True
 
 
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """A folder, so that all are compared with one unbroken study."""
+    return tmp_path_factory.mktemp("studies")
+
+
 @pytest.mark.parametrize("whom", ["all", "job", "scheduler", "top"])
-def test_study(killer, tmp_path, digits, whom):
+def test_study(killer, studies, digits, whom):
     """Teachers, what they said, students, results and the page; in the short form in test_study_run.py."""
     if not killer.long:
         pytest.skip("a study is killed by make faults, and once by tests/integration/test_study_run.py")
@@ -337,8 +371,7 @@ def test_study(killer, tmp_path, digits, whom):
         (run / "study.yaml").write_text(yaml.safe_dump(content))
         (run / "trainer.yaml").write_text(yaml.safe_dump(TRAINER))
 
-    steps = whom in ("all", "job")
-    killer.kill(f"study, {whom}", tmp_path, Study(whom), assert_same_study, begin, wanted=7, steps=steps)
+    killer.kill(f"study, {whom}", studies, Study(whom), assert_same_study, begin)
 
 
 def assert_same_study(whole, run):
@@ -352,6 +385,9 @@ def assert_same_study(whole, run):
             del finding["outlook"]  # in hours
     assert verdicts[0]["findings"] == verdicts[1]["findings"]
     for path in whole.glob("out/*/*/job.json"):
-        jobs = [json.loads((folder / path.relative_to(whole)).read_text()) for folder in (whole, run)]
-        for name in ("checkpoint", "settings", "teacher", "data", "command"):
-            assert jobs[0].get(name) == jobs[1].get(name)
+        job, other = (json.loads((folder / path.relative_to(whole)).read_text()) for folder in (whole, run))
+        for name in ("settings", "data", "command"):
+            assert job.get(name) == other.get(name)
+        if teacher := other.get("teacher"):  # as it now is: a checkpoint names what it was resumed from
+            made = json.loads((run / "out" / "teachers" / teacher["run"] / "job.json").read_text())
+            assert teacher["checkpoint_sha256"] == made["checkpoint"]["sha256"]
