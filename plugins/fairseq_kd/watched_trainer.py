@@ -170,12 +170,8 @@ def _write(save: Callable[..., None], content: Any, filename: Any, async_write: 
     if async_write or not isinstance(filename, str) or not PathManager.supports_rename(filename):
         save(content, filename, async_write)
         return
-    with whole_file(filename) as scratch:
-        try:
-            with open(scratch, "wb") as file:
-                torch.save(content, file)
-        except RuntimeError as error:  # torch's writer hides why the file could not be written
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+    with whole_file(filename) as scratch, open(scratch, "wb") as file:
+        torch.save(content, file)
 
 
 def _copy(copy: Callable[..., Any], source: str, target: str, *args: Any, **kwargs: Any) -> Any:

@@ -115,11 +115,8 @@ def save_converted(path: str, output: Path) -> str:
     """
     description, weights = convert(load_teacher_weights(path))
     note = {"binarize": description["backbone"]["binarize"], "model": json.dumps(description)}
-    try:
-        with whole_file(output) as scratch:
-            torch.save({"state_dict": weights, "meta": {"mmcls_bnn": note}}, scratch)
-    except (OSError, RuntimeError) as error:
-        raise LskdError(f"cannot write {output} ({error}); choose another output.") from None
+    with whole_file(output) as scratch, scratch.open("wb") as file:
+        torch.save({"state_dict": weights, "meta": {"mmcls_bnn": note}}, file)
     backbone = description["backbone"]
     kind = "ReActNet-A" if backbone["type"] == "ReActNetA" else f"ReActNet-{backbone['depth']}"
     return f"{output}: {kind}, {description['head']['num_classes']} classes"

@@ -1,12 +1,11 @@
 """The console script `timm`: `timm train.py ...` trains, with the upstream script when the path names one."""
 
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lskd import LskdError
-from lskd.base.files import cannot_write
+from lskd.base.files import full_disk
 from lskd.errors import of_another_process, report
 
 USAGE = """usage: timm train.py [arguments]           train with the bundled trainer
@@ -31,11 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report("timm", error)
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return report("timm", cannot_write(error.filename or "the run's files", error))
-        raise
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
+        if (full := full_disk(error)) is not None:
+            return report("timm", full)
         if type(error).__name__ == "OutOfMemoryError":
             advice = "lower --batch-size or raise --grad-accum-steps."
             return report("timm", LskdError(f"the GPU ran out of memory; {advice}"))

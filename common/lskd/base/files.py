@@ -54,9 +54,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(scratch, path)
         if sys.platform != "win32":  # where a folder cannot be opened, and its journal keeps the new name
             _to_disk(path.parent)
-    except OSError as error:
-        if error.errno in _FULL or error.filename in (None, str(scratch), str(path)):
-            raise cannot_write(path, error) from error
+    except (OSError, RuntimeError) as error:
+        disk = _of_disk(error)
+        if disk and (disk.errno in _FULL or disk.filename in (None, str(scratch), str(path))):
+            raise cannot_write(path, disk) from error
         raise
     finally:
         if sys.platform != "win32":
@@ -115,6 +116,19 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with whole_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8", newline="")
+
+
+def full_disk(error: BaseException) -> LskdError | None:
+    """Return the one line for an error of a disk that is full, wherever a framework came to it; else None."""
+    disk = _of_disk(error)
+    return cannot_write(disk.filename or "the run's files", disk) if disk and disk.errno in _FULL else None
+
+
+def _of_disk(error: BaseException | None) -> OSError | None:
+    """Return the disk's error, behind which torch's writer has one of its own: "unexpected pos"."""
+    if isinstance(error, RuntimeError):
+        error = error.__context__
+    return error if isinstance(error, OSError) else None
 
 
 def cannot_write(path: str | Path, error: OSError) -> LskdError:

@@ -27,13 +27,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
         with whole_file(save_path) as scratch, scratch.open("wb") as file:
-            try:
-                super()._save(file, epoch, metric)
-            except RuntimeError as error:
-                # A file object's own error is behind torch's "unexpected pos"; of a path there is none.
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from None
-                raise
+            super()._save(file, epoch, metric)
 
     def _replace(self, src: str, dst: str) -> None:
         os.replace(src, dst)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lskd import LskdError
+from lskd.base.files import full_disk
 from lskd.errors import of_another_process, printable
 from lskd_study.base.extras import not_installed
 from lskd_study.cli import figure, recipe, soft_labels
@@ -160,8 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Exception as error:
-        if (died := of_another_process(error)) is not None:
-            return _fail(str(died))
+        if (ours := of_another_process(error) or full_disk(error)) is not None:
+            return _fail(str(ours))
         # Errors of the command line itself; their class is click's or typer's, depending on typer's version.
         if not hasattr(error, "format_message"):
             raise
