@@ -7,6 +7,8 @@ import sys
 # torch's words. It raises the first wherever the process happens to be when one that loads for it dies.
 _LOADING = re.compile(r"DataLoader worker \(pid.*")
 _RANK = re.compile(r"gloo/transport/\S*pair\.cc|ncclRemoteError|remote process exited|process \d+ terminated")
+# Of the store that the processes meet by, once the process that has it is gone.
+_STORE = re.compile(r"Connection reset|Broken pipe|remote server shutdown")
 _JOINERS = "\u00a0\u200c\u200d"  # within names of many languages, and within emoji
 
 
@@ -73,12 +75,19 @@ def of_another_process(error: BaseException) -> LskdError | None:
     if found := _LOADING.search(text):
         advice = "if memory was short, lower the number of loading processes"
         return LskdError(f"a process that loads data has died ({found[0].rstrip('. ')}); {advice}; {goes_on}")
-    if _RANK.search(text):
-        advice = "what it said itself tells why"
-        return LskdError(
-            f"another process of this run has died ({one_line(error, 300)}); {advice}; {goes_on}"
-        )
+    if _RANK.search(text) or (type(error).__name__ == "DistNetworkError" and _STORE.search(text)):
+        reason, advice = text.partition(". This is typically")[0][:300], "what it said itself tells why"
+        return LskdError(f"{_the_other()} of this run has died ({reason}); {advice}; {goes_on}")
     return None
+
+
+def _the_other() -> str:
+    """Name the process that is not this one; of more than two no error says which of them it is."""
+    count, rank = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "RANK"))  # torchrun's
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_available() and distributed.is_initialized():
+        count, rank = distributed.get_world_size(), distributed.get_rank()
+    return f"rank {1 - rank}" if count == 2 else "another process"
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from lskd import DivergedError, LskdError
+from lskd.base.files import full_disk
 from lskd.errors import loading_error, of_another_process, printable
 
 PREFIX = "fairseq_kd: error: "
@@ -29,7 +30,8 @@ def install() -> None:
             return
         logging.shutdown()
         sys.stdout.flush()
-        print(line, file=sys.stderr, flush=True)
+        # In a run of several processes torch keeps what a hook writes until it returns; this one never does.
+        print(line, file=sys.__stderr__, flush=True)
         # Not sys.exit: fairseq's thread that reads ahead would turn it into an abort with lines of its own.
         os._exit(status)
 
@@ -45,8 +47,8 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     if raised := _SPAWNED.search(text.strip()):
         diverged = raised[1] == DivergedError.__name__
         return PREFIX + printable(raised[2]), DivergedError.STATUS if diverged else 2
-    if (died := of_another_process(error)) is not None:
-        return PREFIX + printable(str(died)), 2
+    if (ours := of_another_process(error) or full_disk(error)) is not None:
+        return PREFIX + printable(str(ours)), 2
     return None, 1
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lskd import CheckpointError, LskdError, load_teacher_weights
+from lskd import CheckpointError, load_teacher_weights
 from lskd.base.files import whole_file
 from mmcls_bnn.binary.packed import build_student
 from mmcls_bnn.binary.reactnet import BINARIZED, DEPTHS

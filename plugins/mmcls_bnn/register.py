@@ -1,5 +1,6 @@
 """What a recipe imports (`custom_imports`): everything registered, one-line errors, and gloo on the CPU."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
 
 from lskd import LskdError
+from lskd.base.files import full_disk
 from lskd.errors import of_another_process, report
 from mmcls_bnn import data, losses  # noqa: F401 - importing them is what registers them
 from mmcls_bnn.binary import reactnet  # noqa: F401
@@ -21,12 +23,14 @@ from mmcls_bnn.distil import classifier, curves, hooks  # noqa: F401
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error that the user can fix as one line; leave every other to Python."""
-    ours = error if isinstance(error, LskdError) else of_another_process(error)
+    ours = error if isinstance(error, LskdError) else of_another_process(error) or full_disk(error)
     if ours is None:
         sys.__excepthook__(kind, error, trace)
         return
     sys.stdout.flush()
-    status = report("mmcls_bnn", ours)
+    # In a run of several processes torch keeps what a hook writes until it returns; this one never does.
+    with contextlib.redirect_stderr(sys.__stderr__):
+        status = report("mmcls_bnn", ours)
     _stop_mim()
     raise SystemExit(status)
 

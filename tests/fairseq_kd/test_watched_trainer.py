@@ -1,8 +1,10 @@
 """What every run that loads the plugin gets: an end when it diverges, and checkpoints that are whole."""
 
 import math
+import os
 import resource
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -238,9 +240,29 @@ def test_an_error_of_a_process_that_fairseq_spawned_is_one_line_too(name, status
             RuntimeError("[x/gloo/transport/tcp/pair.cc:547] Connection closed by peer"),
             "of this run has died",
         ),
+        (
+            torch.distributed.DistNetworkError("got 0 bytes. Did the remote server shutdown?"),
+            "of this run has died",
+        ),
     ],
 )
 def test_a_process_of_the_run_that_died_is_one_line(error, words):
     line, status = errors._as_line(error)
     assert words in line
     assert status == 2
+
+
+@pytest.mark.unit
+def test_the_line_is_not_lost_in_a_run_of_several_processes(monkeypatch, capfd):
+    """torch puts a hook around ours, and would lose what ours writes."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    errors.install()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    error = LskdError("no")
+    try:
+        with pytest.raises(SystemExit):
+            sys.excepthook(type(error), error, None)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert capfd.readouterr().err == "fairseq_kd: error: no\n"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -200,22 +201,28 @@ def test_a_run_at_chance_is_named(digits):
     assert "no better than chance: right on 25.0 % of 48 validation images (chance 25.0 %)" in line
 
 
-def test_a_loading_process_that_dies_is_one_line(capsys):
+def test_a_loading_process_that_dies_is_one_line_in_a_run_of_several_too(capfd, monkeypatch):
+    """torch puts a hook around ours, and would lose what ours writes."""
     error = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-    with pytest.raises(SystemExit):
-        _report(type(error), error, None)
-    (line,) = capsys.readouterr().err.splitlines()
+    monkeypatch.setattr(sys, "excepthook", _report)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(SystemExit):
+            sys.excepthook(type(error), error, None)
+    finally:
+        torch.distributed.destroy_process_group()
+    (line,) = capfd.readouterr().err.splitlines()
     assert (
         "a process that loads data has died (DataLoader worker (pid 7) is killed by signal: Killed)" in line
     )
 
 
 @pytest.mark.parametrize(("error", "status"), [(LskdError("mistake"), 2), (DivergedError("diverged"), 3)])
-def test_a_diverged_run_has_a_status_of_its_own(error, status, capsys):
+def test_a_diverged_run_has_a_status_of_its_own(error, status, capfd):
     with pytest.raises(SystemExit) as end:
         _report(type(error), error, None)
     assert end.value.code == status
-    assert capsys.readouterr().err == f"mmcls_bnn: error: {error}\n"
+    assert capfd.readouterr().err == f"mmcls_bnn: error: {error}\n"
 
     def work():
         raise error

@@ -165,10 +165,11 @@ def _all(batches: Iterable[AnswerBatch], process: Process) -> Iterator[AnswerBat
 
 
 def _exchange(do: Callable[[list[Any], int], object], box: list[Any], rank: int) -> None:
+    """Send to a rank, or receive from it."""
     try:
         do(box, rank)
     except RuntimeError:
-        raise LskdError("another process of torchrun has ended early; its own message says why") from None
+        raise LskdError(f"rank {rank} of this run has ended early; what it said itself tells why") from None
 
 
 @contextmanager
