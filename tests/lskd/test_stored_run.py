@@ -1,11 +1,13 @@
 """A run that reads what is stored and stores what is not, without any trainer."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -62,19 +64,39 @@ def test_an_epoch_is_what_was_recorded_and_what_the_teacher_says_about_the_rest(
     assert "at most" in later.verify(answers, 5, 0.01)
 
 
-def test_rows_of_several_processes_come_out_in_order(tmp_path):
-    """Three processes, here threads, each with a third of an epoch; the last images nobody has recorded."""
+@pytest.mark.parametrize("late", [False, True, None])
+def test_rows_of_several_processes_come_out_in_order(late, tmp_path, monkeypatch):
+    """Three processes, here threads, each with a third of an epoch; the last images nobody has recorded.
+
+    Late: what they add appears when it is waited for, as on a network's file system; or, None, it never does.
+    """
     ranks = 3
     said, barrier = [None] * ranks, Barrier(ranks, timeout=60)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
 
     class Run(StoredRun):
-        def _agree(self, error):
-            said[self.rank] = error
+        PATIENCE = 60 if late else 0
+
+        def _gather(self, own):
+            said[self.rank] = own
             barrier.wait()
-            found = next((each for each in said if each), None)
+            found = list(said)
             barrier.wait()
             return found
 
+        def _add(self, *given):
+            super()._add(*given)
+            if late is not False and self._own_file.exists():
+                self._own_file.rename(hidden / self._own_file.name)
+
+    def appear(_):
+        for file in hidden.iterdir():
+            with suppress(FileNotFoundError):  # another one has
+                file.rename(tmp_path / "store" / SCRATCH / file.name)
+
+    clock = SimpleNamespace(sleep=appear, monotonic=time.monotonic)
+    monkeypatch.setattr("lskd.soft_labels.run.time", clock)
     layout = image_layout(tmp_path / "store", CLASSES, SAMPLES, 2, top_k=3)
     order = np.random.default_rng(0).permutation(SAMPLES)
 
@@ -91,7 +113,13 @@ def test_rows_of_several_processes_come_out_in_order(tmp_path):
         return asked
 
     with ThreadPoolExecutor(ranks) as pool:
-        asked = sorted(key for keys in pool.map(process, range(ranks)) for key in keys)
+        ended = [pool.submit(process, rank) for rank in range(ranks)]
+    if late is None:
+        for one in ended:
+            with pytest.raises(SoftLabelsError, match=r"another process wrote to .*store has not appeared"):
+                one.result()
+        return
+    asked = sorted(key for one in ended for key in one.result())
     assert asked == sorted([*order[8:], *(SAMPLES + order[8:])])
     labels = SoftLabels(tmp_path / "store")
     labels.verify()

@@ -1,5 +1,6 @@
 """A training run's use of stored soft labels: epochs that are there are read, the others are stored."""
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -89,6 +90,8 @@ class StoredRun:
 
     LOCK_SECONDS: ClassVar[float] = 0.0
     """How long another writer is waited for."""
+    PATIENCE: ClassVar[float] = 120.0
+    """Seconds that what one process wrote may take until the others see it: between computers it does."""
     STOP_ADVICE: ClassVar[str] = ""
     """What follows the error when a failing disk ends the run."""
 
@@ -119,9 +122,10 @@ class StoredRun:
         self._record = np.dtype([("key", "<u8"), ("row", layout.decoded_row)])
         self._scratch = self.path / SCRATCH
         self._file: Any = None
-        if (self.path / MANIFEST).exists():
-            self.labels = SoftLabels(self.path, expected=identity, shard=layout.shard)
-            self.keys = layout.first + len(self.labels)
+        stored = max(self._gather(self._look()))
+        if error := self._agree(self._wait(lambda: self.keys == stored or self._look() == stored)):
+            raise SoftLabelsError(error)
+        if self.labels is not None:
             self.form = form_of_store(self.path, self.labels.identity)
             check_form(self.path, self.form, teacher, bound)
         if self.keys < layout.stop:  # said now, and not when the first of them is to be written
@@ -246,9 +250,12 @@ class StoredRun:
             raise RuntimeError("open_writer comes before complete")
         if self._any_failed():
             return
+        error = self._wait_for_rows()
         unsaid = self._places(self._added(), self.keys, stop)[:, 0] < 0
         missing = (np.flatnonzero(unsaid) + self.keys)[self.rank :: self.processes]
-        self._agree(None)  # nobody adds what is missing before all have looked
+        if error := self._agree(error):  # and nobody adds what is missing before all have looked
+            self._fail(error)
+            return
         try:
             for keys, logits in answers(missing) if len(missing) else ():
                 self._add(keys, *stored_form(logits, self.layout, keys), logits)
@@ -257,8 +264,8 @@ class StoredRun:
             self._fail(str(caught))
         if self._any_failed():
             return
-        error = None
-        if self._writer is not None:
+        error = self._wait_for_rows()
+        if self._writer is not None and not error:
             try:
                 self._append_in_order(self._writer, stop)
             except SoftLabelsError as caught:
@@ -270,7 +277,9 @@ class StoredRun:
         self._own_file.unlink(missing_ok=True)
         self.keys = stop
         if self.layout.views:  # this run itself reads them again
-            self.labels = SoftLabels(self.path, shard=self.layout.shard)
+            if error := self._wait(lambda: self._look() >= stop):
+                raise SoftLabelsError(error)
+            self.keys = stop
 
     def write_ahead(
         self, stop: int, answers: Answers, progress: Callable[[int], Any] = lambda n: None
@@ -453,8 +462,53 @@ class StoredRun:
 
     def _agree(self, error: str | None) -> str | None:
         """Return the first error of any process, None where none has one; all wait for each other."""
+        return next((found for found in self._gather(error) if found), None)
+
+    def _gather(self, own: Any) -> list[Any]:
+        """Return what each process has; all wait for each other."""
+        found = [own] * self.processes
+        if self.processes > 1:
+            torch.distributed.all_gather_object(found, own)
+        return found
+
+    def _look(self) -> int:
+        """Open what is stored by now, and return the key after it."""
+        if (self.path / MANIFEST).exists():
+            self.labels = SoftLabels(self.path, expected=self.identity, shard=self.layout.shard)
+            self.keys = self.layout.first + len(self.labels)
+        return self.keys
+
+    def _wait_for_rows(self) -> str | None:
+        """Wait until this process sees all that any has added; return an error where it never does."""
         if self.processes == 1:
-            return error
-        errors: list[str | None] = [None] * self.processes
-        torch.distributed.all_gather_object(errors, error)
-        return next((found for found in errors if found), None)
+            return None
+        size, error = 0, None
+        try:
+            if self._file is not None:
+                os.fsync(self._file.fileno())  # or a network's file system tells the others nothing yet
+                size = self._file.tell()
+        except OSError as failed:
+            error = str(self._unwritable(failed))
+        sizes, errors = zip(*self._gather((size, error)), strict=True)
+        if found := next(filter(None, errors), None):
+            return str(found)
+        return self._wait(lambda: all(map(self._has, range(self.processes), sizes)))
+
+    def _has(self, rank: int, size: int) -> bool:
+        """Whether so much of a process's rows is here; opened, or a network might not be asked again."""
+        try:
+            with open(self._scratch / f"rows-{rank}.bin", "rb") as file:
+                return os.fstat(file.fileno()).st_size >= size
+        except FileNotFoundError:
+            return not size
+
+    def _wait(self, is_so: Callable[[], bool]) -> str | None:
+        deadline = time.monotonic() + self.PATIENCE
+        while not is_so():
+            if time.monotonic() >= deadline:
+                return (
+                    f"what another process wrote to {self.path} has not appeared for {self.PATIENCE:.0f} "
+                    "seconds; all of a run must see one folder"
+                )
+            time.sleep(0.1)
+        return None
