@@ -223,6 +223,14 @@ def is_whole(path: str | Path) -> bool:
         return False
 
 
+def has_end(path: str | Path) -> bool:
+    """Whether a file ends as what torch saves does, so that it was not cut while it was written."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of disks; a name that cannot be opened is no error to it
+        return False
+
+
 def file_checksum(path: str | Path) -> str:
     """Return the SHA-256 of a file in hexadecimal.
 

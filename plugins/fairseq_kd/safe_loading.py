@@ -8,8 +8,8 @@ So fairseq's own functions are wrapped: every command that loads a model asks he
 import argparse
 import copy
 import functools
+import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -248,12 +248,12 @@ def _read(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any
 
 def _refuse_cut(path: Path) -> None:
     """Refuse a file that ends too early, and name one to go on from: its run was ended, or the disk full."""
-    if not path.is_file() or zipfile.is_zipfile(path):
+    if not os.path.isfile(path) or checkpoints.has_end(path):
         return
     with open(path, "rb") as file:
         if file.read(2) not in (b"PK", b""):
             return
-    others = [other for other in path.parent.glob("checkpoint*.pt") if zipfile.is_zipfile(other)]
+    others = [other for other in path.parent.glob("checkpoint*.pt") if checkpoints.has_end(other)]
     newest = max(others, key=lambda other: other.stat().st_mtime, default=None)
     advice = f"go on from a whole one with --restore-file {newest}, or " if newest else ""
     raise CheckpointError(f"checkpoint {path} was cut while it was written; {advice}remove it to begin anew")

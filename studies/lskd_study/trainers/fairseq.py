@@ -10,7 +10,6 @@ import math
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -187,9 +186,11 @@ class Fairseq:
         It writes the best checkpoint in one piece and copies it, so a run that was ended while it copied goes
         on from the best.
         """
-        if zipfile.is_zipfile(folder / _LATEST):
+        from lskd.checkpoints import has_end
+
+        if has_end(folder / _LATEST):
             return []
-        if zipfile.is_zipfile(folder / CHECKPOINT):
+        if has_end(folder / CHECKPOINT):
             return [_override("checkpoint.restore_file", folder / CHECKPOINT)]
         return None
 
