@@ -1,5 +1,6 @@
 """Errors that a user can cause; each message is one line: what is wrong, and what to do."""
 
+import errno
 import os
 import re
 import sys
@@ -60,15 +61,21 @@ def loading_error(error: LskdError) -> LskdError:
     return type(error)(re.sub(r"^(\w+\.)*\w*Error: ", "", lines[-1]))
 
 
-def of_another_process(error: BaseException) -> LskdError | None:
-    """Return the one line for an error that says that another process of the run has died; else None.
+def from_outside(error: BaseException) -> LskdError | None:
+    """Return the one line for what is no fault of this process; else None.
 
-    >>> of_another_process(RuntimeError("NCCL error: invalid usage, duplicate GPU")) is None
+    Another process of the run has died, or a path that was given is none (its name is too long, or it is a
+    link to itself), which even a question like `Path.exists` raises, anywhere.
+
+    >>> from_outside(RuntimeError("NCCL error: invalid usage, duplicate GPU")) is None
     True
     >>> died = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
-    >>> str(of_another_process(died))[:36]
+    >>> str(from_outside(died))[:36]
     'another process of this run has died'
     """
+    no_path = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    if no_path or str(error).startswith("Symlink loop"):  # as pathlib says it before Python 3.13
+        return LskdError(f"{one_line(error, 100)}; check the path")
     if not isinstance(error, RuntimeError) and type(error).__name__ != "ProcessExitedException":
         return None
     text, goes_on = " ".join(str(error).split()), "the run goes on from its last checkpoint"

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from lskd import DivergedError, LskdError
 from lskd.base.files import full_disk
-from lskd.errors import loading_error, of_another_process, printable
+from lskd.errors import from_outside, loading_error, printable
 
 PREFIX = "fairseq_kd: error: "
 # The end of the traceback that a process hands to the one that spawned it.
@@ -47,7 +47,7 @@ def _as_line(error: BaseException) -> tuple[str | None, int]:
     if raised := _SPAWNED.search(text.strip()):
         diverged = raised[1] == DivergedError.__name__
         return PREFIX + printable(raised[2]), DivergedError.STATUS if diverged else 2
-    if (ours := of_another_process(error) or full_disk(error)) is not None:
+    if (ours := from_outside(error) or full_disk(error)) is not None:
         return PREFIX + printable(str(ours)), 2
     return None, 1
 

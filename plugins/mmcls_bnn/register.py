@@ -15,7 +15,7 @@ from numpy._core import multiarray
 
 from lskd import LskdError
 from lskd.base.files import full_disk
-from lskd.errors import of_another_process, report
+from lskd.errors import from_outside, report
 from mmcls_bnn import data, losses  # noqa: F401 - importing them is what registers them
 from mmcls_bnn.binary import reactnet  # noqa: F401
 from mmcls_bnn.distil import classifier, curves, hooks  # noqa: F401
@@ -23,7 +23,7 @@ from mmcls_bnn.distil import classifier, curves, hooks  # noqa: F401
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error that the user can fix as one line; leave every other to Python."""
-    ours = error if isinstance(error, LskdError) else of_another_process(error) or full_disk(error)
+    ours = error if isinstance(error, LskdError) else from_outside(error) or full_disk(error)
     if ours is None:
         sys.__excepthook__(kind, error, trace)
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lskd import LskdError
 from lskd.base.files import full_disk
-from lskd.errors import of_another_process, report
+from lskd.errors import from_outside, report
 
 USAGE = """usage: timm train.py [arguments]           train with the bundled trainer
        timm PATH/train.py [arguments]      train with timm's own script at PATH, unmodified
@@ -31,13 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, RuntimeError) as error:
-        if (full := full_disk(error)) is not None:
-            return report("timm", full)
         if type(error).__name__ == "OutOfMemoryError":
             advice = "lower --batch-size or raise --grad-accum-steps."
             return report("timm", LskdError(f"the GPU ran out of memory; {advice}"))
-        if (died := of_another_process(error)) is not None:
-            return report("timm", died)
+        if (ours := from_outside(error) or full_disk(error)) is not None:
+            return report("timm", ours)
         raise
 
 

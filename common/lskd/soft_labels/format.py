@@ -150,7 +150,10 @@ def shard_folder(path: str | Path, shard: str) -> Path:
 
 def shard_folders(path: Path) -> list[Path]:
     """Return the folders of the shards of the store in ``path``."""
-    return sorted(path.glob("shard-*-of-*"))
+    try:
+        return sorted(path.glob("shard-*-of-*"))
+    except OSError:  # a name that is too long
+        return []
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import typer
 
 from lskd import LskdError
 from lskd.base.files import full_disk
-from lskd.errors import of_another_process, printable
+from lskd.errors import from_outside, printable
 from lskd_study.base.extras import not_installed
 from lskd_study.cli import figure, recipe, soft_labels
 from lskd_study.cli.export import export
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Exception as error:
-        if (ours := of_another_process(error) or full_disk(error)) is not None:
+        if (ours := from_outside(error) or full_disk(error)) is not None:
             return _fail(str(ours))
         # Errors of the command line itself; their class is click's or typer's, depending on typer's version.
         if not hasattr(error, "format_message"):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lskd import DivergedError, LskdError
-from lskd.errors import of_another_process
+from lskd.errors import from_outside
 from lskd_study.base.extras import not_installed
 from lskd_study.base.progress import open_log
 from lskd_study.plan.folders import full_disk
@@ -58,8 +58,8 @@ def _reason(error: Exception) -> str:
     """Return what went wrong in one line; a disk that is full comes in the words of many libraries."""
     if isinstance(error, ModuleNotFoundError) and (missing := not_installed(error)):
         return str(missing)
-    if (died := of_another_process(error)) is not None:
-        return str(died)
+    if (outside := from_outside(error)) is not None:
+        return str(outside)
     line = f"{type(error).__name__}: {error}".splitlines()[0]
     if _NO_ROOM.search(str(error)):
         return (
