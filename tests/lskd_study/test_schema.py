@@ -93,7 +93,7 @@ def test_a_file_that_is_no_mapping(tmp_path, text):
         load(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["epochs: 2020-01-01\n", "lr: .nan\n", "clip_grad: -.inf\n"])
+@pytest.mark.parametrize("text", ["epochs: 2020-01-01\n", "lr: .nan\n", "clip_grad: -.inf\n", "a: {1: 2}\n"])
 def test_a_trainers_file_holds_plain_values_only(tmp_path, text):
     (tmp_path / "t.yaml").write_text(text)
     with pytest.raises(LskdError, match=r"t.yaml contains more than numbers, text, lists and mappings"):

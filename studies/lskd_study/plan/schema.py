@@ -382,14 +382,16 @@ def read_trainer_config(path: Path, reserved: frozenset[str] = RESERVED) -> dict
     Raises:
         LskdError: for a file that is missing, not a YAML mapping or that sets a reserved key.
     """
+    content = read_yaml(path, "trainer's file")
     try:
-        content = read_yaml(path, "trainer's file")
-        json.dumps(content, allow_nan=False)  # as the plan will contain it
+        kept = json.loads(json.dumps(content, allow_nan=False)) == content  # as the plan will contain it
     except (TypeError, ValueError):
-        fix = "leave out dates, sets, .inf and .nan"
-        raise LskdError(f"{path} contains more than numbers, text, lists and mappings; {fix}") from None
+        kept = False
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise LskdError(f"{path} is not a mapping of the trainer's options")
+    if not kept:
+        fix = "leave out dates, sets, .inf and .nan, and put keys that are numbers in quotes"
+        raise LskdError(f"{path} contains more than numbers, text, lists and mappings of names; {fix}")
     taken = sorted(reserved & {str(key).replace("-", "_") for key in content})
     if taken:
         raise LskdError(f"{path} sets {', '.join(taken)}, which the study sets for each run; remove it there")
