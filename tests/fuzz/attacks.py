@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import lzma
 import pickle
 import struct
 import tarfile
@@ -113,6 +114,7 @@ def damaged_tars() -> Iterator[tuple[str, bytes]]:
     many = {f"{number:05d}": "x" for number in range(4000)}
     whole = b"".join(pax({f"{i}-{key}": "x" for key in many}, tarfile.XGLTYPE) for i in range(200))
     yield "keys for all members", first + whole + header("x", 0)
+    yield "a damaged end of xz", lzma.compress(first + bytes(1024))[:-40] + bytes(40)
     yield from sparse_tars()
 
 
@@ -140,7 +142,7 @@ def sparse_tars() -> Iterator[tuple[str, bytes]]:
 
 def leading_out() -> Iterator[tuple[str, bytes]]:
     """Members that would lie elsewhere, or be something else."""
-    for name in ("../x", "/x", "a/../../x", "//x", "a/" * 40 + "../" * 42 + "x"):
+    for name in ("../x", "/x", "a/../../x", "//x", ".//x", "a/../b/x", "a/" * 8 + "../" * 9 + "x"):
         yield f"a file {name[:12]}", header(name, 0)
     for kind, what in ((tarfile.SYMTYPE, "symbolic"), (tarfile.LNKTYPE, "hard")):
         link = tarfile.TarInfo("link")
@@ -253,6 +255,9 @@ def checkpoints(trap: str) -> Iterator[tuple[str, bytes]]:
             f"a tensor of {size} in {numel}, as before",
             legacy + tensor + pickle.dumps(["0"], 2) + struct.pack("<q", numel),
         )
+    split = zip_of({"a/data.pkl": pickle.dumps({})})
+    disks = struct.pack("<4sIQI4sHHHHIIH", b"PK\6\7", 0, 0, 9, b"PK\5\6", 0, 0, 1, 1, 40, len(split) - 62, 0)
+    yield "a zip file over nine disks", split[:-22] + disks
     bomb = zip_of({"a/data.pkl": bytes(1 << 28), "a/version": b"3\n"}, zipfile.ZIP_DEFLATED)
     yield "a zip bomb", bomb
     entry = bomb.index(b"PK\x01\x02")  # of the list at the end; Python's reader refuses what torch's reads

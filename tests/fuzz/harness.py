@@ -30,7 +30,7 @@ from lskd import LskdError
 SEED = 18
 _STUCK = 120.0  # seconds after which an input that takes no CPU time either has hung
 _ADDRESSES = 8 << 30  # bytes above the worker's own: a failure does not bring down the machine
-_AT_ONCE = 2_000  # inputs of a worker, whose size is measured anew then
+_AT_ONCE = 5_000  # inputs of a worker, whose size is measured anew then
 _STATE = struct.Struct("qqqq")  # the number of the input, how many were accepted and refused, kB of memory
 _SHRINKS, _TRIES = 60, 40  # steps in which an input is made smaller, and what is tried in each
 _SECONDS = 30.0  # that it takes

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from fuzz import attacks
-from fuzz.harness import Read
+from fuzz.harness import Read, same
 from lskd import LskdError
 
 
@@ -41,7 +42,7 @@ VALUES = [
     b"a\nb",
     *(b"nosuch/x", b"n" * 300, b"study.yaml", b"t.yaml", b"data", b"x.npz", b"table.csv", b"/proc/nothing/x"),
     *(b"file:///nosuch", b"nosuch://a:b@c", b"0,0.1", b"1/2", b"2/1", b"train=1,val=1", b"cpu", b"../x"),
-    b".",
+    *(b".", b"loop"),
     *(name.encode() for name in attacks.NAMES),
 ]
 
@@ -51,6 +52,8 @@ def lskd_command(folder: Path) -> tuple[Sequence[bytes], Read]:
     from typer.main import get_command
 
     from lskd_study.cli import main as cli
+    from lskd_study.data.published import small
+    from lskd_study.data.text import ding, number_words
     from lskd_study.study import engine, own
     from scenes import Scene
 
@@ -59,6 +62,7 @@ def lskd_command(folder: Path) -> tuple[Sequence[bytes], Read]:
     Scene(at, None).set_up()  # type: ignore[arg-type]
     np.savez(at / "x.npz", logits=np.eye(4, dtype=np.float32), labels=np.arange(4))
     (at / "table.csv").write_text("name,accuracy\na,1\n")
+    (at / "loop").symlink_to("loop")
 
     def leaves(command: Any, path: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Any]]:
         if hasattr(command, "commands"):
@@ -83,6 +87,9 @@ def lskd_command(folder: Path) -> tuple[Sequence[bytes], Read]:
             engine.run_study = lambda file, output, *_, **__: engine.make_plan(file, output) and 0  # type: ignore
             own.run_own = lambda *_, **__: 0  # type: ignore[assignment]
             cli.soft_labels.subprocess.run = _no_process  # type: ignore[attr-defined]
+            # or a machine that has their sources would write whole data sets
+            small._FASHION_FILES = ("none",)
+            ding.write_parallel = number_words.write_parallel = _no_process
             stubbed = True
         name, *arguments = data.decode(errors="surrogateescape").replace("\r", "").split("\0")
         _one_line(lambda: cli.main([*name.split()[1:], *arguments]), "lskd: ")
@@ -105,8 +112,9 @@ def timm_command(folder: Path) -> tuple[Sequence[bytes], Read]:
         os.chdir(folder)
         arguments = data.decode(errors="surrogateescape").split("\0")[1:]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # --help
-            found = parse_arguments(arguments)
-            assert 0 <= found.smoothing < 1
+            found = vars(parse_arguments(arguments))
+            (folder / "args.yaml").write_text(yaml.safe_dump(found))
+            same(found, vars(parse_arguments(["--config", "args.yaml"])))
 
     texts = ["timm", "timm\0data\0--model\0resnet50\0--smoothing\x000.1"]
     texts.append("timm\0--config\0c.yaml\0--kd-teacher\0resnet18")

@@ -39,8 +39,8 @@ TIMM_EPOCHS = (
 TARGETS = [
     Target("study file", of_texts.study_file, 15_000, YAML_TREE, YAML + NAMES, short=8),
     Target("study file to plan", of_texts.study_plan, 10_000, YAML_TREE, YAML + NAMES, short=8),
-    Target("list of teachers", of_texts.teacher_list, 15_000, YAML_TREE, YAML + NAMES, short=8),
-    Target("recipe", of_texts.recipe, 10_000, YAML_TREE, YAML + NAMES, short=8),
+    Target("list of teachers", of_texts.teacher_list, 8_000, YAML_TREE, YAML + NAMES, short=8),
+    Target("recipe", of_texts.recipe, 6_000, YAML_TREE, YAML + NAMES, short=8),
     Target("YAML itself", of_texts.yaml_bounds, 40_000, None, YAML),
     Target(
         "trainer's file: timm",
@@ -52,7 +52,7 @@ TARGETS = [
     Target(
         "trainer's file: fairseq",
         trainer_file("fairseq", "student", "transformer", recipe_texts("ding_de_en/student.yaml")),
-        *(10_000, YAML_TREE, [*YAML, b"${common.seed}", b"${oc.env:HOME}"]),
+        *(4_000, YAML_TREE, [*YAML, b"${common.seed}", b"${oc.env:HOME}"]),
     ),
     Target("trainer's settings: mmcls", of_texts.mmcls_settings, 20_000, JSON_TREE, JSON),
     Target("soft labels: manifest", of_numbers.manifest, 60_000, in_json(of_numbers.checksum_again), JSON),
@@ -94,7 +94,7 @@ TARGETS = [
         [*JSON, b'"nan"', b"[valid]"],
     ),
     Target("log: mmcls", epochs("mmcls", "epochs.csv", MMCLS_EPOCHS), 40_000, in_csv, [b'"', b",", b"\n"]),
-    Target("study: plan.json", of_studies.plan_file, 15_000, JSON_TREE, JSON),
+    Target("study: plan.json", of_studies.plan_file, 8_000, JSON_TREE, JSON),
     Target("study: verdicts.json", of_studies.verdicts, 15_000, JSON_TREE, JSON + NAMES),
     Target("study: page of verdicts", of_studies.index_page, 2_000, JSON_TREE, JSON + NAMES, short=8),
     Target("table of results", of_studies.results_table, 60_000, in_csv, [b'"', b",", b"\n", *NAMES]),
@@ -132,7 +132,7 @@ TARGETS = [
     ),
     Target("checkpoint: fairseq", of_numbers.fairseq_checkpoint, 5_000),
     Target("checkpoint: mmcls", of_numbers.mmcls_checkpoint, 10_000),
-    Target("checkpoint: packed student", of_numbers.packed_student, 10_000, None, JSON),
+    Target("checkpoint: packed student", of_numbers.packed_student, 5_000, None, JSON),
     Target("command: lskd", lskd_command, 5_000, words, warm=False, short=8),
-    Target("command: timm", timm_command, 10_000, words, warm=False),
+    Target("command: timm", timm_command, 6_000, words, warm=False),
 ]

@@ -19,6 +19,9 @@ TAKEN = {
     "an odd set",
     "labels by a dictionary",
     "overlapping tensors",
+    # no files of their own, and nothing is unpacked
+    *(f"a {kind} link and a file behind it" for kind in ("symbolic", "hard")),
+    *(f"a device ({kind})" for kind in ("character", "block", "pipe")),
 }
 
 
@@ -28,6 +31,7 @@ TAKEN = {
         ("YAML itself", attacks.yamls, 100),
         ("run: job.json, begun.json", attacks.jsons, 100),
         ("data: archive", attacks.damaged_tars, 256),
+        ("data: archive", attacks.leading_out, 100),
         ("checkpoint: weights", attacks.checkpoints, 150),
         ("checkpoint: fairseq", attacks.checkpoints, 150),
         ("logits: npz", attacks.npzs, 150),
@@ -52,3 +56,17 @@ def test_it_is_refused(tmp_path, monkeypatch, target, made, megabytes):
     wrong = {name: found[place] for place, name in enumerate(named) if place in found and name not in TAKEN}
     assert not wrong
     assert not trap.exists()
+
+
+def test_a_path_that_can_be_none_is_one_line(tmp_path):
+    of = BY_NAME["command: lskd"]
+    sound, read = of.prepare(tmp_path)
+    commands = {line.partition(b"\0")[0] for line in sound}
+    lines = sorted(command + b"\0" + path for command in commands for path in (b"n" * 300, b"loop"))
+    failed = failures_of(of, read, lines)
+    assert not {lines[place]: why for place, why in failed.items()}
+
+
+def test_a_store_of_a_name_too_long_is_refused(tmp_path):
+    of = BY_NAME["soft labels: URL"]
+    assert not failures_of(of, of.prepare(tmp_path)[1], [b"n" * 300])

@@ -1,5 +1,6 @@
 """Texts of JSON, YAML and tables with any value in any place."""
 
+import copy
 import csv
 import functools
 import io
@@ -95,8 +96,9 @@ def _as_json(data: bytes) -> str:
 
 def _vary(dice: random.Random, content: Any) -> Any:
     places = list(_places(content))
+    value = copy.deepcopy(dice.choice(pool()))  # a change in it is no change of the pool
     if not places:
-        return dice.choice(pool())
+        return value
     owner, key = dice.choice(places)
     match dice.randrange(8):
         case 0:
@@ -105,17 +107,15 @@ def _vary(dice: random.Random, content: Any) -> Any:
             other, there = dice.choice(places)
             owner[key] = json.loads(json.dumps(other[there]))
         case 2 if isinstance(owner, dict):
-            name = dice.choice(pool())
-            owner[name if isinstance(name, str) else str(key)[1:]] = owner.pop(key)
-        case 3 if isinstance(owner[key], int | float):
-            value = owner[key]
+            owner[value if isinstance(value, str) else str(key)[1:]] = owner.pop(key)
+        case 3 if isinstance(number := owner[key], int | float):
             owner[key] = dice.choice(
-                (-value, value + 1, value * 10, value / 3, str(value), [value], bool(value))
+                (-number, number + 1, number * 10, number / 3, str(number), [number], bool(number))
             )
         case 4 if isinstance(owner, list):
-            owner.insert(key, owner[key])
+            owner.insert(key, copy.deepcopy(owner[key]))
         case _:
-            owner[key] = dice.choice(pool())
+            owner[key] = value
     return content
 
 
