@@ -191,7 +191,6 @@ def _work(
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (own + _ADDRESSES, own + _ADDRESSES))
-        gc.collect()
         gc.freeze()
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         number, accepted, refused, peak = first, 0, 0, 0
