@@ -52,4 +52,5 @@ def main() -> None:
     print(json.dumps(ends))
 
 
-main()
+if __name__ == "__main__":
+    main()
