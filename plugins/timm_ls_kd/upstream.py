@@ -68,12 +68,12 @@ MODULE_NAME = "train"  # what the script is imported as, by timm's own tests too
 # Everything that is used of the script; all of it is there from timm 1.0.27 on.
 _REPLACED = (
     *("_parse_args", "create_model", "create_dataset", "create_loader", "create_optimizer_v2"),
-    *("train_one_epoch", "validate"),
+    *("resume_task_checkpoint", "train_one_epoch", "validate"),
 )
 _TASKS = ("ClassificationTask", "MultiLabelClassificationTask")  # the second from timm 1.0.31 on
 _SEAMS = (
     *("parser", "config_parser", *_REPLACED, "ClassificationTask", "Mixup", "FastCollateMixup", "main"),
-    *("resolve_data_config", "LogitDistillationTask", "resume_task_checkpoint"),
+    *("resolve_data_config", "LogitDistillationTask"),
 )
 
 
@@ -91,7 +91,7 @@ def main(script: Path, argv: Sequence[str]) -> int:
     sys.argv = [str(script), *argv]
     try:
         module.main()
-        run.require_distilled(run.distilled)
+        run.require_distilled(run.distilled or run.was_done)
     except LskdError as error:
         raise loading_error(error) from None
     except SystemExit as stop:  # --help
@@ -222,6 +222,7 @@ class _WatchedRun:
         self.sampler: KeySampler | None = None
         self.epoch: int | None = None
         self.distilled = False  # whether our task took a step
+        self.was_done = False  # a run that was killed after its last epoch has none left
         parser = module.parser
         upstreams = {action.dest for action in parser._actions}
         add_kd_arguments(parser)
@@ -320,6 +321,11 @@ class _WatchedRun:
         # than the one replaced here it would train on without the teacher.
         self.require_distilled(self.task is not None)
         return self.script.create_optimizer_v2(*args, **kwargs)
+
+    def resume_task_checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        epoch = self.script.resume_task_checkpoint(*args, **kwargs)
+        self.was_done = epoch is not None and epoch >= self.args.epochs
+        return epoch
 
     def create_task(self, name: str, *args: Any, **kwargs: Any) -> TrainingTask:
         quiet = kwargs if self.kd is None else {**kwargs, "verbose": False}

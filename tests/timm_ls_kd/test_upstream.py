@@ -75,12 +75,14 @@ def main():
     options = dict(loss_type=args.criterion or args.loss or None, smoothing=args.smoothing)
     task = kind(model, criterion_kwargs=options, device=device)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=args.lr)
+    start = 0
     if args.resume:
-        print("resumed from", args.resume, resume_task_checkpoint(task, args.resume, log_info=False))
+        start = resume_task_checkpoint(task, args.resume, log_info=False)
+        print("resumed from", args.resume, start)
     folder = os.path.join(args.output, args.experiment)
     os.makedirs(folder, exist_ok=True)
     saver = utils.CheckpointSaver(model, optimizer, args, checkpoint_dir=folder, task=task)
-    for epoch in range(args.epochs):
+    for epoch in range(start, args.epochs):
         train_one_epoch(epoch, model, loaders[0], optimizer, args, task=task)
         print("validated", validate(model, loaders[1], args, task.create_evaluator()))
         saver.save_checkpoint(epoch, 1.0)
@@ -146,9 +148,11 @@ def test_sigmoids_are_distilled_where_classes_do_not_exclude_one_another(script)
 
 def test_resume_auto_starts_and_goes_on(script, tmp_path):
     assert script("--resume", "auto").status == 0
-    result = script("--resume", "auto", "--lr", 0)
-    assert result.status == 0, result.err
-    assert f"resumed from {tmp_path / 'run' / 'last.pth.tar'}" in result.out
+    for epochs in (1, 2):  # the first is done: a kill came after its checkpoint
+        result = script("--resume", "auto", "--epochs", epochs)
+        assert result.status == 0, result.err
+        assert f"resumed from {tmp_path / 'run' / 'last.pth.tar'} 1" in result.out
+        assert ("validated" in result.out) == (epochs == 2)
     script("--resume", "auto", "--experiment", "").assert_one_clear_line("--experiment NAME")
 
 
