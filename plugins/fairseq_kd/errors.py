@@ -20,6 +20,7 @@ def install() -> None:
     """Print such errors without a traceback; every other exception is shown as before."""
     if getattr(sys.excepthook, "of_fairseq_kd", False):
         return
+    logging.raiseExceptions = False  # of a log on a full disk: a traceback a line, until a checkpoint says it
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or hydra prints a traceback of its own and exits with 1
     before = sys.excepthook
 

@@ -1,6 +1,7 @@
 """What a recipe imports (`custom_imports`): everything registered, one-line errors, and gloo on the CPU."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -77,5 +78,6 @@ def _join_processes() -> None:
 
 
 _allow_log()
+logging.raiseExceptions = False  # of a log on a full disk: a traceback a line, until a checkpoint says it
 sys.excepthook = _report
 _join_processes()

@@ -9,24 +9,30 @@ import csv
 import os
 import random
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import forked
 from digit_teacher import teach
+from faults import test_kills
 from image_folders import write_digits
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability" / "faults.csv"
-ROOM = 256 << 20
+ROOM, SIZES = 256 << 20, 5
 COMMON = shlex.split(
     "--model test_resnet --num-classes 4 --in-chans 1 --img-size 16 --batch-size 32 --workers 0 --device cpu "
     "--lr 0.05 --warmup-epochs 0 --hflip 0 --scale 0.7 1 --color-jitter 0 --epochs 2"
 )
 pytestmark = pytest.mark.integration
+digits, numbers, recipe = (getattr(test_kills, name) for name in ("digits", "numbers", "recipe"))
 
 
 class Disk:
@@ -103,7 +109,7 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on(kind, disk, tmp_path, r
     whole, used = contents(disk.place), disk.used()
     disk.unmount()
     generator = random.Random(f"{kind} {seed}")
-    sizes = [generator.randrange(4096, used) for _ in range(20 if long else 1)]
+    sizes = [generator.randrange(4096, used) for _ in range(SIZES if long else 1)]
     for size in sizes:
         disk.mount(size)
         full = run()
@@ -123,6 +129,112 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on(kind, disk, tmp_path, r
     if long:
         expected = "one line, status 2, nothing half-written; with room the same command ends as unbroken"
         note("full disk", shlex.join(map(str, words[2:4])), expected, len(sizes))
+
+
+SAME = {
+    "fairseq": test_kills.assert_same_fairseq,
+    "mmcls": test_kills.assert_same_mmcls,
+    "fairseq_kd.soft_labels": test_kills.assert_same_store,
+    "mmcls_bnn.soft_labels": test_kills.assert_same_store,
+}
+
+
+@pytest.mark.parametrize("kind", list(SAME))
+def test_of_other_trainers(kind, disk, tmp_path, request):
+    """In the long form alone, on disks of a few sizes that are drawn."""
+    if not request.config.getoption("--long"):
+        pytest.skip("in the long form alone; the full disk of each writer is tried where it is made")
+    seed, of_fairseq = request.config.getoption("randomly_seed", 0), "fairseq" in kind
+    made = request.getfixturevalue("numbers" if of_fairseq else "recipe")
+    script = Path(find_spec("mmcls").origin).parent / ".mim" / "tools" / "train.py"
+    asked = made / "out" / "checkpoint_best.pt"
+    words = {
+        "fairseq": test_kills.fairseq_words("student", made / "bin", f"criterion.kd_teacher={asked}"),
+        "mmcls": [script, made, "--work-dir", "out", "--resume"],
+        "fairseq_kd.soft_labels": [made / "bin", "--path", asked, "--cpu", "--output", "labels"],
+        "mmcls_bnn.soft_labels": [
+            *(made, "--cpu", "--epochs", 4, "--cfg-options", "model.distillation.soft_labels.path=labels"),
+        ],
+    }[kind]
+    if kind.endswith("soft_labels"):
+        words = [Path(__file__).with_name("small_windows.py"), kind, *words]
+    imported = test_kills.OF_FAIRSEQ if of_fairseq else test_kills.OF_MMCLS
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return forked.run(*words, imported=imported, cwd=disk.place)
+
+    disk.mount(ROOM)
+    done = run()
+    assert done.returncode == 0, done.stderr
+    used = disk.used()
+    whole = shutil.copytree(disk.place, tmp_path / "whole")
+    disk.unmount()
+    draws = random.Random(f"{kind} {seed}")
+    # The least has no room for a log.
+    sizes = [4096, used // 2, *(draws.randrange(4096, used) for _ in range(SIZES))]
+    for size in sizes:
+        disk.mount(size)
+        full = run()
+        said = full.stdout + full.stderr
+        assert full.returncode == 2, (size, said)
+        assert "Traceback" not in said, (size, said)
+        (line,) = [line for line in said.splitlines() if ": error: " in line]
+        assert "(No space left on device)" in line, size
+        assert not [path for path in disk.place.rglob("*") if ".new" in path.name], size
+        disk.resize(ROOM)
+        again = run()
+        assert again.returncode == 0, (size, again.stderr)
+        SAME[kind](whole, disk.place)
+        disk.unmount()
+        print(f"{kind}: a disk of {size:,} bytes of {used:,}: {line}", flush=True)
+    note("full disk", kind, "one line, status 2; with room the same command ends as unbroken", len(sizes))
+
+
+def test_of_a_study(disk, tmp_path, request):
+    """Its runs, its plan, its page with figures and verdicts, and the index of studies."""
+    if not request.config.getoption("--long"):
+        pytest.skip("in the long form alone; a study on a full disk is in tests/lskd_study/test_engine.py")
+    digits = {"path": str(request.getfixturevalue("digits")), "num_classes": 4}
+    study = test_kills.STUDY | {"data": digits, "output": str(disk.place / "out")}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    (tmp_path / "trainer.yaml").write_text(yaml.safe_dump(test_kills.TRAINER))
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "lskd_study", *map(str, words)]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+
+    def study_and_index() -> subprocess.CompletedProcess[str]:
+        done = run("study", "study.yaml", "--cores", 1)
+        return (
+            done
+            if done.returncode
+            else run("index", disk.place / "out", "--output", disk.place / "index.html")
+        )
+
+    disk.mount(ROOM)
+    done = study_and_index()
+    assert done.returncode == 0, done.stderr
+    used = disk.used()
+    whole = shutil.copytree(disk.place, tmp_path / "whole")
+    disk.unmount()
+    # The last have room for all runs, and none, or not enough, for what is made of them.
+    sizes = [random.Random(request.config.getoption("randomly_seed", 0)).randrange(4096, used)]
+    page = sum(path.stat().st_size for path in (whole / "out").iterdir() if path.is_file())
+    for size in (*sizes, used - page, used - 4096):
+        disk.mount(size)
+        full = study_and_index()
+        assert full.returncode not in (0, 1), (size, full.stderr)
+        assert "Traceback" not in full.stderr, (size, full.stderr)
+        lines = [line for line in full.stderr.splitlines() if "error: " in line]
+        assert "the disk is full" in lines[-1], (size, full.stderr)
+        disk.resize(ROOM)
+        again = study_and_index()
+        assert again.returncode == 0, (size, again.stderr)
+        test_kills.assert_same_study(whole, disk.place)
+        disk.unmount()
+        print(f"study: a disk of {size:,} bytes of {used:,}: {lines[-1]}", flush=True)
+    expected = "the last line says it, status 2; with room the same command ends as unbroken"
+    note("full disk", "lskd study and index", expected, len(sizes) + 2)
 
 
 def note(fault: str, command: str, expected: str, tries: int) -> None:
