@@ -67,6 +67,6 @@ def test_the_others_end_within_a_minute(kind, victim, request, tmp_path):
     (line,) = [line for line in said.splitlines() if ": error: " in line]
     assert f"rank {victim} of this run has " in line
     print(f"{kind}, rank {victim}: {line}, {seconds:.1f} s later", flush=True)
-    names = {"fairseq": "fairseq-hydra-train", "mmcls": "torch.distributed.run mmcls/.mim/tools/train.py"}
+    names = {"fairseq": "fairseq-hydra-train", "mmcls": "mmcls' tools/train.py --launcher pytorch"}
     expected = "the other ends within 60 s, with one line that names the rank, and status 2"
     note(f"rank {victim} killed", names.get(kind, kind), expected, 1)

@@ -128,7 +128,9 @@ def test_a_full_disk_is_one_line_and_the_command_goes_on(kind, disk, tmp_path, r
             print(f"{kind}: a disk of {size:,} bytes of {used:,}: {line}", flush=True)
     if long:
         expected = "one line, status 2, nothing half-written; with room the same command ends as unbroken"
-        note("full disk", shlex.join(map(str, words[2:4])), expected, len(sizes))
+        names = {"train": "timm train.py --resume auto", "train-and-store": "timm train.py --kd-soft-labels"}
+        names |= {"soft-labels": "timm soft-labels", "data": "lskd data number-words"}
+        note("full disk", names[kind], expected, len(sizes))
 
 
 SAME = {

@@ -158,6 +158,9 @@ def study(folder):
     assert second.stderr == "lskd: error: another study is running in runs/mini; wait for it or end it\n"
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
+    # And the clock was an hour fast until then, so that students will end before their teachers did.
+    for path in folder.glob("runs/mini/*/*/job.json"):
+        os.utime(path, (time.time() + 3600,) * 2)
     before = finished(folder)
     assert 2 <= len(before) < 6
     store = kill_a_writer(folder)
