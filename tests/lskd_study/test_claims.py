@@ -5,14 +5,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from lskd import LskdError
-from lskd_study.claims import CLAIMS, claims_of, judge, settings, verdict
+from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
+from lskd_study.claims import CLAIMS, claims_of, contrasts, judge, settings, verdict
 from lskd_study.claims.contrasts import Measure, estimate_contrast
 from lskd_study.claims.findings import Finding, decide
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
+from lskd_study.results.images import Stored
 from lskd_study.results.read import read_results
+from lskd_study.results.results import Result
 from lskd_study.stats.intervals import Interval, crossed_interval
 
 pytestmark = pytest.mark.unit
@@ -213,6 +217,28 @@ def test_similar_classes_are_chosen_by_both_arms_and_compared_in_numpy(fake_stud
 
     differences = [separation(*stored[0.1, seed]) - separation(*stored[0.0, seed]) for seed in range(3)]
     assert finding.interval.estimate == pytest.approx(np.mean(differences), rel=1e-4)
+
+
+def test_classes_without_images_count_in_no_pair_and_few_images_end_it_at_once(fake_study, monkeypatch):
+    plan = replace(fake_study(), num_classes=7)
+    rng, labels = np.random.default_rng(0), torch.arange(240) % 4 + (torch.arange(240) % 4 > 1)  # 0, 1, 3, 4
+    logits = [torch.from_numpy(rng.normal(size=(240, 7))) for _ in range(2)]
+    runs = [Result(run, {}, {}, []) for run in plan.runs[:2]]
+    files = {run.run.id: own for run, own in zip(runs, logits, strict=True)}
+    place = np.arange(240)
+    monkeypatch.setattr(
+        contrasts, "stored_of", lambda plan, one: Stored(files[one.run.id], labels, [], place)
+    )
+    measure = contrasts.separation_measure(plan, [runs])
+    confusion = class_confusion([class_mean_probabilities(own, labels, 7) for own in logits])
+    pairs = nearest_classes(confusion)
+    for run, own in zip(runs, logits, strict=True):
+        found = measure.per_sample(run).values
+        np.testing.assert_array_equal(found, class_separation(own, labels, pairs))
+    labels[(labels == 3).nonzero()[2:]] = 4
+    monkeypatch.setattr(contrasts, "class_mean_probabilities", None)
+    with pytest.raises(LskdError, match="class 3 has 2 examples"):
+        contrasts.separation_measure(plan, [runs])
 
 
 def names(plan):

@@ -31,6 +31,18 @@ def test_each_run_s_logits_are_read_once_however_many_students_a_teacher_has(fak
     assert sorted(read) == sorted(results.finished)
 
 
+def test_a_student_s_file_need_not_have_the_order_of_its_teacher_s(fake_study):
+    plan = fake_study()
+    before = repr(measured(plan).estimates)
+    file = plan.folder(next(run for run in plan.runs if run.role == "student")) / LOGITS
+    tensors = load_file(file)
+    order = np.random.default_rng(0).permutation(len(tensors["labels"]))
+    names = bytes(tensors.pop("keys")).decode().split("\n")
+    keys = np.frombuffer("\n".join(names[i] for i in order).encode(), dtype=np.uint8)
+    save_file({name: rows[order] for name, rows in tensors.items()} | {"keys": keys}, file)
+    assert repr(measured(plan).estimates) == before
+
+
 def stored(plan, run):
     found = load_file(plan.folder(run) / LOGITS)
     return found["logits"].astype(np.float64), found["labels"]
