@@ -216,6 +216,7 @@ def test_a_gzip_file_is_unpacked_within_bounds(tmp_path: Path) -> None:
     [
         (b"a,b\n1\n", "row 1 has not as many cells"),
         (b"a,b\n1,2,3\n", "row 1 has not as many cells"),
+        (b"a,b,a\n1,2,3\n", "two columns 'a'"),
         (b"a,b\n1," + b"x" * 200_000, r"no CSV table \(field larger"),
         (b"a,b\n\xff,1\n", "no CSV table"),
         (b'a,b\n"1,2\n', "no CSV table"),

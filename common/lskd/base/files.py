@@ -13,6 +13,7 @@ import secrets
 import shutil
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -209,7 +210,8 @@ def read_csv(path: str | Path, columns: Collection[str] = ()) -> list[dict[str, 
     """Return the rows of a CSV table in UTF-8 with a header, in which ``columns`` must be.
 
     Raises:
-        LskdError: it is missing, too large, no such table, or has a row of another length than the header.
+        LskdError: it is missing, too large, no such table, has a column twice, or a row of another length
+            than the header.
     """
     raw = read_bytes(path, CSV_LIMIT, "a table", "name a CSV table in UTF-8 with a header")
     try:
@@ -220,6 +222,9 @@ def read_csv(path: str | Path, columns: Collection[str] = ()) -> list[dict[str, 
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise LskdError(f"{path}: row {number} has not as many cells as the header; fix the table")
+    twice = [name for name, times in Counter(reader.fieldnames or ()).items() if times > 1 and name]
+    if twice:
+        raise LskdError(f"{path} has two columns {twice[0]!r}; remove one")
     if rows and (lost := [name for name in columns if name not in rows[0]]):
         raise LskdError(f"{path} has no column {', '.join(lost)}; it is no such table")
     return rows

@@ -3,7 +3,6 @@
 What all studies share; `images` and `translation` have what each measures.
 """
 
-import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lskd.base.files import read_csv
 from lskd_study.plan.plan import TEACHER_FAILED, Plan, Run, exact
 from lskd_study.stats.intervals import Array
 
@@ -248,16 +248,15 @@ def read_curves(path: Path) -> dict[str, Array]:
     """Return a run's curves by column, one value per epoch; NaN where the trainer did not log one.
 
     Raises:
-        OSError: for a file that cannot be read.
+        LskdError: for a file that cannot be read or is no whole table.
         ValueError: for a file without epochs or with more than numbers.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(path)
     if not rows:
         raise ValueError(f"{path.name} has no epochs")
     try:
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 
 
