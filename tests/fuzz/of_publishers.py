@@ -1,7 +1,9 @@
 """Files of data sets, and images."""
 
+import csv
 import io
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,6 +74,28 @@ def _read_cub(path: Path) -> None:
         assert split in ("train", "val")
         assert not {"..", ""} & {label, image}
         assert "/" not in label + image
+
+
+def _imagenet() -> Sequence[bytes]:
+    images = _packed({f"n01440764_{number}.JPEG": b"x" for number in (1, 2)}, "w")
+    validation = {f"ILSVRC2012_val_0000000{number}.JPEG": b"x" for number in (1, 2)}
+    return [_packed({"n01440764.tar": images}, "w"), _packed(validation, "w")]
+
+
+def _read_imagenet(path: Path) -> None:
+    """Read it as the archive of training and as that of validation."""
+    from lskd_study.data.published.imagenet import _Devkit, _training, _validation
+
+    refused = []
+    for images in (_training(path), _validation(path, _Devkit(b"", ["n01440764"] * 2))):
+        try:
+            for _, label, name, _ in images:
+                assert re.fullmatch(r"n\d{8}", label)
+                assert "/" not in name
+        except LskdError as error:
+            refused.append(error)
+    if len(refused) == 2:
+        raise refused[0]
 
 
 def _inat() -> Sequence[bytes]:
@@ -169,7 +193,9 @@ def mmcls_idx(folder: Path) -> tuple[Sequence[bytes], Read]:
     from mmcls_bnn.data import _read_idx
 
     def read(path: Path) -> None:
-        assert _read_idx([path.parent], path.name, 3).ndim == 3
+        found = _read_idx([path.parent], path.name, 3)
+        assert found.ndim == 3
+        assert path.read_bytes()[16:] == found.tobytes()
 
     sound = b"\0\0\x08\3" + b"".join(n.to_bytes(4, "big") for n in (2, 3, 4)) + bytes(24)
     return [sound], one_file("idx", read)(folder)
@@ -183,7 +209,11 @@ def label_table(folder: Path) -> tuple[Sequence[bytes], Read]:
         (folder / "images" / name).write_bytes(b"x")
 
     def read(path: Path) -> None:
-        for one in _listed(folder / "images", path)[0]:
+        found = _listed(folder / "images", path)[0]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = ([*row] for row in csv.reader(file) if row)
+        same([one.label for one in found], [row[header.index("label")].strip() for row in rows])
+        for one in found:
             assert "/" not in one.label
             assert ".." not in one.file.split("/")
 
@@ -204,7 +234,7 @@ def data_manifest(folder: Path) -> tuple[Sequence[bytes], Read]:
         found = read_manifest(path.parent, {"name", "images"})
         if not found:
             raise LskdError("none of ours")
-        same(found, json.loads(json.dumps(found)))
+        same(found, json.loads(path.read_bytes()))
 
     return [json.dumps(content).encode()], one_file("manifest.json", read)(folder)
 
@@ -236,6 +266,7 @@ def images(folder: Path) -> tuple[Sequence[bytes], Read]:
 
 PUBLISHERS = [
     publisher("CUB-200-2011", "CUB_200_2011.tgz", _cub, _read_cub),
+    publisher("ImageNet", "x.tar", _imagenet, _read_imagenet),
     publisher("iNaturalist", "train2019.json", _inat, _read_inat),
     publisher(
         "iNaturalist, packed",

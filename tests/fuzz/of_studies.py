@@ -2,10 +2,12 @@
 
 import atexit
 import contextlib
+import csv
 import dataclasses
 import functools
 import importlib.util
 import io
+import itertools
 import json
 import shutil
 import tempfile
@@ -74,7 +76,7 @@ def job_file(folder: Path) -> tuple[Sequence[bytes], Read]:
         for kind in kinds:
             try:
                 found = records.read_record(path, kind)
-                same(found, json.loads(json.dumps(found)))
+                same(found, json.loads(path.read_bytes()))
             except LskdError as error:
                 refused.append(error)
         if len(refused) == len(kinds):
@@ -92,6 +94,7 @@ def verdicts(folder: Path) -> tuple[Sequence[bytes], Read]:
     def read(path: Path) -> None:
         found = read_record(path.parent)
         same(found, StudyRecord.model_validate_json(found.text()))
+        same(found, StudyRecord.model_validate(json.loads(path.read_bytes())))
 
     return [(plan.root / "verdicts.json").read_bytes()], one_file("verdicts.json", read)(folder)
 
@@ -159,6 +162,12 @@ def run_folder(folder: Path) -> tuple[Sequence[bytes], Read]:
     return [bytes([number]) + clean[name] for number, name in enumerate(names)], read
 
 
+def _cells(path: Path) -> list[list[str]]:
+    """Read a table as Python's own reader of cells does, which fits no names to them."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [row for row in csv.reader(file) if row]
+
+
 def curves(folder: Path) -> tuple[Sequence[bytes], Read]:
     from lskd_study.results.results import read_curves
 
@@ -167,7 +176,11 @@ def curves(folder: Path) -> tuple[Sequence[bytes], Read]:
             found = read_curves(path)
         except (ValueError, OSError) as error:  # said by `results.read`, with the run
             raise LskdError(str(error)) from error
-        assert len({len(column) for column in found.values()}) == 1
+        header, *rows = _cells(path)
+        for name, column in zip(header, zip(*rows, strict=True), strict=True):
+            assert not name or np.array_equal(
+                found[name], [float(cell or "nan") for cell in column], equal_nan=True
+            )
 
     plan = _study(folder)
     return [(plan.folder(run) / "curves.csv").read_bytes() for run in plan.runs[:3]], one_file(
@@ -187,6 +200,9 @@ def epochs(ecosystem: str, name: str, sound: bytes) -> Callable[[Path], tuple[Se
                 assert rows
                 assert all(row.keys() == set(trainer.curve_columns) for row in rows)
                 assert all(int(row["epoch"]) >= -1 for row in rows)
+                if path.suffix == ".csv":
+                    cells = {"", *itertools.chain(*_cells(path))}
+                    assert all({*row.values()} - {row["epoch"]} <= cells for row in rows)
 
         return [sound], one_file(name, read)(folder)
 
@@ -216,19 +232,21 @@ def translations(folder: Path) -> tuple[Sequence[bytes], Read]:
         except (ValueError, OSError) as error:  # said by `results.read`, with the run
             raise LskdError(str(error)) from error
         assert len({sentence.id for sentence in found}) == len(found)
+        content = [json.loads(line) for line in path.read_text("utf-8").removesuffix("\n").split("\n")]
+        for sentence, line in zip(found, sorted(content, key=lambda line: line["id"]), strict=True):
+            same(dataclasses.asdict(sentence), {name: line[name] for name in sentence.__annotations__})
 
     return ["".join(f"{line}\n" for line in lines).encode()], one_file("translations.jsonl", read)(folder)
 
 
 def results_table(folder: Path) -> tuple[Sequence[bytes], Read]:
     """A CSV table of anybody's results, as `lskd figure` takes it; in ours no name is a formula."""
-    import csv
-
     from lskd_study.base.text import csv_text
     from lskd_study.drawing.tables import read_table, table_flag, table_number
 
     def read(path: Path) -> None:
         rows = read_table(path, ["name", "accuracy"])
+        same([[*rows[0]], *([*row.values()] for row in rows)], _cells(path))
         for row in rows:
             table_number(row, "accuracy", path)
             table_flag(row, "smoothed", path) if "smoothed" in row else None
