@@ -166,7 +166,7 @@ def _reference(path: Path, found: Any) -> None:
     """Compare with what the format's own library reads."""
     if path.stat().st_size > 1 << 16:
         return
-    if path.suffix == ".npz" and not path.read_bytes().startswith(b"PK"):
+    if path.suffix == ".npz" and not path.read_bytes().startswith(b"PK\3\4"):
         return  # bytes before the archive, which NumPy takes for a pickle
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as own:

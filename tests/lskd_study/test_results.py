@@ -94,6 +94,12 @@ def test_a_damaged_run_folder_is_named(plan, folder, name):
     assert "\n" not in str(caught.value)
 
 
+def test_a_row_of_curves_that_was_cut_has_no_missing_values(plan, folder):
+    (folder / CURVES).write_text((folder / CURVES).read_text().rpartition(",")[0])
+    with pytest.raises(LskdError, match="not as many cells"):
+        read_results(plan)
+
+
 def test_logits_stay_what_they_were_when_the_file_changes_later(plan, folder):
     rewrite(folder, logits=load_file(folder / LOGITS)["logits"].astype(np.float32))
     logits = read_logits(folder, plan.num_classes)[1]
