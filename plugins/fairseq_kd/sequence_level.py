@@ -19,7 +19,7 @@ from fairseq_kd.errors import run
 from fairseq_kd.task import data_identity, language_pair
 from fairseq_kd.teacher import Teacher
 from lskd import LskdError
-from lskd.base.files import to_disk, write_text
+from lskd.base.files import is_scratch, to_disk, write_text
 
 _SEARCH = ("beam", "lenpen", "max_len_a", "max_len_b")
 
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _begin(scratch, teacher, args)
     _decode(scratch / "translations.txt", asked, args)
     tokens = _binarise(scratch, teacher, args.data)
-    (scratch / "translations.txt").unlink()
     to_disk(scratch)
+    (scratch / "translations.txt").unlink()
     os.replace(scratch, args.output)
     print(
         f"{args.output}: the teacher's translations of {len(asked.pairs)} sentences, {tokens} target tokens"
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _begin(scratch: Path, teacher: Teacher, args: Namespace) -> None:
     file = scratch / "sequence_level.json"
-    if scratch.is_symlink() or (scratch.exists() and not file.is_file()):
+    begun = scratch.is_dir() and all(map(is_scratch, scratch.iterdir()))  # killed before it was noted
+    if scratch.is_symlink() or (scratch.exists() and not begun and not file.is_file()):
         raise LskdError(f"{scratch} was not made by this command; move it away or choose another --output")
     cfg = teacher.task.cfg
     content = {

@@ -206,3 +206,12 @@ def test_a_folder_that_sequence_level_did_not_make_is_left_alone(tmp_path, kind)
     with pytest.raises(LskdError, match="was not made by this command; move it away"):
         sequence_level._begin(scratch, None, None)
     assert {path.name: path.read_text() for path in mine.iterdir()} == {"translations.txt": "mine"}
+
+
+def test_sequence_level_goes_on_where_it_was_killed_before_it_began(tmp_path):
+    """The note of what is begun has not taken its name yet."""
+    scratch = tmp_path / ".seq-unfinished"
+    scratch.mkdir()
+    (scratch / ".sequence_level.json.lskd-0123abcd.new").write_text("{")
+    with pytest.raises(AttributeError, match="task"):  # it asks who teaches
+        sequence_level._begin(scratch, None, None)

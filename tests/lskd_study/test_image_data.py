@@ -1,5 +1,6 @@
 """``lskd data``: miniature archives with the publishers' inner layout, through the real command."""
 
+import contextlib
 import csv
 import errno
 import gzip
@@ -9,8 +10,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -446,31 +445,46 @@ def test_all_readers_see_the_same_images(data, own):
 # What can go wrong while writing
 
 
-def test_a_killed_command_goes_on(data, own):
-    """SIGKILL after 40 images; what was there is kept and the result is that of a run without a break."""
+@pytest.mark.parametrize(
+    ("where", "others"), [("images", 0), (".settings.json", 0), (".settings.json", 1), ("made", 0)]
+)
+def test_a_killed_command_goes_on(data, own, where, others):
+    """SIGKILL after 40 images, or before a file or the folder takes its name; the end is as unbroken."""
     output = data.folder / "out" / "made"
-    script = (
-        "import os, signal, sys\n"
-        "from lskd_study.cli import main as cli\n"
-        "from lskd_study.data.folders.layout import Tree\n"
-        "add = Tree.add\n"
-        "def die(self, image):\n"
-        "    add(self, image)\n"
-        "    if sum(self.links.values()) == 40: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Tree.add = die\n"
-        "cli.main(sys.argv[1:])\n"
-    )
-    words = ["data", "noise", str(own), "--copy", "--output", str(output)]
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True)
-    assert done.returncode == -signal.SIGKILL
-    assert not output.exists()
     partial = output.with_name(".made.partial")
+    if others:  # of other settings
+        (partial / "train").mkdir(parents=True)
+        (partial / ".settings.json").write_text('{"name": "noise"}')
+        (partial / ".checked.json").touch()
+    child = os.fork()
+    if child == 0:
+        add, replace, unlink = _layout.Tree.add, os.replace, Path.unlink
+
+        def die_at(name):
+            if name == where:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def dying_add(self, image):
+            add(self, image)
+            if sum(self.links.values()) == 40:
+                die_at("images")
+
+        _layout.Tree.add = dying_add
+        os.replace = lambda source, target: (die_at(Path(target).name), replace(source, target))
+        Path.unlink = lambda path, **how: (unlink(path, **how), die_at(path.name))
+        with contextlib.suppress(BaseException):
+            cli.main(["data", "noise", str(own), "--copy", "--output", str(output)])
+        os._exit(1)  # or it would run all other tests once more
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert not output.exists()
     before = {path.relative_to(partial): path.stat().st_ino for path in partial.rglob("*.png")}
-    assert len(before) == 40
+    assert len(before) == {"images": 40, "made": 192}.get(where, 0)
     made, whole = (data.make("noise", own, "--copy", name=name) for name in ("made", "whole"))
     after = {path.relative_to(output): path.stat().st_ino for path in output.rglob("*.png")}
     assert before.items() <= after.items()
     assert made.manifest["listing_sha256"] == whole.manifest["listing_sha256"]
+    assert {path.name for path in output.iterdir()} == {"train", "val", "manifest.json", "noise.csv"}
+    assert {path.name for path in output.parent.iterdir()} == {"made", "whole"}
 
 
 def test_a_full_disk(data, own, cub, tmp_path, monkeypatch):

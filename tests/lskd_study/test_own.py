@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from lskd import LskdError
+from lskd.base.files import write_text
 from lskd_study.claims.outlook import assumed, before
 from lskd_study.cli import main as cli
 from lskd_study.plan.json_schema import study_schema
@@ -263,6 +264,24 @@ def test_changed_files_are_gone_on_with(here, untrained, capsys):
     fill(Path("others"))
     assert cli.main(["study", "--own", "others", *again[3:]]) == 2
     assert "out/study.yaml is a study of out/images" in capsys.readouterr().err
+
+
+def test_a_kill_between_the_files_is_gone_on_from(here, untrained, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def write_one(path, text):
+        if list(Path("out").glob("*.yaml")):
+            raise Killed
+        write_text(path, text)
+
+    again = ("study", "--own", "pets", "--yes", "--output", "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_text", write_one)
+        with pytest.raises(Killed):
+            cli.main([*again])
+    assert list(Path("out").glob("*.yaml"))
+    here.run(*again)
 
 
 def test_settings_that_fit_the_time(monkeypatch):

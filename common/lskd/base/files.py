@@ -358,11 +358,16 @@ def take_lock(path: str | Path, wait: bool = False) -> int | None:
     return handle
 
 
+def is_scratch(path: Path) -> bool:
+    """Whether a path is named like what a process leaves that is killed while it writes a whole file."""
+    return _LEFT.fullmatch(path.name) is not None
+
+
 @functools.cache  # once in a process: a folder may contain a hundred thousand files
 def _remove_left(folder: Path) -> None:
     """Remove what processes that were killed while they wrote have left; others have theirs locked."""
     for name in os.listdir(folder):
-        if _LEFT.fullmatch(name):
+        if is_scratch(folder / name):
             with contextlib.suppress(OSError, LskdError), lock(folder / name) as taken:
                 if taken is not None:
                     shutil.rmtree(folder / f"{name}{_FOLDER}", ignore_errors=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.base.files import cannot_write, lock, write_text
+from lskd.base.files import cannot_write, is_scratch, lock, write_text
 from lskd.base.trackers import EVENTS
 from lskd_study.base.progress import say
 from lskd_study.plan.plan import BEGUN, CURVES, JOB, LOGITS, TRANSLATIONS
@@ -19,8 +19,8 @@ from lskd_study.plan.records import Begun, read_record
 
 LOCK = ".lock"
 LOG = "train.log"
-# What a job writes itself, whatever trains; the first is left by a process that is killed while it writes. The
-# note of what was begun is replaced and never removed: what lies there without one is taken for others'.
+# What a job writes itself, whatever trains; the first is left by a process that is killed while it writes.
+# The note of what was begun is replaced and never removed: what lies there without one is taken for others'.
 _OWN = (".*.new", LOG, CURVES, LOGITS, f".{LOGITS}", TRANSLATIONS, JOB, EVENTS)
 LABEL_FILES = tuple(f"labels/{name}" for name in ("manifest.json", ".*.new", "lock", "*.bin", "*.bin.sums"))
 
@@ -116,7 +116,7 @@ def remove_files(folder: Path, patterns: Sequence[str]) -> None:
 
 def _move_aside(folder: Path) -> None:
     # One that is killed at its very beginning leaves half of its note, which the next one removes.
-    items = [path for path in folder.iterdir() if path.name != LOCK and not path.match(f".{BEGUN}.*.new")]
+    items = [path for path in folder.iterdir() if path.name != LOCK and not is_scratch(path)]
     if not items:
         return
     aside = next(path for number in count(1) if not os.path.lexists(path := Path(f"{folder}.aside-{number}")))

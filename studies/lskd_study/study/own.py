@@ -133,7 +133,7 @@ def run_own(
     check_output(Path(output), output)
     if not images.usual_names:
         _link(images, Path(data_path(images, output)))
-    for name, text in files.items():
+    for name, text in reversed(files.items()):  # the study last: where it is, it is gone on with
         write_text(Path(output, name), text)
     return run_study(
         str(file), output, cores, False, options, max_seeds=max_seeds, variance_from=variance_from, told=True

@@ -11,12 +11,12 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lskd import LskdError
-from lskd.base.files import cannot_write, lock, write_text
+from lskd.base.files import cannot_write, is_scratch, lock, write_text
 from lskd.base.images import passed_over
 from lskd_study.base.files import check_writable, read_object
 from lskd_study.base.text import gigabytes
@@ -177,6 +177,8 @@ def build(
     asked = {"name": name, **settings, **({"source_files": sources} if sources else {}), "copies": copy}
     finished = _finished(output, asked)
     if finished is not None:
+        with suppress(OSError):
+            _tidy(output)
         return Made(output, finished, False)
     refuse_other(output, "data set", OTHER_PLACE)
     check_writable(output, folder=True)
@@ -187,15 +189,19 @@ def build(
             tree.fill(rows)
             manifest = asked | dict(rows.more) | _contents(folder, tree)
             tree.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
-            for leftover in (_SETTINGS, _CHECKED):
-                (folder / leftover).unlink(missing_ok=True)
             if output.is_dir():
                 output.rmdir()
             os.replace(folder, output)
-            (output / _LOCK).unlink()
+            _tidy(output)
     except OSError as error:
         raise cannot_write(output, error) from error
     return Made(output, manifest, True)
+
+
+def _tidy(output: Path) -> None:
+    """Remove what served while it was made, without which the hidden folder would be nobody's."""
+    for name in (_SETTINGS, _CHECKED, _LOCK):
+        (output / name).unlink(missing_ok=True)
 
 
 def listing_checksum(folder: Path) -> str:
@@ -265,7 +271,7 @@ def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
     """
     folder = output.parent / f".{output.name}.partial"
     settings = json.loads(json.dumps(asked))
-    begun = folder.is_dir() and not {path.name for path in folder.iterdir()} - {_LOCK}
+    begun = folder.is_dir() and all(path.name == _LOCK or is_scratch(path) for path in folder.iterdir())
     ours = not folder.is_symlink() and (begun or bool(read_object(folder / _SETTINGS)))
     if os.path.lexists(folder) and not ours:
         raise LskdError(f"{folder} was not made by this command; move it away or choose another --output")
@@ -278,7 +284,7 @@ def _partial(output: Path, asked: Mapping[str, Any]) -> Iterator[Path]:
                 for entry in folder.iterdir():
                     if entry.is_dir() and not entry.is_symlink():
                         shutil.rmtree(entry)
-                    elif entry.name != _LOCK:
+                    elif entry.name not in (_LOCK, _SETTINGS):
                         entry.unlink()
                 write_text(folder / _SETTINGS, json.dumps(settings))
             yield folder
