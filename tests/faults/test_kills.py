@@ -359,7 +359,7 @@ def studies(tmp_path_factory):
     return tmp_path_factory.mktemp("studies")
 
 
-@pytest.mark.parametrize("whom", ["all", "job", "scheduler", "top"])
+@pytest.mark.parametrize("whom", ["top", "scheduler", "all", "job"])
 def test_study(killer, studies, digits, whom):
     """Teachers, what they said, students, results and the page; in the short form in test_study_run.py."""
     if not killer.long:
