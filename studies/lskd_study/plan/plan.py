@@ -10,10 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lskd import LskdError
 from lskd.base.files import read_json, write_text
@@ -22,6 +22,9 @@ from lskd_study.base.files import read_object
 from lskd_study.base.text import first_problem
 from lskd_study.data.options import Value, arguments_of
 from lskd_study.plan.kinds import IMAGES, Control, Kind, kind_of
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 PLAN = "plan.json"
 JOB = "job.json"
@@ -303,12 +306,12 @@ class Plan:
         Raises:
             LskdError: for a file that is not a plan.
         """
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import ValidationError
 
         content = read_json(path, "a plan")
         try:
             # As JSON, in which a run is a mapping; strictly, "1" is no number.
-            plan = TypeAdapter(cls).validate_json(json.dumps(content))
+            plan = _adapter().validate_json(json.dumps(content))
             odd = plan._odd()
         except ValidationError as error:
             odd = first_problem(error)
@@ -330,6 +333,14 @@ class Plan:
             if not {store.teacher, store.writer, *store.students} <= self.by_id.keys():
                 return f"{store.id} has no teacher or no students"
         return ""
+
+
+@cache
+def _adapter() -> "TypeAdapter[Plan]":
+    """Return what reads plans. To make it takes longer than to read one, and an index reads many."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Plan)
 
 
 def expand(
