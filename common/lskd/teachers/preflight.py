@@ -32,10 +32,17 @@ def binomial_tail(right: int, total: int, chance: float) -> float:
         choices = math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
         return choices + k * log_p + (total - k) * log_q
 
-    return min(1.0, math.fsum(math.exp(log_mass(k)) for k in range(right, total + 1)))
+    masses, found = [], 0.0
+    for k in range(right, total + 1):
+        masses.append(math.exp(log_mass(k)))
+        found += masses[-1]
+        # Beyond the mean each is smaller than the one before it: the rest is lost in rounding.
+        if k > total * chance and masses[-1] * (total - k) <= 1e-17 * found:
+            break
+    return min(1.0, math.fsum(masses))
 
 
-@cache  # of a study's runs it is asked several times, and of many samples it is a long sum
+@cache  # of a study's runs it is asked several times
 def compare_with_chance(right: int, total: int, chance: float) -> Literal["above", "at", "too few"]:
     """Return whether ``right`` of ``total`` answers are more than chance gives: a one-sided binomial test.
 
