@@ -1,12 +1,13 @@
 """Work on many large arrays by several threads."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
 import torch
+
+from lskd_study.base.provenance import usable_cores
 
 _MOST = 4  # threads: each has some runs' logits in memory
 
@@ -19,11 +20,10 @@ def over_cores(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator
 
     For work of PyTorch and NumPy on large arrays, which let other threads run meanwhile.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = torch.get_num_threads()
+    own, one = torch.get_num_threads(), partial(torch.set_num_threads, 1)
     try:
         # Of PyTorch's own threads each would start as many as there are cores.
-        with ThreadPoolExecutor(min(cores, _MOST), initializer=partial(torch.set_num_threads, 1)) as pool:
+        with ThreadPoolExecutor(min(usable_cores(), _MOST), initializer=one) as pool:
             yield from pool.map(work, items)
     finally:
         torch.set_num_threads(own)
