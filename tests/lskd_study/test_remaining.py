@@ -161,6 +161,8 @@ def test_a_record_that_cannot_be_read_is_of_a_finished_run(told):
     told.end(run, 100)
     (told.plan.folder(run) / JOB).write_text("{")
     assert Told(told.plan).remaining.line().startswith("1 of 12 runs")
+    (told.plan.folder(run) / JOB).write_text(f'{{"wall_time_s": {10**400}}}')
+    assert Told(told.plan).remaining.line().startswith("1 of 12 runs")
 
 
 def test_a_minute_of_silence_is_broken_once(told):

@@ -3,6 +3,7 @@
 import os
 import resource
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,19 @@ def test_kill_between_last_and_the_numbered_checkpoint(tmp_path):
         "model_best.pth.tar",
         "summary.csv",
     ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"), [("x", "could not convert"), ("9" * 200_000, "field larger"), ("²", None)]
+)
+def test_a_damaged_table_to_go_on_from_is_one_line(tmp_path, cell, message):
+    save(open_run(tmp_path), [0])
+    table = tmp_path / "summary.csv"
+    columns = table.read_text().partition("\n")[0].count(",")
+    with table.open("a") as file:
+        file.write(f"{'1' if message else cell}{f',{cell}' * columns}\n")
+    with pytest.raises(LskdError, match=message) if message else nullcontext():
+        open_run(tmp_path, start_epoch=2)
 
 
 def test_a_fresh_run_moves_another_runs_files_aside(tmp_path):

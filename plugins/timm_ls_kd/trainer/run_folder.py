@@ -210,13 +210,18 @@ class RunFolder:
         """Drop rows of epochs that are run again; return the tracked metric of those kept."""
         if not self.summary.exists():
             return {}
-        with self.summary.open(newline="", encoding="utf-8", errors="replace") as file:
-            table = list(csv.reader(file))
+        try:
+            with self.summary.open(newline="", encoding="utf-8", errors="replace") as file:
+                table = list(csv.reader(file))
+        except csv.Error as error:
+            raise self._damaged(error) from None
         header = table[0] if table else []
         kept = [
             row
             for row in table[1:]
-            if len(row) == len(header) and row[0].isdigit() and int(row[0]) < start_epoch
+            if len(row) == len(header)
+            and re.fullmatch(r"\d{1,9}", "".join(row[:1]))
+            and int(row[0]) < start_epoch
         ]
         if not kept:
             # One row without a checkpoint is left by a kill between the two, and is written again as it is;
@@ -237,7 +242,13 @@ class RunFolder:
         if self._column not in header:
             return {}
         column = header.index(self._column)
-        return {int(row[0]): float(row[column]) for row in kept}
+        try:
+            return {int(row[0]): float(row[column]) for row in kept}
+        except ValueError as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> LskdError:
+        return LskdError(f"{self.summary} is damaged ({error}); move it away to go on without its epochs.")
 
     def _restore(self, metrics: Mapping[int, float], start_epoch: int) -> None:
         """Restore the saver's ranking, and write again what a kill may have left unwritten."""

@@ -115,7 +115,7 @@ class Failure:
     @property
     def epoch(self) -> int | None:
         """The epoch that the line names, as the trainer counts; of a student whose teacher failed, None."""
-        found = None if self._with_teacher else re.search(r"\bepoch (\d+)", self.reason)
+        found = None if self._with_teacher else re.search(r"\bepoch (\d{1,9})", self.reason)
         return int(found[1]) if found else None
 
     @property

@@ -15,6 +15,7 @@ from lskd_study.plan.plan import JOB, Plan, Run, Store
 
 SECONDS = 60.0  # between two lines, while nothing else is said
 _LEAST = 0.05  # of a run that should have ended, or is evaluated
+_MOST_SECONDS = 1e9  # thirty years: no run takes so long, and no record that says so was measured
 _STORE = "soft labels of "
 # What `runs/job.py` and `runs/log.py` say of a run or a store.
 _LINE = re.compile(
@@ -173,4 +174,4 @@ class Remaining:
 
 def _seconds(job: Mapping[str, Any]) -> float:
     found = job.get("wall_time_s")
-    return float(found) if isinstance(found, int | float) else 0.0
+    return float(found) if isinstance(found, int | float) and 0 <= found < _MOST_SECONDS else 0.0
