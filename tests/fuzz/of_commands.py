@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -12,8 +13,9 @@ import numpy as np
 import yaml
 
 from fuzz import attacks
-from fuzz.harness import Read, same
+from fuzz.harness import Read, one_file, same
 from lskd import LskdError
+from lskd_study.plan.recipes import recipes_folder
 
 
 def words(dice: random.Random, data: bytes) -> bytes:
@@ -119,6 +121,21 @@ def timm_command(folder: Path) -> tuple[Sequence[bytes], Read]:
     texts = ["timm", "timm\0data\0--model\0resnet50\0--smoothing\x000.1"]
     texts.append("timm\0--config\0c.yaml\0--kd-teacher\0resnet18")
     return [text.encode() for text in texts], read
+
+
+def timm_file(folder: Path) -> tuple[Sequence[bytes], Read]:
+    """The file of defaults that the bundled trainer reads: what it makes of it survives its args.yaml."""
+    from timm_ls_kd.trainer.arguments import parse_arguments
+
+    def read(path: Path) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):  # warnings
+            found = vars(parse_arguments(["--config", str(path)]))
+            (folder / "args.yaml").write_text(yaml.safe_dump(found))
+            same(found, vars(parse_arguments(["--config", str(folder / "args.yaml")])))
+
+    sound = (recipes_folder() / "digits/student.yaml").read_bytes()
+    whole = yaml.safe_dump(vars(parse_arguments(["--model", "resnet18"]))).encode()
+    return [sound, whole, json.dumps(yaml.safe_load(whole)).encode()], one_file("c.yaml", read)(folder)
 
 
 def _one_line(call: Callable[[], int | None], prefix: str) -> None:

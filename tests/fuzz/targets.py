@@ -1,8 +1,8 @@
 """The table of readers, with what their inputs are made of and how many there are in the long form."""
 
-from fuzz import attacks, of_numbers, of_publishers, of_studies, of_texts
+from fuzz import attacks, of_commands, of_numbers, of_publishers, of_studies, of_texts
 from fuzz.harness import Target
-from fuzz.of_commands import lskd_command, timm_command, words
+from fuzz.of_commands import words
 from fuzz.of_numbers import logits
 from fuzz.of_studies import epochs
 from fuzz.of_texts import recipe_texts, trainer_file
@@ -50,6 +50,10 @@ TARGETS = [
         *(10_000, YAML_TREE, YAML),
     ),
     Target(
+        "trainer's own file: timm",
+        *(of_commands.timm_file, 4_000, YAML_TREE, YAML),
+    ),
+    Target(
         "trainer's file: fairseq",
         trainer_file("fairseq", "student", "transformer", recipe_texts("ding_de_en/student.yaml")),
         *(4_000, YAML_TREE, [*YAML, b"${common.seed}", b"${oc.env:HOME}"]),
@@ -85,6 +89,9 @@ TARGETS = [
     ),
     Target("run: translations.jsonl", of_studies.translations, 60_000, None, JSON),
     Target("run: job.json, begun.json", of_studies.job_file, 60_000, JSON_TREE, JSON),
+    Target(
+        "run: summary.csv to go on from", of_studies.resumed_summary, 40_000, in_csv, [b'"', b"\n", b"\0"]
+    ),
     Target("log: timm", epochs("timm", "summary.csv", TIMM_EPOCHS), 40_000, in_csv, [b'"', b",", b"\n"]),
     Target(
         "log: fairseq",
@@ -133,6 +140,6 @@ TARGETS = [
     Target("checkpoint: fairseq", of_numbers.fairseq_checkpoint, 5_000),
     Target("checkpoint: mmcls", of_numbers.mmcls_checkpoint, 10_000),
     Target("checkpoint: packed student", of_numbers.packed_student, 5_000, None, JSON),
-    Target("command: lskd", lskd_command, 5_000, words, warm=False, short=8),
-    Target("command: timm", timm_command, 6_000, words, warm=False),
+    Target("command: lskd", of_commands.lskd_command, 5_000, words, warm=False, short=8),
+    Target("command: timm", of_commands.timm_command, 6_000, words, warm=False),
 ]
