@@ -17,7 +17,7 @@ help:
 	@echo "make test-numerical  what computes, with other instructions of the CPU (AVX2) and other code"
 	@echo "make faults    kills and other faults at random moments, hours -> docs/reliability/*.csv"
 	@echo "make coverage  branches that the tests reach: 95 % of the core, 90 % of the rest"
-	@echo "make mutants   break the core in small ways and see tests fail: hours, goes on where it was (MODULES=...)"
+	@echo "make mutants   break the core in small ways and see tests fail: hours, goes on where it was (MODULES=... SAMPLE=150)"
 	@echo "make gates     all tests offline, not as root, in an odd path, at a load of 15, on the other Python (PLACES=...)"
 	@echo "make lint      ruff, mypy and the contracts of imports"
 	@echo "make fuzz      hostile inputs to every reader, hours -> docs/reliability/fuzz.csv"
@@ -69,7 +69,7 @@ coverage: install
 	$(BIN)/python -m coverage report --skip-covered --show-missing --omit='common/lskd/*' --fail-under=90
 
 mutants: install
-	$(BIN)/python tests/gates/mutants.py $(MODULES)
+	$(BIN)/python tests/gates/mutants.py $(SAMPLE:%=--sample %) $(MODULES)
 
 gates: install
 	VENV=$(VENV) tests/gates/environments $(PLACES)

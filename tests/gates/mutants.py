@@ -1,11 +1,12 @@
 """Mutation testing of the core: break the code in small ways, one at a time, and see that a test fails.
 
-    .venv/bin/python tests/gates/mutants.py [MODULE ...]
+    .venv/bin/python tests/gates/mutants.py [--sample N] [MODULE ...]
 
 The tests are collected once, and each mutant runs in a process forked from there: its functions get their
 code from the mutated source, and the tests that reach its lines run, quickest first, until one fails; those
 that take longer than `SLOWEST` do not count. What is done is kept in `.mutants/` and not done again while
-module and tests are the same, so a run can be broken off.
+module and tests are the same, so a run can be broken off. With --sample, of a module that has more, N drawn
+from its name are tried; the table says of how many.
 
 A survivor is a hole in the tests, or has a line in docs/reliability/mutants.csv that says why it is none.
 (mutmut 3.8 knows only the roots `.`, `src` and `source`, and leaves out what is decorated and constants;
@@ -20,6 +21,7 @@ import hashlib
 import importlib
 import inspect
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -285,8 +287,8 @@ def _too_slow(*_: object) -> None:
 class Gate:
     """Takes over from pytest after the collection: `survivors` are what no test kills."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.survivors, self.counts = name, [], Counter()
+    def __init__(self, name: str, sample: int) -> None:
+        self.name, self.sample, self.survivors, self.counts, self.all = name, sample, [], Counter(), 0
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -310,6 +312,9 @@ class Gate:
             written = csv.writer(file)
             written.writerows([of, *done.items()])
             todo = mutants(live.tree)
+            self.all = len(todo)
+            if self.sample < len(todo):
+                todo = random.Random(self.name).sample(todo, self.sample)
             for number, mutant in enumerate(todo):
                 if mutant.name not in done:
                     done[mutant.name] = self._try(live, mutant, reached)
@@ -383,8 +388,8 @@ def _rows(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(file.open(encoding="utf-8"))) if file.exists() else []
 
 
-def one(name: str) -> int:
-    """Try the mutants of one module; return how many nobody has explained."""
+def one(name: str, sample: int) -> int:
+    """Try the mutants of one module, at most so many; return how many nobody has explained."""
     hypothesis.settings.register_profile(
         "mutants",
         derandomize=True,
@@ -393,7 +398,7 @@ def one(name: str) -> int:
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     )
     hypothesis.settings.load_profile("mutants")
-    gate = Gate(name)
+    gate = Gate(name, sample)
     source = inspect.getsourcefile(importlib.import_module(name))
     files = [*MODULES[name], str(source)]
     plugins = [f"-pno:{plugin}" for plugin in ("randomly", "xdist", "cacheprovider", "benchmark")]
@@ -408,6 +413,7 @@ def one(name: str) -> int:
         "killed": killed,
         "explained": explained,
         "survived": len(gate.survivors),
+        "of": gate.all,
     }
     print(f"{name}: {', '.join(f'{number} {what}' for what, number in counts.items())}")
     rows = {row["module"]: row for row in _rows(COUNTS)}
@@ -424,6 +430,7 @@ if __name__ == "__main__":
     asked = argparse.ArgumentParser(description="mutation testing of the core, module by module")
     asked.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(MODULES)}; none: all")
     asked.add_argument("--list", action="store_true", help="say how many mutants there are")
+    asked.add_argument("--sample", type=int, default=10**9, metavar="N", help="of each module at most N")
     words = asked.parse_args()
     if unknown := set(words.modules) - set(MODULES):
         asked.error(f"no such module: {', '.join(sorted(unknown))}")
@@ -433,6 +440,7 @@ if __name__ == "__main__":
             print(name, len(mutants(ast.parse(Path(source).read_text(encoding="utf-8")))))
     elif len(words.modules) == 1:
         os.chdir(ROOT)
-        sys.exit(min(one(words.modules[0]), 1))
+        sys.exit(min(one(words.modules[0], words.sample), 1))
     else:  # each in a process of its own, with its own tests
-        sys.exit(max(subprocess.call([sys.executable, __file__, name]) for name in words.modules or MODULES))
+        itself = [sys.executable, __file__, f"--sample={words.sample}"]
+        sys.exit(max(subprocess.call([*itself, name]) for name in words.modules or MODULES))
