@@ -53,6 +53,16 @@ def test_nothing_is_said_of_one_seed_or_no_variance():
         assert chances(crossed_interval(table), 0.2) is None
 
 
+def test_nothing_is_said_of_more_parts_than_two():
+    assert chances(parts_interval(0.0, [Part(1.0, 2)] * 3, (3, 3), ""), 0.2) is None
+
+
+def test_far_out_the_part_of_fewer_seeds_decides():
+    """Its tails are heavy: of 2,000 points of it one alone would lie there."""
+    found = chances(interval(0.0, 0.9, 0.1, seeds=2), 1000.0)
+    assert found.worse == pytest.approx(stats.t(1).cdf(-1000 / 0.9**0.5), rel=0.01)
+
+
 def test_of_studies_with_nothing_to_find_few_are_sure():
     """Calibrated: a sign that is called 97.5 % sure is wrong as often as the interval is."""
     rng = np.random.default_rng(2)
