@@ -84,17 +84,20 @@ def from_outside(error: BaseException) -> LskdError | None:
         return LskdError(f"a process that loads data has died ({found[0].rstrip('. ')}); {advice}; {goes_on}")
     if _RANK.search(text) or (type(error).__name__ == "DistNetworkError" and _STORE.search(text)):
         reason, advice = text.partition(". This is typically")[0][:300], "what it said itself tells why"
-        return LskdError(f"{_the_other()} of this run has died ({reason}); {advice}; {goes_on}")
+        return LskdError(f"{_died(text)} of this run has died ({reason}); {advice}; {goes_on}")
     return None
 
 
-def _the_other() -> str:
-    """Name the process that is not this one; of more than two no error says which of them it is."""
-    count, rank = (int(os.environ.get(name) or 0) for name in ("WORLD_SIZE", "RANK"))  # torchrun's
+def _died(text: str) -> str:
+    """Name the process that has died; of more than two no error says which of them it is."""
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
-        count, rank = distributed.get_world_size(), distributed.get_rank()
-    return f"rank {1 - rank}" if count == 2 else "another process"
+        rank, alone = distributed.get_rank(), distributed.get_world_size() == 2
+        if _STORE.search(text) and not _RANK.search(text):  # the store is rank 0's, or torchrun's own
+            rank, alone = 1, rank != 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        if alone and "imeout" not in text:
+            return f"rank {1 - rank}"
+    return "another process"
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

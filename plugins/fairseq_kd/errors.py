@@ -1,5 +1,6 @@
 """What a user can fix is one line and exit status 2, in fairseq's own commands too; 3 if a run diverged."""
 
+import contextlib
 import logging
 import os
 import re
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from lskd import DivergedError, LskdError
-from lskd.base.files import full_disk
+from lskd.base.files import full_disk, say_full_logs_once
 from lskd.errors import from_outside, loading_error, printable
 
 PREFIX = "fairseq_kd: error: "
@@ -20,7 +21,7 @@ def install() -> None:
     """Print such errors without a traceback; every other exception is shown as before."""
     if getattr(sys.excepthook, "of_fairseq_kd", False):
         return
-    logging.raiseExceptions = False  # of a log on a full disk: a traceback a line, until a checkpoint says it
+    say_full_logs_once()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or hydra prints a traceback of its own and exits with 1
     before = sys.excepthook
 
@@ -30,7 +31,8 @@ def install() -> None:
             before(kind, error, traceback)
             return
         logging.shutdown()
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # a full disk, which may be the error itself
+            sys.stdout.flush()
         # In a run of several processes torch keeps what a hook writes until it returns; this one never does.
         print(line, file=sys.__stderr__, flush=True)
         # Not sys.exit: fairseq's thread that reads ahead would turn it into an abort with lines of its own.

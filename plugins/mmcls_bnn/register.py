@@ -1,7 +1,6 @@
 """What a recipe imports (`custom_imports`): everything registered, one-line errors, and gloo on the CPU."""
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from mmengine.logging import HistoryBuffer
 from numpy._core import multiarray
 
 from lskd import LskdError
-from lskd.base.files import full_disk
+from lskd.base.files import full_disk, say_full_logs_once
 from lskd.errors import from_outside, report
 from mmcls_bnn import data, losses  # noqa: F401 - importing them is what registers them
 from mmcls_bnn.binary import reactnet  # noqa: F401
@@ -28,7 +27,8 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     if ours is None:
         sys.__excepthook__(kind, error, trace)
         return
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # a full disk, which may be the error itself
+        sys.stdout.flush()
     # In a run of several processes torch keeps what a hook writes until it returns; this one never does.
     with contextlib.redirect_stderr(sys.__stderr__):
         status = report("mmcls_bnn", ours)
@@ -78,6 +78,6 @@ def _join_processes() -> None:
 
 
 _allow_log()
-logging.raiseExceptions = False  # of a log on a full disk: a traceback a line, until a checkpoint says it
+say_full_logs_once()
 sys.excepthook = _report
 _join_processes()

@@ -388,6 +388,7 @@ def assert_same_study(whole, run):
         job, other = (json.loads((folder / path.relative_to(whole)).read_text()) for folder in (whole, run))
         for name in ("settings", "data", "command"):
             assert job.get(name) == other.get(name)
+        assert ("teacher" in job) == ("teacher" in other)
         if teacher := other.get("teacher"):  # as it now is: a checkpoint names what it was resumed from
             made = json.loads((run / "out" / "teachers" / teacher["run"] / "job.json").read_text())
             assert teacher["checkpoint_sha256"] == made["checkpoint"]["sha256"]

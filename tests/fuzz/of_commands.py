@@ -115,6 +115,7 @@ def timm_command(folder: Path) -> tuple[Sequence[bytes], Read]:
         arguments = data.decode(errors="surrogateescape").split("\0")[1:]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # --help
             found = vars(parse_arguments(arguments))
+            assert 0 <= found["smoothing"] < 1
             (folder / "args.yaml").write_text(yaml.safe_dump(found))
             same(found, vars(parse_arguments(["--config", "args.yaml"])))
 

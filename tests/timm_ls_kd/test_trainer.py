@@ -9,12 +9,14 @@ import signal
 from collections import OrderedDict
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
 
 import events
 from lskd import load_teacher_weights
+from lskd.checkpoints import is_whole
 from timm_ls_kd.task import LsKdTask
 from timm_ls_kd.trainer import main as trainer
 from timm_ls_kd.trainer.loop import Interrupted, stop_signals, stop_signals_wait
@@ -426,16 +428,38 @@ def test_what_the_process_was_started_to_ignore_stays_ignored(ignored):
             signal.signal(number, handler)
 
 
-def test_a_request_to_end_waits_for_the_checkpoint(tmp_path):
-    """In the middle of `torch.save` it would end in torch's error about a file that is too short."""
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_request_to_end_waits_for_the_checkpoint(train, runs, monkeypatch, workers):
+    """In the middle of `torch.save` it would end in torch's error about a file that is too short.
 
-    class Weight:
-        def __reduce__(self):
-            signal.raise_signal(signal.SIGTERM)
-            return (OrderedDict, ())
+    A terminal that is closed tells the loading processes, too, and torch of their end.
+    """
+    save = torch.save
 
-    file = tmp_path / "last.pth.tar"
-    with stop_signals(), pytest.raises(Interrupted) as asked, stop_signals_wait():
-        torch.save([torch.zeros(3), Weight(), torch.zeros(3)], file)
-    assert asked.value.args == (signal.SIGTERM,)
-    assert len(torch.load(file)) == 3
+    def closed_in_the_middle(content, file):
+        class Note:
+            def __reduce__(self):
+                for loading in psutil.Process().children():
+                    loading.kill()
+                    loading.wait()
+                os.kill(os.getpid(), signal.SIGHUP)
+                return (OrderedDict, ())
+
+        save({"note": Note(), **content}, file)
+
+    monkeypatch.setattr(torch, "save", closed_in_the_middle)
+    result = train("run", "--epochs", 3, "--workers", workers)
+    assert (result.status, result.err) == (128 + signal.SIGHUP, "")
+    last = runs / "run" / "last.pth.tar"
+    assert f"stopped in epoch 0; go on by --resume {last}" in result.out
+    assert is_whole(last)
+
+
+def test_a_second_request_waits_for_nothing():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with stop_signals(), pytest.raises(KeyboardInterrupt), stop_signals_wait():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

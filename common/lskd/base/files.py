@@ -7,6 +7,7 @@ import functools
 import gzip
 import io
 import json
+import logging
 import os
 import re
 import secrets
@@ -119,15 +120,29 @@ def write_text(path: str | Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8", newline="")
 
 
-def full_disk(error: BaseException) -> LskdError | None:
+def full_disk(error: BaseException | None) -> LskdError | None:
     """Return the one line for an error of a disk that is full, wherever a framework came to it; else None."""
     disk = _of_disk(error)
     return cannot_write(disk.filename or "the run's files", disk) if disk and disk.errno in _FULL else None
 
 
+def say_full_logs_once() -> None:
+    """Let a log on a full disk be one line on stderr, and not a traceback for each of its lines."""
+    usual, said = logging.Handler.handleError, list[str]()
+
+    def handle(self: logging.Handler, record: logging.LogRecord) -> None:
+        if (full := full_disk(sys.exc_info()[1])) is None:
+            usual(self, record)
+        elif not said:
+            said.append(str(full))
+            print(f"a log is cut short: {full}", file=sys.__stderr__)
+
+    logging.Handler.handleError = handle  # type: ignore[method-assign]
+
+
 def _of_disk(error: BaseException | None) -> OSError | None:
-    """Return the disk's error, behind which torch's writer has one of its own: "unexpected pos"."""
-    if isinstance(error, RuntimeError):
+    """Return the disk's error, behind which torch's writer has one of its own."""
+    if isinstance(error, RuntimeError) and "unexpected pos" in str(error):
         error = error.__context__
     return error if isinstance(error, OSError) else None
 

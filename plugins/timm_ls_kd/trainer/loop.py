@@ -3,7 +3,7 @@
 import signal
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -172,11 +172,7 @@ def stop_signals() -> Iterator[None]:
     """
 
     def stop(number: int, frame: Any) -> None:
-        for one in before:
-            signal.signal(one, _USUAL[one])
-        # Loading processes may have got the signal too; torch would raise an error about their end.
-        if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _next_one_as_usual(before)
         raise Interrupted(number)
 
     with _handled_by(stop) as before:
@@ -185,16 +181,29 @@ def stop_signals() -> Iterator[None]:
 
 @contextmanager
 def stop_signals_wait() -> Iterator[None]:
-    """Let what asks for the end wait for the end of the block.
+    """Let a first request to end wait for the end of the block; a second one ends the process as usual.
 
     An exception in the middle of `torch.save` would be lost behind one of its own, about a file that is
     too short; and what an epoch has brought is worth the moment that writing it takes.
     """
     asked: list[int] = []
-    with _handled_by(lambda number, frame: asked.append(number)):
+
+    def wait(number: int, frame: Any) -> None:
+        asked.append(number)
+        _next_one_as_usual(before)
+
+    with _handled_by(wait) as before:
         yield
     for number in asked:
         signal.raise_signal(number)
+
+
+def _next_one_as_usual(requests: Iterable[int]) -> None:
+    for number in requests:
+        signal.signal(number, _USUAL[number])
+    # Loading processes may have got the signal too; torch would raise an error about their end.
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @contextmanager

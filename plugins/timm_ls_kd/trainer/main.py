@@ -181,8 +181,8 @@ def _train(args: Namespace, args_text: str, folder: Path, note: str) -> int:
                 if run is not None:
                     with stop_signals_wait():
                         best = run.save(epoch, train, evaluated, lr)
-                        for tracker in trackers:
-                            tracker.log(run.row, epoch)
+                    for tracker in trackers:
+                        tracker.log(run.row, epoch)
             parts = [f"train {name} {value:.4f}" for name, value in train.items()]
             parts += [f"val {name} {value:.4f}" for name, value in (evaluated or {}).items()]
             say(f"epoch {epoch} done in {time.perf_counter() - started:.1f} s: " + ", ".join(parts))
