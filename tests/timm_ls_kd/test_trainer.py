@@ -439,10 +439,10 @@ def test_a_request_to_end_waits_for_the_checkpoint(train, runs, monkeypatch, wor
     def closed_in_the_middle(content, file):
         class Note:
             def __reduce__(self):
-                for loading in psutil.Process().children():
-                    loading.kill()
-                    loading.wait()
                 os.kill(os.getpid(), signal.SIGHUP)
+                for loading in psutil.Process().children():
+                    loading.send_signal(signal.SIGHUP)
+                    loading.wait()
                 return (OrderedDict, ())
 
         save({"note": Note(), **content}, file)
@@ -456,10 +456,10 @@ def test_a_request_to_end_waits_for_the_checkpoint(train, runs, monkeypatch, wor
 
 
 def test_a_second_request_waits_for_nothing():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with stop_signals(), pytest.raises(KeyboardInterrupt), stop_signals_wait():
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+    with pytest.raises(Interrupted), stop_signals(), stop_signals_wait():
+        twice()
