@@ -1,8 +1,9 @@
 """A data-bin that is damaged, or cut while it is read, is one line that names the file.
 
-fairseq's format has no checksums: of a word that became another one nobody can tell. But an index tells all
-lengths, and a dictionary how many words there are. Files are mapped into memory: of one that was cut a place
-would be read that is not there, which ends the process without a word.
+Of `--dataset-impl mmap`, which `fairseq-preprocess` makes. It has no checksums: of a word that became another
+one nobody can tell. But an index tells all lengths, and a dictionary how many words there are. Files are
+mapped into memory: of one that was cut a place would be read that is not there, which ends the process
+without a word.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fairseq.data import LanguagePairDataset, indexed_dataset
 from fairseq.data.indexed_dataset import MMapIndexedDataset, _code_to_dtype
 
@@ -28,27 +30,26 @@ def install() -> None:
     wrap(MMapIndexedDataset, "_do_init", _open)
     wrap(MMapIndexedDataset, "__del__", _close)
     wrap(MMapIndexedDataset, "__getitem__", _item)
-    wrap(LanguagePairDataset, "__getitem__", _pair)
+    wrap(LanguagePairDataset, "collater", _batch)
 
 
 def _infer(infer: Callable[..., Any], path: str) -> Any:
     """Of an index whose beginning says nothing fairseq would take another format, and fail in that."""
-    if (found := infer(path)) is None and Path(f"{path}.idx").is_file():
+    if (found := infer(path)) is None and all(Path(f"{path}.{end}").is_file() for end in ("idx", "bin")):
         raise LskdError(f"{path}.idx is no index of fairseq's, or is cut or damaged; {_AGAIN}")
     return found
 
 
 def _open(begin: Callable[..., None], self: Any, path: str) -> None:
-    index, data = Path(f"{path}.idx"), Path(f"{path}.bin")
+    index, data = f"{path}.idx", f"{path}.bin"
     try:
-        expected = _length(index)
-        self.kd_sizes = {file: file.stat().st_size for file in (index, data)}
+        expected = _length(Path(index))
+        self.kd_files = {file: os.stat(file) for file in (index, data)}
     except OSError as error:
         raise LskdError(f"{error.filename} cannot be read ({error.strerror}); {_AGAIN}") from None
-    if self.kd_sizes[data] != expected:
+    if (size := self.kd_files[data].st_size) != expected:
         raise LskdError(
-            f"{data} has {self.kd_sizes[data]:,} bytes, and by its index {expected:,}; one of them is cut or "
-            f"damaged; {_AGAIN}"
+            f"{data} has {size:,} bytes, and by its index {expected:,}; one is cut or damaged; {_AGAIN}"
         )
     begin(self, path)
 
@@ -81,27 +82,30 @@ def _length(index: Path) -> int:
 
 
 def _item(get: Callable[..., Any], self: Any, number: int) -> Any:
-    for file, size in self.kd_sizes.items():
-        with contextlib.suppress(FileNotFoundError):  # what is mapped stays
-            if os.stat(file).st_size < size:
+    for file, opened in self.kd_files.items():
+        with contextlib.suppress(OSError):  # what is mapped stays, also where another file takes its name
+            now = os.stat(file)
+            if now.st_size < opened.st_size and os.path.samestat(now, opened):
                 raise LskdError(f"{file} was cut while it was read; {_AGAIN}")
     return get(self, number)
 
 
-def _pair(get: Callable[..., Any], self: Any, number: int) -> Any:
-    pair = get(self, number)
-    for sentence, dictionary, side in (
-        (pair["source"], self.src_dict, self.src),
-        (pair["target"], self.tgt_dict, self.tgt),
+def _batch(collate: Callable[..., Any], self: Any, samples: list[Any], *args: Any, **kwargs: Any) -> Any:
+    for side, dictionary, data in (
+        ("source", self.src_dict, self.src),
+        ("target", self.tgt_dict, self.tgt),
     ):
-        if sentence is None or dictionary is None or not len(sentence):
+        sentences = [sample[side] for sample in samples if sample.get(side) is not None]
+        if dictionary is None or not sum(map(len, sentences)):
             continue
-        if not 0 <= int(sentence.min()) <= int(sentence.max()) < len(dictionary):
-            while side is not None and not hasattr(side, "kd_sizes"):  # what shortens sentences is around it
-                side = getattr(side, "dataset", None)
-            file = list(side.kd_sizes)[1] if side is not None else "a file of the data-bin"
+        low, high = torch.cat(sentences).aminmax()
+        if low < 0 or high >= len(dictionary):
+            wrong = next(s["id"] for s in samples if ((s[side] < 0) | (s[side] >= len(dictionary))).any())
+            while data is not None and not hasattr(data, "kd_files"):  # what shortens sentences is around it
+                data = getattr(data, "dataset", None)
+            file = list(data.kd_files)[1] if data is not None else "a file of the data-bin"
             raise LskdError(
-                f"sentence {number} of {file} has words that its dictionary of {len(dictionary)} has not; it "
+                f"sentence {wrong} of {file} has words that its dictionary of {len(dictionary)} has not; it "
                 f"is damaged, or was made with another one; {_AGAIN}"
             )
-    return pair
+    return collate(self, samples, *args, **kwargs)

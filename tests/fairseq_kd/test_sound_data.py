@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, indexed_dataset
 from fairseq.tasks.translation import load_langpair_dataset
 
 from lskd import LskdError
@@ -72,10 +72,20 @@ def test_a_file_that_is_cut_while_it_is_read(data_bin, end):
         pairs[1]
 
 
-def test_one_that_is_removed_while_it_is_read_stays(data_bin):
+@pytest.mark.parametrize("put", [None, b"short"])
+def test_one_that_is_removed_or_replaced_while_it_is_read_stays(data_bin, put):
     pairs = load(data_bin)
-    (data_bin / f"{NAME}.bin").unlink()
+    path = data_bin / f"{NAME}.bin"
+    path.unlink()
+    if put is not None:
+        path.with_suffix(".new").write_bytes(put)
+        path.with_suffix(".new").rename(path)
     assert len(pairs[1]["target"])
+
+
+def test_without_its_other_half_an_index_is_not_accused(data_bin):
+    (data_bin / f"{NAME}.bin").unlink()
+    assert indexed_dataset.infer_dataset_impl(str(data_bin / NAME)) is None
 
 
 def test_a_word_that_the_dictionary_has_not(data_bin):
@@ -83,7 +93,8 @@ def test_a_word_that_the_dictionary_has_not(data_bin):
     words = np.fromfile(path, np.uint16)
     words[0] = 60_000
     words.tofile(path)
+    pairs = load(data_bin)
     with pytest.raises(
         LskdError, match=rf"sentence 0 of .*{NAME}.bin has words that its dictionary of \d+ has"
     ):
-        load(data_bin)[0]
+        pairs.collater([pairs[1], pairs[0]])

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from lskd.base.files import (
     read_csv,
     read_json,
     read_yaml,
+    say_full_logs_once,
     take_lock,
     whole_file,
     whole_folder,
@@ -282,3 +284,18 @@ def test_without_locks_as_on_windows_all_but_what_needs_them_works(tmp_path: Pat
         == ["this system has no file locks (fcntl), which runs and stored labels need"] * 2
     )
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_log_on_a_full_disk_is_one_line_and_a_wrong_call_is_pythons_own(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "__stderr__", sys.stderr)
+    monkeypatch.setattr(logging.Handler, "handleError", logging.Handler.handleError)
+    say_full_logs_once()
+    logger = logging.Logger("full")
+    logger.addHandler(logging.FileHandler("/dev/full"))
+    for _ in range(3):
+        logger.error("words")
+    assert capfd.readouterr().err == "lskd: a log is cut short (No space left on device)\n"
+    logger.handlers = [logging.StreamHandler()]
+    logger.error("%d", "words")
+    assert "--- Logging error ---" in capfd.readouterr().err

@@ -120,7 +120,7 @@ def write_text(path: str | Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8", newline="")
 
 
-def full_disk(error: BaseException | None) -> LskdError | None:
+def full_disk(error: BaseException) -> LskdError | None:
     """Return the one line for an error of a disk that is full, wherever a framework came to it; else None."""
     disk = _of_disk(error)
     return cannot_write(disk.filename or "the run's files", disk) if disk and disk.errno in _FULL else None
@@ -131,11 +131,12 @@ def say_full_logs_once() -> None:
     usual, said = logging.Handler.handleError, list[str]()
 
     def handle(self: logging.Handler, record: logging.LogRecord) -> None:
-        if (full := full_disk(sys.exc_info()[1])) is None:
+        error = _of_disk(sys.exc_info()[1])
+        if error is None or error.errno not in _FULL:
             usual(self, record)
         elif not said:
-            said.append(str(full))
-            print(f"a log is cut short: {full}", file=sys.__stderr__)
+            said.append("said")
+            print(f"lskd: a log is cut short ({error.strerror})", file=sys.__stderr__, flush=True)
 
     logging.Handler.handleError = handle  # type: ignore[method-assign]
 

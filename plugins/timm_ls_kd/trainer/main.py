@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lskd import LskdError
 from lskd.base.tensors import require_finite_weights
 from lskd.base.trackers import Tracker, TrackerName, check_tracker
-from lskd.errors import one_line
+from lskd.errors import from_outside, one_line
 from lskd.soft_labels.remote import written_folder
 from timm_ls_kd.arguments import kd_config
 from timm_ls_kd.loader import seed_all
@@ -76,6 +76,11 @@ def _until_stopped(args: Namespace, note: str, work: Callable[[], int]) -> int:
         if note and getattr(args, "rank", 0) == 0:
             print(note, flush=True)
         return 128 + int(stop.args[0])
+    except RuntimeError as error:
+        # Here, and not in the command: a group that is left no longer tells which rank this is.
+        if (outside := from_outside(error)) is not None:
+            raise outside from error
+        raise
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
