@@ -265,9 +265,10 @@ def test_a_log_with_what_is_no_number_is_one_line(tmp_path, values):
 def test_a_run_without_a_log_is_one_line(tmp_path):
     with pytest.raises(LskdError, match=r"left no .*hydra_train\.log"):
         FAIRSEQ.read_curves(tmp_path, "teacher")
-    log(tmp_path, "nothing")
-    with pytest.raises(LskdError, match="has no epochs"):
-        FAIRSEQ.read_curves(tmp_path, "teacher")
+    for text in ("nothing", line("train", epoch=-1), line("train", epoch=0)):
+        log(tmp_path, text)
+        with pytest.raises(LskdError, match="has no epochs"):
+            FAIRSEQ.read_curves(tmp_path, "teacher")
 
 
 def test_a_run_goes_on_from_a_whole_checkpoint_only(tmp_path):

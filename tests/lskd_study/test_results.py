@@ -94,6 +94,13 @@ def test_a_damaged_run_folder_is_named(plan, folder, name):
     assert "\n" not in str(caught.value)
 
 
+def test_a_sample_that_stands_twice_is_damage(plan, folder):
+    names = bytes(load_file(folder / LOGITS)["keys"]).decode().split("\n")
+    rewrite(folder, keys=np.frombuffer("\n".join([names[1], *names[1:]]).encode(), dtype=np.uint8))
+    with pytest.raises(LskdError, match="is damaged"):
+        read_results(plan)
+
+
 def test_a_row_of_curves_that_was_cut_has_no_missing_values(plan, folder):
     (folder / CURVES).write_text((folder / CURVES).read_text().rpartition(",")[0])
     with pytest.raises(LskdError, match="not as many cells"):

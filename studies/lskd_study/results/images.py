@@ -196,5 +196,7 @@ def read_stored(folder: Path, num_classes: int) -> Stored:
 def _sorted(keys: bytes) -> tuple[list[str], NDArray[np.int64]]:
     """Return keys as sorted, and the order; all runs of a study share what is returned."""
     names = keys.decode().split("\n")
+    if len(set(names)) < len(names):
+        raise ValueError("a key stands there twice")
     order = np.argsort(np.array(names), kind="stable")
     return [names[i] for i in order], order

@@ -214,7 +214,8 @@ class Fairseq:
                 # A line cut short, or settings.
                 with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                     row = parse_json(found[2])
-                    epochs.setdefault(int(row["epoch"]), {}).update(row)
+                    if (epoch := int(row["epoch"])) > 0:
+                        epochs.setdefault(epoch, {}).update(row)
         if not epochs:
             raise no_epochs(path)
         try:
