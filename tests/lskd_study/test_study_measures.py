@@ -1,7 +1,10 @@
 """The section "Measures" of a study's page: right numbers, honest about few teachers, and no claims."""
 
 import json
+import os
 import re
+import signal
+import threading
 from dataclasses import replace
 from html import unescape
 
@@ -29,6 +32,28 @@ def test_each_run_s_logits_are_read_once_however_many_students_a_teacher_has(fak
     monkeypatch.setattr(measures, "stored_of", lambda plan, one: read.append(one.run.id) or reader(plan, one))
     measure_study(results)
     assert sorted(read) == sorted(results.finished)
+
+
+def test_ctrl_c_waits_for_the_runs_under_way_and_not_for_all_students_of_a_teacher(fake_study, monkeypatch):
+    results, begun, ended = read_results(fake_study()), [], threading.Event()
+
+    def of_classifier(*_):
+        begun.append(None)
+        if len(begun) == 1:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        ended.wait(60)
+        return {}
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr(measures, "Event", lambda: ended)
+    monkeypatch.setattr(measures, "_of_classifier", of_classifier)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            measure_study(results)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(begun) == 1
 
 
 def test_a_student_s_file_need_not_have_the_order_of_its_teacher_s(fake_study):

@@ -1,8 +1,10 @@
 """Work on many large arrays by several threads."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from threading import Event
 from typing import TypeVar
 
 import torch
@@ -15,15 +17,31 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-def over_cores(work: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+def over_cores(
+    work: Callable[[Item], Found], items: Iterable[Item], ended: Event | None = None
+) -> Iterator[Found]:
     """Yield ``work(item)`` of each, in their order, at work in as many threads as there are cores, up to 4.
 
-    For work of PyTorch and NumPy on large arrays, which let other threads run meanwhile.
+    For work of PyTorch and NumPy on large arrays, which let other threads run meanwhile. No more than one
+    item for each thread and one besides is begun before what the first of them gave is taken.
+
+    Args:
+        ended: set once nothing more is taken (an error, Ctrl-C), so that long work can stop halfway.
     """
     own, one = torch.get_num_threads(), partial(torch.set_num_threads, 1)
+    threads = min(usable_cores(), _MOST)
+    # Of PyTorch's own threads each would start as many as there are cores.
+    pool = ThreadPoolExecutor(threads, initializer=one)
+    ahead: deque[Future[Found]] = deque()
     try:
-        # Of PyTorch's own threads each would start as many as there are cores.
-        with ThreadPoolExecutor(min(usable_cores(), _MOST), initializer=one) as pool:
-            yield from pool.map(work, items)
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
     finally:
+        if ended is not None:
+            ended.set()
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(own)

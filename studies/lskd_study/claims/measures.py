@@ -6,6 +6,7 @@ They are no claims of the paper: none gets a verdict, and none counts in the cor
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Event
 from typing import Any, Literal
 
 import numpy as np
@@ -186,9 +187,13 @@ def _of_runs(results: Results[ImageResult], temperature: float, ranked: bool) ->
         if result.run.role != "control":
             groups[result.run.teacher or result.run.id].append(result)
 
+    ended = Event()
+
     def measure(group: Sequence[ImageResult]) -> dict[str, dict[str, Array]]:
         found, said = {}, None
         for result in group:
+            if ended.is_set():
+                break
             stored, taught = stored_of(results.plan, result), result.run.role == "student"
             own = _of_classifier(
                 stored, result.correct, said if taught else None, None if taught else temperature
@@ -201,7 +206,7 @@ def _of_runs(results: Results[ImageResult], temperature: float, ranked: bool) ->
         return found
 
     fields: dict[str, dict[str, Array]] = {}
-    for found in over_cores(measure, groups.values()):
+    for found in over_cores(measure, groups.values(), ended):
         fields |= found
     return fields
 
