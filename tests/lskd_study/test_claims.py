@@ -168,9 +168,8 @@ def test_a_quantity_that_was_not_logged_is_no_crash(fake_study):
     plan = fake_study()
     path = plan.folder(plan.runs[-1]) / CURVES
     lines = path.read_text().splitlines()
-    path.write_text(
-        "\n".join([lines[0], *(line.split(",")[0] + "," * lines[0].count(",") for line in lines[1:])])
-    )
+    empty = [line.split(",")[0] + "," * lines[0].count(",") for line in lines[1:]]
+    path.write_text("".join(f"{line}\n" for line in [lines[0], *empty]))
     found = by_id(judge(read_results(plan)))["larger-loss"]
     assert found.interval is None
     assert "finite" in found.note

@@ -101,10 +101,23 @@ def test_a_sample_that_stands_twice_is_damage(plan, folder):
         read_results(plan)
 
 
-def test_a_row_of_curves_that_was_cut_has_no_missing_values(plan, folder):
-    (folder / CURVES).write_text((folder / CURVES).read_text().rpartition(",")[0])
-    with pytest.raises(LskdError, match="not as many cells"):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.rpartition(",")[0], r"/curves.csv: row 5 has not as many cells as the header"),
+        (lambda text: text[:-2], "curves.csv is cut short"),  # its last number is another one then
+        (lambda text: "", "curves.csv has no epochs"),
+        (None, r"/curves.csv cannot be read \(No such file or directory\)"),
+    ],
+)
+def test_curves_that_are_not_whole_name_the_run_to_remove(plan, folder, change, said):
+    text = (folder / CURVES).read_text()
+    (folder / CURVES).unlink()
+    if change:
+        (folder / CURVES).write_text(change(text))
+    with pytest.raises(LskdError, match=rf"{said}\); remove it to run it again") as caught:
         read_results(plan)
+    assert str(caught.value).startswith(f"run folder {folder} is damaged (")
 
 
 def test_logits_stay_what_they_were_when_the_file_changes_later(plan, folder):

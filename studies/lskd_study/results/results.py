@@ -13,6 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lskd import LskdError
 from lskd.base.files import read_csv
 from lskd_study.plan.plan import TEACHER_FAILED, Plan, Run, exact
 from lskd_study.stats.intervals import Array
@@ -248,12 +249,17 @@ def read_curves(path: Path) -> dict[str, Array]:
     """Return a run's curves by column, one value per epoch; NaN where the trainer did not log one.
 
     Raises:
-        LskdError: for a file that cannot be read or is no whole table.
-        ValueError: for a file without epochs or with more than numbers.
+        ValueError: for a file that cannot be read, is no whole table, has no epochs or more than numbers;
+            `results.read_results` says what to do, as nobody but the run itself can write it.
     """
-    rows = read_csv(path)
+    try:
+        rows = read_csv(path)
+    except LskdError as error:
+        raise ValueError(str(error).rpartition("; ")[0]) from error  # less its advice
     if not rows:
         raise ValueError(f"{path.name} has no epochs")
+    if not path.read_bytes().endswith(b"\n"):  # perhaps cut within its last number
+        raise ValueError(f"{path.name} is cut short")
     try:
         return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
     except ValueError as error:
