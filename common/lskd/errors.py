@@ -69,12 +69,15 @@ def from_outside(error: BaseException) -> LskdError | None:
 
     >>> from_outside(RuntimeError("NCCL error: invalid usage, duplicate GPU")) is None
     True
+    >>> from_outside(ValueError("Symlink loops are no samples")) is None
+    True
     >>> died = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     >>> str(from_outside(died))[:36]
     'another process of this run has died'
     """
     no_path = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
-    if no_path or str(error).startswith("Symlink loop"):  # as pathlib says it before Python 3.13
+    # As pathlib says it before Python 3.13.
+    if no_path or (type(error) is RuntimeError and str(error).startswith("Symlink loop")):
         return LskdError(f"{one_line(error, 100)}; check the path")
     if not isinstance(error, RuntimeError) and type(error).__name__ != "ProcessExitedException":
         return None

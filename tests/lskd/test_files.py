@@ -63,6 +63,23 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new"]
 
 
+def test_names_as_long_as_may_be_in_folders_that_may_not_be_listed(tmp_path: Path, monkeypatch) -> None:
+    opened = os.open
+
+    def refused(path: Path, *arguments: int) -> int:
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refused)  # as of a folder with the mode 0333, but for root too
+    monkeypatch.setattr(os, "listdir", refused)
+    with whole_folder(tmp_path / ("é" * 120)) as scratch:
+        (scratch / "file").touch()
+    write_text(tmp_path / ("x" * 255), "text")
+    assert (tmp_path / ("é" * 120) / "file").exists()
+    assert len(list(os.scandir(tmp_path))) == 2
+
+
 def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "before")
     with pytest.raises(IsADirectoryError), whole_file(tmp_path / "file") as scratch:  # noqa: PT012 - two steps

@@ -93,10 +93,20 @@ def test_a_file_that_is_no_mapping(tmp_path, text):
         load(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["epochs: 2020-01-01\n", "lr: .nan\n", "clip_grad: -.inf\n", "a: {1: 2}\n"])
-def test_a_trainers_file_holds_plain_values_only(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("epochs: 2020-01-01\n", "leave out dates,"),
+        ("lr: .nan\n", r".inf and .nan$"),
+        ("a: {1: 2}\n", "put keys such as 1, on and ~ in quotes"),
+        ("on: 2\n", "on and ~"),
+        ("a: {~: 2}\n", "on and ~"),
+        ("a: !!omap [b: 1]\n", r"tags \(!!omap\)"),
+    ],
+)
+def test_a_trainers_file_holds_plain_values_only(tmp_path, text, advice):
     (tmp_path / "t.yaml").write_text(text)
-    with pytest.raises(LskdError, match=r"t.yaml contains more than numbers, text, lists and mappings"):
+    with pytest.raises(LskdError, match=rf"contains more than numbers, text, lists and mappings.*{advice}"):
         read_trainer_config(tmp_path / "t.yaml")
 
 

@@ -29,7 +29,7 @@ def by_sample(
 
     Args:
         measure: gets ``(n, K)`` float64 of each of ``logits``, which it may overwrite, then ``(n,)`` labels
-            where there are some, and returns ``(n,)``.
+            where there are some, and returns ``(n,)``, or ``(rows, n)`` of several measures at once.
         logits: arrays, or tensors on the CPU, ``(N, K)`` before softmax, all of one shape; may be mapped
             from a file.
         labels: integer class ids ``(N,)``.

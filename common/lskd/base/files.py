@@ -55,7 +55,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         _to_disk(scratch)
         os.replace(scratch, path)
         if sys.platform != "win32":  # where a folder cannot be opened, and its journal keeps the new name
-            _to_disk(path.parent)
+            with contextlib.suppress(PermissionError):  # as there, where it may not be listed
+                _to_disk(path.parent)
     except (OSError, RuntimeError) as error:
         disk = _of_disk(error)
         if disk and (disk.errno in _FULL or disk.filename in (None, str(scratch), str(path))):
@@ -382,7 +383,11 @@ def is_scratch(path: Path) -> bool:
 @functools.cache  # once in a process: a folder may contain a hundred thousand files
 def _remove_left(folder: Path) -> None:
     """Remove what processes that were killed while they wrote have left; others have theirs locked."""
-    for name in os.listdir(folder):
+    try:
+        names = os.listdir(folder)
+    except PermissionError:  # it may be written to, but not listed
+        return
+    for name in names:
         if is_scratch(folder / name):
             with contextlib.suppress(OSError, LskdError), lock(folder / name) as taken:
                 if taken is not None:
@@ -399,9 +404,10 @@ def _open_scratch(path: Path) -> tuple[Path, int]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(path.parent.absolute())
+        name = os.fsencode(path.name)[:200].decode(errors="ignore")  # a name has at most 255 bytes
         while True:
             # Not by tempfile, whose files are for their owner alone.
-            scratch = path.with_name(f".{path.name[:200]}.lskd-{secrets.token_hex(4)}.new")
+            scratch = path.with_name(f".{name}.lskd-{secrets.token_hex(4)}.new")
             handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 if not _lock_for_others(handle, scratch):

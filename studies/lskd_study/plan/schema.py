@@ -387,10 +387,10 @@ def read_trainer_config(path: Path, reserved: frozenset[str] = RESERVED) -> dict
         kept = json.loads(json.dumps(content, allow_nan=False)) == content  # as the plan will contain it
     except (TypeError, ValueError):
         kept = False
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise LskdError(f"{path} is not a mapping of the trainer's options")
     if not kept:
-        fix = "leave out dates, sets, .inf and .nan, and put keys that are numbers in quotes"
+        fix = "put keys such as 1, on and ~ in quotes, and leave out dates, tags (!!omap), .inf and .nan"
         raise LskdError(f"{path} contains more than numbers, text, lists and mappings of names; {fix}")
     taken = sorted(reserved & {str(key).replace("-", "_") for key in content})
     if taken:
