@@ -164,6 +164,13 @@ def test_confidence_does_not_see_a_shift_and_normalised_not_the_scale_either(nor
     assert np.allclose(*scaled) == (norm is not None)
 
 
+@pytest.mark.parametrize("norm", [None, 1, 2, 5.0, 7.5, np.inf])
+def test_the_same_logits_in_another_order_are_as_sure(norm):
+    rng = np.random.default_rng(0)
+    for row in (rng.integers(-6, 6, size=101), rng.normal(size=101) * 3, rng.normal(size=101) * 1e307):
+        assert len(np.unique(confidence([rng.permutation(row) for _ in range(99)], norm))) == 1
+
+
 def test_normalisation_can_change_the_order_and_equal_logits_come_last():
     logits = np.array([[9.0, 8.0, -9.0], [4.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     assert confidence(logits).argsort().tolist() == [2, 0, 1]

@@ -71,6 +71,20 @@ def by_sample(
     return np.concatenate(found, axis=-1)
 
 
+def row_sums(values: Tensor, largest: Tensor | float) -> Tensor:
+    """Return the sum of each row ``(n, 1)``, the same to the last bit in whatever order it has its values.
+
+    They are rounded first to steps of which no sum of theirs needs more than a float64 has, some 1e-16 times
+    the largest sum that they could have.
+
+    Args:
+        values: ``(n, K)`` float64.
+        largest: of each row, ``(n, 1)``, or of all, what no absolute value of it exceeds.
+    """
+    grid = 2 * values.shape[1] * largest
+    return (values + grid).sub_(grid).sum(1, keepdim=True)
+
+
 class Softmax:
     """The softmax of a block of finite logits ``(n, K)`` float64, which it overwrites, of one exponential.
 
@@ -78,7 +92,7 @@ class Softmax:
         answer: ``(n, 1)``, the class of the largest logit, of equal ones the first.
         logits: ``(n, K)``, less the largest of their row.
         log_largest: ``(n,)``, logarithm of the largest probability; it keeps samples apart whose
-            probabilities all round to 1.
+            probabilities all round to 1, and is the same in whatever order a row has its logits.
         probabilities: ``(n, K)``.
     """
 
@@ -88,7 +102,7 @@ class Softmax:
         # Those further apart than the largest number would leave differences of infinities.
         self.logits = z.sub_(z.gather(1, self.answer)).clamp_(min=_LOWEST)
         others = self.logits.exp().scatter_(1, self.answer, 0.0)
-        self.log_largest = -others.sum(1).log1p_()
+        self.log_largest = -row_sums(others, others.amax(1, keepdim=True)).squeeze(1).log1p_()
         largest = self.log_largest.exp().unsqueeze(1)
         self.probabilities = others.mul_(largest).scatter_(1, self.answer, largest)
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from lskd.analysis.by_sample import Array, Softmax, by_sample
+from lskd.analysis.by_sample import Array, Softmax, by_sample, row_sums
 
 NORM = 5.0
 """The norm to normalise logits with where none is fitted on other samples.
@@ -41,7 +41,7 @@ def confidence(logits: ArrayLike, norm: float | None = None) -> Array:
             all logits are equal.
 
     Returns:
-        ``(N,)`` float64.
+        ``(N,)`` float64; the same for the same logits in another order, so that ties are ties.
 
     Raises:
         ValueError: for a norm below 1, logits that are not ``(N, K)`` and finite, or two classes with a norm:
@@ -124,14 +124,19 @@ def _checked(confidence: ArrayLike, correct: ArrayLike) -> tuple[Array, Array]:
 
 def largest_normalised(logits: Tensor, norm: float = NORM) -> Array:
     """Return :func:`confidence` with a norm of a block, float64."""
-    z = logits - logits.mean(1, keepdim=True)
-    largest, size = z.amax(1), z.abs_()
-    scale = size.amax(1)  # so that no power overflows
-    scale = torch.where(scale > 0, scale, 1.0)
-    size.div_(scale.unsqueeze(1))
+    z = logits / _scale(logits)  # so that no sum or power overflows
+    z -= row_sums(z, 1.0) / z.shape[1]
+    z /= _scale(z)
+    largest, size = z.amax(1, keepdim=True), z.abs_()
     if norm == NORM:  # products take a quarter of the time of powers
         fourth = size.square()
-        length = fourth.mul_(fourth).mul_(size).sum(1) ** (1 / NORM)
+        powers = fourth.mul_(fourth).mul_(size)
     else:
-        length = torch.linalg.vector_norm(size, norm, dim=1)
-    return (largest / scale / torch.where(length > 0, length, 1.0)).numpy()
+        powers = size**norm
+    length = size.amax(1, keepdim=True) if np.isinf(norm) else row_sums(powers, 1.0) ** (1 / norm)
+    return (largest / torch.where(length > 0, length, 1.0)).squeeze(1).numpy()
+
+
+def _scale(values: Tensor) -> Tensor:
+    largest = values.abs().amax(1, keepdim=True)
+    return torch.where(largest > 0, largest, 1.0)
