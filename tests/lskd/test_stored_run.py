@@ -1,12 +1,14 @@
 """A run that reads what is stored and stores what is not, without any trainer."""
 
 import json
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 from types import SimpleNamespace
 from typing import get_args
 
@@ -43,6 +45,31 @@ def run(path, epochs=2, top_k=3, sampled=None, views=0, **changes):
     return StoredRun(path, layout, {"teacher": "a"}, **({"seed": 5, "say": lambda line: None} | changes))
 
 
+def grow(path, epochs, views=0):
+    ahead = run(path, 3, views=views)
+    ahead.write_ahead(epochs * SAMPLES, answers)
+    ahead.close()
+
+
+def of_threads(ranks):
+    """Return a run whose processes are threads of this one, and what calls a function of a rank in each."""
+    said, barrier = [None] * ranks, Barrier(ranks, timeout=60)
+
+    class Run(StoredRun):
+        def _gather(self, own):
+            said[self.rank] = own
+            barrier.wait()
+            found = list(said)
+            barrier.wait()
+            return found
+
+    def call(process):
+        with ThreadPoolExecutor(ranks) as pool:
+            return [pool.submit(process, rank) for rank in range(ranks)]
+
+    return Run, call
+
+
 def test_an_epoch_is_what_was_recorded_and_what_the_teacher_says_about_the_rest(tmp_path):
     first = run(tmp_path / "store")
     first.open_writer()
@@ -71,19 +98,12 @@ def test_rows_of_several_processes_come_out_in_order(late, tmp_path, monkeypatch
     Late: what they add appears when it is waited for, as on a network's file system; or, None, it never does.
     """
     ranks = 3
-    said, barrier = [None] * ranks, Barrier(ranks, timeout=60)
+    Threads, call = of_threads(ranks)
     hidden = tmp_path / "hidden"
     hidden.mkdir()
 
-    class Run(StoredRun):
+    class Run(Threads):
         PATIENCE = 60 if late else 0
-
-        def _gather(self, own):
-            said[self.rank] = own
-            barrier.wait()
-            found = list(said)
-            barrier.wait()
-            return found
 
         def _add(self, *given):
             super()._add(*given)
@@ -112,8 +132,7 @@ def test_rows_of_several_processes_come_out_in_order(late, tmp_path, monkeypatch
         one.close()
         return asked
 
-    with ThreadPoolExecutor(ranks) as pool:
-        ended = [pool.submit(process, rank) for rank in range(ranks)]
+    ended = call(process)
     if late is None:
         for one in ended:
             with pytest.raises(SoftLabelsError, match=r"another process wrote to .*store has not appeared"):
@@ -130,6 +149,91 @@ def test_rows_of_several_processes_come_out_in_order(late, tmp_path, monkeypatch
     np.testing.assert_array_equal(taken.values, values[keys])
     np.testing.assert_array_equal(taken.ids, ids[keys])
     assert not (tmp_path / "store" / SCRATCH).exists()
+
+
+@pytest.mark.parametrize(
+    ("arriving", "error"),
+    [(9, None), (0, "must see one folder$"), (1, r"one folder \(one sees: .*176 bytes of 352 are there\)$")],
+)
+def test_what_only_one_process_sees_is_waited_for_by_all(arriving, error, tmp_path, monkeypatch):
+    """Another computer sees the store's files appear one by one, the manifest first, or only some of them.
+
+    They begin with one view and store a second one; where it does not appear, both of them end.
+    """
+    grow(tmp_path / "store", 1, views=2)
+    Threads, call = of_threads(2)
+    ticks, arrivals = count(), []
+    monkeypatch.setattr(
+        "lskd.soft_labels.run.time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(ticks))
+    )
+
+    class Run(Threads):
+        PATIENCE = 40
+
+        def _look(self):
+            try:
+                return super()._look()
+            finally:
+                if self.rank and arrivals:  # seen when it looks again
+                    name = arrivals.pop(0)
+                    shutil.copy(tmp_path / "store" / name, tmp_path / "new")
+                    (tmp_path / "new").rename(tmp_path / "other" / name)
+
+    def process(rank):
+        folder = tmp_path / ("other" if rank else "store")
+        layout = image_layout(tmp_path / "store", CLASSES, SAMPLES, 2, 3, views=2)
+        one = Run(folder, layout, {"teacher": "a"}, seed=5, rank=rank, processes=2)
+        one._scratch = tmp_path / "store" / SCRATCH
+        assert one.epochs == 1
+        one.open_writer()
+        arrivals[:] = files[:arriving]
+        keys = torch.arange(SAMPLES, 2 * SAMPLES)
+        one.record(keys, LOGITS[keys])
+        with closing(one):
+            one.complete(2 * SAMPLES, answers)
+        assert one.stored(keys) is not None
+        return one.epochs
+
+    (tmp_path / "other").mkdir()
+    files = sorted(file.name for file in (tmp_path / "store").iterdir() if file.name != "lock")
+    files.sort(key=lambda name: name != "manifest.json")
+    arrivals[:] = files
+    for one in call(process):
+        if error is None:
+            assert one.result() == 2
+            continue
+        with pytest.raises(SoftLabelsError, match=error):
+            one.result()
+
+
+def test_a_store_that_grows_while_it_is_opened_is_the_same_for_all(tmp_path):
+    """One process sees an epoch, the other two; and then there are three."""
+    grow(tmp_path, 1)
+    Threads, call = of_threads(2)
+    looked, grown = Event(), Event()
+
+    class Run(Threads):
+        PATIENCE = 1
+
+        def _look(self):
+            if not self.rank:
+                found = super()._look()
+                looked.set()
+                return found
+            looked.wait(60)
+            if grown.is_set():
+                return super()._look()
+            grow(tmp_path, 2)
+            found = super()._look()
+            grow(tmp_path, 3)
+            grown.set()
+            return found
+
+    def process(rank):
+        layout = image_layout(tmp_path, CLASSES, SAMPLES, 1, 3)
+        return Run(tmp_path, layout, {"teacher": "a"}, seed=5, rank=rank, processes=2).keys
+
+    assert [one.result() for one in call(process)] == [3 * SAMPLES] * 2
 
 
 def test_views_are_stored_once_and_read_in_turn(tmp_path):

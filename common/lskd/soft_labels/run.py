@@ -122,15 +122,13 @@ class StoredRun:
         self._record = np.dtype([("key", "<u8"), ("row", layout.decoded_row)])
         self._scratch = self.path / SCRATCH
         self._file: Any = None
-        stored = max(self._gather(self._look()))
-        if error := self._agree(self._wait(lambda: self.keys == stored or self._look() == stored)):
+        if error := self._wait(self._look, -1):  # and nobody writes before all have looked
             raise SoftLabelsError(error)
         if self.labels is not None:
             self.form = form_of_store(self.path, self.labels.identity)
             check_form(self.path, self.form, teacher, bound)
         if self.keys < layout.stop:  # said now, and not when the first of them is to be written
             check_own(self.path)
-        self._agree(None)  # nobody writes before all have looked
 
     @property
     def epochs(self) -> int:
@@ -275,11 +273,9 @@ class StoredRun:
             return
         self._close_file()
         self._own_file.unlink(missing_ok=True)
+        if self.layout.views and (error := self._wait(self._look, stop)):  # it reads them again itself
+            raise SoftLabelsError(error)
         self.keys = stop
-        if self.layout.views:  # this run itself reads them again
-            if error := self._wait(lambda: self._look() >= stop):
-                raise SoftLabelsError(error)
-            self.keys = stop
 
     def write_ahead(
         self, stop: int, answers: Answers, progress: Callable[[int], Any] = lambda n: None
@@ -472,10 +468,13 @@ class StoredRun:
         return found
 
     def _look(self) -> int:
-        """Open what is stored by now, and return the key after it."""
-        if (self.path / MANIFEST).exists():
-            self.labels = SoftLabels(self.path, expected=self.identity, shard=self.layout.shard)
-            self.keys = self.layout.first + len(self.labels)
+        """Open what is stored by now, and return the key after it; -1 where none can be."""
+        try:
+            open(self.path / MANIFEST, "rb").close()  # or a network's file system might not be asked again
+        except OSError:
+            return -1
+        self.labels = SoftLabels(self.path, expected=self.identity, shard=self.layout.shard)
+        self.keys = self.layout.first + len(self.labels)
         return self.keys
 
     def _wait_for_rows(self) -> str | None:
@@ -492,7 +491,7 @@ class StoredRun:
         sizes, errors = zip(*self._gather((size, error)), strict=True)
         if found := next(filter(None, errors), None):
             return str(found)
-        return self._wait(lambda: all(map(self._has, range(self.processes), sizes)))
+        return self._wait(lambda: all(map(self._has, range(self.processes), sizes)), True)
 
     def _has(self, rank: int, size: int) -> bool:
         """Whether so much of a process's rows is here; opened, or a network might not be asked again."""
@@ -502,13 +501,30 @@ class StoredRun:
         except FileNotFoundError:
             return not size
 
-    def _wait(self, is_so: Callable[[], bool]) -> str | None:
+    def _wait(self, look: Callable[[], int], least: int) -> str | None:
+        """Look until all processes see one and the same, and no less; return an error where they never do.
+
+        They look in step, and all return the same. An error that only some see is waited for too: a new
+        manifest may lie beside what was there before it.
+        """
         deadline = time.monotonic() + self.PATIENCE
-        while not is_so():
-            if time.monotonic() >= deadline:
+        while True:
+            seen, error = -1, None
+            try:
+                seen = look()
+            except SoftLabelsError as caught:
+                error = str(caught)
+            late = time.monotonic() >= deadline
+            all_seen, errors, lates = zip(*self._gather((seen, error, late)), strict=True)
+            found = [str(each) for each in errors if each]
+            if len(found) == self.processes:
+                return found[0]
+            if not found and min(all_seen) == max(all_seen) >= least:
+                return None
+            if any(lates):
+                seen_by_one = f" (one sees: {found[0].partition('; ')[0]})" if found else ""  # no advice
                 return (
                     f"what another process wrote to {self.path} has not appeared for {self.PATIENCE:.0f} "
-                    "seconds; all of a run must see one folder"
+                    f"seconds; all of a run must see one folder{seen_by_one}"
                 )
             time.sleep(0.1)
-        return None
