@@ -245,7 +245,10 @@ def test_what_counts_in_the_other_trainers_files():
 # Stopped, failed and a full disk: what the terminal shows
 
 NOISY = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
+if {stuck}:
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.signal(signal.SIGTERM, lambda *_: None)
 print("RuleException in rule teacher", file=sys.stderr, flush=True)
 with open(os.environ["LSKD_PROGRESS"], "a") as file:
     file.write({said!r})
@@ -255,6 +258,8 @@ if {starts}:
         file.write(str(job.pid))
     os.rename("job.new", "job.pid")
     job.wait()
+while {stuck}:
+    time.sleep(600)
 sys.exit(1)
 """
 
@@ -263,8 +268,8 @@ sys.exit(1)
 def noisy(plan, monkeypatch):
     """In the place of Snakemake, what says on stderr what Snakemake does, and fails or starts a job."""
 
-    def set_up(said: str, starts: bool) -> None:
-        words = [sys.executable, "-c", NOISY.format(said=said, starts=starts)]
+    def set_up(said: str, starts: bool, stuck: bool = False) -> None:
+        words = [sys.executable, "-c", NOISY.format(said=said, starts=starts, stuck=stuck)]
         monkeypatch.setattr(engine.Schedule, "command", lambda self, plan: words)
 
     return set_up
@@ -281,14 +286,21 @@ def from_a_terminal():
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGQUIT, 131)],
+    ("number", "status", "stuck"),
+    [
+        (signal.SIGINT, 130, False),
+        (signal.SIGTERM, 143, False),
+        (signal.SIGTERM, 143, True),
+        (signal.SIGHUP, 129, False),
+        (signal.SIGQUIT, 131, False),
+    ],
 )
 def test_a_study_that_is_stopped_says_one_line(
-    plan, noisy, monkeypatch, capfd, from_a_terminal, number, status
+    plan, noisy, monkeypatch, capfd, from_a_terminal, number, status, stuck
 ):
+    """Also where the scheduler itself goes on without a job, stuck."""
     monkeypatch.setattr(stopping, "_SECONDS", 0.2)
-    noisy("12:00:00  starts   a run\n", starts=True)
+    noisy("12:00:00  starts   a run\n", True, stuck)
 
     def stop() -> None:
         while not Path("job.pid").exists():
@@ -310,6 +322,31 @@ def test_a_study_that_is_stopped_says_one_line(
     assert "RuleException" in (plan.root / "snakemake.log").read_text()
     with engine._only_study(plan):  # nobody holds it any longer
         pass
+
+
+def test_a_clusters_scheduler_may_take_any_time_to_end(monkeypatch):
+    """It cancels jobs, of which this machine sees none."""
+    monkeypatch.setattr(stopping, "_SECONDS", 0.01)
+    monkeypatch.setattr(stopping, "_ROUNDS", 0)
+    slow = (
+        "import signal\nfor number in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(number, lambda *_: None)\nprint(flush=True)\ninput()"
+    )
+
+    class Scheduler(subprocess.Popen):
+        rounds = 0
+
+        def wait(self, timeout=None):
+            self.rounds += 1
+            if self.rounds == 5:
+                self.stdin.write(b"\n")
+                self.stdin.flush()
+            return super().wait(timeout)
+
+    with Scheduler([sys.executable, "-c", slow], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        stopping._end(process, told=False, local=False)
+        assert process.returncode == 0
 
 
 def test_a_failed_run_is_named_by_its_own_line(plan, noisy, capfd):

@@ -13,6 +13,7 @@ from lskd import LskdError
 # A terminal that is closed sends SIGHUP, Ctrl-\ SIGQUIT. What is ignored from the start stays so: `nohup`.
 _REQUESTS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 _SECONDS = 5.0  # to end in, before what has not ended is asked (again)
+_ROUNDS = 3  # of these without a job, after which a scheduler that goes on is stuck
 
 
 class StoppedError(LskdError):
@@ -28,10 +29,11 @@ class _Asked(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def until_stopped(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """End a process and all that it started when somebody asks for it while the block runs.
+def until_stopped(process: "subprocess.Popen[bytes]", local: bool) -> Iterator[list[int]]:
+    """End Snakemake and all that it started when somebody asks for it while the block runs.
 
-    Gives a list that then contains the signal. A second request ends this process as usual.
+    Gives a list that then contains the signal. A second request ends this process as usual. ``local``: its
+    jobs are its children, so that without any it may be killed; that of a cluster cancels them.
     """
 
     def stop(number: int, frame: Any) -> None:
@@ -48,22 +50,27 @@ def until_stopped(process: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
         for number, handler in heard.items():
             signal.signal(number, handler)
         asked.append(request.args[0] if isinstance(request, _Asked) else signal.SIGINT)
-        _end(process, told=asked[0] == signal.SIGINT)
+        _end(process, told=asked[0] == signal.SIGINT, local=local)
     finally:
         for number, handler in heard.items():
             signal.signal(number, handler)
 
 
-def _end(process: "subprocess.Popen[bytes]", told: bool) -> None:
+def _end(process: "subprocess.Popen[bytes]", told: bool, local: bool) -> None:
     """Wait for the end; ``told``: a terminal's Ctrl-C reaches all, but `kill -INT` this process alone."""
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # and so it is in all that was started
+    idle = 0
     while True:
         if not told:
             with contextlib.suppress(psutil.Error):
                 snakemake = psutil.Process(process.pid)
                 # It lets jobs end by themselves after SIGTERM, and cancels those of a cluster after SIGINT.
                 snakemake.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
-                for job in snakemake.children(recursive=True):
+                jobs = snakemake.children(recursive=True)
+                idle = 0 if jobs else idle + 1
+                if local and idle > _ROUNDS:  # its handler of SIGTERM waits for ever for a lock of its own
+                    process.kill()
+                for job in jobs:
                     with contextlib.suppress(psutil.Error):
                         job.terminate()
         told = False

@@ -335,7 +335,7 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
             env=schedule.process_environment(),
             stderr=None if schedule.speaks else log,
         )
-        with until_stopped(process) as asked:
+        with until_stopped(process, schedule.executor == "local") as asked:
             status = process.wait()
     follower.stop(silently=bool(asked))
     if asked:
