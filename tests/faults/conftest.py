@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,21 @@ from faults.killing import Killer
 
 
 @pytest.fixture(scope="session")
-def killer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Killer:
-    library = None
-    if shutil.which("cc") is not None:
-        library = tmp_path_factory.mktemp("steps") / "steps.so"
-        source = Path(__file__).with_name("steps.c")
-        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
-    return Killer(library, request.config.getoption("randomly_seed", 0), request.config.getoption("--long"))
+def preloaded() -> Iterator[Callable[[str], Path | None]]:
+    """Compile a library that is beside the tests, where LD_PRELOAD can name it; None without a compiler."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # that of the tests may have spaces in its name
+
+        def compiled(name: str) -> Path | None:
+            if shutil.which("cc") is None:
+                return None
+            library, source = Path(folder, f"{name}.so"), Path(__file__).with_name(f"{name}.c")
+            subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+            return library
+
+        yield compiled
+
+
+@pytest.fixture(scope="session")
+def killer(request: pytest.FixtureRequest, preloaded: Callable[[str], Path | None]) -> Killer:
+    long, seed = request.config.getoption("--long"), request.config.getoption("randomly_seed", 0)
+    return Killer(preloaded("steps"), seed, long)

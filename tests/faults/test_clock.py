@@ -5,10 +5,8 @@ the right time in turn, five times a second; so are the times of files.
 """
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -25,14 +23,10 @@ JUMPING = f"0,{EARLY},{LATE}"
 
 
 @pytest.fixture(scope="module")
-def clock(tmp_path_factory):
+def clock(preloaded):
     """Return the environment of a command with a clock that is wrong by some seconds."""
-    if shutil.which("cc") is None:
+    if (library := preloaded("clock")) is None:
         pytest.skip("no C compiler (cc)")
-    library = tmp_path_factory.mktemp("clock") / "clock.so"
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", "-O1", "-o", library, Path(__file__).with_name("clock.c")], check=True
-    )
     fixed = {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return lambda wrong_by: os.environ | fixed | {"LSKD_CLOCK": wrong_by}
 
