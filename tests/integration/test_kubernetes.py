@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -124,9 +125,15 @@ def api(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_a_study_on_a_stand_in_for_kubernetes(api, tmp_path):
+@pytest.fixture
+def volume():
+    """That of the tests may have spaces in its name, which is refused."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_study_on_a_stand_in_for_kubernetes(api, tmp_path, volume):
     """One of two Jobs runs for real, the other one fails; the page has the one."""
-    volume = tmp_path / "volume"
     for split, label in (("train", 0), ("train", 1), ("val", 0), ("val", 1)):
         folder = volume / "data" / "tiny" / split / str(label)
         folder.mkdir(parents=True)

@@ -324,5 +324,7 @@ def browser(tmp_path_factory):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     found = selenium.Chrome(options=options, service=selenium.ChromeService(driver))
+    found.get("about:blank")
+    found.get_log("browser")  # of Chromium's own first page
     yield found
     found.quit()

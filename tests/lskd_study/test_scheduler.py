@@ -230,6 +230,11 @@ IMAGE = ["--container-image", "i"]
             {"prepare": "digits"},
             "data is not there yet; make it with `lskd data digits --output data`",
         ),
+        (
+            [*IMAGE, "--kubernetes-persistent-volumes", "a:/"],
+            {"data": "/a b"},
+            "/a b has a space in its name; jobs on Kubernetes would not find it",
+        ),
     ],
 )
 def test_kubernetes_needs_an_image_and_all_on_a_volume(options, changes, message, plan):

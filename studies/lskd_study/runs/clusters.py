@@ -67,7 +67,8 @@ def kubernetes_options(args: argparse.Namespace, plan: Plan) -> list[str]:
     """Return options for the executor, after checking those that only the user can know.
 
     Raises:
-        LskdError: without an image or a volume, and for a study that is not on the volume or lacks its data.
+        LskdError: without an image or a volume, and for a study that is not on the volume, lacks its data, or
+            has a space in a path, whose parts Snakemake takes for paths in a job.
     """
     if args.container_image.partition(":")[0] == _SNAKEMAKES_IMAGE:
         raise LskdError(
@@ -82,6 +83,9 @@ def kubernetes_options(args: argparse.Namespace, plan: Plan) -> list[str]:
         if not any(folder.resolve().is_relative_to(mount) for mount in mounts):
             known = ", ".join(str(mount) for mount in mounts)
             raise LskdError(f"{folder} is not below {known}; jobs see nothing but that volume")
+        if " " in str(folder.resolve()):
+            fix = "jobs on Kubernetes would not find it; take another folder"
+            raise LskdError(f"{folder.resolve()} has a space in its name; {fix}")
     if plan.prepare and not plan.data_dir.exists():
         raise LskdError(
             f"{plan.data} is not there yet; make it with `lskd {shlex.join(plan.prepare_arguments)}`"
