@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -9,7 +10,6 @@ import signal
 from collections import OrderedDict
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -440,15 +440,19 @@ def test_a_request_to_end_waits_for_the_checkpoint(train, runs, monkeypatch, wor
         class Note:
             def __reduce__(self):
                 os.kill(os.getpid(), signal.SIGHUP)
-                for loading in psutil.Process().children():
-                    loading.send_signal(signal.SIGHUP)
-                    loading.wait()
+                for loading in multiprocessing.active_children():
+                    os.kill(loading.pid, signal.SIGHUP)
+                    loading.join()
                 return (OrderedDict, ())
 
         save({"note": Note(), **content}, file)
 
     monkeypatch.setattr(torch, "save", closed_in_the_middle)
-    result = train("run", "--epochs", 3, "--workers", workers)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # or under nohup it would not be heard
+    try:
+        result = train("run", "--epochs", 3, "--workers", workers)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert (result.status, result.err) == (128 + signal.SIGHUP, "")
     last = runs / "run" / "last.pth.tar"
     assert f"stopped in epoch 0; go on by --resume {last}" in result.out
