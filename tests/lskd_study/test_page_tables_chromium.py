@@ -68,6 +68,7 @@ def page(tmp_path_factory) -> Path:
 @pytest.fixture
 def tables(browser, page):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # another file's page was narrow
     browser.get(page.as_uri())
     browser.get_log("browser")
     yield browser
