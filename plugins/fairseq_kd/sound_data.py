@@ -25,7 +25,7 @@ _AGAIN = "copy it again, or make the data-bin again"
 
 
 def install() -> None:
-    """Check what fairseq maps: when it is opened, and with each sentence."""
+    """Check what fairseq maps: when it is opened, before each sentence, and the words of each batch."""
     wrap(indexed_dataset, "infer_dataset_impl", _infer)
     wrap(MMapIndexedDataset, "_do_init", _open)
     wrap(MMapIndexedDataset, "__del__", _close)
@@ -95,12 +95,14 @@ def _batch(collate: Callable[..., Any], self: Any, samples: list[Any], *args: An
         ("source", self.src_dict, self.src),
         ("target", self.tgt_dict, self.tgt),
     ):
-        sentences = [sample[side] for sample in samples if sample.get(side) is not None]
-        if dictionary is None or not sum(map(len, sentences)):
+        sentences = {sample["id"]: sample[side] for sample in samples if sample.get(side) is not None}
+        if dictionary is None or not sum(map(len, sentences.values())):
             continue
-        low, high = torch.cat(sentences).aminmax()
+        low, high = torch.cat([*sentences.values()]).aminmax()
         if low < 0 or high >= len(dictionary):
-            wrong = next(s["id"] for s in samples if ((s[side] < 0) | (s[side] >= len(dictionary))).any())
+            wrong = next(
+                n for n, words in sentences.items() if ((words < 0) | (words >= len(dictionary))).any()
+            )
             while data is not None and not hasattr(data, "kd_files"):  # what shortens sentences is around it
                 data = getattr(data, "dataset", None)
             file = list(data.kd_files)[1] if data is not None else "a file of the data-bin"

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import io
 import logging
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lskd import LskdError
 from lskd.base import files
@@ -316,3 +318,19 @@ def test_a_log_on_a_full_disk_is_one_line_and_a_wrong_call_is_pythons_own(capfd,
     logger.handlers = [logging.StreamHandler()]
     logger.error("%d", "words")
     assert "--- Logging error ---" in capfd.readouterr().err
+
+
+def test_ctrl_c_in_the_middle_of_a_checkpoint_is_not_torchs_error(tmp_path):
+    class Interrupted(io.FileIO):
+        def write(self, content):
+            if self.tell() > 300:
+                raise KeyboardInterrupt
+            return super().write(content)
+
+    def save():
+        with whole_file(tmp_path / "a.pt") as scratch, Interrupted(scratch, "w") as file:
+            torch.save([torch.zeros(1000)] * 2, file)
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert not list(tmp_path.iterdir())

@@ -58,9 +58,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             with contextlib.suppress(PermissionError):  # as there, where it may not be listed
                 _to_disk(path.parent)
     except (OSError, RuntimeError) as error:
-        disk = _of_disk(error)
-        if disk and (disk.errno in _FULL or disk.filename in (None, str(scratch), str(path))):
-            raise cannot_write(path, disk) from error
+        cause = _behind(error)
+        if isinstance(cause, OSError) and (
+            cause.errno in _FULL or cause.filename in (None, str(scratch), str(path))
+        ):
+            raise cannot_write(path, cause) from error
+        if cause is not error:
+            raise cause from None
         raise
     finally:
         if sys.platform != "win32":
@@ -123,8 +127,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 def full_disk(error: BaseException) -> LskdError | None:
     """Return the one line for an error of a disk that is full, wherever a framework came to it; else None."""
-    disk = _of_disk(error)
-    return cannot_write(disk.filename or "the run's files", disk) if disk and disk.errno in _FULL else None
+    disk = _behind(error)
+    if isinstance(disk, OSError) and disk.errno in _FULL:
+        return cannot_write(disk.filename or "the run's files", disk)
+    return None
 
 
 def say_full_logs_once() -> None:
@@ -132,8 +138,8 @@ def say_full_logs_once() -> None:
     usual, said = logging.Handler.handleError, list[str]()
 
     def handle(self: logging.Handler, record: logging.LogRecord) -> None:
-        error = _of_disk(sys.exc_info()[1])
-        if error is None or error.errno not in _FULL:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError) or error.errno not in _FULL:
             usual(self, record)
         elif not said:
             said.append("said")
@@ -142,11 +148,10 @@ def say_full_logs_once() -> None:
     logging.Handler.handleError = handle  # type: ignore[method-assign]
 
 
-def _of_disk(error: BaseException | None) -> OSError | None:
-    """Return the disk's error, behind which torch's writer has one of its own."""
-    if isinstance(error, RuntimeError) and "unexpected pos" in str(error):
-        error = error.__context__
-    return error if isinstance(error, OSError) else None
+def _behind(error: BaseException) -> BaseException:
+    """Return what torch's writer has hidden, a full disk or Ctrl-C, behind an error of its own; else that."""
+    hides = isinstance(error, RuntimeError) and "unexpected pos" in str(error)
+    return (hides and error.__context__) or error
 
 
 def cannot_write(path: str | Path, error: OSError) -> LskdError:
