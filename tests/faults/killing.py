@@ -210,7 +210,8 @@ class Killer:
                 row.in_a_write += inside
                 row.resumes += 1
                 say(f"killed {moment}{' in a write' * inside}{', before a checkpoint' * early}")
-            assert done.status == 0, f"{run}:\n{done.output[-5000:]}"
+            logs = "".join(f"\n{log}:\n{log.read_text()[-2000:]}" for log in run.glob("out/*.log"))
+            assert done.status == 0, f"{run}:\n{done.output[-5000:]}{logs}"
             assert_same(whole, run)
             row.runs += row.kills > before
             row.equal += row.kills > before

@@ -205,11 +205,10 @@ def test_two_processes_equal_one(recipe, tmp_path):
 
 def test_two_processes_store_what_one_reads(recipe, tmp_path):
     """The reading student has another seed, batch size and workers; 20 is no divisor of the 96 images."""
-    store = tmp_path / "labels"
-    option = f"model.distillation.soft_labels.path={store}"
-    path = recipe("stored.py", "model['distillation'] = dict(soft_labels=dict(top_k=3))\n")
+    store, stored = tmp_path / "labels", "model['distillation'] = dict(soft_labels=dict(top_k=3, path={!r}))"
+    path = recipe("stored.py", stored.format(str(store)))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    words = ("--work-dir", tmp_path / "two", "--launcher", "pytorch", "--cfg-options", option)
+    words = ("--work-dir", tmp_path / "two", "--launcher", "pytorch", "--cfg-options")
     result = run(sys.executable, *launcher, TRAIN, path, *words, "train_dataloader.batch_size=10")
     assert result.returncode == 0, result.stderr
     said = call("-m", "lskd_study", "soft-labels", "verify", store)
@@ -219,19 +218,19 @@ def test_two_processes_store_what_one_reads(recipe, tmp_path):
         "train_dataloader.persistent_workers=True",
         "randomness.seed=3",
     )
-    result = train(path, tmp_path / "one", "--cfg-options", option, *loading)
+    result = train(path, tmp_path / "one", "--cfg-options", *loading)
     assert result.returncode == 0, result.stderr
-    words = ("mmcls_bnn.soft_labels", path, "--epochs", 1, "--cfg-options")
-    ahead = call("-m", *words, f"model.distillation.soft_labels.path={tmp_path / 'ahead'}")
+    writing = recipe("ahead.py", stored.format(str(tmp_path / "ahead")))
+    ahead = call("-m", "mmcls_bnn.soft_labels", writing, "--epochs", 1)
     assert "1 epoch(s) of 96 images are stored" in ahead.stdout, ahead.stderr
     log = result.stdout + result.stderr
     assert "the teacher is not asked: all that it says is stored" in log
     assert "teacher 'test_resnet' of timm" not in log  # it was not even built
     assert [row["epoch"] for row in curves(tmp_path / "one")] == ["1", "2", "3"]
     verified = "model.distillation.soft_labels.verify=50"
-    result = train(path, tmp_path / "verified", "--cfg-options", option, verified, "train_cfg.max_epochs=1")
+    result = train(path, tmp_path / "verified", "--cfg-options", verified, "train_cfg.max_epochs=1")
     assert "soft labels: 50 images verified" in result.stdout + result.stderr, result.stderr
-    result = train(path, tmp_path / "other", "--cfg-options", option, "model.distillation.soft_labels.seed=1")
+    result = train(path, tmp_path / "other", "--cfg-options", "model.distillation.soft_labels.seed=1")
     assert result.returncode == 2
     assert "augmentation.seed is 42 there and 1 here" in result.stderr.splitlines()[-1]
 
@@ -245,7 +244,8 @@ def test_step_1_then_step_2(recipe, tmp_path):
     result = train(second, tmp_path / "step2")
     assert result.returncode == 0, result.stderr
     end = tmp_path / "step2" / "epoch_3.pth"
-    result = train(second, tmp_path / "again", "--cfg-options", f"model.step1_checkpoint={end}")
+    again = recipe("again.py", f"model.update(step1_checkpoint={str(end)!r})")
+    result = train(again, tmp_path / "again")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith(
         "so it is not step 1; give one that a step-1 recipe (binarize=('activations',)) has written."
@@ -256,7 +256,7 @@ def test_step_1_then_step_2(recipe, tmp_path):
     ("option", "words"),
     [
         ("model.teacher.checkpoint=nosuch.pth", "checkpoint nosuch.pth does not exist"),
-        ("model.teacher.checkpoint={chance}", "teacher 'test_resnet' is at chance: right on "),
+        ("", "teacher 'test_resnet' is at chance: right on "),
         ("train_dataloader.dataset.data_root=nowhere", "data folder nowhere/train does not exist"),
         ("model.backbone.width=0.3", "width 0.3 gives"),
     ],
@@ -265,7 +265,8 @@ def test_bad_input_is_one_line_before_the_first_iteration(recipe, tmp_path, opti
     chance = tmp_path / "chance.pth"
     torch.manual_seed(1)
     torch.save(timm.create_model("test_resnet", num_classes=4, in_chans=1).state_dict(), chance)
-    result = train(recipe(), tmp_path / "run", "--cfg-options", option.format(chance=chance))
+    path = recipe(extra="" if option else f"model['teacher'].update(checkpoint={str(chance)!r})")
+    result = train(path, tmp_path / "run", *(["--cfg-options", option] if option else []))
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     (line,) = [line for line in result.stderr.splitlines() if "error: " in line]

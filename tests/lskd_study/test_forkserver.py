@@ -27,7 +27,7 @@ def do(arguments):
     name, what = arguments
     ended = []
     signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
-    Path(name).write_text(f"{os.getpid()} {os.getcwd()} {os.environ['OMP_NUM_THREADS']}")
+    Path(name).write_text(f"{os.getpid()}\\n{os.getcwd()}\\n{os.environ['OMP_NUM_THREADS']}")
     os.rename(name, name + ".txt")
     while what == "wait" and not ended:
         time.sleep(0.01)
@@ -80,7 +80,7 @@ class Server:
         self.jobs.append(job)
         while not (self.folder / f"{name}.txt").exists():
             assert job.poll() is None or (self.folder / f"{name}.txt").exists()
-        pid, cwd, threads = (self.folder / f"{name}.txt").read_text().split()
+        pid, cwd, threads = (self.folder / f"{name}.txt").read_text().splitlines()
         assert cwd == str(self.folder)
         assert threads == environment["OMP_NUM_THREADS"]
         return job, int(pid)

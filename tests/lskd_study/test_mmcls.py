@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +45,15 @@ def test_teachers_are_timms_and_students_mmcls(plan):
     assert options["train_dataloader.dataset.data_root"] == "data/digits"
     again = MMCLS.command(plan, student, "rerun")
     assert again[again.index("--work-dir") + 1] == f"rerun/{student.id}"
+
+
+@pytest.mark.parametrize("name", ["my runs", "a,b", "(1,2", "[a]", "1.50"])
+def test_what_mmengine_would_read_otherwise_is_refused(plan, name):
+    """By its own reader, before the teachers are trained."""
+    student = next(run for run in plan.runs if run.role == "student")
+    MMCLS.check_run(plan, student)
+    with pytest.raises(LskdError, match=r"mmcls cannot be told .*; rename that folder"):
+        MMCLS.check_run(replace(plan, output=name, data=name), student)
 
 
 def test_controls_name_no_teacher(plan):

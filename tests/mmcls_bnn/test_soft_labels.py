@@ -138,12 +138,14 @@ def test_written_ahead_by_the_command(config, train, tmp_path, capsys):
     """As in a study: the teacher is there too, for the validation images."""
     writing, trained = train(config), store(config)
     settings(config)["path"] = str(tmp_path / "ahead")
-    weights = torch.load(config["model"]["teacher"]["checkpoint"], weights_only=True)["state_dict"]
+    teacher = config["model"]["teacher"]
+    weights = torch.load(teacher["checkpoint"], weights_only=True)["state_dict"]
     weights["fc.weight"].zero_()
     torch.save(weights, tmp_path / "ignorant.pth")
-    ignorant = f"model.teacher.checkpoint={tmp_path / 'ignorant.pth'}"
-    assert command(config, tmp_path, "--cfg-options", ignorant) == 2
+    config["model"]["teacher"] = teacher | {"checkpoint": str(tmp_path / "ignorant.pth")}
+    assert command(config, tmp_path) == 2
     assert "is at chance" in capsys.readouterr().err
+    config["model"]["teacher"] = teacher
     assert not (tmp_path / "ahead").exists()
     assert command(config, tmp_path, "--epochs", "1", "--workers", "0") == 0
     assert "1 epoch(s) of 96 images are stored" in capsys.readouterr().out

@@ -46,7 +46,7 @@ def test_teacher_and_student(name, costs, tmp_path):
         data = data_bin(tmp_path, sizes)
         for role in ("teacher", "student"):
             path = recipes_folder() / name / f"{role}.yaml"
-            overrides = [f"++criterion.kd_teacher={tmp_path}/teacher/checkpoint_last.pt"] * (
+            overrides = [f"++criterion.kd_teacher='{tmp_path}/teacher/checkpoint_last.pt'"] * (
                 role == "student"
             )
             cfg = compose_file(path, [*overrides, *smaller(data, tmp_path / role)])
@@ -78,9 +78,9 @@ def data_bin(folder: Path, sizes: tuple[int, int]) -> Path:
 def smaller(data: Path, save: Path) -> list[str]:
     """Return what makes two updates of eight sentences of a recipe's file."""
     return [
-        f"++task.data={data}",
-        f"++checkpoint.save_dir={save}",
-        f"++common.user_dir={Path(fairseq_kd.__file__).parent}",
+        f"++task.data='{data}'",
+        f"++checkpoint.save_dir='{save}'",
+        f"++common.user_dir='{Path(fairseq_kd.__file__).parent}'",
         "++common.cpu=true",
         "++dataset.num_workers=0",
         f"++dataset.batch_size={SENTENCES // 2}",

@@ -4,7 +4,8 @@ import json
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -104,7 +105,8 @@ class Mmcls:
                 raise LskdError(f"{path}: custom_hooks lacks {needed}; add dict(type='{needed}')")
 
     def check_run(self, plan: Plan, run: Run) -> None:
-        """Check all places of a configuration that say how many classes there are, and the classes' order."""
+        """Check its options, all places that say how many classes there are, and the classes' order."""
+        _check_options(_options(plan, run))
         for key, found in _class_counts(plan.configs[run.config]):
             check_classes(plan, run, key, found)
         if plan.data_dir.exists():
@@ -308,6 +310,25 @@ def _options(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         stored |= {"rest": plan.rest} if plan.rest else {}
         options |= {f"model.distillation.soft_labels.{name}": value for name, value in stored.items()}
     return [f"{key}={value}" for key, value in options.items()]
+
+
+def _check_options(options: Sequence[str]) -> None:
+    """Check that mmengine reads them as they are: it drops blanks and takes commas and brackets for lists."""
+    from mmengine.config import DictAction
+
+    parser = ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    for option in options:
+        key, _, value = option.partition("=")
+        try:
+            read = parser.parse_args(["--cfg-options", option]).cfg_options[key]
+        except AssertionError:  # brackets without their other half
+            read = None
+        if str(read) != value:
+            raise LskdError(
+                f"mmcls cannot be told {key} {value!r}, since mmengine drops blanks and takes commas and "
+                "brackets for lists; rename that folder"
+            )
 
 
 def _learns_from(plan: Plan, run: Run) -> dict[str, Any]:
