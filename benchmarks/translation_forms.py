@@ -65,8 +65,8 @@ def train(recipe: Path, save: Path, overrides: list[str]) -> None:
         sys.exit(f"{save} was trained with other overrides ({begun}); give another --output")
     begun.write_text(told, encoding="utf-8")
     command = [sys.executable, "-m", "fairseq_cli.hydra_train", "--config-dir", str(recipe.resolve())]
-    command += ["--config-name", "student", f"checkpoint.save_dir={save.resolve()}"]
-    command += [f"common.user_dir={Path(fairseq_kd.__file__).parent}", *overrides]
+    command += ["--config-name", "student", f"checkpoint.save_dir='{save.resolve()}'"]
+    command += [f"common.user_dir='{Path(fairseq_kd.__file__).parent}'", *overrides]
     with (save / "train.log").open("a", encoding="utf-8") as log:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
             sys.exit(f"training failed; {save}/train.log says why")

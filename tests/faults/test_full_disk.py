@@ -151,7 +151,7 @@ def test_of_other_trainers(kind, disk, tmp_path, request):
     script = Path(find_spec("mmcls").origin).parent / ".mim" / "tools" / "train.py"
     asked = made / "out" / "checkpoint_best.pt"
     words = {
-        "fairseq": test_kills.fairseq_words("student", made / "bin", f"criterion.kd_teacher={asked}"),
+        "fairseq": test_kills.fairseq_words("student", made / "bin", f"criterion.kd_teacher='{asked}'"),
         "mmcls": [script, made, "--work-dir", "out", "--resume"],
         "fairseq_kd.soft_labels": [made / "bin", "--path", asked, "--cpu", "--output", "labels"],
         "mmcls_bnn.soft_labels": [

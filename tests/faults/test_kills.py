@@ -156,8 +156,8 @@ def numbers(killer, tmp_path_factory):
 def fairseq_words(role, data, *overrides):
     side = "{embed_dim: 32, ffn_embed_dim: 64, attention_heads: 2, layers: 1}"
     settings = {
-        "common.user_dir": ROOT / "plugins" / "fairseq_kd",
-        "task.data": data,
+        "common.user_dir": f"'{ROOT / 'plugins' / 'fairseq_kd'}'",
+        "task.data": f"'{data}'",
         "task.eval_bleu_args": '\'{"beam": 1, "max_len_a": 1.2, "max_len_b": 10}\'',
         "checkpoint.save_dir": "out",
         "hydra.run.dir": "out",
@@ -180,7 +180,7 @@ def test_fairseq(killer, tmp_path, numbers):
 
     It logs an epoch's training after its checkpoint: killed in between, that epoch has no training columns.
     """
-    teacher = f"criterion.kd_teacher={numbers / 'out' / 'checkpoint_best.pt'}"
+    teacher = f"criterion.kd_teacher='{numbers / 'out' / 'checkpoint_best.pt'}'"
     command = Command(
         fairseq_words("student", numbers / "bin", teacher), OF_FAIRSEQ, "out/checkpoint_last.pt"
     )
