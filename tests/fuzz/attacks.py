@@ -5,6 +5,7 @@ import io
 import json
 import lzma
 import pickle
+import shlex
 import struct
 import tarfile
 import zipfile
@@ -194,24 +195,27 @@ def overlapping_zip(names: list[str], data: bytes) -> bytes:
 
 def pickles(trap: str) -> Iterator[tuple[str, bytes]]:
     """One of each family of opcodes; those that call would make the file ``trap``."""
-    call = f"cos\nsystem\n(Vtouch {trap}\ntR.".encode()
-    code = f"open({trap!r}, 'w')"
+    # In text pickles have Latin-1, and other letters as \u and four digits.
+    touch = f"touch {shlex.quote(trap)}\n".encode("raw_unicode_escape")
+    call = b"cos\nsystem\n(V" + touch + b"tR."
+    code = f"open({trap!a}, 'w')"
     yield "GLOBAL REDUCE", b"\x80\x02" + call
-    yield "STACK_GLOBAL", b"\x80\x04\x8c\x02os\x8c\x06system\x93(V" + f"touch {trap}\n".encode() + b"tR."
-    yield "INST", f"(Vtouch {trap}\nios\nsystem\n.".encode()
-    yield "OBJ", f"(cos\nsystem\nVtouch {trap}\no.".encode()
-    yield "NEWOBJ", f"\x80\x02cbuiltins\neval\n(V{code}\nt\x81.".encode()
-    yield "NEWOBJ_EX", f"\x80\x04cbuiltins\neval\n(V{code}\nt}}\x92.".encode()
+    yield "STACK_GLOBAL", b"\x80\x04\x8c\x02os\x8c\x06system\x93(V" + touch + b"tR."
+    yield "INST", b"(V" + touch + b"ios\nsystem\n."
+    yield "OBJ", b"(cos\nsystem\nV" + touch + b"o."
+    yield "NEWOBJ", f"\x80\x02cbuiltins\neval\n(V{code}\nt\x81.".encode("latin-1")
+    yield "NEWOBJ_EX", f"\x80\x04cbuiltins\neval\n(V{code}\nt}}\x92.".encode("latin-1")
     yield (
         "BUILD",
-        f"\x80\x02ctypes\nSimpleNamespace\n)R}}(V__class__\ncbuiltins\neval\nub0V{code}\n.".encode(),
+        f"\x80\x02ctypes\nSimpleNamespace\n)R}}(V__class__\ncbuiltins\neval\nub0V{code}\n.".encode("latin-1"),
     )
     yield "EXT1", b"\x80\x02\x82\x01)R."
     yield "EXT2", b"\x80\x02\x83\x01\0)R."
     yield "EXT4", b"\x80\x02\x84\x01\0\0\0)R."
     yield "PERSID", b"Ppersistent\n."
     yield "BINPERSID", b"\x80\x02(V" + b"storage\ncbuiltins\neval\nV0\nVcpu\nI1\ntQ."
-    yield "a getattr chain", f"cbuiltins\ngetattr\n(cos\npath\nVos\ntRV{code}\n.".encode()
+    of_path = b"cbuiltins\ngetattr\n(cbuiltins\ngetattr\n(cos\npath\nVos\ntRVsystem\ntR"
+    yield "a getattr chain", of_path + b"(V" + touch + b"tR."
     yield "torch's own eval", f"ctorch.jit\n_unwrap_optional\n(V{code}\ntR.".encode()
     yield "a codec", b"c_codecs\nencode\n(Va\nVlat2n1\ntR."
     lists = b"\x80\x02]q\0" + b"".join(
@@ -346,7 +350,7 @@ def npzs(trap: str) -> Iterator[tuple[str, bytes]]:
         "a great shape that wraps": array("'<f4'", f"({1 << 33}, {1 << 33})"),
         "a negative shape": array("'<f4'", "(-1, 2)"),
         "wide texts": array("'<U1000000000'", "(2,)"),
-        "code in the header": array(f"__import__('os').system('touch {trap}')", "(2,)"),
+        "code in the header": array(f"open({trap!a}, 'w')", "(2,)"),
         "deep code in the header": array("(" * 5000 + ")" * 5000, "(2,)"),
         "a subarray": array("('<f4', (1000000, 1000000))", "(2,)"),
         "nothing wide": array("'|V0'", f"({1 << 40}, 2)", b""),

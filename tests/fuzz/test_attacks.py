@@ -1,6 +1,7 @@
 """What was made to run code, fill the memory or mislead is refused, in the bounds of its reader."""
 
 import contextlib
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,13 @@ TAKEN = {
     *(f"a {kind} link and a file behind it" for kind in ("symbolic", "hard")),
     *(f"a device ({kind})" for kind in ("character", "block", "pipe")),
 }
+
+
+@pytest.mark.parametrize("name", ["GLOBAL REDUCE", "STACK_GLOBAL", "INST", "OBJ", "a getattr chain"])
+def test_a_pickle_is_an_attack(tmp_path, name):
+    """Or nothing would be shown by refusing it."""
+    pickle.loads(dict(attacks.pickles(str(tmp_path / TRAP)))[name])  # noqa: S301
+    assert (tmp_path / TRAP).exists()
 
 
 @pytest.mark.parametrize(

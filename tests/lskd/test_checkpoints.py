@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import re
+import shlex
 import sys
 import types
 import warnings
@@ -346,7 +347,7 @@ class Payload:
 
     def __reduce__(self):
         if self.function == "system":
-            return os.system, (f"touch {self.trace}",)
+            return os.system, (f"touch {shlex.quote(str(self.trace))}",)
         if self.function == "exec":
             return exec, (f"open({str(self.trace)!r}, 'w').close()",)
         return Path.touch, (Path(self.trace),)
