@@ -5,8 +5,10 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -27,6 +29,14 @@ def plan(tmp_path, plan_of, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(gpus.VISIBLE, "0,1")
     return plan_of(tmp_path)
+
+
+@pytest.fixture
+def plan_on_volume(plan_of, monkeypatch):
+    """In a folder without a space in its name, which that of the tests may have."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.chdir(folder)
+        yield plan_of(Path(folder))
 
 
 @pytest.fixture
@@ -237,13 +247,14 @@ IMAGE = ["--container-image", "i"]
         ),
     ],
 )
-def test_kubernetes_needs_an_image_and_all_on_a_volume(options, changes, message, plan):
+def test_kubernetes_needs_an_image_and_all_on_a_volume(options, changes, message, plan_on_volume):
     pytest.importorskip("snakemake_executor_plugin_kubernetes")
     with pytest.raises(LskdError, match=message):
-        make_schedule(replace(plan, **changes), None, ["--profile", "kubernetes", *options])
+        make_schedule(replace(plan_on_volume, **changes), None, ["--profile", "kubernetes", *options])
 
 
-def test_kubernetes_is_sent_the_workflow_and_looks_on_the_volume(plan):
+def test_kubernetes_is_sent_the_workflow_and_looks_on_the_volume(plan_on_volume):
+    plan = plan_on_volume
     pytest.importorskip("snakemake_executor_plugin_kubernetes")
     options = ["--profile", "kubernetes", *IMAGE, "--kubernetes-persistent-volumes", "a:/"]
     schedule = make_schedule(plan, None, options)
