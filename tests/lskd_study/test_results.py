@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load
+from safetensors.torch import save_file as save_torch
 
 from lskd import LskdError
 from lskd.stability import stability
 from lskd_study.pages.page import provenance_rows
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
-from lskd_study.results.images import read_image_result, read_logits
+from lskd_study.results.images import read_image_result, read_logits, read_stored
 from lskd_study.results.read import read_results
 
 pytestmark = pytest.mark.unit
@@ -92,6 +94,27 @@ def test_a_damaged_run_folder_is_named(plan, folder, name):
         read_results(plan)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-1], lambda data: data[:200], lambda data: data + b"x"]
+)
+def test_logits_that_are_cut_or_followed_by_something_are_damage(plan, folder, change):
+    (folder / LOGITS).write_bytes(change((folder / LOGITS).read_bytes()))
+    with pytest.raises(LskdError, match="is damaged"):
+        read_results(plan)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_logits_are_what_safetensors_reads(plan, folder, dtype):
+    tensors = load(folder.joinpath(LOGITS).read_bytes())
+    tensors["logits"] = tensors["logits"].to(dtype) / 3
+    save_torch(tensors, folder / LOGITS, metadata={"made": "elsewhere"})
+    expected, found = load(folder.joinpath(LOGITS).read_bytes()), read_stored(folder, plan.num_classes)
+    assert found.logits.dtype == dtype
+    assert torch.equal(found.logits, expected["logits"])
+    assert torch.equal(found.labels, expected["labels"])
+    assert "\n".join(found.keys).encode() == bytes(expected["keys"])
 
 
 def test_a_sample_that_stands_twice_is_damage(plan, folder):
