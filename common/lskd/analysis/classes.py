@@ -8,7 +8,7 @@ from torch import Tensor
 from lskd.errors import LskdError
 from lskd.targets import check_finite, check_labels, check_samples
 
-_CHUNK = 1 << 20  # numbers of a block of logits
+_CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's cache
 _SMALLEST = 3  # examples of a class: fewer leave no deviation without each one of them
 
 
