@@ -41,12 +41,12 @@ Groups = Sequence[tuple[Mapping[int, Result], Mapping[int, Result]]]
 BySeeds = Sequence[Mapping[int, Result]]  # results by seed, one for each smoothing value (and student)
 
 
-def judge(results: Results[AnyResult]) -> list[Finding]:
-    """Test every claim in every setting; verdicts are corrected for their number."""
+def judge(results: Results[AnyResult], claims: Sequence[Claim] | None = None) -> list[Finding]:
+    """Test every claim of a study, or these, in every setting; verdicts are corrected for their number."""
     plan = results.plan
     found = [
         _estimated(results, claim, setting)
-        for claim in claims_of(plan)
+        for claim in (claims_of(plan) if claims is None else claims)
         for setting in settings_of(claim, plan)
     ]
     if plan.pool_seed_variance:

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -66,6 +67,13 @@ def study(
             metavar="DIR", help="Results of a similar study: how much its seeds vary says what this can tell."
         ),
     ] = None,
+    check_results: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Instead of a file: compute published studies' figures anew, from their files.",
+        ),
+    ] = None,
     hours: Annotated[
         float | None,
         typer.Option(min=0.01, help="With --own: the most hours; 1, with a GPU 12.", show_default=False),
@@ -92,6 +100,11 @@ def study(
         from lskd_study.plan.json_schema import schema_text
 
         print(schema_text(), end="")
+        return
+    if check_results is not None:
+        from lskd_study.study.check_results import check_results as check
+
+        print(check(check_results))
         return
     if max_seeds is not None and not until_decided:
         raise LskdError("--max-seeds is for --until-decided; the seeds of a study stand in its file")
