@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -556,4 +557,4 @@ def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(dec
     printed = found.stdout + found.stderr
     for made in (plan.runs[0], plan.stores[0]):
         record = Path(made.folder, JOB)
-        assert f"{made.id} && cp {plan.root / record} {record}\n" in printed
+        assert f"{made.id} && cp {shlex.quote(str(plan.root / record))} {record}\n" in printed
