@@ -7,17 +7,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from scipy import stats
 
 from lskd import LskdError
 from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
-from lskd_study.claims import CLAIMS, claims_of, contrasts, judge, settings, verdict
+from lskd_study.claims import CLAIMS, claims_of, contrasts, judge, number_of_tests, settings, verdict
 from lskd_study.claims.contrasts import Measure, estimate_contrast
 from lskd_study.claims.findings import Finding, decide
+from lskd_study.claims.statements import Setting
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
 from lskd_study.results.images import Stored
 from lskd_study.results.read import read_results
-from lskd_study.results.results import Result
-from lskd_study.stats.intervals import Interval, crossed_interval
+from lskd_study.results.results import BySeed, Failure, Result
+from lskd_study.stats.intervals import LEVEL, Interval, crossed_interval
+from lskd_study.stats.sequential import levels
 
 pytestmark = pytest.mark.unit
 
@@ -127,6 +130,209 @@ def test_claims_about_one_parameter_count_once():
     both = decide([draft("better-student", 0.04), draft("no-worse-student", 0.01, null=-0.2)])
     assert [finding.adjusted_p for finding in both] == pytest.approx([0.04, 0.01])
     assert [finding.verdict for finding in both] == ["supported", "supported"]
+
+
+# The verdicts of a page against the rule of docs/study.md, spelled out
+
+ONE, TWO = Setting(0.0, 0.1, 1.0, 0.0), Setting(0.0, 0.2, 1.0, 0.0)
+# Claims, and what each is about.
+ABOUT = {
+    "better-student": "students",
+    "no-worse-student": "students",
+    "better-teacher": "teachers",
+    "no-worse-teacher": "teachers",
+    "long-tail": "teachers",
+    "lower-instability": "stability",
+    "larger-loss": "loss",
+    "loss-part-kl": "",  # these are no claims, whatever their p-values
+    "real-student": "",
+    "same-direction": "",
+}
+ENDS = (0.01, 0.3), (-0.3, -0.01), (-0.5, -0.3)
+
+
+def rejected(tests, weights, level=0.05):
+    """Return which of ``{test: (parameter, p)}`` Holm's steps reject, of one parameter one may be true."""
+    left = dict(tests)
+    while left:
+        share = {test: weights[about] for test, (about, _) in left.items()}
+        first = min(left, key=lambda test: left[test][1] / share[test])
+        everything = sum(weights[about] for about in {about for about, _ in left.values()})
+        if not left[first][1] < level * share[first] / everything:
+            break
+        del left[first]
+    return tests.keys() - left.keys()
+
+
+def drawn(rng, name, setting):
+    """A finding with p-values and an estimate as they come, or with one of the things that are no test."""
+    made = draft(name, 10 ** rng.uniform(-3.5, 0), *ENDS[rng.integers(3)])
+    p_small = 10 ** rng.uniform(-3.5, 0) if made.claim.has_margin else math.nan
+    null = -0.2 if made.claim.non_inferior else 0.0
+    made = replace(made, setting=setting, p_small=p_small, null=null, runs=int(rng.integers(1, 9)))
+    failed = replace(made, interval=None, failed=True, note=f"run of {name} failed")
+    no_spread = replace(made.interval, low=math.nan, high=math.nan)
+    others = [
+        replace(made, interval=None),
+        failed,
+        replace(made, interval=replace(made.interval, seeds=1, note="one seed")),
+        replace(made, interval=no_spread, p_value=math.nan, p_small=1.0),
+    ]
+    return others[rng.integers(4)] if rng.random() < 0.25 and name != "same-direction" else made
+
+
+def expected_of_page(page, headline=True):
+    """The verdicts, and the weights and tests that they follow from."""
+    tests = {}
+    for place, one in enumerate(page):
+        about = ABOUT[one.claim.id]
+        if about and one.interval is not None and one.interval.seeds > 1 and one.interval.known:
+            tests[place, "zero"] = (about, one.setting), one.p_value
+            if not math.isnan(one.p_small):
+                tests[place, "margin"] = (about, one.setting), one.p_small
+    first = ABOUT[page[0].claim.id], page[0].setting
+    others = {about for about, _ in tests.values()} - {first}
+    weights = {**dict.fromkeys(others, 1), first: max(len(others), 1) if headline else 1}
+    found, rejections = {}, rejected(tests, weights)
+    for place, one in enumerate(page):
+        own = one.claim.id, one.setting
+        if one.claim.direction == 0:
+            found[own] = None
+        elif one.failed:
+            found[own] = "no verdict"
+        elif (place, "zero") in rejections:
+            agrees = (one.interval.estimate > one.null) == (one.claim.direction > 0)
+            found[own] = "supported" if agrees else "contradicted"
+        else:
+            found[own] = "too small to matter" if (place, "margin") in rejections else "cannot tell"
+    for name, setting in found:
+        if name == "same-direction":
+            both = [found.get((of, setting)) for of in ("better-teacher", "better-student")]
+            if "no verdict" in both:
+                found[name, setting] = "no verdict"
+            elif all(one in ("supported", "contradicted") for one in both):
+                found[name, setting] = "supported" if both[0] == both[1] else "contradicted"
+            else:
+                found[name, setting] = "cannot tell"
+    return found, weights, tests
+
+
+@pytest.mark.parametrize("headline", [True, False])
+def test_the_verdicts_of_any_page_are_those_of_the_rule(headline):
+    rng = np.random.default_rng(8)
+    seen = set()
+    for _ in range(150):
+        page = [drawn(rng, name, setting) for name in ABOUT for setting in (ONE, TWO) if rng.random() < 0.7]
+        page = [page[place] for place in rng.permutation(len(page))]
+        expected, weights, tests = expected_of_page(page, headline)
+        found = decide(page, headline=headline)
+        assert {(one.claim.id, one.setting): one.verdict for one in found} == expected
+        assert number_of_tests(found) == len({about for about, _ in tests.values()})
+        seen |= {(one.claim.id, one.verdict) for one in found}
+        for place, one in enumerate(found):
+            zero = place, "zero"
+            if zero in tests:  # the level from which on it is rejected
+                just = [rejected(tests, weights, one.adjusted_p * (1 + off)) for off in (-1e-9, 1e-9)]
+                assert one.adjusted_p == 1 or [zero in done for done in just] == [False, True]
+            elif one.claim.id != "same-direction":
+                assert math.isnan(one.adjusted_p)
+            decided = one.verdict in ("supported", "contradicted")
+            alone = zero in tests and page[place].p_value < 0.05
+            if one.claim.id != "same-direction":
+                assert one.changed_by_holm == (alone and one.verdict == "cannot tell")
+                assert not (decided and not alone)
+    assert len(seen) == 3 * 5 + 5 * 4 + 2 * 1  # every verdict that each of the claims can have
+
+
+def test_the_direction_has_the_interval_of_the_students_seen_from_the_teachers():
+    student = replace(draft("better-student", 1e-4, 0.1, 0.5, runs=6), setting=ONE)
+    teacher = replace(
+        draft("better-teacher", 1e-3, -0.3, -0.1, runs=4), setting=replace(ONE, temperature=4.0)
+    )
+    follows = replace(draft("same-direction", math.nan), setting=ONE, interval=None)
+    found = decide([student, teacher, follows])[-1]
+    assert (found.verdict, found.runs, found.p_value) == ("contradicted", 10, 1e-4)
+    assert (found.interval.estimate, found.interval.low, found.interval.high) == (-0.3, -0.5, -0.1)
+    assert found.adjusted_p == max(one.adjusted_p for one in decide([student, teacher]))
+    # The teachers' sign is not known: there is nothing to follow.
+    found = decide([student, replace(teacher, p_value=0.2), follows])[-1]
+    assert (found.verdict, found.interval, found.runs) == ("cannot tell", None, 10)
+    assert math.isnan(found.p_value)
+    assert found.note.startswith("the teachers’ difference may have either sign")
+    one_seed = replace(teacher, interval=replace(teacher.interval, seeds=1, note="one seed"))
+    assert decide([student, one_seed, follows])[-1].note == "one seed"
+    lost = replace(teacher, interval=None, failed=True, note="run x failed")
+    found = decide([student, lost, follows])[-1]
+    assert (found.verdict, found.interval, found.runs, found.note) == ("no verdict", None, 0, "run x failed")
+    elsewhere = decide([student, teacher, replace(follows, setting=TWO)])[-1]
+    assert (elsewhere.verdict, elsewhere.interval, elsewhere.runs) == ("cannot tell", None, 0)
+
+
+def test_a_p_value_of_exactly_the_level_is_not_below_it():
+    """The interval then ends at zero."""
+    on_edge = interval(0.0, 0.3, 1 - LEVEL)
+    assert verdict(CLAIMS[0], on_edge, 1 - LEVEL) == "cannot tell"
+    small = replace(draft("better-student", 0.9, -0.2, 0.2), p_small=1 - LEVEL)
+    assert decide([small])[0].verdict == "cannot tell"
+    assert not replace(small, p_value=1 - LEVEL, verdict="cannot tell").changed_by_holm
+
+
+MARGIN = 0.2
+
+
+@pytest.mark.parametrize("look", [None, 0, 1, 2])
+def test_small_to_either_side_is_an_interval_within_the_margin_at_every_look(look):
+    """And other than zero, or than the margin, is one that does not contain it."""
+    rng, looks, inside = np.random.default_rng(9), (3, 5, 8), set()
+    claims = {name: draft(name, 1.0).claim for name in ("better-student", "no-worse-student", "larger-loss")}
+    for _ in range(60):
+        seeds = looks[look or 0]
+        table = rng.normal(rng.uniform(-0.3, 0.3), rng.uniform(0.05, 1.0), (seeds, 100))
+        own = crossed_interval(table + 0.02 * rng.standard_normal((seeds, 1)))
+        for name, claim in claims.items():
+            null = -MARGIN if claim.non_inferior else 0.0
+            found = Finding(claim, ONE, null=null).tested(own, MARGIN)
+            assert (found.of_looks, found.interval) == (False, own)
+            if look is not None:
+                found = found.at_look(looks, look)
+                alpha = levels(looks)[look]
+                half = np.sqrt(sum(v * stats.t.isf(alpha / 2, df) ** 2 for v, df in own.parts))
+                assert (found.of_looks, found.interval.estimate) == (True, own.estimate)
+                assert found.interval.high - own.estimate == pytest.approx(half)
+            low, high = found.interval.low, found.interval.high
+            assert (found.p_value < 0.05) == (not low <= null <= high)
+            if name == "better-student":
+                assert (found.p_small < 0.05) == (low > -MARGIN and high < MARGIN)
+                assert found.p_small <= 1
+                inside.add(found.p_small < 0.05)
+            else:
+                assert math.isnan(found.p_small)
+    assert inside == {True, False}
+    nothing = Finding(CLAIMS[0], ONE)
+    assert nothing.at_look(looks, 0) is nothing
+
+
+def test_one_seed_is_not_tested_against_the_margin():
+    own = crossed_interval(np.random.default_rng(0).normal(0, 0.01, (1, 100)))
+    assert math.isnan(Finding(CLAIMS[0], ONE).tested(own, MARGIN).p_small)
+
+
+def test_a_finding_rests_on_the_runs_of_the_seeds_that_all_have(plan_of, tmp_path):
+    runs = {seed: SimpleNamespace(each=[object(), object()]) for seed in range(4)}
+    blank = Finding(CLAIMS[0], ONE, note="before")
+    found, seeds = blank.on_seeds([runs, {seed: runs[seed] for seed in (0, 1, 2)}], [0, 1, 2, 3, 4])
+    assert (seeds, found.runs, found.failed) == ([0, 1, 2], 6, False)  # one that counts twice counts once
+    assert found.note == "without seed 3, 4: runs are missing"
+    found, seeds = blank.on_seeds([runs], [0, 1, 2, 3])
+    assert (seeds, found.runs, found.note) == ([0, 1, 2, 3], 8, "")
+    found, seeds = blank.on_seeds([runs, {}])
+    assert (seeds, found.runs, found.note) == ([], 0, "no seed has all of its runs")
+    run = plan_of(tmp_path).runs[0]
+    broken = BySeed({0: runs[0]}, [Failure(run, {"failed": "epoch 3: the training loss is nan"})])
+    found, seeds = blank.on_seeds([runs, broken], [0])
+    assert (seeds, found.failed, found.note) == ([], True, f"run {run.id} failed in epoch 3")
+    assert blank.noting("first").note == "first; before"
+    assert Finding(CLAIMS[0], ONE).noting("first").note == "first"
 
 
 def test_a_missing_run_takes_its_seed_out_of_every_pair(fake_study):
