@@ -14,7 +14,7 @@ from lskd.analysis.classes import class_confusion, class_mean_probabilities, cla
 from lskd_study.claims import CLAIMS, claims_of, contrasts, judge, number_of_tests, settings, verdict
 from lskd_study.claims.contrasts import Measure, estimate_contrast
 from lskd_study.claims.findings import Finding, decide
-from lskd_study.claims.statements import Setting
+from lskd_study.claims.statements import Setting, settings_of
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
 from lskd_study.results.images import Stored
 from lskd_study.results.read import read_results
@@ -249,7 +249,7 @@ def test_the_direction_has_the_interval_of_the_students_seen_from_the_teachers()
     teacher = replace(
         draft("better-teacher", 1e-3, -0.3, -0.1, runs=4), setting=replace(ONE, temperature=4.0)
     )
-    follows = replace(draft("same-direction", math.nan), setting=ONE, interval=None)
+    follows = replace(draft("same-direction", math.nan, runs=6), setting=ONE, interval=None)
     found = decide([student, teacher, follows])[-1]
     assert (found.verdict, found.runs, found.p_value) == ("contradicted", 10, 1e-4)
     assert (found.interval.estimate, found.interval.low, found.interval.high) == (-0.3, -0.5, -0.1)
@@ -265,7 +265,7 @@ def test_the_direction_has_the_interval_of_the_students_seen_from_the_teachers()
     found = decide([student, lost, follows])[-1]
     assert (found.verdict, found.interval, found.runs, found.note) == ("no verdict", None, 0, "run x failed")
     elsewhere = decide([student, teacher, replace(follows, setting=TWO)])[-1]
-    assert (elsewhere.verdict, elsewhere.interval, elsewhere.runs) == ("cannot tell", None, 0)
+    assert (elsewhere.verdict, elsewhere.interval, elsewhere.runs) == ("cannot tell", None, 6)
 
 
 def test_a_p_value_of_exactly_the_level_is_not_below_it():
@@ -457,6 +457,7 @@ TEACHERS = {"better-teacher", "no-worse-teacher", "lower-instability", "similar-
 def test_a_study_tests_what_its_plan_allows_and_nothing_else(plan_of, tmp_path):
     assert names(plan_of(tmp_path)) == STUDENTS | TEACHERS | {"same-direction"}
     assert names(plan_of(tmp_path, students=[])) == TEACHERS
+    assert names(replace(plan_of(tmp_path), num_classes=3)) == names(plan_of(tmp_path))
     assert names(replace(plan_of(tmp_path), num_classes=2)) == STUDENTS | TEACHERS - {"similar-classes"} | {
         "same-direction"
     }
@@ -471,6 +472,73 @@ def test_a_study_tests_what_its_plan_allows_and_nothing_else(plan_of, tmp_path):
     for key, (value, extra) in more.items():
         assert names(plan_of(tmp_path, **{key: value})) - names(plan_of(tmp_path)) == extra
     assert names(plan_of(tmp_path, teachers=[(n, "teacher.yaml") for n in "ab"])) == names(plan_of(tmp_path))
+
+
+def test_each_contrast_has_the_settings_that_its_trend_is_not_over(plan_of, tmp_path):
+    plan = plan_of(
+        tmp_path,
+        smoothing=[0.0, 0.1, 0.2, 0.3],
+        teachers=[(name, "teacher.yaml") for name in "abc"],
+        temperatures=[1.0, 4.0],
+        hard_weights=[0.0, 0.5],
+        controls=["hard", "smoothed"],
+    )
+    losses, arms, every = (
+        [(1, 0), (1, 0.5), (4, 0), (4, 0.5)],
+        (0.1, 0.2, 0.3),
+        "mean over α 0, 0.1, 0.2, 0.3",
+    )
+    students = [(0, a, *loss, "") for loss in losses for a in arms]
+    expected = {
+        "better-student": students,
+        "same-direction": students,
+        "better-teacher": [(0, a, 1, 0, "") for a in arms],
+        "better-teachers": [(0, 0.3, t, h, f"{every}; T = {t}, λ = {h}") for t, h in losses],
+        "stability-follows-accuracy": [(0, 0.3, 1, 0, every)],
+        "more-hard-label": [
+            (0, a, t, 0, f"teacher’s α = {a}, T = {t}, λ 0 to 0.5") for t in (1, 4) for a in (0, *arms)
+        ],
+        "gain-over-hard-weight": [
+            (0, a, t, 0, f"α {a} against 0, T = {t}, λ 0 to 0.5") for t in (1, 4) for a in arms
+        ],
+        "temperature": [
+            (0, a, 1, h, f"α {a} against 0, T = 4 against 1, λ = {h}") for h in (0, 0.5) for a in arms
+        ],
+        "distillation-helps": [
+            (0, a, t, h, f"teacher’s α = {a}, T = {t}, λ = {h} against labels’ α = 0")
+            for t, h in losses
+            for a in (0, *arms)
+        ],
+        "more-than-smoothing": [
+            (a, a, t, h, f"teacher’s α = {a}, T = {t}, λ = {h} against labels’ α = {a}")
+            for t, h in losses
+            for a in arms
+        ],
+    }
+    claims = {claim.id: claim for claim in claims_of(plan)}
+    assert expected.keys() <= claims.keys()
+    for name, settings_ in expected.items():
+        assert settings_of(claims[name], plan) == [Setting(*one) for one in settings_], name
+    # Without students a teacher's comparison has the paper's own loss, and labels are plain where they are.
+    alone = plan_of(tmp_path, smoothing=[0.05, 0.1], students=[])
+    assert settings_of(claims["better-teacher"], alone) == [Setting(0.05, 0.1, 1.0, 0.0)]
+    kinds = {"hard_weights": [0.3], "temperatures": [2.0, 4.0, 20.0], "controls": ["hard", "real"]}
+    plan = plan_of(tmp_path, ecosystem="mmcls", smoothing=[0.05, 0.1], **kinds)
+    claims = {claim.id: claim for claim in claims_of(plan)}
+    for name in ("distillation-helps", "real-student"):
+        assert settings_of(claims[name], plan)[:2] == [
+            Setting(0.0, a, 2.0, 0.3, f"teacher’s α = {a}, T = 2 against labels’ α = 0") for a in (0.05, 0.1)
+        ]
+    assert [one.words for one in settings_of(claims["temperature"], plan)] == [
+        "α 0.1 against 0.05, T = 4, 20 against 2, λ = 0.3"
+    ]
+
+
+def test_a_teacher_has_no_loss_in_words():
+    setting = Setting(0.0, 0.1, 4.0, 0.5)
+    assert setting.describe() == "α 0.1 against 0, T = 4, λ = 0.5"
+    assert setting.describe("teacher") == "α 0.1 against 0"
+    assert replace(setting, words="in words").describe("teacher") == "in words"
 
 
 def test_studies_of_translation_and_of_binary_networks_have_statements_of_their_own(plan_of, tmp_path):
@@ -509,10 +577,20 @@ def make_training_images(plan, counts):
             (folder / f"{i}.png").touch()
 
 
-@pytest.mark.parametrize(("smallest", "tailed"), [(13, set()), (12, {"", "-head", "-tail"})])
-def test_long_tails_are_seen_in_the_training_folders(plan_of, tmp_path, smallest, tailed):
+@pytest.mark.parametrize(
+    ("counts", "tailed"),
+    [
+        ([120, 50, 15, 13], set()),
+        ([120, 50, 15, 12], {"", "-head", "-tail"}),
+        ([101, 30, 20, 10], {"", "-head", "-tail"}),
+        ([100, 30, 19, 10], {""}),  # more than 100 images are many,
+        ([250, 30, 30, 20], {""}),  # fewer than 20 are few
+        ([], set()),
+    ],
+)
+def test_long_tails_are_seen_in_the_training_folders(plan_of, tmp_path, counts, tailed):
     plan = plan_of(tmp_path)
-    make_training_images(plan, [120, 50, 15, smallest])
+    make_training_images(plan, counts)
     assert {name for name in names(plan) if name.startswith("long")} == {
         f"long-tail{part}" for part in tailed
     }
