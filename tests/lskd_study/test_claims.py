@@ -18,8 +18,8 @@ from lskd_study.claims.statements import Setting, settings_of
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
 from lskd_study.results.images import Stored
 from lskd_study.results.read import read_results
-from lskd_study.results.results import BySeed, Failure, Result
-from lskd_study.stats.intervals import LEVEL, Interval, crossed_interval
+from lskd_study.results.results import BySeed, Failure, PerSample, Result
+from lskd_study.stats.intervals import LEVEL, Interval, Part, crossed_interval
 from lskd_study.stats.sequential import levels
 
 pytestmark = pytest.mark.unit
@@ -440,10 +440,29 @@ def test_classes_without_images_count_in_no_pair_and_few_images_end_it_at_once(f
     for run, own in zip(runs, logits, strict=True):
         found = measure.per_sample(run).values
         np.testing.assert_array_equal(found, class_separation(own, labels, pairs))
+        np.testing.assert_array_equal(measure.per_sample(run).strata, labels)
+    logits[1][7, 2] = math.nan
+    with pytest.raises(LskdError, match=f"^{runs[1].run.id}: "):
+        contrasts.separation_measure(plan, [runs])
     labels[(labels == 3).nonzero()[2:]] = 4
     monkeypatch.setattr(contrasts, "class_mean_probabilities", None)
     with pytest.raises(LskdError, match="class 3 has 2 examples"):
         contrasts.separation_measure(plan, [runs])
+    labels[:] = 4
+    with pytest.raises(LskdError, match="all validation images are of one class"):
+        contrasts.separation_measure(plan, [runs])
+
+
+def test_two_classes_of_several_in_another_order_are_one_pair(plan_of, tmp_path, monkeypatch):
+    rng, labels = np.random.default_rng(1), torch.arange(60) % 2 * 3  # 0 and 3 of four classes
+    plan, logits, order = plan_of(tmp_path), torch.from_numpy(rng.normal(size=(60, 4))), rng.permutation(60)
+    monkeypatch.setattr(contrasts, "stored_of", lambda plan, one: Stored(logits, labels, [], order))
+    run = Result(plan.runs[0], {}, {}, [])
+    found = contrasts.separation_measure(plan, [[run]]).per_sample(run)
+    # Each class has the other; logits that are no class's of these two do not matter.
+    expected = class_separation(logits, labels, [(0, 3), (3, 0)]).numpy()[order]
+    np.testing.assert_allclose(found.values, expected)
+    np.testing.assert_array_equal(found.strata, labels[order])
 
 
 def names(plan):
@@ -532,6 +551,9 @@ def test_each_contrast_has_the_settings_that_its_trend_is_not_over(plan_of, tmp_
     assert [one.words for one in settings_of(claims["temperature"], plan)] == [
         "α 0.1 against 0.05, T = 4, 20 against 2, λ = 0.3"
     ]
+    plan = plan_of(tmp_path, hard_weights=[0.0, 0.5], controls=["hard"])
+    words = settings_of(claims["distillation-helps"], plan)[-1].words
+    assert words == "teacher’s α = 0.1, λ = 0.5 against labels’ α = 0"
 
 
 def test_a_teacher_has_no_loss_in_words():
@@ -615,6 +637,155 @@ def test_many_shot_and_few_shot_classes_are_told_apart(fake_study):
     assert found["long-tail"].verdict == "contradicted"  # smoothing helps these teachers
     assert found["long-tail"].adjusted_p == found["better-teacher"].adjusted_p  # one number, one test
     assert (found["long-tail-head"].verdict, found["long-tail-tail"].verdict) == (None, None)
+
+
+def test_shots_without_validation_images_have_no_number(fake_study):
+    plan = fake_study(per_class=6)
+    make_training_images(plan, [120, 50, 30, 30, 12])  # the fifth class was never validated
+    found = by_id(judge(read_results(plan)))
+    assert found["long-tail-head"].interval.estimate is not None
+    assert found["long-tail-tail"].interval is None
+    assert found["long-tail-tail"].note == "no validation image of these classes"
+
+
+def test_the_class_of_an_image_is_its_folder():
+    for key in ("val/pike/0001.png", "pike/0001.png", "a/val/pike/0001.png"):
+        assert contrasts.class_of_key(key) == "pike"
+    assert contrasts.class_of_key("0001.png") == ""
+
+
+# Weighted sums of runs
+
+
+def of_runs(tables, students=1):
+    """The runs of one kind, ``{seed: values}``; several students of a seed have it as their mean."""
+    rng = np.random.default_rng(len(tables))
+    found = {}
+    for seed, values in tables.items():
+        spread = rng.standard_normal((students, 1)) * 0.01
+        parts = [SimpleNamespace(values=values + one) for one in spread - spread.mean()]
+        found[seed] = SimpleNamespace(values=values, each=parts)
+    for one in found.values():
+        for part in one.each:
+            part.each = [part]
+    return found
+
+
+def by_sample(**more):
+    return Measure(lambda run: PerSample(run.values, **more), lambda run: math.nan)
+
+
+SEEDS = [3, 5, 8]
+WEIGHTS = [[-1.0, 0.5, 0.5], [-1.0, 0.25, 0.75]]
+
+
+def of_networks(weights, students=1, seeds=SEEDS):
+    """Random values of every kind of run of every network."""
+    rng = np.random.default_rng(11)
+    return [
+        [(w, of_runs({seed: rng.normal(size=30) for seed in seeds}, students)) for w in row]
+        for row in weights
+    ]
+
+
+def spelled_out(networks, seeds=SEEDS):
+    """The weighted sum at each seed and sample, mean over networks."""
+    return np.array(
+        [np.mean([sum(w * runs[s].values for w, runs in cells) for cells in networks], 0) for s in seeds]
+    )
+
+
+def assert_same(found, expected):
+    assert found.by_seed == pytest.approx(expected.by_seed)
+    for name in ("estimate", "low", "high", "p_value"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+    for name in ("seeds", "samples", "method", "note"):
+        assert getattr(found, name) == getattr(expected, name)
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, WEIGHTS[:1], [[-1.0, 1.0]]])
+def test_a_contrast_is_the_weighted_sum_at_each_seed_and_sample(weights):
+    networks, strata = of_networks(weights), np.arange(30) % 3
+    found = estimate_contrast(by_sample(scale=100.0, strata=strata), networks, SEEDS)
+    assert_same(found, crossed_interval(spelled_out(networks), strata).scaled(100))
+    assert found.estimate == pytest.approx(100 * spelled_out(networks).mean())
+    one_seed = estimate_contrast(by_sample(scale=100.0), networks, SEEDS[:1])
+    assert_same(one_seed, crossed_interval(spelled_out(networks, SEEDS[:1])).scaled(100))
+    troubled = Measure(
+        lambda run: PerSample(
+            run.values, scale=100.0, problem="odd" if run is networks[-1][-1][1][8] else ""
+        ),
+        lambda run: math.nan,
+    )
+    found = estimate_contrast(troubled, networks, SEEDS)
+    assert (found.known, found.note, found.seeds, found.samples) == (False, "odd", 3, 30)
+    assert found.estimate == pytest.approx(100 * spelled_out(networks).mean())
+
+
+def test_a_quantity_of_whole_runs_is_compared_by_seed():
+    networks = of_networks(WEIGHTS)
+    measure = Measure(lambda run: None, lambda run: run.values[0])
+    found = estimate_contrast(measure, networks, SEEDS)
+    by_seed = spelled_out(networks)[:, 0]
+    half = stats.t.isf(0.025, 2) * by_seed.std(ddof=1) / np.sqrt(3)
+    assert (found.estimate, found.high) == pytest.approx((by_seed.mean(), by_seed.mean() + half))
+    networks[0][1][1][5].values[0] = math.nan
+    with pytest.raises(LskdError, match="leave out the run that diverged"):
+        estimate_contrast(measure, networks, SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("weights", "bounded", "method"),
+    [
+        ([[-1.0, 1.0]], True, "rule of three"),
+        ([[-1.0, 1.0]], False, "t interval, seeds and samples crossed"),
+        ([[-1.0, 1.0], [-1.0, 1.0]], True, "rule of three"),
+        ([[-1.0, 1.0], [-0.5, 0.5]], True, "t interval, seeds and samples crossed"),
+    ],
+)
+def test_the_rule_of_three_is_for_right_answers_of_two_runs(weights, bounded, method):
+    answers = {seed: np.ones(30) for seed in SEEDS}
+    networks = [[(w, of_runs(answers)) for w in row] for row in weights]
+    assert estimate_contrast(by_sample(bounded=bounded), networks, SEEDS).method == method
+
+
+@pytest.mark.parametrize("seeds", [SEEDS, SEEDS[:2]])
+def test_what_students_of_a_teacher_vary_is_known_where_all_have_as_many(seeds):
+    networks = of_networks(WEIGHTS, students=4)
+    found = estimate_contrast(by_sample(scale=100.0), networks, seeds)
+    plain = crossed_interval(spelled_out(networks, seeds)).scaled(100)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high))
+    means = [
+        [
+            100 * np.mean([sum(w * runs[s].each[k].values.mean() for w, runs in c) for c in networks])
+            for k in range(4)
+        ]
+        for s in seeds
+    ]
+    within = np.mean([np.var(of_seed, ddof=1) for of_seed in means])
+    assert found.students == 4
+    assert found.by_student == pytest.approx(Part(within / (4 * len(seeds)), 3 * len(seeds)))
+    others = of_networks(WEIGHTS)
+    for nothing in (
+        estimate_contrast(by_sample(), networks, SEEDS[:1]),
+        estimate_contrast(by_sample(), others, SEEDS),
+        estimate_contrast(by_sample(), [networks[0][:2] + others[0][2:]], SEEDS),
+        estimate_contrast(by_sample(problem="odd"), networks, SEEDS),
+    ):
+        assert (nothing.students, nothing.by_student) == (1, None)
+
+
+def test_the_fitted_change_is_that_of_numpys_line():
+    rng = np.random.default_rng(12)
+    for points in ([0.0, 0.5, 1.0], [0.0, 0.1], [0, 1, 5, 6]):
+        y = rng.normal(size=len(points))
+        slope = np.polyfit(points, y, 1)[0]
+        change = np.dot(contrasts.fitted_change(points), y)
+        assert change == pytest.approx(slope * (points[-1] - points[0]))
+
+
+def test_the_difference_is_smoothed_minus_baseline():
+    assert contrasts.difference(("without", "with")) == [(-1, "without"), (1, "with")]
 
 
 def test_what_drawn_classes_cannot_say_is_no_run_that_diverged():

@@ -109,9 +109,8 @@ def fitted_change(points: Sequence[float]) -> list[float]:
 
     The change is that of the straight line fitted by least squares.
     """
-    x = np.asarray(points, dtype=np.float64)
-    centred = x - x.mean()
-    return [float(weight) for weight in centred / np.square(centred).sum() * np.ptp(x)]
+    centred = np.asarray(points) - np.mean(points)
+    return [float(weight) for weight in centred / np.square(centred).sum() * np.ptp(points)]
 
 
 def _per_sample(measure: Measure, result: Result) -> PerSample:
@@ -145,9 +144,9 @@ def shot_measure(plan: Plan, quantity: str) -> Measure:
         if found is None:
             return None
         member = np.array([class_of_key(key) in chosen for key in result.keys])
-        problem = "" if member.any() else "no validation image of these classes"
-        values = found.values[member] if member.any() else found.values
-        return PerSample(values, bounded=True, scale=found.scale, problem=problem)
+        if not member.any():
+            raise LskdError("no validation image of these classes")
+        return PerSample(found.values[member], bounded=True, scale=found.scale)
 
     return Measure(per_sample, lambda result: result.value(quantity))
 
