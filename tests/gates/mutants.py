@@ -27,6 +27,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -258,9 +259,13 @@ class Live:
 
     def _constants(self, line: int) -> None:
         (node,) = (n for n in self.tree.body if isinstance(n, ast.Assign) and n.lineno == line)
-        for target in node.targets:
+        value = self._value(node.value)
+        pairs = [(node.targets[0], value)]
+        if isinstance(node.targets[0], ast.Tuple):
+            pairs = list(zip(node.targets[0].elts, value, strict=True))
+        for target, new in pairs:
             if isinstance(target, ast.Name):
-                old, new = vars(self.module)[target.id], self._value(node.value)
+                old = vars(self.module)[target.id]
                 for module in [m for n, m in sys.modules.items() if n.startswith("lskd")]:
                     if vars(module).get(target.id) is old:
                         setattr(module, target.id, new)
@@ -356,11 +361,13 @@ class Gate:
                         return local if frame.f_code.co_filename == file else None
 
                     sys.settrace(trace)
+                    threading.settrace(trace)
                     start = time.process_time()
                     signal.setitimer(signal.ITIMER_VIRTUAL, SLOWEST)
                     failed = _fails([item])
                     left, _ = signal.setitimer(signal.ITIMER_VIRTUAL, 0)
                     sys.settrace(None)
+                    threading.settrace(None)  # type: ignore[arg-type]
                     # The timer's clock is coarser than this one and may run ahead of it.
                     took = time.process_time() - start if left else math.inf
                     print(number, int(failed), took, *sorted(lines), file=out, flush=True)

@@ -14,13 +14,17 @@ from lskd.analysis.classes import class_confusion, class_mean_probabilities, cla
 from lskd_study.claims import CLAIMS, claims_of, contrasts, judge, number_of_tests, settings, verdict
 from lskd_study.claims.contrasts import Measure, estimate_contrast
 from lskd_study.claims.findings import Finding, decide
+from lskd_study.claims.judging import groups
 from lskd_study.claims.statements import Setting, settings_of
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
-from lskd_study.results.images import Stored
+from lskd_study.results.images import ImageResult, Stored
 from lskd_study.results.read import read_results
-from lskd_study.results.results import BySeed, Failure, PerSample, Result
-from lskd_study.stats.intervals import LEVEL, Interval, Part, crossed_interval
+from lskd_study.results.results import BySeed, Failure, PerSample, Result, Results
+from lskd_study.stats.intervals import LEVEL, Interval, Part, crossed_interval, target_std_pseudo_values
+from lskd_study.stats.moderated import moderated
 from lskd_study.stats.sequential import levels
+from lskd_study.stats.trends import network_trend
+from simulated import World, of_kind, simulate
 
 pytestmark = pytest.mark.unit
 
@@ -648,6 +652,16 @@ def test_shots_without_validation_images_have_no_number(fake_study):
     assert found["long-tail-tail"].note == "no validation image of these classes"
 
 
+def test_shots_that_are_all_right_are_bounded_by_the_rule_of_three(plan_of, tmp_path):
+    plan = plan_of(tmp_path)
+    make_training_images(plan, [120, 12])
+    results = simulate(plan, World(per_class=40), 0)
+    for one in results.finished.values():
+        one.correct[one.labels == 1] = 1.0
+    found = by_id(judge(results))["long-tail-tail"].interval
+    assert (found.method, found.samples, found.high) == ("rule of three", 40, 100 * 3 / 40)
+
+
 def test_the_class_of_an_image_is_its_folder():
     for key in ("val/pike/0001.png", "pike/0001.png", "a/val/pike/0001.png"):
         assert contrasts.class_of_key(key) == "pike"
@@ -793,3 +807,194 @@ def test_what_drawn_classes_cannot_say_is_no_run_that_diverged():
     measure = Measure(lambda run: None, lambda run: math.nan)
     with pytest.raises(LskdError, match="no run has measured it; of drawn classes"):
         estimate_contrast(measure, [[(1.0, runs), (-1.0, runs)]], [0, 1])
+
+
+# What a study's claims are estimated as, from its runs
+
+
+ABC = [(name, "teacher.yaml") for name in "abc"]
+PAIR = [(name, "student.yaml") for name in "st"]
+
+
+def in_points(results, seed, role, smoothing, temperature=1.0, hard_weight=0.0, real=False, quantity="top1"):
+    """A quantity's mean over the networks of one kind."""
+    kind = role, smoothing, temperature, hard_weight, real
+    found = [
+        100 * one.correct.mean() if quantity == "top1" else one.curves[quantity][-1]
+        for one in results.finished.values()
+        if one.run.seed == seed
+        if (one.run.role, one.run.smoothing, one.run.temperature, one.run.hard_weight, one.run.real) == kind
+    ]
+    assert found
+    return np.mean(found)
+
+
+def by_hand(results, finding, seed):
+    """The estimate of a finding at one seed."""
+    claim, own, plan = finding.claim, finding.setting, results.plan
+
+    def student(alpha, t=own.temperature, hard=own.hard_weight):
+        return in_points(results, seed, "student", alpha, t, hard, quantity=claim.quantity)
+
+    def gain(*loss):
+        return student(own.smoothing, *loss) - student(plan.smoothing[0], *loss)
+
+    points = sorted({run.hard_weight for run in plan.runs if run.role == "student"})
+    temperatures = sorted({run.temperature for run in plan.runs if run.role == "student"})
+    if claim.control:
+        labels = own.smoothing if claim.control == "smoothed" else 0.0
+        own_labels = in_points(results, seed, "control", labels, 1.0, 1.0, claim.control == "real")
+        return student(own.smoothing) - own_labels
+    if claim.contrast in ("hard-weight", "gain-hard-weight"):
+        of = student if claim.contrast == "hard-weight" else lambda _, *loss: gain(*loss)
+        values = [of(own.smoothing, own.temperature, hard) for hard in points]
+        return np.polyfit(points, values, 1)[0] * (points[-1] - points[0])
+    if claim.contrast == "gain-temperature":
+        low, *higher = [gain(t, own.hard_weight) for t in temperatures]
+        return np.mean(higher) - low
+    if claim.role == "teacher":
+        arms = [in_points(results, seed, "teacher", a) for a in (own.smoothing, plan.smoothing[0])]
+        return arms[0] - arms[1]
+    return gain()
+
+
+def test_every_estimate_is_what_its_contrast_says_at_each_seed(plan_of, tmp_path):
+    plan = plan_of(
+        tmp_path,
+        ecosystem="mmcls",
+        smoothing=[0.0, 0.1, 0.2],
+        teachers=ABC[:2],
+        students=PAIR,
+        temperatures=[1.0, 4.0, 20.0],
+        hard_weights=[0.0, 0.3, 1.0],
+        controls=["hard", "smoothed", "real"],
+    )
+    results = simulate(plan, World(student_gain=1.0, hard=-0.5, hot=-1.0, per_class=10), 0)
+    seen = set()
+    for finding in judge(results):
+        assert finding.null == (-0.2 if finding.claim.non_inferior else 0.0)
+        if finding.claim.quantity != "instability" and finding.claim.contrast != "direction":
+            expected = [by_hand(results, finding, seed) for seed in plan.seeds]
+            assert finding.interval.by_seed == pytest.approx(expected), (finding.claim.id, finding.setting)
+            assert finding.interval.estimate == pytest.approx(np.mean(expected))
+            seen.add(finding.claim.contrast if not finding.claim.control else finding.claim.control)
+    contrasts_ = {"difference", "hard-weight", "gain-hard-weight", "gain-temperature"}
+    assert seen == contrasts_ | {"hard", "smoothed", "real"}
+
+
+def test_networks_are_named_by_the_teacher_where_there_are_several(plan_of, tmp_path):
+    for teachers, names_ in ((ABC[:2], ["s of a", "t of a", "s of b", "t of b"]), (ABC[:1], ["s", "t"])):
+        plan = plan_of(tmp_path, teachers=teachers, students=PAIR, smoothing=[0.0, 0.1, 0.2])
+        results = simulate(plan, World(per_class=3), 0)
+        found = groups(results, CLAIMS[0], TWO)
+        assert list(found) == names_
+        for name, arms in found.items():
+            student, _, teacher = name.partition(" of ")
+            for alpha, runs in zip((0.0, 0.2), arms, strict=True):
+                own = [one.run for one in runs.values()]
+                assert {(run.model, run.smoothing) for run in own} == {(student, alpha)}
+                assert {plan.by_id[run.teacher].model for run in own} == {teacher or "a"}
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_a_trend_is_over_networks_each_the_mean_of_its_arms_and_students(plan_of, tmp_path, seeds):
+    plan = plan_of(tmp_path, teachers=ABC, students=PAIR, seeds=seeds)
+    results = simulate(plan, World(slope=1.0, network_spread=3.0, per_class=50), 4)
+    found = by_id(judge(results))
+
+    def table(role, values):
+        return np.array(
+            [
+                [
+                    np.mean(
+                        [values(one) for one in of_kind(results, role=role, teacher=t) if one.run.seed == s],
+                        0,
+                    )
+                    for s in seeds
+                ]
+                for t, _ in ABC
+            ]
+        )
+
+    top1 = table("teacher", lambda one: 100 * one.correct)
+    labels = next(iter(results.finished.values())).labels
+    unstable = table("teacher", lambda one: target_std_pseudo_values(one.target_probability, labels))
+    for name, expected, runs in (
+        ("better-teachers", network_trend(top1, table("student", lambda one: 100 * one.correct)), 18),
+        ("stability-follows-accuracy", network_trend(top1, unstable, labels), 6),
+    ):
+        assert expected.known
+        assert_same(found[name].interval, expected)
+        assert found[name].p_value == pytest.approx(expected.p_value)
+        assert found[name].runs == runs * len(seeds)
+
+
+class Odd(ImageResult):
+    """A result that allows no interval."""
+
+    def _per_sample(self, quantity):
+        found = super()._per_sample(quantity)
+        return replace(found, problem=f"a {self.run.role}’s are odd")
+
+
+@pytest.mark.parametrize(
+    ("odd", "students", "teachers"),
+    [
+        (["teacher"], "a teacher’s are odd", "a teacher’s are odd"),
+        (["student"], "a student’s are odd", ""),
+        (["teacher", "student"], "a teacher’s are odd", "a teacher’s are odd"),
+    ],
+)
+def test_a_trend_of_what_allows_no_interval_has_none(plan_of, tmp_path, odd, students, teachers):
+    results = simulate(plan_of(tmp_path, teachers=ABC), World(per_class=10), 0)
+    for name, one in results.finished.items():
+        if one.run.role in odd and "c" in (one.run.model, one.run.id.split("-")[3]):
+            results.finished[name] = Odd(**vars(one))
+    found = by_id(judge(results))
+    for name, note in (("better-teachers", students), ("stability-follows-accuracy", teachers)):
+        assert (found[name].interval is None, found[name].note) == (bool(note), note)
+
+
+def test_a_trend_without_a_number_is_none(plan_of, tmp_path):
+    results = simulate(plan_of(tmp_path, teachers=ABC), World(per_class=10), 0)
+    next(iter(results.finished.values())).correct[3] = math.nan
+    found = by_id(judge(results))["better-teachers"]
+    assert (found.interval, found.verdict) == (None, "cannot tell")
+    assert "NaN or infinity; leave out the run that diverged" in found.note
+    empty = Results(results.plan, {})
+    assert by_id(judge(empty))["better-teachers"].note == "no seed has all of its runs"
+
+
+@pytest.mark.parametrize(("change", "pooled"), [("", 4), ("agree", 3), ("seeds", 3), ("two", 0)])
+def test_settings_are_pooled_where_three_have_all_the_seeds_and_vary(plan_of, tmp_path, change, pooled):
+    temperatures = [1.0, 2.0, 4.0, 20.0]
+    plan = plan_of(tmp_path, students=PAIR[:1], temperatures=temperatures)
+    results = simulate(replace(plan, pool_seed_variance=True), World(per_class=20, luck=0.5), 0)
+    for name, one in list(results.finished.items()):
+        last = one.run.temperature == 20.0
+        if last and change == "agree":  # the same images are right at every seed
+            rng = np.random.default_rng(int(one.run.smoothing * 10))
+            results.finished[name] = replace(one, correct=np.round(rng.random(40)))
+        if (last and change == "seeds" and one.run.seed == 0) or (change == "two" and one.run.seed == 2):
+            del results.finished[name]
+    mine = [one for one in judge(results) if one.claim.id == "better-student"]
+    apart = replace(results, plan=replace(results.plan, pool_seed_variance=False))
+    before = [one.interval for one in judge(apart)][:4]
+    own = [one.interval for one in mine]
+    assert [f"over {pooled} settings" in one.method for one in own] == [n < pooled for n in range(4)]
+    parts = moderated([one.by_seed for one in before[:pooled]]) if pooled else []
+    assert [one.parts[0] for one in own[:pooled]] == parts
+    assert own[pooled:] == before[pooled:]
+    for finding in mine:  # the p-values are those of the pooled intervals
+        assert finding.p_value == finding.interval.p_against(0.0)
+        assert finding.p_small == Finding(CLAIMS[0], ONE).tested(finding.interval, plan.margin).p_small
+
+
+def test_a_study_by_looks_is_judged_at_its_look(plan_of, tmp_path):
+    plan = plan_of(tmp_path, students=PAIR[:1])
+    results = simulate(plan, World(per_class=20), 0)
+    plain = judge(results)[0]
+    found = judge(replace(results, plan=replace(results.plan, looks=[2, 3, 5])))[0]
+    expected = plain.interval.at_level(1 - levels([2, 3, 5])[1])
+    assert (found.of_looks, found.interval) == (True, expected)
+    assert not plain.of_looks
