@@ -1,18 +1,21 @@
 """Verdicts on simulated studies with a known truth: found where it is there, and rarely where it is not."""
 
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
-from lskd_study.claims import DECIDED, judge, judge_several
+from lskd_study.claims import DECIDED, judge, judge_several, several
 from lskd_study.claims.several import combine
+from lskd_study.claims.statements import Setting
 from lskd_study.results.results import Failure, Results
 from lskd_study.stats.intervals import crossed_interval
 from lskd_study.stats.trends import cross_product, network_trend
-from simulated import World, logistic, simulate
+from simulated import World, logistic, of_kind, simulate
 
 pytestmark = pytest.mark.unit
 
@@ -387,10 +390,35 @@ def test_more_classes_shrink_the_gain_over_several_studies(plan_of, tmp_path):
     assert "100, 500, 1,000 classes" in found.setting.describe()
 
 
+def gain_of(study):
+    """How much more accurate the smoothed teachers are, in points."""
+    means = [
+        100 * np.mean([one.correct for one in of_kind(study, smoothing=a)]) for a in study.plan.smoothing
+    ]
+    return means[-1] - means[0]
+
+
 def test_a_long_tail_is_held_against_the_same_number_of_classes(plan_of, tmp_path):
-    studies = studies_of_classes(plan_of, tmp_path, [(100, 2.0), (100, -1.0)], long_tailed={1})
+    studies = studies_of_classes(plan_of, tmp_path, [(100, 2.0), (100, -1.0), (100, 2.0)], long_tailed={1})
     (found,) = judge_several(studies)
     assert (found.claim.id, found.verdict) == ("long-tail-shrinks", "supported")
+    assert found.interval.estimate == pytest.approx(gain_of(studies[1]) - gain_of(studies[0]))
+    title = studies[0].plan.title
+    assert found.setting.words == f"α 0.1 against 0; a, b; “{title}” against “{title}”"
+    assert (found.setting.temperature, found.setting.hard_weight) == (1, 0)
+    # Not against other networks or other classes.
+    runs = [replace(run, model=f"other {run.model}") for run in studies[0].plan.runs]
+    for even in (replace(studies[0], plan=replace(studies[0].plan, runs=runs)), elsewhere(studies[0])):
+        assert "long-tail-shrinks" not in {one.claim.id for one in judge_several([even, studies[1]])}
+
+
+def elsewhere(study):
+    """The same runs on images of other classes."""
+    finished = {
+        name: replace(result, keys=[key.replace("val/", "val/other ") for key in result.keys])
+        for name, result in study.finished.items()
+    }
+    return replace(study, finished=finished)
 
 
 def test_studies_that_cannot_be_compared_are_not(plan_of, tmp_path):
@@ -404,11 +432,52 @@ def test_studies_that_cannot_be_compared_are_not(plan_of, tmp_path):
     assert judge_several([one, replace(other, plan=replace(other.plan, runs=runs))]) == []
     longer = {**other.plan.configs, "teacher.yaml": {"epochs": 160}}
     assert judge_several([one, replace(other, plan=replace(other.plan, configs=longer))]) == []
-    elsewhere = {
-        name: replace(result, keys=[key.replace("val/", "val/other ") for key in result.keys])
-        for name, result in other.finished.items()
-    }
-    assert judge_several([one, replace(other, finished=elsewhere)]) == []
+    assert judge_several([one, elsewhere(other)]) == []
+    assert judge_several([one, Results(other.plan, {})]) == []
+
+
+def test_studies_are_related_by_way_of_another():
+    def of(names):
+        return SimpleNamespace(
+            finished={"run": SimpleNamespace(keys=[f"val/{name}/0.png" for name in names])}
+        )
+
+    ab, cd, x, bc = map(of, ("ab", "cd", "x", "bc"))
+    for order in itertools.permutations([ab, cd, x, bc]):
+        found = [{id(study) for study in group} for group in several._related(order)]
+        assert sorted(found, key=len) == [{id(x)}, {id(ab), id(cd), id(bc)}]
+
+
+def test_a_file_is_the_same_in_any_order_and_a_number_that_shares_no_network_is_left_out(plan_of, tmp_path):
+    one, other, third = studies_of_classes(plan_of, tmp_path, [(100, 2.0), (1000, 0.0), (500, 1.0)])
+    config = {"epochs": 5, "lr": 0.1}
+    for study, own in ((one, config), (other, dict(reversed(config.items())))):
+        study.plan.configs["teacher.yaml"] = own
+    (found,) = judge_several([one, third, other])  # the third's file is another
+    assert found.setting.words == "α 0.1 against 0; a, b; 100, 1,000 classes"
+    assert found.interval.estimate == pytest.approx(gain_of(other) - gain_of(one))
+    assert found.runs == 24
+
+
+def test_claims_over_studies_are_corrected_together_without_a_headline(plan_of, tmp_path):
+    matrix = {"smoothing": [0.0, 0.1, 0.2]}
+    found = judge_several(studies_of_classes(plan_of, tmp_path, [(100, 0.4), (1000, 0.0)], **matrix))
+    assert [one.setting.smoothing for one in found] == [0.1, 0.2]
+    low, high = sorted(one.p_value for one in found)
+    assert sorted(one.adjusted_p for one in found) == pytest.approx([2 * low, max(2 * low, high)])
+
+
+def test_what_has_no_variance_has_no_sum():
+    fine = crossed_interval(np.random.default_rng(28).normal(size=(4, 40)))
+    flat = crossed_interval(np.zeros((3, 30)), bounded=True)
+    found = combine([fine, flat], [-2.0, 0.5])
+    assert (found.known, found.seeds, found.samples) == (False, 3, 70)
+    assert found.estimate == pytest.approx(-2 * fine.estimate)
+    assert found.note == flat.note != ""
+    assert (
+        combine([fine, replace(flat, note="")], [1.0, 1.0]).note == "one of the differences has no variance"
+    )
+    assert combine([replace(fine, note="odd"), fine], [1.0, 1.0]).note == "odd"
 
 
 def test_of_two_studies_of_one_number_of_classes_the_one_that_shares_more_networks_is_taken(
@@ -442,6 +511,23 @@ def test_teachers_of_several_studies_make_one_trend(plan_of, tmp_path):
         assert finding.runs == alone[name].runs
         assert "teachers of “First”, “Second”" in finding.setting.describe()
     assert together["better-teachers"].verdict == "supported"
+
+
+def test_the_trend_of_several_studies_says_where_it_is(plan_of, tmp_path):
+    matrix = {"smoothing": [0.0, 0.1, 0.2, 0.3], "temperatures": [4.0], "hard_weights": [0.5]}
+    plan = plan_of(tmp_path, students=[("s", "student.yaml")], teachers=TEACHERS, **matrix)
+    whole = simulate(plan, World(per_class=10), seed=3)
+    parts = [part_of(whole, *own) for own in (("ab", "First"), ("c", "Second"), ("de", "Third"))]
+    found = {one.claim.id: one.setting for one in judge_several(parts)}
+    assert len(judge_several(parts)) == len(found) == 2  # each study is in one group
+    every, titles = "mean over α 0, 0.1, 0.2, 0.3", "teachers of “First”, “Second”, “Third”"
+    words = f"{every}; student s, T = 4, λ = 0.5; {titles}"
+    assert found["better-teachers"] == Setting(0.0, 0.3, 4.0, 0.5, words)
+    assert found["stability-follows-accuracy"] == Setting(0.0, 0.3, 1.0, 0.0, f"{every}; {titles}")
+    assert judge_several([part_of(whole, "a", "First"), parts[1]]) == []  # two networks are no trend
+    more = replace(parts[1], plan=replace(parts[1].plan, num_classes=3))
+    assert judge_several([parts[0], more]) == []
+    assert judge_several([parts[0], elsewhere(parts[1])]) == []
 
 
 def test_a_teacher_that_two_studies_trained_alike_counts_once(plan_of, tmp_path):
