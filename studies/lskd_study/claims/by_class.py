@@ -1,7 +1,7 @@
 """In which classes accuracy changed: exploration, apart from the claims and their correction."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class ClassChange:
     before: float
     after: float
     interval: Interval
-    adjusted_p: float
+    adjusted_p: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,14 @@ def class_changes(results: Results[ImageResult], claim: Claim, setting: Setting)
             before, after = correct[:, :, own]
             interval = crossed_interval(after - before, bounded=len(pairs) == 1).scaled(100)
             name = class_of_key(first.keys[own[0]]) or str(first.labels[own[0]])
-            found.append(ClassChange(name, len(own), 100 * before.mean(), 100 * after.mean(), interval, 1.0))
+            found.append(ClassChange(name, len(own), 100 * before.mean(), 100 * after.mean(), interval))
     adjusted = holm([change.interval.p_value for change in found])
     ranked = sorted(
         zip(adjusted, found, strict=True),
         key=lambda one: (np.nan_to_num(one[0], nan=1), -abs(one[1].interval.estimate)),
     )
     largest = [
-        ClassChange(**{**vars(change), "adjusted_p": float(p)})
-        for p, change in ranked[:MOST]
-        if change.interval.estimate
+        replace(change, adjusted_p=float(p)) for p, change in ranked[:MOST] if change.interval.estimate
     ]
     clear = int((adjusted < 1 - LEVEL).sum())
     return ClassChanges(setting, len(found), clear, largest) if largest else None
