@@ -5,16 +5,32 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lskd_study.base.text import duration
 from lskd_study.claims import CLAIMS
-from lskd_study.claims.outlook import before, measured
+from lskd_study.claims.findings import Finding, decide
+from lskd_study.claims.outlook import (
+    after,
+    assumed,
+    before,
+    claims_planned,
+    level_of,
+    line_to_change,
+    measured,
+    prospect,
+    seconds_a_seed,
+    two_digits,
+)
 from lskd_study.claims.recommendation import Recommendation
+from lskd_study.claims.statements import Setting, claims_of, settings_of
 from lskd_study.pages.verdicts import DataRecord, teachers_record
-from lskd_study.stats.intervals import Part
+from lskd_study.results.results import Failure
+from lskd_study.stats.intervals import Interval, Part, parts_interval
 from lskd_study.stats.power import Variances
 from lskd_study.study import engine
 from lskd_study.study.planning import outlooks_of
+from simulated import World, simulate
 
 pytestmark = pytest.mark.unit
 
@@ -198,6 +214,111 @@ def test_a_page_of_teachers_says_nothing_of_seeds(scene, trained):
     assert "list does not say how much seeds vary" in err
 
 
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        {},
+        {"students": []},
+        {"ecosystem": "fairseq", "students": []},
+        {"smoothing": [0.0, 0.1, 0.2], "temperatures": [1.0, 4.0], "controls": ["hard", "smoothed"]},
+        {"teachers": [(name, "teacher.yaml") for name in "abc"], "hard_weights": [0.0, 0.5]},
+    ],
+)
+def test_the_level_is_that_at_which_the_page_decides_a_claim_first(plan_of, tmp_path, matrix):
+    """Where no other test has a small p, in one setting of the claim."""
+    plan = plan_of(tmp_path, **matrix)
+    own = Interval(0.2, 0.1, 0.3, 0.0, 3, 100, "m")
+    page = [
+        Finding(claim, setting, own, 0.9) for claim in claims_of(plan) for setting in settings_of(claim, plan)
+    ]
+    planned = claims_planned(plan)
+    assert planned[0] == page[0].claim
+    for claim in planned:
+        place = next(number for number, one in enumerate(page) if one.claim == claim)
+        for factor, verdict in ((1 - 1e-9, "supported"), (1 + 1e-9, "cannot tell")):
+            p = (1 - level_of(claim, plan)) * factor
+            assert decide([*page[:place], replace(page[place], p_value=p), *page[place + 1 :]])[
+                place
+            ].verdict == (verdict)
+
+
+def test_what_is_assumed_is_of_two_arms_and_of_the_images_that_they_differ_on(plan_of, tmp_path):
+    plan = plan_of(tmp_path, controls=["hard"])
+    found = assumed(plan, 5000)
+    assert [one.claim.id for one in found] == ["better-student", "better-teacher", "distillation-helps"]
+    for one in found:
+        # 0.15 points in each arm; 5 % of the images are right in one arm alone, so differ by 100 points.
+        assert one.variances == Variances(pytest.approx(2 * 0.15**2), 100**2 * 0.05 / 5000, 4999)
+        assert "5 % of 5,000 images" in one.source
+        assert one.level == level_of(one.claim, plan)
+        assert np.isnan(one.seconds)
+    assert assumed(plan, 0) == assumed(replace(plan, ecosystem="fairseq"), 5000) == []
+
+
+KNOWN = Variances(0.09, 0.01, 999)
+
+
+def lines_of(plan, **changes):
+    """What is said of students, their controls and teachers that vary by what is known."""
+    planned = {claim.id: KNOWN for claim in claims_planned(plan)}
+    return before(plan, [replace(one, **changes) for one in measured(plan, planned, "as in x")])
+
+
+def test_each_claims_line_has_its_power_its_time_and_the_seeds_that_it_takes(plan_of, tmp_path):
+    plan = plan_of(tmp_path, controls=["hard"], seeds=list(range(4)))
+    found = lines_of(plan, level=0.95, seconds=60.0)
+    detectable, needed = KNOWN.detectable(4, 0.8), KNOWN.seeds_for(0.4, 0.8)
+    each = f"80 % power for {detectable:.2f} points with 4 seeds (4.0 min of runs); "
+    then = f" take {needed} seeds ({duration(needed * 60)} of runs)"
+    assert found[-5:] == [
+        f"students' difference: {each}the paper's 0.4{then}",
+        f"teachers' difference: {each}0.4 points{then}",
+        f"students' and their controls' difference: {each}0.4 points{then}",
+        "as in x",
+        f"the margin of 0.2 points is less than the ±{KNOWN.half_width(4):.2g} of an interval over 4 seeds: "
+        '"as good" and "too small to matter" can hardly be told',
+    ]
+    assert found[:-5] == [
+        f"less than an even chance ({100 * KNOWN.power(4, 0.4):.0f} %) to see the paper's 0.4 points if they "
+        "are there"
+    ]
+    untimed = lines_of(replace(plan, margin=5.0))
+    assert untimed[1].endswith(f" seeds; the paper's 0.4 take {KNOWN.seeds_for(0.4, 0.8, 0.975)} seeds")
+    assert untimed[-1].startswith("what a seed takes is known once a run of each kind has ended")
+    # With as many seeds as are needed for 80 % nothing warns.
+    enough = lines_of(replace(plan, seeds=list(range(needed)), margin=5.0), level=0.95, seconds=60.0)
+    assert enough[0].startswith("students' difference: 80 % power for")
+    assert "the paper's 0.4 take more samples, whatever the seeds" in "".join(
+        lines_of(plan, variances=replace(KNOWN, sample=1.0))
+    )
+    assert f"with 9 seeds ({duration(540)} of runs)" in lines_of(replace(plan, looks=[4, 9]), seconds=60.0)[1]
+    translation = plan_of(tmp_path, ecosystem="fairseq", seeds=[0, 1])
+    assert not any("the paper's 0.4 take" in line for line in lines_of(translation))
+    assert not any("margin" in line for line in lines_of(translation))
+
+
+def test_one_seed_is_said_to_tell_nothing_and_two_to_tell_something(plan_of, tmp_path):
+    found = lines_of(plan_of(tmp_path, seeds=[0]), seconds=60.0)
+    nothing = "difference: one seed can tell nothing; list at least two"
+    assert found == [
+        "less than an even chance (0 %) to see the paper's 0.4 points if they are there",
+        f"students' {nothing}",
+        f"teachers' {nothing}",
+        "as in x",
+    ]
+    found = lines_of(plan_of(tmp_path, seeds=[0, 1]), seconds=60.0, level=0.95)
+    assert found[1].startswith(f"students' difference: 80 % power for {KNOWN.detectable(2, 0.8):.2f} points")
+    assert found[0].startswith(f"less than an even chance ({100 * KNOWN.power(2, 0.4):.0f} %)")
+    assert found[-1].startswith(f"the margin of 0.2 points is less than the ±{KNOWN.half_width(2):.2g}")
+
+
+def test_another_number_of_students_is_reckoned_with(plan_of, tmp_path):
+    known = {"better-student": Variances(1.0, 0.1, 99, students=2, student=0.4), "better-teacher": None}
+    (one,) = measured(plan_of(tmp_path, student_seeds=4), known, "as in x", 7.0)
+    assert (one.variances.seed, one.variances.student) == pytest.approx((0.8, 0.2))
+    assert (one.claim.id, one.source, one.seconds) == ("better-student", "as in x", 7.0)
+
+
 def test_a_margin_below_what_can_be_told_is_said_before(scene, trained):
     said = "the margin of 0.2 points is less than the ±"
     assert said in scene.run("study", "study.yaml", "--dry-run")
@@ -223,6 +344,108 @@ def test_an_open_verdict_says_what_would_decide_it(scene, trained):
     assert trained("--output", "clear", effect=4.0) == 0
     clear = json.loads((scene.folder / "clear" / "verdicts.json").read_text())
     assert (clear["headline"]["verdict"], clear["findings"][0]["outlook"]) == ("supported", "")
+
+
+def half_widths(parts, seeds, numbers):
+    """The half widths to expect with other numbers of seeds, by SciPy."""
+    (seed, _), (sample, df) = parts
+    t = stats.t.isf(0.025, df) if sample else 0.0
+    return [np.sqrt(stats.t.isf(0.025, n - 1) ** 2 * seed * seeds / n + t**2 * sample) for n in numbers]
+
+
+def open_finding(parts, seeds, **changes):
+    interval = replace(parts_interval(0.1, [Part(*part) for part in parts], (seeds, 500), "t"), **changes)
+    return Finding(CLAIMS[0], Setting(0.0, 0.1, 1.0, 0.0), interval, 0.9, verdict="cannot tell")
+
+
+@pytest.mark.parametrize(("seeds", "more"), [(2, 5), (4, 5), (5, 10), (9, 10), (10, 20), (19, 20)])
+def test_what_more_seeds_would_make_of_an_interval(plan_of, tmp_path, seeds, more):
+    parts = [(0.5, seeds - 1), (0.001, 499)]
+    one = open_finding(parts, seeds)
+    found = prospect(one)
+    now, half, least = half_widths(parts, seeds, (seeds, more, 10**9))
+    assert (found.seeds, found.samples, found.students) == (seeds, 500, {})
+    assert (found.now, found.least) == (pytest.approx(now), pytest.approx(least, rel=1e-2))
+    twice = half_widths(parts, seeds, [2 * more])[0]
+    assert found.widths == {more: pytest.approx(half), 2 * more: pytest.approx(twice)}
+    times = f": {duration((more - seeds) * 60)} and {duration((2 * more - seeds) * 60)} more of runs"
+    text = f"±{now:.2g} with {seeds} seeds; about ±{half:.2g} with {more}, ±{twice:.2g} with {2 * more}"
+    assert (after(one), after(one, 60.0)) == (text, text + times)
+    plan = plan_of(tmp_path, seeds=list(range(10, 10 + seeds)))
+    assert line_to_change(plan, one) == f"seeds: {list(range(10, 10 + more))}"
+    plan = plan_of(tmp_path, seeds=list(range(more - 1)))
+    assert line_to_change(plan, one) == f"seeds: {list(range(more))}"
+    assert line_to_change(plan_of(tmp_path, seeds=list(range(more))), one) == ""
+
+
+@pytest.mark.parametrize(("share", "limit"), [(0.48, False), (0.5, True)])
+def test_samples_are_the_limit_where_seeds_can_take_less_than_three_tenths_off(
+    plan_of, tmp_path, share, limit
+):
+    """0.7 squared is 0.49 of the squared width."""
+    squares = stats.t.isf(0.025, [4, 499]) ** 2
+    parts = [((1 - share) / squares[0], 4), (share / squares[1], 499)]
+    one = open_finding(parts, 5)
+    found = prospect(one)
+    assert (not found.widths, found.now) == (limit, pytest.approx(1))
+    assert found.least == pytest.approx(share**0.5, rel=1e-5)
+    assert bool(line_to_change(plan_of(tmp_path, seeds=list(range(5))), one)) is not limit
+    if limit:
+        assert after(one, 60.0) == (
+            "±1 with 5 seeds, and not below ±0.71 with any number: the 500 samples are the limit"
+        )
+
+
+@pytest.mark.parametrize(("share", "named"), [(0.5, False), (0.6, True)])
+def test_students_are_named_where_more_than_half_of_what_seeds_vary_is_theirs(share, named):
+    parts = [(0.5, 4), (0.001, 499)]
+    found = prospect(open_finding(parts, 5, students=3, by_student=Part(share * 0.5, 10)))
+    with_twice = [(0.5 * (1 - share / 2), 4), (0.001, 499)]
+    expected = {6: pytest.approx(half_widths(with_twice, 5, [5])[0])}
+    assert found.students == (expected if named else {})
+    assert prospect(open_finding([(1e-6, 4), (1.0, 499)], 5, by_student=Part(1e-6, 10))).students == {}
+
+
+def test_where_seeds_say_nothing_there_is_no_prospect(plan_of, tmp_path):
+    one = open_finding([(0.5, 2), (0.001, 499)], 3)
+    assert prospect(one)
+    plan = plan_of(tmp_path)
+    for nothing in (
+        replace(one, verdict="supported"),
+        replace(one, interval=None),
+        replace(one, interval=replace(one.interval, networks=4)),
+        replace(one, of_looks=True),
+        replace(one, interval=replace(one.interval, parts=())),
+    ):
+        assert prospect(nothing) is None
+        assert line_to_change(plan, nothing) == ""
+        assert after(nothing).startswith("more teacher networks than these 4") == bool(
+            nothing.interval and nothing.interval.networks
+        )
+    assert [two_digits(value) for value in (142.0, 2.66, 0.83)] == ["140", "2.7", "0.83"]
+
+
+def test_a_seeds_time_is_the_sum_of_the_means_of_each_kind(plan_of, tmp_path):
+    plan = plan_of(tmp_path, students=[("s", "student.yaml")], seeds=[4, 7])
+    results = simulate(plan, World(per_class=3), 0)
+    seconds = {run.id: float(number) for number, run in enumerate(plan.runs, start=1)}
+    finished = {n: replace(one, job={"wall_time_s": seconds[n]}) for n, one in results.finished.items()}
+    results = replace(results, finished=finished)
+    assert seconds_a_seed(results) == sum(seconds.values()) / 2
+    one_seed = plan_of(tmp_path, students=[("s", "student.yaml")], seeds=[4])
+    mine = {run.id: finished[run.id] for run in one_seed.runs}
+    assert seconds_a_seed(replace(results, plan=one_seed, finished=mine)) == sum(seconds[n] for n in mine)
+    # A failed run counts where no other of its kind ended, and of a kind that has none nothing is known.
+    first = plan.runs[0]
+    second = next(run for run in plan.runs if run.seed == 7 and run.smoothing == 0 and run.role == "teacher")
+    failed = {first.id: Failure(first, {"failed": "", "wall_time_s": 0.5})}
+    without = {name: one for name, one in finished.items() if name != first.id}
+    alone = seconds_a_seed(replace(results, finished=without, failed=failed))
+    rest = sum(seconds.values()) - seconds[first.id] - seconds[second.id]
+    assert alone == seconds[second.id] + rest / 2
+    del without[second.id]
+    assert seconds_a_seed(replace(results, finished=without, failed=failed)) == 0.5 + rest / 2
+    assert np.isnan(seconds_a_seed(replace(results, finished=without)))
 
 
 # Seeds until it is decided

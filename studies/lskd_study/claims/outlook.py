@@ -56,8 +56,6 @@ def level_of(claim: Claim, plan: Plan) -> float:
     """Return the level at which a claim is tested first: half of the error rate is the headline's alone."""
     claims = [one for one in claims_of(plan) if one.direction and one.contrast != "direction"]
     tests = {Finding(one, setting).parameter for one in claims for setting in settings_of(one, plan)}
-    if len(tests) < 2:
-        return LEVEL
     share = 2 if claim == claims[0] else 2 * (len(tests) - 1)
     return 1 - (1 - LEVEL) / share
 
