@@ -255,25 +255,29 @@ def test_what_is_assumed_is_of_two_arms_and_of_the_images_that_they_differ_on(pl
     assert assumed(plan, 0) == assumed(replace(plan, ecosystem="fairseq"), 5000) == []
 
 
-KNOWN = Variances(0.09, 0.01, 999)
+KNOWN, MORE = Variances(0.09, 0.01, 999), Variances(0.36, 0.01, 999)
 
 
 def lines_of(plan, **changes):
-    """What is said of students, their controls and teachers that vary by what is known."""
-    planned = {claim.id: KNOWN for claim in claims_planned(plan)}
+    """What is said of students that vary by what is known, of their controls and teachers that vary more."""
+    planned = {claim.id: KNOWN if claim == claims_of(plan)[0] else MORE for claim in claims_planned(plan)}
     return before(plan, [replace(one, **changes) for one in measured(plan, planned, "as in x")])
 
 
 def test_each_claims_line_has_its_power_its_time_and_the_seeds_that_it_takes(plan_of, tmp_path):
     plan = plan_of(tmp_path, controls=["hard"], seeds=list(range(4)))
     found = lines_of(plan, level=0.95, seconds=60.0)
-    detectable, needed = KNOWN.detectable(4, 0.8), KNOWN.seeds_for(0.4, 0.8)
-    each = f"80 % power for {detectable:.2f} points with 4 seeds (4.0 min of runs); "
-    then = f" take {needed} seeds ({duration(needed * 60)} of runs)"
+
+    def line(own, papers):
+        needed = own.seeds_for(0.4, 0.8)
+        each = f"80 % power for {own.detectable(4, 0.8):.2f} points with 4 seeds (4.0 min of runs); "
+        return f"{each}{papers} take {needed} seeds ({duration(needed * 60)} of runs)"
+
+    needed = KNOWN.seeds_for(0.4, 0.8)
     assert found[-5:] == [
-        f"students' difference: {each}the paper's 0.4{then}",
-        f"teachers' difference: {each}0.4 points{then}",
-        f"students' and their controls' difference: {each}0.4 points{then}",
+        "students' difference: " + line(KNOWN, "the paper's 0.4"),
+        "teachers' difference: " + line(MORE, "0.4 points"),
+        "students' and their controls' difference: " + line(MORE, "0.4 points"),
         "as in x",
         f"the margin of 0.2 points is less than the ±{KNOWN.half_width(4):.2g} of an interval over 4 seeds: "
         '"as good" and "too small to matter" can hardly be told',
@@ -295,6 +299,8 @@ def test_each_claims_line_has_its_power_its_time_and_the_seeds_that_it_takes(pla
     translation = plan_of(tmp_path, ecosystem="fairseq", seeds=[0, 1])
     assert not any("the paper's 0.4 take" in line for line in lines_of(translation))
     assert not any("margin" in line for line in lines_of(translation))
+    alone = [line.partition(":")[0] for line in lines_of(plan_of(tmp_path, students=[]))]
+    assert alone[1:3] == ["teachers' difference", "as in x"]
 
 
 def test_one_seed_is_said_to_tell_nothing_and_two_to_tell_something(plan_of, tmp_path):
@@ -384,15 +390,15 @@ def test_samples_are_the_limit_where_seeds_can_take_less_than_three_tenths_off(
 ):
     """0.7 squared is 0.49 of the squared width."""
     squares = stats.t.isf(0.025, [4, 499]) ** 2
-    parts = [((1 - share) / squares[0], 4), (share / squares[1], 499)]
+    parts = [(4 * (1 - share) / squares[0], 4), (4 * share / squares[1], 499)]
     one = open_finding(parts, 5)
     found = prospect(one)
-    assert (not found.widths, found.now) == (limit, pytest.approx(1))
-    assert found.least == pytest.approx(share**0.5, rel=1e-5)
+    assert (not found.widths, found.now) == (limit, pytest.approx(2))
+    assert found.least == pytest.approx(2 * share**0.5, rel=1e-5)
     assert bool(line_to_change(plan_of(tmp_path, seeds=list(range(5))), one)) is not limit
     if limit:
         assert after(one, 60.0) == (
-            "±1 with 5 seeds, and not below ±0.71 with any number: the 500 samples are the limit"
+            "±2 with 5 seeds, and not below ±1.4 with any number: the 500 samples are the limit"
         )
 
 

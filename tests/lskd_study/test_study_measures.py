@@ -177,6 +177,7 @@ def test_values_and_differences_are_the_measures_spelled_out_in_every_arm(fake_s
     )
     assert ratio.estimate == pytest.approx(smoothed.mean() / plain.mean(), rel=1e-5)
     assert ratio.low < ratio.estimate < ratio.high
+    assert ratio.parts == ()  # they would be those of the logarithm
     assert len(found) == (2 * 5 + 4 + 1) + (2 * 6 + 6)  # values, differences and the ratio
 
 
@@ -252,7 +253,11 @@ def test_measures_that_go_with_the_students_would_have_picked_the_best_teacher(f
     sentence = picks_sentence(ranking)
     assert sentence.startswith("Of 6 teachers c, α = 0.1 had the most accurate students")
     assert re.search(r"It would have been picked by accuracy, .*NLL", sentence)
-    record = record_of(plan)
+
+
+def test_how_measures_rank_teachers_is_in_the_record_and_on_the_page(fake_study):
+    plan = taught(fake_study(per_class=150, **NETWORKS), ORDER)
+    ranking, record = measured(plan).ranking, record_of(plan)
     of_ranks = [one for one in record["measures"] if one["kind"] == "rank correlation"]
     assert {one["measure"]: one["estimate"] for one in of_ranks}["nll"] == pytest.approx(1)
     regrets = {one["measure"]: one for one in record["measures"] if one["kind"] == "regret"}
@@ -260,14 +265,14 @@ def test_measures_that_go_with_the_students_would_have_picked_the_best_teacher(f
     assert (regrets["top1"]["estimate"], regrets["top1"]["unit"]) == (0, "points")
     assert regrets["top1"]["teachers"] == ranking.teachers
     write_report(plan)
-    assert sentence in text_of(plan)
+    assert picks_sentence(ranking) in text_of(plan)
 
 
 def test_a_measure_that_goes_against_the_students_costs_what_the_page_says(fake_study):
     quality = {
         kind: (good, 1.25 - good) for kind, good in ORDER.items()
     }  # the better, the worse its students
-    plan = taught(fake_study(per_class=150, **NETWORKS), quality)
+    plan = taught(fake_study(per_class=150, teachers=NETWORKS["teachers"]), quality)
     ranking = measured(plan).ranking
     accuracy = next(rank for rank in ranking.ranks if rank.quantity.id == "top1")
     assert accuracy.correlation.estimate == pytest.approx(-1)
@@ -302,15 +307,21 @@ def test_of_two_teachers_with_equally_good_students_a_measure_picked_the_one_tha
     )
 
 
-def test_few_teachers_are_said_to_be_few_and_fewer_than_three_not_ranked(fake_study):
+@pytest.mark.parametrize("page", [False, True])
+def test_few_teachers_are_said_to_be_few_and_fewer_than_three_not_ranked(fake_study, page):
     plan = taught(
         fake_study(smoothing=[0.0, 0.1, 0.2], students=[("small", "student.yaml")]),
         {("big", a): 5 * a for a in (0.0, 0.1, 0.2)},
     )
-    write_report(plan)
-    assert "3 teachers are too few: no order of them has p < 0.05." in text_of(plan)
+    assert measured(plan).ranking.teachers == ["α = 0", "α = 0.1", "α = 0.2"]
     two = replace(plan, smoothing=[0.0, 0.1], runs=[run for run in plan.runs if run.smoothing < 0.2])
     assert measured(two).ranking is None
+    alone = replace(plan, runs=[run for run in plan.runs if run.role == "teacher"])
+    assert measured(alone).ranking is None
+    if not page:
+        return
+    write_report(plan)
+    assert "3 teachers are too few: no order of them has p < 0.05." in text_of(plan)
     write_report(two)
     assert "Measures" in text_of(two)
     assert "would have been picked" not in text_of(two)
@@ -352,24 +363,66 @@ def test_students_without_their_teachers_run_have_all_but_fidelity(fake_study):
     assert "teacher is missing" in found["agreement", "student"].note
 
 
-def test_of_two_classes_nothing_is_measured_that_needs_three(fake_study):
-    plan = replace(fake_study(), num_classes=2)
+def cut(plan, classes, images=None):
+    """Let all runs have answered of fewer classes (and images)."""
     for run in plan.runs:
         tensors = load_file(plan.folder(run) / LOGITS)
-        halves = {"logits": np.ascontiguousarray(tensors["logits"][:, :2]), "labels": tensors["labels"] % 2}
-        save_file(tensors | halves, plan.folder(run) / LOGITS)
-    names = {one.quantity.id for one in measured(plan).estimates}
-    assert names == {one.id for one in MEASURES} - {"aurc_normalised", "dark_knowledge"}
+        logits = np.ascontiguousarray(tensors["logits"][:images, :classes])
+        keys = b"\n".join(bytes(tensors["keys"]).split(b"\n")[:images])
+        small = {"logits": logits, "labels": tensors["labels"][:images] % classes}
+        save_file({**small, "keys": np.frombuffer(keys, dtype=np.uint8)}, plan.folder(run) / LOGITS)
+    return replace(plan, num_classes=classes)
+
+
+def test_of_two_classes_nothing_is_measured_that_needs_three(fake_study):
+    every = {one.id for one in MEASURES}
+    plan = cut(fake_study(), 3)
+    assert {one.quantity.id for one in measured(plan).estimates} == every
+    names = {one.quantity.id for one in measured(cut(plan, 2)).estimates}
+    assert names == every - {"aurc_normalised", "dark_knowledge"}
+
+
+@pytest.mark.filterwarnings("ignore:stability leaves out")
+def test_two_images_can_be_measured_and_one_cannot(fake_study):
+    plan = cut(fake_study(noise=2.0), 4, images=2)
+    found = [one.interval for one in measured(plan).estimates if one.kind == "value"]
+    assert {one.samples for one in found} == {2}
+    assert min(one.low for one in found) == 0  # none of them can be negative
+    assert measured(cut(plan, 4, images=1)).estimates == []
+
+
+def test_students_that_always_agree_with_their_teachers_are_bounded_by_the_rule_of_three(fake_study):
+    plan = fake_study()
+    for run in plan.runs:
+        if run.teacher:
+            rewrite(plan, run, stored(plan, plan.by_id[run.teacher])[0])
+    found = {(one.quantity.id, one.kind): one.interval for one in measured(plan).estimates}
+    change = found["agreement", "difference"]
+    assert (change.method, change.estimate, change.high) == ("rule of three", 0, 100 * 3 / 240)
+    assert found["agreement", "value"].method != "rule of three"
+
+
+def test_a_ratio_to_nothing_is_said_to_be_none(fake_study):
+    plan = fake_study()
+    for run in plan.runs:
+        if run.role == "teacher" and not run.smoothing:  # its wrong classes are all alike
+            rewrite(plan, run, 3 * np.eye(4)[stored(plan, run)[1]])
+    found = {(one.quantity.id, one.kind): one for one in measured(plan).estimates}["dark_knowledge", "ratio"]
+    assert found.interval is None
+    assert "a ratio needs positive ones" in found.note
 
 
 def test_dark_knowledge_is_that_of_the_temperature_that_teaches(fake_study):
-    plan = fake_study(temperatures=[4.0], students=[("small", "student.yaml")])
+    plan = fake_study(temperatures=[2.0, 4.0], students=[("small", "student.yaml")])
     runs = [run for run in plan.runs if run.role == "teacher" and not run.smoothing]
-    expected = np.mean([variances(z / 4, y).mean() for z, y in (stored(plan, run) for run in runs)])
-    found = next(one for one in measured(plan).estimates if one.quantity.id == "dark_knowledge")
+    expected = np.mean([variances(z / 2, y).mean() for z, y in (stored(plan, run) for run in runs)])
+    estimates = measured(plan).estimates
+    found = next(one for one in estimates if one.quantity.id == "dark_knowledge")
     assert found.interval.estimate == pytest.approx(expected, rel=1e-5)
+    for role, temperatures in (("teacher", {2.0}), ("student", {2.0, 4.0})):
+        assert {one.setting.temperature for one in estimates if one.role == role} == temperatures
     record = record_of(plan)
-    assert {one["temperature"] for one in record["measures"] if one["measure"] == "dark_knowledge"} == {4}
+    assert {one["temperature"] for one in record["measures"] if one["measure"] == "dark_knowledge"} == {2}
 
 
 def test_translation_has_none(translation_study):

@@ -460,11 +460,17 @@ def test_a_file_is_the_same_in_any_order_and_a_number_that_shares_no_network_is_
 
 
 def test_claims_over_studies_are_corrected_together_without_a_headline(plan_of, tmp_path):
-    matrix = {"smoothing": [0.0, 0.1, 0.2]}
-    found = judge_several(studies_of_classes(plan_of, tmp_path, [(100, 0.4), (1000, 0.0)], **matrix))
-    assert [one.setting.smoothing for one in found] == [0.1, 0.2]
-    low, high = sorted(one.p_value for one in found)
-    assert sorted(one.adjusted_p for one in found) == pytest.approx([2 * low, max(2 * low, high)])
+    matrix = {"smoothing": [0.0, 0.1, 0.2, 0.3]}
+    found = judge_several(studies_of_classes(plan_of, tmp_path, [(10, 0.4), (1000, 0.0)], **matrix))
+    assert [one.setting.smoothing for one in found] == [0.1, 0.2, 0.3]
+    by_holm = np.maximum.accumulate([3, 2, 1] * np.sort([one.p_value for one in found]))
+    assert sorted(one.adjusted_p for one in found) == pytest.approx(np.minimum(by_holm, 1))
+
+
+def test_the_gain_is_compared_for_ten_times_the_classes(plan_of, tmp_path):
+    one, other = studies_of_classes(plan_of, tmp_path, [(10, 2.0), (1000, 0.0)])
+    (found,) = judge_several([one, other])
+    assert found.interval.estimate == pytest.approx((gain_of(other) - gain_of(one)) / 2)
 
 
 def test_what_has_no_variance_has_no_sum():
@@ -488,6 +494,12 @@ def test_of_two_studies_of_one_number_of_classes_the_one_that_shares_more_networ
     (found,) = judge_several([part_of(other, "a", "one network"), one, other])
     assert found.runs == 24
     assert "; a, b; 100, 1,000 classes" in found.setting.describe()
+    runs = [replace(run, model=f"other {run.model}") for run in other.plan.runs]
+    more = [replace(run, id=f"third {run.id}", model=f"third {run.model}") for run in other.plan.runs]
+    strangers = replace(other, plan=replace(other.plan, runs=[*runs, *more]))
+    # It has more networks, and shares none.
+    (found,) = (f for f in judge_several([strangers, one, other]) if f.claim.contrast == "gain-classes")
+    assert found.runs == 24
 
 
 def part_of(results, teachers, title):
@@ -525,6 +537,7 @@ def test_the_trend_of_several_studies_says_where_it_is(plan_of, tmp_path):
     assert found["better-teachers"] == Setting(0.0, 0.3, 4.0, 0.5, words)
     assert found["stability-follows-accuracy"] == Setting(0.0, 0.3, 1.0, 0.0, f"{every}; {titles}")
     assert judge_several([part_of(whole, "a", "First"), parts[1]]) == []  # two networks are no trend
+    assert judge_several(parts[:2])[0].interval.networks == 3
     more = replace(parts[1], plan=replace(parts[1].plan, num_classes=3))
     assert judge_several([parts[0], more]) == []
     assert judge_several([parts[0], elsewhere(parts[1])]) == []

@@ -237,7 +237,7 @@ def _same_samples(studies: Sequence[Results[Any]]) -> list[list[Results[Any]]]:
                 break
         else:
             groups.append([study])
-    return [group for group in groups if len(group) > 1]
+    return groups
 
 
 def _students(plan: Plan) -> list[Student]:
