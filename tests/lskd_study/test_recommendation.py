@@ -238,6 +238,110 @@ def test_as_good_by_the_margin_is_no_harm(study):
     assert "lose less than 0.2 points" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("name", "verdict", "setting"),
+    [
+        ("no-worse-student", "cannot tell", ONE),
+        ("no-worse-student", "supported", replace(ONE, smoothing=0.2)),
+        ("no-worse-teacher", "supported", ONE),
+        ("better-teacher", "supported", ONE),
+    ],
+)
+def test_another_verdict_makes_no_harm_of_nothing(study, name, verdict, setting):
+    found = recommend(
+        study(), [finding("better-student", "cannot tell", ONE), finding(name, verdict, setting)]
+    )
+    assert found.sentence == "Either teacher will do, as far as this study can tell."
+
+
+def test_of_several_estimates_the_ends_are_given_and_what_each_can_be_once(study):
+    results = study(smoothing=[0.0, 0.1, 0.2, 0.3, 0.4])
+    arms = [replace(ONE, smoothing=alpha) for alpha in (0.1, 0.2, 0.3, 0.4)]
+    found = recommend(
+        results,
+        [finding("better-student", "supported", arm, 3.0 + n) for n, arm in enumerate(arms[:3])]
+        + [finding("better-student", "cannot tell", arms[3], 0.5)],
+    )
+    # The page's answer has the first one's interval: of +3.00 ± 2.00.
+    assert "Students (α = 0.1, α = 0.2 and α = 0.3) gained +3.00 to +5.00 points of accuracy" in found.reason
+    assert "An effect on students (α = 0.4) from −1.50 to +2.50 points is possible" in found.unknown
+    assert (
+        "n effect on students (α = 0.2 and α = 0.3) from +2.00 to +7.00 points is possible" in found.unknown
+    )
+    assert "not compared with each other, only with α = 0." in found.unknown
+    assert found.unknown.count("is possible") == 2
+    four = recommend(results, [finding("better-student", "supported", arm, 3.0) for arm in arms]).reason
+    assert four == "Students gained +3.00 points of accuracy."
+    results = study(smoothing=[0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    five = [finding("better-student", "supported", arm, 3.0) for arm in arms]
+    five.append(finding("better-student", "contradicted", replace(ONE, smoothing=0.5)))
+    reason = recommend(results, five).reason
+    assert reason.startswith("Students in 4 of 5 settings gained +3.00 points")
+    assert "students (α = 0.5) lost accuracy: −3.00 points" in reason
+    several = study(smoothing=[0.0, 0.1, 0.2])
+    assert recommend(several, [finding("better-student", "cannot tell", arms[0])]).sentence.startswith(
+        "Any of these teachers will do"
+    )
+
+
+def test_a_loss_that_was_not_corrected_away_ends_at_zero(study):
+    one = replace(finding("better-student", "cannot tell", ONE, estimate=-2.5), p_value=0.04)
+    assert "An effect on students from −4.50 to +0.00 points" in recommend(study(), [one]).unknown
+    sure = finding("better-student", "supported", ONE, estimate=4.0)
+    other = replace(sure, setting=replace(ONE, smoothing=0.2))
+    unknown = recommend(study(smoothing=[0.0, 0.1, 0.2]), [sure, other]).unknown
+    assert "An effect on students (α = 0.2) from +2.00 to +6.00 points is possible" in unknown
+
+
+def test_a_study_by_looks_says_when_the_next_one_is(study):
+    results = study(seeds=[0, 1, 2])
+    one = replace(finding("better-student", "cannot tell", ONE), of_looks=True)
+    for looks, said in (
+        ([3, 5, 8], "; the next look is after 5 seeds."),
+        ([2, 3, 8, 9], "; the next look is after 8 seeds."),
+        ([2, 3], "; no look is left."),
+    ):
+        unknown = recommend(replace(results, plan=replace(results.plan, looks=looks)), [one]).unknown
+        assert f"An effect on students from −1.95 to +2.05 points is possible{said}" in unknown
+
+
+def test_what_a_study_does_not_test_is_asked_where_it_could_be(study):
+    one = finding("better-student", "cannot tell", ONE)
+
+    def unknown(**matrix):
+        return recommend(study(**matrix), [one]).unknown
+
+    plain, networks = unknown(), "Which teacher network teaches best: not tested, which takes three of them"
+    for text in (networks, "Which T is best", "Effects are means over"):
+        assert text not in plain
+    pair = [(name, "teacher.yaml") for name in "ab"]
+    assert networks in unknown(teachers=pair)
+    assert "Effects are means over 1 student of 2 teacher networks; none" in unknown(teachers=pair)
+    two = [(name, "student.yaml") for name in "st"]
+    assert "Effects are means over 2 students; none was tested" in unknown(students=two)
+    assert "Which T is best: not tested, only how the gain" in unknown(temperatures=[1.0, 4.0])
+
+
+def test_what_is_missing_beside_a_control_leaves_what_is_there(study):
+    arms = [replace(ONE, smoothing=alpha, words="beside a control") for alpha in (0.0, 0.1)]
+    student = finding("better-student", "cannot tell", ONE)
+
+    def said(*helps):
+        unknown = recommend(study(), [student, *helps]).unknown
+        return unknown.partition("Whether distilling")[2].partition(".")[0]
+
+    there = [finding("distillation-helps", "cannot tell", arm) for arm in arms]
+    gone = [replace(one, interval=None, note=f"nothing of {one.setting.smoothing:g}") for one in there]
+    flat = replace(there[0], interval=no_interval(0.0, 3, 500, "t", "the same everywhere"))
+    assert said(*there).startswith(" pays at all: an effect from −1")
+    assert said(gone[0], there[1]).startswith(" pays at all: an effect from −1")
+    assert said(flat, there[1]).startswith(" pays at all: an effect from −1")
+    assert said(flat) == " pays at all: the same everywhere"
+    assert said(replace(gone[0], note="")) == " pays at all: there is no result"
+    failed = [finding("distillation-helps", "no verdict", arm) for arm in arms]
+    assert said(failed[0], there[1]) == " pays at all: run x failed in epoch 3"
+
+
 def test_arms_that_were_not_decided_stand_beside_the_baseline(study):
     results = study(smoothing=[0.0, 0.1, 0.2, 0.3])
     three = [replace(ONE, smoothing=alpha) for alpha in (0.1, 0.2, 0.3)]
@@ -345,10 +449,13 @@ def test_distilling_is_refused_or_praised_of_what_was_compared(study, student, m
         found = beside_controls(study, student, helps, more)
         refused = "Do not distil:" in found.sentence or "Distilling is not worth" in found.sentence
         assert not (refused and "Distilling pays:" in found.sentence)
-        assert ("If you distil all the same" in found.sentence) <= (refused or student == "supported")
-        if refused:  # of all teachers: so it is of every one that could be taken
-            taken = {"supported": [1], "contradicted": [0]}.get(student, [0, 1])
-            assert {helps[arm] for arm in taken} <= {"contradicted", "too small to matter"}
+        # Of all teachers, and so of every one that could be taken; and of no other it is known to pay.
+        taken = {"supported": [1], "contradicted": [0]}.get(student, [0, 1])
+        harm = {helps[arm] for arm in taken} <= {"contradicted", "too small to matter"}
+        first = harm and "supported" not in helps
+        assert refused or not first
+        own_labels = student == "supported" and more == "contradicted"
+        assert ("If you distil all the same" in found.sentence) == (first or own_labels)
 
 
 def test_teachers_alone_are_not_said_to_teach(study):
