@@ -378,12 +378,19 @@ def cut(plan, classes, images=None):
     return replace(plan, num_classes=classes)
 
 
-def test_of_two_classes_nothing_is_measured_that_needs_three(fake_study):
+def test_of_two_classes_nothing_is_measured_that_needs_three(fake_study, fail):
     every = {one.id for one in MEASURES}
     plan = cut(fake_study(), 3)
     assert {one.quantity.id for one in measured(plan).estimates} == every
-    names = {one.quantity.id for one in measured(cut(plan, 2)).estimates}
+    plan = cut(plan, 2)
+    names = {one.quantity.id for one in measured(plan).estimates}
     assert names == every - {"aurc_normalised", "dark_knowledge"}
+    fail(
+        plan, plan.runs[-1], "epoch 3: the training loss is nan"
+    )  # which does not make it one that is missing
+    found = measured(plan).estimates
+    assert {one.quantity.id for one in found} == names
+    assert {one.role for one in found if one.interval is None} == {"student"}
 
 
 @pytest.mark.filterwarnings("ignore:stability leaves out")

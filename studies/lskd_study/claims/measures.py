@@ -259,7 +259,7 @@ def _estimates(
     arms = results.plan.smoothing
     networks = list(by_network(results, role, arms, [loss]).values())
     runs = [kinds for network in networks for kinds in network]
-    seeds = [] if failures_of(runs) else common_seeds(runs)
+    seeds = common_seeds(runs)
     note = failure_words(failures_of(runs)) or ("" if seeds else "no seed has all of its runs")
     found = []
     for one in (one for one in MEASURES if role in one.roles):
