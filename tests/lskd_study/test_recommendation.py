@@ -365,6 +365,9 @@ def test_arms_that_were_not_decided_stand_beside_the_baseline(study):
     results = study(smoothing=[0.05, 0.1, 0.2])
     both = [finding("better-student", "supported", Setting(0.05, alpha, 1.0, 0.0)) for alpha in (0.1, 0.2)]
     assert "compared with each other, only with α = 0.05." in recommend(results, both).unknown
+    worse = [replace(one, verdict="contradicted") for one in both]
+    said = "Distil from the teacher with α = 0.05, not from the one with α = 0.1 or 0.2."
+    assert recommend(results, worse).sentence == said
 
 
 def test_temperatures_and_hard_weights_are_told_apart_where_they_differ(study):
@@ -439,6 +442,7 @@ def test_a_control_of_one_teacher_says_nothing_of_the_other(study):
     assert found.sentence.startswith("Either teacher will do")
     found = beside_controls(study, "supported", ("cannot tell", "contradicted"), "cannot tell")
     assert found.sentence.startswith("Do not distil: −3.00")
+    assert found.sentence.count("o not distil") == 1
 
 
 @pytest.mark.parametrize("student", VERDICTS)
