@@ -66,21 +66,13 @@ MODULES = {
     "lskd_study.stats.power": [STUDY.format("power")],
     "lskd_study.stats.ranks": [STUDY.format("ranks")],
     "lskd_study.stats.sequential": [STUDY.format("sequential")],
-    "lskd_study.stats.trends": [STUDY.format(name) for name in ("study_measures", "ranks")],
-    "lskd_study.claims.by_class": [STUDY.format("costs")],
-    "lskd_study.claims.contrasts": [
-        *_VERDICTS,
-        *(STUDY.format(n) for n in ("study_measures", "student_seeds")),
-    ],
-    "lskd_study.claims.findings": [*_VERDICTS, STUDY.format("controls")],
-    "lskd_study.claims.judging": [
-        *_VERDICTS,
-        *(STUDY.format(name) for name in ("controls", "pooled_variance", "student_seeds")),
-    ],
-    "lskd_study.claims.measures": [STUDY.format(name) for name in ("study_measures", "student_seeds")],
-    "lskd_study.claims.outlook": [
-        STUDY.format(name) for name in ("recommendation", "planning", "own", "controls", "student_seeds")
-    ],
+    "lskd_study.stats.trends": [STUDY.format(name) for name in ("trends", "ranks")],
+    "lskd_study.claims.by_class": _VERDICTS,
+    "lskd_study.claims.contrasts": [*_VERDICTS, STUDY.format("study_measures")],
+    "lskd_study.claims.findings": _VERDICTS,
+    "lskd_study.claims.judging": _VERDICTS,
+    "lskd_study.claims.measures": [*_VERDICTS, STUDY.format("study_measures")],
+    "lskd_study.claims.outlook": _VERDICTS,
     "lskd_study.claims.recommendation": _VERDICTS,
     "lskd_study.claims.several": _VERDICTS,
     "lskd_study.claims.statements": [*_VERDICTS, STUDY.format("controls")],
@@ -363,7 +355,8 @@ class Gate:
                     sys.settrace(trace)
                     threading.settrace(trace)
                     start = time.process_time()
-                    signal.setitimer(signal.ITIMER_VIRTUAL, SLOWEST)
+                    # The two clocks differ by ticks: who is stopped has taken longer by the other, too.
+                    signal.setitimer(signal.ITIMER_VIRTUAL, 1.2 * SLOWEST)
                     failed = _fails([item])
                     left, _ = signal.setitimer(signal.ITIMER_VIRTUAL, 0)
                     sys.settrace(None)
