@@ -234,6 +234,10 @@ class Live:
             self._defaults(mutant.parent)
         if mutant.name.startswith("(constants)"):
             self._constants(mutant.line)
+        self.forget()
+
+    def forget(self) -> None:
+        """Empty the module's caches."""
         for cached in vars(self.module).values():
             if hasattr(cached, "cache_clear"):
                 cached.cache_clear()
@@ -312,7 +316,7 @@ class Gate:
             # What was killed stays so when tests are added; what survived is tried with the new ones.
             if before[0] == of[0]:
                 done = {row[0]: row[1] for row in rows if row[1] == "killed" or before == of}
-        reached = self._reached(session.items, live.file)
+        reached = self._reached(session.items, live)
         explained = [row["mutation"] for row in _rows(EXPLAINED) if row["module"] == self.name]
         with kept.open("w", encoding="utf-8", newline="") as file:
             written = csv.writer(file)
@@ -335,7 +339,7 @@ class Gate:
                     print(f"{number + 1}/{len(todo)} {status}: line {mutant.line}: {mutant.name}", flush=True)
         return True
 
-    def _reached(self, items: list[pytest.Item], file: str) -> list[tuple[float, pytest.Item, set[int]]]:
+    def _reached(self, items: list[pytest.Item], live: Live) -> list[tuple[float, pytest.Item, set[int]]]:
         """Return the tests with the CPU time that they take and the lines that they reach, quickest first."""
         here, there = os.pipe()
         if os.fork() == 0:
@@ -350,8 +354,9 @@ class Gate:
                         return local
 
                     def trace(frame: FrameType, *_: object, local: Any = local) -> Any:
-                        return local if frame.f_code.co_filename == file else None
+                        return local if frame.f_code.co_filename == live.file else None
 
+                    live.forget()  # or only the first test would reach what it computes
                     sys.settrace(trace)
                     threading.settrace(trace)
                     start = time.process_time()

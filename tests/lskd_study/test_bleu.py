@@ -7,6 +7,8 @@ import pytest
 import sacrebleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.significance import PairedTest
 
 from lskd_study.stats import bleu
 from lskd_study.stats.bootstrap import resampled_means
@@ -37,6 +39,9 @@ def test_bleu_is_sacrebleus_on_detokenised_text():
     assert found.statistics.shape == (3, 10)
     assert bleu.score(hypotheses, references, tokenised=True).value != pytest.approx(found.value)
     assert "tok:none" in bleu.score(hypotheses, references, tokenised=True).signature
+    for one, other in ((hypotheses[1:], references), (hypotheses, references[1:])):
+        with pytest.raises(ValueError, match="argument 2 is"):
+            bleu.score(one, other)
 
 
 def test_tokenised_bleu_is_what_fairseq_generate_reports():
@@ -126,6 +131,13 @@ def test_the_bootstraps_p_value_is_two_sided_and_agrees_with_its_interval(right)
     assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
     back = bleu.paired_bootstrap(second, first)
     assert (back.low, back.high, back.p_value) == pytest.approx((-found.high, -found.low, found.p_value))
+
+
+def test_the_draws_are_as_many_as_sacrebleus():
+    hypotheses, references = corpus(np.random.default_rng(3))
+    systems = [("one", hypotheses), ("other", hypotheses[::-1])]
+    theirs = PairedTest(systems, {"BLEU": BLEU(references=[references])}, None, test_type="bs")
+    assert f"bs:{bleu.REPLICATES}|seed:{bleu.SEED}|" in theirs()[0]["BLEU"].format()
 
 
 def test_two_runs_that_translate_alike_are_not_significant():

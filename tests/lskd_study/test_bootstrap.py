@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 
 from lskd import measure_teacher
-from lskd_study.stats.bootstrap import difference, paired_differences, resampled_means
+from lskd_study.stats.bootstrap import Estimate, difference, of_draws, paired_differences, resampled_means
 
 pytestmark = pytest.mark.unit
 
@@ -37,14 +37,21 @@ def test_draws_are_the_bootstrap_of_scipy():
     np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.006)
 
 
-def test_the_same_draws_whatever_the_block(monkeypatch):
+def test_large_means_cost_no_digits():
+    large = 1e9 + np.random.default_rng(0).normal(size=(400, 1))
+    expected = resampled_means(large - 1e9, 50, seed=1)
+    np.testing.assert_allclose(resampled_means(large, 50, seed=1) - 1e9, expected, rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize(("block", "expected"), [(20, [1] * 31), (170, [3] * 10 + [1])])
+def test_the_same_draws_whatever_the_block(monkeypatch, block, expected):
     values = np.random.default_rng(0).normal(size=(50, 3))
-    whole = resampled_means(values, 30, seed=5)
-    monkeypatch.setattr("lskd_study.stats.bootstrap._BLOCK", 70)
+    whole = resampled_means(values, 31, seed=5)
+    monkeypatch.setattr("lskd_study.stats.bootstrap._BLOCK", block)
     steps = []
-    np.testing.assert_allclose(resampled_means(values, 30, seed=5, progress=steps.append), whole)
-    assert sum(steps) == 30
-    assert not np.allclose(resampled_means(values, 30, seed=6), whole)
+    np.testing.assert_allclose(resampled_means(values, 31, seed=5, progress=steps.append), whole)
+    assert steps == expected
+    assert not np.allclose(resampled_means(values, 31, seed=6), whole)
 
 
 def test_differences_are_paired():
@@ -78,13 +85,26 @@ def test_p_value_and_interval_agree():
         assert (e.p_value < 0.049) <= (e.low > 0 or e.high < 0) <= (e.p_value < 0.052)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_p_value_counts_draws_on_the_other_side_and_the_value(sign):
+    found = of_draws(2.0, sign * np.array([-1.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    assert found.p_value == pytest.approx(2 * (3 + 1) / (9 + 1))
+    assert of_draws(0.0, np.zeros(9)).p_value == 1
+
+
+def test_another_unit():
+    assert Estimate(1.0, -2.0, 3.0, 0.5, "why").scaled(100) == Estimate(100, -200, 300, 0.5, "why")
+
+
 def test_teachers_that_agree_everywhere():
     ones = np.ones(300)
     draws = np.zeros(100)
     known = difference(ones, ones, draws)
     assert (known.low, known.high, known.p_value) == (0, 0, 1)
     unseen = difference(ones, ones, draws, bounded=True)
-    assert (unseen.low, unseen.high) == (-0.01, 0.01)
+    assert (unseen.low, unseen.high, unseen.p_value) == (-0.01, 0.01, 1)
+    few = difference(ones[:2], ones[:2], draws, bounded=True)
+    assert (few.low, few.high) == (-1, 1)  # as far apart as shares can be
     assert "rule of three" in unseen.note
     moved = difference(ones, ones + 1, draws)
     assert (moved.low, moved.high, moved.p_value) == (1, 1, 0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lskd_study.stats.intervals import crossed_interval, seed_interval
-from lskd_study.stats.power import Variances
+from lskd_study.stats.intervals import Part, crossed_interval, seed_interval
+from lskd_study.stats.power import MANY, Variances
 
 pytestmark = pytest.mark.unit
 
@@ -19,13 +19,14 @@ def simulated(seed_sd, sample_sd, seeds, samples=400, difference=0.0, trials=400
 
 
 def test_power_over_seeds_alone_is_that_of_the_t_test():
-    variances = Variances(seed=0.09, sample=0.0, sample_df=0)
-    for seeds in (3, 5, 10):
-        shift = 0.4 / np.sqrt(0.09 / seeds)
+    for seeds, seed, difference in ((3, 0.09, 0.4), (4, 4.0, 2.0), (5, 0.09, 0.4), (10, 900.0, 40.0)):
+        variances = Variances(seed=seed, sample=0.0, sample_df=0)
+        shift = difference / np.sqrt(seed / seeds)
         t = stats.t.isf(0.025, seeds - 1)
         exact = stats.nct.sf(t, seeds - 1, shift) + stats.nct.cdf(-t, seeds - 1, shift)
-        assert variances.power(seeds, 0.4) == pytest.approx(exact, abs=2e-3)
-    assert variances.power(5, 0.0) == pytest.approx(0.05, abs=1e-3)
+        assert variances.power(seeds, difference) == pytest.approx(exact, abs=2e-3)
+        assert variances.detectable(seeds, exact) == pytest.approx(difference, rel=5e-3)
+        assert variances.power(seeds, 0.0) == pytest.approx(0.05, abs=1e-3)
 
 
 @pytest.mark.parametrize(("seed_sd", "sample_sd"), [(0.15, 0.0), (0.1, 2.0), (0.02, 3.0)])
@@ -63,11 +64,42 @@ def test_seeds_for_a_difference_are_the_fewest_with_that_power():
     seeds = variances.seeds_for(0.4)
     assert variances.power(seeds, 0.4) >= 0.8 > variances.power(seeds - 1, 0.4)
     assert variances.detectable(seeds) <= 0.4 < variances.detectable(seeds - 1)
+    assert variances.seeds_for(10.0) == 2
+    most, more = (1.0001 * variances.detectable(seeds) for seeds in (MANY, MANY + 1))
+    assert (variances.seeds_for(most), variances.seeds_for(more)) == (MANY, None)
 
 
 def test_where_samples_are_the_limit_no_number_of_seeds_is_enough():
     variances = Variances(seed=0.01, sample=0.25, sample_df=200)
     assert variances.seeds_for(0.4) is None
+
+
+def test_what_does_not_vary_is_found_whatever_its_size():
+    nothing = Variances(seed=0.0, sample=0.0, sample_df=0)
+    assert (nothing.power(3, 0.0), nothing.power(3, 1e-9), nothing.detectable(3)) == (0, 1, 0)
+    assert nothing.seeds_for(1e-9, power=1.0) == 2
+
+
+def test_the_parts_of_an_interval_are_those_of_single_seeds():
+    found = Variances.of(2, [Part(0.5, 4), Part(0.1, 99)], 3, Part(0.2, 6))
+    assert found == Variances(1.0, 0.1, 99, students=3, student=0.4, pooled_df=3)
+    assert found.half_width(8) ** 2 == pytest.approx(
+        stats.t.isf(0.025, 7 + 3) ** 2 / 8 + stats.t.isf(0.025, 99) ** 2 * 0.1
+    )
+    assert Variances.of(2, [(0.5, 1)]) == Variances(1.0, 0.0, 0)
+
+
+@pytest.mark.parametrize(("between", "within"), [(0.7, 0.6), (0.0, 0.6), (0.7, 0.0)])
+def test_more_students_make_their_own_part_smaller(between, within):
+    of = {k: Variances(between + within / k, 0.1, 99, k, within / k) for k in (1, 2, 5)}
+    for variances in of.values():
+        for students, expected in of.items() if within else [(5, variances)]:
+            found = variances.with_students(students)
+            assert (found.seed, found.student) == pytest.approx((expected.seed, expected.student))
+            assert found.students == expected.students
+    # What students alone vary is estimated, and may be more than all.
+    found = Variances(1.0, 0.1, 99, 1, 4.0).with_students(2)
+    assert (found.seed, found.student) == (0.5, 0.5)
 
 
 def test_one_seed_and_equal_runs_say_nothing_about_seeds():

@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -43,6 +43,7 @@ def with_pairs_in_order(teachers, count):
 
 @PROPERTY
 @given(vectors)
+@example(([1, 1, 1], [1, 2, 3]))
 def test_tau_is_its_definition_and_scipys(values):
     x, y = (np.array(v, dtype=float) for v in values)
     found = rank_correlation(x, y)
@@ -170,12 +171,14 @@ def test_tables_of_seeds_and_samples_count_by_their_means():
     assert rank_correlation(x, y) == rank_correlation(x.mean((1, 2)), y.mean((1, 2)))
     assert rank_correlation(x, y.mean(2)) == rank_correlation(x.mean(2), y)
     assert rank_correlation(x, y).known
+    right = y > 0.5
+    assert pick(x, right) == pick(x, right.astype(float))
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_errors_of_teacher_and_student_that_go_together_are_no_correlation(seeds):
     rng = np.random.default_rng(1)
-    found = [rank_correlation(*noisy(rng, np.zeros(8), seeds)) for _ in range(200)]
+    found = [rank_correlation(*noisy(rng, np.full(8, 70.0), seeds)) for _ in range(200)]
     assert np.mean([one.estimate for one in found]) > 0.4
     assert np.mean([one.p_value < 0.05 for one in found]) <= 0.05
     assert "differ by little more" in next(one.note for one in found if not one.known)
@@ -256,6 +259,7 @@ def test_one_seed_and_one_teacher_say_what_is_missing():
     found = pick(x, y)
     assert found.high >= 0
     assert "one seed" in found.note
+    assert "one seed" in pick([1.0, 2.0], [70.0, 71.0]).note
     alone = pick(x[:1], y[:1])
     assert (alone.teacher, alone.is_best) == (0, True)
     assert "one teacher" in alone.note
@@ -269,6 +273,7 @@ def test_one_seed_and_one_teacher_say_what_is_missing():
         ([1.0, np.nan], [1.0, 2.0], "the measure contains NaN"),
         ([1.0, 2.0], [], "the accuracy has shape"),
         (3.0, [1.0], "the measure has shape"),
+        (np.ones((2, 1, 1, 1)), [1.0, 2.0], "the measure has shape"),
     ],
 )
 def test_bad_input_is_refused(call, measure, accuracy, message):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lskd_study.stats import trends
 from lskd_study.stats.trends import METHOD, cross_product, network_trend
 from simulated import World, logistic
 
@@ -59,6 +60,11 @@ def test_the_slope_and_its_variance_spelled_out(classes, seeds, shared):
     assert (together > 0) == bool(shared)
     assert (found.seeds, found.samples, found.networks) == (seeds, 12, 5)
     assert (found.method, found.note) == (METHOD, "")
+
+
+def test_the_fewest_networks_are_those_that_can_lie_off_a_line():
+    freedom = [network_trend(*drawn(trends.FEWEST + more, 3)).parts[0].df for more in (0, 1)]
+    assert freedom == [1, 2]
 
 
 def test_why_there_is_no_interval():

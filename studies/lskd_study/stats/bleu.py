@@ -53,13 +53,13 @@ def bleu_of_sums(sums: Statistics) -> Array:
     return np.array(
         [
             BLEU.compute_bleu(
-                correct=row[2 : 2 + ORDER],
-                total=row[2 + ORDER :],
-                sys_len=row[0],
-                ref_len=row[1],
+                correct=counts[:ORDER],
+                total=counts[ORDER:],
+                sys_len=sys_len,
+                ref_len=ref_len,
                 smooth_method="exp",
             ).score
-            for row in sums.tolist()
+            for sys_len, ref_len, *counts in sums.tolist()
         ]
     )
 
@@ -69,12 +69,9 @@ def pseudo_values(statistics: Statistics) -> Array:
 
     Jackknife: ``N BLEU - (N - 1) BLEU_without_i``, shifted so that the mean is BLEU itself.
     """
-    total, count = statistics.sum(0), len(statistics)
-    whole = bleu_of_sums(total[None])[0]
-    if count == 1:
-        return np.array([whole])
-    values = count * whole - (count - 1) * bleu_of_sums(total - statistics)
-    return np.asarray(values - values.mean() + whole)
+    total = statistics.sum(0)
+    without = bleu_of_sums(total - statistics)
+    return np.asarray(bleu_of_sums(total[None]) + (len(statistics) - 1) * (without.mean() - without))
 
 
 def too_few_matches(statistics: Statistics) -> str:

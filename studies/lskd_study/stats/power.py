@@ -89,7 +89,7 @@ class Variances:
 
     def detectable(self, seeds: int, power: float = 0.8, level: float = LEVEL) -> float:
         """Return the smallest difference that ``seeds`` seeds find with that power."""
-        most = 10 * (self.half_width(seeds, level) + np.sqrt(self.seed / seeds + self.sample))
+        most = 10 * self.half_width(seeds, level)
         if most == 0:
             return 0.0
         return float(optimize.brentq(lambda d: self.power(seeds, d, level) - power, 0.0, most))
