@@ -113,6 +113,7 @@ class Mutant:
     name: str
     line: int
     last_line: int
+    arguments: ast.arguments | None  # whose default it is a part of
     parent: ast.AST
     field: str
     place: int | None
@@ -172,7 +173,9 @@ def mutants(tree: ast.Module) -> list[Mutant]:
     found: list[Mutant] = []
     seen: Counter[str] = Counter()
 
-    def visit(parent: ast.AST, where: str, statement: ast.stmt | None) -> None:
+    def visit(
+        parent: ast.AST, where: str, statement: ast.stmt | None, arguments: ast.arguments | None = None
+    ) -> None:
         for field, value in ast.iter_fields(parent):
             if field in ("annotation", "returns", "decorator_list", "type_params"):
                 continue
@@ -194,8 +197,9 @@ def mutants(tree: ast.Module) -> list[Mutant]:
                         seen[text] += 1
                         text += f" ({seen[text]})" if seen[text] > 1 else ""
                         line = max(last or 0, own.lineno)
-                        found.append(Mutant(text, own.lineno, line, parent, field, place, new))
-                visit(node, inside, own)
+                        found.append(Mutant(text, own.lineno, line, arguments, parent, field, place, new))
+                own_defaults = isinstance(parent, ast.FunctionDef) and isinstance(node, ast.arguments)
+                visit(node, inside, own, node if own_defaults else arguments)
 
     visit(tree, "", None)
     return found
@@ -230,8 +234,8 @@ class Live:
             old = function.__code__
             if new := codes.get((old.co_qualname, old.co_firstlineno)):
                 function.__code__ = new
-        if isinstance(mutant.parent, ast.arguments):
-            self._defaults(mutant.parent)
+        if mutant.arguments:
+            self._defaults(mutant.arguments)
         if mutant.name.startswith("(constants)"):
             self._constants(mutant.line)
         self.forget()
@@ -384,7 +388,7 @@ class Gate:
         return sorted(found, key=lambda one: one[0])
 
     def _try(self, live: Live, mutant: Mutant, reached: list[tuple[float, pytest.Item, set[int]]]) -> str:
-        if mutant.name.startswith("(constants)") or isinstance(mutant.parent, ast.arguments):
+        if mutant.name.startswith("(constants)") or mutant.arguments:
             chosen = [(took, item) for took, item, lines in reached if lines]
         else:
             own = set(range(mutant.line, mutant.last_line + 1))

@@ -18,6 +18,7 @@ def test_repeated_looks_at_five_percent_are_armitages_error_rates():
 
 
 def test_levels_together_are_the_total():
+    assert levels((5, 20))[0] == pytest.approx(0.05 / 4**3)  # as the spending rule says
     for numbers in ((3, 5, 8, 12, 20), (5, 20), (2, 3, 5, 8, 12, 18, 30)):
         rng = np.random.default_rng(1)
         sums = rng.standard_normal((200_000, numbers[-1])).cumsum(1)[:, np.array(numbers) - 1]
@@ -44,8 +45,9 @@ def test_the_whole_procedure_keeps_its_error_rate_with_t_intervals(numbers, shar
 
 def test_a_sequential_p_value_is_below_five_percent_exactly_below_the_looks_level():
     numbers = (5, 8, 12, 20)
-    for look, level in enumerate(levels(numbers)):
+    for look, (level, half) in enumerate(zip(levels(numbers), levels(numbers, 0.025), strict=True)):
         assert sequential_p(level, numbers, look) == pytest.approx(0.05)
+        assert sequential_p(half, numbers, look) == pytest.approx(0.025)  # a page's headline
         assert sequential_p(0.999 * level, numbers, look) < 0.05 < sequential_p(1.001 * level, numbers, look)
         p = np.geomspace(1e-8, 1, 30)
         found = [sequential_p(value, numbers, look) for value in p]
@@ -57,7 +59,10 @@ def test_a_sequential_p_value_is_below_five_percent_exactly_below_the_looks_leve
 def test_looks_grow_by_half_and_end_with_the_most():
     assert looks(5, 20) == (5, 8, 12, 20)
     assert looks(3, 20) == (3, 5, 8, 12, 20)
+    assert looks(2, 5) == (2, 3, 5)
     assert looks(5, 6) == (5, 6)
+    assert looks(4, 7) == (4, 7)  # not 6 before 7
+    assert looks(8, 15) == (8, 12, 15)
     for first, most in ((1, 20), (5, 5), (9, 4)):
         with pytest.raises(LskdError):
             looks(first, most)

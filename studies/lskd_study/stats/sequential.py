@@ -56,7 +56,7 @@ def levels(numbers: Sequence[int], total: float = 1 - LEVEL) -> Array:
 
     ``numbers``: seeds at each look, rising; the last is the most there can be.
     """
-    n = np.asarray(numbers, dtype=np.float64)
+    n = np.asarray(numbers)
     to_spend = np.diff(total * (n / n[-1]) ** POWER, prepend=0.0)
     inside, found = _Inside(), []
     for number, part in zip(n, to_spend, strict=True):
@@ -68,9 +68,8 @@ def levels(numbers: Sequence[int], total: float = 1 - LEVEL) -> Array:
 
 def error_rate(numbers: Sequence[int], level: float = 1 - LEVEL) -> float:
     """Return how often a true zero is rejected at some look when each is judged at ``level``."""
-    inside, n = _Inside(), np.asarray(numbers, dtype=np.float64)
-    bound, total = -special.ndtri(level / 2), 0.0
-    for number in n:
+    inside, bound, total = _Inside(), -special.ndtri(level / 2), 0.0
+    for number in numbers:
         total += inside.beyond(number, bound)
         inside.stay(number, bound)
     return total
@@ -102,8 +101,7 @@ class _Inside:
     def beyond(self, n: float, bound: float) -> float:
         """Return how likely the sum of ``n`` lies beyond ``bound`` standard deviations, to either side."""
         step, edge = np.sqrt(n - self._n), bound * np.sqrt(n)
-        tails = special.ndtr((self._at - edge) / step) + special.ndtr((-self._at - edge) / step)
-        return float(self._mass @ tails)
+        return float(2 * self._mass @ special.ndtr((self._at - edge) / step))  # symmetric, as the bounds
 
     def stay(self, n: float, bound: float) -> None:
         """Go on with the sums of ``n`` that lie within."""
