@@ -65,6 +65,20 @@ def test_a_setting_keeps_most_of_its_own_and_pooling_counts_for_what_is_there():
     assert [part.df for part in together] == pytest.approx([4, 4, 4])
 
 
+def test_an_interval_with_pooled_variance_keeps_all_but_its_width():
+    rng = np.random.default_rng(5)
+    d = rng.standard_normal((3, 1)) + rng.standard_normal((1, 30)) + rng.standard_normal((3, 30))
+    own = crossed_interval(d).of_students(rng.standard_normal((3, 2)))
+    found = own.pooled(Part(0.2, 7), 4)
+    half = (stats.t.isf(0.025, 7) ** 2 * 0.2 + stats.t.isf(0.025, 29) ** 2 * own.parts[1].variance) ** 0.5
+    assert own.parts[1].variance > 0
+    assert (found.low, found.high) == pytest.approx((own.estimate - half, own.estimate + half))
+    changed = ("low", "high", "p_value", "method", "parts")
+    assert found == dataclasses.replace(own, **{name: getattr(found, name) for name in changed})
+    assert found.parts == (Part(0.2, 7), own.parts[1])
+    assert found.method == f"{own.method}; seed variance pooled over 4 settings (moderated t)"
+
+
 # Whether it may be trusted
 
 MIXES = {

@@ -9,10 +9,13 @@ from statsmodels.stats.multitest import multipletests
 
 from lskd import LskdError
 from lskd_study.stats.intervals import (
+    ONE_SEED,
+    Part,
     centre_within,
     crossed_interval,
     crossed_moments,
     holm,
+    parts_interval,
     seed_interval,
     target_std_pseudo_values,
 )
@@ -30,8 +33,9 @@ def test_seed_interval_is_scipys_paired_t_interval():
     assert found.estimate == pytest.approx(np.mean(values))
 
 
-def test_one_seed_gives_the_samples_interval_and_says_that_seed_variance_is_unknown():
-    d = np.random.default_rng(0).normal(0.2, 1, (1, 50))
+@pytest.mark.parametrize("samples", [2, 50])
+def test_one_seed_gives_the_samples_interval_and_says_that_seed_variance_is_unknown(samples):
+    d = np.random.default_rng(0).normal(0.2, 1, (1, samples))
     reference = stats.ttest_1samp(d[0], 0)
     found = crossed_interval(d)
     assert (found.low, found.high) == pytest.approx(tuple(reference.confidence_interval(0.95)))
@@ -87,6 +91,8 @@ def test_strata_take_fixed_differences_between_classes_out_of_the_sampling_varia
     d = rng.normal(size=(3, 120)) * 0.01 + np.array([-5.0, 0.0, 5.0])[strata]
     plain, stratified = crossed_interval(d), crossed_interval(d, strata)
     assert stratified.estimate == pytest.approx(plain.estimate)
+    assert (plain.parts[1].df, stratified.parts[1].df) == (119, 117)
+    assert crossed_interval(d[:1], strata).parts[0].df == 117
     assert (stratified.high - stratified.low) < 0.05 * (plain.high - plain.low)
 
 
@@ -135,6 +141,30 @@ def test_the_students_part_is_that_of_a_one_way_layout():
     assert found.scaled(-10.0).by_student == pytest.approx((100 * found.by_student.variance, 8))
 
 
+def test_what_is_stored_in_float32_is_computed_in_float64():
+    d = np.random.default_rng(7).random((4, 9)).astype(np.float32)
+    wide, classes = d.astype(np.float64), np.arange(9) % 3
+    assert crossed_moments(d) == crossed_moments(wide)
+    assert seed_interval(d[:, 0]) == seed_interval(wide[:, 0])
+    assert seed_interval(d[:, 0]).of_students(d) == seed_interval(d[:, 0]).of_students(wide)
+    np.testing.assert_array_equal(
+        target_std_pseudo_values(d[0], classes), target_std_pseudo_values(wide[0], classes)
+    )
+    np.testing.assert_array_equal(holm(d[0]), holm(wide[0]))
+
+
+def test_several_seeds_or_networks_include_what_another_training_would_change():
+    found = [parts_interval(0.1, [Part(1.0, 2), Part(0.0, 0)], (1, 9), "", networks=n) for n in (0, 2, 3)]
+    assert [one.includes_seeds for one in found] == [False, False, True]
+    assert all(one.known for one in found)
+    assert [seed_interval(values).includes_seeds for values in ([0.1], [0.1, 0.2])] == [False, True]
+
+
+def test_p_values_end_at_a_million_millionth_and_at_one():
+    assert seed_interval([1 - 1e-7, 1.0, 1.0, 1.0, 1.0, 1 + 1e-7]).p_value == 1e-12
+    assert seed_interval([-1.0, 0.0, 1.0]).p_value == 1
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 def test_holm_is_statsmodels(p_values):
@@ -149,22 +179,35 @@ def test_identical_samples_are_bounded_by_the_rule_of_three_not_by_a_zero_varian
     everything = crossed_interval(np.ones((3, 600)), bounded=True)
     assert everything.low == pytest.approx(0.99)  # what was not seen may be the opposite
     assert everything.high == 1.0
+    for seeds in (1, 2):
+        assert (ONE_SEED in crossed_interval(np.zeros((seeds, 9)), bounded=True).note) == (seeds == 1)
+    lone = crossed_interval([[0.0]], bounded=True)
+    assert (lone.low, lone.high) == (-1, 1)
 
 
-@pytest.mark.parametrize("samples", [4, 5, 7, 16])
+@pytest.mark.parametrize("samples", [1, 2, 4, 5, 7, 16])
 @pytest.mark.parametrize("gained", [1.0, -1.0])
 def test_few_samples_that_all_gain_are_no_certainty(samples, gained):
-    """Each gains or loses with probability 1/2 where nothing is true: all do the same in 2 of 2^N tables."""
+    """Each gains or loses with probability 1/2 where nothing is true: all do the same in 2 of 2^N tables.
+
+    And where one of 1 - 0.05^(1/N) loses, all gain in 5 %.
+    """
     found = crossed_interval(np.full((3, samples), gained), bounded=True)
     assert found.p_value >= 2 / 2**samples
     assert (found.p_value < 0.05) == (found.low > 0 or found.high < 0) == (samples > 5)
+    far, near = sorted((found.low * gained, found.high * gained))
+    assert -1 <= far <= 2 * 0.05 ** (1 / samples) - 1
+    assert near == 1
 
 
 def test_identical_seeds_have_no_interval():
     for found in (seed_interval([0.1, 0.1, 0.1]), crossed_interval(np.full((3, 20), 0.3))):
         assert not found.known
         assert np.isnan(found.p_value)
-        assert "same in every run" in found.note
+        assert found.note.startswith("the difference is the same in every run")
+    assert crossed_interval(np.full((1, 20), 0.3)).note == f"{ONE_SEED}; {found.note}"
+    alone = seed_interval([0.3])
+    assert (alone.seeds, alone.samples, alone.note) == (1, 1, ONE_SEED)
 
 
 def test_seeds_that_agree_by_chance_do_not_make_a_zero_width():

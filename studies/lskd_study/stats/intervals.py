@@ -318,13 +318,13 @@ def _p_value(mean: float, parts: Sequence[Part]) -> float:
     smallest = -12.0
     if beyond(smallest) < 0:
         return float(10**smallest)
-    return 1.0 if mean == 0 else float(10 ** optimize.brentq(beyond, smallest, 0.0))
+    return float(10 ** optimize.brentq(beyond, smallest, 0.0))
 
 
 def _rule_of_three(value: float, seeds: int, samples: int) -> Interval:
     # Of samples that all gain one could lose instead, which is twice as far away; and so many that gain by
     # chance have the probability of the sign test.
-    half = min((6.0 if value else 3.0) / samples, 1.0)
+    half = (6.0 if value else 3.0) / samples
     note = "every sample gives the same difference; the rule of three bounds what was not seen"
     if seeds == 1:
         note += f"; {ONE_SEED}"
