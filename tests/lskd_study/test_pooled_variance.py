@@ -10,6 +10,7 @@ from scipy import optimize, special, stats
 from lskd_study.claims import judge
 from lskd_study.pages.study import write_report
 from lskd_study.results.read import read_results
+from lskd_study.stats import moderated as moderation
 from lskd_study.stats.intervals import Part, crossed_interval
 from lskd_study.stats.moderated import WEIGHT, moderated, prior
 from lskd_study.stats.power import Variances
@@ -50,6 +51,22 @@ def test_variances_that_are_all_alike_have_a_prior_that_is_certain():
     assert prior([0.3, 0.3, 0.3], 4) == (np.inf, pytest.approx(0.3))
 
 
+@pytest.mark.parametrize(("spread", "expected"), [(7e-7, np.inf), (2.5e-6, 2 / 2.5e-6)])
+def test_beyond_a_million_degrees_of_freedom_a_prior_is_certain(spread, expected):
+    """The logarithms vary by so much more than by their estimates; trigamma(d0 / 2) is close to 2 / d0."""
+    logs = np.sqrt(special.polygamma(1, 4 / 2) + spread) * np.array([-1.0, 0.0, 1.0])
+    assert prior(np.exp(logs), 4)[0] == pytest.approx(expected, rel=1e-3)
+    stored = np.exp(logs).astype(np.float32)
+    assert prior(stored, 4) == prior(stored.astype(np.float64), 4)
+
+
+def test_of_fewer_seeds_than_the_fewest_any_two_settings_share_everything():
+    rng = np.random.default_rng(6)
+    fewest = moderation.FEWEST
+    assert moderated(rng.standard_normal((8, fewest - 1)))[0].df == pytest.approx(fewest - 2)
+    assert moderated(rng.standard_normal((8, fewest)))[0].df > fewest - 0.9
+
+
 def test_a_setting_keeps_most_of_its_own_and_pooling_counts_for_what_is_there():
     rng = np.random.default_rng(3)
     apart = rng.standard_normal((8, 5))
@@ -59,6 +76,8 @@ def test_a_setting_keeps_most_of_its_own_and_pooling_counts_for_what_is_there():
     expected = (d0 * common + 4 * own) / (d0 + 4) / 5
     assert [part.variance for part in moderated(apart)] == pytest.approx(expected)
     assert [part.df for part in moderated(apart)] == pytest.approx(8 * [4 + d0])
+    stored = apart.astype(np.float32)
+    assert moderated(stored) == moderated(stored.astype(np.float64))
     # What is the same in all settings is known no better for it.
     same = rng.standard_normal(5)
     together = moderated([same, 2 * same + 1, -same])
