@@ -31,6 +31,7 @@ def test_seed_interval_is_scipys_paired_t_interval():
     found = seed_interval(values)
     assert (found.low, found.high, found.p_value) == pytest.approx((low, high, reference.pvalue), rel=1e-6)
     assert found.estimate == pytest.approx(np.mean(values))
+    assert (found.seeds, found.samples) == (4, 1)
 
 
 @pytest.mark.parametrize("samples", [2, 50])
@@ -93,6 +94,9 @@ def test_strata_take_fixed_differences_between_classes_out_of_the_sampling_varia
     assert stratified.estimate == pytest.approx(plain.estimate)
     assert (plain.parts[1].df, stratified.parts[1].df) == (119, 117)
     assert crossed_interval(d[:1], strata).parts[0].df == 117
+    together = crossed_moments(np.stack([d, d[::-1] ** 2]), strata)  # tables by themselves
+    for i, one in enumerate((d, d[::-1] ** 2)):
+        np.testing.assert_allclose([part[i] for part in together], crossed_moments(one, strata))
     assert (stratified.high - stratified.low) < 0.05 * (plain.high - plain.low)
 
 
@@ -207,7 +211,7 @@ def test_identical_seeds_have_no_interval():
         assert found.note.startswith("the difference is the same in every run")
     assert crossed_interval(np.full((1, 20), 0.3)).note == f"{ONE_SEED}; {found.note}"
     alone = seed_interval([0.3])
-    assert (alone.seeds, alone.samples, alone.note) == (1, 1, ONE_SEED)
+    assert (alone.seeds, alone.samples, alone.networks, alone.note) == (1, 1, 0, ONE_SEED)
 
 
 def test_seeds_that_agree_by_chance_do_not_make_a_zero_width():
