@@ -195,14 +195,20 @@ def test_what_ranks_exchange_makes_one(reference, definition, own):
     other.update(logits[own:], labels[own:])
     states = [dim_zero_cat(getattr(other, name)) for name in other._reductions]
     metric = Stability(5, definition, distributed_available_fn=lambda: True)
-    if own:
-        metric.update(logits[:own], labels[:own])
+    for rows in torch.arange(own).split(8) if own else ():  # more batches than the other rank's
+        metric.update(logits[rows], labels[rows])
     with metric.sync_context(dist_sync_fn=lambda state, group: [state, states.pop(0)]):
         assert metric.counts.tolist() == labels.bincount(minlength=5).tolist()
         expected = reference.every_class(logits, labels, 5, definition)
         np.testing.assert_allclose(metric.class_values().numpy(), expected, atol=1e-6)
     assert metric.counts.sum() == own
     assert states == []
+
+
+def test_a_rank_that_has_seen_none_takes_part_on_its_device():
+    metric = Stability(3, "vector_l2").to("meta")
+    metric.sync(distributed_available=lambda: False)
+    assert [one.device.type for one in (*metric.logits, *metric.labels)] == ["meta"] * 2
 
 
 @pytest.mark.parametrize("definition", [one for one in DEFINITIONS if one != "vector_l2"])
@@ -293,6 +299,13 @@ def test_the_wrong_sample_is_named(definition, logit, label):
     with pytest.raises(ValueError, match=rf"\b13\b.*{label}\b"):
         metric.update(logits, wrong)
     assert metric.counts.tolist() == [0, 0, 0]
+
+
+def test_labels_are_looked_at_on_every_device(monkeypatch):
+    """As the logits are afterwards. A tensor of the device "meta" has no values that could be."""
+    monkeypatch.setattr("lskd.stability.check_finite", None)
+    with pytest.raises(RuntimeError, match="meta"):
+        Stability(3).update(torch.zeros(2, 3, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
 
 
 def test_settings_out_of_range():
