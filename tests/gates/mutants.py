@@ -251,8 +251,9 @@ class Live:
 
     def _defaults(self, arguments: ast.arguments) -> None:
         owner = next(n for n in ast.walk(self.tree) if isinstance(n, ast.FunctionDef) and n.args is arguments)
+        first = min(node.lineno for node in (owner, *owner.decorator_list))  # as a code object has it
         for function in self.functions:
-            if function.__name__ == owner.name and function.__code__.co_firstlineno == owner.lineno:
+            if function.__name__ == owner.name and function.__code__.co_firstlineno == first:
                 function.__defaults__ = tuple(self._value(one) for one in arguments.defaults)
                 pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
                 function.__kwdefaults__ = {n.arg: self._value(one) for n, one in pairs if one is not None}
