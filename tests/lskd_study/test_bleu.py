@@ -137,7 +137,9 @@ def test_the_draws_are_as_many_as_sacrebleus():
     hypotheses, references = corpus(np.random.default_rng(3))
     systems = [("one", hypotheses), ("other", hypotheses[::-1])]
     theirs = PairedTest(systems, {"BLEU": BLEU(references=[references])}, None, test_type="bs")
-    assert f"bs:{bleu.REPLICATES}|seed:{bleu.SEED}|" in theirs()[0]["BLEU"].format()
+    signatures, scores = theirs()
+    assert f"bs:{bleu.REPLICATES}|seed:{bleu.SEED}|" in signatures["BLEU"].format()
+    assert scores["BLEU"][0].score == pytest.approx(bleu.score(hypotheses, references).value)
 
 
 def test_two_runs_that_translate_alike_are_not_significant():
