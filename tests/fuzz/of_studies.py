@@ -19,7 +19,7 @@ import numpy as np
 
 from fuzz import attacks
 from fuzz.harness import Read, one_file, same
-from lskd import LskdError
+from lskd import DivergedError, LskdError
 
 
 @functools.cache
@@ -151,6 +151,8 @@ def run_folder(folder: Path) -> tuple[Sequence[bytes], Read]:
         try:
             path.write_bytes(data[1:])
             found = _read(plan, run)
+            if isinstance(found, DivergedError):
+                raise found
             assert np.isfinite(found.target_probability).all()
             assert 0 <= found.top1 <= 100
             assert found.labels.min() >= 0

@@ -109,8 +109,9 @@ def _vary(dice: random.Random, content: Any) -> Any:
         case 2 if isinstance(owner, dict):
             owner[value if isinstance(value, str) else str(key)[1:]] = owner.pop(key)
         case 3 if isinstance(number := owner[key], int | float):
+            third = max(-1e300, min(number, 1e300)) / 3
             owner[key] = dice.choice(
-                (-number, number + 1, number * 10, number / 3, str(number), [number], bool(number))
+                (-number, number + 1, number * 10, third, str(number), [number], bool(number))
             )
         case 4 if isinstance(owner, list):
             owner.insert(key, copy.deepcopy(owner[key]))
