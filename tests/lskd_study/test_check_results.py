@@ -24,16 +24,15 @@ MATRIX = {
 }
 
 
-@pytest.fixture
-def published(fake_study, tmp_path, monkeypatch):
+NETWORKS = {"teachers": "resnet18", "students": "resnet10t"}
+
+
+@pytest.fixture(scope="module")
+def study(fake_study_at, tmp_path_factory):
     """A simulated study with every kind of contrast but trends over networks, and what is published of it."""
-    networks = {"teachers": "resnet18", "students": "resnet10t"}
-    plan = fake_study(
-        effect=0.5,
-        **MATRIX,
-        **{role: [(name, f"{role[:-1]}.yaml")] for role, name in networks.items()},
-    )
-    monkeypatch.chdir(tmp_path)
+    root = tmp_path_factory.mktemp("published")
+    networks = {role: [(name, f"{role[:-1]}.yaml")] for role, name in NETWORKS.items()}
+    plan = fake_study_at(root)(effect=0.5, **MATRIX, **networks)
     study = {
         "title": "Published",
         "ecosystem": "timm",
@@ -41,18 +40,25 @@ def published(fake_study, tmp_path, monkeypatch):
         "output": "out",
         "smoothing": {"values": MATRIX["smoothing"], "convention": "paper"},
         **{name: MATRIX[name] for name in MATRIX if name != "smoothing"},
-        **{role: [{"model": name, "config": f"{role[:-1]}.yaml"}] for role, name in networks.items()},
+        **{role: [{"model": name, "config": f"{role[:-1]}.yaml"}] for role, name in NETWORKS.items()},
     }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    for role in networks:
-        (tmp_path / f"{role[:-1]}.yaml").write_text(yaml.safe_dump(TRAINER))
+    (root / "study.yaml").write_text(yaml.safe_dump(study))
+    for role in NETWORKS:
+        (root / f"{role[:-1]}.yaml").write_text(yaml.safe_dump(TRAINER))
     write_report(plan)
-    folder = tmp_path / "results" / "one"
+    folder = root / "results" / "one"
     folder.mkdir(parents=True)
     for name in ("verdicts.json", "runs.csv", "table.csv", "index.html"):
         shutil.copy(plan.root / name, folder)
     shutil.rmtree(plan.root)
-    return folder
+    return root
+
+
+@pytest.fixture
+def published(study, tmp_path, monkeypatch):
+    shutil.copytree(study, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results" / "one"
 
 
 def check(published, capsys):
