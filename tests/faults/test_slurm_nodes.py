@@ -8,6 +8,7 @@ import contextlib
 import getpass
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -164,13 +165,13 @@ def test_a_study_on_slurm(cluster, tmp_path):
         assert first.poll() is None, log.read_text()[-3000:]
         time.sleep(0.2)
     processes[0].suspend()  # or it may have ended when the next command comes
+    calls = re.compile(r"(.*sbatch call.*) --wrap.*smoothing0\.1")
+    while not (found := set(calls.findall(log.read_text()))):  # Snakemake logs after it has submitted
+        assert first.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.2)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    (call,) = {
-        line.split(" --wrap")[0]
-        for line in log.read_text().splitlines()
-        if "smoothing0.1" in line and "sbatch call" in line
-    }
+    (call,) = found
     assert "--gpus=1" in call
     assert "--cpus-per-task=1" in call
     assert "--mem 1200" in call
