@@ -38,6 +38,7 @@ LEVEL = 0.95
 CROSSED = "t interval, seeds and samples crossed"
 SAMPLES_ONLY = "t interval over samples"
 SEEDS_ONLY = "t interval over seeds"
+RULE_OF_THREE = "rule of three"
 ONE_SEED = "one seed: how much seeds vary is unknown"
 
 
@@ -189,7 +190,7 @@ def crossed_interval(
         raise LskdError("paired differences contain NaN or infinity; leave out the run that diverged")
     seeds, samples = d.shape
     if bounded and np.ptp(d) == 0 and abs(d.flat[0]) in (0.0, 1.0):
-        return _rule_of_three(float(d.flat[0]), seeds, samples)
+        return rule_of_three(float(d.flat[0]), seeds, samples)
     if samples == 1:
         return seed_interval(d[:, 0])
     sample_df = samples - (1 if strata is None else len(np.unique(np.asarray(strata))))
@@ -321,7 +322,8 @@ def _p_value(mean: float, parts: Sequence[Part]) -> float:
     return float(10 ** optimize.brentq(beyond, smallest, 0.0))
 
 
-def _rule_of_three(value: float, seeds: int, samples: int) -> Interval:
+def rule_of_three(value: float, seeds: int, samples: int) -> Interval:
+    """Return the interval of differences that are all 0, or all 1 or -1, see ``crossed_interval``."""
     # Of samples that all gain one could lose instead, which is twice as far away; and so many that gain by
     # chance have the probability of the sign test.
     half = (6.0 if value else 3.0) / samples
@@ -330,7 +332,7 @@ def _rule_of_three(value: float, seeds: int, samples: int) -> Interval:
         note += f"; {ONE_SEED}"
     p_value = 2 * 0.5**samples if abs(value) > half else 1.0
     low, high = max(value - half, -1.0), min(value + half, 1.0)
-    return Interval(value, low, high, p_value, seeds, samples, "rule of three", note)
+    return Interval(value, low, high, p_value, seeds, samples, RULE_OF_THREE, note)
 
 
 def no_interval(mean: float, seeds: int, samples: int, method: str, note: str, networks: int = 0) -> Interval:

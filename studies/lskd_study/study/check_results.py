@@ -16,23 +16,34 @@ from pathlib import Path
 import numpy as np
 
 from lskd import LskdError
-from lskd.base.files import read_csv
+from lskd.base.files import CSV_LIMIT, read_bytes, read_csv
 from lskd_study.claims import Finding, judge
 from lskd_study.claims.contrasts import SHOTS
 from lskd_study.claims.findings import decide
-from lskd_study.claims.statements import CLAIMS, OVER_STUDIES, claims_of, settings_of, task_of
+from lskd_study.claims.statements import CLAIMS, OVER_STUDIES, Setting, claims_of, settings_of, task_of
 from lskd_study.pages.page import PAGE, counted, interval_text
 from lskd_study.pages.tables import COLUMNS, table_csv, table_rows
-from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord, read_record
+from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, SettingRecord, StudyRecord, read_record
 from lskd_study.plan.plan import Plan
 from lskd_study.results.results import Failure, PerSample, Result, Results
-from lskd_study.stats.intervals import Interval, Part, parts_interval
+from lskd_study.stats.intervals import (
+    RULE_OF_THREE,
+    Interval,
+    Part,
+    no_interval,
+    parts_interval,
+    rule_of_three,
+)
 from lskd_study.stats.trends import FEWEST
 from lskd_study.stats.trends import METHOD as TREND
 from lskd_study.study.engine import make_plan
+from lskd_study.study.planning import DECLARED
 
-_ROUNDED = 1e-6  # runs.csv has eight digits
+# Of the largest value: each of a weighted sum has eight digits, and the weights' sizes come to 6 at most.
+_ROUNDED = 3e-7
 _EXACT = 1e-9
+_LARGEST = 1e12  # of a part's variance and degrees of freedom, too
+_LONG_TAIL = "long-tail"
 # Per sample and not by run alone: of one sample, which is the run's value.
 _OF_SAMPLES = {"top1": "top1", "last_top1": "top1", "instability": "one_minus_s", "bleu": "bleu"}
 
@@ -73,9 +84,14 @@ def check_results(folder: Path) -> str:
 
 
 def _check_study(folder: Path, record: StudyRecord) -> int:
+    if record.kind == "teachers":
+        raise LskdError(f"{folder} is of teachers alone, which have no runs.csv; name studies with students")
+    if record.looks and len(record.seeds) not in record.looks:
+        raise LskdError(f"{folder}: {len(record.seeds)} seeds are of no look")
     added = (record.looks[-1], len(record.seeds)) if record.looks else ()  # by the rule, to those of the file
-    plan = make_plan(record.study_file, str(folder), *added)
-    for name in ("seeds", "smoothing", "convention", "student_seeds", "last_epochs", "controls", "looks"):
+    # Not the folder itself: that has a page and no plan, as if a rule came after it.
+    plan = make_plan(record.study_file, str(folder / "output"), *added)
+    for name in (*DECLARED, "seeds", "smoothing", "convention", "controls", "looks"):
         said, planned = getattr(record, name), getattr(plan, name)
         if said != planned:
             raise LskdError(f"{folder}: {name} is {said}, in {record.study_file} it is {planned}")
@@ -83,34 +99,55 @@ def _check_study(folder: Path, record: StudyRecord) -> int:
     table = folder / "table.csv"
     given = list(csv.DictReader(table_csv(table_rows(results)).splitlines()))
     nothing: dict[str, str] = {}
-    if not all(_same_row(a, b) for a, b in zip_longest(read_csv(table), given, fillvalue=nothing)):
+    if not all(_same_row(table, a, b) for a, b in zip_longest(read_csv(table), given, fillvalue=nothing)):
         raise LskdError(f"{table} is not what runs.csv gives")
-    page = (folder / PAGE).read_text(encoding="utf-8")
+    page = read_bytes(folder / PAGE, CSV_LIMIT, "a page").decode(errors="replace")
     anew = {(one.claim.id, one.setting): one for one in _judged(results)}
-    again = decide(_recorded(plan, record))
+    again = decide(_recorded(folder, plan, record, anew))
     count = 0
     for said, found in zip(record.findings, again, strict=True):
         where = f"{folder}: {said.claim}, {said.setting.words}"
         _compare(where, said, found)
-        if found.interval is not None and interval_text(found.interval, said.unit) not in page:
+        if found.interval is not None and interval_text(found.interval, found.claim.unit) not in page:
             raise LskdError(f"{where}: the interval is not on the page")
-        if (own := anew.get((said.claim, found.setting))) is not None and own.interval is not None:
-            count += _compare_runs(where, said, own.interval)
+        own = anew.get((said.claim, found.setting))
+        # Of classes of fewer than three images 1-S has no difference, though runs.csv has it.
+        if own is None or (said.estimate is None and found.claim.quantity == "instability"):
+            continue
+        _compare_runs(where, said, own.interval, _largest(results, found.claim.quantity))
+        count += own.interval is not None
+    first = record.findings[0]
+    if (record.headline.claim, record.headline.verdict) != (first.claim, first.verdict):
+        raise LskdError(f"{folder}: the headline is not the first finding")
     return count
 
 
 def _kept(plan: Plan, folder: Path) -> Results[Kept]:
     finished, failed = {}, {}
     measured = [name for name in COLUMNS[plan.kind].of_run if not name.endswith("signature")]
-    for row in read_csv(folder / "runs.csv"):
+    path = folder / "runs.csv"
+    for row in read_csv(path, ["run", "failed", *measured]):
         run = plan.run(row["run"])
         if row["failed"]:
             failed[run.id] = Failure(run, {"failed": row["failed"]})
             continue
-        values = {name: float(row[name]) for name in measured if row[name]}
+        values = {name: _cell(path, row[name]) for name in measured if row[name]}
         finished[run.id] = Kept(run, {}, {}, ["of the mean"], values=values)
     missing = [run.id for run in plan.runs if run.id not in finished and run.id not in failed]
     return Results(plan, finished, missing, failed)
+
+
+def _cell(path: Path, text: str) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        raise LskdError(f"{path}: {text[:40]!r} is no number") from None
+
+
+def _largest(results: Results[Kept], quantity: str) -> float:
+    name = _OF_SAMPLES.get(quantity, quantity)
+    values = (abs(one.values.get(name, math.nan)) for one in results.finished.values())
+    return max((value for value in values if math.isfinite(value)), default=0.0)
 
 
 def _judged(results: Results[Kept]) -> list[Finding]:
@@ -118,46 +155,67 @@ def _judged(results: Results[Kept]) -> list[Finding]:
     plain = [
         claim
         for claim in claims_of(results.plan)
-        if claim.contrast != "networks" and claim.quantity not in (*SHOTS, "separation")
+        if claim.contrast not in ("networks", "direction") and claim.quantity not in (*SHOTS, "separation")
     ]
     return judge(results, plain)
 
 
-def _recorded(plan: Plan, record: StudyRecord) -> list[Finding]:
+def _recorded(
+    folder: Path, plan: Plan, record: StudyRecord, anew: Mapping[tuple[str, Setting], Finding]
+) -> list[Finding]:
     """Return the recorded findings before their verdicts: from estimates and the parts of their variances.
 
     Raises:
-        LskdError: for one that the study's file does not ask for.
+        LskdError: they are not those that the study's file asks for, in this order.
     """
     asked = {
-        (claim.id, setting.describe(claim.role)): Finding(claim, setting)
+        _key(claim.id, setting.describe(claim.role), setting): Finding(claim, setting)
         for claim in CLAIMS
         if task_of(plan) in claim.tasks and claim.contrast not in OVER_STUDIES
         for setting in settings_of(claim, plan)
     }
     found = []
     for said in record.findings:
-        if (one := asked.get((said.claim, said.setting.words))) is None:
-            raise LskdError(
-                f"{plan.output}: {said.claim}, {said.setting.words} is not in {record.study_file}"
-            )
+        words = said.setting.words
+        if (one := asked.get(_key(said.claim, words, said.setting))) is None:
+            raise LskdError(f"{folder}: {said.claim}, {words} is not in {record.study_file}")
+        numbers = [abs(_number(said.estimate)), *(number for part in said.parts for number in part)]
+        if any(number < 0 or number > _LARGEST for number in numbers):
+            raise LskdError(f"{folder}: {said.claim}, {words}: {VERDICTS_FILE} is damaged")
         null = -plan.margin if one.claim.non_inferior else 0.0
-        one = replace(one, null=null, failed=said.verdict == "no verdict")
+        own = anew.get((said.claim, one.setting))
+        failed = own.failed if own else said.verdict == "no verdict" and one.claim.contrast != "direction"
+        one = replace(one, null=null, failed=failed)
         if said.estimate is not None and one.claim.contrast != "direction":
             one = one.tested(_interval(said), plan.margin)
             one = one.at_look(plan.looks, plan.look) if plan.looks else one
         found.append(one)
+    # Those of long tails depend on data that need not be here.
+    there = [(one.claim.id, one.setting) for one in found if not one.claim.id.startswith(_LONG_TAIL)]
+    planned = [(one.id, own) for one in claims_of(plan) for own in settings_of(one, plan)]
+    if there != [one for one in planned if not one[0].startswith(_LONG_TAIL)]:
+        lost = next(
+            (f": {name}, {own.describe()} is missing" for name, own in planned if (name, own) not in there),
+            "",
+        )
+        raise LskdError(f"{folder}: the findings are not those of {record.study_file}{lost}")
     return found
 
 
+def _key(claim: str, words: str, setting: Setting | SettingRecord) -> tuple[object, ...]:
+    return claim, words, setting.baseline, setting.smoothing
+
+
 def _interval(said: FindingRecord) -> Interval:
-    """Return what a record's estimate and variance give; of the rule of three, without any, what it says."""
-    shape, ends = (said.seeds, said.samples), (_number(said.low), _number(said.high))
+    """Return what a record's estimate and variance give; without one the rule of three, or nothing."""
+    shape, estimate = (said.seeds, said.samples), _number(said.estimate)
     networks = FEWEST if said.method == TREND else 0  # how many, nothing here goes by
     if said.parts:
         parts = [Part(*one) for one in said.parts]
-        return parts_interval(_number(said.estimate), parts, shape, said.method, networks=networks)
-    return Interval(_number(said.estimate), *ends, _number(said.p), *shape, said.method, networks=networks)
+        return parts_interval(estimate, parts, shape, said.method, networks=networks)
+    if said.method == RULE_OF_THREE and abs(estimate) in (0, 100) and 0 < said.samples < 2**31:
+        return rule_of_three(estimate / 100, *shape).scaled(100)
+    return no_interval(estimate, *shape, said.method, said.note, networks)
 
 
 def _number(value: float | None) -> float:
@@ -172,37 +230,55 @@ def _compare(where: str, said: FindingRecord, found: Finding) -> None:
     """
     own = found.interval
     pairs = {"p": (said.p, found.p_value), "p_holm": (said.p_holm, found.adjusted_p)}
-    if own is not None:
-        pairs |= {name: (getattr(said, name), getattr(own, name)) for name in ("estimate", "low", "high")}
+    pairs["null"] = said.null, found.null
+    for name in ("estimate", "low", "high"):
+        pairs[name] = getattr(said, name), getattr(own, name, math.nan)
     for name, (recorded, computed) in pairs.items():
-        if not _same(_number(recorded), computed, _EXACT):
+        recorded = _number(recorded)
+        if not _same(recorded, computed, _EXACT * max(abs(recorded), 1)):
             raise LskdError(f"{where}: {name} is {recorded}, its parts give {computed}")
     if said.verdict != found.verdict:
         raise LskdError(f"{where}: the verdict is {said.verdict!r}, its parts give {found.verdict!r}")
 
 
-def _compare_runs(where: str, said: FindingRecord, own: Interval) -> bool:
-    """Compare a recorded finding with what its runs' values give: the estimate, and what seeds vary."""
-    if not _same(_number(said.estimate), own.estimate, _ROUNDED):
-        raise LskdError(f"{where}: the estimate is {said.estimate}, runs.csv gives {own.estimate}")
-    if own.parts and len(said.parts) > 0 and "pooled" not in said.method:
-        spread, recorded = math.sqrt(own.parts[0].variance), math.sqrt(said.parts[0][0])
-        if not _same(recorded, spread, _ROUNDED):
-            raise LskdError(f"{where}: the standard error over seeds is {recorded}, runs.csv gives {spread}")
+def _compare_runs(where: str, said: FindingRecord, own: Interval | None, largest: float) -> None:
+    """Compare a recorded finding with what its runs' values give: the estimate, and what seeds vary.
+
+    Raises:
+        LskdError: they differ.
+    """
+    estimate, near = math.nan if own is None else own.estimate, _ROUNDED * largest
+    if not _same(_number(said.estimate), estimate, near):
+        raise LskdError(f"{where}: the estimate is {said.estimate}, runs.csv gives {estimate}")
+    if own is None:
+        return
+    if said.seeds != own.seeds:
+        raise LskdError(f"{where}: seeds are {said.seeds}, in runs.csv {own.seeds}")
+    spread = math.sqrt(own.parts[0].variance) if own.parts else 0.0
+    if spread <= near or "pooled" in said.method:  # of seeds that agree the samples say how much they vary
+        return
+    if said.method == RULE_OF_THREE or (said.parts and said.parts[0][1] != own.parts[0].df):
+        raise LskdError(f"{where}: seeds do not vary as in runs.csv")
+    if said.parts and not _same(math.sqrt(said.parts[0][0]), spread, near):
+        recorded = math.sqrt(said.parts[0][0])
+        raise LskdError(f"{where}: the standard error over seeds is {recorded}, runs.csv gives {spread}")
+
+
+def _same_row(path: Path, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    if one.keys() != other.keys():
+        return False
+    for name in one:
+        quantity, _, part = name.rpartition("_")
+        if part not in ("mean", "std"):
+            if one[name] != other[name]:
+                return False
+            continue
+        said, own = _cell(path, one[name]), _cell(path, other[name])
+        size = abs(_cell(path, other[f"{quantity}_mean"])) + (abs(own) if part == "std" else 0)
+        if not _same(said, own, _ROUNDED * size):
+            return False
     return True
 
 
-def _same_row(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    measured = [name for name in one if name.endswith(("_mean", "_std"))]
-    return one.keys() == other.keys() and all(
-        _same(float(one[name] or "nan"), float(other[name] or "nan"), _ROUNDED)
-        if name in measured
-        else one[name] == other[name]
-        for name in one
-    )
-
-
 def _same(one: float, other: float, tolerance: float) -> bool:
-    return (math.isnan(one) and math.isnan(other)) or math.isclose(
-        one, other, rel_tol=tolerance, abs_tol=tolerance
-    )
+    return (math.isnan(one) and math.isnan(other)) or abs(one - other) <= tolerance
