@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load
 from safetensors.torch import save_file as save_torch
@@ -101,6 +102,27 @@ def test_a_damaged_run_folder_is_named(plan, folder, name):
 )
 def test_logits_that_are_cut_or_followed_by_something_are_damage(plan, folder, change):
     (folder / LOGITS).write_bytes(change((folder / LOGITS).read_bytes()))
+    with pytest.raises(LskdError, match="is damaged"):
+        read_results(plan)
+
+
+@pytest.mark.parametrize("moved", [(-2, 0), (0, -2), (0, 2), (8, 8), (-1, -1), "twice"])
+def test_logits_elsewhere_in_their_file_are_damage(plan, folder, moved):
+    content = (folder / LOGITS).read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    parts = json.loads(content[8:start])
+    if moved == "twice":  # the labels over the logits, and what is left to another
+        size = parts["labels"]["data_offsets"][1] - parts["labels"]["data_offsets"][0]
+        parts["other"] = parts["labels"] | {"dtype": "U8", "shape": [size]}
+        parts["labels"] = parts["labels"] | {"data_offsets": [parts["logits"]["data_offsets"][0]] * 2}
+        parts["labels"]["data_offsets"][1] += size
+    else:
+        offsets = parts["labels"]["data_offsets"]
+        parts["labels"]["data_offsets"] = [place + by for place, by in zip(offsets, moved, strict=True)]
+    header = json.dumps(parts).encode()
+    (folder / LOGITS).write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
+    with pytest.raises(SafetensorError):
+        load((folder / LOGITS).read_bytes())
     with pytest.raises(LskdError, match="is damaged"):
         read_results(plan)
 

@@ -213,12 +213,16 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     start = 8 + int(content[:8].view("<u8")[0])
     parts = json.loads(content[8:start].tobytes())
     parts.pop("__metadata__", None)
-    tensors = {}
-    for name, part in parts.items():
+    tensors, end = {}, 0
+    # One after another, without gaps and not twice, as the library has it.
+    for name, part in sorted(parts.items(), key=lambda one: one[1]["data_offsets"]):
         first, stop = part["data_offsets"]
+        if first != end:
+            raise ValueError("sizes do not match")
         data = torch.from_numpy(content[start + first : start + stop])
         tensors[name] = data.view(_DTYPES[part["dtype"]]).reshape(part["shape"])
-    if sum(tensor.nbytes for tensor in tensors.values()) != len(content) - start:
+        end = stop
+    if start + end != len(content):
         raise ValueError("sizes do not match")
     return tensors
 
