@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ from lskd_study.claims.contrasts import Measure, estimate_contrast
 from lskd_study.claims.findings import Finding, decide
 from lskd_study.claims.judging import groups
 from lskd_study.claims.statements import Setting, settings_of
+from lskd_study.pages.study import write_report
+from lskd_study.pages.verdicts import VERDICTS_FILE
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
 from lskd_study.results.images import ImageResult, Stored
 from lskd_study.results.read import read_results
@@ -650,6 +653,18 @@ def test_shots_without_validation_images_have_no_number(fake_study):
     assert found["long-tail-head"].interval.estimate is not None
     assert found["long-tail-tail"].interval is None
     assert found["long-tail-tail"].note == "no validation image of these classes"
+
+
+def test_shots_without_validation_images_have_no_number_on_the_page_and_in_its_record(fake_study):
+    plan = fake_study(per_class=6)
+    make_training_images(plan, [120, 50, 30, 30, 12])
+    write_report(plan)
+    record = {one["claim"]: one for one in json.loads((plan.root / VERDICTS_FILE).read_text())["findings"]}
+    told = [record["long-tail-tail"][name] for name in ("estimate", "low", "high", "p", "verdict", "note")]
+    assert told == [None] * 5 + ["no validation image of these classes"]
+    (row,) = [part for part in (plan.root / "index.html").read_text().split("<tr") if "fewer than 20" in part]
+    assert "No validation image of these classes." in row
+    assert re.findall(r'data-label="(?:Estimate|95 % interval|p, corrected)">(.*?)</td>', row) == ["–"] * 3
 
 
 def test_shots_that_are_all_right_are_bounded_by_the_rule_of_three(plan_of, tmp_path):
