@@ -195,9 +195,7 @@ def _of_runs(results: Results[ImageResult], temperature: float, ranked: bool) ->
             if ended.is_set():
                 break
             stored, taught = stored_of(results.plan, result), result.run.role == "student"
-            own = _of_classifier(
-                stored, result.correct, said if taught else None, None if taught else temperature
-            )
+            own = _of_classifier(stored, result.correct, said, None if taught else temperature)
             if not taught:
                 said = stored
                 if ranked:
