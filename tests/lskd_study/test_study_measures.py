@@ -21,8 +21,10 @@ from lskd_study.pages.measures import chances_sentence, picks_sentence
 from lskd_study.pages.study import write_report
 from lskd_study.pages.teachers import write_teachers_report
 from lskd_study.pages.verdicts import study_record
+from lskd_study.paper.sources import SOURCES
 from lskd_study.plan.plan import JOB, LOGITS
 from lskd_study.results.read import read_results
+from lskd_study.stats.intervals import crossed_interval
 from lskd_study.stats.ranks import pick, rank_correlation
 
 pytestmark = pytest.mark.unit
@@ -39,7 +41,7 @@ def test_ctrl_c_waits_for_the_runs_under_way_and_not_for_all_students_of_a_teach
     results, begun, ended = read_results(fake_study()), [], threading.Event()
 
     def of_classifier(*_):
-        begun.append(None)
+        begun.append(threading.current_thread())
         if len(begun) == 1:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         ended.wait(60)
@@ -54,6 +56,7 @@ def test_ctrl_c_waits_for_the_runs_under_way_and_not_for_all_students_of_a_teach
             measure_study(results)
     finally:
         signal.signal(signal.SIGINT, before)
+    begun[0].join()  # a signal while it was being started leaves it to itself
     assert len(begun) == 1
 
 
@@ -96,6 +99,10 @@ def text_of(plan):
 
 
 # Each measure spelled out
+
+
+def test_a_measure_looks_up_who_proposed_it():
+    assert replace(MEASURES[1], id="nll").source == SOURCES["nll"] != MEASURES[1].source
 
 
 def nll(logits, labels):
@@ -182,6 +189,42 @@ def test_values_and_differences_are_the_measures_spelled_out_in_every_arm(fake_s
     assert len(found) == (2 * 5 + 4 + 1) + (2 * 6 + 6)  # values, differences and the ratio
 
 
+def test_a_ratio_is_the_geometric_mean_over_networks_with_an_interval_of_its_logarithm(fake_study):
+    plan = fake_study(teachers=NETWORKS["teachers"][:2], students=NETWORKS["students"])
+    logs = []
+    for model in "ab":
+        plain, smoothed = (
+            np.array(
+                [
+                    variances(*stored(plan, run))
+                    for run in plan.runs
+                    if (run.role, run.model, run.smoothing) == ("teacher", model, alpha)
+                ]
+            )
+            for alpha in plan.smoothing
+        )
+        gains = smoothed / smoothed.mean() - plain / plain.mean()  # the first-order influence of a sample
+        logs.append(gains + np.log(smoothed.mean() / plain.mean()))
+    expected = crossed_interval(np.mean(logs, axis=0))
+    (found,) = [one.interval for one in measured(plan).estimates if one.kind == "ratio"]
+    ends = np.exp([expected.estimate, expected.low, expected.high])
+    assert [found.estimate, found.low, found.high] == pytest.approx(ends, rel=1e-5)
+
+
+def test_several_students_of_a_seed_count_as_their_mean(fake_study):
+    plan = fake_study(student_seeds=2, per_class=6)
+    expected = {}
+    for alpha in plan.smoothing:
+        own = [run for run in plan.runs if (run.role, run.smoothing) == ("student", alpha)]
+        expected[alpha] = np.mean([nll(*stored(plan, run)) for run in own])
+    found = {
+        one.setting.smoothing: one.interval.estimate
+        for one in measured(plan).estimates
+        if (one.quantity.id, one.role, one.kind) == ("nll", "student", "value")
+    }
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_what_smoothing_erased_is_found_and_what_it_left_is_not(fake_study):
     """Teachers whose wrong classes are told apart less by half are told from those that only vary."""
     plan = fake_study()
@@ -203,7 +246,6 @@ def test_what_smoothing_erased_is_found_and_what_it_left_is_not(fake_study):
 
 def test_the_ratios_interval_covers_the_truth():
     from lskd.analysis.dark_knowledge import log_ratio_contributions
-    from lskd_study.stats.intervals import crossed_interval
 
     rng = np.random.default_rng(5)
     covered = 0
@@ -251,6 +293,14 @@ def test_measures_that_go_with_the_students_would_have_picked_the_best_teacher(f
         assert by_name[name].correlation.p_value == pytest.approx(2 / 720)  # of 6! orders two are perfect
         assert by_name[name].picked.is_best
     assert len(by_name) == 1 + 4 + 5
+    for name, of in ALONE.items():
+        values = defaultdict(list)
+        for run in plan.runs:
+            if run.role == "teacher":
+                values[run.model, run.smoothing].append(of(*stored(plan, run)))
+        best = max if name == "dark_knowledge" else min
+        picked = list(ORDER)[by_name[name].picked.teacher]
+        assert picked == best(values, key=lambda kind: np.mean(values[kind])), name
     sentence = picks_sentence(ranking)
     assert sentence.startswith("Of 6 teachers c, α = 0.1 had the most accurate students")
     assert re.search(r"It would have been picked by accuracy, .*NLL", sentence)
@@ -317,7 +367,11 @@ def test_few_teachers_are_said_to_be_few_and_fewer_than_three_not_ranked(fake_st
         fake_study(smoothing=[0.0, 0.1, 0.2], students=[("small", "student.yaml")]),
         {("big", a): 5 * a for a in (0.0, 0.1, 0.2)},
     )
-    assert measured(plan).ranking.teachers == ["α = 0", "α = 0.1", "α = 0.2"]
+    ranking = measured(plan).ranking
+    assert ranking.teachers == ["α = 0", "α = 0.1", "α = 0.2"]
+    assert ranking.setting == Setting(0.0, 0.2, 1.0, 0.0)
+    one_seed = replace(plan, seeds=[0], runs=[run for run in plan.runs if run.seed == 0])
+    assert len(measured(one_seed).ranking.ranks) == len(ranking.ranks) == 1 + 4 + 5
     two = replace(plan, smoothing=[0.0, 0.1], runs=[run for run in plan.runs if run.smoothing < 0.2])
     assert measured(two).ranking is None
     alone = replace(plan, runs=[run for run in plan.runs if run.role == "teacher"])
@@ -353,6 +407,15 @@ def test_a_failed_run_has_no_measures_of_its_role_and_no_ranking(fake_study, fai
         assert ("failed in epoch 3" in one.note) == (one.role == "student")
     records = record_of(plan)["measures"]
     assert [one["estimate"] for one in records if one["role"] == "student"] == [None] * 18
+
+
+def test_without_a_seed_that_has_all_its_runs_there_is_no_number_and_that_is_said(fake_study):
+    plan = fake_study(per_class=6)
+    for run in plan.runs:
+        if run.role == "student" and run.smoothing:
+            (plan.folder(run) / JOB).unlink()
+    told = {(one.interval, one.note) for one in measured(plan).estimates if one.role == "student"}
+    assert told == {(None, "no seed has all of its runs")}
 
 
 def test_students_without_their_teachers_run_have_all_but_fidelity(fake_study):
