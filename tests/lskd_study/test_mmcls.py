@@ -47,7 +47,7 @@ def test_teachers_are_timms_and_students_mmcls(plan):
     assert again[again.index("--work-dir") + 1] == f"rerun/{student.id}"
 
 
-@pytest.mark.parametrize("name", ["my runs", "a,b", "(1,2", "[a]", "1.50"])
+@pytest.mark.parametrize("name", ["my runs", "a,b", "(1,2", "[a]", "1.50", "2024", "a[1,2]"])
 def test_what_mmengine_would_read_otherwise_is_refused(plan, name):
     """By its own reader, before the teachers are trained."""
     student = next(run for run in plan.runs if run.role == "student")

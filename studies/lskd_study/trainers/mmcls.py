@@ -322,12 +322,12 @@ def _check_options(options: Sequence[str]) -> None:
         key, _, value = option.partition("=")
         try:
             read = parser.parse_args(["--cfg-options", option]).cfg_options[key]
-        except AssertionError:  # brackets without their other half
+        except (AssertionError, RecursionError):  # brackets without their other half, or within a name
             read = None
-        if str(read) != value:
+        if str(read) != value or (key.endswith("data_root") and not isinstance(read, str)):
             raise LskdError(
                 f"mmcls cannot be told {key} {value!r}, since mmengine drops blanks and takes commas and "
-                "brackets for lists; rename that folder"
+                "brackets for lists, digits for numbers; rename that folder"
             )
 
 
