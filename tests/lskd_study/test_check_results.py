@@ -18,7 +18,9 @@ from lskd_study.pages.study import write_report
 from lskd_study.pages.tables import runs_csv, table_csv, table_rows
 from lskd_study.pages.verdicts import study_record
 from lskd_study.results.read import read_results
+from lskd_study.stats.intervals import Part, parts_interval
 from lskd_study.stats.sequential import looks
+from lskd_study.stats.trends import METHOD
 from lskd_study.study import check_results
 
 pytestmark = pytest.mark.unit
@@ -195,6 +197,21 @@ def test_what_the_study_does_not_ask_for_and_files_that_are_damaged(published, c
     assert check(published, capsys)[0] == 0
 
 
+def test_what_is_said_of_the_method_hides_no_variance(published, capsys):
+    """A quarter of what seeds vary, with all that follows from it, in a study that pools nothing."""
+    record = json.loads((published / "verdicts.json").read_text())
+    one = next(one for one in record["findings"] if one["quantity"] == "train_kl")
+    (variance, df), *_ = one["parts"]
+    made = parts_interval(one["estimate"], [Part(variance / 4, df)], (one["seeds"], one["samples"]), "")
+    one |= {"parts": made.parts, "low": made.low, "high": made.high, "p": made.p_value}
+    one["method"] += "; seed variance pooled over 2 settings (moderated t)"
+    (published / "verdicts.json").write_text(json.dumps(record))
+    with (published / "index.html").open("a") as page:
+        page.write(interval_text(made, one["unit"]))
+    status, said = check(published, capsys)
+    assert (status, "the standard error over seeds is" in said) == (2, True), said
+
+
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
     """Publish a study whose plan is at hand, with no more on its page than its intervals; check it."""
@@ -218,6 +235,20 @@ def publish(tmp_path, monkeypatch):
 
 
 SMALL = {"students": [("small", "student.yaml")], "per_class": 12, "noise": 0.1}
+
+
+def test_one_seed_is_no_verdict_whatever_the_method_is_called(fake_study, publish, tmp_path):
+    """A trend over networks has one, of samples alone."""
+    publish(fake_study(effect=2.0, seeds=[0], students=SMALL["students"]))
+    path = tmp_path / "published" / "verdicts.json"
+    record = json.loads(path.read_text())
+    for one in record["findings"]:
+        if one["claim"] == "better-student":
+            one |= {"method": METHOD, "verdict": "supported", "p_holm": one["p"]}
+            record["headline"]["verdict"] = "supported"
+    path.write_text(json.dumps(record))
+    with pytest.raises(LskdError, match="its parts give"):
+        check_results.check_results(tmp_path / "published")
 
 
 def test_a_direction_that_samples_leave_open_is_none_that_seeds_alone_would_give(fake_study, publish):

@@ -35,7 +35,6 @@ from lskd_study.stats.intervals import (
     rule_of_three,
 )
 from lskd_study.stats.trends import FEWEST
-from lskd_study.stats.trends import METHOD as TREND
 from lskd_study.study.engine import make_plan
 from lskd_study.study.planning import DECLARED
 
@@ -114,7 +113,9 @@ def _check_study(folder: Path, record: StudyRecord) -> int:
         # Of classes of fewer than three images 1-S has no difference, though runs.csv has it.
         if own is None or (said.estimate is None and found.claim.quantity == "instability"):
             continue
-        _compare_runs(where, said, own.interval, _largest(results, found.claim.quantity))
+        largest = _largest(results, found.claim.quantity)
+        pooled = plan.pool_seed_variance and "pooled" in said.method
+        _compare_runs(where, said, own.interval, largest, pooled)
         count += own.interval is not None
     first = record.findings[0]
     if (record.headline.claim, record.headline.verdict) != (first.claim, first.verdict):
@@ -187,7 +188,7 @@ def _recorded(
         failed = own.failed if own else said.verdict == "no verdict" and one.claim.contrast != "direction"
         one = replace(one, null=null, failed=failed)
         if said.estimate is not None and one.claim.contrast != "direction":
-            one = one.tested(_interval(said), plan.margin)
+            one = one.tested(_interval(said, one.claim.contrast == "networks"), plan.margin)
             one = one.at_look(plan.looks, plan.look) if plan.looks else one
         found.append(one)
     # Those of long tails depend on data that need not be here.
@@ -206,10 +207,10 @@ def _key(claim: str, words: str, setting: Setting | SettingRecord) -> tuple[obje
     return claim, words, setting.baseline, setting.smoothing
 
 
-def _interval(said: FindingRecord) -> Interval:
+def _interval(said: FindingRecord, trend: bool) -> Interval:
     """Return what a record's estimate and variance give; without one the rule of three, or nothing."""
     shape, estimate = (said.seeds, said.samples), _number(said.estimate)
-    networks = FEWEST if said.method == TREND else 0  # how many, nothing here goes by
+    networks = FEWEST if trend else 0  # how many, nothing here goes by
     if said.parts:
         parts = [Part(*one) for one in said.parts]
         return parts_interval(estimate, parts, shape, said.method, networks=networks)
@@ -241,7 +242,9 @@ def _compare(where: str, said: FindingRecord, found: Finding) -> None:
         raise LskdError(f"{where}: the verdict is {said.verdict!r}, its parts give {found.verdict!r}")
 
 
-def _compare_runs(where: str, said: FindingRecord, own: Interval | None, largest: float) -> None:
+def _compare_runs(
+    where: str, said: FindingRecord, own: Interval | None, largest: float, pooled: bool
+) -> None:
     """Compare a recorded finding with what its runs' values give: the estimate, and what seeds vary.
 
     Raises:
@@ -255,7 +258,7 @@ def _compare_runs(where: str, said: FindingRecord, own: Interval | None, largest
     if said.seeds != own.seeds:
         raise LskdError(f"{where}: seeds are {said.seeds}, in runs.csv {own.seeds}")
     spread = math.sqrt(own.parts[0].variance) if own.parts else 0.0
-    if spread <= near or "pooled" in said.method:  # of seeds that agree the samples say how much they vary
+    if spread <= near or pooled:  # of seeds that agree the samples say how much they vary
         return
     if said.method == RULE_OF_THREE or (said.parts and said.parts[0][1] != own.parts[0].df):
         raise LskdError(f"{where}: seeds do not vary as in runs.csv")
