@@ -103,7 +103,7 @@ class Softmax:
         self.answer = torch.from_numpy(logits.argmax(1, keepdims=True))
         # Those further apart than the largest number would leave differences of infinities.
         self.logits = z.sub_(z.gather(1, self.answer)).clamp_(min=_LOWEST)
-        others = torch.from_numpy(np.exp(logits)).scatter_(1, self.answer, 0.0)
+        others = torch.from_numpy(np.exp(self.logits.numpy())).scatter_(1, self.answer, 0.0)
         self.log_largest = -row_sums(others, others.amax(1, keepdim=True)).squeeze(1).log1p_()
         largest = self.log_largest.exp().unsqueeze(1)
         self.probabilities = others.mul_(largest).scatter_(1, self.answer, largest)
