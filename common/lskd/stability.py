@@ -34,7 +34,7 @@ class Stability(Metric):
     ``"target_std"``          unbiased std of the label's probability within the class        Alg. 1, Table 1
     ``"vector_l2"``           mean L2 distance of the probabilities from their class mean     Eq. 2
     ``"between_vector_l2"``   L2 distance of the class mean from the mean of all samples      Eq. 5
-    ``"between_target_std"``  std over classes of the class mean of the label's probability   Table 10
+    ``"between_target_std"``  std over classes of the class mean of the label's probability   fits Table 10
     ========================  ==============================================================  ===============
 
     Samples come in any order, classes in any size and on any number of ranks. A class that cannot count

@@ -141,7 +141,7 @@ READING = {
     "open": "no teacher is clearly the most accurate: {best} ({top1} %) is {lead} points above {nearest}, "
     "which may be chance (95 % interval {interval})",
 }
-WHY = "Of a teacher’s measures its students follow accuracy best in the paper’s own Table 8 (errata E12)."
+WHY = "In the paper’s Table 8 students follow a teacher’s accuracy more closely than its 1-S (errata E12)."
 UNKNOWN = "Each teacher is one training run, and whether students differ only `lskd study` can tell."
 MANY = 4  # teachers: more are counted, not listed
 
