@@ -281,7 +281,10 @@ def claims(tables: Paper) -> Iterator[str]:
 
 
 def _claims_on_hard_labels(tables: Paper) -> Iterator[str]:
-    """Yield what rises with the weight of the hard labels (Appendix E); Table 2 is weight 0."""
+    """Yield what rises with the weight of the hard labels (Appendix E).
+
+    Table 2 stands for weight 0, which Appendix E does not compare.
+    """
     for smoothed in (False, True):
         (soft,) = tables["Table 2"].where(
             dataset="ImageNet-1K", teacher="ResNet-50", student="ResNet-18", smoothed=smoothed
@@ -389,6 +392,14 @@ def test_rows_marked_as_public_weights_are_those_that_torchvision_publishes(
         row = tables[table].row(network)
         equal = (row["top1_without"], row["top5_without"]) == (published["acc@1"], published["acc@5"])
         assert row["weights"] == ("torchvision IMAGENET1K_V1" if equal else None)
+
+
+def test_smoothed_resnet50_shares_its_top1_alone_with_public_unsmoothed_weights(tables: Paper) -> None:
+    models = pytest.importorskip("torchvision.models")
+    published = models.ResNet50_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]
+    row = tables["Table 1"].row("ResNet-50")
+    assert (row["top1_with"], row["top5_with"]) == (76.130, 92.936)
+    assert (published["acc@1"], published["acc@5"]) == (76.130, 92.862)
 
 
 def test_lookups(tables: Paper) -> None:
