@@ -125,7 +125,7 @@ def learning_rates(args: Namespace, images: int) -> list[float]:
 def check_schedule(recipe: str, run: Run, rates: list[float]) -> None:
     """Appendix A: teachers 90 epochs, /10 every 30; students 200, x 0.1 at 80 and 160; Long 160."""
     folder, _, table = recipe.partition("/")
-    if folder.startswith("digits") or folder == "fixres":
+    if folder.startswith(("digits", "fashion_mnist")) or folder == "fixres":
         return
     short = run.role == "teacher" and folder in ("imagenet", "imagenet_100_500")
     first = 0.01 if run.model.endswith(".tv_in1k") else 0.1
