@@ -156,7 +156,7 @@ def test_the_manual_quotes_what_a_dry_run_says_of_power():
 
 
 def test_ours_have_five_seeds():
-    """Or more; the paper's own tables three, or the single run that they print; FixRes is its Fig. 8, right."""
+    """Or more; the paper's own tables three, or the one run that they print; FixRes is its Fig. 8, right."""
     for path, study in STUDIES.items():
         if "seeds" in study:
             papers = study.get("paper") or path.parent.name == "fixres"
