@@ -3,6 +3,8 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -162,3 +164,34 @@ def test_the_harness_finds_it_and_makes_it_small(folder, monkeypatch, word, foun
         return
     assert word.encode() in failure.data
     assert found in ("crash", "hang", "memory") or failure.data == word.encode()
+
+
+@pytest.mark.integration
+def test_inputs_that_coverage_guides_find_what_fails(tmp_path):
+    """By atheris, which is not among the requirements."""
+    pytest.importorskip("atheris")
+    code = f"""
+import atheris, fuzz.guided, fuzz.targets, pathlib
+from fuzz.harness import Target
+from lskd import LskdError
+
+@atheris.instrument_func
+def read(data):
+    if data[:1] == b"n":
+        raise LskdError("no")
+    if data[:1] == b"b":
+        if data[1:2] == b"a":
+            if data[2:3] == b"d":
+                raise TypeError("a traceback")
+
+fuzz.targets.TARGETS[:] = [Target("fails", lambda folder: ([b"fine", b"no"], read), 1)]
+fuzz.guided.KEPT = pathlib.Path({str(tmp_path)!r})
+fuzz.guided.fuzz("fails", 60, 18)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "TypeError: a traceback" in done.stdout + done.stderr
+    (kept,) = tmp_path.iterdir()
+    assert kept.read_bytes().startswith(b"bad")
