@@ -20,7 +20,7 @@ help:
 	@echo "make mutants   break the core in small ways and see tests fail: hours, goes on where it was (MODULES=... SAMPLE=150)"
 	@echo "make gates     all tests offline, not as root, in an odd path, at a load of 15, on the other Python (PLACES=...)"
 	@echo "make lint      ruff, mypy and the contracts of imports"
-	@echo "make fuzz      hostile inputs to every reader, hours -> docs/reliability/fuzz.csv"
+	@echo "make fuzz      hostile inputs to every reader, hours -> docs/reliability/fuzz*.csv"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"
 	@echo "make bench-growth  how cost grows -> benchmarks/growth.csv, growth_sizes.csv and .png"
 	@echo "make clean     remove $(VENV) and caches (runs/ and data/ stay)"
