@@ -74,11 +74,11 @@ mutants: install
 gates: install
 	VENV=$(VENV) tests/gates/environments $(PLACES)
 
-# FUZZ_MINUTES=60 bounds the whole, FUZZ_SEED=2 makes other inputs; what fails is kept in ${TMPDIR:-/tmp}/lskd-fuzz.
-# Then, with atheris, inputs that coverage guides, a minute a reader: GUIDED='--seconds 600'.
+# FUZZ_MINUTES=60 bounds these, FUZZ_SEED=2 makes other inputs; what fails is kept in ${TMPDIR:-/tmp}/lskd-fuzz.
+# Then, where atheris is installed, inputs that coverage guides: a minute for each reader, GUIDED='--seconds 600' for ten.
 fuzz: install
 	@status=0; $(BIN)/python -m pytest -p no:randomly --long -s -q tests/fuzz || status=1; \
-	if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python tests/fuzz/guided.py $(GUIDED) || status=1; \
+	if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python tests/fuzz/guided.py $(FUZZ_SEED:%=--seed %) $(GUIDED) || status=1; \
 	else echo "no inputs guided by coverage: that takes $(BIN)/pip install atheris"; fi; exit $$status
 
 lint: install

@@ -185,13 +185,15 @@ def read(data):
                 raise TypeError("a traceback")
 
 fuzz.targets.TARGETS[:] = [Target("fails", lambda folder: ([b"fine", b"no"], read), 1)]
-fuzz.guided.KEPT = pathlib.Path({str(tmp_path)!r})
-fuzz.guided.fuzz("fails", 60, 18)
+here = pathlib.Path({str(tmp_path)!r})
+fuzz.guided.KEPT = here / "kept"
+(here / "work").mkdir()
+fuzz.guided.fuzz("fails", 60, 18, here / "work")
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode
     assert "TypeError: a traceback" in done.stdout + done.stderr
-    (kept,) = tmp_path.iterdir()
+    (kept,) = (tmp_path / "kept").iterdir()
     assert kept.read_bytes().startswith(b"bad")
