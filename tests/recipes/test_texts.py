@@ -156,11 +156,11 @@ def test_the_manual_quotes_what_a_dry_run_says_of_power():
 
 
 def test_ours_have_five_seeds():
-    """Or more; the paper's own tables three, or the one run that they print; FixRes is its Fig. 8, right."""
+    """And the paper's own tables three, or the single run that they print; FixRes is its Fig. 8, right."""
     for path, study in STUDIES.items():
-        if "seeds" in study:
+        if "seeds" in study and path.parent.name != "fashion_mnist":  # by docs/results/plan.md
             papers = study.get("paper") or path.parent.name == "fixres"
-            assert len(study["seeds"]) in ((1, 3) if papers else range(5, 13)), path
+            assert len(study["seeds"]) in ((1, 3) if papers else (5,)), path
             if len(study["seeds"]) == 1:
                 assert 'with one seed a difference is always "cannot tell"' in header_of(path)
 
