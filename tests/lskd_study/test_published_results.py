@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from lskd_study.cli.main import main
+from lskd_study.pages.page import ends_text
+from lskd_study.pages.verdicts import read_record
 
 pytestmark = pytest.mark.unit
 
@@ -44,3 +46,17 @@ def test_pages_are_small_and_whole_and_nothing_else_is_there():
         links = re.findall(r'href="([^"#:]+)"', page.read_text(encoding="utf-8"))
         assert "runs.csv" in links
         assert all((page.parent / link).is_file() for link in links)
+
+
+def test_the_rows_of_the_results_are_the_studies_own():
+    rows = re.findall(
+        r"^\| ([^|]+) \| [^|]+ \| \[[^]]+\]\(results/([\w/]+)/index\.html\)(?:, ([^|]+))? "
+        r"\| ([^|]+) \| ([^|]+) \|",
+        (RESULTS.parent / "results.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert {study for _, study, *_ in rows} == PUBLISHED
+    for claim, study, words, ends, verdict in rows:
+        findings = read_record(RESULTS / study).findings
+        own = [one for one in findings if one.text == claim and words in ("", one.setting.words)]
+        assert [(ends_text(one.low, one.high, one.unit), one.verdict) for one in own] == [(ends, verdict)]
