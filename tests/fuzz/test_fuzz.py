@@ -188,7 +188,7 @@ fuzz.targets.TARGETS[:] = [Target("fails", lambda folder: ([b"fine", b"no"], rea
 here = pathlib.Path({str(tmp_path)!r})
 fuzz.guided.KEPT = here / "kept"
 (here / "work").mkdir()
-fuzz.guided.fuzz("fails", 60, 18, here / "work")
+fuzz.guided.fuzz("fails", 600, 18, here / "work")
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     words = [sys.executable, "-c", code]
