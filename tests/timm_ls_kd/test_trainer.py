@@ -7,6 +7,8 @@ import os
 import shlex
 import shutil
 import signal
+import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -457,6 +459,29 @@ def test_a_request_to_end_waits_for_the_checkpoint(train, runs, monkeypatch, wor
     last = runs / "run" / "last.pth.tar"
     assert f"stopped in epoch 0; go on by --resume {last}" in result.out
     assert is_whole(last)
+
+
+def test_the_end_of_a_loading_process_that_comes_with_the_request_is_not_heard(monkeypatch):
+    """Both wait until a step ends, as in a long backward pass; torch's handler would raise, Python complain."""
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+
+    def torchs(number, frame):
+        raise RuntimeError("DataLoader worker is killed")
+
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGCHLD)}
+    try:
+        signal.signal(signal.SIGCHLD, torchs)
+        with pytest.raises(Interrupted), stop_signals():
+            signal.pthread_sigmask(signal.SIG_BLOCK, before)
+            for number in before:
+                os.kill(os.getpid(), number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
+        time.sleep(0.01)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert complaints == []
 
 
 def test_a_second_request_waits_for_nothing():

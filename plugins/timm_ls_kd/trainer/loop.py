@@ -201,9 +201,10 @@ def stop_signals_wait() -> Iterator[None]:
 def _next_one_as_usual(requests: Iterable[int]) -> None:
     for number in requests:
         signal.signal(number, _USUAL[number])
-    # Loading processes may have got the signal too; torch would raise an error about their end.
+    # Loading processes may have got the signal too; torch would raise an error about their end. Not SIG_DFL:
+    # of a SIGCHLD that waits already Python would print that it was "ignored due to race condition".
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
 
 @contextmanager
