@@ -369,12 +369,15 @@ def differences(results: Results[Result], setting: Setting, own: Interval | None
     return found
 
 
-def difference_drawing(rows: Sequence[Difference], score: str) -> Drawing:
-    """Draw each row's interval with a dot per seed, around the line of no difference."""
+def difference_drawing(rows: Sequence[Difference], score: str, last_pools: bool = True) -> Drawing:
+    """Draw each row's interval with a tick per seed, around the line of no difference.
+
+    ``last_pools``: the last row is of all others together, and drawn so.
+    """
     with styled_axes(4.6, 0.7 + 0.4 * len(rows)) as (figure, axes):
         axes.axvline(0, color=INK, linewidth=0.9)
         for y, row in enumerate(reversed(rows)):
-            pooled = row.name == rows[-1].name
+            pooled = last_pools and row.name == rows[-1].name
             i = row.interval
             if row.failed:
                 # In the middle, whatever is drawn beside it.

@@ -13,13 +13,19 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
+from markupsafe import Markup
+
 from lskd import LskdError
 from lskd.base.files import write_text
 from lskd_study.claims import Finding, judge_several
+from lskd_study.drawing.curves import Difference, difference_drawing
+from lskd_study.drawing.style import themed_svg
 from lskd_study.pages.page import MARKS, PAGE, claims_shown, counted, digits_of, ends_text, number, render
 from lskd_study.pages.paper_figures import plans_of, shared_tables
 from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord, read_record
 from lskd_study.results.read import read_results
+from lskd_study.stats.intervals import Interval
 
 # How the verdicts sort: the first is the best news for smoothing.
 ORDER = {
@@ -128,6 +134,7 @@ def write_index(folders: Sequence[Path], output: Path, title: str) -> str:
         "index.html.j2",
         title=title,
         answer=answer,
+        difference=_drawn(studies),
         studies=studies,
         claims={finding.claim: finding for study in studies for finding in study.tested}.values(),
         order=ORDER,
@@ -169,6 +176,21 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
         if count
     ]
     return " ".join([f"Of {total}, {', '.join(parts)}", *rest])
+
+
+def _drawn(studies: Sequence[IndexedStudy]) -> Markup | None:
+    """Return the headlines' intervals, a row for each study that has one; None where none has."""
+    rows = []
+    for study in studies:
+        own = study.headline
+        if own is None or own.estimate is None or own.low is None or own.high is None:
+            continue
+        interval = Interval(own.estimate, own.low, own.high, np.nan, own.seeds, own.samples, own.method)
+        rows.append(Difference(study.folder.resolve().name, interval, {}))
+    if not rows:
+        return None
+    figure = difference_drawing(rows, "students’ score", last_pools=False).figure
+    return themed_svg(figure, "difference", "Difference of each study's headline, with 95 % interval")
 
 
 def _indexed(folder: Path, output: Path) -> IndexedStudy:
