@@ -28,6 +28,7 @@ DATA_SETS = {name.replace("-", "_"): published.numbers[0] for name, published in
     "digits": numbers(1_201, 596, 10),
     "fashion_mnist_10000": numbers(10_000, 10_000, 10),
     "fashion_mnist_noise": numbers(10_000, 10_000, 10),
+    "fashion_mnist_lt": numbers(10_165, 10_000, 10),
     "fashion_mnist_5": numbers(5_000, 5_000, 5),
     "fashion_mnist_3": numbers(3_000, 3_000, 3),
     "raw": numbers(6_000, 2_000, 10),  # data/FashionMNIST/raw
