@@ -1,19 +1,28 @@
 """What docs/results publishes follows from the files beside it, and stands in the plan."""
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lskd_study.claims.contrasts import fitted_change
+from lskd_study.claims.findings import Finding, decide
+from lskd_study.claims.several import combine
+from lskd_study.claims.statements import CLAIMS, Setting
 from lskd_study.cli.main import main
-from lskd_study.pages.page import ends_text
+from lskd_study.pages.page import digits_of, ends_text, number
 from lskd_study.pages.verdicts import read_record
+from lskd_study.stats.intervals import Part, parts_interval
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
+PAGE = RESULTS.with_suffix(".md")
 PLAN = (RESULTS / "plan.md").read_text(encoding="utf-8")
+OVER_STUDIES = {"more-classes": [f"fashion_mnist/classes{classes}" for classes in (3, 5, 10)]}
 PUBLISHED = {path.parent.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("verdicts.json")}
 
 
@@ -48,15 +57,58 @@ def test_pages_are_small_and_whole_and_nothing_else_is_there():
         assert all((page.parent / link).is_file() for link in links)
 
 
-def test_the_rows_of_the_results_are_the_studies_own():
-    rows = re.findall(
-        r"^\| ([^|]+) \| [^|]+ \| \[[^]]+\]\(results/([\w/]+)/index\.html\)(?:, ([^|]+))? "
-        r"\| ([^|]+) \| ([^|]+) \|",
-        (RESULTS.parent / "results.md").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
-    assert {study for _, study, *_ in rows} == PUBLISHED
-    for claim, study, words, ends, verdict in rows:
-        findings = read_record(RESULTS / study).findings
-        own = [one for one in findings if one.text == claim and words in ("", one.setting.words)]
-        assert [(ends_text(one.low, one.high, one.unit), one.verdict) for one in own] == [(ends, verdict)]
+def test_the_tables_of_the_results_are_the_studies_own():
+    """After another study was published ``python tests/lskd_study/test_published_results.py`` writes them."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert with_tables(text) == text
+    findings = [one for study in PUBLISHED for one in read_record(RESULTS / study).findings if one.verdict]
+    shown = re.findall("<!-- table: ([a-z-]+) -->", text)
+    assert {*shown} == {one.claim for one in findings} | OVER_STUDIES.keys()
+
+
+def with_tables(text: str) -> str:
+    """Return the page of results, the table below each mark made anew from the studies' records."""
+    return re.sub(r"(<!-- table: ([a-z-]+) -->\n)(?:\|.*\n)*", lambda found: found[1] + table(found[2]), text)
+
+
+def table(claim: str) -> str:
+    """Return the table of a claim: a row for each study and setting, in the order of the plan."""
+    rows = ["| study | setting | difference | 95 % interval | verdict |", "|---|---|---|---|---|"]
+    if claim in OVER_STUDIES:
+        return "\n".join([*rows, over_studies(claim)]) + "\n"
+    for study in re.findall(r"^- `recipes/([\w/]+)\.yaml`: finished", section("Begun"), re.MULTILINE):
+        for one in read_record(RESULTS / study).findings:
+            if one.claim == claim and one.verdict is not None:
+                rows.append(row([study], one.setting.words, one, one.unit, one.verdict))
+    return "\n".join(rows) + "\n"
+
+
+def row(studies: list[str], words: str, found: Any, unit: str, verdict: str) -> str:
+    known = found.low is not None and math.isfinite(found.low)
+    difference = number(found.estimate, digits_of(unit), sign=True) if known else "–"
+    ends = ends_text(found.low, found.high, unit) if known else "–"
+    links = ", ".join(f"[{study.rpartition('/')[2]}](results/{study}/index.html)" for study in studies)
+    return f"| {links} | {words} | {difference} | {ends} | {verdict} |"
+
+
+def over_studies(claim: str) -> str:
+    """As ``lskd index`` tests it from the runs; the studies' teachers are the same networks."""
+    statement = next(one for one in CLAIMS if one.id == claim)
+    studies = {study: read_record(RESULTS / study) for study in OVER_STUDIES[claim]}
+    teachers = [next(f for f in one.findings if f.claim == "better-teacher") for one in studies.values()]
+    points = [math.log10(one.data.classes or 0) for one in studies.values()]
+    weights = [weight / (max(points) - min(points)) for weight in fitted_change(points)]
+    each = [
+        parts_interval(
+            one.estimate, [Part(*part) for part in one.parts], (one.seeds, one.samples), one.method
+        )
+        for one in teachers
+    ]
+    interval = combine(each, weights)
+    finding = Finding(statement, Setting(0.0, 0.1, 1.0, 0.0, ""), interval, interval.p_value)
+    (found,) = decide([finding], headline=False)
+    return row(list(studies), "for ten times the classes", interval, statement.unit, found.verdict)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
