@@ -5,16 +5,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lskd.base.files import read_csv
 from lskd_study.claims.contrasts import fitted_change
 from lskd_study.claims.findings import Finding, decide
 from lskd_study.claims.several import combine
 from lskd_study.claims.statements import CLAIMS, Setting
 from lskd_study.cli.main import main
+from lskd_study.drawing.projection import QUANTITIES
 from lskd_study.pages.page import digits_of, ends_text, number
 from lskd_study.pages.verdicts import read_record
-from lskd_study.stats.intervals import Part, parts_interval
+from lskd_study.stats.intervals import Part, parts_interval, seed_interval
 
 pytestmark = pytest.mark.unit
 
@@ -63,7 +66,7 @@ def test_the_tables_of_the_results_are_the_studies_own():
     assert with_tables(text) == text
     findings = [one for study in PUBLISHED for one in read_record(RESULTS / study).findings if one.verdict]
     shown = re.findall("<!-- table: ([a-z-]+) -->", text)
-    assert {*shown} == {one.claim for one in findings} | OVER_STUDIES.keys()
+    assert {*shown} == {one.claim for one in findings} | OVER_STUDIES.keys() | {"distances"}
 
 
 def with_tables(text: str) -> str:
@@ -74,6 +77,8 @@ def with_tables(text: str) -> str:
 def table(claim: str) -> str:
     """Return the table of a claim: a row for each study and setting, in the order of the plan."""
     rows = ["| study | setting | difference | 95 % interval | verdict |", "|---|---|---|---|---|"]
+    if claim == "distances":
+        return distances()
     if claim in OVER_STUDIES:
         return "\n".join([*rows, over_studies(claim)]) + "\n"
     for study in re.findall(r"^- `recipes/([\w/]+)\.yaml`: finished", section("Begun"), re.MULTILINE):
@@ -108,6 +113,32 @@ def over_studies(claim: str) -> str:
     finding = Finding(statement, Setting(0.0, 0.1, 1.0, 0.0, ""), interval, interval.p_value)
     (found,) = decide([finding], headline=False)
     return row(list(studies), "for ten times the classes", interval, statement.unit, found.verdict)
+
+
+def distances() -> str:
+    """Return the table of Fig. 1's quantities: means over seeds, and the difference with its t interval."""
+    where = ["split", "space", "quantity"]
+    measured: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for line in read_csv(RESULTS / "fashion_mnist" / "classes3" / "distances.csv"):
+        one = measured.setdefault(tuple(line[name] for name in where), {})
+        one.setdefault(line["teacher"], []).append(float(line["value"]))
+    rows = [
+        "| images | in | | without | with smoothing | difference | 95 % interval |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (split, space, quantity), by_arm in measured.items():
+        if quantity in ("relative_spread", "separation"):
+            plain, smoothed = (np.array(values) for values in by_arm.values())
+            found = seed_interval(smoothed - plain)
+            means = [number(values.mean(), 2) for values in (plain, smoothed)]
+            change = [number(found.estimate, 2, sign=True), ends_text(found.low, found.high, "points")]
+            names = [
+                split,
+                {"plane": "the plane", "features": "all 96 features"}[space],
+                QUANTITIES[quantity],
+            ]
+            rows.append(f"| {' | '.join([*names, *means, *change])} |")
+    return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":
