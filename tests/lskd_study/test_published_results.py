@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
+INDEX = RESULTS / "index.html"
 PAGE = RESULTS.with_suffix(".md")
 PLAN = (RESULTS / "plan.md").read_text(encoding="utf-8")
 OVER_STUDIES = {"more-classes": [f"fashion_mnist/classes{classes}" for classes in (3, 5, 10)]}
@@ -56,8 +58,24 @@ def test_pages_are_small_and_whole_and_nothing_else_is_there():
     assert max(path.stat().st_size for path in files) < 2_000_000
     for page in RESULTS.rglob("index.html"):
         links = re.findall(r'href="([^"#:]+)"', page.read_text(encoding="utf-8"))
-        assert "runs.csv" in links
+        assert page == INDEX or "runs.csv" in links
         assert all((page.parent / link).is_file() for link in links)
+
+
+def finished() -> list[str]:
+    return re.findall(r"^- `recipes/([\w/]+)\.yaml`: finished", section("Begun"), re.MULTILINE)
+
+
+def test_the_page_over_all_studies_is_theirs(tmp_path, monkeypatch):
+    """Its command stands below it; what is drawn may differ by rounding."""
+    shutil.copytree(RESULTS, tmp_path / "docs" / "results")
+    monkeypatch.chdir(tmp_path)
+    folders = [f"docs/results/{study}" for study in finished()]
+    title = "Does a label-smoothed teacher distil a better student?"
+    assert main(["index", *folders, "--output", "docs/results/index.html", "--title", title]) == 0
+    made = (tmp_path / "docs" / "results" / "index.html").read_text(encoding="utf-8")
+    text = [re.sub("<svg.*?</svg>", "", page, flags=re.DOTALL) for page in (made, INDEX.read_text("utf-8"))]
+    assert text[0] == text[1]
 
 
 def test_the_tables_of_the_results_are_the_studies_own():
@@ -81,7 +99,7 @@ def table(claim: str) -> str:
         return distances()
     if claim in OVER_STUDIES:
         return "\n".join([*rows, over_studies(claim)]) + "\n"
-    for study in re.findall(r"^- `recipes/([\w/]+)\.yaml`: finished", section("Begun"), re.MULTILINE):
+    for study in finished():
         for one in read_record(RESULTS / study).findings:
             if one.claim == claim and one.verdict is not None:
                 rows.append(row([study], one.setting.words, one, one.unit, one.verdict))
