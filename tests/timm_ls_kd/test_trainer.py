@@ -462,7 +462,7 @@ def test_a_request_to_end_waits_for_the_checkpoint(train, runs, monkeypatch, wor
 
 
 def test_the_end_of_a_loading_process_that_comes_with_the_request_is_not_heard(monkeypatch):
-    """Both wait until a step ends, as in a long backward pass; torch's handler would raise, Python complain."""
+    """Both wait until a step ends, as in a long backward pass; torch would raise then, Python complain."""
     complaints = []
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
 
@@ -470,13 +470,17 @@ def test_the_end_of_a_loading_process_that_comes_with_the_request_is_not_heard(m
         raise RuntimeError("DataLoader worker is killed")
 
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGCHLD)}
+
+    def both_at_once():
+        signal.pthread_sigmask(signal.SIG_BLOCK, before)
+        for number in before:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
+
     try:
         signal.signal(signal.SIGCHLD, torchs)
         with pytest.raises(Interrupted), stop_signals():
-            signal.pthread_sigmask(signal.SIG_BLOCK, before)
-            for number in before:
-                os.kill(os.getpid(), number)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
+            both_at_once()
         time.sleep(0.01)
     finally:
         for number, handler in before.items():
