@@ -16,6 +16,7 @@ from lskd import DivergedError, LskdError
 from lskd_study.data.text import parallel
 from lskd_study.plan.plan import Plan
 from lskd_study.plan.schema import load_study
+from lskd_study.stores.decide import with_stores
 from lskd_study.study import checks, engine
 from lskd_study.trainers import fairseq, trainer_of
 
@@ -377,3 +378,13 @@ def test_runs_are_built_before_any_trains(make):
     wrong = STUDENT | {"optimizer": STUDENT["optimizer"] | {"adam_betas": "(0.9"}}
     with pytest.raises(LskdError, match=r"^student.yaml, student transformer: .*never closed"):
         checks.try_out(make(student=wrong))
+
+
+def test_a_student_is_built_before_its_store_is_written(make, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fairseq, "_build", lambda cfg, _: asked.append(cfg.task.get("kd_soft_labels")))
+    plan = with_stores(make(soft_labels={"top_k": 8}, controls=[]))
+    student = plan.runs[-1]
+    assert f"++task.kd_soft_labels={plan.labels(plan.store_of(student))}" in FAIRSEQ.command(plan, student)
+    checks.try_out(plan)
+    assert asked == [None, None]  # a teacher and a student

@@ -122,6 +122,8 @@ class Fairseq:
 
         def try_out(run: Run) -> None:
             overrides = [word for word in self.command(plan, run)[5:] if not word.startswith("hydra.")]
+            if plan.store_of(run):  # which is written after this
+                overrides.append("++task.kd_soft_labels=null")
             try:
                 import fairseq_kd
 
