@@ -2,13 +2,14 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lskd_study.plan.recipes import catalogue, recipes_folder
+from lskd_study.plan.recipes import catalogue
 from lskd_study.study.engine import make_plan
 from lskd_study.trainers.fairseq import compose_file
 from lskd_study.trainers.trainer import quiet
@@ -22,41 +23,49 @@ with quiet():
 
 pytestmark = pytest.mark.integration
 
-# Entries of the real dictionaries (German, English), fairseq's own four included, pairs of the training set
-# and subwords of one, source or target; of what is written to order, as the recipes' headers order it.
+# By the data-bin's name: entries of the real dictionaries (German, English), fairseq's own four included,
+# pairs of the training set and subwords of one, source or target; of what is written to order, as the
+# recipes' headers order it.
 DATA = {
-    "iwslt14_de_en": ((8848, 6632), 160_239, 25),
-    "ding_de_en": ((6056, 5232), 104_745, 8),
-    "number_words_de_en": ((200, 200), 1_000, 25),
+    "iwslt14_de_en-bin": ((8848, 6632), 160_239, 25),
+    "ding_de_en-bin": ((6056, 5232), 104_745, 8),
+    "ding_small_de_en-bin": ((3368, 2928), 100_681, 9),
+    "number_words_de_en-bin": ((200, 200), 1_000, 25),
 }
+RECIPES = [recipe for recipe in catalogue() if recipe.ecosystem == "fairseq"]
 FLOAT32 = 10e12  # operations in a second, a guess: small models in float32 keep no GPU busy
 SENTENCES = 8
 
 
-def test_all_are_here():
-    assert {recipe.name for recipe in catalogue() if recipe.ecosystem == "fairseq"} == DATA.keys()
+@pytest.fixture(scope="module")
+def trained() -> dict[tuple[Path, ...], list[tuple[float, int]]]:
+    """What `train` found, by the trainers' files, in whatever recipe came first."""
+    return {}
 
 
-@pytest.mark.parametrize("name", DATA)
-def test_teacher_and_student(name, costs, tmp_path):
-    sizes, pairs, words = DATA[name]
-    hours, teacher = 0.0, 0.0
-    runs = Counter(run.role for run in make_plan(str(recipes_folder() / name / "study.yaml"), None).runs)
-    with quiet():
-        data = data_bin(tmp_path, sizes)
-        for role in ("teacher", "student"):
-            path = recipes_folder() / name / f"{role}.yaml"
-            overrides = [f"++criterion.kd_teacher='{tmp_path}/teacher/checkpoint_last.pt'"] * (
-                role == "student"
-            )
-            cfg = compose_file(path, [*overrides, *smaller(data, tmp_path / role)])
-            _hydra_main(cfg)
-            student = operations(cfg, words)
-            epochs = cfg.optimization.max_epoch
-            hours += runs[role] * costs.hours(epochs, pairs, 0, student, teacher, sustained=FLOAT32)
-            teacher = student
-        hours += runs["control"] * costs.hours(epochs, pairs, 0, student, sustained=FLOAT32)
-    costs.check(name, hours)
+@pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.name for recipe in RECIPES])
+def test_teacher_and_student(recipe, trained, costs, tmp_path):
+    plan = make_plan(str(recipe.path), None)
+    sizes, pairs, words = DATA[Path(plan.data).name]
+    files = tuple(recipe.files[1:])
+    if files not in trained:
+        with quiet():
+            trained[files] = [*train(files, data_bin(tmp_path, sizes), words, tmp_path)]
+    (teacher, long), (student, short) = trained[files]
+    runs = Counter(run.role for run in plan.runs)
+    hours = runs["teacher"] * costs.hours(long, pairs, 0, teacher, sustained=FLOAT32)
+    hours += runs["student"] * costs.hours(short, pairs, 0, student, teacher, sustained=FLOAT32)
+    hours += runs["control"] * costs.hours(short, pairs, 0, student, sustained=FLOAT32)
+    costs.check(recipe.name, hours)
+
+
+def train(files: tuple[Path, ...], data: Path, words: int, folder: Path) -> Iterator[tuple[float, int]]:
+    """Train a teacher, then a student of it; yield the operations of each's forward pass, and its epochs."""
+    for role, path in zip(("teacher", "student"), files, strict=True):
+        taught = [f"++criterion.kd_teacher='{folder}/teacher/checkpoint_last.pt'"] * (role == "student")
+        cfg = compose_file(path, [*taught, *smaller(data, folder / role)])
+        _hydra_main(cfg)
+        yield operations(cfg, words), cfg.optimization.max_epoch
 
 
 def data_bin(folder: Path, sizes: tuple[int, int]) -> Path:

@@ -94,7 +94,7 @@ def fairseq(words: list[str], path: Path) -> None:
 def copies(words: list[str], path: Path) -> None:
     outputs = {study["output"] for study in STUDIES.values()}
     assert words[0] == "-r"
-    assert words[1].removesuffix("/teachers") in outputs
+    assert re.sub("/(teachers|soft_labels)$", "", words[1]) in outputs
     assert words[2].removesuffix("/") == yaml.safe_load(path.read_text())["output"]
 
 
