@@ -53,7 +53,8 @@ def test_checkpoints_are_read_by_safe_loading(tmp_path):
     assert content["message_hub"]["runtime_info"] == info
     note = content["meta"]["mmcls_bnn"]
     assert note["binarize"] == ["activations", "weights"]
-    student = {"type": "ImageClassifier", "backbone": {}, "data_preprocessor": {}}
+    backbone = {"binarize": ["activations", "weights"]}
+    student = {"type": "ImageClassifier", "backbone": backbone, "data_preprocessor": {}}
     assert json.loads(note["model"]) == student  # of the teacher not a word
     hub = MessageHub.get_instance("resumed")
     hub.load_state_dict(content["message_hub"])  # as a resumed run does
@@ -120,7 +121,7 @@ def test_flip_ratio_counts_signs():
     runner.visualizer = SimpleNamespace(add_scalar=lambda *_, **__: None)
     runner.message_hub = SimpleNamespace(update_scalar=lambda _, ratio: logged.append(ratio))
     hook = FlipRatioHook()
-    hook.before_train(runner)
+    hook.before_train_epoch(runner)
     convolutions = list(binary_layers(model).values())
     with torch.no_grad():
         convolutions[0].weight.neg_()
@@ -130,7 +131,7 @@ def test_flip_ratio_counts_signs():
     total = sum(layer.weight.numel() for layer in convolutions)
     assert logged == [pytest.approx(convolutions[0].weight.numel() / total), 0]
     runner.model = Student(binarize=("activations",))
-    hook.before_train(runner)
+    hook.before_train_epoch(runner)
     hook.after_train_epoch(runner)
     assert len(logged) == 2  # step 1 has no binary weights
 

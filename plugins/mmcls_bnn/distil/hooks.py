@@ -28,7 +28,7 @@ from mmcls_bnn.compat import HOOKS
 from mmcls_bnn.distil.classifier import NOTE, UntaughtClassifier, binarized_in
 from mmcls_bnn.distil.store import StoredTeacher
 from mmcls_bnn.distil.teacher import speed_up, try_teacher
-from mmcls_bnn.recipe import check_variables
+from mmcls_bnn.recipe import check_count, check_variables
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -80,8 +80,10 @@ class SafeCheckpointHook(Hook):
             return
         note: dict[str, Any] = {"binarize": binarize}
         if isinstance(runner.cfg.get("model"), ConfigDict):  # and not built in Python
+            student = deployable(runner.cfg)
+            student["backbone"]["binarize"] = binarize  # TwoStepHook's step 1 is not yet what the config says
             # As text: a config may contain what safe loading refuses.
-            note["model"] = json.dumps(deployable(runner.cfg))
+            note["model"] = json.dumps(student)
         checkpoint["meta"][NOTE] = note
 
 
@@ -135,15 +137,15 @@ class FlipRatioHook(Hook):
     def __init__(self) -> None:
         self._signs: list[Tensor] = []
 
-    def before_train(self, runner: Any) -> None:
-        """Take down the signs that training starts from, or goes on from."""
+    def before_train_epoch(self, runner: Any) -> None:
+        """Take down the signs that the epoch starts from."""
         layers = binary_layers(unwrapped(runner.model)).values()
         self._signs = [layer.weight.detach() >= 0 for layer in layers]
 
     def after_train_epoch(self, runner: Any) -> None:
         """Compare with the signs of an epoch ago."""
         before = self._signs
-        self.before_train(runner)
+        self.before_train_epoch(runner)
         flipped = sum(int((old != new).sum()) for old, new in zip(before, self._signs, strict=True))
         if before:
             ratio = flipped / sum(signs.numel() for signs in before)
@@ -151,6 +153,59 @@ class FlipRatioHook(Hook):
             runner.message_hub.update_scalar("flip_ratio", ratio)
             runner.visualizer.add_scalar("flip_ratio", ratio, step=runner.epoch + 1)
             runner.logger.info(f"flip ratio of epoch {runner.epoch + 1}: {ratio:.5f}")
+
+
+@HOOKS.register_module()
+class TwoStepHook(Hook):
+    """Train both steps of two-step training in one run, so that step 2 starts from a step 1 of its own.
+
+    The weights stay real for the first `epochs` epochs. Then they become binary, if the backbone is to
+    binarise them at all, and the optimiser starts anew: no state, the first learning rate, no weight decay. A
+    run with `model.step1_checkpoint` does the same, but for its epochs, which are counted and seeded from 0.
+
+    Args:
+        epochs: of step 1.
+
+    Raises:
+        LskdError: before the run, for a step 1 that is no part of it, or for a model that is no ReActNet.
+    """
+
+    priority = "VERY_HIGH"  # before signs are taken down, and before what a resumed run makes up for
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def before_run(self, runner: Any) -> None:
+        """Check what the recipe says, and take down what is binary in the end."""
+        if not is_training(runner):
+            return
+        self._binarize = binarized_in(model := unwrapped(runner.model))
+        if self._binarize is None or not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise LskdError("TwoStepHook is for a ReActNet that is trained by epochs; take it out.")
+        if getattr(model, "step1_checkpoint", None) is not None:
+            raise LskdError("TwoStepHook trains step 1 itself; take out model.step1_checkpoint, or the hook.")
+        check_count("TwoStepHook.epochs", self.epochs, largest=int(runner.max_epochs) - 1)
+        self._layers = list(binary_layers(model).values())
+
+    def before_train(self, runner: Any) -> None:
+        """Be in the step whose checkpoint it is: step 1's last epoch is validated before step 2 begins."""
+        self._enter(runner, second=runner.epoch > self.epochs)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Begin step 2."""
+        if runner.epoch != self.epochs:
+            return
+        self._enter(runner, second=True)
+        runner.optim_wrapper.optimizer.state.clear()
+        for group in runner.optim_wrapper.param_groups:  # and that of the rate that is logged as base_lr
+            group["lr"], group["weight_decay"] = group.get("initial_lr", group["lr"]), 0
+        runner.logger.info(f"step 2: {self._binarize or 'nothing'} binary, and the optimiser starts anew")
+
+    def _enter(self, runner: Any, *, second: bool) -> None:
+        kept = [part for part in self._binarize or () if second or part != "weights"]
+        unwrapped(runner.model).backbone.binarize = kept
+        for layer in self._layers:
+            layer.binarize = second
 
 
 @HOOKS.register_module()

@@ -99,7 +99,10 @@ class Mmcls:
         if not (config["model"].get("teacher") or {}).get("model"):
             raise LskdError(f"{path}: model.teacher must name a timm model; the study sets which one")
         if role == "control" and config["model"].get("step1_checkpoint"):
-            raise LskdError(f"{path}: step1_checkpoint was taught, a control is not; leave controls out")
+            raise LskdError(
+                f"{path}: step1_checkpoint was taught, a control is not; give TwoStepHook in its place, or "
+                "leave controls out"
+            )
         for needed in _HOOKS:
             if needed not in _hooks(config):
                 raise LskdError(f"{path}: custom_hooks lacks {needed}; add dict(type='{needed}')")
