@@ -3,6 +3,7 @@
 import functools
 import json
 import struct
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ RECIPES = [
     ROOT / "reactnet_kd.py",
     *sorted((ROOT / "reactnet").glob("*.py")),
     ROOT / "digits_bnn" / "student.py",
+    *sorted((ROOT / "fashion_mnist").glob("*.py")),
 ]
 
 
@@ -44,14 +46,17 @@ def test_recipe_builds_and_decays_as_stated(path):
     logits = model.eval()(torch.randn(2, channels, size, size), mode="tensor")
     assert logits.shape == (2, recipe.num_classes)
 
-    top = recipe.optim_wrapper.optimizer.lr
-    for epochs in (recipe.train_cfg.max_epochs, 4, 1):  # what the runner gives as the schedule's end
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=top)
-        (schedule,) = recipe.param_scheduler
-        scheduler = PARAM_SCHEDULERS.build({"end": epochs, **schedule, "optimizer": optimizer})
-        for epoch in range(epochs):
-            assert optimizer.param_groups[0]["lr"] == pytest.approx(top * (1 - epoch / epochs))
-            scheduler.step()
+    top, whole = recipe.optim_wrapper.optimizer.lr, recipe.train_cfg.max_epochs
+    steps = [hook["epochs"] for hook in recipe.custom_hooks if hook["type"] == "TwoStepHook"]
+    for schedule, (begin, end) in zip(recipe.param_scheduler, pairwise([0, *steps, whole]), strict=True):
+        assert (schedule.get("begin", 0), schedule.get("end", whole)) == (begin, end)
+        for epochs in (end - begin, 4, 1):
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=top)
+            own = {**schedule, "begin": 0, "end": epochs, "optimizer": optimizer}
+            scheduler = PARAM_SCHEDULERS.build(own)
+            for epoch in range(epochs):
+                assert optimizer.param_groups[0]["lr"] == pytest.approx(top * (1 - epoch / epochs))
+                scheduler.step()
     assert recipe.auto_scale_lr.base_batch_size == recipe.train_dataloader.batch_size
 
     assert "hardware" in path.read_text().lower()

@@ -22,7 +22,12 @@ SMALL = 64
 RUNS = {
     recipe.name: recipe.path for recipe in catalogue() if recipe.ecosystem == "mmcls" and recipe.kind == "run"
 }
-RUNS["digits_bnn"] = ROOT / "digits_bnn" / "student.py"
+STUDENTS = {  # of studies, with teachers of timm's
+    "digits_bnn": ROOT / "digits_bnn" / "student.py",
+    "fashion_mnist/binary": ROOT / "fashion_mnist" / "binary_student.py",
+    "fashion_mnist/binary_two_steps": ROOT / "fashion_mnist" / "binary_two_steps_student.py",
+}
+RUNS |= STUDENTS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +47,7 @@ def test_configuration(name, miniature, costs, tmp_path, monkeypatch):
         student, teacher = build(cfg), teacher_of(cfg, channels)
         take_two_steps(cfg, student, teacher, miniature(data["classes"]), tmp_path)
         sizes = [operations(model, channels, real) for model in (student, teacher)]
-    if name != "digits_bnn":  # a study with teachers of timm's
+    if name not in STUDENTS:
         costs.check(name, costs.hours(epochs, data["train"], data["val"], *sizes))
 
 
@@ -90,6 +95,9 @@ def take_two_steps(cfg, student, teacher, images: Path, folder: Path) -> None:
     for hook in cfg.custom_hooks:
         if hook["type"] == "TeacherHook":
             hook["samples"] = 0  # it has learnt nothing
+        if hook["type"] == "TwoStepHook":
+            cfg.train_cfg.max_epochs, hook["epochs"] = 2, 1
+            cfg.param_scheduler = [{"type": "LinearDecay"}]
     if teacher is not None:
         cfg.model.teacher.checkpoint = str(folder / "teacher.pth")
         torch.save({"state_dict": teacher.state_dict()}, folder / "teacher.pth")
