@@ -13,7 +13,6 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-import mmcls_bnn.distil.classifier  # noqa: F401 - importing it registers students
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.images import check_images
 from lskd.base.tensors import require_finite_weights
@@ -21,6 +20,7 @@ from lskd.errors import one_line
 from lskd.teachers.outputs import Answers, answer_batches
 from mmcls_bnn.compat import DATASETS, FRAMEWORK, MODELS, use_registry
 from mmcls_bnn.data import CheckedImageFolder, name_of
+from mmcls_bnn.distil.classifier import check_binarized, read_note
 from mmcls_bnn.distil.teacher import LogitsOf
 from mmcls_bnn.recipe import read_config
 
@@ -69,6 +69,7 @@ def evaluate_config(
     # As mmengine's Runner does: a preprocessor beside the model is the model's.
     preprocessor = settings.get("data_preprocessor") or {}
     model = _build(config, "model", {"data_preprocessor": preprocessor, **settings["model"]})
+    check_binarized(model, read_note(str(checkpoint)), str(checkpoint))
     _load(model, config, checkpoint, weights)
     data = dict(settings["val_dataloader"]["dataset"])
     if data_dir is not None:

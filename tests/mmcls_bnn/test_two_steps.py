@@ -2,13 +2,15 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lskd import LskdError
+from lskd import CheckpointError, LskdError
 from lskd.base.files import read_csv
 from mmcls_bnn.distil.classifier import read_note
+from mmcls_bnn.distil.hooks import SafeCheckpointHook
 
 pytestmark = pytest.mark.unit
 
@@ -54,6 +56,16 @@ def test_one_run_is_two_that_hand_a_checkpoint_on(config, make_config, student, 
     assert [bool(row["flip_ratio"]) for row in rows] == [False, False, True, True]
 
 
+def test_step_1_is_not_scored_as_step_2(config, train):
+    """By the run's own configuration, whose weights have the same names."""
+    trained = train(config)
+    asked = SimpleNamespace(_train_loop={}, model=trained.model, _load_from="epoch_2.pth")
+    words = "epoch_2.pth was saved with activations binary, the model binarises activations, weights"
+    with pytest.raises(CheckpointError, match=words):
+        SafeCheckpointHook().after_load_checkpoint(asked, ended(trained, 2))
+    SafeCheckpointHook().after_load_checkpoint(asked, ended(trained, 4))
+
+
 @pytest.mark.parametrize("done", [1, 2, 3])
 def test_a_run_that_was_ended_goes_on_in_its_step(config, train, tmp_path, done):
     """After a checkpoint that was not validated yet, too."""
@@ -88,6 +100,8 @@ def test_a_control_that_stays_real_has_the_same_schedule(config, student, train)
         ({"custom_hooks": [{"type": "TwoStepHook", "epochs": 4}]}, "epochs is 4; .* from 1 to 3"),
         ({"custom_hooks": [{"type": "TwoStepHook", "epochs": 0}]}, "epochs is 0; .* from 1 to 3"),
         ({"train_cfg": {"by_epoch": False, "max_iters": 4}}, "trained by epochs; take it out"),
+        ({"param_scheduler": [LINEAR]}, "LinearDecay of param_scheduler does not fit two steps"),
+        ({"param_scheduler": [{"type": "LinearLR", "start_factor": 0.1, "begin": 2}]}, "from the first rate"),
         ({"step1_checkpoint": "step1.pth"}, "take out model.step1_checkpoint, or the hook"),
         ({"backbone": {"type": "ResNet_CIFAR", "depth": 18}}, "is for a ReActNet"),
     ],

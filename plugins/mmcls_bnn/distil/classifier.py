@@ -329,6 +329,21 @@ def binarized_in(model: nn.Module) -> list[str] | None:
     return None if binarize is None else list(binarize)
 
 
+def check_binarized(model: nn.Module, note: Mapping[str, Any], where: str) -> None:
+    """Compare what a checkpoint's note says is binary with what the model binarises; weights look the same.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    said, own = note.get("binarize"), binarized_in(model)
+    if said is not None and own is not None and sorted(said) != sorted(own):
+        words = [", ".join(sorted(names)) or "nothing" for names in (said, own)]
+        raise CheckpointError(
+            f"{where} was saved with {words[0]} binary, the model binarises {words[1]}; "
+            "set model.backbone.binarize as it was"
+        )
+
+
 def read_note(path: str) -> dict[str, Any]:
     """Return what a checkpoint says about itself; {} where it says nothing.
 

@@ -25,7 +25,7 @@ from lskd.soft_labels.forms import TOLERANCE
 from mmcls_bnn.binary.layers import binary_layers
 from mmcls_bnn.binary.packed import deployable
 from mmcls_bnn.compat import HOOKS
-from mmcls_bnn.distil.classifier import NOTE, UntaughtClassifier, binarized_in
+from mmcls_bnn.distil.classifier import NOTE, UntaughtClassifier, binarized_in, check_binarized
 from mmcls_bnn.distil.store import StoredTeacher
 from mmcls_bnn.distil.teacher import speed_up, try_teacher
 from mmcls_bnn.recipe import check_count, check_variables
@@ -85,6 +85,12 @@ class SafeCheckpointHook(Hook):
             # As text: a config may contain what safe loading refuses.
             note["model"] = json.dumps(student)
         checkpoint["meta"][NOTE] = note
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Check before a test that the model binarises what the checkpoint's did."""
+        if not is_training(runner):
+            note = (checkpoint.get("meta") or {}).get(NOTE) or {}
+            check_binarized(unwrapped(runner.model), note, str(runner._load_from))
 
 
 def _find_last_checkpoint(runner: Any) -> None:
@@ -167,7 +173,8 @@ class TwoStepHook(Hook):
         epochs: of step 1.
 
     Raises:
-        LskdError: before the run, for a step 1 that is no part of it, or for a model that is no ReActNet.
+        LskdError: before the run, for a step 1 that is no part of it, a schedule of the rate that is not of
+            one step or that begins step 2 at another rate than the first, or a model that is no ReActNet.
     """
 
     priority = "VERY_HIGH"  # before signs are taken down, and before what a resumed run makes up for
@@ -185,6 +192,15 @@ class TwoStepHook(Hook):
         if getattr(model, "step1_checkpoint", None) is not None:
             raise LskdError("TwoStepHook trains step 1 itself; take out model.step1_checkpoint, or the hook.")
         check_count("TwoStepHook.epochs", self.epochs, largest=int(runner.max_epochs) - 1)
+        for schedule in runner.param_schedulers or []:
+            across = schedule.begin < self.epochs < schedule.end
+            warm_up = schedule.begin == self.epochs and getattr(schedule, "start_factor", 1) != 1
+            if not schedule.by_epoch or across or warm_up:
+                name = type(schedule).__name__
+                raise LskdError(
+                    f"{name} of param_scheduler does not fit two steps; give each step its own, "
+                    f"by epochs, with end={self.epochs} and begin={self.epochs}, from the first rate."
+                )
         self._layers = list(binary_layers(model).values())
 
     def before_train(self, runner: Any) -> None:
@@ -197,6 +213,7 @@ class TwoStepHook(Hook):
             return
         self._enter(runner, second=True)
         runner.optim_wrapper.optimizer.state.clear()
+        runner.optim_wrapper.zero_grad()  # of batches that were accumulated for an update that never came
         for group in runner.optim_wrapper.param_groups:  # and that of the rate that is logged as base_lr
             group["lr"], group["weight_decay"] = group.get("initial_lr", group["lr"]), 0
         runner.logger.info(f"step 2: {self._binarize or 'nothing'} binary, and the optimiser starts anew")

@@ -158,8 +158,10 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
     verdicts = Counter(study.record.headline.verdict for study in with_students)
     small = verdicts["too small to matter"]
     claim = "the paper’s claim that a label-smoothed teacher distils a better student"
+    supported = verdicts["supported"]
+    support = counted(supported, "study supports", "studies support") if supported else "none supports"
     parts = [
-        f"{counted(verdicts['supported'], 'study supports', 'studies support')} {claim}",
+        f"{support} {claim}",
         f"{counted(verdicts['contradicted'], 'contradicts', 'contradict')} it",
         *([f"in {small} the difference is too small to matter"] if small else []),
         f"and {verdicts['cannot tell']} cannot tell.",

@@ -135,6 +135,8 @@ class Mmcls:
                 found |= set(one.get("milestones") or ())
                 if step := one.get("step_size"):
                     found |= set(range(step, self.epochs(plan, run), step))
+        hooks = plan.configs[run.config].get("custom_hooks") or []
+        found |= {int(hook["epochs"]) for hook in hooks if hook.get("type") == "TwoStepHook"}
         return sorted(found)
 
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
