@@ -48,7 +48,7 @@ def test_every_published_study_was_planned_and_is_in_the_list_of_those_begun():
     assert planned
     assert len(set(begun)) == len(begun)
     assert set(begun) <= set(planned)
-    assert set(begun) >= PUBLISHED
+    assert set(begun) >= set(finished()) == PUBLISHED
     assert all((ROOT / "recipes" / f"{name}.yaml").is_file() for name in planned)
 
 
@@ -60,6 +60,18 @@ def test_pages_are_small_and_whole_and_nothing_else_is_there():
         links = re.findall(r'href="([^"#:]+)"', page.read_text(encoding="utf-8"))
         assert page == INDEX or "runs.csv" in links
         assert all((page.parent / link).is_file() for link in links)
+
+
+def test_intervals_in_the_prose_are_in_a_table():
+    tables = set(re.findall(r"\| ([+−][\d.]+) \| ([+−][\d.]+ to [+−][\d.]+) \|", PAGE.read_text("utf-8")))
+    for page in (PAGE, PAGE.with_name("choosing-a-teacher.md"), ROOT / "README.md"):
+        text = " ".join(page.read_text("utf-8").split())
+        said = re.findall(r"([+−]?[\d.]+)(?: points)?(?: worse)? \(([+−][\d.]+ to [+−][\d.]+)\)", text)
+        assert said
+        for difference, ends in said:
+            assert {(difference, ends), (f"−{difference}", ends)} & tables, (
+                f"{page.name}: {difference} ({ends})"
+            )
 
 
 def finished() -> list[str]:
@@ -84,7 +96,7 @@ def test_the_tables_of_the_results_are_the_studies_own():
     assert with_tables(text) == text
     findings = [one for study in PUBLISHED for one in read_record(RESULTS / study).findings if one.verdict]
     shown = re.findall("<!-- table: ([a-z-]+) -->", text)
-    assert {*shown} == {one.claim for one in findings} | OVER_STUDIES.keys() | {"distances"}
+    assert {*shown} == {one.claim for one in findings} | OVER_STUDIES.keys() | {"distances", "by-teacher"}
 
 
 def with_tables(text: str) -> str:
@@ -97,6 +109,8 @@ def table(claim: str) -> str:
     rows = ["| study | setting | difference | 95 % interval | verdict |", "|---|---|---|---|---|"]
     if claim == "distances":
         return distances()
+    if claim == "by-teacher":
+        return by_teacher()
     if claim in OVER_STUDIES:
         return "\n".join([*rows, over_studies(claim)]) + "\n"
     for study in finished():
@@ -133,20 +147,43 @@ def over_studies(claim: str) -> str:
     return row(list(studies), "for ten times the classes", interval, statement.unit, found.verdict)
 
 
+def by_teacher() -> str:
+    """Return what classes10 has of each teacher network alone, with t intervals over seeds."""
+    runs = read_csv(RESULTS / "fashion_mnist" / "classes10" / "runs.csv")
+    top1 = {line["run"]: float(line["top1"]) for line in runs}
+    student = "student-test_byobnet-of-{}-smoothing{}-T1-hard0-seed{}"
+    plain = [top1[f"control-test_byobnet-smoothing0-seed{seed}"] for seed in range(6)]
+    rows = ["| teacher | difference of students | points | 95 % interval |", f"|{'---|' * 4}"]
+    for teacher in ("test_resnet", "test_byobnet"):
+        arms = [[top1[student.format(teacher, alpha, seed)] for seed in range(6)] for alpha in ("0", "0.1")]
+        for words, one, other in (
+            ("smoothed teacher’s minus unsmoothed one’s", arms[1], arms[0]),
+            ("unsmoothed teacher’s minus labels’", arms[0], plain),
+            ("smoothed teacher’s minus labels’", arms[1], plain),
+        ):
+            found = seed_interval(np.subtract(one, other))
+            ends = ends_text(found.low, found.high, "points")
+            rows.append(f"| {teacher} | {words} | {number(found.estimate, 2, sign=True)} | {ends} |")
+    return "\n".join(rows) + "\n"
+
+
 def distances() -> str:
     """Return the table of Fig. 1's quantities: means over seeds, and the difference with its t interval."""
     where = ["split", "space", "quantity"]
-    measured: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    measured: dict[tuple[str, ...], dict[str, dict[str, float]]] = {}
     for line in read_csv(RESULTS / "fashion_mnist" / "classes3" / "distances.csv"):
         one = measured.setdefault(tuple(line[name] for name in where), {})
-        one.setdefault(line["teacher"], []).append(float(line["value"]))
+        one.setdefault(line["teacher"], {})[line["seed"]] = float(line["value"])
     rows = [
         "| images | in | | without | with smoothing | difference | 95 % interval |",
         "|---|---|---|---|---|---|---|",
     ]
     for (split, space, quantity), by_arm in measured.items():
         if quantity in ("relative_spread", "separation"):
-            plain, smoothed = (np.array(values) for values in by_arm.values())
+            plain, smoothed = (
+                np.array([by_arm[f"{word} smoothing"][seed] for seed in "012345"])
+                for word in ("without", "with")
+            )
             found = seed_interval(smoothed - plain)
             means = [number(values.mean(), 2) for values in (plain, smoothed)]
             change = [number(found.estimate, 2, sign=True), ends_text(found.low, found.high, "points")]
