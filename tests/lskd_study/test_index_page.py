@@ -100,7 +100,7 @@ def test_several_settings_of_a_claim_get_a_mark_each(copied, tmp_path):
     assert "✓? supported in 1 of 2, cannot tell in 1 of 2: larger loss" in row[4]
 
 
-def test_teachers_alone_have_their_line_too(tmp_path, fake_study):
+def test_teachers_alone_have_their_line_too(tmp_path, fake_study, studies):
     plan = fake_study(students=[], seeds=[0])
     write_teachers_report(plan)
     assert main(["index", str(plan.root), "--output", str(tmp_path / "i.html")]) == 0
@@ -108,7 +108,11 @@ def test_teachers_alone_have_their_line_too(tmp_path, fake_study):
     assert row[1:4] == ["no students", "–", "–"]
     assert row[4].startswith("? cannot tell: better teacher")  # one seed
     assert row[5:] == ["data 4 classes, 240 images", "1 × 0 × 1", "0"]
-    assert "no student was taught" in (tmp_path / "i.html").read_text()
+    html = (tmp_path / "i.html").read_text()
+    assert "no student was taught" in html
+    assert "<svg" not in html.partition("<main")[0]
+    assert main(["index", str(plan.root), str(studies[0]), "--output", str(tmp_path / "i.html")]) == 0
+    assert "so not drawn: 1." in (tmp_path / "i.html").read_text()
     page = (plan.root / "index.html").read_text()
     assert 'id="claims"' in page
     assert "Label smoothing lowers the teacher’s 1−S" in page
