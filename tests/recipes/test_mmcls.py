@@ -97,7 +97,7 @@ def take_two_steps(cfg, student, teacher, images: Path, folder: Path) -> None:
             hook["samples"] = 0  # it has learnt nothing
         if hook["type"] == "TwoStepHook":
             cfg.train_cfg.max_epochs, hook["epochs"] = 2, 1
-            cfg.param_scheduler = [{"type": "LinearDecay"}]
+            cfg.param_scheduler = [{"type": "LinearDecay", "end": 1}, {"type": "LinearDecay", "begin": 1}]
     if teacher is not None:
         cfg.model.teacher.checkpoint = str(folder / "teacher.pth")
         torch.save({"state_dict": teacher.state_dict()}, folder / "teacher.pth")
