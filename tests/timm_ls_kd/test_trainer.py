@@ -474,7 +474,7 @@ def test_the_end_of_a_loading_process_that_comes_with_the_request_is_not_heard(m
     def both_at_once():
         signal.pthread_sigmask(signal.SIG_BLOCK, before)
         for number in before:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # to this thread: another one would take it at once
         signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
 
     try:
@@ -483,6 +483,7 @@ def test_the_end_of_a_loading_process_that_comes_with_the_request_is_not_heard(m
             both_at_once()
         time.sleep(0.01)
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
         for number, handler in before.items():
             signal.signal(number, handler)
     assert complaints == []
