@@ -226,3 +226,5 @@ def test_the_steps_of_each_framework(plan_of, tmp_path):
     config = {"train_cfg": {"max_epochs": 10}, "param_scheduler": schedules}
     plan = dataclasses.replace(plan, configs=plan.configs | {student.config: config})
     assert trainer_of("mmcls", "student").decays(plan, student) == [4, 6, 8]
+    config |= {"custom_hooks": [{"type": "CurvesHook"}, {"type": "TwoStepHook", "epochs": 5}]}
+    assert trainer_of("mmcls", "student").decays(plan, student) == [4, 5, 6, 8]

@@ -9,7 +9,7 @@ import torch
 
 from lskd import CheckpointError, LskdError
 from lskd.base.files import read_csv
-from mmcls_bnn.distil.classifier import read_note
+from mmcls_bnn.distil.classifier import NOTE, read_note
 from mmcls_bnn.distil.hooks import SafeCheckpointHook
 
 pytestmark = pytest.mark.unit
@@ -63,7 +63,8 @@ def test_step_1_is_not_scored_as_step_2(config, train):
     words = "epoch_2.pth was saved with activations binary, the model binarises activations, weights"
     with pytest.raises(CheckpointError, match=words):
         SafeCheckpointHook().after_load_checkpoint(asked, ended(trained, 2))
-    SafeCheckpointHook().after_load_checkpoint(asked, ended(trained, 4))
+    for content in (ended(trained, 4), {"meta": 3}, {"meta": {NOTE: {"binarize": 7}}}):
+        SafeCheckpointHook().after_load_checkpoint(asked, content)
 
 
 @pytest.mark.parametrize("done", [1, 2, 3])

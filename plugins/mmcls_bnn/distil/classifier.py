@@ -336,8 +336,8 @@ def check_binarized(model: nn.Module, note: Mapping[str, Any], where: str) -> No
         CheckpointError: they differ.
     """
     said, own = note.get("binarize"), binarized_in(model)
-    if said is not None and own is not None and sorted(said) != sorted(own):
-        words = [", ".join(sorted(names)) or "nothing" for names in (said, own)]
+    if isinstance(said, list) and own is not None and {*map(str, said)} != {*own}:
+        words = [", ".join(sorted(map(str, names))) or "nothing" for names in (said, own)]
         raise CheckpointError(
             f"{where} was saved with {words[0]} binary, the model binarises {words[1]}; "
             "set model.backbone.binarize as it was"
@@ -350,7 +350,11 @@ def read_note(path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: for a file that is missing, damaged or unsafe.
     """
-    content = read_checkpoint(path)
+    return note_in(read_checkpoint(path))
+
+
+def note_in(content: Any) -> dict[str, Any]:
+    """Return the note of a checkpoint that was read; {} where there is none."""
     meta = content.get("meta") if isinstance(content, dict) else None
     note = meta.get(NOTE) if isinstance(meta, dict) else None
     return note if isinstance(note, dict) else {}

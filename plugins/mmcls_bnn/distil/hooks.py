@@ -25,7 +25,7 @@ from lskd.soft_labels.forms import TOLERANCE
 from mmcls_bnn.binary.layers import binary_layers
 from mmcls_bnn.binary.packed import deployable
 from mmcls_bnn.compat import HOOKS
-from mmcls_bnn.distil.classifier import NOTE, UntaughtClassifier, binarized_in, check_binarized
+from mmcls_bnn.distil.classifier import NOTE, UntaughtClassifier, binarized_in, check_binarized, note_in
 from mmcls_bnn.distil.store import StoredTeacher
 from mmcls_bnn.distil.teacher import speed_up, try_teacher
 from mmcls_bnn.recipe import check_count, check_variables
@@ -89,8 +89,7 @@ class SafeCheckpointHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Check before a test that the model binarises what the checkpoint's did."""
         if not is_training(runner):
-            note = (checkpoint.get("meta") or {}).get(NOTE) or {}
-            check_binarized(unwrapped(runner.model), note, str(runner._load_from))
+            check_binarized(unwrapped(runner.model), note_in(checkpoint), str(runner._load_from))
 
 
 def _find_last_checkpoint(runner: Any) -> None:

@@ -136,7 +136,8 @@ class Mmcls:
                 if step := one.get("step_size"):
                     found |= set(range(step, self.epochs(plan, run), step))
         hooks = plan.configs[run.config].get("custom_hooks") or []
-        found |= {int(hook["epochs"]) for hook in hooks if hook.get("type") == "TwoStepHook"}
+        steps = [hook.get("epochs") for hook in hooks if hook.get("type") == "TwoStepHook"]
+        found |= {epochs for epochs in steps if isinstance(epochs, int)}  # the hook refuses all else
         return sorted(found)
 
     def command(self, plan: Plan, run: Run, output: str | None = None) -> list[str]:
