@@ -7,6 +7,7 @@ above the worker's own than its bound.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import json
@@ -146,6 +147,7 @@ def _worker(
     shared = mmap.mmap(-1, _STATE.size)
     shared[:] = _STATE.pack(first, 0, 0, 0)
     reading, writing = os.pipe()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed here an input could take unseen
     child = os.fork()
     if child == 0:
         os.close(reading)

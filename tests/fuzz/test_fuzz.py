@@ -166,6 +166,16 @@ def test_the_harness_finds_it_and_makes_it_small(folder, monkeypatch, word, foun
     assert found in ("crash", "hang", "memory") or failure.data == word.encode()
 
 
+@pytest.mark.unit
+def test_memory_that_was_freed_before_hides_none(folder):
+    freed = [bytearray(b"x" * 100_000) for _ in range(4000)]
+    above = [bytes(70_000) for _ in range(100)]  # keeps what is below in the heap
+    del freed
+    target = Target("x", lambda _: ([b"fill"], _fails), 1, lambda dice, data: data, (), 100, warm=False)
+    assert [kind(reason) for reason in fuzz(target, folder, 1).failures] == ["memory"]
+    del above
+
+
 @pytest.mark.integration
 def test_inputs_that_coverage_guides_find_what_fails(tmp_path):
     """By atheris, which is not among the requirements."""

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 from lskd_study.base.text import csv_text
 from lskd_study.plan.plan import CURVES, JOB, LOGITS, TRANSLATIONS, Plan, Run, expand
 from lskd_study.runs.data_checksum import data_checksum
+from lskd_study.study import engine
 from lskd_study.trainers.fairseq import Fairseq
 from lskd_study.trainers.timm import Timm
 from scenes import Scene
@@ -328,3 +330,24 @@ def browser(tmp_path_factory):
     found.get_log("browser")  # of Chromium's own first page
     yield found
     found.quit()
+
+
+@pytest.fixture
+def scheduled(monkeypatch) -> list[list[str]]:
+    """Commands that would have started Snakemake; nothing is run."""
+    commands: list[list[str]] = []
+    real = subprocess.Popen
+
+    class Process:
+        def wait(self):
+            return 1
+
+    def start(command, **options):
+        if "snakemake" not in command:  # what plugins of Snakemake ask the machine
+            return real(command, **options)
+        assert options["pass_fds"]
+        commands.append(command)
+        return Process()
+
+    monkeypatch.setattr(engine.subprocess, "Popen", start)
+    return commands

@@ -39,27 +39,6 @@ def plan(scene) -> Plan:
     return scene.plan(**MATRIX)
 
 
-@pytest.fixture
-def scheduled(monkeypatch) -> list[list[str]]:
-    """Commands that would have started Snakemake; nothing is run."""
-    commands: list[list[str]] = []
-    real = subprocess.Popen
-
-    class Process:
-        def wait(self):
-            return 1
-
-    def start(command, **options):
-        if "snakemake" not in command:  # what plugins of Snakemake ask the machine
-            return real(command, **options)
-        assert options["pass_fds"]
-        commands.append(command)
-        return Process()
-
-    monkeypatch.setattr(engine.subprocess, "Popen", start)
-    return commands
-
-
 def test_the_baseline_is_the_smallest_smoothing_value(plan):
     assert plan.smoothing == [0, 0.1]
     assert engine.make_plan("study.yaml", "elsewhere").output == "elsewhere"

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 
 import matplotlib as mpl
@@ -119,20 +118,6 @@ def test_describe_says_what_a_dry_run_says(scene):
 
 
 # Run
-
-
-@pytest.fixture
-def scheduled(monkeypatch) -> list[list[str]]:
-    """Commands that would have started Snakemake; nothing is run."""
-    commands: list[list[str]] = []
-
-    class Process:
-        def wait(self):
-            return 1
-
-    monkeypatch.setattr(engine, "forking", lambda *_: nullcontext(({}, ())))
-    monkeypatch.setattr(engine.subprocess, "Popen", lambda words, **_: commands.append(words) or Process())
-    return commands
 
 
 def test_a_finished_study_runs_as_the_command_does(scene, finish):
