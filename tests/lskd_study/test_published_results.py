@@ -18,7 +18,9 @@ from lskd_study.cli.main import main
 from lskd_study.drawing.projection import QUANTITIES
 from lskd_study.pages.page import digits_of, ends_text, number
 from lskd_study.pages.verdicts import read_record
+from lskd_study.paper.printed import load_tables
 from lskd_study.stats.intervals import Part, parts_interval, seed_interval
+from lskd_study.stats.ranks import pick, rank_correlation
 
 pytestmark = pytest.mark.unit
 
@@ -111,6 +113,8 @@ def table(claim: str) -> str:
         return distances()
     if claim == "by-teacher":
         return by_teacher()
+    if claim == "picks":
+        return picks()
     if claim in OVER_STUDIES:
         return "\n".join([*rows, over_studies(claim)]) + "\n"
     for study in finished():
@@ -165,6 +169,35 @@ def by_teacher() -> str:
             ends = ends_text(found.low, found.high, "points")
             rows.append(f"| {teacher} | {words} | {number(found.estimate, 2, sign=True)} | {ends} |")
     return "\n".join(rows) + "\n"
+
+
+def picks() -> str:
+    """Return how each measure orders teachers, of five or more, here and in the paper's Table 8."""
+    rows = ["| of | measure | teachers | τ | 95 % interval | picked costs, points |", f"|{'---|' * 6}"]
+    for study in finished():
+        ranks = [one for one in read_record(RESULTS / study).measures if len(one.teachers) >= 5]
+        costs = {one.measure: one.estimate for one in ranks if one.kind == "regret"}
+        link = f"[{study.rpartition('/')[2]}](results/{study}/index.html)"
+        for one in ranks:
+            if one.kind == "rank correlation":
+                rows.append(rank_row(f"{link} | {one.text}", len(one.teachers), one, costs[one.measure]))
+    every, teachers = load_tables()["Table 8"].rows, load_tables()["Table 1"]
+    smoothed = [row for row in every if row["network"] not in ("MobileNetV2", "DenseNet121")][1:]
+    unstable = [teachers.row(str(row["network"])).number("instability_with") for row in smoothed]
+    for text, of, values in (
+        ("Accuracy, top-1", every, np.array([row.number("teacher_top1") for row in every])),
+        ("1−S", smoothed, -np.array(unstable)),
+    ):
+        students = [row.number("student_top1") for row in of]
+        found, cost = rank_correlation(values, students), pick(values, students).regret
+        rows.append(rank_row(f"the paper’s Table 8 | {text}", len(of), found, cost))
+    return "\n".join(rows) + "\n"
+
+
+def rank_row(words: str, teachers: int, found: Any, cost: float) -> str:
+    known = found.low is not None and math.isfinite(found.low)
+    ends = ends_text(found.low, found.high, "points") if known else "–"
+    return f"| {words} | {teachers} | {number(found.estimate, 2, sign=True)} | {ends} | {number(cost, 2)} |"
 
 
 def distances() -> str:
