@@ -19,11 +19,12 @@ from pathlib import Path
 import sacrebleu
 import torch
 import yaml
+from torch.nn.functional import cross_entropy
 
 import fairseq_kd
 from fairseq_kd import passes
 from fairseq_kd.teacher import Teacher
-from lskd.analysis.calibration import calibration_contributions
+from lskd.analysis.calibration import calibration_contributions, confidence_and_correct
 
 FORMS = {
     "plain": ["++criterion.kd_weight=0"],
@@ -79,21 +80,19 @@ def measured(save: Path, data: str) -> tuple[float, float, float]:
     asked = passes.Pass(model, "test", 4096, teaches=False)
     search = argparse.Namespace(beam=5, max_len_a=1.2, max_len_b=10)
     generator = model.task.build_generator(model.models, search)
-    said, references, nll, confidence, correct = [], [], [], [], []
+    said, references, nll, sure = [], [], [], []
     for window in passes.windows(asked.pairs, bar=False):
         for index, tokens in asked.translated(window, generator).items():
             said.append(words.string(tokens, "@@ "))
             references.append(words.string(asked.pairs[index]["target"], "@@ "))
         for batch in asked.batches(window):
             counts = batch["target"].ne(words.pad())
-            target = batch["target"][counts]
-            logs = model.logits(batch["net_input"])[counts].float().log_softmax(-1)
-            largest, best = logs.max(-1)
-            nll.append(-logs.gather(-1, target.unsqueeze(-1)).squeeze(-1).cpu())
-            confidence.append(largest.exp().cpu())
-            correct.append((best == target).cpu())
+            target = batch["target"][counts].cpu()
+            logits = model.logits(batch["net_input"])[counts].float().cpu()
+            nll.append(cross_entropy(logits, target, reduction="none"))
+            sure.append(confidence_and_correct(logits, target))
     bleu = sacrebleu.corpus_bleu(said, [references], tokenize="none", force=True).score
-    error = calibration_contributions(torch.cat(confidence), torch.cat(correct)).mean()
+    error = calibration_contributions(*map(torch.cat, zip(*sure, strict=True))).mean()
     perplexity = math.exp(torch.cat(nll).double().mean())
     return round(bleu, 2), round(perplexity, 3), round(100 * float(error), 2)
 

@@ -1,4 +1,4 @@
-"""What a trained model translates a subset to: each sentence with its source and reference."""
+"""What a trained model makes of a subset: translations, and how sure it is of the references' subwords."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from fairseq.data import encoders
 
 from fairseq_kd.passes import Pass, windows
 from fairseq_kd.teacher import Teacher
+from lskd.analysis.calibration import confidence_and_correct
 from lskd.base.files import parse_json
 
 _UNKNOWN = {"reference": "UNKNOWNTOKENINREF", "hypothesis": "UNKNOWNTOKENINHYP"}
@@ -23,8 +24,10 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
     Returns:
         All sentences of the subset, in its order: ``id``, the place in the data-bin; ``source``, detokenised;
         ``reference``, detokenised as validation BLEU reads it; ``hypothesis``, the same of what the model
-        says, empty for a sentence that it cannot read; and of both, with ``_tokens`` behind the name, the
-        tokens of the corpus, separated by spaces and without subwords.
+        says, empty for a sentence that it cannot read; of both, with ``_tokens`` behind the name, the
+        tokens of the corpus, separated by spaces and without subwords; and of the reference's subwords, each
+        asked for after those before it, ``confidence``, the largest probability, and ``correct``, 1 where it
+        is that of the subword, else 0, empty for a sentence that it cannot read.
 
     Raises:
         LskdError: for a checkpoint or data-bin that cannot be used.
@@ -44,14 +47,30 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
 
     found = []
     for window in windows(asked.pairs, bar=False):
-        said = asked.translated(window, generator)
+        said, sure = asked.translated(window, generator), _calibration(asked, window)
         for index in window:
             source = words(asked.pairs.src[index], task.source_dictionary, "source")
             reference = words(asked.pairs.tgt[index], task.target_dictionary, "reference")
             hypothesis = words(said.get(index, nothing), task.target_dictionary, "hypothesis")
             texts = {"source": of_source(source), "reference": own(reference), "hypothesis": own(hypothesis)}
             tokens = {"reference_tokens": reference, "hypothesis_tokens": hypothesis}
-            found.append({"id": index, **texts, **tokens})
+            confidence, correct = sure.get(index, ([], []))
+            own_calibration = {"confidence": confidence, "correct": correct}
+            found.append({"id": index, **texts, **tokens, **own_calibration})
+    return found
+
+
+def _calibration(asked: Pass, window: range) -> dict[int, tuple[list[float], list[int]]]:
+    """Return confidence and whether it is right for each subword of a sentence, by its number."""
+    pad, found = asked.teacher.task.target_dictionary.pad(), {}
+    for batch in asked.batches(window):
+        counts = batch["target"].ne(pad)
+        with torch.inference_mode():
+            logits = asked.teacher.logits(batch["net_input"])[counts].cpu()
+        both = confidence_and_correct(logits, batch["target"][counts].cpu())
+        parts = (part.split(counts.sum(1).tolist()) for part in both)
+        for index, confidence, correct in zip(batch["id"].tolist(), *parts, strict=True):
+            found[index] = [round(value, 6) for value in confidence.tolist()], correct.int().tolist()
     return found
 
 

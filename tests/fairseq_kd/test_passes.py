@@ -141,6 +141,21 @@ def test_translations_have_the_bleu_that_the_checkpoint_was_chosen_by(corpus):
     assert sacrebleu.corpus_bleu(said, [references]).score == pytest.approx(teacher.bleu, abs=0.006)
 
 
+def test_confidence_in_the_references_is_that_of_fairseqs_probabilities(corpus):
+    """One sentence at a time, by the model's own function."""
+    found = translate(corpus.teacher, corpus.data)
+    teacher = corpus.teach(corpus.teacher)
+    teacher.task.load_dataset("test", task_cfg=teacher.task.cfg)
+    pairs, (model,) = teacher.task.dataset("test"), teacher.models
+    for line in found:
+        batch = pairs.collater([pairs[line["id"]]])
+        with torch.inference_mode():
+            p = model.get_normalized_probs(model(**batch["net_input"]), log_probs=False)[0]
+        np.testing.assert_allclose(line["confidence"], p.amax(-1), atol=2e-5)
+        assert line["correct"] == (p.argmax(-1) == batch["target"][0]).int().tolist()
+    assert len({len(line["confidence"]) for line in found}) > 1  # so that there was padding
+
+
 def test_translations_are_those_of_fairseq_generate(corpus, commands):
     words = ("fairseq-generate", corpus.data, "--user-dir", commands.plugin, "--path", corpus.teacher)
     search = ("--beam", 2, "--max-len-a", 1.2, "--max-len-b", 10, "--max-tokens", 1000, "--cpu")

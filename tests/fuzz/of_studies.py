@@ -243,7 +243,8 @@ def translations(folder: Path) -> tuple[Sequence[bytes], Read]:
     from lskd_study.results.translation import _read_sentences
 
     names = ("source", "reference", "hypothesis", "reference_tokens", "hypothesis_tokens")
-    lines = [json.dumps({"id": i} | {name: f"a\u2028 {name} {i}" for name in names}) for i in range(3)]
+    said = {"confidence": [0.25, 1.0], "correct": [0, 1]}
+    lines = [json.dumps({"id": i} | {name: f"a\u2028 {name} {i}" for name in names} | said) for i in range(3)]
 
     def read(path: Path) -> None:
         try:
@@ -253,7 +254,8 @@ def translations(folder: Path) -> tuple[Sequence[bytes], Read]:
         assert len({sentence.id for sentence in found}) == len(found)
         content = [json.loads(line) for line in path.read_text("utf-8").removesuffix("\n").split("\n")]
         for sentence, line in zip(found, sorted(content, key=lambda line: line["id"]), strict=True):
-            same(dataclasses.asdict(sentence), {name: line[name] for name in sentence.__annotations__})
+            own = {name: line.get(name, []) for name in sentence.__annotations__}
+            same(dataclasses.asdict(sentence), own)
 
     return ["".join(f"{line}\n" for line in lines).encode()], one_file("translations.jsonl", read)(folder)
 

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from draws import PROPERTY
 from lskd import fit_temperature
 from lskd.analysis import calibration as _calibration
-from lskd.analysis.calibration import BINS, LIMITS, calibration_contributions
+from lskd.analysis.calibration import BINS, LIMITS, calibration_contributions, confidence_and_correct
 
 pytestmark = pytest.mark.unit
 
@@ -49,6 +49,20 @@ def one_kind(samples, num_classes, gap, wrong=0):
     places = torch.where(torch.arange(samples) < wrong, (labels + 1) % num_classes, labels)
     logits[torch.arange(samples), places] = gap
     return logits, labels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_confidence_and_whether_it_is_right(dtype):
+    logits, labels = draw(300, 1000, dtype=dtype)
+    logits[0, [3, 7]] = 50.0  # the lower class of equal ones has it
+    labels[0] = 7
+    confidence, correct = confidence_and_correct(logits, labels)
+    p = special.softmax(logits.double().numpy(), axis=1)
+    np.testing.assert_allclose(confidence, p.max(1), rtol=1e-12)
+    np.testing.assert_array_equal(correct, p.argmax(1) == labels.numpy())
+    assert (float(correct[0]), float(confidence[0])) == (0, pytest.approx(0.5))
+    with pytest.raises(ValueError, match="not all finite"):
+        confidence_and_correct(torch.tensor([[0.0, math.inf]]), torch.tensor([0]))
 
 
 # The temperature

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import sacrebleu
+import torch
+from torchmetrics.functional.classification import binary_calibration_error
 
 from lskd import LskdError
 from lskd_study.claims import judge
@@ -39,6 +41,22 @@ def test_a_run_is_read_at_its_best_validation_bleu(translation_study):
     assert found.value("val_ppl") == pytest.approx(float(table[4]["val_ppl"]))
     assert found.value("train_hard_ce") == pytest.approx(float(table[5]["train_hard_ce"]))
     assert found.per_sample("bleu").values.mean() == pytest.approx(reference.score)
+    both = ([value for line in content for value in line[name]] for name in ("confidence", "correct"))
+    error = 100 * float(binary_calibration_error(*map(torch.tensor, both), n_bins=15))
+    assert found.value("calibration_error") == pytest.approx(error, abs=1e-3)  # theirs is of float32
+
+
+def test_a_run_of_before_confidence_was_kept_has_no_calibration_error(translation_study):
+    plan = translation_study(seeds=[0], sentences=12, **ONE_STUDENT)
+    for run in plan.runs:
+        path = plan.folder(run) / TRANSLATIONS
+        lines = lines_of(path)
+        for line in lines:
+            del line["confidence"], line["correct"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report(plan)
+    assert {row["calibration_error"] for row in rows(plan.root / "runs.csv")} == {""}
+    assert "nan" not in (plan.root / "table.md").read_text()
 
 
 def test_of_equally_good_epochs_the_later_one_is_fairseqs_best(translation_study):
@@ -61,6 +79,9 @@ def test_of_equally_good_epochs_the_later_one_is_fairseqs_best(translation_study
         (TRANSLATIONS, lambda text: text + text, "two sentences of one id"),
         (TRANSLATIONS, lambda text: text.replace('"source"', '"sauce"', 1), "line 1: source: Field required"),
         (TRANSLATIONS, lambda text: text.replace('"id": 3', '"id": "3"'), "valid integer"),
+        (TRANSLATIONS, lambda text: text.replace("[0.9,", "[1.9,", 1), "less than or equal to 1"),
+        (TRANSLATIONS, lambda text: text.replace("[0.9,", "[NaN,", 1), "line 1"),
+        (TRANSLATIONS, lambda text: text.replace("[0.9, ", "[", 1), "of different numbers"),
         (CURVES, lambda text: text.replace("val_bleu", "bleu"), "no column val_bleu"),
         (CURVES, lambda text: text.splitlines()[0] + "\n", "no epochs"),
         (JOB, lambda text: "{", "damaged"),
@@ -175,7 +196,7 @@ def test_a_translation_run_that_failed_is_in_no_number(translation_study, fail):
     assert "failed with its teacher" in answer
     html = (plan.root / "index.html").read_text()
     assert f"{failed.id}: epoch 7: the training loss is nan" in html.split('id="answer"')[0]
-    assert html.count(", 1 failed") == 6  # three numbers of the teachers, three of their students
+    assert html.count(", 1 failed") == 8  # four numbers of the teachers, four of their students
     assert html.count("not drawn: 1 run that failed") == 8
     assert {f.verdict for f in judge(read_results(plan))} <= {"no verdict", None}
     assert len(rows(plan.root / "bootstrap.csv")) == 0

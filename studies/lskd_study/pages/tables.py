@@ -61,6 +61,7 @@ def _translation(role: str) -> list[Score]:
         Score(f"{who}’s BLEU", f"{who} BLEU", {f"{role}_bleu": "bleu"}),
         Score("tokenised BLEU", f"{who} tokenised BLEU", {f"{role}_tokenised_bleu": "tokenised_bleu"}),
         Score("perplexity", f"{who} perplexity", {f"{role}_perplexity": "val_ppl"}),
+        Score("ECE (%)", f"{who} ECE, %", {f"{role}_calibration_error": "calibration_error"}),
     ]
 
 
@@ -83,6 +84,7 @@ COLUMNS = {
             "tokenised_bleu": _value("tokenised_bleu"),
             "chosen_epoch": lambda result: int(result.curves["epoch"][result.chosen]),
             **{name: _value(name) for name in ("val_bleu", "val_loss", "val_ppl", *TRAINING)},
+            "calibration_error": _value("calibration_error"),
             **_JOB,
             "bleu_signature": lambda result: result.detokenised.signature,
             "tokenised_bleu_signature": lambda result: result.tokenised.signature,

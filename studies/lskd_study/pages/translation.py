@@ -57,6 +57,7 @@ def translation_page(results: Results[TranslationResult]) -> Page:
         f"- BLEU: test set, sacreBLEU on detokenised text, `{signatures[0]}`",
         f"- tokenised BLEU: test set, as the data was tokenised, `{signatures[1]}`",
         "- perplexity: validation set, hard labels, per target token (subword)",
+        "- ECE: expected calibration error, test set, references, per target token, 15 bins",
     ]
     texts = {"table.md": markdown(plan.kind, rows, notes), "bootstrap.csv": _bootstrap_csv(resampled)}
     own = {"rows": rows, "curves": curves, "losses": losses, "signatures": signatures}

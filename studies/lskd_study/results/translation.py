@@ -4,13 +4,16 @@ The translations are those of the checkpoint with the best validation BLEU.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
 
+from lskd.analysis.calibration import calibration_contributions
 from lskd.teachers.preflight import compare_with_chance
 from lskd_study.base.text import first_problem
 from lskd_study.plan.plan import CURVES, JOB, TRANSLATIONS, Run
@@ -22,7 +25,10 @@ from lskd_study.trainers.fairseq import Fairseq
 
 @dataclass(frozen=True)
 class Sentence:
-    """One test sentence; the fields ending in ``_tokens`` are tokenised, with subwords joined."""
+    """One test sentence; the fields ending in ``_tokens`` are tokenised, with subwords joined.
+
+    ``confidence`` and ``correct`` are of the reference's subwords; runs of before they were kept have none.
+    """
 
     id: int
     source: str
@@ -30,6 +36,8 @@ class Sentence:
     hypothesis: str
     reference_tokens: str
     hypothesis_tokens: str
+    confidence: list[Annotated[float, Field(ge=0, le=1)]] = field(default_factory=list)
+    correct: list[Literal[0, 1]] = field(default_factory=list)
 
 
 _SENTENCE = TypeAdapter(Sentence)
@@ -60,6 +68,8 @@ class TranslationResult(Result):
 
     def _value(self, quantity: str) -> float:
         """Return test BLEU, what validation gave at the chosen epoch, or training at the last one."""
+        if quantity == "calibration_error":
+            return self._calibration_error
         if quantity in ("bleu", "tokenised_bleu"):
             return (self.detokenised if quantity == "bleu" else self.tokenised).value
         return float(self.curves[quantity][self.chosen if quantity.startswith("val_") else -1])
@@ -67,6 +77,13 @@ class TranslationResult(Result):
     def _per_sample(self, quantity: str) -> PerSample | None:
         """Return BLEU (of the detokenised text, points) as jackknife pseudo-values, one per test sentence."""
         return self._pseudo_values if quantity == "bleu" else None
+
+    @cached_property
+    def _calibration_error(self) -> float:
+        """The expected calibration error over the references' subwords, in percent; NaN without any."""
+        sure = torch.tensor([value for s in self.sentences for value in s.confidence], dtype=torch.float64)
+        right = torch.tensor([value for s in self.sentences for value in s.correct])
+        return 100 * float(calibration_contributions(sure, right).mean())
 
     @cached_property
     def _pseudo_values(self) -> PerSample:
@@ -133,9 +150,12 @@ def _read_sentences(path: Path) -> list[Sentence]:
     # Not splitlines: a sentence may contain a character that Unicode calls a line break.
     for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
         try:
-            sentences.append(_SENTENCE.validate_json(line, strict=True))
+            sentence = _SENTENCE.validate_json(line, strict=True)
         except ValidationError as error:
             raise ValueError(f"{path.name}, line {number}: {first_problem(error)}") from error
+        if len(sentence.confidence) != len(sentence.correct):
+            raise ValueError(f"{path.name}, line {number}: confidence and correct are of different numbers")
+        sentences.append(sentence)
     sentences.sort(key=lambda sentence: sentence.id)
     ids = [sentence.id for sentence in sentences]
     if len(set(ids)) < len(ids):
