@@ -181,14 +181,18 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
 
 
 def _drawn(studies: Sequence[IndexedStudy]) -> Markup | None:
-    """Return the headlines' intervals, a row for each study that has one; None where none has."""
+    """Return the headlines' intervals, a row for each study and setting that has one; None where none has."""
     rows = []
     for study in studies:
-        own = study.headline
-        if own is None or own.estimate is None or own.low is None or own.high is None:
-            continue
-        interval = Interval(own.estimate, own.low, own.high, np.nan, own.seeds, own.samples, own.method)
-        rows.append(Difference(study.folder.resolve().name, interval, {}))
+        headline, name = study.headline, study.folder.resolve().name
+        tested = [one for one in study.record.findings if headline and one.claim == headline.claim]
+        words = [one.setting.words.split(", ") for one in tested]
+        for own, said in zip(tested, words, strict=True):
+            if own.estimate is None or own.low is None or own.high is None:
+                continue
+            interval = Interval(own.estimate, own.low, own.high, np.nan, own.seeds, own.samples, own.method)
+            differs = [one for one, *all_ in zip(said, *words, strict=True) if len({*all_}) > 1]
+            rows.append(Difference(", ".join([name, *differs]), interval, {}))
     if not rows:
         return None
     figure = difference_drawing(rows, "students’ score", last_pools=False).figure
