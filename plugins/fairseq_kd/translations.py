@@ -1,4 +1,4 @@
-"""What a trained model makes of a subset: translations, and how sure it is of the references' subwords."""
+"""What a trained model makes of a subset: translations, and how sure it is of the references' tokens."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from fairseq_kd.passes import Pass, windows
 from fairseq_kd.teacher import Teacher
 from lskd.analysis.calibration import confidence_and_correct
 from lskd.base.files import parse_json
+from lskd.base.tensors import require_finite
 
 _UNKNOWN = {"reference": "UNKNOWNTOKENINREF", "hypothesis": "UNKNOWNTOKENINHYP"}
 
@@ -25,12 +26,12 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
         All sentences of the subset, in its order: ``id``, the place in the data-bin; ``source``, detokenised;
         ``reference``, detokenised as validation BLEU reads it; ``hypothesis``, the same of what the model
         says, empty for a sentence that it cannot read; of both, with ``_tokens`` behind the name, the
-        tokens of the corpus, separated by spaces and without subwords; and of the reference's subwords, each
-        asked for after those before it, ``confidence``, the largest probability, and ``correct``, 1 where it
-        is that of the subword, else 0, empty for a sentence that it cannot read.
+        tokens of the corpus, separated by spaces and without subwords; and by teacher forcing, for each
+        target token (a subword, or the end of the sentence), ``confidence``, the largest probability, and
+        ``correct``, 1 where it is that token's, else 0; empty for a sentence that it cannot read.
 
     Raises:
-        LskdError: for a checkpoint or data-bin that cannot be used.
+        LskdError: for a checkpoint or data-bin that cannot be used, and logits that are not finite.
     """
     teacher = Teacher([checkpoint], str(data), None, None)
     settings, task = teacher.settings, teacher.task
@@ -55,22 +56,22 @@ def translate(checkpoint: str | Path, data: str | Path, subset: str = "test") ->
             texts = {"source": of_source(source), "reference": own(reference), "hypothesis": own(hypothesis)}
             tokens = {"reference_tokens": reference, "hypothesis_tokens": hypothesis}
             confidence, correct = sure.get(index, ([], []))
-            own_calibration = {"confidence": confidence, "correct": correct}
-            found.append({"id": index, **texts, **tokens, **own_calibration})
+            found.append({"id": index, **texts, **tokens, "confidence": confidence, "correct": correct})
     return found
 
 
 def _calibration(asked: Pass, window: range) -> dict[int, tuple[list[float], list[int]]]:
-    """Return confidence and whether it is right for each subword of a sentence, by its number."""
+    """Return confidence, and whether it is right, for each target token of a sentence, by its number."""
     pad, found = asked.teacher.task.target_dictionary.pad(), {}
     for batch in asked.batches(window):
-        counts = batch["target"].ne(pad)
         with torch.inference_mode():
-            logits = asked.teacher.logits(batch["net_input"])[counts].cpu()
-        both = confidence_and_correct(logits, batch["target"][counts].cpu())
-        parts = (part.split(counts.sum(1).tolist()) for part in both)
-        for index, confidence, correct in zip(batch["id"].tolist(), *parts, strict=True):
-            found[index] = [round(value, 6) for value in confidence.tolist()], correct.int().tolist()
+            logits = asked.teacher.logits(batch["net_input"])
+        for index, own, target in zip(batch["id"].tolist(), logits, batch["target"], strict=True):
+            counts = target.ne(pad)
+            own = own[counts].cpu()
+            require_finite(f"the logits of sentence {index}", own)
+            confidence, correct = confidence_and_correct(own, target[counts].cpu())
+            found[index] = confidence.tolist(), correct.int().tolist()
     return found
 
 

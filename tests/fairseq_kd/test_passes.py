@@ -10,8 +10,10 @@ import torch
 from fairseq.data import Dictionary, data_utils
 
 from fairseq_kd import passes, sequence_level
+from fairseq_kd.teacher import Teacher
 from fairseq_kd.translations import translate
 from lskd import LskdError, SoftLabels, SoftLabelsWriter
+from lskd.errors import DivergedError
 from lskd.terms import top_k_log_probabilities
 
 pytestmark = pytest.mark.integration
@@ -141,19 +143,29 @@ def test_translations_have_the_bleu_that_the_checkpoint_was_chosen_by(corpus):
     assert sacrebleu.corpus_bleu(said, [references]).score == pytest.approx(teacher.bleu, abs=0.006)
 
 
-def test_confidence_in_the_references_is_that_of_fairseqs_probabilities(corpus):
-    """One sentence at a time, by the model's own function."""
+def test_confidence_in_the_references_is_that_of_fairseqs_probabilities(corpus, monkeypatch):
+    """One sentence at a time, by the model's own function; one is too long for the model."""
+    fits = passes.Pass.fits
+    monkeypatch.setattr(passes.Pass, "fits", lambda own, index: index != 3 and fits(own, index))
     found = translate(corpus.teacher, corpus.data)
+    assert [found[3][name] for name in ("hypothesis", "confidence", "correct")] == ["", [], []]
     teacher = corpus.teach(corpus.teacher)
-    teacher.task.load_dataset("test", task_cfg=teacher.task.cfg)
-    pairs, (model,) = teacher.task.dataset("test"), teacher.models
-    for line in found:
+    asked = passes.Pass(teacher, "test", 1000, cpu=True)
+    pad = teacher.task.target_dictionary.pad()
+    assert any(batch["target"].eq(pad).any() for batch in asked.batches(range(len(asked.pairs))))
+    pairs, (model,) = asked.pairs, teacher.models
+    for line in found[:3] + found[4:]:
         batch = pairs.collater([pairs[line["id"]]])
         with torch.inference_mode():
             p = model.get_normalized_probs(model(**batch["net_input"]), log_probs=False)[0]
         np.testing.assert_allclose(line["confidence"], p.amax(-1), atol=2e-5)
         assert line["correct"] == (p.argmax(-1) == batch["target"][0]).int().tolist()
-    assert len({len(line["confidence"]) for line in found}) > 1  # so that there was padding
+
+
+def test_logits_that_are_not_finite_name_the_sentence(corpus, monkeypatch):
+    monkeypatch.setattr(Teacher, "logits", lambda own, given: own.models[0](**given)[0] + torch.inf)
+    with pytest.raises(DivergedError, match=r"the logits of sentence \d+ are not all finite"):
+        translate(corpus.teacher, corpus.data)
 
 
 def test_translations_are_those_of_fairseq_generate(corpus, commands):

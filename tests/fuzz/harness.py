@@ -147,7 +147,7 @@ def _worker(
     shared = mmap.mmap(-1, _STATE.size)
     shared[:] = _STATE.pack(first, 0, 0, 0)
     reading, writing = os.pipe()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed here an input could take unseen
+    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed here; an input would take it unseen
     child = os.fork()
     if child == 0:
         os.close(reading)

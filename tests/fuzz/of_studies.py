@@ -254,8 +254,8 @@ def translations(folder: Path) -> tuple[Sequence[bytes], Read]:
         assert len({sentence.id for sentence in found}) == len(found)
         content = [json.loads(line) for line in path.read_text("utf-8").removesuffix("\n").split("\n")]
         for sentence, line in zip(found, sorted(content, key=lambda line: line["id"]), strict=True):
-            own = {name: line.get(name, []) for name in sentence.__annotations__}
-            same(dataclasses.asdict(sentence), own)
+            own = {"confidence": [], "correct": []} | line
+            same(dataclasses.asdict(sentence), {name: own[name] for name in sentence.__annotations__})
 
     return ["".join(f"{line}\n" for line in lines).encode()], one_file("translations.jsonl", read)(folder)
 

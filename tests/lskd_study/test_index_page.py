@@ -142,6 +142,21 @@ def test_a_difference_too_small_to_matter_is_a_part_of_the_answer(copied, tmp_pa
     )
 
 
+def test_a_headline_of_the_same_runs_is_no_second_one(copied, studies, tmp_path, capsys):
+    assert main(["index", str(copied), *map(str, studies), "--output", str(tmp_path / "i.html")]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "and 2 cannot tell. 1 study has the same runs behind the headline as another. 2 runs are miss" in said
+    )
+
+
+def test_a_setting_without_an_interval_is_counted(copied, tmp_path):
+    changed(lambda content: content["findings"][1].update(low=None))(copied)
+    assert read_record(copied).findings[1].claim == "better-student"
+    assert main(["index", str(copied), "--output", str(tmp_path / "i.html")]) == 0
+    assert "so not drawn: 1." in (tmp_path / "i.html").read_text()
+
+
 def test_claims_that_take_several_studies_have_a_section(studies, tmp_path, fake_study_at):
     """Studies of one student on the same images, whose teachers make a trend together; one was moved."""
     folders = []

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -59,6 +60,16 @@ def test_a_run_of_before_confidence_was_kept_has_no_calibration_error(translatio
     assert "nan" not in (plan.root / "table.md").read_text()
 
 
+def test_an_arm_with_a_run_of_before_has_a_dash_and_counts_its_failures(translation_study, fail):
+    plan = translation_study(sentences=12, **ONE_STUDENT)
+    teachers = [run for run in plan.runs if run.role == "teacher" and run.smoothing]
+    path = plan.folder(teachers[0]) / TRANSLATIONS
+    path.write_text(re.sub(r', "confidence": \[.*?\], "correct": \[.*?\]', "", path.read_text()))
+    fail(plan, teachers[1], "epoch 7: the training loss is nan")
+    write_report(plan)
+    assert " | –, 1 failed | " in (plan.root / "table.md").read_text()
+
+
 def test_of_equally_good_epochs_the_later_one_is_fairseqs_best(translation_study):
     plan = translation_study(seeds=[0], sentences=10, **ONE_STUDENT)
     path = plan.folder(plan.runs[0]) / CURVES
@@ -82,6 +93,11 @@ def test_of_equally_good_epochs_the_later_one_is_fairseqs_best(translation_study
         (TRANSLATIONS, lambda text: text.replace("[0.9,", "[1.9,", 1), "less than or equal to 1"),
         (TRANSLATIONS, lambda text: text.replace("[0.9,", "[NaN,", 1), "line 1"),
         (TRANSLATIONS, lambda text: text.replace("[0.9, ", "[", 1), "of different numbers"),
+        (
+            TRANSLATIONS,
+            lambda text: re.sub(r', "confidence": .*?\], "correct": .*?\]', "", text, count=1),
+            "confidence for some sentences alone",
+        ),
         (CURVES, lambda text: text.replace("val_bleu", "bleu"), "no column val_bleu"),
         (CURVES, lambda text: text.splitlines()[0] + "\n", "no epochs"),
         (JOB, lambda text: "{", "damaged"),

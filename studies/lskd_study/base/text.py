@@ -32,8 +32,10 @@ class Measured:
 
     def text(self, digits: int) -> str:
         """Return ``mean ± std`` and how many failed; a dash where there is nothing."""
-        if not self.seeds or math.isnan(self.mean):
+        if not self.seeds:
             return "failed" if self.failed else "–"
+        if math.isnan(self.mean):  # of a seed or more nothing was stored
+            return f"–{f', {self.failed} failed' if self.failed else ''}"
         spread = f" ± {self.std:.{digits}f}" if self.seeds > 1 else ""
         return f"{self.mean:.{digits}f}{spread}{f', {self.failed} failed' if self.failed else ''}"
 

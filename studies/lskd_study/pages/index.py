@@ -24,6 +24,7 @@ from lskd_study.drawing.style import themed_svg
 from lskd_study.pages.page import MARKS, PAGE, claims_shown, counted, digits_of, ends_text, number, render
 from lskd_study.pages.paper_figures import plans_of, shared_tables
 from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord, read_record
+from lskd_study.plan.plan import exact
 from lskd_study.results.read import read_results
 from lskd_study.stats.intervals import Interval
 
@@ -130,11 +131,13 @@ def write_index(folders: Sequence[Path], output: Path, title: str) -> str:
     scores = {"images": "top-1 accuracy", "translation": "BLEU"}
     findings = findings_over(list(distinct.values()))
     tables, drawn = shared_tables(list(distinct.values()))
+    difference, not_drawn = _drawn(studies)
     html = render(
         "index.html.j2",
         title=title,
         answer=answer,
-        difference=_drawn(studies),
+        difference=difference,
+        not_drawn=not_drawn,
         studies=studies,
         claims={finding.claim: finding for study in studies for finding in study.tested}.values(),
         order=ORDER,
@@ -167,9 +170,12 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
         f"and {verdicts['cannot tell']} cannot tell.",
     ]
     runs = [study.record.runs for study in studies]
+    headlines = [own for study in with_students if (own := study.headline) and own.low is not None]
+    again = len(headlines) - len({(own.estimate, own.low, own.high) for own in headlines})
     rest = [
         f"{counted(count, *words)} {what}."
         for count, words, what in (
+            (again, ("study has", "studies have"), "the same runs behind the headline as another"),
             (len(studies) - len(with_students), ("study is", "studies are"), "of teachers alone"),
             (verdicts["no verdict"], ("study has", "studies have"), "no verdict, because runs failed"),
             (sum(len(own.failed) for own in runs), ("run", "runs"), "failed"),
@@ -180,23 +186,28 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
     return " ".join([f"Of {total}, {', '.join(parts)}", *rest])
 
 
-def _drawn(studies: Sequence[IndexedStudy]) -> Markup | None:
-    """Return the headlines' intervals, a row for each study and setting that has one; None where none has."""
-    rows = []
+def _drawn(studies: Sequence[IndexedStudy]) -> tuple[Markup | None, int]:
+    """Return the headline claim's intervals, a row for each study and setting; and how many have none."""
+    rows, without = [], sum(study.headline is None for study in studies)
     for study in studies:
         headline, name = study.headline, study.folder.resolve().name
         tested = [one for one in study.record.findings if headline and one.claim == headline.claim]
-        words = [one.setting.words.split(", ") for one in tested]
-        for own, said in zip(tested, words, strict=True):
+        for own in tested:
             if own.estimate is None or own.low is None or own.high is None:
+                without += 1
                 continue
             interval = Interval(own.estimate, own.low, own.high, np.nan, own.seeds, own.samples, own.method)
-            differs = [one for one, *all_ in zip(said, *words, strict=True) if len({*all_}) > 1]
-            rows.append(Difference(", ".join([name, *differs]), interval, {}))
+            said = [
+                f"{sign} = {exact(getattr(own.setting, part))}"
+                for part, sign in (("smoothing", "α"), ("temperature", "T"), ("hard_weight", "λ"))
+                if len({getattr(one.setting, part) for one in tested}) > 1
+            ]
+            rows.append(Difference(", ".join([name, *said]), interval, {}))
     if not rows:
-        return None
+        return None, without
     figure = difference_drawing(rows, "students’ score", last_pools=False).figure
-    return themed_svg(figure, "difference", "Difference of each study's headline, with 95 % interval")
+    title = "Difference in each setting of the studies, with 95 % interval"
+    return themed_svg(figure, "difference", title), without
 
 
 def _indexed(folder: Path, output: Path) -> IndexedStudy:

@@ -27,7 +27,7 @@ from lskd_study.trainers.fairseq import Fairseq
 class Sentence:
     """One test sentence; the fields ending in ``_tokens`` are tokenised, with subwords joined.
 
-    ``confidence`` and ``correct`` are of the reference's subwords; runs of before they were kept have none.
+    ``confidence`` and ``correct`` are of the target tokens; runs made before these were stored have none.
     """
 
     id: int
@@ -80,7 +80,7 @@ class TranslationResult(Result):
 
     @cached_property
     def _calibration_error(self) -> float:
-        """The expected calibration error over the references' subwords, in percent; NaN without any."""
+        """The expected calibration error over the target tokens, in percent; NaN without any."""
         sure = torch.tensor([value for s in self.sentences for value in s.confidence], dtype=torch.float64)
         right = torch.tensor([value for s in self.sentences for value in s.correct])
         return 100 * float(calibration_contributions(sure, right).mean())
@@ -160,4 +160,7 @@ def _read_sentences(path: Path) -> list[Sentence]:
     ids = [sentence.id for sentence in sentences]
     if len(set(ids)) < len(ids):
         raise ValueError(f"{path.name} has two sentences of one id")
+    # A sentence that the model cannot read has neither.
+    if len({bool(sentence.confidence) for sentence in sentences if sentence.hypothesis_tokens}) > 1:
+        raise ValueError(f"{path.name} has confidence for some sentences alone")
     return sentences
