@@ -107,16 +107,22 @@ def with_tables(text: str) -> str:
 
 
 def table(claim: str) -> str:
-    """Return the table of a claim: a row for each study and setting, in the order of the plan."""
+    """Return the table of a claim: a row for each study and setting, in the order of the plan.
+
+    Studies that have the same runs have one row.
+    """
     rows = ["| study | setting | difference | 95 % interval | verdict |", "|---|---|---|---|---|"]
     if claim in OWN_TABLES:
         return OWN_TABLES[claim]()
     if claim in OVER_STUDIES:
         return "\n".join([*rows, over_studies(claim)]) + "\n"
+    found: dict[object, tuple[list[str], Any]] = {}
     for study in finished():
         for one in read_record(RESULTS / study).findings:
             if one.claim == claim and one.verdict is not None:
-                rows.append(row([study], one.setting.words, one, one.unit, one.verdict))
+                runs = study if one.estimate is None else (one.estimate, one.low, one.high)
+                found.setdefault((runs, one.setting.words, one.verdict), ([], one))[0].append(study)
+    rows += [row(studies, one.setting.words, one, one.unit, one.verdict) for studies, one in found.values()]
     return "\n".join(rows) + "\n"
 
 
@@ -225,7 +231,34 @@ def distances() -> str:
     return "\n".join(rows) + "\n"
 
 
-OWN_TABLES = {"distances": distances, "by-teacher": by_teacher, "picks": picks}
+def ways() -> str:
+    """Return what students lose by stored soft labels, against online teachers, by seed (t intervals)."""
+    rows = ["| study | against | teacher | difference | 95 % interval |", f"|{'---|' * 5}"]
+    for study in finished():
+        if (other := WAYS.get(study)) is None:
+            continue
+        score = {"images": "top1", "translation": "bleu"}[read_record(RESULTS / study).kind]
+        own, online = (
+            {line["run"]: line for line in read_csv(RESULTS / one / "runs.csv") if line["role"] == "student"}
+            for one in (study, other)
+        )
+        for alpha in sorted({line["smoothing"] for line in own.values()}):
+            pairs = [(own[run], online[run]) for run in own if own[run]["smoothing"] == alpha]
+            found = seed_interval(np.array([float(a[score]) - float(b[score]) for a, b in pairs]))
+            ends = ends_text(found.low, found.high, "points")
+            links = [f"[{one.rpartition('/')[2]}](results/{one}/index.html)" for one in (study, other)]
+            kind = f"α = {float(alpha):g}"
+            change = number(found.estimate, 2, sign=True)
+            rows.append(f"| {' | '.join([*links, kind, change, ends])} |")
+    return "\n".join(rows) + "\n"
+
+
+WAYS = {f"fashion_mnist/store_{way}": "fashion_mnist/classes10" for way in ("views", "top_k", "sampled")}
+WAYS |= {
+    f"ding_de_en/small_{way}": "ding_de_en/small"
+    for way in ("lump", "spread", "renormalise", "restrict", "sampled")
+}
+OWN_TABLES = {"distances": distances, "by-teacher": by_teacher, "picks": picks, "ways": ways}
 
 
 if __name__ == "__main__":
