@@ -179,14 +179,15 @@ def expanded(block: str, tmp_path: Path) -> list[list[str]]:
     }:
         if re.fullmatch(r"[a-z][a-z-]+", name) and name not in ("for", "done"):
             shim = shims / name
-            shim.write_text('#!/bin/sh\n{ printf "%s\\0" "${0##*/}" "$@"; echo; } >> "$LOG"\n')
+            # In one write: those of a block's background jobs do not mix.
+            shim.write_text('#!/bin/sh\nprintf "%s\\0" "${0##*/}" "$@" "\n" >> "$LOG"\n')
             shim.chmod(0o755)
     known = {"PATH": str(shims), "LOG": str(log), "HOME": "~", "RANK": "0"}
     done = subprocess.run(
         [shutil.which("bash"), "-eu", "-c", block], cwd=tmp_path, env=known, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, ""), block
-    return [line.split("\0") for line in log.read_text().split("\0\n") if line]
+    return [line.split("\0") for line in log.read_text().split("\0\n\0") if line]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
