@@ -7,7 +7,6 @@ above the worker's own than its bound.
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import json
@@ -147,7 +146,6 @@ def _worker(
     shared = mmap.mmap(-1, _STATE.size)
     shared[:] = _STATE.pack(first, 0, 0, 0)
     reading, writing = os.pipe()
-    ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed here; an input would take it unseen
     child = os.fork()
     if child == 0:
         os.close(reading)
