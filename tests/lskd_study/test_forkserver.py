@@ -55,7 +55,7 @@ sys.exit(do(sys.argv[1:]) if status is None else status)
 class Server:
     """Serves `do`, and starts jobs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, code: str = SERVER) -> None:
         self.folder = folder
         life, alive = os.pipe()
         with socket.socket(socket.AF_UNIX) as listener:
@@ -63,7 +63,7 @@ class Server:
             listener.listen()
             self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "LSKD_FORKSERVER": str(folder)}
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVER, str(listener.fileno()), str(life)],
+                [sys.executable, "-c", code, str(listener.fileno()), str(life)],
                 pass_fds=(listener.fileno(), life),
                 env=self.environment,
             )
@@ -85,15 +85,17 @@ class Server:
         assert threads == environment["OMP_NUM_THREADS"]
         return job, int(pid)
 
+    def close(self) -> None:
+        self.let_go()
+        for process in (self.process, *self.jobs):
+            process.kill()
+            process.wait()
+
 
 @pytest.fixture
 def server(tmp_path) -> Iterator[Server]:
-    found = Server(tmp_path)
-    yield found
-    found.let_go()
-    for process in (found.process, *found.jobs):
-        process.kill()
-        process.wait()
+    with contextlib.closing(Server(tmp_path)) as found:
+        yield found
 
 
 def is_over(pid: int) -> bool:
@@ -119,6 +121,19 @@ def test_what_asks_a_job_to_end_asks_its_run(server):
     assert job.wait() == 7
     assert other.poll() is None
     assert is_over(run)
+
+
+def test_a_server_that_is_killed_before_its_job_knows_of_the_run_has_begun_none(tmp_path):
+    killed = "def answer(*_): time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)"
+    code = SERVER.replace("\nimport socket\n", f"\nimport socket\n{killed}\n")
+    code = code.replace(
+        "with socket", "import lskd_study.runs.forkserver as f; f._answer = answer\nwith socket"
+    )
+    with contextlib.closing(Server(tmp_path, code)) as server:
+        job, run = server.start("a", "end")
+        assert run == job.pid
+        assert job.wait() == 7
+        assert (tmp_path / "a.log").read_text() == "done a\n"
 
 
 def test_a_run_ends_with_a_killed_job_and_with_a_killed_server(server):

@@ -182,8 +182,15 @@ def _fork(
     while not said.endswith(b"\n") and (more := job.recv(1 << 16)):
         said += more
     threads, cwd, *arguments = os.fsdecode(said.removesuffix(b"\n")).split("\0")
+    fork = multiprocessing.get_context("fork")
+    known, tell = fork.Pipe(duplex=False)
 
     def start() -> None:
+        tell.close()
+        try:
+            known.recv_bytes()
+        except EOFError:  # the server was killed before the job knew of this run, and the job does it itself
+            os._exit(1)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.chdir(cwd)
@@ -197,13 +204,16 @@ def _fork(
         if not _is_own(job) or threads != _threads():
             raise ValueError
         before(cwd, arguments)
-        run = multiprocessing.get_context("fork").Process(target=start)
+        run = fork.Process(target=start)
         run.start()
+        jobs[run] = job
+        _answer(job, run.pid or 0)
+        tell.send_bytes(b"")
     finally:
         for stream in output:
             os.close(stream)
-    jobs[run] = job
-    _answer(job, run.pid or 0)
+        known.close()
+        tell.close()
 
 
 def _answer(job: socket.socket, number: int) -> None:
