@@ -183,7 +183,6 @@ def _fork(
         said += more
     threads, cwd, *arguments = os.fsdecode(said.removesuffix(b"\n")).split("\0")
     fork = multiprocessing.get_context("fork")
-    known, tell = fork.Pipe(duplex=False)
 
     def start() -> None:
         tell.close()
@@ -204,16 +203,16 @@ def _fork(
         if not _is_own(job) or threads != _threads():
             raise ValueError
         before(cwd, arguments)
-        run = fork.Process(target=start)
-        run.start()
-        jobs[run] = job
-        _answer(job, run.pid or 0)
-        tell.send_bytes(b"")
+        known, tell = fork.Pipe(duplex=False)
+        with known, tell:
+            run = fork.Process(target=start)
+            run.start()
+            jobs[run] = job
+            _answer(job, run.pid or 0)
+            tell.send_bytes(b"")
     finally:
         for stream in output:
             os.close(stream)
-        known.close()
-        tell.close()
 
 
 def _answer(job: socket.socket, number: int) -> None:
