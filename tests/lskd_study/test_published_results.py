@@ -11,7 +11,7 @@ import pytest
 
 from lskd.base.files import read_csv
 from lskd_study.claims.contrasts import fitted_change
-from lskd_study.claims.findings import Finding, decide
+from lskd_study.claims.findings import DECIDED, Finding, decide
 from lskd_study.claims.several import combine
 from lskd_study.claims.statements import CLAIMS, Setting
 from lskd_study.cli.main import main
@@ -116,13 +116,36 @@ def table(claim: str) -> str:
         return OWN_TABLES[claim]()
     if claim in OVER_STUDIES:
         return "\n".join([*rows, over_studies(claim)]) + "\n"
+    found = [one for one in findings() if one[1].claim == claim]
+    rows += [row(studies, one.setting.words, one, one.unit, one.verdict) for studies, one in found]
+    return "\n".join(rows) + "\n"
+
+
+def findings() -> list[tuple[list[str], Any]]:
+    """Return each finding that has a verdict, with its studies: those with the same runs share one."""
     found: dict[object, tuple[list[str], Any]] = {}
     for study in finished():
         for one in read_record(RESULTS / study).findings:
-            if one.claim == claim and one.verdict is not None:
+            if one.verdict is not None:
                 runs = study if one.estimate is None else (one.estimate, one.low, one.high)
-                found.setdefault((runs, one.setting.words, one.verdict), ([], one))[0].append(study)
-    rows += [row(studies, one.setting.words, one, one.unit, one.verdict) for studies, one in found.values()]
+                found.setdefault((one.claim, runs, one.setting.words, one.verdict), ([], one))[0].append(
+                    study
+                )
+    return list(found.values())
+
+
+def claims() -> str:
+    """Return all claims, and in how many rows of the tables below each verdict stands."""
+    verdicts = [(one.text, one.verdict) for _, one in findings()]
+    texts = {one.id: one.text for one in CLAIMS}
+    verdicts += [(texts[one], over_studies(one).split(" | ")[-1][:-2]) for one in OVER_STUDIES]
+    columns = (*DECIDED, "cannot tell")
+    rows = [f"| claim | of | {' | '.join(columns)} |", "|---|---|" + "---:|" * len(columns)]
+    of = {one.text: one.source for one in reversed(CLAIMS) if one.direction}  # of two tasks' the first
+    for text, source in reversed(of.items()):
+        counts = [verdicts.count((text, verdict)) for verdict in columns]
+        cells = [str(count or "") for count in counts] if any(counts) else ["", "", "", "no study yet"]
+        rows.append(f"| {text} | {source} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -258,7 +281,13 @@ WAYS |= {
     f"ding_de_en/small_{way}": "ding_de_en/small"
     for way in ("lump", "spread", "renormalise", "restrict", "sampled")
 }
-OWN_TABLES = {"distances": distances, "by-teacher": by_teacher, "picks": picks, "ways": ways}
+OWN_TABLES = {
+    "claims": claims,
+    "distances": distances,
+    "by-teacher": by_teacher,
+    "picks": picks,
+    "ways": ways,
+}
 
 
 if __name__ == "__main__":
