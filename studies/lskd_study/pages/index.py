@@ -172,10 +172,12 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
     runs = [study.record.runs for study in studies]
     headlines = [own for study in with_students if (own := study.headline) and own.low is not None]
     again = len(headlines) - len({(own.estimate, own.low, own.high) for own in headlines})
+    teachers = [known for study in with_students if (known := _teachers_of(study.record))]
     rest = [
         f"{counted(count, *words)} {what}."
         for count, words, what in (
             (again, ("study has", "studies have"), "the same runs behind the headline as another"),
+            (len(teachers) - len({*teachers}), ("study has", "studies have"), "the same teachers as another"),
             (len(studies) - len(with_students), ("study is", "studies are"), "of teachers alone"),
             (verdicts["no verdict"], ("study has", "studies have"), "no verdict, because runs failed"),
             (sum(len(own.failed) for own in runs), ("run", "runs"), "failed"),
@@ -184,6 +186,12 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
         if count
     ]
     return " ".join([f"Of {total}, {', '.join(parts)}", *rest])
+
+
+def _teachers_of(record: StudyRecord) -> tuple[tuple[str, float], ...]:
+    """Return what is estimated of a study's teachers alone, which tells whether another has the same."""
+    teachers = [one for one in record.findings if one.role == "teacher"]
+    return tuple((one.claim, one.estimate) for one in teachers if one.estimate is not None)
 
 
 def _drawn(studies: Sequence[IndexedStudy]) -> tuple[Markup | None, int]:
