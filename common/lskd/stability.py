@@ -323,32 +323,6 @@ def _metric_class(definition: str) -> type[Stability]:
     raise ValueError(f"definition is {definition!r}; it must be one of {names}")
 
 
-def stability(
-    logits: Tensor, labels: Tensor, num_classes: int, definition: Definition = "target_std"
-) -> Tensor:
-    """Return the stability ``S`` of all samples at once; see :class:`Stability`.
-
-    Args:
-        logits: ``(N, K)`` before softmax.
-        labels: integer class ids ``(N,)``.
-        num_classes: number of classes ``K``.
-        definition: which stability, by name.
-
-    Returns:
-        A scalar; NaN where no class can count.
-
-    Raises:
-        ValueError: as :class:`Stability`.
-
-    >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    >>> round(1 - float(stability(logits, torch.tensor([0, 0, 1, 1]), 2, "vector_l2")), 4)
-    0.1346
-    """
-    metric = Stability(num_classes, definition).to(logits.device)
-    metric.update(logits, labels)
-    return metric.compute()
-
-
 def warn_of_left_out(values: Tensor, counts: Tensor) -> None:
     """Name the classes ``(K,)`` without a value, which :func:`over_classes` leaves out, in a warning."""
     if not bool(values.isnan().any()):

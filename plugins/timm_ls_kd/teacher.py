@@ -8,8 +8,6 @@ from typing import Any
 import timm
 import torch
 from timm.data.loader import PrefetchLoader, fast_collate
-from timm.layers import BatchNormAct2d
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
@@ -30,9 +28,6 @@ from timm_ls_kd.models import (
     load_weights,
 )
 
-# Layers of timm that may be folded, see lskd.teachers.fast.fold_batch_norm.
-CONVOLUTIONS = (Conv2dSame,)
-NORMS: dict[type[nn.Module], Any] = {BatchNormAct2d: lambda norm: nn.Sequential(norm.drop, norm.act)}
 _BATCH = 64  # images of a trial at a time
 _SIZE_OPTION = "--kd-teacher-img-size"
 
@@ -142,8 +137,6 @@ def _speed_up(run: StudentRun, teacher: FrozenTeacher, mode: FastMode) -> str:
         kd.teacher_fast_bound,
         option=f"--kd-teacher-fast {mode}",
         autocast=run.autocast,
-        convolutions=CONVOLUTIONS,
-        norms=NORMS,
         compiled=kd.teacher_compile,
         batch_size=run.args.batch_size,
     )

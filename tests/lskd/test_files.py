@@ -186,7 +186,7 @@ def test_json_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "bytes.json").write_bytes(b'"\xff"')
     with pytest.raises(LskdError, match="damaged"):
         read_json(tmp_path / "bytes.json")
-    with pytest.raises(LskdError, match="cannot read"):
+    with pytest.raises(LskdError, match="cannot be read"):
         read_json(tmp_path / "missing.json")
 
 

@@ -12,7 +12,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from draws import DEFINITIONS, PROPERTY, every_definition
 from draws import draw_samples as draw
 from lskd import Stability
-from lskd.stability import small_class_factor, stability
+from lskd.stability import small_class_factor
 
 pytestmark = [
     pytest.mark.unit,
@@ -40,7 +40,7 @@ def value(metric):
 def test_definitions(reference, definition, num_classes, samples, scale, dtype, seed):
     logits, labels = draw(samples, num_classes, seed, scale, dtype)
     expected = reference.stability(logits.double().numpy(), labels.numpy(), num_classes, definition)
-    result = stability(logits, labels, num_classes, definition)
+    result = Stability(num_classes, definition)(logits, labels)
     assert result.shape == ()
     np.testing.assert_allclose(float(result), expected, atol=2e-6)
 
@@ -65,10 +65,8 @@ def test_algorithm_1_as_printed():
         predict = softmax_p[:, target[0]]
         all_std += predict.std(dim=0)
     printed = 1 - all_std / num_classes
-    assert float(stability(logits, labels, num_classes)) == pytest.approx(float(printed), abs=1e-6)
-    assert float(stability(logits, labels, num_classes, "target_std")) == pytest.approx(
-        float(printed), abs=1e-6
-    )
+    for metric in (Stability(num_classes), Stability(num_classes, "target_std")):
+        assert float(metric(logits, labels)) == pytest.approx(float(printed), abs=1e-6)
 
 
 @every_definition
@@ -227,7 +225,7 @@ def test_collection_of_all_definitions():
     for rows in (slice(0, 15), slice(15, 30), slice(30, 40)):
         collection.update(logits[rows], labels[rows])
     for definition, result in collection.compute().items():
-        torch.testing.assert_close(result, stability(logits, labels, 3, definition))
+        torch.testing.assert_close(result, Stability(3, definition)(logits, labels))
 
 
 def test_as_many_classes_as_imagenet_21k(reference):
@@ -281,7 +279,7 @@ def test_nothing_seen_is_nan(definition):
 
 def test_spread_over_one_class_is_nan():
     logits, labels = draw(10, 3)
-    assert stability(logits, labels * 0, 3, "between_target_std").isnan()
+    assert Stability(3, "between_target_std")(logits, labels * 0).isnan()
 
 
 # What does not fit is refused, before anything is counted
@@ -314,7 +312,7 @@ def test_settings_out_of_range():
     with pytest.raises(ValueError, match="num_classes"):
         Stability(0)
     with pytest.raises(ValueError, match="definition"):
-        stability(torch.zeros(1, 3), torch.zeros(1).long(), 3, "eq2")
+        Stability(3, "eq2")
 
 
 def test_settings_by_name_and_by_position():
@@ -333,16 +331,16 @@ def test_settings_by_name_and_by_position():
 def test_an_offset_of_the_logits_costs_nothing(reference, definition, offset):
     logits, labels = draw(400, 8, dtype=torch.float64)
     expected = reference.stability(logits.numpy(), labels.numpy(), 8, definition)
-    np.testing.assert_allclose(float(stability(logits + offset, labels, 8, definition)), expected, atol=5e-8)
+    np.testing.assert_allclose(float(Stability(8, definition)(logits + offset, labels)), expected, atol=5e-8)
     rounded = (logits + offset).float()  # what float32 cannot express is lost before we see it, and no more
     expected = reference.stability(rounded.double().numpy(), labels.numpy(), 8, definition)
-    np.testing.assert_allclose(float(stability(rounded, labels, 8, definition)), expected, atol=5e-8)
+    np.testing.assert_allclose(float(Stability(8, definition)(rounded, labels)), expected, atol=5e-8)
 
 
 @every_definition
 def test_a_device_without_float64(definition, without_float64):
     logits, labels = draw(60, 5)
-    expected = stability(logits, labels, 5, definition).double()
+    expected = Stability(5, definition)(logits, labels).double()
     metric = Stability(5, definition)
     with without_float64():
         metric.to(torch.device("cpu"))

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from lskd import Stability
-from lskd.stability import stability
 
 pytestmark = pytest.mark.integration
 
@@ -123,7 +122,7 @@ def test_several_processes_are_one(outcomes, deal, definition, rank):
     result, error, everywhere, restored = outcomes[deal, definition, rank]
     assert error is None
     logits, labels = samples()
-    assert result == pytest.approx(float(stability(logits, labels, 4, definition)), abs=1e-7)
+    assert result == pytest.approx(float(Stability(4, definition)(logits, labels)), abs=1e-7)
     assert everywhere == labels.bincount(minlength=4).tolist()
     assert restored  # after the exchange a rank goes on with its own samples
 

@@ -8,8 +8,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load
 from safetensors.torch import save_file as save_torch
 
-from lskd import LskdError
-from lskd.stability import stability
+from lskd import LskdError, Stability
 from lskd_study.pages.page import provenance_rows
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
 from lskd_study.results.images import read_image_result, read_logits, read_stored
@@ -44,7 +43,7 @@ def test_accuracy_and_instability_come_from_the_stored_logits(plan, folder):
     found = read(plan)
     assert found.top1 == pytest.approx(100 * (logits.argmax(-1) == labels).float().mean().item())
     assert found.value("top5") == 100.0
-    expected = 1 - float(stability(logits, labels, plan.num_classes))
+    expected = 1 - float(Stability(plan.num_classes)(logits, labels))
     assert found.instability == pytest.approx(expected, abs=1e-6)
     assert found.value("val_top1") == found.curves["val_top1"][-1]
     assert np.isnan(found.value("train_kl"))  # a teacher has none

@@ -10,10 +10,6 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from timm_ls_kd.teacher import CONVOLUTIONS, NORMS
-
-FOLDED = {"convolutions": CONVOLUTIONS, "norms": NORMS}
-
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
@@ -31,7 +27,7 @@ def test_models_of_timm_are_folded(name, share):
             module.running_var.uniform_(0.5, 2)
     model.eval()
     folded = copy.deepcopy(model)
-    folding = fold_batch_norm(folded, **FOLDED)
+    folding = fold_batch_norm(folded)
     images = torch.randn(2, *model.pretrained_cfg["input_size"])
     with torch.no_grad():
         torch.testing.assert_close(folded(images), model(images), rtol=1e-5, atol=1e-5)

@@ -173,13 +173,7 @@ def read_json(path: str | Path, what: str = "") -> Any:
     Raises:
         LskdError: it is missing, too large, or not such a file.
     """
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(JSON_LIMIT + 1)
-    except OSError as error:
-        raise LskdError(f"cannot read {path} ({error.strerror})") from error
-    if len(raw) > JSON_LIMIT:
-        raise LskdError(f"{path} has more than {JSON_LIMIT >> 20} MiB, so it is not {what or 'such a file'}")
+    raw = read_bytes(path, JSON_LIMIT, what, "check the path")
     try:
         return parse_json(raw.decode("utf-8"))
     except ValueError as error:
@@ -220,7 +214,7 @@ def read_bytes(path: str | Path, limit: int, what: str = "", fix: str = "copy th
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise LskdError(f"{path} is damaged or cut short ({error}); {fix}") from None
     except OSError as error:
-        raise LskdError(f"{path} cannot be read ({error.strerror or error}); {fix}") from None
+        raise LskdError(f"{path} cannot be read ({error.strerror or error}); {fix}") from error
     if len(content) > limit:
         raise LskdError(
             f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}; {fix}"
@@ -266,13 +260,7 @@ def read_yaml(path: str | Path, what: str = "YAML file") -> Any:
 
 def read_yaml_nodes(path: str | Path, what: str = "YAML file") -> tuple[yaml.Node | None, Any]:
     """Return the nodes of a YAML file too, which know their lines; as :func:`read_yaml`."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(YAML_LIMIT + 1)
-    except OSError as error:
-        raise LskdError(f"cannot read the {what} {path} ({error.strerror}); check the path") from error
-    if len(raw) > YAML_LIMIT:
-        raise LskdError(f"{path} has more than {YAML_LIMIT >> 20} MiB, so it is no {what}")
+    raw = read_bytes(path, YAML_LIMIT, f"a {what}", "check the path")
     try:
         return _parse_yaml(raw.decode("utf-8"))
     except UnicodeDecodeError as error:

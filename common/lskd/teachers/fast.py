@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -28,8 +28,10 @@ FAST_BOUND = 0.01
 _TIMED = 16  # images by which candidates are timed
 _GAIN = 0.95  # of the time: an approximation must be worth something
 _BATCH = 32
-_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# Layers that may be folded, of torch and of timm, which is not imported here. Subclasses do not count: one
+# that standardises its weights would come out wrong.
+_CONVOLUTIONS = frozenset({"Conv1d", "Conv2d", "Conv3d", "Conv2dSame"})
+_NORMS = frozenset({"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "BatchNormAct2d"})
 # How far two answers to one image may be apart, in units of `lskd.soft_labels.forms.stored_difference`.
 _TOLERANCES = {"float32": 0.01, "bfloat16": 0.1, "int8": 0.1}
 
@@ -143,15 +145,12 @@ class FastTeacher:
         self._forward = torch.compile(self.model, **kwargs)
 
 
-Remainder = Callable[[Any], nn.Module]
-"""What is left of a layer of batch norm when its normalisation is folded away, such as its activation."""
+def _may_fold(module: nn.Module, names: frozenset[str]) -> bool:
+    kind = type(module)
+    return kind.__name__ in names and kind.__module__.startswith(("torch.nn.", "timm.layers."))
 
 
-def fold_batch_norm(
-    model: nn.Module,
-    convolutions: tuple[type[nn.Module], ...] = (),
-    norms: Mapping[type[nn.Module], Remainder] | None = None,
-) -> str:
+def fold_batch_norm(model: nn.Module) -> str:
     """Fold every batch norm of ``model`` that follows a convolution, in place; return a few words about it.
 
     The model is traced to see what follows what; its modules are changed and its own `forward` stays in use.
@@ -160,9 +159,6 @@ def fold_batch_norm(
 
     Args:
         model: in eval mode.
-        convolutions: types, besides torch's own, that compute a convolution with `weight` and `bias` as they
-            are. Subclasses do not count: one that standardises its weights would come out wrong.
-        norms: types, besides torch's own, that begin with a batch norm, and what is left of one.
 
     Raises:
         ValueError: for a model in training mode.
@@ -173,14 +169,11 @@ def fold_batch_norm(
     """
     if model.training:
         raise ValueError("batch norm can be folded in eval mode only; call model.eval() first")
-    remainders: dict[type[nn.Module], Remainder] = dict.fromkeys(_NORMS, lambda norm: nn.Identity())
-    remainders.update(norms or {})
-    layers = (*_CONVOLUTIONS, *convolutions)
-    total = sum(type(module) in remainders for module in model.modules())
+    total = sum(_may_fold(module, _NORMS) for module in model.modules())
     if total == 0:
         return "no batch norm to fold"
     try:
-        graph = _Tracer((*layers, *remainders)).trace(model)
+        graph = _Tracer().trace(model)
     except Exception as error:  # a model's own code runs on stand-ins for tensors: anything may come
         return f"batch norm not folded (it cannot be traced: {one_line(error, 80)})"
     modules = dict(model.named_modules())
@@ -189,20 +182,22 @@ def fold_batch_norm(
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     folded = 0
     for node in graph.nodes:
-        if node.op != "call_module" or type(modules[str(node.target)]) not in remainders:
+        if node.op != "call_module" or not _may_fold(modules[str(node.target)], _NORMS):
             continue
         source = node.args[0] if node.args else None
         if not isinstance(source, torch.fx.Node) or source.op != "call_module" or len(source.users) > 1:
             continue
         names = (str(source.target), str(node.target))
         layer, norm = (modules[name] for name in names)
-        if type(layer) not in layers or calls[id(layer)] > 1 or calls[id(norm)] > 1 or read & set(names):
+        if not (_may_fold(layer, _CONVOLUTIONS) and _foldable(layer, norm)):
             continue
-        if not _foldable(layer, norm):
+        if calls[id(layer)] > 1 or calls[id(norm)] > 1 or read & set(names):
             continue
         fused: nn.Module = fuse_conv_bn_eval(layer, norm)
         model.set_submodule(names[0], fused.requires_grad_(False))
-        model.set_submodule(names[1], remainders[type(norm)](norm).eval())
+        # What is left of timm's: dropout and activation.
+        left = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+        model.set_submodule(names[1], left.eval())
         folded += 1
     return f"{folded} of {total} batch norms folded"
 
@@ -210,12 +205,8 @@ def fold_batch_norm(
 class _Tracer(torch.fx.Tracer):
     """Sees the layers that may be folded as one step each, whichever package they are from."""
 
-    def __init__(self, leaves: tuple[type[nn.Module], ...]) -> None:
-        super().__init__()
-        self._leaves = leaves
-
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in self._leaves or super().is_leaf_module(m, module_qualified_name)
+        return _may_fold(m, _CONVOLUTIONS | _NORMS) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _foldable(layer: Any, norm: Any) -> bool:
@@ -295,16 +286,10 @@ def quantise_convolutions(model: nn.Module, images: Tensor) -> nn.Module:
     return quantised
 
 
-def _copy_of(
-    model: nn.Module,
-    mode: FastMode,
-    images: Tensor,
-    convolutions: tuple[type[nn.Module], ...],
-    norms: Mapping[type[nn.Module], Remainder] | None,
-) -> FastTeacher:
+def _copy_of(model: nn.Module, mode: FastMode, images: Tensor) -> FastTeacher:
     """Return a copy with batch norm folded, channels-last, and in the precision of ``mode``."""
     fast = copy.deepcopy(model)
-    done = f"{fold_batch_norm(fast, convolutions, norms)}, channels-last"
+    done = f"{fold_batch_norm(fast)}, channels-last"
     fast.to(memory_format=torch.channels_last)
     if mode == "int8":
         form = TeacherForm(mode, f"convolutions in int8, {done}")
@@ -320,8 +305,6 @@ def choose_fast(
     bound: float = FAST_BOUND,
     *,
     exact: Callable[[Tensor], Any] | None = None,
-    convolutions: tuple[type[nn.Module], ...] = (),
-    norms: Mapping[type[nn.Module], Remainder] | None = None,
     compiled: bool = False,
     batch_size: int | None = None,
 ) -> tuple[FastTeacher, str]:
@@ -337,8 +320,6 @@ def choose_fast(
         mode: any but "none".
         bound: largest mean KL(exact || fast) in nats.
         exact: what the exact teacher answers with; None: the model.
-        convolutions: see :func:`fold_batch_norm`.
-        norms: see :func:`fold_batch_norm`.
         compiled: compile the fast teacher, which needs a C++ compiler on the CPU.
         batch_size: of training, which is what is compiled for.
 
@@ -365,7 +346,7 @@ def choose_fast(
     candidates = []
     for name in wanted:
         try:
-            fast = _copy_of(model, name, calibration, convolutions, norms)
+            fast = _copy_of(model, name, calibration)
             fast.form = TeacherForm.measured(name, fast.form.made, answers, _logits(fast, rest))
             candidates.append((fast, _time(fast, timed)))
         except LskdError as error:

@@ -1,6 +1,6 @@
 """The teacher of every trainer: frozen, outside the student, answering to the student's batches."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from lskd.errors import LskdError
 from lskd.targets import Convention
-from lskd.teachers.fast import FAST_BOUND, FastMode, FastTeacher, Remainder, TeacherForm, choose_fast
+from lskd.teachers.fast import FAST_BOUND, FastMode, FastTeacher, TeacherForm, choose_fast
 from lskd.teachers.outputs import Autocast, logits_of
 
 FAST_SAMPLES = 256
@@ -203,8 +203,6 @@ class FrozenTeacher:
         *,
         option: str,
         autocast: Autocast = nullcontext,
-        convolutions: tuple[type[nn.Module], ...] = (),
-        norms: Mapping[type[nn.Module], Remainder] | None = None,
         compiled: bool = False,
         batch_size: int | None = None,
     ) -> str:
@@ -219,8 +217,6 @@ class FrozenTeacher:
             mode: any but "none", see :func:`lskd.teachers.fast.choose_fast`.
             bound: largest mean KL(exact || fast) in nats.
             autocast: context of the exact teacher in training.
-            convolutions: see :func:`lskd.teachers.fast.fold_batch_norm`.
-            norms: see :func:`lskd.teachers.fast.fold_batch_norm`.
             batch_size: of training, which is what is compiled for.
 
         Raises:
@@ -240,8 +236,6 @@ class FrozenTeacher:
                 mode,
                 bound,
                 exact=exact,
-                convolutions=convolutions,
-                norms=norms,
                 compiled=compiled,
                 batch_size=batch_size,
             )

@@ -246,13 +246,6 @@ def speed_up(model: Any, dataset: Any, amp: bool) -> str:
         LskdError: a model for which the mode cannot be had, or an error above the bound.
     """
     teacher = model.load_teacher()
-    layers: dict[str, Any] = {}
-    if model.teacher_settings.library == "timm":  # that may be folded, see lskd.teachers.fast.fold_batch_norm
-        from timm.layers import BatchNormAct2d
-        from timm.layers.conv2d_same import Conv2dSame
-
-        norms = {BatchNormAct2d: lambda norm: nn.Sequential(norm.drop, norm.act)}
-        layers = {"convolutions": (Conv2dSame,), "norms": norms}
     with replayed(0):  # the run's own generators must not notice
         batches = _batches(model, dataset, spread_indices(len(dataset), FAST_SAMPLES), True)
         images = [batch["inputs"] for batch in batches]
@@ -262,7 +255,6 @@ def speed_up(model: Any, dataset: Any, amp: bool) -> str:
         model.fast_settings.bound,
         option="model.distillation.teacher_fast",
         autocast=partial(torch.autocast, teacher.device.type, enabled=amp),
-        **layers,
     )
     return line
 
