@@ -38,6 +38,12 @@ def test_too_few_answers_tell_nothing(total, chance):
     assert compare_with_chance(total, total, chance) == "too few"
 
 
+def test_images_without_any_label_tell_nothing():
+    none = torch.zeros(40, 3)
+    with pytest.raises(LskdError, match=r"right on 0.0 % of 40 .* \(chance 0.0 %\)"):
+        trial(nn.Identity(), [(torch.eye(40, 3), none)], 3, multi_label=True)
+
+
 def test_indices_are_spread_over_a_folder_sorted_by_class():
     labels = [c for c in range(10) for _ in range(100)]
     chosen = [labels[i] for i in spread_indices(1000, 50)]

@@ -1,10 +1,9 @@
 """The teacher's trial before the first training step: does it do better than guessing?"""
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,20 +25,9 @@ def binomial_tail(right: int, total: int, chance: float) -> float:
     """
     if right <= 0 or chance >= 1:
         return 1.0
-    log_p, log_q = math.log(chance), math.log1p(-chance)
-
-    def log_mass(k: int) -> float:
-        choices = math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1)
-        return choices + k * log_p + (total - k) * log_q
-
-    masses, found = [], 0.0
-    for k in range(right, total + 1):
-        masses.append(math.exp(log_mass(k)))
-        found += masses[-1]
-        # Beyond the mean each is smaller than the one before it: the rest is lost in rounding.
-        if k > total * chance and masses[-1] * (total - k) <= 1e-17 * found:
-            break
-    return min(1.0, math.fsum(masses))
+    counts = torch.arange(right, total + 1, dtype=torch.float64)
+    draws: Any = torch.distributions.Binomial(total, counts.new_tensor(chance), validate_args=False)
+    return float(draws.log_prob(counts).logsumexp(0).exp())
 
 
 @cache  # of a study's runs it is asked several times
