@@ -15,9 +15,9 @@ def __getattr__(name: str) -> typing.Any:
     """Import the class when it is asked for: the commands and jobs of this package do without it."""
     if name != "Study":
         raise AttributeError(f"module 'lskd_study' has no attribute {name!r}")
-    from lskd_study.base.extras import require_study_extra
+    from lskd_study.base.extras import require_extra
 
-    require_study_extra()
+    require_extra()
     from lskd_study.study.from_python import Study
 
     return Study

@@ -31,28 +31,15 @@ def missing_modules(names: Sequence[str]) -> list[str]:
     return [name for name in names if importlib.util.find_spec(name) is None]
 
 
-def require_study_extra() -> None:
-    """Check that all of the extra ``study`` is here, before hours of training and not after.
+def require_extra(name: str = "study", what: str = "this", otherwise: str = "") -> None:
+    """Check that all of an extra is here, before hours of training and not after.
 
     Raises:
         LskdError: naming what is missing and what to install.
     """
-    missing = missing_modules(STUDY_MODULES)
-    if missing:
-        raise LskdError(f"this needs {', '.join(missing)}, not installed here; {how_to_install('study')}")
-
-
-def require_export_extra() -> None:
-    """Check that what writes and runs ONNX is here.
-
-    Raises:
-        LskdError: naming what is missing and what to install.
-    """
-    if missing := missing_modules(EXPORT_MODULES):
-        raise LskdError(
-            f"ONNX needs {', '.join(missing)}, not installed here; "
-            f"add --no-onnx, or {how_to_install('export')}"
-        )
+    if missing := missing_modules(STUDY_MODULES if name == "study" else EXPORT_MODULES):
+        fix = f"{otherwise}{how_to_install(name)}"
+        raise LskdError(f"{what} needs {', '.join(missing)}, not installed here; {fix}")
 
 
 def require_ecosystem(name: str, file: Path) -> None:

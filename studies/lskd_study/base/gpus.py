@@ -107,15 +107,11 @@ def chosen_gpus(
         while not chosen:
             time.sleep(0.5)
             chosen = _take(count, names, locks)
-        before = os.environ.get(VISIBLE)
+        before = {VISIBLE: os.environ[VISIBLE]} if VISIBLE in os.environ else {}
+        locks.callback(os.environ.update, before)
+        locks.callback(os.environ.pop, VISIBLE)
         os.environ[VISIBLE] = ",".join(chosen)
-        try:
-            yield {VISIBLE: os.environ[VISIBLE]}
-        finally:
-            if before is None:
-                del os.environ[VISIBLE]
-            else:
-                os.environ[VISIBLE] = before
+        yield {VISIBLE: os.environ[VISIBLE]}
 
 
 def _take(count: int, names: list[str], locks: contextlib.ExitStack) -> list[str]:
@@ -125,19 +121,13 @@ def _take(count: int, names: list[str], locks: contextlib.ExitStack) -> list[str
     with lock(folder / "choosing", wait=True), contextlib.ExitStack() as taken:
         chosen: list[str] = []
         for name in names:
-            if len(chosen) < count and taken.enter_context(_locked(folder / f"gpu-{name.replace('/', '_')}")):
+            place = folder / f"gpu-{name.replace('/', '_')}"
+            if len(chosen) < count and taken.enter_context(lock(place)) is not None:
                 chosen.append(name)
         if len(chosen) < count:
             return []
         locks.push(taken.pop_all())
         return chosen
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Lock a file if nobody has; gives whether it did."""
-    with lock(path) as handle:
-        yield handle is not None
 
 
 def _lock_folder() -> Path:

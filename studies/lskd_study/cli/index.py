@@ -16,9 +16,9 @@ def index(
     title: Annotated[str, typer.Option(help="Its heading.")] = "Studies of label smoothing and distillation",
 ) -> None:
     """Write one page over several studies: each with its answer, verdicts, data and missing runs."""
-    from lskd_study.base.extras import require_study_extra
+    from lskd_study.base.extras import require_extra
 
-    require_study_extra()
+    require_extra()
     from lskd_study.pages.index import write_index
 
     print(write_index(folders, output, title))

@@ -11,7 +11,7 @@ from lskd import LskdError
 from lskd.base.files import whole_folder, write_text
 from lskd.checkpoints import file_checksum
 from lskd.terms import centred
-from lskd_study.base.extras import require_export_extra, require_study_extra
+from lskd_study.base.extras import require_extra
 from lskd_study.claims.contrasts import class_of_key
 from lskd_study.export.choice import best_student, named, place, read_last_epochs
 from lskd_study.plan.kinds import TRANSLATION
@@ -35,12 +35,12 @@ def export(folder: Path, output: Path | None, seed: int | None, onnx: bool) -> P
         LskdError: before anything is written, for what the user can fix.
         OnnxError: the network has no ONNX.
     """
-    require_study_extra()
+    require_extra()
     plan, run = place(folder)
     if plan.kind is TRANSLATION:
         trainer_of(plan.ecosystem, "student").export(folder, folder, None, None)  # refuses
     if onnx:
-        require_export_extra()
+        require_extra("export", "ONNX", "add --no-onnx, or ")
     if seed is not None and run is not None:
         raise LskdError(f"--seed chooses among a study's runs; {folder} is one of them already, leave it out")
     chosen = named(plan, run) if run else best_student(read_last_epochs(plan), seed)

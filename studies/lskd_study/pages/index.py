@@ -28,25 +28,7 @@ from lskd_study.plan.plan import exact
 from lskd_study.results.read import read_results
 from lskd_study.stats.intervals import Interval
 
-# How the verdicts sort: the first is the best news for smoothing.
-ORDER = {
-    "supported": 0,
-    "too small to matter": 1,
-    "cannot tell": 2,
-    "contradicted": 3,
-    "no verdict": 4,
-    None: 5,
-}
-
-
-@dataclass(frozen=True)
-class ClaimMarks:
-    """A claim of one study: a mark for each setting it was tested in, and the same in words."""
-
-    name: str
-    marks: str
-    words: str
-    class_: str
+ORDER = {verdict: place for place, verdict in enumerate((*MARKS, None))}  # how the verdicts sort
 
 
 @dataclass(frozen=True)
@@ -82,8 +64,8 @@ class IndexedStudy:
         return ends_text(self.headline.low, self.headline.high, self.headline.unit)
 
     @property
-    def claims(self) -> list[ClaimMarks]:
-        """Each claim once, with its verdicts."""
+    def claims(self) -> list[dict[str, str]]:
+        """Each claim once: its name, a mark for each setting it was tested in, the same in words."""
         found = []
         for claim in dict.fromkeys(finding.claim for finding in self.tested):
             verdicts = [finding.verdict or "cannot tell" for finding in self.tested if finding.claim == claim]
@@ -95,7 +77,8 @@ class IndexedStudy:
             )
             class_ = verdicts[0].replace(" ", "-") if len(counts) == 1 else "cannot-tell"
             marks = "".join(MARKS[verdict] for verdict in verdicts)
-            found.append(ClaimMarks(claim.replace("-", " "), marks, words, class_))
+            name = claim.replace("-", " ")
+            found.append({"name": name, "marks": marks, "words": words, "class_": class_})
         return found
 
 

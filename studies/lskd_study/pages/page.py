@@ -27,11 +27,12 @@ from lskd_study.stores.state import rerun_command
 from lskd_study.stores.summary import page_rows
 
 PAGE = "index.html"  # of each study
+# The best news for smoothing first.
 MARKS = {
     "supported": "✓",
-    "contradicted": "✗",
     "too small to matter": "≈",
     "cannot tell": "?",
+    "contradicted": "✗",
     "no verdict": "–",
 }
 
@@ -247,29 +248,17 @@ def _against(finding: Finding, weak: Container[tuple[bool, float]]) -> Finding:
 # Provenance
 
 
-@dataclass(frozen=True)
-class Commands:
-    """What repeats the finished runs of one kind, to be pasted in the folder where the study was started.
+def commands_of(results: Results[AnyResult]) -> dict[RunKind, dict[str, Any]]:
+    """Return what repeats the finished runs by kind: place and heading on the page; run, seconds, command.
 
-    Attributes:
-        id: where it stands on the page.
-        title: its heading.
-        of_runs: run, seconds and command for each seed.
+    To be pasted in the folder where the study was started.
     """
-
-    id: str
-    title: str
-    of_runs: list[tuple[str, float, str]]
-
-
-def commands_of(results: Results[AnyResult]) -> dict[RunKind, Commands]:
-    """Return the commands of the finished runs by kind, in the order of the study."""
     return {
-        kind: Commands(
-            f"runs-{position}",
-            sentence(kind_name(results.plan, kind)),
-            [_command(results.plan, result) for result in runs],
-        )
+        kind: {
+            "id": f"runs-{position}",
+            "title": sentence(kind_name(results.plan, kind)),
+            "of_runs": [_command(results.plan, result) for result in runs],
+        }
         for position, (kind, runs) in enumerate(results.finished_by_kind.items())
     }
 

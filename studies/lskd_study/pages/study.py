@@ -1,10 +1,11 @@
 """Write everything a study's output folder shows: judge, make the page and its files, write them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from lskd_study.claims import Finding, claims_of, judge, settings
 from lskd_study.claims.by_class import ClassChange, class_changes
+from lskd_study.claims.findings import Verdict
 from lskd_study.claims.measures import measure_study
 from lskd_study.claims.outlook import after, seconds_a_seed
 from lskd_study.drawing.curves import (
@@ -32,13 +33,8 @@ from lskd_study.results.read import read_results
 from lskd_study.results.results import Results
 from lskd_study.stores.summary import loss_note
 
-VERDICTS = {
-    "supported": "Supported",
-    "contradicted": "Not supported: contradicted",
-    "too small to matter": "Too small to matter",
-    "cannot tell": "Cannot tell",
-    "no verdict": "No verdict",
-}
+VERDICTS = {verdict: verdict.capitalize() for verdict in get_args(Verdict)}
+VERDICTS["contradicted"] = "Not supported: contradicted"
 
 
 def write_report(plan: Plan) -> str:

@@ -4,8 +4,6 @@ Both have a ``name`` for lines of progress, the trainer's shell ``command``, pat
 writes, and say in ``done`` what was done, for the error that the data changed meanwhile.
 """
 
-import csv
-import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +16,7 @@ from lskd.base.files import write_text
 from lskd.base.tensors import require_finite
 from lskd.checkpoints import file_checksum
 from lskd.terms import centred
-from lskd_study.base.text import gigabytes
+from lskd_study.base.text import csv_text, gigabytes
 from lskd_study.plan.folders import LABEL_FILES, LOG
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import CURVES, LOGITS, TRANSLATIONS, Plan, Run, Store
@@ -68,13 +66,10 @@ class Training:
             for name in _LOSSES:
                 if value := row.get(name):
                     require_finite(name, float(value), int(row["epoch"]))
-        text = io.StringIO()
         # One set of columns for a whole study, though its teachers and students may come from two trainers.
         columns = trainer_of(self.plan.ecosystem, "student").curve_columns
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.folder / CURVES, text.getvalue())
+        lines = ([row.get(name, "") for name in columns] for row in rows)
+        write_text(self.folder / CURVES, csv_text(columns, lines))
 
     def record(self) -> dict[str, Any]:
         """Return the run's settings, weights and soft labels."""

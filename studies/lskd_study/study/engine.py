@@ -14,7 +14,7 @@ from pathlib import Path
 from lskd import LskdError
 from lskd.base.files import lock, read_json
 from lskd.base.trackers import check_tracker
-from lskd_study.base.extras import require_ecosystem, require_study_extra
+from lskd_study.base.extras import require_ecosystem, require_extra
 from lskd_study.base.progress import FILE, Follower, open_log
 from lskd_study.base.stopping import StoppedError, until_stopped
 from lskd_study.base.text import storable
@@ -78,7 +78,7 @@ def run_study(
     Raises:
         LskdError: before anything is written, for what the user can fix.
     """
-    require_study_extra()
+    require_extra()
     if study_file.startswith("-"):
         raise LskdError(f"the study file comes before the options for Snakemake; {study_file} stands first")
     if Path(study_file).is_dir():

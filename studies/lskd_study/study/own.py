@@ -14,7 +14,7 @@ import typer
 
 from lskd import LskdError
 from lskd.base.files import write_text
-from lskd_study.base.extras import require_study_extra
+from lskd_study.base.extras import require_extra
 from lskd_study.base.provenance import usable_cores
 from lskd_study.base.text import duration
 from lskd_study.claims.outlook import LITTLE, Outlook, before
@@ -74,7 +74,7 @@ def run_own(
     Raises:
         LskdError: for what the user can fix, before anything is written.
     """
-    require_study_extra()
+    require_extra()
     if not yes and not dry_run and not sys.stdin.isatty():
         raise LskdError(
             "there is no terminal to ask at; --dry-run shows the estimate, --yes goes on without asking"

@@ -1,7 +1,5 @@
 """Data sets made from any image folder: fewer classes, a long tail, wrong labels."""
 
-import csv
-import io
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ import typer
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
+from lskd_study.base.text import csv_text
 from lskd_study.data.arguments import Copy, Expect, OfFolder, OutputBeside, Seed
 from lskd_study.data.expected import check_numbers, count
 from lskd_study.data.folders.archives import MEMBER_LIMIT, fingerprint
@@ -189,15 +188,11 @@ def prepare_noise(
         ]
         if empty := set(folder.classes) - {image.label for image in noisy}:
             raise LskdError(f"class {min(empty)} of {source} would have no images; choose another --seed")
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("label", "file", "true_label", "source_file"))
-        writer.writerows(
-            (noisy[i].label, noisy[i].name, images[i].label, images[i].name) for i in sorted(wrong)
-        )
+        lines = [(noisy[i].label, noisy[i].name, images[i].label, images[i].name) for i in sorted(wrong)]
+        listed = csv_text(("label", "file", "true_label", "source_file"), lines)
         return Rows(
             [*noisy, *folder.images("val")],
-            files={NOISE_LIST: text.getvalue().encode()},
+            files={NOISE_LIST: listed.encode()},
             more={"wrong_labels": len(wrong)},
         )
 

@@ -158,17 +158,8 @@ def _subwords(folder: Path, train: Sequence[Pair], tokens: int) -> Callable[[str
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):  # its progress bar
         learn_bpe(text, codes, num_symbols=tokens)
     (folder / "code").write_text(codes.getvalue(), encoding="utf-8")
-    bpe = BPE(io.StringIO(codes.getvalue()))
-    cache: dict[str, str] = {}
-
-    def apply(line: str) -> str:
-        words = line.split()
-        for word in words:
-            if word not in cache:
-                cache[word] = bpe.segment(word)
-        return " ".join(cache[word] for word in words)
-
-    return apply
+    bpe = BPE(codes)  # which keeps what it has made of each word
+    return lambda line: str(bpe.segment(" ".join(line.split())))
 
 
 def _write_lines(file: Path, lines: Sequence[str]) -> None:
