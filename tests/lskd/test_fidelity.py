@@ -46,3 +46,8 @@ def test_logits_further_apart_than_the_largest_number():
     far = np.array([[0.0, -1.7e308, 1.7e308]])
     np.testing.assert_array_equal(divergence(far, far), [0])
     np.testing.assert_array_equal(divergence(far, [[0.0, -1.0, 1000.0]]), [0])
+
+
+def test_logits_of_two_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(1, 2\) and \(1, 3\)"):
+        divergence([[0.0, 1.0]], [[0.0, 1.0, 2.0]])

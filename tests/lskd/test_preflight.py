@@ -39,9 +39,8 @@ def test_too_few_answers_tell_nothing(total, chance):
 
 
 def test_images_without_any_label_tell_nothing():
-    none = torch.zeros(40, 3)
-    with pytest.raises(LskdError, match=r"right on 0.0 % of 40 .* \(chance 0.0 %\)"):
-        trial(nn.Identity(), [(torch.eye(40, 3), none)], 3, multi_label=True)
+    line = trial(nn.Identity(), [(torch.eye(40, 3), torch.zeros(40, 3))], 3, multi_label=True)
+    assert line.endswith("no validation images with labels, its accuracy is not checked")
 
 
 def test_indices_are_spread_over_a_folder_sorted_by_class():

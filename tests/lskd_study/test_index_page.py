@@ -48,7 +48,7 @@ def test_one_line_per_study_with_relative_links(studies, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == (
         "Of 3 studies, 1 study supports the paper’s claim that a label-smoothed teacher distils a better "
-        "student, 1 contradicts it, and 1 cannot tell. 1 study has the same teachers as another. "
+        "student, 1 contradicts it, and 1 cannot tell. 1 study adds no new teachers. "
         "1 run is missing."
     )
     assert said[1] == str(output)
@@ -146,7 +146,7 @@ def test_a_headline_of_the_same_runs_is_no_second_one(copied, studies, tmp_path,
     assert main(["index", str(copied), *map(str, studies), "--output", str(tmp_path / "i.html")]) == 0
     said = capsys.readouterr().out
     assert "and 2 cannot tell. 1 study has the same runs behind the headline as another. 2 studies" in said
-    assert "2 studies have the same teachers as another. 2 runs" in said
+    assert "2 studies add no new teachers. 2 runs" in said
 
 
 def test_a_setting_without_an_interval_is_counted(copied, tmp_path):

@@ -1,7 +1,7 @@
 """Fidelity: how closely a student follows its teacher on samples that neither was trained on.
 
 One of the two measures of Stanton et al. (NeurIPS 2021, "Does Knowledge Distillation Really Work?"); the
-other is how often both give the same class. Neither needs labels, and a faithful student is as wrong.
+other is how often both give the same class. Neither needs labels, and a faithful student errs as its teacher.
 """
 
 import numpy as np

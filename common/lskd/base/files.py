@@ -214,7 +214,8 @@ def read_bytes(path: str | Path, limit: int, what: str = "", fix: str = "copy th
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise LskdError(f"{path} is damaged or cut short ({error}); {fix}") from None
     except OSError as error:
-        raise LskdError(f"{path} cannot be read ({error.strerror or error}); {fix}") from error
+        what = f" as {what}" if what else ""
+        raise LskdError(f"{path} cannot be read{what} ({error.strerror or error}); {fix}") from error
     if len(content) > limit:
         raise LskdError(
             f"{path} has more than {limit >> 20} MiB, so it is not {what or 'such a file'}; {fix}"

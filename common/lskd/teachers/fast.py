@@ -195,8 +195,8 @@ def fold_batch_norm(model: nn.Module) -> str:
             continue
         fused: nn.Module = fuse_conv_bn_eval(layer, norm)
         model.set_submodule(names[0], fused.requires_grad_(False))
-        # What is left of timm's: dropout and activation.
-        left = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+        timms = type(norm).__name__ == "BatchNormAct2d"  # of which dropout and activation are left
+        left = nn.Sequential(norm.drop, norm.act) if timms else nn.Identity()
         model.set_submodule(names[1], left.eval())
         folded += 1
     return f"{folded} of {total} batch norms folded"

@@ -151,8 +151,8 @@ def check_teacher(
     # Every process then comes to the same verdict.
     right, total, *per_class = (int(value) for value in summed_over_processes(counts).tolist())
     who = f"teacher '{teacher.name}'"
-    if total == 0:
-        return f"{who}: no validation images, its accuracy is not checked"
+    if not any(per_class):
+        return f"{who}: no validation images with labels, its accuracy is not checked"
     chance = max(0.0 if multi_label else 1 / num_classes, max(per_class) / total)
     accuracy = accuracy_text(right, total, chance)
     match compare_with_chance(right, total, chance):

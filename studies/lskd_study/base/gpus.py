@@ -109,7 +109,7 @@ def chosen_gpus(
             chosen = _take(count, names, locks)
         before = {VISIBLE: os.environ[VISIBLE]} if VISIBLE in os.environ else {}
         locks.callback(os.environ.update, before)
-        locks.callback(os.environ.pop, VISIBLE)
+        locks.callback(os.environ.pop, VISIBLE, None)
         os.environ[VISIBLE] = ",".join(chosen)
         yield {VISIBLE: os.environ[VISIBLE]}
 

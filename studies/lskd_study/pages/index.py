@@ -160,7 +160,7 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
         f"{counted(count, *words)} {what}."
         for count, words, what in (
             (again, ("study has", "studies have"), "the same runs behind the headline as another"),
-            (len(teachers) - len({*teachers}), ("study has", "studies have"), "the same teachers as another"),
+            (len(teachers) - len({*teachers}), ("study adds", "studies add"), "no new teachers"),
             (len(studies) - len(with_students), ("study is", "studies are"), "of teachers alone"),
             (verdicts["no verdict"], ("study has", "studies have"), "no verdict, because runs failed"),
             (sum(len(own.failed) for own in runs), ("run", "runs"), "failed"),
