@@ -29,7 +29,11 @@ RESULTS = ROOT / "docs" / "results"
 INDEX = RESULTS / "index.html"
 PAGE = RESULTS.with_suffix(".md")
 PLAN = (RESULTS / "plan.md").read_text(encoding="utf-8")
-OVER_STUDIES = {"more-classes": [f"fashion_mnist/classes{classes}" for classes in (3, 5, 10)]}
+OVER_STUDIES = {
+    "more-classes": [f"fashion_mnist/classes{classes}" for classes in (3, 5, 10)],
+    "long-tail-shrinks": ["fashion_mnist/classes10", "fashion_mnist/long_tail"],
+}
+PARTS_SHOWN = ("real-student", "long-tail-head", "long-tail-tail")  # no claims, so without a verdict
 PUBLISHED = {path.parent.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("verdicts.json")}
 
 
@@ -114,7 +118,9 @@ def table(claim: str) -> str:
     if claim in OWN_TABLES:
         return OWN_TABLES[claim]()
     if claim in OVER_STUDIES:
-        return "\n".join([*rows, over_studies(claim)]) + "\n"
+        one = over_studies()[claim]
+        own = row(OVER_STUDIES[claim], one.setting.words, one.interval, one.claim.unit, one.verdict)
+        return "\n".join([*rows, own]) + "\n"
     found = [one for one in findings() if one[1].claim == claim]
     rows += [row(studies, one.setting.words, one, one.unit, one.verdict or "–") for studies, one in found]
     return "\n".join(rows) + "\n"
@@ -124,24 +130,30 @@ def findings() -> list[tuple[list[str], Any]]:
     """Return each finding but for parts of others, with its studies: those with the same runs share one."""
     found: dict[object, tuple[list[str], Any]] = {}
     for study in finished():
-        for one in read_record(RESULTS / study).findings:
-            if one.verdict is not None or one.claim == "real-student":
-                runs = study if one.estimate is None else (one.estimate, one.low, one.high)
-                found.setdefault((one.claim, runs, one.setting.words, one.verdict), ([], one))[0].append(
-                    study
-                )
+        every = read_record(RESULTS / study).findings
+        for one in every:
+            if one.verdict is None and one.claim not in PARTS_SHOWN:
+                continue
+            # What has no interval is told by the others of its setting.
+            alike = [one] if one.low is not None else [own for own in every if own.setting == one.setting]
+            runs = tuple((own.claim, own.estimate, own.low) for own in alike)
+            found.setdefault((one.claim, runs, one.verdict), ([], one))[0].append(study)
     return list(found.values())
 
 
 def claims() -> str:
     """Return all claims, and in how many rows of the tables below each verdict stands."""
-    verdicts = [(one.text, one.verdict) for _, one in findings()]
-    texts = {one.id: one.text for one in CLAIMS}
-    verdicts += [(texts[one], over_studies(one).split(" | ")[-1][:-2]) for one in OVER_STUDIES]
     columns = (*DECIDED, "cannot tell")
-    rows = [f"| claim | of | {' | '.join(columns)} |", "|---|---|" + "---:|" * len(columns)]
-    of = {one.text: one.source for one in reversed(CLAIMS) if one.direction}  # of two tasks' the first
-    for text, source in reversed(of.items()):
+    verdicts = [(one.text, one.verdict) for _, one in findings() if one.verdict]
+    verdicts += [(one.claim.text, one.verdict) for one in over_studies().values()]
+    assert {verdict for _, verdict in verdicts} <= {*columns}
+    rows = [f"| claim | source | {' | '.join(columns)} |", "|---|---|" + "---:|" * len(columns)]
+    sources: dict[str, str] = {}
+    for claim in (one for one in CLAIMS if one.direction):
+        named = sources.setdefault(claim.text, claim.source)
+        if named not in claim.source and claim.source not in named:
+            sources[claim.text] = f"{named}; {claim.source}"
+    for text, source in sources.items():
         counts = [verdicts.count((text, verdict)) for verdict in columns]
         cells = [str(count or "") for count in counts] if any(counts) else ["", "", "", "no study yet"]
         rows.append(f"| {text} | {source} | {' | '.join(cells)} |")
@@ -156,23 +168,31 @@ def row(studies: list[str], words: str, found: Any, unit: str, verdict: str) -> 
     return f"| {links} | {words} | {difference} | {ends} | {verdict} |"
 
 
-def over_studies(claim: str) -> str:
-    """As ``lskd index`` tests it from the runs; the studies' teachers are the same networks."""
-    statement = next(one for one in CLAIMS if one.id == claim)
-    studies = {study: read_record(RESULTS / study) for study in OVER_STUDIES[claim]}
-    teachers = [next(f for f in one.findings if f.claim == "better-teacher") for one in studies.values()]
-    points = [math.log10(one.data.classes or 0) for one in studies.values()]
-    weights = [weight / (max(points) - min(points)) for weight in fitted_change(points)]
-    each = [
-        parts_interval(
-            one.estimate, [Part(*part) for part in one.parts], (one.seeds, one.samples), one.method
-        )
-        for one in teachers
-    ]
-    interval = combine(each, weights)
-    finding = Finding(statement, Setting(0.0, 0.1, 1.0, 0.0, ""), interval, interval.p_value)
-    (found,) = decide([finding], headline=False)
-    return row(list(studies), "for ten times the classes", interval, statement.unit, found.verdict)
+def over_studies() -> dict[str, Finding]:
+    """As ``lskd index`` tests them from the runs, corrected together; the teachers are the same networks."""
+    found = []
+    for claim, names in OVER_STUDIES.items():
+        if not {*names} <= PUBLISHED:
+            continue
+        records = [read_record(RESULTS / study) for study in names]
+        teachers = [
+            next(one for one in record.findings if one.claim == "better-teacher") for record in records
+        ]
+        weights, words = [-1.0, 1.0], "on a long tail less without one"
+        if claim == "more-classes":
+            points = [math.log10(record.data.classes) for record in records]
+            weights = [weight / (max(points) - min(points)) for weight in fitted_change(points)]
+            words = "for ten times the classes"
+        each = [
+            parts_interval(
+                one.estimate, [Part(*part) for part in one.parts], (one.seeds, one.samples), one.method
+            )
+            for one in teachers
+        ]
+        interval = combine(each, weights)
+        statement = next(one for one in CLAIMS if one.id == claim)
+        found.append(Finding(statement, Setting(0.0, 0.1, 1.0, 0.0, words), interval, interval.p_value))
+    return {one.claim.id: one for one in decide(found, headline=False)}
 
 
 def by_teacher() -> str:
