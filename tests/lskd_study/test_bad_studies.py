@@ -30,7 +30,10 @@ DRY = ("study", "study.yaml", "--dry-run")
     [
         ({"teachers": [{"model": "test_resnett", "config": "t.yaml"}]}, "did you mean test_resnet"),
         ({"students": [{"model": "resnet18.nope", "config": "t.yaml"}]}, "'resnet18.nope'; timm has"),
-        ({"teachers": [{"model": "test_resnet", "config": "u.yaml"}]}, "the trainer's file u.yaml"),
+        (
+            {"teachers": [{"model": "test_resnet", "config": "u.yaml"}]},
+            "u.yaml cannot be read as a trainer's file",
+        ),
         (
             {"students": [{"model": "torchvision:resnet18", "config": "t.yaml"}]},
             "unknown model 'torchvision:",

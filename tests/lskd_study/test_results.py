@@ -151,7 +151,7 @@ def test_a_sample_that_stands_twice_is_damage(plan, folder):
         (lambda text: text.rpartition(",")[0], r"/curves.csv: row 5 has not as many cells as the header"),
         (lambda text: text[:-2], "curves.csv is cut short"),  # its last number is another one then
         (lambda text: "", "curves.csv has no epochs"),
-        (None, r"/curves.csv cannot be read \(No such file or directory\)"),
+        (None, r"/curves.csv cannot be read as a table \(No such file or directory\)"),
     ],
 )
 def test_curves_that_are_not_whole_name_the_run_to_remove(plan, folder, change, said):
