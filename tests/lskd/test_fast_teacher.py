@@ -67,6 +67,13 @@ def test_folding_leaves_the_function_as_it_is(net, images):
     assert not any(parameter.requires_grad for parameter in net.parameters())
 
 
+def test_an_attribute_makes_no_layer_of_timms(net, images):
+    net.stem[1].act = nn.ReLU()
+    expected = net(images)
+    assert fold_batch_norm(net) == "2 of 5 batch norms folded"
+    torch.testing.assert_close(net(images), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("dimensions", "shape"), [(1, (2, 3, 9)), (3, (2, 3, 4, 5, 6))])
 def test_folding_in_other_dimensions(dimensions, shape):
     layers = getattr(nn, f"Conv{dimensions}d")(3, 4, 3), getattr(nn, f"BatchNorm{dimensions}d")(4)
@@ -89,8 +96,10 @@ class Untraceable(Net):
 
 def test_what_cannot_be_folded_is_left(images):
     standardised = with_statistics(nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4)))
+    namesake = type("Conv2d", (Standardised,), {})  # torch's name, but not torch's class
+    named = with_statistics(nn.Sequential(namesake(3, 4, 3), nn.BatchNorm2d(4)))
     batch_statistics = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
-    for model in (standardised, batch_statistics, with_statistics(Untraceable())):
+    for model in (standardised, named, batch_statistics, with_statistics(Untraceable())):
         expected = model(images)
         assert fold_batch_norm(model).startswith(("0 of 1", "batch norm not folded (it cannot be traced"))
         assert torch.equal(model(images), expected)

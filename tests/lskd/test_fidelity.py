@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
+from lskd.analysis import by_sample as blocks
 from lskd.analysis.by_sample import Softmax, by_sample
 from lskd.analysis.fidelity import between
 
@@ -51,3 +52,27 @@ def test_logits_further_apart_than_the_largest_number():
 def test_logits_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match=r"shape \(1, 2\) and \(1, 3\)"):
         divergence([[0.0, 1.0]], [[0.0, 1.0, 2.0]])
+
+
+def test_float32_and_blocks_of_rows_change_nothing(monkeypatch):
+    teacher, student = draw(30, 5).astype(np.float32)
+    before = divergence(teacher, student)
+    np.testing.assert_array_equal(divergence(teacher.astype(np.float64), student.astype(np.float64)), before)
+    monkeypatch.setattr(blocks, "_BLOCK", 20)
+    np.testing.assert_allclose(divergence(teacher, student), before, rtol=1e-12)
+
+
+def test_of_equal_logits_the_first_class_is_the_answer():
+    assert Softmax(np.array([[1.0, 1.0], [0.0, 2.0]])).answer.tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ([[0.0, np.nan]], "the logits of sample 0 are not all finite"),
+        (np.zeros((0, 2)), "with samples"),
+    ],
+)
+def test_students_logits_that_say_nothing_are_refused(student, message):
+    with pytest.raises(ValueError, match=message):
+        divergence(np.zeros((len(student), 2)), student)

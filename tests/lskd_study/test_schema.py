@@ -133,7 +133,7 @@ def test_aliases_and_depth_have_a_bound_in_every_file_of_a_study(tmp_path, text,
 
 
 def test_a_missing_or_binary_study_file(tmp_path):
-    with pytest.raises(LskdError, match=r"none\.yaml cannot be read"):
+    with pytest.raises(LskdError, match=r"none\.yaml cannot be read as a study file"):
         load_study(tmp_path / "none.yaml")
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LskdError, match="not a text file"):
@@ -150,5 +150,5 @@ def test_a_trainers_file_may_not_set_what_the_study_sets(tmp_path):
     path.write_text("[1, 2]\n")
     with pytest.raises(LskdError, match="not a mapping"):
         read_trainer_config(path)
-    with pytest.raises(LskdError, match="cannot be read"):
+    with pytest.raises(LskdError, match="cannot be read as a trainer's file"):
         read_trainer_config(tmp_path / "none.yaml")

@@ -58,7 +58,7 @@ PLAIN = [
     ("--in-chans 4", ["1 or 3 channels"]),
     ("--initial-checkpoint nosuch.pth", ["--initial-checkpoint nosuch.pth", "no such file"]),
     ("--resume nosuch.pth", ["--resume nosuch.pth", "no such file"]),
-    ("--config nosuch.yaml", ["nosuch.yaml cannot be read"]),
+    ("--config nosuch.yaml", ["nosuch.yaml cannot be read as a config file"]),
     ("--model-kwargs depth", ["key=value", "depth"]),
     ("--model-kwargs nosuch=3", ["model 'test_resnet' cannot be created", "nosuch"]),
     ("--model test_vit --img-size 30", ["30"]),

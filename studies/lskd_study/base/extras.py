@@ -37,7 +37,7 @@ def require_extra(name: str = "study", what: str = "this", otherwise: str = "") 
     Raises:
         LskdError: naming what is missing and what to install.
     """
-    if missing := missing_modules(STUDY_MODULES if name == "study" else EXPORT_MODULES):
+    if missing := missing_modules({"study": STUDY_MODULES, "export": EXPORT_MODULES}[name]):
         fix = f"{otherwise}{how_to_install(name)}"
         raise LskdError(f"{what} needs {', '.join(missing)}, not installed here; {fix}")
 
