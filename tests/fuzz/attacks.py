@@ -193,6 +193,19 @@ def overlapping_zip(names: list[str], data: bytes) -> bytes:
 # Pickles
 
 
+# Opcodes that only build, so that no family is missing: each leaves one value.
+VALUES = {
+    "numbers": b"(I1\nI01\nL1L\nF1.5\nJ\1\0\0\0K\1M\1\0\x8a\1\1\x8b\1\0\0\0\1G" + bytes(8) + b"\x88\x89Nt",
+    "texts": b"(Va\nX\1\0\0\0a\x8c\1a\x8d\1\0\0\0\0\0\0\0at",
+    "bytes": b"(S'a'\nT\1\0\0\0aU\1aB\1\0\0\0aC\1a\x8e\1\0\0\0\0\0\0\0a\x96\1\0\0\0\0\0\0\0at",
+    "tuples": b"()N\x85NN\x86NNN\x87t",
+    "lists": b"((Nl]Na](Net",
+    "mappings": b"((NNd}NNs}(NNut",
+    "sets": b"\x80\4(\x8f(N\x90(N\x91t",
+    "a memo": b"\x80\4\x95\0\0\0\0\0\0\0\0(Np0\nq\1r\2\0\0\0\x94g0\nh\1j\2\0\0\0N2(1t",
+}
+
+
 def pickles(trap: str) -> Iterator[tuple[str, bytes]]:
     """One of each family of opcodes; those that call would make the file ``trap``."""
     # In text pickles have Latin-1, and other letters as \u and four digits.
@@ -214,6 +227,9 @@ def pickles(trap: str) -> Iterator[tuple[str, bytes]]:
     yield "EXT4", b"\x80\x02\x84\x01\0\0\0)R."
     yield "PERSID", b"Ppersistent\n."
     yield "BINPERSID", b"\x80\x02(V" + b"storage\ncbuiltins\neval\nV0\nVcpu\nI1\ntQ."
+    for what, value in VALUES.items():
+        yield f"{what} before a call", value + b"0" + call
+    yield "buffers elsewhere", b"\x80\x05\x97\x980" + call
     of_path = b"cbuiltins\ngetattr\n(cbuiltins\ngetattr\n(cos\npath\nVos\ntRVsystem\ntR"
     yield "a getattr chain", of_path + b"(V" + touch + b"tR."
     yield "torch's own eval", f"ctorch.jit\n_unwrap_optional\n(V{code}\ntR.".encode()

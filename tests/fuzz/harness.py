@@ -7,6 +7,7 @@ above the worker's own than its bound.
 """
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import json
@@ -35,6 +36,8 @@ _AT_ONCE = 5_000  # inputs of a worker, whose size is measured anew then
 _STATE = struct.Struct("qqqq")  # the number of the input, how many were accepted and refused, kB of memory
 _SHRINKS, _TRIES = 60, 40  # steps in which an input is made smaller, and what is tried in each
 _SECONDS = 30.0  # that it takes
+_M_MMAP_THRESHOLD = -3  # of malloc.h: from that size on memory is the kernel's, where the heap has no hole
+_HOLE = 1 << 16
 _OURS = ("/common/lskd/", "/plugins/", "/studies/", "/tests/fuzz/")
 
 Read = Callable[[bytes], None]
@@ -194,6 +197,7 @@ def _work(
         own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (own + _ADDRESSES, own + _ADDRESSES))
         gc.freeze()
+        _leave_no_hole()
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         number, accepted, refused, peak = first, 0, 0, 0
         for data in inputs:
@@ -223,6 +227,15 @@ def _work(
         os.write(writing, json.dumps([-1, traceback.format_exc()]).encode() + b"\n")
     finally:
         os._exit(status)
+
+
+def _leave_no_hole() -> None:
+    """Use up what the process that tests has freed but still has: an input would take it unseen."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.mallopt(_M_MMAP_THRESHOLD, _HOLE)
+    while libc.malloc(_HOLE) < libc.sbrk(0):  # then it is the kernel's, and above the heap
+        pass
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+import pickletools
 from dataclasses import replace
 
 import pytest
@@ -26,11 +27,22 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("name", ["GLOBAL REDUCE", "STACK_GLOBAL", "INST", "OBJ", "a getattr chain"])
+CALLS = ["GLOBAL REDUCE", "STACK_GLOBAL", "INST", "OBJ", "a getattr chain"]
+
+
+@pytest.mark.parametrize("name", [*CALLS, *(f"{what} before a call" for what in attacks.VALUES)])
 def test_a_pickle_is_an_attack(tmp_path, name):
     """Or nothing would be shown by refusing it."""
     pickle.loads(dict(attacks.pickles(str(tmp_path / TRAP)))[name])  # noqa: S301
     assert (tmp_path / TRAP).exists()
+
+
+def test_pickles_have_every_opcode():
+    found = set()
+    for _, data in attacks.pickles(TRAP):
+        with contextlib.suppress(ValueError):  # what lies about itself ends early
+            found |= {opcode.name for opcode, _, _ in pickletools.genops(data)}
+    assert found == {opcode.name for opcode in pickletools.opcodes}
 
 
 @pytest.mark.parametrize(
