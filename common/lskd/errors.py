@@ -1,15 +1,18 @@
 """Errors that a user can cause; each message is one line: what is wrong, and what to do."""
 
+import argparse
 import errno
 import os
 import re
 import sys
+from typing import NoReturn
 
 # torch's words. It raises the first wherever the process happens to be when one that loads for it dies.
 _LOADING = re.compile(r"DataLoader worker \(pid.*")
 _RANK = re.compile(r"gloo/transport/\S*pair\.cc|ncclRemoteError|remote process exited|process \d+ terminated")
 # Of the store that the processes meet by, once the process that has it is gone.
 _STORE = re.compile(r"Connection reset|Broken pipe|remote server shutdown")
+_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EROFS}
 _JOINERS = "\u00a0\u200c\u200d"  # within names of many languages, and within emoji
 
 
@@ -33,6 +36,14 @@ class DivergedError(LskdError):
     """
 
     STATUS = 3
+
+
+class ShownParser(argparse.ArgumentParser):
+    """A parser whose errors a terminal shows and does not obey: they name what it was given."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the error, and exit with 2."""
+        super().error(printable(message))
 
 
 def report(command: str, error: LskdError) -> int:
@@ -64,8 +75,9 @@ def loading_error(error: LskdError) -> LskdError:
 def from_outside(error: BaseException) -> LskdError | None:
     """Return the one line for what is no fault of this process; else None.
 
-    Another process of the run has died, or a path that was given is none (its name is too long, or it is a
-    link to itself), which even a question like `Path.exists` raises, anywhere.
+    Another process of the run has died, a path that was given is none (its name is too long, or it is a
+    link to itself), which even a question like `Path.exists` raises, anywhere, or one may not be used
+    (rights, a disk that is read-only), which a framework finds before us.
 
     >>> from_outside(RuntimeError("NCCL error: invalid usage, duplicate GPU")) is None
     True
@@ -75,10 +87,10 @@ def from_outside(error: BaseException) -> LskdError | None:
     >>> str(from_outside(died))[:36]
     'another process of this run has died'
     """
-    no_path = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    no_path = isinstance(error, OSError) and error.errno in _PATHS
     # As pathlib says it before Python 3.13.
     if no_path or (type(error) is RuntimeError and str(error).startswith("Symlink loop")):
-        return LskdError(f"{one_line(error, 100)}; check the path")
+        return LskdError(f"{one_line(error, 300)}; check the path")
     if not isinstance(error, RuntimeError) and type(error).__name__ != "ProcessExitedException":
         return None
     text, goes_on = " ".join(str(error).split()), "the run goes on from its last checkpoint"

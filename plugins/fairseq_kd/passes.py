@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fairseq_kd.teacher import Teacher, split_paths
 from lskd import LskdError
+from lskd.errors import ShownParser
 from lskd.soft_labels.remote import written_folder
 
 WINDOW = 2048  # sentences in memory at a time, and sorted by length to fill batches
@@ -21,7 +22,7 @@ WINDOW_BYTES = 256 << 20  # of what is kept of them; one sentence may have more
 
 def parser_of(command: str, description: str) -> argparse.ArgumentParser:
     """Return the parser of a command, with the arguments that every pass needs."""
-    parser = argparse.ArgumentParser(prog=f"python -m fairseq_kd.{command}", description=description)
+    parser = ShownParser(prog=f"python -m fairseq_kd.{command}", description=description)
     parser.add_argument("data", metavar="DATA-BIN", help="folder that fairseq-preprocess wrote")
     parser.add_argument(
         "--path", required=True, metavar="FILE", help="the teacher: a checkpoint, a folder (its best), or A:B"

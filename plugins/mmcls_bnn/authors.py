@@ -4,7 +4,6 @@ Their files (https://github.com/liuzechun/ReActNet, step 2) are of ReActNet-18, 
 A weight or a shifted activation that is exactly 0 has no sign there and is +1 here.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from lskd import CheckpointError, load_teacher_weights
 from lskd.base.files import whole_file
+from lskd.errors import ShownParser
 from mmcls_bnn.binary.packed import build_student
 from mmcls_bnn.binary.reactnet import BINARIZED, DEPTHS
 from mmcls_bnn.recipe import run
@@ -124,7 +124,7 @@ def save_converted(path: str, output: Path) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m mmcls_bnn.authors", description=__doc__)
+    parser = ShownParser(prog="python -m mmcls_bnn.authors", description=__doc__)
     parser.add_argument("theirs", help="checkpoint that the authors published")
     parser.add_argument("output", type=Path, help="checkpoint to write, .pth")
     given = parser.parse_args(arguments)

@@ -5,7 +5,6 @@ the papers on binary networks count: BOPs where weights and activations are bina
 OPs = BOPs / 64 + FLOPs, because a machine word of 64 bits contains 64 binary products.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lskd import LskdError
-from lskd.errors import one_line
+from lskd.errors import ShownParser, one_line
 from mmcls_bnn.binary.layers import BinaryConv2d, RSign, binary_layers, image_channels
 from mmcls_bnn.binary.packed import build_student
 from mmcls_bnn.recipe import check_count, read_recipe, run
@@ -96,7 +95,7 @@ def describe(config: str, size: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m mmcls_bnn.complexity", description=__doc__)
+    parser = ShownParser(prog="python -m mmcls_bnn.complexity", description=__doc__)
     parser.add_argument("config", help="a recipe, or any config of mmcls")
     parser.add_argument("--size", type=int, default=224, help="height and width of the image")
     given = parser.parse_args(arguments)

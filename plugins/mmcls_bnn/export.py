@@ -1,6 +1,5 @@
 """`python -m mmcls_bnn.export CHECKPOINT out.safetensors`: the 1-bit weights of a trained student."""
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from lskd import CheckpointError, LskdError, load_teacher_weights
 from lskd.base.files import parse_json, whole_file, write_text
 from lskd.checkpoints import load_strictly
+from lskd.errors import ShownParser
 from mmcls_bnn.binary import bits
 from mmcls_bnn.binary.fast import PackedConv2d
 from mmcls_bnn.binary.layers import image_channels
@@ -118,7 +118,7 @@ def _compare(student: Any, path: Path) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m mmcls_bnn.export", description=__doc__)
+    parser = ShownParser(prog="python -m mmcls_bnn.export", description=__doc__)
     parser.add_argument("checkpoint", help="checkpoint of a student with binary weights")
     parser.add_argument("output", type=Path, help="file to write, .safetensors")
     parser.add_argument("--config", help="recipe, where the checkpoint does not say what it is")

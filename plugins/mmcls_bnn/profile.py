@@ -1,6 +1,5 @@
 """`python -m mmcls_bnn.profile student.safetensors --size 224`: where a packed student's time goes."""
 
-import argparse
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lskd import LskdError
-from lskd.errors import one_line
+from lskd.errors import ShownParser, one_line
 from mmcls_bnn.binary import bits
 from mmcls_bnn.binary.fast import FastConv2d, FastUnit, make_fast
 from mmcls_bnn.binary.layers import binary_layers, image_channels
@@ -120,7 +119,7 @@ def _layers(model: nn.Module, images: Tensor, rounds: int) -> dict[str, tuple[fl
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m mmcls_bnn.profile", description=__doc__)
+    parser = ShownParser(prog="python -m mmcls_bnn.profile", description=__doc__)
     parser.add_argument("file", help="what python -m mmcls_bnn.export wrote")
     parser.add_argument("--size", type=int, default=224, help="height and width of the image")
     parser.add_argument("--batch", type=int, default=1, help="images at once")

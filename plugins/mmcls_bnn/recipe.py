@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 from mmengine.config import Config
 
 from lskd import LskdError
-from lskd.errors import one_line, report
+from lskd.base.files import full_disk
+from lskd.errors import from_outside, one_line, report
 from mmcls_bnn.binary.packed import deployable
 
 Dataclass = TypeVar("Dataclass")
@@ -128,4 +129,8 @@ def run(work: Callable[[], str]) -> int:
         print(work())
     except LskdError as error:
         return report("mmcls_bnn", error)
+    except (OSError, RuntimeError) as error:
+        if (ours := from_outside(error) or full_disk(error)) is None:
+            raise
+        return report("mmcls_bnn", ours)
     return 0

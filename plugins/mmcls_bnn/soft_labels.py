@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from mmengine.config import DictAction
@@ -12,6 +13,7 @@ from mmengine.runner import Runner
 from tqdm import tqdm
 
 from lskd import LskdError, SoftLabels
+from lskd.errors import ShownParser
 from lskd.soft_labels.remote import written_folder
 from mmcls_bnn.compat import FRAMEWORK, MODELS, use_registry
 from mmcls_bnn.distil import classifier  # noqa: F401 - importing it registers students
@@ -20,9 +22,20 @@ from mmcls_bnn.distil.teacher import speed_up, try_teacher
 from mmcls_bnn.recipe import check_count, check_variables, read_config, run
 
 
+class _Settings(DictAction):
+    """mmengine's, which raises where a word is no KEY=VALUE or a bracket lacks its other half."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any, **named: Any) -> None:
+        """Read the words."""
+        try:
+            super().__call__(parser, *given, **named)
+        except (ValueError, AssertionError, RecursionError):
+            parser.error(f"argument --cfg-options: {' '.join(given[1])} is not KEY=VALUE ...")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ShownParser(
         prog="python -m mmcls_bnn.soft_labels",
         description="Store what the teacher of a recipe says about its training images, as its augmentation "
         "shows them. The same command goes on after an end.",
@@ -48,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=_Settings,
         metavar="KEY=VALUE",
         help="changes to the recipe, e.g. model.distillation.soft_labels.path=DIR",
     )

@@ -5,7 +5,11 @@ import io
 import json
 import os
 import random
+import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +128,48 @@ def timm_command(folder: Path) -> tuple[Sequence[bytes], Read]:
     return [text.encode() for text in texts], read
 
 
+MODULES = ("fairseq_kd.soft_labels", "fairseq_kd.sequence_level", "mmcls_bnn.soft_labels", "mmcls_bnn.export")
+MODULES += ("mmcls_bnn.profile", "mmcls_bnn.complexity", "mmcls_bnn.authors")
+
+
+def plugin_command(folder: Path) -> tuple[Sequence[bytes], Read]:
+    """The plugins' own commands, and the bundled trainer's that stores; nothing is there to be read."""
+    from fairseq_kd.errors import _as_line
+    from timm_ls_kd.cli import main
+
+    def of_fairseq(own: Callable[[list[str]], None], words: list[str]) -> int:
+        try:
+            own(words)
+        except Exception as error:  # as its hook does
+            line, status = _as_line(error)
+            if line is None:
+                raise
+            print(line, file=sys.stderr)
+            return status
+        return 0
+
+    (folder / "data").mkdir()
+    calls = {name: import_module(name).main for name in MODULES}
+    for name in MODULES[:2]:
+        calls[name] = partial(of_fairseq, calls[name])
+    calls["timm"] = lambda words: main(["soft-labels", *words])
+    for name, call in calls.items():
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            call(["--help"])
+        OPTIONS[name.encode()] = re.findall(rb"(?<![\w-])--?[a-z][a-z-]*", printed.getvalue().encode())
+
+    def read(data: bytes) -> None:
+        os.chdir(folder)
+        name, *arguments = data.decode(errors="surrogateescape").split("\0")
+        if name not in calls:
+            raise LskdError("another command")
+        _one_line(lambda: calls[name](arguments), r"(timm|fairseq_kd|mmcls_bnn|python -m)[ .\w]*: ")
+
+    more = ("", "\0data", "\0data\0--output\0out", "\0data\0--path\0data\0--output\0out")
+    return [b"timm\0--help", *((name + words).encode() for name in calls for words in more)], read
+
+
 def timm_file(folder: Path) -> tuple[Sequence[bytes], Read]:
     """The file of defaults that the bundled trainer reads: what it makes of it survives its args.yaml."""
     from timm_ls_kd.trainer.arguments import parse_arguments
@@ -149,7 +195,7 @@ def _one_line(call: Callable[[], int | None], prefix: str) -> None:
         status = end.code if isinstance(end.code, int) else 1
     if not status:
         return
-    lines = [line for line in err.getvalue().split("\n") if line.startswith(prefix + "error")]
+    lines = [line for line in err.getvalue().split("\n") if re.match(prefix + "error", line)]
     if status == 2 and not lines and out.getvalue():  # the help instead
         return
     assert len(lines) == 1, f"{len(lines)} lines, status {status}: {err.getvalue()[-300:]!r}"

@@ -142,4 +142,5 @@ TARGETS = [
     Target("checkpoint: packed student", of_numbers.packed_student, 5_000, None, JSON),
     Target("command: lskd", of_commands.lskd_command, 5_000, words, warm=False, short=8),
     Target("command: timm", of_commands.timm_command, 6_000, words, warm=False),
+    Target("command: plugins", of_commands.plugin_command, 2_000, words, warm=False, short=8),
 ]

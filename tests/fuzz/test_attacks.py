@@ -90,3 +90,10 @@ def test_a_path_that_can_be_none_is_one_line(tmp_path):
 def test_a_store_of_a_name_too_long_is_refused(tmp_path):
     of = BY_NAME["soft labels: URL"]
     assert not failures_of(of, of.prepare(tmp_path)[1], [b"n" * 300])
+
+
+def test_what_a_plugins_command_cannot_use_is_one_line(tmp_path):
+    of = BY_NAME["command: plugins"]
+    lines = [b"mmcls_bnn.soft_labels\0x\0--cfg-options\0a", b"mmcls_bnn.complexity\0" + b"n" * 300]
+    lines += [b"mmcls_bnn.export\0a\0b\0\x1b[2J", b"fairseq_kd.soft_labels\0a\0\x1b[2J"]
+    assert not failures_of(of, of.prepare(tmp_path)[1], lines)

@@ -38,7 +38,8 @@ def check_writable(path: Path, fix: str = "choose another --output", folder: boo
     elif not above.is_dir():
         reason = f"{above} is no folder"
     elif not os.access(above, os.W_OK | os.X_OK):
-        reason = "permission denied"
+        read_only = os.statvfs(above).f_flag & os.ST_RDONLY
+        reason = "read-only file system" if read_only else "permission denied"
     else:
         return
     raise LskdError(f"cannot write {path}: {reason}; {fix}")
