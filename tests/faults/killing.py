@@ -211,15 +211,17 @@ class Killer:
                 row.resumes += 1
                 say(f"killed {moment}{' in a write' * inside}{', before a checkpoint' * early}")
             logs = "".join(f"\n{log}:\n{log.read_text()[-2000:]}" for log in run.glob("out/*.log"))
-            assert done.status == 0, f"{run}:\n{done.output[-5000:]}{logs}"
-            assert_same(whole, run)
             row.runs += row.kills > before
-            row.equal += row.kills > before
+            try:
+                assert done.status == 0, f"{run}:\n{done.output[-5000:]}{logs}"
+                assert_same(whole, run)
+                row.equal += row.kills > before
+            finally:
+                row.seconds = round(time.monotonic() - begun)
+                if self.long:
+                    write_row(row)
             left = (time.monotonic() - begun) / max(row.kills, 1) * max(wanted - row.kills, 0)
             say(f"equal; {row.kills} of {wanted} kills, about {left:.0f} s left")
-            row.seconds = round(time.monotonic() - begun)
-            if self.long:
-                write_row(row)
         say(str(row))
 
     def _unbroken(self, whole: Path, command: Command, begin: Callable[[Path], object]) -> Ended:

@@ -1,4 +1,4 @@
-"""A disk that is full: a command says so in one line, and goes on to the unbroken result when there is room.
+"""A disk that is full or read-only: one line says so, and with room again the same command goes on.
 
 The disk is a tmpfs whose size the test chooses. The kinds of writes have tests of their
 own where they are made; there the kernel's limit of a file's size stands for a full disk.
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -24,8 +25,10 @@ import forked
 from digit_teacher import teach
 from faults import test_kills
 from image_folders import write_digits
+from lskd.base.files import read_csv
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability" / "faults.csv"
+RESULTS = TABLE.parents[1] / "results" / "fashion_mnist"
 ROOM, SIZES = 256 << 20, 5
 COMMON = shlex.split(
     "--model test_resnet --num-classes 4 --in-chans 1 --img-size 16 --batch-size 32 --workers 0 --device cpu "
@@ -48,6 +51,9 @@ class Disk:
 
     def resize(self, size: int) -> None:
         subprocess.run(["mount", "-o", f"remount,size={size}", self.place], check=True)
+
+    def make_read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", self.place], check=True)
 
     def unmount(self) -> None:
         subprocess.run(["umount", self.place], check=True)
@@ -238,14 +244,66 @@ def test_of_a_study(disk, tmp_path, request):
     note("full disk", "lskd study", expected, len(sizes))
 
 
+OF_OURS = ["timm train.py", "timm soft-labels", "lskd data", "lskd study", "lskd index", "lskd stability"]
+
+
+@pytest.mark.parametrize("kind", [*OF_OURS, *SAME])
+def test_a_read_only_disk_is_one_line(kind, disk, tmp_path, request):
+    """Also for root, and before anything is trained."""
+    if kind in SAME and not request.config.getoption("--long"):
+        pytest.skip("in the long form alone")
+    out, imported = disk.place / "out", ("torchvision", "timm")
+    if kind.startswith("timm"):
+        write_digits(tmp_path / "digits")
+        kd = ["--kd-teacher", "test_resnet", "--kd-teacher-checkpoint", teach(tmp_path / "digits", tmp_path)]
+        writer = kind.split()[1]
+        words = ["-m", "timm_ls_kd", writer, tmp_path / "digits", *COMMON, *kd, "--mean", 0.5, "--std", 0.5]
+        words += ["--output", out] if writer == "train.py" else ["--kd-soft-labels", out]
+    elif kind.startswith("lskd"):
+        (tmp_path / "trainer.yaml").write_text(yaml.safe_dump(test_kills.TRAINER))
+        digits = {"path": str(request.getfixturevalue("digits")), "num_classes": 4}
+        study = test_kills.STUDY | {"data": digits, "output": str(out)}
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+        np.savez(tmp_path / "logits.npz", logits=np.eye(4, dtype=np.float32), labels=np.arange(4))
+        own = {
+            "data": ["number-words", "--output", out],
+            "study": ["study.yaml", "--cores", 1],
+            "index": [RESULTS / "classes3", "--output", out / "index.html"],
+            "stability": ["--logits", "logits.npz", "--csv", out / "table.csv"],
+        }
+        words = ["-m", "lskd_study", kind.split()[1], *own[kind.split()[1]]]
+    elif "fairseq" in kind:
+        made, imported = request.getfixturevalue("numbers"), test_kills.OF_FAIRSEQ
+        words = test_kills.fairseq_words("teacher", made / "bin", f"checkpoint.save_dir='{out}'")
+        if kind != "fairseq":
+            words = ["-m", kind, made / "bin", "--path", made / "out" / "checkpoint_best.pt", "--output", out]
+    else:
+        made, imported = request.getfixturevalue("recipe"), test_kills.OF_MMCLS
+        words = [Path(find_spec("mmcls").origin).parent / ".mim" / "tools" / "train.py", made]
+        words += ["--work-dir", out]
+        if kind != "mmcls":
+            words = ["-m", kind, made, "--cfg-options", f"model.distillation.soft_labels.path={out}"]
+    disk.mount(ROOM)
+    disk.make_read_only()
+    done = forked.run(*words, imported=imported, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "Traceback" not in said, said
+    (line,) = [line for line in said.splitlines() if "error: " in line]
+    assert "read-only file system" in line.lower(), line
+    assert f"{disk.place.name}/{out.name}" in line, line
+    if request.config.getoption("--long"):
+        print(f"{kind}: {line}", flush=True)
+        note("read-only disk", kind, "one line, status 2", 1)
+
+
 def note(fault: str, command: str, expected: str, tries: int) -> None:
-    """Put a row into the table of faults, in the place of an earlier one."""
+    """Put a row into the table of faults, in the place of an earlier one, once all tries went as expected."""
     TABLE.parent.mkdir(exist_ok=True)
-    rows = list(csv.reader(TABLE.open(newline=""))) if TABLE.exists() else []
-    rows = [row for row in rows if row[:2] != [fault, command] and row[0] != "fault"]
-    rows.append([fault, command, expected, str(tries), str(tries)])
+    rows = read_csv(TABLE) if TABLE.exists() else []
+    rows = [row for row in rows if (row["fault"], row["command"]) != (fault, command)]
+    rows.append({"fault": fault, "command": command, "expected": expected, "tries": str(tries)})
     with TABLE.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([TABLE_COLUMNS, *sorted(rows)])
-
-
-TABLE_COLUMNS = ["fault", "command", "expected", "tries", "held"]
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: list(row.values())))
