@@ -1,16 +1,15 @@
 """The JSON schema of study files, for editors: generated from the model that reads them.
 
 It ships as ``study.schema.json`` in the folder of recipes. In the vocabulary of draft 7, which editors know.
+It says what each key may be; which keys go together only the model says, with the line in the file.
 """
 
 import json
 import re
-from typing import Any, get_args
+from typing import Any
 
-from lskd_study.data.options import TEXT
-from lskd_study.plan.kinds import TRANSLATION, Control, Ecosystem, kind_of
 from lskd_study.plan.recipes import recipes_folder
-from lskd_study.plan.schema import Prepare, Study
+from lskd_study.plan.schema import Study
 from lskd_study.plan.teacher_list import TeacherList
 
 FILE = "study.schema.json"
@@ -23,7 +22,6 @@ def study_schema() -> dict[str, Any]:
         own = model.model_json_schema(ref_template="#/$defs/{model}")
         definitions |= own.pop("$defs", {})
         definitions[model.__name__] = own
-    _refine(definitions)
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A study of lskd",
@@ -45,50 +43,6 @@ def schema_text() -> str:
 def modeline() -> str:
     """Return the comment by which an editor finds the schema of this installation."""
     return f"# yaml-language-server: $schema={(recipes_folder() / FILE).resolve()}"
-
-
-def _refine(definitions: dict[str, Any]) -> None:
-    """Add what the model checks in code: what belongs to an ecosystem."""
-    kinds: dict[bool, list[str | None]] = {True: [None], False: [None]}
-    for name in get_args(Prepare):
-        kinds[name in TEXT].append(name)
-    (translates,) = [name for name in get_args(Ecosystem) if kind_of(name) is TRANSLATION]
-    definitions["Data"]["if"] = {"properties": {"options": {"minProperties": 1}}, "required": ["options"]}
-    definitions["Data"]["then"] = {"properties": {"prepare": {"type": "string"}}, "required": ["prepare"]}
-    definitions["Study"]["allOf"] = [
-        {
-            "if": {"properties": {"ecosystem": {"const": translates}}, "required": ["ecosystem"]},
-            "then": {
-                "properties": {
-                    "data": {
-                        "properties": {"prepare": {"enum": kinds[True]}},
-                        "not": {"required": ["num_classes"]},
-                    },
-                    "students": {"minItems": 1},
-                    "paper": {"enum": [[]]},
-                    "published": {"type": "null"},
-                },
-                "required": ["students"],
-            },
-            "else": {
-                "properties": {
-                    "data": {"properties": {"prepare": {"enum": kinds[False]}}, "required": ["num_classes"]}
-                }
-            },
-        },
-        {
-            "if": {"properties": {"ecosystem": {"const": "mmcls"}}, "required": ["ecosystem"]},
-            "else": {
-                "properties": {
-                    "controls": {"items": {"enum": [name for name in get_args(Control) if name != "real"]}}
-                }
-            },
-        },
-        {
-            "if": {"properties": {"controls": {"minItems": 1}}, "required": ["controls"]},
-            "then": {"properties": {"students": {"minItems": 1}}, "required": ["students"]},
-        },
-    ]
 
 
 def _plain(schema: Any) -> Any:
