@@ -144,8 +144,9 @@ def test_room_on_the_disk(decided, monkeypatch):
 def test_data_that_is_not_there_yet(decided, data, plan_of, tmp_path):
     shutil.rmtree(data.parent)
     assert "is not known before the data is there" in decided().store_notes[0]
-    plan = with_stores(asking(replace(plan_of(tmp_path), prepare="digits")))
-    assert plan.stores[0].size == 1201 * EPOCHS * (4 + CLASSES * 6)
+    for prepare, images in (("digits", 1201), ("fashion-mnist", 60_000)):
+        plan = with_stores(asking(replace(plan_of(tmp_path), prepare=prepare)))
+        assert plan.stores[0].size == images * EPOCHS * (4 + CLASSES * 6)
 
 
 def test_a_study_goes_on_as_it_was_begun(decided):

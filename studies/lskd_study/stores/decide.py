@@ -14,14 +14,13 @@ from lskd import LskdError, SoftLabelsError
 from lskd.base.images import class_folders, class_images
 from lskd.soft_labels.format import SoftLabelsLayout, ValueDtype
 from lskd_study.base.text import gigabytes
+from lskd_study.data.expected import known_numbers
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import BEGUN, Plan, Run, Store
 from lskd_study.plan.records import Begun, read_record
 from lskd_study.trainers import TIMM, trainer_of
 from lskd_study.trainers.trainer import CannotStoreError, Views
 
-# Training images of data that a study makes itself.
-_MADE = {"digits": 1201}
 # Floating-point operations an image below which a store costs more than it saves: on one core they take about
 # as long as loading and augmenting a small image, which the store's own pass does once more.
 _WORTH = 100_000_000
@@ -234,7 +233,7 @@ def _begun(runs: Iterable[Run], plan: Plan) -> list[Any]:
 
 def _bytes_an_epoch(plan: Plan, top_k: int, values: ValueDtype) -> int:
     """Return the bytes of one epoch of images; 0 where that is not known yet."""
-    images, classes = training_images(plan), plan.num_classes
+    images, classes = image_count(plan, "train"), plan.num_classes
     if not images:
         return 0
     kept = min(top_k, classes) or classes
@@ -242,12 +241,13 @@ def _bytes_an_epoch(plan: Plan, top_k: int, values: ValueDtype) -> int:
     return images * int(layout.row.itemsize)
 
 
-def training_images(plan: Plan) -> int:
-    """Return how many training images there are; 0 where that is not known yet, and in translation."""
+def image_count(plan: Plan, split: str) -> int:
+    """Return how many images there are, or will be; 0 where that is not known before, and in translation."""
     if plan.kind is TRANSLATION:
         return 0
-    folder = plan.data_dir / "train"
-    return _count(folder) if folder.is_dir() else _MADE.get(plan.prepare, 0)
+    if (folder := plan.data_dir / split).is_dir():
+        return _count(folder)
+    return known_numbers(plan.prepare, plan.prepare_options.get("expect")).get(split, 0)
 
 
 @cache

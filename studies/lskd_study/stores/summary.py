@@ -3,7 +3,7 @@
 from lskd.soft_labels.own_error import OwnError
 from lskd_study.base.text import gigabytes
 from lskd_study.plan.plan import Plan, Store
-from lskd_study.stores.decide import training_images
+from lskd_study.stores.decide import image_count
 from lskd_study.stores.state import record_of
 
 
@@ -75,7 +75,7 @@ def _saved(plan: Plan) -> str:
     stored, asked = sum(store.epochs for store in plan.stores), sum(store.asked for store in plan.stores)
     if not asked:
         return ""
-    count = training_images(plan)
+    count = image_count(plan, "train")
     if not count:
         samples = "images" if plan.num_classes else "sentences"
         return f"teachers pass over the training {samples} {stored} times instead of {asked}"

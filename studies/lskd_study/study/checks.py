@@ -1,6 +1,7 @@
 """What is checked before a study's first run: data, the runs' settings, the output folder."""
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lskd import LskdError
@@ -24,37 +25,34 @@ def check_data_folder(folder: Path, name: str, num_classes: int, fix: str = "") 
     fix = fix or "it must contain train/<class>/ and val/<class>/ with images"
     if not folder.is_dir():
         raise LskdError(f"data folder {name} does not exist; {fix}")
-    classes: dict[str, list[str]] = {}
+    classes: dict[str, dict[str, list[str]]] = {}
     for split in ("train", "val"):
         try:
             names = class_folders(folder / split)
         except OSError as error:
             raise LskdError(f"data folder {name} has no {split} folder; {fix}") from error
-        classes[split] = names
-        if empty := [label for label in names if not class_images(folder / split / label)[0]]:
+        classes[split] = {label: class_images(folder / split / label)[0] for label in names}
+        if empty := [label for label, images in classes[split].items() if not images]:
             raise LskdError(f"class folder {name}/{split}/{empty[0]} has no images; {fix}")
         if len(names) != num_classes:
             raise LskdError(
                 f"{name}/{split} has {len(names)} class folders but num_classes is {num_classes}; fix one"
             )
-    check_names(folder / "val", f"{name}/val")
-    if odd := sorted(set(classes["train"]) ^ set(classes["val"])):
+    check_names(classes["val"], f"{name}/val")
+    if odd := sorted(classes["train"].keys() ^ classes["val"].keys()):
         raise LskdError(
             f"train and val of {name} have different classes, e.g. {odd[0]}; they must be the same"
         )
 
 
-def check_names(folder: Path, name: str) -> None:
-    """Check that the names of all images and folders below a folder can be stored beside what is measured.
+def check_names(classes: Mapping[str, Sequence[str]], name: str) -> None:
+    """Check that the names of classes and of their images can be stored beside what is measured.
 
     Raises:
         LskdError: naming the first that cannot, and how many more there are.
     """
-    odd = []
-    for label in class_folders(folder):
-        images, _ = class_images(folder / label)
-        odd += [label] if not storable(label) else []
-        odd += [f"{label}/{image}" for image in images if not storable(image)]
+    odd = [label for label in classes if not storable(label)]
+    odd += [f"{label}/{image}" for label, names in classes.items() for image in names if not storable(image)]
     if odd:
         first = f"{name}/{min(odd)}"
         more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""

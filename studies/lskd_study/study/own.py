@@ -18,6 +18,7 @@ from lskd_study.base.extras import require_extra
 from lskd_study.base.provenance import usable_cores
 from lskd_study.base.text import duration
 from lskd_study.claims.outlook import LITTLE, Outlook, before
+from lskd_study.data.folders.image_folder import read_classes
 from lskd_study.data.folders.split import converts
 from lskd_study.pages.verdicts import VERDICTS_FILE
 from lskd_study.plan.plan import PLAN, Plan, exact
@@ -81,7 +82,7 @@ def run_own(
         )
     folder = tidy(folder)
     images = look_at(folder)
-    check_names(images.splits["val"], str(images.splits["val"]))
+    check_names(read_classes(images.splits["val"]), str(images.splits["val"]))
     output = tidy(output or str(Path("runs", f"own-{Path(folder).resolve().name}")))
     file = Path(output, STUDY)
     check = partial(_check_options, cores, options, variance_from)

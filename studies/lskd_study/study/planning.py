@@ -12,14 +12,13 @@ from lskd_study.base.files import read_object
 from lskd_study.base.text import listed
 from lskd_study.claims import DECIDED, judge
 from lskd_study.claims.outlook import Outlook, assumed, measured, seconds_a_seed
-from lskd_study.data.expected import known_numbers
-from lskd_study.data.folders.image_folder import read_classes
 from lskd_study.pages.verdicts import VERDICTS_FILE, read_record
 from lskd_study.plan.kinds import kind_of
 from lskd_study.plan.plan import PLAN, Plan, more_seeds
 from lskd_study.results.read import read_results
 from lskd_study.stats.power import MANY, Variances
 from lskd_study.stats.sequential import looks
+from lskd_study.stores.decide import image_count
 
 # How much differences vary
 
@@ -32,7 +31,7 @@ def outlooks_of(plan: Plan, variance_from: str | None = None) -> list[Outlook]:
     """
     if variance_from is not None:
         return _of_study(plan, variance_from)
-    return _of_own_runs(plan) or assumed(plan, _validation_images(plan))
+    return _of_own_runs(plan) or assumed(plan, image_count(plan, "val"))
 
 
 def _of_own_runs(plan: Plan) -> list[Outlook]:
@@ -74,13 +73,6 @@ def _of_study(plan: Plan, folder: str) -> list[Outlook]:
             "with two seeds or more, and run `lskd study` there again if an older version wrote them"
         )
     return found
-
-
-def _validation_images(plan: Plan) -> int:
-    """Return how many there are, or will be; 0 where that is not known before."""
-    if (folder := plan.data_dir / "val").is_dir():
-        return sum(map(len, read_classes(folder).values()))
-    return known_numbers(plan.prepare, plan.prepare_options.get("expect")).get("val", 0)
 
 
 # What is decided before the first run
