@@ -17,6 +17,7 @@ from lskd import DivergedError, LskdError, SoftLabels, SoftLabelsWriter
 from lskd.checkpoints import file_checksum
 from lskd.soft_labels.format import SoftLabelsLayout
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, JOB, PLAN, Plan, Run, Store
+from lskd_study.plan.records import Size
 from lskd_study.plan.schema import SoftLabels as Asked
 from lskd_study.runs import job
 from lskd_study.runs.__main__ import main
@@ -54,7 +55,7 @@ def decided(tmp_path, plan_of, monkeypatch, data):
         return view
 
     monkeypatch.setattr(TIMM, "views", views)
-    monkeypatch.setattr(TIMM, "work", lambda plan, teacher: 10**9)
+    monkeypatch.setattr(TIMM, "size", lambda plan, teacher: Size(parameters=1, operations=10**9))
 
     def decide(change=None, students=(("small", "student.yaml"), ("big", "student.yaml")), **asked) -> Plan:
         found.update(change or {})
@@ -131,7 +132,8 @@ def test_a_single_student_needs_no_store_and_no_look_at_its_file(decided):
 
 
 def test_teachers_that_answer_faster_than_an_image_is_loaded(decided, monkeypatch):
-    monkeypatch.setattr(TIMM, "work", lambda plan, teacher: 8_050_560)
+    size = Size(parameters=1, operations=8_050_560)
+    monkeypatch.setattr(TIMM, "size", lambda plan, teacher: size)
     assert "an image takes 8.05 million operations, less than loading" in decided().store_notes[0]
     assert len(decided(mode="always").stores) == 6
 
@@ -468,7 +470,7 @@ def test_what_a_teachers_answer_takes(timm_plan):
     work = []
     for pixels in (32, 64):
         plan = timm_plan("resnet10t", img_size=pixels)
-        work.append(TIMM.work(plan, plan.runs[0]))
+        work.append(TIMM.size(plan, plan.runs[0]).operations)
     assert 3.5 < work[1] / work[0] < 4.5  # four times the pixels
 
 

@@ -483,8 +483,3 @@ def network_size(args: Namespace) -> tuple[int, int]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         session.model.eval()(torch.zeros(1, *session.data.input_size))
     return sum(weights.numel() for weights in session.model.parameters()), int(counter.get_total_flops())
-
-
-def forward_flops(args: Namespace) -> int:
-    """Return the operations of `network_size`."""
-    return network_size(args)[1]

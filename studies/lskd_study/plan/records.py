@@ -67,7 +67,18 @@ class _Machine(Record):
     gpus: list[str]
 
 
-class _Size(Record):
+class Size(Record):
+    """How large a network is.
+
+    Attributes:
+        parameters: their number.
+        operations: floating-point ones for one image forward, a multiply-add is two; None where unknown. Of
+            64 binary multiply-adds one counts, as a machine word has so many.
+        binary: of the parameters, those of one bit.
+        file_bytes: of the weights as they are deployed, those of one bit packed; None where unknown.
+        image_ms: of one image forward, deployed, on the CPU of the run and its threads; None where unknown.
+    """
+
     parameters: int
     operations: int | None = None
     binary: int = 0
@@ -89,7 +100,7 @@ class Job(MadeRun):
     finished: str
     wall_time_s: float
     resumed: int
-    size: _Size | None = None  # of earlier versions, and of failed runs, there is none
+    size: Size | None = None  # of earlier versions, and of failed runs, there is none
 
 
 def read_record(path: Path, kind: type[Record]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ writes, and say in ``done`` what was done, for the error that the data changed m
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ class Training:
 
     def _size(self) -> dict[str, float | None] | None:
         try:
-            return asdict(self.trainer.size(self.plan, self.run))
+            return self.trainer.size(self.plan, self.run).model_dump()
         except Exception:  # of frameworks; a run is no worse for it
             return None
 

@@ -191,7 +191,7 @@ def _check(plan: Plan, views: Views, group: list[Run], stores: list[Store]) -> N
     if views.caution:
         raise CannotStoreError(f"{views.caution}; soft_labels.mode: always would do so")
     teachers = {(run.model, run.config): run for run in (plan.run(student.teacher) for student in group)}
-    if (work := max(TIMM.work(plan, teacher) for teacher in teachers.values())) < _WORTH:
+    if (work := max(TIMM.size(plan, run).operations or 0 for run in teachers.values())) < _WORTH:
         raise CannotStoreError(
             f"a teacher's answer to an image takes {work / 1e6:.3g} million operations, less than loading "
             "the image once more to store it; soft_labels.mode: always would do so"

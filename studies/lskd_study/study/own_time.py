@@ -180,7 +180,7 @@ def operations(plan: Plan) -> float:
 
     def flops(run: Run) -> int:
         if run.model not in sizes:
-            sizes[run.model] = TIMM.work(plan, run)
+            sizes[run.model] = TIMM.size(plan, run).operations or 0
         return sizes[run.model]
 
     # A backward pass costs about two forward passes.

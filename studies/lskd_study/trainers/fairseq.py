@@ -20,11 +20,11 @@ from lskd.base.files import parse_json
 from lskd.errors import one_line
 from lskd_study.base.extras import not_installed
 from lskd_study.plan.plan import Plan, Role, Run, Store, exact, rest_of
+from lskd_study.plan.records import Size
 from lskd_study.plan.schema import read_trainer_config
 from lskd_study.trainers.trainer import (
     CannotStoreError,
     Exported,
-    Size,
     TryOut,
     Views,
     no_epochs,
@@ -264,7 +264,7 @@ class Fairseq:
         log = (plan.folder(run) / LOG).read_text(encoding="utf-8", errors="replace")
         if (found := re.search(r"num\. shared model params: ([\d,]+)", log)) is None:
             raise LskdError(f"{plan.folder(run) / LOG} does not say how large the model is")
-        return Size(int(found[1].replace(",", "")))
+        return Size(parameters=int(found[1].replace(",", "")))
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student learns from: the training sentences, which are the same in every epoch."""

@@ -18,13 +18,13 @@ from lskd.base.images import class_folders
 from lskd.base.install import how_to_install
 from lskd.errors import one_line
 from lskd_study.plan.plan import CHECKPOINT, Plan, Role, Run, Store, exact
+from lskd_study.plan.records import Size
 from lskd_study.plan.schema import read_trainer_config
 from lskd_study.trainers.timm import Timm
 from lskd_study.trainers.trainer import (
     MIXED,
     CannotStoreError,
     Exported,
-    Size,
     TryOut,
     Views,
     check_classes,
@@ -229,10 +229,14 @@ class Mmcls:
         pixels = _image_size(plan.configs[run.config])
         channels = image_channels(model)
         found = count(model, channels, pixels or 64)
-        binary = 0 if run.real else found.binary_parameters
-        operations = round(2 * found.ops) if pixels else None
-        measured = deployed(model, (1, channels, pixels, pixels)) if pixels else ()
-        return Size(found.binary_parameters + found.real_parameters, operations, binary, *measured)
+        of_file, ms = deployed(model, (1, channels, pixels, pixels)) if pixels else (None, None)
+        return Size(
+            parameters=found.binary_parameters + found.real_parameters,
+            operations=round(2 * found.ops) if pixels else None,
+            binary=0 if run.real else found.binary_parameters,
+            file_bytes=of_file,
+            image_ms=ms,
+        )
 
     def views(self, plan: Plan, run: Run) -> Views:
         """Return what a student's training images follow from: its data set's and its teacher's settings."""

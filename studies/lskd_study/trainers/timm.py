@@ -9,12 +9,12 @@ from typing import Any
 from lskd import LskdError, load_teacher_weights
 from lskd_study.base.text import did_you_mean
 from lskd_study.plan.plan import CHECKPOINT, Plan, Role, Run, Store, exact
+from lskd_study.plan.records import Size
 from lskd_study.plan.schema import RESERVED, read_trainer_config
 from lskd_study.trainers.trainer import (
     MIXED,
     CannotStoreError,
     Exported,
-    Size,
     TryOut,
     Views,
     check_classes,
@@ -253,13 +253,8 @@ class Timm:
         """Return parameters and operations of the model as the trainer builds it."""
         from timm_ls_kd.trainer.session import network_size
 
-        return Size(*network_size(self.arguments(plan, run)))
-
-    def work(self, plan: Plan, run: Run) -> int:
-        """Return the floating-point operations in which a run's network answers one image."""
-        from timm_ls_kd.trainer.session import forward_flops
-
-        return forward_flops(self.arguments(plan, run))
+        parameters, operations = network_size(self.arguments(plan, run))
+        return Size(parameters=parameters, operations=operations)
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
         """Return ``timm soft-labels ...``."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lskd import LskdError
 from lskd.base.files import read_csv
 from lskd_study.plan.plan import Plan, Role, Run, Store
+from lskd_study.plan.records import Size
 
 if TYPE_CHECKING:  # torch takes a while
     from torch import Tensor, nn
@@ -68,26 +69,6 @@ class Exported:
     library: str
     usage: str
     any_size: bool = False
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a network is.
-
-    Attributes:
-        parameters: their number.
-        operations: floating-point ones for one image forward, a multiply-add is two; None where unknown. Of
-            64 binary multiply-adds one counts, as a machine word has so many.
-        binary: of the parameters, those of one bit.
-        file_bytes: of the weights as they are deployed, those of one bit packed; None where unknown.
-        image_ms: of one image forward, deployed, on the CPU of the run and its threads; None where unknown.
-    """
-
-    parameters: int
-    operations: int | None = None
-    binary: int = 0
-    file_bytes: int | None = None
-    image_ms: float | None = None
 
 
 class Trainer(Protocol):
