@@ -81,8 +81,6 @@ class ScheduledTask:
         """
         try:
             content = dict(content.items())
-            if "weight" in content:  # of before there were pairs; its BLEU comes with the next validation
-                content = {"": {name: content.get(name) for name in ("weight", "epoch")}}
             pairs = [pair for pair in content if pair in getattr(self, "lang_pairs", [""])]
             self.kd_state = {pair: _checked(content[pair]) for pair in pairs}
         except (AttributeError, TypeError, ValueError, OverflowError):

@@ -79,10 +79,7 @@ def check_unchanged(plan: Plan) -> None:
     """
     made: list[Run | Store] = [*plan.runs, *plan.stores]
     data = {one.folder: read_object(plan.root / one.folder / JOB).get("data") for one in made}
-    # An earlier version did not note it.
-    seen = {
-        folder: was["sha256"] for folder, was in data.items() if isinstance(was, dict) and "sha256" in was
-    }
+    seen = {folder: was.get("sha256") for folder, was in data.items() if isinstance(was, dict)}
     if not seen or not plan.data_dir.exists():
         return
     now = data_checksum(plan, remember=False)

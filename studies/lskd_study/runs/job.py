@@ -134,8 +134,7 @@ def run_job(plan: Plan, made: Run | Store) -> None:
 
 
 def _is_same(plan: Plan, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether what an earlier process noted is what is begun now; earlier versions did not note the data."""
-    before = {"data": now["data"], **before}
+    """Whether what an earlier process noted is what is begun now."""
     if any(before.get(key) != now[key] for key in now.keys() - {"settings"}):
         return False
     return "settings" not in now or not changes(before.get("settings", {}), now["settings"], Path(plan.cwd))

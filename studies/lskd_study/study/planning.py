@@ -150,9 +150,7 @@ def looked_at(plan: Plan) -> Plan:
         record = read_record(plan.root)
     except LskdError:  # of another version, or damaged: it is made anew
         return plan
-    # A version that did not count made its page with the seeds that it names. One seed allows no verdict.
-    before = record.looked_at or ([] if record.looks else [len(record.seeds)])
-    return replace(plan, looked_at=[number for number in before if number not in (1, len(plan.seeds))])
+    return replace(plan, looked_at=[number for number in record.looked_at if number != len(plan.seeds)])
 
 
 def _numbers(found: object) -> list[int]:

@@ -245,9 +245,7 @@ def _finished(output: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
     if manifest.get("name") != asked["name"]:
         return None
     for key, value in asked.items():
-        # Older manifests do not say that they contain copies, nor of which files they were made.
-        unknown = key == "copies" or (key in _OF_SOURCES and manifest.get(key) is None)
-        if not unknown and manifest.get(key) != value:
+        if key != "copies" and manifest.get(key) != value:
             other = f"contains {asked['name']} with {key} {manifest.get(key)}, not {value}"
             other = "was made when the source was another" if key in _OF_SOURCES else other
             raise LskdError(f"{output} {other}; {OTHER_PLACE}")
