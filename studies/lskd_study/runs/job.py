@@ -38,7 +38,7 @@ def do_job(arguments: Sequence[str]) -> int:
     What went wrong is one line on stderr, the rest is in the log.
     """
     try:
-        plan = _plan(Path(arguments[0]))
+        plan = _plan(Path(arguments[0]).absolute())
         run_job(plan, plan.store_by_id.get(arguments[1]) or plan.run(arguments[1]))
     except LskdError as error:
         say(f"lskd: error: {error}", timed=False)
@@ -63,17 +63,9 @@ def know_plan(cwd: str, arguments: Sequence[str]) -> None:
         _plan(Path(cwd, arguments[0]))
 
 
-def _plan(path: Path) -> Plan:
-    path = path.absolute()
-    with contextlib.suppress(OSError):
-        found = path.stat()
-        return _read_plan(path, (found.st_ino, found.st_size, found.st_mtime_ns))
-    return Plan.read(path)
-
-
 @lru_cache(maxsize=1)
-def _read_plan(path: Path, state: tuple[int, ...]) -> Plan:
-    return Plan.read(path)
+def _plan(path: Path) -> Plan:
+    return Plan.read(path)  # a study writes it before its first job, and another study has another process
 
 
 def run_job(plan: Plan, made: Run | Store) -> None:
