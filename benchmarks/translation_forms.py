@@ -24,7 +24,8 @@ from torch.nn.functional import cross_entropy
 import fairseq_kd
 from fairseq_kd import passes
 from fairseq_kd.teacher import Teacher
-from lskd.analysis.calibration import calibration_contributions, confidence_and_correct
+from lskd.analysis.by_sample import Softmax
+from lskd.analysis.calibration import calibration_contributions
 
 FORMS = {
     "plain": ["++criterion.kd_weight=0"],
@@ -90,7 +91,8 @@ def measured(save: Path, data: str) -> tuple[float, float, float]:
             target = batch["target"][counts].cpu()
             logits = model.logits(batch["net_input"])[counts].float().cpu()
             nll.append(cross_entropy(logits, target, reduction="none"))
-            sure.append(confidence_and_correct(logits, target))
+            softmax = Softmax(logits.double().numpy())
+            sure.append((softmax.log_largest.exp(), softmax.answer.squeeze(1) == target))
     bleu = sacrebleu.corpus_bleu(said, [references], tokenize="none", force=True).score
     error = calibration_contributions(*map(torch.cat, zip(*sure, strict=True))).mean()
     perplexity = math.exp(torch.cat(nll).double().mean())

@@ -10,7 +10,7 @@ from fairseq.data import encoders
 
 from fairseq_kd.passes import Pass, windows
 from fairseq_kd.teacher import Teacher
-from lskd.analysis.calibration import confidence_and_correct
+from lskd.analysis.by_sample import Softmax
 from lskd.base.files import parse_json
 from lskd.base.tensors import require_finite
 
@@ -70,8 +70,9 @@ def _calibration(asked: Pass, window: range) -> dict[int, tuple[list[float], lis
             counts = target.ne(pad)
             own = own[counts].cpu()
             require_finite(f"the logits of sentence {index}", own)
-            confidence, correct = confidence_and_correct(own, target[counts].cpu())
-            found[index] = confidence.tolist(), correct.int().tolist()
+            said = Softmax(own.double().numpy())
+            correct = said.answer.squeeze(1) == target[counts].cpu()
+            found[index] = said.log_largest.exp().tolist(), correct.int().tolist()
     return found
 
 

@@ -6,7 +6,6 @@ from scipy import special
 
 from lskd.analysis import by_sample as blocks
 from lskd.analysis.by_sample import Softmax, by_sample
-from lskd.analysis.fidelity import between
 
 pytestmark = pytest.mark.unit
 
@@ -18,7 +17,7 @@ def draw(samples, classes, seed=0, scale=3.0):
 
 
 def divergence(teacher, student):
-    return by_sample(lambda z, other: between(Softmax(z), Softmax(other)), teacher, student)
+    return by_sample(lambda z, other: Softmax(z).divergence(Softmax(other)), teacher, student)
 
 
 @PROPERTY

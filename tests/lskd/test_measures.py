@@ -17,7 +17,7 @@ from draws import DEFINITIONS, PROPERTY, draw_samples, every_definition
 from lskd import Stability, measure_teacher, smooth_targets
 from lskd.analysis import calibration as _calibration
 from lskd.analysis import measures as _measures
-from lskd.analysis.calibration import target_probability
+from lskd.analysis.by_sample import Softmax, by_sample
 from lskd.analysis.classes import class_mean_probabilities, class_separation
 
 pytestmark = [pytest.mark.unit, pytest.mark.filterwarnings("ignore:stability leaves out:UserWarning")]
@@ -403,8 +403,11 @@ def test_an_offset_of_the_logits_changes_no_measure(dtype):
         )
     assert found.calibrated.temperature == pytest.approx(plain.calibrated.temperature, rel=10 * tolerance)
     for temperature in (0.5, 4.0):
-        one, other = (target_probability(z, labels, temperature) for z in (shifted, logits))
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+        one, other = (
+            by_sample(lambda z, own, t=temperature: Softmax(z / t).of(own).exp(), rows, labels=labels)
+            for rows in (shifted, logits)
+        )
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
     one, other = (class_mean_probabilities(z, labels, 8) for z in (shifted, logits))
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
     one, other = (class_separation(z, labels, [(0, 1), (2, 3)]) for z in (shifted, logits))

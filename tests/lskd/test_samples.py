@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lskd import Stability, fit_temperature, measure_teacher
-from lskd.analysis.calibration import target_probability
 from lskd.analysis.classes import class_mean_probabilities, class_separation
 
 pytestmark = pytest.mark.unit
@@ -12,7 +11,6 @@ MEASURES = {
     "stability": lambda logits, labels: Stability(3)(logits, labels),
     "class means": lambda logits, labels: class_mean_probabilities(logits, labels, 3),
     "separation": lambda logits, labels: class_separation(logits, labels, [(0, 1)]),
-    "probability of the label": target_probability,
     "measures": measure_teacher,
     "temperature": fit_temperature,
 }

@@ -108,6 +108,16 @@ class Softmax:
         largest = self.log_largest.exp().unsqueeze(1)
         self.probabilities = others.mul_(largest).scatter_(1, self.answer, largest)
 
+    def divergence(self, student: "Softmax") -> Array:
+        """Return ``KL(self || student)`` of each sample in nats, ``(n,)``, not negative.
+
+        One of the two measures of a student's fidelity on samples that neither was trained on (Stanton et
+        al., NeurIPS 2021, Eq. 3); the other is how often both give the same class.
+        """
+        further = torch.linalg.vecdot(self.probabilities, self.logits - student.logits)
+        # Equal rows differ by rounding.
+        return np.asarray((further + (self.log_largest - student.log_largest)).clamp_(min=0))
+
     def of(self, classes: NDArray[np.int64]) -> Tensor:
         """Return the logarithm of the probability of one class of each sample."""
         return self.logits.gather(1, torch.from_numpy(classes).unsqueeze(1)).squeeze(1) + self.log_largest

@@ -5,13 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from lskd.analysis.by_sample import Array, Softmax, by_sample
-from lskd.targets import check_samples, check_temperature
+from lskd.targets import check_samples
 from lskd.terms import centred
 
 BINS = 15
@@ -82,29 +79,6 @@ def fit_temperature(logits: Tensor, labels: Tensor, progress: Progress | None = 
     nll, confidence = looked.at(inverse)
     at_limit = inverse <= _LOWEST * (1 + 1e-9) or inverse >= _HIGHEST * (1 - 1e-9)
     return TemperatureFit(1 / inverse, at_limit, nll, confidence)
-
-
-def confidence_and_correct(logits: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
-    """Return how sure a classifier is of its answer, and whether that is the label.
-
-    Args:
-        logits: ``(N, K)`` before softmax, finite, on the CPU; may be mapped from a file.
-        labels: integer class ids ``(N,)``.
-
-    Returns:
-        ``(N,)`` float64, the largest probability; and 1 where it is the label's (of equal logits the lower
-        class has it), else 0.
-
-    Raises:
-        ValueError: for labels out of range, no samples or logits that are not finite.
-    """
-
-    def measure(block: Array, classes: Array) -> Array:
-        found = Softmax(block)
-        return np.stack([found.log_largest.exp().numpy(), found.answer.squeeze(1).numpy() == classes])
-
-    confidence, correct = by_sample(measure, logits, labels=labels)
-    return torch.from_numpy(confidence), torch.from_numpy(correct)
 
 
 def calibration_contributions(confidence: Tensor, correct: Tensor) -> Tensor:
@@ -222,35 +196,3 @@ def _blocks(samples: int, classes: int) -> Iterator[slice]:
     step = max(_CHUNK // classes, 1)
     for start in range(0, samples, step):
         yield slice(start, min(start + step, samples))
-
-
-def target_probability(
-    logits: Tensor, labels: Tensor, temperature: float = 1.0, progress: Progress | None = None
-) -> Tensor:
-    """Return what a teacher gives the label of each sample at a temperature.
-
-    Args:
-        logits: ``(N, K)`` before softmax, finite, on the CPU; may be mapped from a file.
-        labels: integer class ids ``(N,)``.
-        temperature: divides the logits.
-        progress: called with the number of samples just looked at.
-
-    Returns:
-        ``(N,)`` float64.
-
-    Raises:
-        ValueError: for a temperature that is not positive, or labels out of range.
-
-    >>> target_probability(torch.tensor([[0.0, 2.0]]), torch.tensor([1]), temperature=4).round(decimals=4)
-    tensor([0.6225], dtype=torch.float64)
-    """
-    check_temperature(temperature)
-    check_samples(logits, labels)
-    found = torch.empty(len(labels), dtype=torch.float64)
-    for rows in _blocks(len(labels), logits.shape[1]):
-        z = centred(logits[rows]).div_(temperature)
-        own = z.gather(1, labels[rows].long().unsqueeze(1)).squeeze(1)
-        found[rows] = (own - z.exp_().sum(1).log()).double().exp()
-        if progress:
-            progress(len(z))
-    return found

@@ -17,7 +17,6 @@ from lskd import LskdError, measure_teacher
 from lskd.analysis.by_sample import Softmax, by_sample
 from lskd.analysis.calibration import calibration_contributions
 from lskd.analysis.dark_knowledge import among_wrong, log_ratio_contributions
-from lskd.analysis.fidelity import between
 from lskd.analysis.selective import aurc_pseudo_values, largest_normalised
 from lskd_study.base.cores import over_cores
 from lskd_study.claims.contrasts import stored_of
@@ -226,7 +225,7 @@ def _of_classifier(
         if several:
             rows.append(largest_normalised(own.logits))
         for other in map(Softmax, theirs):
-            rows += [(other.answer == own.answer).squeeze(1), between(other, own)]
+            rows += [(other.answer == own.answer).squeeze(1), other.divergence(own)]
         if several and temperature is not None:
             rows.append(among_wrong(own if temperature == 1 else Softmax(z / temperature), labels))
         return np.stack(rows)

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from lskd import LskdError, TeacherMeasures, measure_teacher, target_mass
-from lskd.analysis.calibration import target_probability
+from lskd.analysis.by_sample import Softmax, by_sample
 from lskd.analysis.dark_knowledge import wrong_class_variance
 from lskd.analysis.selective import NORM, aurc_pseudo_values, confidence
 from lskd.targets import chance_like_mass
@@ -158,11 +158,15 @@ def measure(
     alpha = measures.equivalent_smoothing("paper")
     masses = []
     for t in temperatures:
-        own = (
-            measures.target_probability
-            if t == 1
-            else target_probability(outputs.logits, outputs.labels, t, progress)
-        )
+        own = measures.target_probability.numpy()
+        if t != 1:
+            own = by_sample(
+                lambda z, labels, t=t: Softmax(z / t).of(labels).exp().numpy(),
+                outputs.logits,
+                labels=outputs.labels,
+            )
+            if progress:
+                progress(len(own))
         ideal = target_mass(measures.num_classes, min(max(alpha, 0.0), 1 - 1e-9), t)
         measured = float(own.mean())
         masses.append(Mass(t, measured, ideal, measured < chance_like_mass(measures.num_classes)))
