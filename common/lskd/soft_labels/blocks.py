@@ -144,20 +144,18 @@ class BlockReader:
         path: the file.
         block_bytes: as it was written.
         committed: what its manifest says.
-        check: whether blocks are checked when they are first read; :meth:`verify` checks all in any case.
 
     Raises:
         SoftLabelsError: the file or its digests are missing, shorter than committed, or altered.
     """
 
-    def __init__(self, path: Path, block_bytes: int, committed: Committed, *, check: bool = True) -> None:
+    def __init__(self, path: Path, block_bytes: int, committed: Committed) -> None:
         self._path, self._block_bytes, self._committed = path, block_bytes, committed
         # A copy: what was checked once stays as it was.
         self._sums = _Map(_sums_path(path), committed.bytes // block_bytes * DIGEST_BYTES).bytes.tobytes()
         if _digest(self._sums).hexdigest() != committed.sums:
             raise SoftLabelsError(f"{_sums_path(path)} is damaged; write the soft labels again")
         self.blocks = -(-committed.bytes // block_bytes)
-        self._check = check
         self._file = _Map(path, committed.bytes)
         self.bytes = self._file.bytes
         shared = np.frombuffer(mmap.mmap(-1, 8 * (4 + self.blocks)), np.int64)  # anonymous, shared by forks
@@ -176,8 +174,6 @@ class BlockReader:
         if stop <= start:
             return
         now = self._look()
-        if not self._check:
-            return
         for block in range(start // self._block_bytes, (stop - 1) // self._block_bytes + 1):
             if self._checked[block] != now:
                 self._check_block(block, now)
@@ -189,8 +185,6 @@ class BlockReader:
             SoftLabelsError: naming the block that is damaged.
         """
         now = self._look()
-        if not self._check:
-            return
         # An empty range at either end of the file meets the spare entry, and no block.
         first, last = starts // self._block_bytes, (stops - 1) // self._block_bytes
         near = (last - first).max(initial=0) < 2

@@ -67,7 +67,6 @@ class SoftLabels:
     Args:
         path: the folder.
         expected: what this run has (teacher, data, ...); every entry must be in the manifest's identity.
-        check: check blocks when they are first touched.
         shard: "I/N", where the folder is a shard's, whose first row is then that of key 0; "": it is none.
 
     Raises:
@@ -84,16 +83,11 @@ class SoftLabels:
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        expected: Mapping[str, Any] | None = None,
-        *,
-        check: bool = True,
-        shard: str = "",
+        self, path: str | Path, expected: Mapping[str, Any] | None = None, *, shard: str = ""
     ) -> None:
         self.path = Path(path)
         manifest = read_manifest(self.path)
-        self._manifest, self._check = manifest, check
+        self._manifest = manifest
         self.require(expected or {})
         self.layout = manifest.layout
         if self.layout.shard != shard:
@@ -103,14 +97,10 @@ class SoftLabels:
                 "lskd soft-labels merge DIR"
             )
         self._row_bytes = self.layout.row.itemsize
-        self._rows_file = BlockReader(
-            self.path / "rows.bin", manifest.block_bytes, manifest.files["rows"], check=check
-        )
+        self._rows_file = BlockReader(self.path / "rows.bin", manifest.block_bytes, manifest.files["rows"])
         self._rows = self._rows_file.bytes.view(self.layout.row)
         self._seeds = self._rows["seed"] if self.layout.seeds else None
-        self._index_file = BlockReader(
-            self.path / "index.bin", manifest.block_bytes, manifest.files["index"], check=check
-        )
+        self._index_file = BlockReader(self.path / "index.bin", manifest.block_bytes, manifest.files["index"])
         self._ends = self._index_file.bytes.view("<u8")
 
     @property
@@ -245,7 +235,7 @@ class SoftLabels:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the path: a process that gets it maps the same files."""
-        return partial(SoftLabels, check=self._check, shard=self.layout.shard), (str(self.path),)
+        return partial(SoftLabels, shard=self.layout.shard), (str(self.path),)
 
     def _span(self, key: int) -> tuple[int, int]:
         if not 0 <= key < self._manifest.keys:
