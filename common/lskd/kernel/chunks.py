@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lskd.base.tensors import accumulator_dtype, widened
 from lskd.targets import check_labels
-from lskd.terms import Rest, TopK, completed, distillation_terms
+from lskd.terms import Rest, TopK, completed
 
 Implementation = Literal["auto", "reference", "chunks", "native"]
 """What computes the loss; all give the same numbers to rounding.
@@ -125,8 +125,6 @@ class KnownTeacher:
 _TOP, _TEACHER_TOP, _SUM, _TEACHER_SUM, _DIFFERENCE, _TEACHER_R = range(6)
 # With labels, and with a teacher that is spread:
 _SUM_HARD, _SUM_Q, _LABEL_Q, _LABEL_SUM, _OTHER_Q, _OTHER_SUM = range(6, 12)
-# On the CPU, logits of a size below this go unshifted into the sums: they lose no more than 2e-6 there.
-_ORDINARY = 32.0
 
 
 class Place:
@@ -142,10 +140,6 @@ class Place:
         self.bests = self.best.unbind(0)
         self.factors = torch.empty(2, rows, 1, dtype=dtype, device=like.device)
         self.student_factor, self.teacher_factor = self.factors.unbind(0)
-
-    def far(self) -> bool:
-        """Return, on the CPU, whether largest logits are so far from 0 that sums would lose digits."""
-        return not np.abs(self.left[: _TEACHER_TOP + 1].numpy()).max() <= _ORDINARY
 
 
 class Work:
@@ -171,49 +165,38 @@ class Work:
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
         self.gradient = gradient_like(self.student, zeros=samples.rows is not None) if wanted else None
         self.columns = 6 if labels is None and self.known is None else 12
-        # The common case on the CPU, whose numbers torch's softmax and three more passes can give.
-        self.brief = self.on_cpu and self.teacher is not None
-        self.shifted: list[slice] = []
-        self.brief = self.brief and (labels is None or (settings.temperature == 1 and not self.probabilities))
         self.left = torch.empty(self.columns, self.count, 1, dtype=self.dtype, device=logits.device)
         self.best = torch.empty(2, self.count, 1, dtype=torch.int64, device=logits.device)
 
     def run(self) -> None:
         """Go over the chunks."""
         rows, gradient = self.samples.rows, self.gradient
-        step = min(self._step(), max(self.count, 1))
+        limit = _CHUNK_ELEMENTS["cpu"] if self.on_cpu else _CHUNK_ELEMENTS_ELSEWHERE
+        step = min(max(limit // max(self.classes, 1), 1), max(self.count, 1))
         direct = gradient is not None and rows is None and gradient.dtype == self.dtype
         place = self._place(step)
         # What is left of a chunk is copied: to look up where it belongs before each pass takes longer.
         kept = zip(torch.split(self.left, step, 1), torch.split(self.best, step, 1), strict=True)
         outs = torch.split(gradient, step) if gradient is not None and direct else None
-        with np.errstate(invalid="ignore"):  # of 0 * inf, which `terms` looks after
-            for index, (left, best) in enumerate(kept):
-                count = left.shape[1]
-                if count == 0:
-                    break
-                if count < step:
-                    place = self._place(count)
-                part = slice(index * step, index * step + count)
-                at = part if rows is None else rows[part]
-                out = place.e if outs is None else outs[index]
-                if self.brief:
-                    self._brief_chunk(place, part, at, out)
-                else:
-                    self._chunk(place, part, at, out)
-                left.copy_(place.left)
-                best.copy_(place.best)
-                if gradient is not None:
-                    self._gradient(place, part, at, out)
-                    if not direct:
-                        gradient[at] = out.to(gradient.dtype)
+        for index, (left, best) in enumerate(kept):
+            count = left.shape[1]
+            if count == 0:
+                break
+            if count < step:
+                place = self._place(count)
+            part = slice(index * step, index * step + count)
+            at = part if rows is None else rows[part]
+            out = place.e if outs is None else outs[index]
+            self._chunk(place, part, at, out)
+            left.copy_(place.left)
+            best.copy_(place.best)
+            if gradient is not None:
+                self._gradient(place, part, at, out)
+                if not direct:
+                    gradient[at] = out.to(gradient.dtype)
 
     def _place(self, rows: int) -> Place:
         return Place(rows, self.classes, self.columns, self.student, self.dtype)
-
-    def _step(self) -> int:
-        limit = _CHUNK_ELEMENTS["cpu"] if self.on_cpu else _CHUNK_ELEMENTS_ELSEWHERE
-        return max(1, limit // max(self.classes, 1))
 
     def _chunk(self, place: Place, part: slice, at: slice | Tensor, out: Tensor) -> None:
         """Leave the sums of each row; exponentials of the student in ``out``, of the teacher in ``p``."""
@@ -236,7 +219,8 @@ class Work:
             torch.sum(torch.exp(r, out=p), -1, keepdim=True, out=columns[_TEACHER_SUM])
             # The difference first: the difference of two large sums would not be 0 for p = q.
             torch.sub(r, q, out=q)
-            if not self.on_cpu:
+            if not self.on_cpu or not p.amin() > 0:
+                # Masked classes (logits of -inf) would make 0 * inf; 0 * log 0 is 0.
                 nothing = p == 0
                 q.masked_fill_(nothing, 0.0)
                 r.masked_fill_(nothing, 0.0)
@@ -252,32 +236,6 @@ class Work:
             q.scatter_(-1, self.known.ids[part], 0.0)
             torch.sum(q, -1, keepdim=True, out=columns[_OTHER_Q])
 
-    def _brief_chunk(self, place: Place, part: slice, at: slice | Tensor, out: Tensor) -> None:
-        """Do as `_chunk`, with probabilities in place of exponentials, and sums that are not shifted yet.
-
-        Fewer passes: torch's softmax is one, and ordinary logits need no copy without their largest.
-        """
-        assert self.teacher is not None
-        t, columns, p = self.settings.temperature, place.columns, place.p
-        x, z = self._rows(self.student, part, at), self._rows(self.teacher, part, at)
-        top, teacher_top = columns[_TOP], columns[_TEACHER_TOP]
-        _largest(z, teacher_top, place.bests[1])
-        _largest(x, top, place.bests[0])
-        if self.labels is not None and self.settings.off > 0:
-            torch.sum(torch.sub(x, top, out=out), -1, keepdim=True, out=columns[_SUM_Q])
-        if t != 1 or place.far():
-            self.shifted.append(part)
-            x, z = torch.sub(x, top, out=place.q), torch.sub(z, teacher_top, out=place.r)
-            if t != 1:
-                x.mul_(1 / t)
-                z.mul_(1 / t)
-        torch._softmax(z, -1, False, out=p)
-        torch._softmax(x, -1, False, out=out)
-        torch.gather(out, -1, place.bests[0], out=columns[_SUM])
-        torch.gather(p, -1, place.bests[1], out=columns[_TEACHER_SUM])
-        _dot(z, p, columns[_TEACHER_R])
-        _dot(torch.sub(z, x, out=place.q), p, columns[_DIFFERENCE])
-
     def _gradient(self, place: Place, part: slice, at: slice | Tensor, out: Tensor) -> None:
         """Make the gradient of the chunk's rows of the exponentials in ``out``."""
         settings, t, weight = self.settings, self.settings.temperature, self.samples.weight
@@ -287,16 +245,6 @@ class Work:
         soft, hard = weight * (settings.soft_weight / t), weight * settings.hard_weight
         hardened = labels is not None and settings.hard_weight > 0
         taught = settings.soft_weight > 0  # if not, NaN of the teacher has no influence either
-        if self.brief and not isinstance(soft, Tensor):
-            if not hardened:
-                out.sub_(place.p).mul_(soft)
-            elif taught:
-                out.mul_(soft + hard).sub_(place.p, alpha=soft)
-            else:
-                out.mul_(hard)
-            if labels is not None and hardened:
-                self._subtract_labels(labels[part], out, hard)
-            return
         if known is None:
             torch.reciprocal(place.sums, out=place.factors).mul_(soft)
         else:
@@ -357,15 +305,7 @@ class Work:
         if self.known is None:
             terms = left[_DIFFERENCE : _TEACHER_R + 1]
             kl, entropy = terms.unbind(0)  # yet the means of the difference, and of r, under the teacher
-            if self.brief:
-                logs.neg_()  # of the largest probability, that is 1 over the sum
-                shifts = left[: _TEACHER_TOP + 1].clone()
-                for part in self.shifted:
-                    shifts[:, part] = 0.0
-                kl.add_(shifts[0]).sub_(shifts[1])
-                entropy.sub_(shifts[1])
-            else:
-                terms.div_(left[_TEACHER_SUM])
+            terms.div_(left[_TEACHER_SUM])
             kl.add_(logs[0]).sub_(logs[1])
             torch.sub(logs[1], entropy, out=entropy)
             best = self.best[1]
@@ -374,10 +314,6 @@ class Work:
             terms = torch.stack([kl, entropy])
             best = self.known.best
         soft = self._reduced(terms)
-        if self.teacher is not None and self.on_cpu and not math.isfinite(soft[0] + soft[1]):
-            # Masked classes (logits of -inf) make 0 * inf above; the plain formulas know 0 * log 0 = 0.
-            self._redo(kl, entropy)
-            soft = self._reduced(terms)
         hard: list[float] | list[Tensor] = [math.nan, math.nan]
         if self.labels is not None:
             hard = self._reduced(self._hard_terms(self.labels, left, logs[0]))
@@ -404,14 +340,6 @@ class Work:
             for term in (loss, *terms)
         ]
         return torch.stack(every).to(self.dtype)
-
-    def _redo(self, kl: Tensor, entropy: Tensor) -> None:
-        assert self.teacher is not None
-        unusual = (~torch.isfinite(kl + entropy)).nonzero().squeeze(-1)
-        for rows in torch.split(unusual, self._step()):
-            at = rows if self.samples.rows is None else self.samples.rows[rows]
-            exact = distillation_terms(self.student[at], self.teacher[at], self.settings.temperature)
-            kl[rows], entropy[rows] = widened(exact.kl), widened(exact.teacher_entropy)
 
     def _known_terms(self, known: KnownTeacher, left: Tensor, log_sum: Tensor) -> tuple[Tensor, Tensor]:
         x = self._student_at(known.ids)
