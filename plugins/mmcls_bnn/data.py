@@ -13,7 +13,7 @@ from PIL import Image
 
 from lskd import LskdError
 from lskd.base.files import read_bytes
-from lskd.base.images import EXTENSIONS, check_image, check_images, class_folders, class_images
+from lskd.base.images import EXTENSIONS, check_images, class_folders, class_images, unsuited
 from lskd.errors import one_line
 from mmcls_bnn.compat import DATASETS, FASHIONMNIST_CATEGORITES, TRANSFORMS, BaseDataset, CustomDataset
 
@@ -78,7 +78,8 @@ class CheckedImageFolder(CustomDataset):
         path = self.get_data_info(idx)["img_path"]
         try:
             with Image.open(path) as image:
-                check_image(image, path)
+                if problem := unsuited(image):
+                    raise LskdError(f"image {path} {problem}")
         except OSError as error:
             raise LskdError(f"image {path} cannot be read ({one_line(error)}); repair or remove it") from None
         return super().prepare_data(idx)

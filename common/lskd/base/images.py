@@ -69,17 +69,6 @@ def class_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) -
     return sorted(images), sorted(others)
 
 
-def check_image(image: "Image", path: str | Path) -> None:
-    """Refuse an opened image that is :func:`unsuited`.
-
-    Raises:
-        LskdError: naming the file.
-    """
-    problem = unsuited(image)
-    if problem:
-        raise LskdError(f"image {path} {problem}")
-
-
 def check_images(paths: Sequence[Path]) -> None:
     """Decode up to 2,000 images and open up to 20,000, evenly spread; raise one error about all.
 
