@@ -10,15 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.functional.classification import binary_calibration_error
 
-from lskd.analysis.calibration import (
-    BINS,
-    Progress,
-    TemperatureFit,
-    calibration_contributions,
-    fit_temperature,
-)
+from lskd.analysis.calibration import Progress, TemperatureFit, calibration_contributions, fit_temperature
 from lskd.stability import Definition, class_deviations, class_moments, over_classes, small_class_factor
 from lskd.targets import check_finite, check_samples, check_smoothing
 
@@ -90,16 +83,12 @@ class TeacherMeasures:
     @property
     def calibration_error(self) -> float:
         """Expected calibration error over 15 bins of equal width (Guo et al., ICML 2017)."""
-        return self._calibration_error(self.confidence)
+        return float(self.contributions("ece").mean())
 
     @property
     def calibrated_error(self) -> float:
         """Expected calibration error at the fitted temperature."""
-        return self._calibration_error(self.calibrated.confidence)
-
-    def _calibration_error(self, confidence: Tensor) -> float:
-        # Of the largest class being right or not, so that (N, K) probabilities need not be kept.
-        return float(binary_calibration_error(confidence.float(), self.correct.long(), n_bins=BINS))
+        return float(self.contributions("calibrated_ece").mean())
 
     def equivalent_smoothing(self, convention: str = "uniform") -> float:
         """Return the label smoothing that puts as much on the other classes as the teacher does on average.
