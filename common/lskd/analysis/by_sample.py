@@ -19,12 +19,7 @@ _BLOCK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's ca
 _LOWEST = float(np.finfo(np.float64).min) / 2
 
 
-def by_sample(
-    measure: Callable[..., Array],
-    *logits: ArrayLike,
-    labels: ArrayLike | None = None,
-    fewest_classes: int = 2,
-) -> Array:
+def by_sample(measure: Callable[..., Array], *logits: ArrayLike, labels: ArrayLike | None = None) -> Array:
     """Return ``measure(*blocks)`` of blocks of rows in float64, put together.
 
     Args:
@@ -33,11 +28,10 @@ def by_sample(
         logits: arrays, or tensors on the CPU, ``(N, K)`` before softmax, all of one shape; may be mapped
             from a file.
         labels: integer class ids ``(N,)``.
-        fewest_classes: below which the measure has no meaning.
 
     Raises:
-        ValueError: for shapes that do not fit, too few classes, no samples, labels out of range, or logits
-            that are not finite (naming the sample).
+        ValueError: for shapes that do not fit, fewer than two classes, no samples, labels out of range, or
+            logits that are not finite (naming the sample).
     """
     # A tensor is read block by block: NumPy has no bfloat16, and what is mapped from a file stays there.
     tables = [table if isinstance(table, torch.Tensor) else np.asarray(table) for table in logits]
@@ -46,8 +40,8 @@ def by_sample(
     if len(shape) != 2 or not shape[0] or len(set(shapes_found)) > 1:
         shapes = " and ".join(map(str, shapes_found))
         raise ValueError(f"logits have shape {shapes}; they must be (N, K), with samples, and of one shape")
-    if shape[1] < fewest_classes:
-        raise ValueError(f"logits have {shape[1]} classes; this measure needs at least {fewest_classes}")
+    if shape[1] < 2:
+        raise ValueError(f"logits have {shape[1]} classes; this measure needs at least 2")
     columns: list[NDArray[Any]] = []
     if labels is not None:
         classes = np.asarray(labels)

@@ -10,41 +10,26 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from lskd.analysis.by_sample import Array, Softmax, by_sample
-from lskd.targets import check_temperature
+from lskd.analysis.by_sample import Array, Softmax
 
 
-def wrong_class_variance(logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0) -> Array:
+def among_wrong(softmax: Softmax, labels: NDArray[np.int64]) -> Array:
     """Return the variance of the wrong classes' probabilities of each sample; the measure is their mean.
 
     Of the probabilities as the student sees them, the "derived variance" that Li et al. compare teachers by;
     it falls with the mass that is left to the wrong classes too.
 
     Args:
-        logits: ``(N, K)`` before softmax, ``K >= 3``: one wrong class has no variance.
-        labels: integer class ids ``(N,)``.
-        temperature: divides the logits.
+        softmax: of a block's logits over the temperature, ``K >= 3``: one wrong class has no variance. Its
+            probabilities are overwritten.
+        labels: class ids ``(n,)``.
 
     Returns:
-        ``(N,)`` float64, of all ``K - 1`` wrong classes, divided by their number.
+        ``(n,)`` float64, of all ``K - 1`` wrong classes, divided by their number.
 
-    Raises:
-        ValueError: for shapes that do not fit, fewer than three classes, labels out of range, a temperature
-            that is not positive, or logits that are not finite (naming the sample).
-
-    >>> wrong_class_variance(np.log([[0.5, 0.4, 0.1]]), [0]).round(4)
+    >>> among_wrong(Softmax(np.log([[0.5, 0.4, 0.1]])), np.array([0])).round(4)
     array([0.0225])
     """
-    check_temperature(temperature)
-
-    def measure(z: Array, own: NDArray[np.int64]) -> Array:
-        return among_wrong(Softmax(z / temperature), own)
-
-    return by_sample(measure, logits, labels=labels, fewest_classes=3)
-
-
-def among_wrong(softmax: Softmax, labels: NDArray[np.int64]) -> Array:
-    """Return :func:`wrong_class_variance` of a block, whose probabilities it overwrites."""
     p, own = softmax.probabilities, torch.from_numpy(labels).unsqueeze(1)
     wrong = p.shape[1] - 1
     p.scatter_(1, own, 0.0)

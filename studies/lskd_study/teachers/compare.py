@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lskd import LskdError, TeacherMeasures, measure_teacher, target_mass
 from lskd.analysis.by_sample import Softmax, by_sample
-from lskd.analysis.dark_knowledge import wrong_class_variance
-from lskd.analysis.selective import NORM, aurc_pseudo_values, confidence
+from lskd.analysis.dark_knowledge import among_wrong
+from lskd.analysis.selective import aurc_pseudo_values, largest_normalised
 from lskd.targets import chance_like_mass
 from lskd_study.base.text import first_of
 from lskd_study.plan.plan import exact
@@ -181,13 +183,19 @@ def measure(
 
 def _of_samples(logits: Tensor, measures: TeacherMeasures) -> dict[str, Array]:
     """Return contributions of selective risk and dark knowledge; nothing of one sample."""
-    labels, correct = measures.labels.numpy(), measures.correct.numpy()
-    if len(labels) < 2:
+    if measures.samples < 2:
         return {}
-    found = {"aurc": aurc_pseudo_values(confidence(logits), correct)}
-    if measures.num_classes > 2:
-        found["aurc_normalised"] = aurc_pseudo_values(confidence(logits, NORM), correct)
-        found["dark_knowledge"] = wrong_class_variance(logits, labels)
+
+    def look(z: Array, labels: NDArray[np.int64]) -> Array:
+        normalised = largest_normalised(torch.from_numpy(z))  # before the softmax takes its place
+        own = Softmax(z)
+        return np.stack([own.log_largest.numpy(), normalised, among_wrong(own, labels)])
+
+    sure, normalised, dark = by_sample(look, logits, labels=measures.labels)
+    correct = measures.correct.numpy()
+    found = {"aurc": aurc_pseudo_values(sure, correct)}
+    if measures.num_classes > 2:  # of two normalised logits every sample has the same
+        found |= {"aurc_normalised": aurc_pseudo_values(normalised, correct), "dark_knowledge": dark}
     return found
 
 
