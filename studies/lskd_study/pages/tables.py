@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from markupsafe import Markup
@@ -9,7 +10,7 @@ from markupsafe import Markup
 from lskd_study.base.text import Measured, cell, csv_text, escaped
 from lskd_study.plan.kinds import IMAGES, TRANSLATION, Kind
 from lskd_study.plan.plan import Run, exact
-from lskd_study.results.results import AnyResult, BySeed, Result, Results
+from lskd_study.results.results import AnyResult, Result, Results
 
 TRAINING = ("train_ce", "train_kl", "train_teacher_entropy", "train_hard_ce", "train_agreement")
 RUN_HEADER = ("run", "role", "model", "smoothing", "seed", "study_seed", "temperature", "hard_weight")
@@ -94,108 +95,86 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class StudentRow:
-    """A kind of student of one teacher: what was measured by quantity, and the text of each cell."""
+class Row:
+    """A kind of student of a kind of teacher; with ``teacher`` empty, of controls by their labels' smoothing.
 
-    model: str
+    Attributes:
+        teacher: its model.
+        smoothing: its own, of a control the labels'.
+        student: the student's model.
+        temperature: of its loss.
+        hard_weight: of its loss.
+        seeds: of how many the student was measured.
+        failed: of how many more it failed.
+        measured: both, by quantity as the CSV calls it.
+        texts: of each cell, by role.
+        first: whether it is the first of its teacher.
+    """
+
+    teacher: str
+    smoothing: float
+    student: str
     temperature: float
     hard_weight: float
+    seeds: int
+    failed: int
     measured: Mapping[str, Measured]
-    texts: list[str]
-
-    @property
-    def runs(self) -> Measured:
-        """Any of the quantities, for the numbers of seeds and of failures."""
-        return next(iter(self.measured.values()))
-
-
-@dataclass(frozen=True)
-class TeacherRow:
-    """A kind of teacher with its students; with ``model`` empty, controls by their labels' smoothing."""
-
-    model: str
-    smoothing: float
-    measured: Mapping[str, Measured]
-    texts: list[str]
-    students: list[StudentRow]
+    texts: Mapping[str, Sequence[str]]
+    first: bool
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
-        return self.model or "none: the labels"
+        """What the table calls the teacher."""
+        return self.teacher or "none: the labels"
 
 
-def table_rows(results: Results[AnyResult]) -> list[TeacherRow]:
+def table_rows(results: Results[AnyResult]) -> list[Row]:
     """Return the table of a study, in the order of its file."""
     plan, scores = results.plan, COLUMNS[results.plan.kind].scores
+    teachers = dict.fromkeys(run.model for run in plan.runs if run.role == "teacher")
     kinds = dict.fromkeys((r.model, r.temperature, r.hard_weight) for r in plan.runs if r.role == "student")
-
-    def summary(role: str, runs: BySeed[AnyResult]) -> tuple[dict[str, Measured], list[str]]:
+    shown = [(model, alpha, *kind) for model in teachers for alpha in plan.smoothing for kind in kinds]
+    controls = dict.fromkeys((run.smoothing, run.model) for run in plan.runs if run.role == "control")
+    shown += [("", alpha, model, 1.0, 1.0) for alpha, model in sorted(controls, key=itemgetter(0))]
+    rows: list[Row] = []
+    for teacher, alpha, student, temperature, hard_weight in shown:
+        taught = results.students(student, teacher, alpha, temperature, hard_weight)
         measured = {
             name: Measured.of([result.value(quantity) for result in runs.values()], runs.failed_seeds)
+            for role, runs in (("teacher", results.teachers(teacher, alpha)), ("student", taught))
             for score in scores[role]
             for name, quantity in score.quantities.items()
         }
-        return measured, [score.text(measured) for score in scores[role]]
-
-    rows = [
-        TeacherRow(
-            teacher,
-            smoothing,
-            *summary("teacher", results.teachers(teacher, smoothing)),
-            [
-                StudentRow(
-                    *kind, *summary("student", results.students(kind[0], teacher, smoothing, *kind[1:]))
-                )
-                for kind in kinds
-            ],
-        )
-        for teacher in dict.fromkeys(run.model for run in plan.runs if run.role == "teacher")
-        for smoothing in plan.smoothing
-    ]
-    controls = dict.fromkeys((run.smoothing, run.model) for run in plan.runs if run.role == "control")
-    return rows + [
-        TeacherRow(
-            "",
-            alpha,
-            *summary("teacher", BySeed({})),
-            [
-                StudentRow(model, 1.0, 1.0, *summary("student", results.controls(model, alpha)))
-                for own, model in controls
-                if own == alpha
-            ],
-        )
-        for alpha in plan.control_labels
-    ]
+        texts = {role: [score.text(measured) for score in own] for role, own in scores.items()}
+        first = not rows or (rows[-1].teacher, rows[-1].smoothing) != (teacher, alpha)
+        counts = (len(taught), taught.failed_seeds)
+        rows.append(Row(teacher, alpha, student, temperature, hard_weight, *counts, measured, texts, first))
+    return rows
 
 
-def markdown(kind: Kind, rows: Sequence[TeacherRow], notes: Sequence[str]) -> str:
+def markdown(kind: Kind, rows: Sequence[Row], notes: Sequence[str]) -> str:
     """Return the table as Markdown, the notes below it."""
     teacher, student = ([score.column for score in scores] for scores in COLUMNS[kind].scores.values())
     header = ["Teacher", "α", *teacher, "Student", "T", "λ", *student, "Seeds"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    # Files stay as they are: of images a blank has one space.
+    blank = "|" + (" |" if kind is IMAGES else "  |") * (len(teacher) + 2)
     for row in rows:
-        first = f"| {' | '.join([escaped(row.name), exact(row.smoothing), *row.texts])} |"
-        for s in row.students:
-            own = [escaped(s.model), exact(s.temperature), exact(s.hard_weight), *s.texts, str(s.runs.seeds)]
-            lines.append(f"{first} {' | '.join(own)} |")
-            # Files stay as they are: of images a blank has one space.
-            first = "|" + (" |" if kind is IMAGES else "  |") * (len(teacher) + 2)
+        first = f"| {' | '.join([escaped(row.name), exact(row.smoothing), *row.texts['teacher']])} |"
+        own = [escaped(row.student), exact(row.temperature), exact(row.hard_weight), *row.texts["student"]]
+        lines.append(f"{first if row.first else blank} {' | '.join([*own, str(row.seeds)])} |")
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def table_csv(rows: Sequence[TeacherRow]) -> str:
+def table_csv(rows: Sequence[Row]) -> str:
     """Return the table as CSV, full precision, one line per teacher and student."""
     header = ["teacher", "smoothing", "student", "temperature", "hard_weight", "seeds", "failed"]
-    names: list[str] = []
-    lines: list[list[object]] = []
-    for row in rows:
-        for s in row.students:
-            student = [s.model, s.temperature, s.hard_weight, s.runs.seeds, s.runs.failed]
-            measured = {**row.measured, **s.measured}
-            names = [f"{name}_{part}" for name in measured for part in ("mean", "std")]
-            numbers = (number for item in measured.values() for number in (item.mean, item.std))
-            lines.append([row.model, row.smoothing, *student, *map(cell, numbers)])
+    names = [f"{name}_{part}" for row in rows[:1] for name in row.measured for part in ("mean", "std")]
+    lines = [
+        [getattr(row, name) for name in header]
+        + [cell(number) for one in row.measured.values() for number in (one.mean, one.std)]
+        for row in rows
+    ]
     return csv_text([*header, *names], lines)
 
 
