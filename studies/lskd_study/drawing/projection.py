@@ -17,7 +17,7 @@ from lskd.analysis.projection import cluster_distances, project
 from lskd_study.base.text import cell, csv_text
 from lskd_study.drawing.inputs import class_names
 from lskd_study.drawing.style import ARMS, INK, STYLE, Drawing, short
-from lskd_study.stats.bootstrap import percentiles
+from lskd_study.stats.bootstrap import Estimate, percentiles
 from lskd_study.teachers.outputs import Outputs
 
 RESAMPLES = 2000
@@ -35,20 +35,6 @@ _BY_ERROR = ("centre_distance", "separation")
 
 
 @dataclass(frozen=True)
-class Distance:
-    """A measured quantity with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def text(self) -> str:
-        """Value and interval, three digits."""
-        return f"{self.value:#.3g} [{self.low:#.3g}, {self.high:#.3g}]"
-
-
-@dataclass(frozen=True)
 class Projection:
     """One panel: a teacher on a split.
 
@@ -61,7 +47,7 @@ class Projection:
         position: ``(N,)`` int64, which of the three classes (0, 1, 2) a point belongs to.
         samples: ``(N,)`` int64, row of the point in the teacher's outputs.
         width: width ``D`` of the features.
-        in_plane: the quantities measured in the plane, by name.
+        in_plane: the quantities measured in the plane, by name; none has a p-value.
         in_full_space: measured between the features.
     """
 
@@ -73,22 +59,18 @@ class Projection:
     position: Tensor
     samples: Tensor
     width: int
-    in_plane: dict[str, Distance]
-    in_full_space: dict[str, Distance]
+    in_plane: dict[str, Estimate]
+    in_full_space: dict[str, Estimate]
 
 
 def _checked(outputs: Outputs, split: str) -> tuple[Tensor, Tensor]:
     """Return the features ``(N, D)`` and templates ``(K, D)`` of a teacher that can be projected."""
-    name, features, templates = f"{outputs.name} ({split})", outputs.features, outputs.templates
-    if features is None or templates is None:
-        what = "features" if features is None else "classifier's weight"
-        raise LskdError(f"{name} has no {what}, which the projection needs; save it beside the logits")
-    if features.shape[-1] != templates.shape[-1]:
+    if outputs.features is None or outputs.templates is None:
+        what = "features" if outputs.features is None else "classifier's weight"
         raise LskdError(
-            f"{name}: features are {features.shape[-1]} wide and the classifier's weight "
-            f"{templates.shape[-1]}; take the activations that the classifier itself gets"
+            f"{outputs.name} ({split}) has no {what}, which the projection needs; save it beside the logits"
         )
-    return features, templates
+    return outputs.features, outputs.templates
 
 
 def check_splits(splits: Mapping[Any, Sequence[Outputs]]) -> None:
@@ -168,7 +150,7 @@ def measure_projection(
     )
 
 
-def _estimates(values: Tensor, sizes: list[int], drawn: list[Tensor]) -> dict[str, Distance]:
+def _estimates(values: Tensor, sizes: list[int], drawn: list[Tensor]) -> dict[str, Estimate]:
     a, b, c = values.split(sizes)
     measured, whole = cluster_distances(a, b, c), cluster_distances(a, b, c, population=True)
     resampled = cluster_distances(a, b, c, drawn)
@@ -179,7 +161,7 @@ def _estimates(values: Tensor, sizes: list[int], drawn: list[Tensor]) -> dict[st
         if name in _BY_ERROR:
             truth = float(getattr(whole, name))
             low, high = max(value - (high - truth), 0.0), value - (low - truth)
-        found[name] = Distance(value, low, high)
+        found[name] = Estimate(value, low, high, np.nan)
     return found
 
 
@@ -209,6 +191,10 @@ def projection_figure(panels: Sequence[Projection]) -> Drawing:
     return Drawing(figure, {"": _points_csv(panels), "distances": _distances_csv(panels)})
 
 
+def _text(found: Estimate) -> str:
+    return f"{found.value:#.3g} [{found.low:#.3g}, {found.high:#.3g}]"
+
+
 def _draw(axes: Axes, panel: Projection) -> None:
     centres = []
     for position, (color, marker) in enumerate(zip(COLORS, MARKERS, strict=True)):
@@ -234,8 +220,8 @@ def _draw(axes: Axes, panel: Projection) -> None:
     axes.set_aspect("equal", adjustable="box")
     for x, lines in (
         (0.0, ["[95 %]", *QUANTITIES.values()]),
-        (0.26, ["in the plane", *(panel.in_plane[name].text for name in QUANTITIES)]),
-        (0.64, [f"all {panel.width} features", *(panel.in_full_space[name].text for name in QUANTITIES)]),
+        (0.26, ["in the plane", *(_text(panel.in_plane[name]) for name in QUANTITIES)]),
+        (0.64, [f"all {panel.width} features", *(_text(panel.in_full_space[name]) for name in QUANTITIES)]),
     ):
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "top"}
         axes.annotate("\n".join(lines), (x, 0), (0, -33), fontsize=7.5, linespacing=1.4, **place)
