@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lskd_study.base.text import listed
@@ -13,22 +12,8 @@ from lskd_study.plan.plan import Plan, exact
 from lskd_study.stats.chances import chances
 from lskd_study.stats.ranks import Pick
 
-
-@dataclass(frozen=True)
-class Row:
-    """A measure of teachers, or of students in one setting.
-
-    Attributes:
-        text: the measure.
-        source: who proposed it.
-        whose: in words.
-        cells: number, interval and note of each arm, then of each comparison.
-    """
-
-    text: str
-    source: str
-    whose: str
-    cells: list[tuple[str, str, str]]
+Cell = tuple[str, str, str]
+"""Number, interval and note, of an arm or of a comparison."""
 
 
 def measures_shown(measures: Measures, plan: Plan) -> dict[str, Any]:
@@ -45,7 +30,8 @@ def measures_shown(measures: Measures, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _rows(estimates: Sequence[Estimate], plan: Plan) -> list[Row]:
+def _rows(estimates: Sequence[Estimate], plan: Plan) -> list[tuple[str, str, str, list[Cell]]]:
+    """Return each measure, its source, whose it is, and the cells of the arms, then of the comparisons."""
     groups: dict[tuple[Quantity, str], list[Estimate]] = {}
     for one in estimates:
         setting, whose = one.setting, f"{one.role}s"
@@ -53,7 +39,7 @@ def _rows(estimates: Sequence[Estimate], plan: Plan) -> list[Row]:
             whose += f", T = {exact(setting.temperature)}, λ = {exact(setting.hard_weight)}"
         groups.setdefault((one.quantity, whose), []).append(one)
     return [
-        Row(measure_text(own[0]), quantity.source, whose, [_cell(one) for one in own])
+        (measure_text(own[0]), quantity.source, whose, [_cell(one) for one in own])
         for (quantity, whose), own in groups.items()
     ]
 
@@ -64,7 +50,7 @@ def measure_text(estimate: Estimate) -> str:
     return f"{quantity.text} at T = {exact(t)}" if quantity.ratio and t != 1 else quantity.text
 
 
-def _cell(estimate: Estimate) -> tuple[str, str, str]:
+def _cell(estimate: Estimate) -> Cell:
     interval = estimate.interval
     if interval is None:
         return "–", "", estimate.note
