@@ -1,7 +1,7 @@
 "use strict";
 // Makes every table of class "data" sort and copy as CSV; without this script the page is whole all the same.
 // A cell may name what it sorts by in data-value. data-fixed on a table: its rows have an order of their own,
-// so it only copies. So does a table with cells over several rows.
+// so it only copies; it alone may have cells over several columns.
 (() => {
   const NUMBER = /^[<>≤≥≈±]?\s*([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:e[+-]?\d+)?)/i;
   const ABSENT = /^[–—-]?$/;
@@ -21,42 +21,24 @@
     return found && /\d/.test(found[1]) ? Number(found[1].replace(/,/g, "")) : NaN;
   }
 
-  // Rows of cells as they stand on the grid; a cell over several columns or rows is at each of its places.
-  function grid(rows) {
-    const places = rows.map(() => []);
-    rows.forEach((row, y) => {
-      let x = 0;
-      for (const cell of row.cells) {
-        while (places[y][x]) x += 1;
-        for (let down = 0; down < cell.rowSpan && y + down < rows.length; down += 1)
-          for (let right = 0; right < cell.colSpan; right += 1) places[y + down][x + right] = cell;
-        x += cell.colSpan;
-      }
-    });
-    return places;
-  }
-
   const bodyRows = table => [...table.tBodies].flatMap(body => [...body.rows]);
 
-  // RFC 4180. A true minus sign becomes the one that programs read as a number.
+  // RFC 4180. A true minus sign becomes the one that programs read as a number. What stands over several columns
+  // is said in the first.
   function csv(table) {
     const quoted = words => (/[",\n]/.test(words) ? `"${words.replace(/"/g, '""')}"` : words);
-    const value = cell => line(cell).replace(/\u2212(?=\d|\.)/g, "-");
-    const head = table.tHead ? grid([...table.tHead.rows]) : [];
-    const names = (head[0] || []).map((_, x) => [...new Set(head.map(row => row[x]))].filter(Boolean).map(value).join(" "));
-    // What stands over several columns is said once; over several rows, in each of them.
-    const rows = grid(bodyRows(table)).map(cells => cells.map((cell, x) => (cell === cells[x - 1] ? "" : value(cell))));
-    return [names, ...rows].map(row => row.map(quoted).join(",") + "\r\n").join("");
+    const value = cell => quoted(line(cell).replace(/\u2212(?=\d|\.)/g, "-")) + ",".repeat(cell.colSpan - 1);
+    const rows = [...table.tHead.rows, ...bodyRows(table)];
+    return rows.map(row => [...row.cells].map(value).join(",") + "\r\n").join("");
   }
 
   function sortBy(table, column, direction, original) {
     const body = table.tBodies[0];
     const rows = [...original];
     if (direction) {
-      const places = grid(rows);
-      const keys = new Map(rows.map((row, y) => {
-        const cell = places[y][column];
-        return [row, cell ? cell.dataset.value ?? line(cell) : ""];
+      const keys = new Map(rows.map(row => {
+        const cell = row.cells[column];
+        return [row, cell.dataset.value ?? line(cell)];
       }));
       const there = [...keys.values()].filter(key => !ABSENT.test(key));
       const numeric = there.length > 0 && there.every(key => !Number.isNaN(number(key)));
@@ -74,11 +56,9 @@
 
   function makeSortable(table, say) {
     const original = bodyRows(table);
-    const head = grid([...table.tHead.rows]);
     const states = { "1": "ascending", "-1": "descending" };
-    head[head.length - 1].forEach((cell, column) => {
+    [...table.tHead.rows[0].cells].forEach((cell, column) => {
       const name = line(cell);
-      if (cell.colSpan > 1 || !name) return;
       const button = document.createElement("button");
       button.type = "button";
       button.className = "sort";
@@ -141,8 +121,7 @@
       const done = await copy(csv(table), tools);
       say(done ? `Copied, ${rows} ${rows === 1 ? "row" : "rows"}` : "This browser does not let the page copy; the text is selected, copy it from there");
     });
-    const spans = bodyRows(table).some(row => [...row.cells].some(cell => cell.rowSpan > 1));
-    if (table.tHead && bodyRows(table).length > 1 && !spans && !("fixed" in table.dataset)) makeSortable(table, say);
+    if (bodyRows(table).length > 1 && !("fixed" in table.dataset)) makeSortable(table, say);
   }
   document.querySelectorAll("table.data").forEach(enhance);
 
