@@ -80,9 +80,9 @@ class ScheduledTask:
             CheckpointError: it is none that the plugin writes.
         """
         try:
-            content = dict(content.items())
-            pairs = [pair for pair in content if pair in getattr(self, "lang_pairs", [""])]
-            self.kd_state = {pair: _checked(content[pair]) for pair in pairs}
+            states = {pair: _checked(state) for pair, state in content.items()}
+            pairs = getattr(self, "lang_pairs", [""])
+            self.kd_state = {pair: state for pair, state in states.items() if pair in pairs}
         except (AttributeError, TypeError, ValueError, OverflowError):
             raise CheckpointError(
                 "the checkpoint that the run goes on from has a state of --kd-alpha-schedule that the plugin "

@@ -67,6 +67,8 @@ def test_a_state_without_a_weight_begins_with_the_flag():
         "weights",
         {"": 3},
         {"": [1]},
+        {"weight": "half"},
+        {"weight": [1]},
         *({"": {"weight": weight}} for weight in (50, -0.1, math.nan, "0.5", [0.5], torch.ones(2))),
         {"": {"weight": 0.5, "bleu": math.inf}},
         {"": {"weight": 0.5, "teacher_bleu": "20"}},
