@@ -83,11 +83,15 @@ def from_outside(error: BaseException) -> LskdError | None:
     True
     >>> from_outside(ValueError("Symlink loops are no samples")) is None
     True
+    >>> str(from_outside(PermissionError(errno.EACCES, "Permission denied", "/out")))
+    "[Errno 13] Permission denied: '/out'; check the path"
+    >>> from_outside(PermissionError(errno.EACCES, "Permission denied")) is None  # a semaphore, a port
+    True
     >>> died = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     >>> str(from_outside(died))[:36]
     'another process of this run has died'
     """
-    no_path = isinstance(error, OSError) and error.errno in _PATHS
+    no_path = isinstance(error, OSError) and error.errno in _PATHS and error.filename is not None
     # As pathlib says it before Python 3.13.
     if no_path or (type(error) is RuntimeError and str(error).startswith("Symlink loop")):
         return LskdError(f"{one_line(error, 300)}; check the path")

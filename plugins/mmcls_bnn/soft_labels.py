@@ -30,7 +30,10 @@ class _Settings(DictAction):
         try:
             super().__call__(parser, *given, **named)
         except (ValueError, AssertionError, RecursionError):
-            parser.error(f"argument --cfg-options: {' '.join(given[1])} is not KEY=VALUE ...")
+            words = " ".join(given[1])
+            parser.error(
+                f"argument --cfg-options: {words} cannot be read as KEY=VALUE; is a = or a bracket missing?"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -390,9 +390,11 @@ def test_a_loss_still_falls_where_its_last_epochs_take_a_part_of_the_whole_fall(
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # no font has one of a control character
-def test_names_are_never_formulas_nor_markup(fake_study):
-    teachers = [(name, "teacher.yaml") for name in attacks.NAMES]
-    plan = fake_study(seeds=[0, 1], teachers=teachers, students=[("a|b", "student.yaml")])
+@pytest.mark.parametrize("role", ["teachers", "students"])
+def test_names_are_never_formulas_nor_markup(fake_study, role):
+    names = {"teachers": attacks.NAMES[:1], "students": attacks.NAMES[:1]} | {role: attacks.NAMES}
+    changes = {one: [(name, f"{one[:-1]}.yaml") for name in own] for one, own in names.items()}
+    plan = fake_study(seeds=[0, 1], **changes)
     write_report(plan)
     html, _, text = parse(plan)
     assert not re.search(r"<(img src|script>document|b onmouseover)", html)
@@ -400,7 +402,9 @@ def test_names_are_never_formulas_nor_markup(fake_study):
         rows = list(csv.reader(file))
     for name in attacks.NAMES:
         assert " ".join(name.split()) in text
-        assert (f"'{name}" if name[0] in "=+-@\t" else name) in {row[0] for row in rows}
+        assert (f"'{name}" if name[0] in "=+-@\t" else name) in {
+            row[2 * (role == "students")] for row in rows
+        }
     assert all(float(row[7]) > 0 for row in rows[1:])  # numbers stay numbers
     table = (plan.root / "table.md").read_text().splitlines()
     assert {line.replace("\\|", "").count("|") for line in table if line.startswith("|")} == {10}

@@ -92,8 +92,7 @@ def data_versions(results: Results[AnyResult]) -> dict[str, list[str]]:
     """Return the runs by the checksum of the data that they saw; nothing where all saw the same."""
     found: dict[str, list[str]] = {}
     for job in results.jobs:
-        if sha256 := job["data"].get("sha256"):  # older versions have none that covers contents
-            found.setdefault(sha256, []).append(job["run"])
+        found.setdefault(job["data"]["sha256"], []).append(job["run"])
     return found if len(found) > 1 else {}
 
 

@@ -53,7 +53,7 @@ class MadeStore(Record):
 
 class _TrainingData(Record):
     path: str
-    sha256: str = ""  # of earlier versions there is none
+    sha256: str
 
 
 class _Code(Record):

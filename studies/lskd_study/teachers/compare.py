@@ -162,13 +162,13 @@ def measure(
     for t in temperatures:
         own = measures.target_probability.numpy()
         if t != 1:
-            own = by_sample(
-                lambda z, labels, t=t: Softmax(z / t).of(labels).exp().numpy(),
-                outputs.logits,
-                labels=outputs.labels,
-            )
-            if progress:
-                progress(len(own))
+
+            def masses_of(z: Array, labels: NDArray[np.int64], t: float = t) -> Array:
+                if progress:
+                    progress(len(z))
+                return Softmax(z / t).of(labels).exp().numpy()
+
+            own = by_sample(masses_of, outputs.logits, labels=outputs.labels)
         ideal = target_mass(measures.num_classes, min(max(alpha, 0.0), 1 - 1e-9), t)
         measured = float(own.mean())
         masses.append(Mass(t, measured, ideal, measured < chance_like_mass(measures.num_classes)))
