@@ -249,7 +249,7 @@ OF_OURS = ["timm train.py", "timm soft-labels", "lskd data", "lskd study", "lskd
 
 @pytest.mark.parametrize("kind", [*OF_OURS, *SAME])
 def test_a_read_only_disk_is_one_line(kind, disk, tmp_path, request):
-    """Also for root, and before anything is trained."""
+    """Also for root."""
     if kind in SAME and not request.config.getoption("--long"):
         pytest.skip("in the long form alone")
     out, imported = disk.place / "out", ("torchvision", "timm")

@@ -207,7 +207,7 @@ VALUES = {
 
 
 def pickles(trap: str) -> Iterator[tuple[str, bytes]]:
-    """One of each family of opcodes; those that call would make the file ``trap``."""
+    """With every opcode; those that call would make the file ``trap``."""
     # In text pickles have Latin-1, and other letters as \u and four digits.
     touch = f"touch {shlex.quote(trap)}\n".encode("raw_unicode_escape")
     call = b"cos\nsystem\n(V" + touch + b"tR."

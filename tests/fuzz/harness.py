@@ -232,9 +232,11 @@ def _work(
 def _leave_no_hole() -> None:
     """Use up what the process that tests has freed but still has: an input would take it unseen."""
     libc = ctypes.CDLL(None)
-    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    libc.malloc.restype = ctypes.c_void_p
     libc.mallopt(_M_MMAP_THRESHOLD, _HOLE)
-    while libc.malloc(_HOLE) < libc.sbrk(0):  # then it is the kernel's, and above the heap
+    (line,) = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]
+    first, last = (int(end, 16) for end in line.split()[0].split("-"))
+    while first <= (libc.malloc(_HOLE) or 0) < last:  # then it is the kernel's
         pass
 
 
