@@ -164,7 +164,10 @@ def row(studies: list[str], words: str, found: Any, unit: str, verdict: str) -> 
     known = found.low is not None and math.isfinite(found.low)
     difference = number(found.estimate, digits_of(unit), sign=True) if known else "–"
     ends = ends_text(found.low, found.high, unit) if known else "–"
-    links = ", ".join(f"[{study.rpartition('/')[2]}](results/{study}/index.html)" for study in studies)
+    names = [study.removeprefix("fashion_mnist/") for study in studies]
+    links = ", ".join(
+        f"[{name}](results/{study}/index.html)" for name, study in zip(names, studies, strict=True)
+    )
     return f"| {links} | {words} | {difference} | {ends} | {verdict} |"
 
 
