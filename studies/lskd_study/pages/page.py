@@ -276,13 +276,13 @@ def provenance_rows(results: Results[AnyResult]) -> list[tuple[str, str]]:
     seen: dict[str, dict[str, None]] = defaultdict(dict)
     jobs = results.jobs
     for job in jobs:
-        git, sha256 = job["git"], str(job["data"].get("sha256", ""))[:16]
+        git = job["git"]
         changed = ", with local changes" if git and git["modified"] else ""
         for name, value in (
             *job["versions"].items(),
             ("hardware", machine_text(job["hardware"])),
             ("git", f"{git['commit'][:12]}{changed}" if git else "not a checkout"),
-            ("data", f"{job['data']['path']}{f', sha256 {sha256}' if sha256 else ''}"),
+            ("data", f"{job['data']['path']}, sha256 {job['data']['sha256'][:16]}"),
         ):
             seen[name][value] = None
     resumed = sum(job["resumed"] for job in jobs)
