@@ -48,6 +48,18 @@ def test_loss_against_kl_div(ratio, device, name, samples, classes, rounds, bar)
     )
 
 
+@sizes
+def test_passes_over_chunks_against_kl_div(ratio, samples, classes, rounds):
+    """What a machine without compiled code has."""
+    student, teacher = torch.randn(samples, classes, requires_grad=True), torch.randn(samples, classes)
+    ratio(
+        f"fused_distillation {samples} x {classes}, impl='chunks' / F.kl_div(log_softmax, log_softmax)",
+        _step(lambda x, z: fused_distillation(x, z, impl="chunks").loss, student, teacher),
+        _step(_naive, student, teacher),
+        rounds=rounds,
+    )
+
+
 class _Logits(nn.Module):
     """A model whose weights are its answer."""
 

@@ -24,8 +24,7 @@ from torch.nn.functional import cross_entropy
 import fairseq_kd
 from fairseq_kd import passes
 from fairseq_kd.teacher import Teacher
-from lskd.analysis.by_sample import Softmax
-from lskd.analysis.calibration import calibration_contributions
+from lskd.analysis.calibration import calibration_contributions, confidence_and_correct
 
 FORMS = {
     "plain": ["++criterion.kd_weight=0"],
@@ -91,8 +90,7 @@ def measured(save: Path, data: str) -> tuple[float, float, float]:
             target = batch["target"][counts].cpu()
             logits = model.logits(batch["net_input"])[counts].float().cpu()
             nll.append(cross_entropy(logits, target, reduction="none"))
-            softmax = Softmax(logits.double().numpy())
-            sure.append((softmax.log_largest.exp(), softmax.answer.squeeze(1) == target))
+            sure.append(confidence_and_correct(logits, target))
     bleu = sacrebleu.corpus_bleu(said, [references], tokenize="none", force=True).score
     error = calibration_contributions(*map(torch.cat, zip(*sure, strict=True))).mean()
     perplexity = math.exp(torch.cat(nll).double().mean())

@@ -12,7 +12,7 @@ _LOADING = re.compile(r"DataLoader worker \(pid.*")
 _RANK = re.compile(r"gloo/transport/\S*pair\.cc|ncclRemoteError|remote process exited|process \d+ terminated")
 # Of the store that the processes meet by, once the process that has it is gone.
 _STORE = re.compile(r"Connection reset|Broken pipe|remote server shutdown")
-_PATHS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EROFS}
+_NO_PATH, _FORBIDDEN = {errno.ENAMETOOLONG, errno.ELOOP}, {errno.EACCES, errno.EROFS}
 _JOINERS = "\u00a0\u200c\u200d"  # within names of many languages, and within emoji
 
 
@@ -91,7 +91,9 @@ def from_outside(error: BaseException) -> LskdError | None:
     >>> str(from_outside(died))[:36]
     'another process of this run has died'
     """
-    no_path = isinstance(error, OSError) and error.errno in _PATHS and error.filename is not None
+    no_path = isinstance(error, OSError) and error.errno in _NO_PATH
+    if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+        no_path = error.filename is not None
     # As pathlib says it before Python 3.13.
     if no_path or (type(error) is RuntimeError and str(error).startswith("Symlink loop")):
         return LskdError(f"{one_line(error, 300)}; check the path")

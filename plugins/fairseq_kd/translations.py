@@ -5,14 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fairseq.data import encoders
-from numpy.typing import NDArray
 
 from fairseq_kd.passes import Pass, windows
 from fairseq_kd.teacher import Teacher
-from lskd.analysis.by_sample import Softmax, by_sample
+from lskd.analysis.calibration import confidence_and_correct
 from lskd.base.files import parse_json
 from lskd.base.tensors import require_finite
 
@@ -72,16 +70,9 @@ def _calibration(asked: Pass, window: range) -> dict[int, tuple[list[float], lis
             counts = target.ne(pad)
             own = own[counts].cpu()
             require_finite(f"the logits of sentence {index}", own)
-            sure, answer = by_sample(_answered, own)
-            correct = answer == target[counts].cpu().numpy()
-            found[index] = sure.tolist(), correct.astype(int).tolist()
+            confidence, correct = confidence_and_correct(own, target[counts].cpu())
+            found[index] = confidence.tolist(), correct.int().tolist()
     return found
-
-
-def _answered(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the largest probability of each token, and its word."""
-    said = Softmax(logits)
-    return np.stack([said.log_largest.exp().numpy(), said.answer.squeeze(1).numpy()])
 
 
 def _detokeniser(cfg: Any, language: str | None) -> Callable[[str], str]:

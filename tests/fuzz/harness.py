@@ -234,8 +234,9 @@ def _leave_no_hole() -> None:
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     libc.mallopt(_M_MMAP_THRESHOLD, _HOLE)
-    (line,) = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]
-    first, last = (int(end, 16) for end in line.split()[0].split("-"))
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    ends = [int(end, 16) for line in maps if line[-1] == "[heap]" for end in line[0].split("-")]
+    first, last = min(ends, default=0), max(ends, default=0)
     while first <= (libc.malloc(_HOLE) or 0) < last:  # then it is the kernel's
         pass
 

@@ -11,8 +11,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from draws import PROPERTY
 from lskd import fit_temperature
 from lskd.analysis import calibration as _calibration
-from lskd.analysis.by_sample import Softmax, by_sample
-from lskd.analysis.calibration import BINS, LIMITS, calibration_contributions
+from lskd.analysis.calibration import BINS, LIMITS, calibration_contributions, confidence_and_correct
 
 pytestmark = pytest.mark.unit
 
@@ -52,22 +51,18 @@ def one_kind(samples, num_classes, gap, wrong=0):
     return logits, labels
 
 
-def confidence_and_answer(block):
-    said = Softmax(block)
-    return torch.stack([said.log_largest.exp(), said.answer.squeeze(1)])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_confidence_and_answer(dtype):
-    logits, _ = draw(300, 1000, dtype=dtype)
+def test_confidence_and_whether_it_is_right(dtype):
+    logits, labels = draw(300, 1000, dtype=dtype)
     logits[0, [3, 7]] = 50.0  # the lower class of equal ones has it
-    confidence, answer = by_sample(confidence_and_answer, logits)
+    labels[0] = 7
+    confidence, correct = confidence_and_correct(logits, labels)
     p = special.softmax(logits.double().numpy(), axis=1)
     np.testing.assert_allclose(confidence, p.max(1), rtol=1e-12)
-    np.testing.assert_array_equal(answer, p.argmax(1))
-    assert (answer[0], confidence[0]) == (3, pytest.approx(0.5))
+    np.testing.assert_array_equal(correct, p.argmax(1) == labels.numpy())
+    assert (float(correct[0]), float(confidence[0])) == (0, pytest.approx(0.5))
     with pytest.raises(ValueError, match="not all finite"):
-        by_sample(confidence_and_answer, torch.tensor([[0.0, math.inf]]))
+        confidence_and_correct(torch.tensor([[0.0, math.inf]]), torch.tensor([0]))
 
 
 # The temperature

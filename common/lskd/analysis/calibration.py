@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from lskd.analysis.by_sample import Array, Softmax, by_sample
 from lskd.targets import check_samples
 from lskd.terms import centred
 
@@ -79,6 +82,29 @@ def fit_temperature(logits: Tensor, labels: Tensor, progress: Progress | None = 
     nll, confidence = looked.at(inverse)
     at_limit = inverse <= _LOWEST * (1 + 1e-9) or inverse >= _HIGHEST * (1 - 1e-9)
     return TemperatureFit(1 / inverse, at_limit, nll, confidence)
+
+
+def confidence_and_correct(logits: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Return how sure a classifier is of its answer, and whether that is the label.
+
+    Args:
+        logits: ``(N, K)`` before softmax, finite, on the CPU; may be mapped from a file.
+        labels: integer class ids ``(N,)``.
+
+    Returns:
+        ``(N,)`` float64, the largest probability; and 1 where it is the label's (of equal logits the lower
+        class has it), else 0.
+
+    Raises:
+        ValueError: for labels out of range, no samples or logits that are not finite.
+    """
+
+    def measure(block: Array, classes: Array) -> Array:
+        found = Softmax(block)
+        return np.stack([found.log_largest.exp().numpy(), found.answer.squeeze(1).numpy() == classes])
+
+    confidence, correct = by_sample(measure, logits, labels=labels)
+    return torch.from_numpy(confidence), torch.from_numpy(correct)
 
 
 def calibration_contributions(confidence: Tensor, correct: Tensor) -> Tensor:
