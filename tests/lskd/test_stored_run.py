@@ -403,6 +403,25 @@ def test_what_an_ended_process_left_does_not_count(tmp_path, written):
     )
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_a_kill_after_the_last_commit_left_is_removed_once_nobody_writes(rank, tmp_path):
+    """All is stored then, so no writer follows who would clear up."""
+    ended = run(tmp_path)
+    ended.open_writer()
+    ended.record(np.arange(SAMPLES), LOGITS[:SAMPLES])
+    rows = (tmp_path / SCRATCH / "rows-0.bin").read_bytes()
+    ended.complete(2 * SAMPLES, answers)
+    (tmp_path / SCRATCH / "rows-0.bin").write_bytes(rows)
+    run(tmp_path, rank=rank)
+    assert (tmp_path / SCRATCH / "rows-0.bin").exists()
+    ended._writer.close()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    run(tmp_path, rank=rank)
+    assert (tmp_path / SCRATCH).exists() == bool(rank)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+    run(tmp_path).open_writer()  # nobody holds it
+
+
 def test_a_full_disk_is_one_line(tmp_path):
     full = run(tmp_path)
     full.open_writer()

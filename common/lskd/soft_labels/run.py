@@ -129,6 +129,11 @@ class StoredRun:
             check_form(self.path, self.form, teacher, bound)
         if self.keys < layout.stop:  # said now, and not when the first of them is to be written
             check_own(self.path)
+        elif rank == 0 and self.labels is not None and self._scratch.exists():
+            # The writer ended after its last commit. Where another writes, or nobody may, it stays.
+            with suppress(SoftLabelsError):
+                self._writer = SoftLabelsWriter(self.path, layout, self.labels.identity)
+                self.close()
 
     @property
     def epochs(self) -> int:
@@ -343,9 +348,8 @@ class StoredRun:
         """Unlock the store; what is not committed does not count."""
         self._close_file()
         if self._writer is not None:
-            if self.writing:
-                with suppress(SoftLabelsError):  # what is left there counts for nothing
-                    self._clear()
+            with suppress(SoftLabelsError):  # what is left there counts for nothing
+                self._clear()
             self._writer.close()
         self._writer, self.writing = None, False
 
