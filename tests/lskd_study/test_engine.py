@@ -294,9 +294,8 @@ def test_a_study_that_is_stopped_says_one_line(
     assert not psutil.pid_exists(job) or psutil.Process(job).status() == psutil.STATUS_ZOMBIE
     lines = capfd.readouterr().err.splitlines()
     assert "RuleException" not in "".join(lines)
-    assert lines[-1] == (
-        "lskd: stopped; 0 of 8 runs are finished and kept, the others go on from their last epochs by the "
-        "same command"
+    assert (
+        lines[-1] == "lskd: stopped; 0 of 8 runs are finished and kept; the same command goes on from there"
     )
     assert "RuleException" in (plan.root / "snakemake.log").read_text()
     with engine._only_study(plan):  # nobody holds it any longer

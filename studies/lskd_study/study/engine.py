@@ -341,8 +341,8 @@ def _snakemake(plan: Plan, schedule: Schedule, held: int) -> None:
     if asked:
         done = len(plan.runs) - len(plan.unfinished())
         raise StoppedError(
-            f"stopped; {done} of {len(plan.runs)} runs are finished and kept, the others go on from their "
-            "last epochs by the same command",
+            f"stopped; {done} of {len(plan.runs)} runs are finished and kept; "
+            "the same command goes on from there",
             asked[0],
         )
     if status and (full := full_disk(plan.root)):
