@@ -108,6 +108,7 @@ def _no_process(*_: Any, **__: Any) -> Any:
 
 
 def timm_command(folder: Path) -> tuple[Sequence[bytes], Read]:
+    from timm_ls_kd.arguments import kd_config
     from timm_ls_kd.trainer.arguments import create_parser, parse_arguments
 
     (folder / "c.yaml").write_text("epochs: 1\n")
@@ -118,7 +119,9 @@ def timm_command(folder: Path) -> tuple[Sequence[bytes], Read]:
         os.chdir(folder)
         arguments = data.decode(errors="surrogateescape").split("\0")[1:]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):  # --help
-            found = vars(parse_arguments(arguments))
+            args = parse_arguments(arguments)
+            kd_config(args)
+            found = vars(args)
             assert 0 <= found["smoothing"] < 1
             (folder / "args.yaml").write_text(yaml.safe_dump(found))
             same(found, vars(parse_arguments(["--config", "args.yaml"])))
