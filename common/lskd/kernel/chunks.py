@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lskd.base.tensors import accumulator_dtype, widened
+from lskd.base.tensors import widened
 from lskd.targets import check_labels
 from lskd.terms import Rest, TopK, completed
 
@@ -63,8 +63,8 @@ def counting(mask: Tensor | None, samples: int, mean: bool) -> Samples:
     if mask is None:
         return Samples(None, None, 1 / max(samples, 1) if mean else 1.0)
     if on_cpu(mask):
-        rows: Tensor | None = mask.reshape(-1).nonzero().squeeze(-1)
-        count = len(rows) if rows is not None else 0
+        rows = mask.reshape(-1).nonzero().squeeze(-1)
+        count = len(rows)
         return Samples(None if count == samples else rows, None, 1 / max(count, 1) if mean else 1.0)
     column = mask.reshape(-1, 1)
     weight = widened(column)
@@ -334,10 +334,8 @@ class Work:
         if self.on_cpu:
             return torch.tensor([loss, *terms], dtype=self.dtype)
         # Filled on the device: to copy a number to it would wait.
-        dtype = accumulator_dtype(self.left.device)
         every = [
-            term if isinstance(term, Tensor) else self.left.new_full((), term, dtype=dtype)
-            for term in (loss, *terms)
+            term if isinstance(term, Tensor) else self.left.new_full((), term) for term in (loss, *terms)
         ]
         return torch.stack(every).to(self.dtype)
 
