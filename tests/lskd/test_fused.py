@@ -67,9 +67,10 @@ def both(*given, **arguments):
 
 
 @pytest.fixture(params=["native", "chunks", "elsewhere"])
-def device_path(request, monkeypatch, compiled_loss):
+def device_path(request, monkeypatch):
     """Compiled code, the chunks on a CPU, and on the CPU those of a GPU, which ask nothing of it."""
-    monkeypatch.setattr(native, "function", lambda: compiled_loss if request.param == "native" else None)
+    compiled = request.getfixturevalue("compiled_loss") if request.param == "native" else None
+    monkeypatch.setattr(native, "function", lambda: compiled)
     if request.param == "elsewhere":
         monkeypatch.setattr(chunks, "on_cpu", lambda tensor: False)
         monkeypatch.setattr(chunks, "_CHUNK_ELEMENTS_ELSEWHERE", 4 * SHAPE[-1])
@@ -169,6 +170,16 @@ def test_sum_is_mean_times_samples_and_nll_is_unsmoothed(device_path):
     assert float(total.hard_cross_entropy) > float(total.nll)
 
 
+def test_the_mean_of_one_sample_is_its_sum(device_path):
+    student, teacher, labels, mask = inputs("dense")
+    alone = student[0, :1], teacher[0, :1], labels[0, :1], None
+    mask[:] = False
+    mask[2, 1] = True
+    for given in (alone, (student, teacher, labels, mask)):
+        mean, total = (computed(*given, hard_weight=0.5, reduction=name) for name in ("mean", "sum"))
+        torch.testing.assert_close(mean, total, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["dense", "label rows", "renormalise", "spread"])
 def test_padding_may_be_anything_and_nan_elsewhere_is_not_hidden(kind, device_path):
     student, teacher, labels, mask = inputs(kind)
@@ -189,19 +200,38 @@ def test_padding_may_be_anything_and_nan_elsewhere_is_not_hidden(kind, device_pa
         assert fused_distillation(student, teacher, labels, mask, hard_weight=0.5).loss.isnan()
 
 
-@pytest.mark.parametrize("kind", ["dense", "spread"])
+@pytest.mark.parametrize("kind", ["dense", "renormalise", "spread", "lump"])
 def test_masked_classes_of_minus_infinity(kind, device_path):
     student, teacher, labels, _ = inputs("dense")
     student[:, :, 20:] = -math.inf
     teacher[:, :, 20:] = -math.inf
     labels.clamp_(max=19)
-    if kind == "spread":
+    same = teacher
+    if kind != "dense":
         values, ids = teacher.log_softmax(-1).topk(20, -1)
-        teacher = TopK(values, ids, "renormalise")
-    fused, gradient, plain, expected = both(student, teacher, labels, None, hard_weight=0.5)
+        # A little more than 1: whichever way of the rest, nothing is left for the others.
+        teacher, same = (TopK(values + 1e-4, ids, rest) for rest in (kind, "renormalise"))
+    fused, gradient = computed(student, teacher, labels, None, hard_weight=0.5)
+    plain, expected = computed(student, same, labels, None, torch.float64, hard_weight=0.5, impl="reference")
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(fused.loss.double(), plain.loss.double())
     assert math.isfinite(fused.kl)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_label_rows_of_0_and_1_are_labels(temperature, device_path):
+    """Also where the student gives a class of probability 0 nothing at all."""
+    student, teacher, labels, mask = inputs("dense")
+    student[:, :, 20:] = -math.inf
+    teacher[:, :, 20:] = -math.inf
+    labels.clamp_(max=19)
+    rows = torch.nn.functional.one_hot(labels, SHAPE[-1]).float()
+    arguments = {"hard_weight": 0.3, "temperature": temperature}
+    found, gradient = computed(student, teacher, rows, mask, **arguments)
+    expected, its_gradient = computed(student, teacher, labels, mask, **arguments)
+    assert found.nll.isnan()
+    torch.testing.assert_close(found._replace(nll=expected.nll), expected)
+    torch.testing.assert_close(gradient, its_gradient)
 
 
 def test_a_student_that_is_its_teacher(device_path):
@@ -320,6 +350,20 @@ def test_under_compile_it_is_one_operator_with_the_same_numbers(kind, device_pat
     torch.testing.assert_close(compiled.grad, plain.grad, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_operator_gives_what_it_announces(wanted, masked, dtype):
+    """Shapes, dtypes and strides, also of logits whose classes do not lie side by side."""
+    student = torch.randn(23, 5, generator=torch.Generator().manual_seed(0)).to(dtype).T
+    mask = torch.tensor([True, True, False, True, False]) if masked else None
+    settings = 1.0, 1.0, 0.0, 1.0, 0.0, "renormalise", True, "auto", wanted
+    given = student, torch.zeros(5, 23), None, None, mask, *settings
+    torch.library.opcheck(
+        torch.ops.lskd.fused_distillation.default, given, test_utils=("test_schema", "test_faketensor")
+    )
+
+
 def test_accumulated_gradients_do_not_share_memory(device_path):
     student, teacher, *_ = inputs("dense")
     student.requires_grad_()
@@ -367,6 +411,25 @@ def test_vocabulary_sized_input_with_the_chunks_of_every_day(monkeypatch):
     fused, gradient, plain, expected = both(student, teacher, None, None)
     torch.testing.assert_close(fused.loss.double(), plain.loss, rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_a_chunk_is_as_many_rows_as_its_device_takes(on_cpu, monkeypatch):
+    """And at least one: what bounds the memory beside the gradient."""
+    made, place = [], chunks.Place
+
+    def spied(rows, *arguments):
+        made.append(rows)
+        return place(rows, *arguments)
+
+    monkeypatch.setattr(chunks, "Place", spied)
+    monkeypatch.setattr(chunks, "on_cpu", lambda tensor: on_cpu)
+    monkeypatch.setitem(chunks._CHUNK_ELEMENTS, "cpu", 60 if on_cpu else 1000)
+    monkeypatch.setattr(chunks, "_CHUNK_ELEMENTS_ELSEWHERE", 1000 if on_cpu else 60)
+    for classes, expected in ((15, [4, 1]), (5, [9]), (61, [1])):
+        made.clear()
+        fused_distillation(torch.zeros(9, classes), torch.zeros(9, classes), impl="chunks")
+        assert made == expected
 
 
 def test_gradient_is_the_only_tensor_of_its_size():
@@ -625,6 +688,16 @@ def test_a_teacher_of_weight_0_spoils_neither_loss_nor_gradient(device_path):
             (gradient,) = torch.autograd.grad(loss, student)
             assert loss.isfinite()
             assert gradient.isfinite().all()
+
+
+def test_labels_of_weight_0_spoil_neither_loss_nor_gradient(device_path):
+    student, teacher, labels, mask = inputs("label rows")
+    labels[tuple(mask.nonzero()[0])] = math.nan
+    for kept, temperature in itertools.product([mask, None], [1.0, 2.0]):
+        terms, gradient = computed(student, teacher, labels, kept, temperature=temperature)
+        assert terms.hard_cross_entropy.isnan()
+        assert terms.loss.isfinite()
+        assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["dense", "renormalise", "spread", "lump", "restrict", "all"])
