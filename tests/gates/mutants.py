@@ -50,8 +50,11 @@ SLOWEST = 3.0  # seconds of CPU time: simulations, which kill little that nothin
 
 CORE, STUDY = "tests/lskd/test_{}.py", "tests/lskd_study/test_{}.py"
 _LOSSES = [CORE.format(name) for name in ("losses", "targets", "distillation_terms")]
+_PASSES = [CORE.format(name) for name in ("fused", "losses", "without_a_card")]
+_PASSES.append("-knot native")  # which has rows.c compiled anew for each test
 _VERDICTS = [STUDY.format(name) for name in ("claims", "verdicts", "verdicts_file", "recommendation")]
 MODULES = {
+    "lskd.kernel.chunks": _PASSES,
     "lskd.loss": [CORE.format("losses")],
     "lskd.targets": [*_LOSSES, CORE.format("binary")],
     "lskd.terms": [*_LOSSES, CORE.format("binary")],
