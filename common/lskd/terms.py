@@ -231,7 +231,10 @@ def _top_k_terms(student: Tensor, teacher: TopK, temperature: float) -> Distilla
     values = teacher.values.detach().to(student.dtype)
     log_teacher, counts = completed(values, num_classes, temperature)
     if teacher.rest == "lump":
-        others = student.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)
+        others = student.scatter(-1, ids, -math.inf)
+        # Where all are masked their sum has a gradient of NaN, which a weight of 0 does not hide.
+        none = others.amax(-1, keepdim=True) == -math.inf
+        others = others.masked_fill(none, -math.inf).logsumexp(-1, keepdim=True)
         return _terms(torch.cat([known, others], -1), log_teacher + counts.log())
     mean_other = student.scatter(-1, ids, 0.0).sum(-1, keepdim=True) / (num_classes - k)
     return _terms(torch.cat([known, mean_other], -1), log_teacher, counts)
