@@ -175,5 +175,5 @@ def test_which_keys_go_together_the_model_says(validator, tmp_path, change):
     content = {key: value for key, value in (STUDY | change).items() if value is not ...}
     assert validator.is_valid(content)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    with pytest.raises(LskdError, match=r"\A\S*study\.yaml:[1-9]\d*: .+\Z"):
+    with pytest.raises(LskdError, match=r"\A.*study\.yaml:[1-9]\d*: .+\Z"):
         load_study(tmp_path / "study.yaml")
