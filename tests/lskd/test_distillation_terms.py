@@ -366,3 +366,17 @@ def test_of_drawn_classes_only_the_cross_entropy_is_known():
     assert terms.teacher_entropy.isnan().all()
     away = sampled_log_probabilities(student.to("meta"), 3, torch.zeros(2, device="meta"))
     assert {values.device.type for values in away} == {"meta"}
+
+
+def test_a_lumped_teacher_and_masked_classes_have_a_gradient():
+    """Nothing is left for classes that the student gives nothing: as if they were not there."""
+    student = torch.cat([draw(2, 4), torch.full((2, 2), -math.inf, dtype=torch.float64)], 1).requires_grad_()
+    ids = torch.arange(4).repeat(2, 1)
+    values = draw(2, 4).log_softmax(1) + 1e-4  # a little more than 1 together
+    found = [distillation_terms(student, TopK(values, ids, rest)) for rest in ("lump", "renormalise")]
+    torch.testing.assert_close(*found)
+    gradients = [torch.autograd.grad(terms.cross_entropy.sum(), student)[0] for terms in found]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].isfinite().all()
+    surprised = distillation_terms(student, TopK(values - 1, ids, "lump"))
+    assert (surprised.cross_entropy == math.inf).all()
