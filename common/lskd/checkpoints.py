@@ -141,7 +141,7 @@ def refuse_bomb(path: str | Path) -> None:
         raise _damaged(path) from None
     if unpacked > max(_UNCOUNTED, _MOST_TIMES * size):
         raise CheckpointError(
-            f"checkpoint {path} would become {unpacked / 1e9:.1f} GB out of {size / 1e6:.1f} MB, so it is "
+            f"checkpoint {path} would become {unpacked / 1e6:,.0f} MB out of {size / 1e6:,.2f} MB, so it is "
             "damaged or made to fill the memory; save it again"
         )
 

@@ -331,6 +331,12 @@ def test_file_without_weights_by_name(save, content):
     assert "state_dict" in refusal(path)
 
 
+def test_a_file_that_would_fill_the_memory(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(1 << 25))
+    assert "would become 34 MB out of 0.03 MB" in refusal(tmp_path / "bomb.pth")
+
+
 def test_shapes_alone_are_no_weights(save):
     path = save({"state_dict": make_weights() | {"fc.bias": torch.empty(10**12, device="meta")}})
     assert "has the shape of 'fc.bias' and none of its numbers" in refusal(path)

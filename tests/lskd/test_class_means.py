@@ -110,6 +110,12 @@ def test_confusion_and_choice_against_a_search_of_all():
         assert c == min(others, key=lambda k: both[a, k] + both[b, k])
 
 
+@pytest.mark.parametrize("shapes", [[(2,)], [(2, 3)], [(2, 2), (3, 3)], []])
+def test_means_of_other_shapes_have_no_confusion(shapes):
+    with pytest.raises(ValueError, match=r"must be \(K, K\)"):
+        class_confusion(torch.zeros(shape) for shape in shapes)
+
+
 def test_absent_classes_are_never_chosen():
     logits, labels = draw(100, 6)
     labels[labels == 2] = 3

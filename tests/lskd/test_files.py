@@ -202,6 +202,7 @@ def test_json_as_it_should_be() -> None:
         ("a: 1" + ":1" * 3000, "a number of 6001 digits"),
         ('a: "\\ud800"', "half a surrogate pair"),
         ("a: [1\n", "file:2: not valid YAML"),
+        ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
         ("? [1]\n: 2", "unhashable"),
         ("a: \0", "not valid YAML"),
         ("a: 1\n" * 250_000, "more than 1 MiB"),

@@ -86,6 +86,12 @@ def test_mixing_follows_the_laws_that_are_asked_for():
     assert BOTH.draw(5, 1, samples) == BOTH.draw(5, 1, samples)
 
 
+@pytest.mark.parametrize("change", [{"mixup_alpha": -1}, {"probability": 1.5}, {"switch_probability": -0.1}])
+def test_numbers_out_of_range(change):
+    with pytest.raises(ValueError, match="must"):
+        MixingPolicy(**change)
+
+
 def test_nothing_is_mixed_where_nothing_is_asked_for():
     assert MixingPolicy().draw(1, 0, 10) is None
     assert BOTH.draw(1, 0, 1) is None

@@ -21,6 +21,7 @@ from soft_label_stores import (
     IDENTITY,
     assert_a_right_beginning,
     content,
+    contents,
     layout,
     layouts,
     write,
@@ -266,6 +267,30 @@ def test_a_damaged_block_is_found_when_it_is_read_and_named(tmp_path):
     assert not store._locks or all(lock.closed for lock in store._locks)
 
 
+def test_a_damaged_block_amid_a_long_sentence_is_found(tmp_path):
+    with SoftLabelsWriter(tmp_path / "s", layout(2), IDENTITY) as writer:
+        writer.append([[-1.0] * 3] * 40, [[0, 1, 2]] * 40, lengths=[30, 10])
+    with open(tmp_path / "s" / "rows.bin", "r+b") as file:
+        file.seek(200)
+        file.write(b"\xff")
+    labels = SoftLabels(tmp_path / "s")
+    assert len(labels.take([1]).ids) == 10  # rows of 12 bytes, from byte 360 on
+    for keys in ([0], [1, 0]):
+        with pytest.raises(SoftLabelsError, match="damaged in block 5"):
+            labels.take(keys)
+
+
+def test_a_store_that_is_damaged_at_its_end_is_not_gone_on_with(tmp_path):
+    path = write(tmp_path / "s", layout(40, rows_per_sample=1), stop=21)  # 252 bytes: six blocks and 12
+    with open(path / "rows.bin", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\xff")
+    before = contents(path)
+    with pytest.raises(SoftLabelsError, match=r"rows\.bin is damaged at its end"):
+        SoftLabelsWriter(path, layout(40, rows_per_sample=1), IDENTITY)
+    assert contents(path) == before
+
+
 @pytest.mark.parametrize("name", ["rows.bin", "index.bin", "rows.bin.sums", "manifest.json"])
 def test_a_missing_file_is_one_line(tmp_path, name):
     (write(tmp_path / "s", layout()) / name).unlink()
@@ -317,6 +342,13 @@ def test_what_cannot_be_stored_is_refused(tmp_path, change, message):
     ):
         writer.append(**(good | change))
     assert len(SoftLabels(tmp_path / "s")) == 0
+
+
+def test_samples_have_as_many_rows_as_their_layout_says(tmp_path):
+    with SoftLabelsWriter(tmp_path / "s", layout(rows_per_sample=2), IDENTITY) as writer:
+        with pytest.raises(ValueError, match=r"has 2 row\(s\)"):
+            writer.append([[-1.0] * 3] * 4, [[0, 1, 2]] * 4, lengths=[1, 3])
+        assert writer.keys == 0
 
 
 @pytest.mark.parametrize("change", [{"k": 0}, {"k": 21}, {"samples": -1}, {"epochs": 0}, {"values": "int8"}])

@@ -419,7 +419,26 @@ def test_what_a_kill_after_the_last_commit_left_is_removed_once_nobody_writes(ra
     run(tmp_path, rank=rank)
     assert (tmp_path / SCRATCH).exists() == bool(rank)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
-    run(tmp_path).open_writer()  # nobody holds it
+    later = run(tmp_path)
+    later.open_writer()  # nobody holds it
+    later.close()
+
+
+def test_what_a_plugin_must_not_do(tmp_path):
+    layout = SoftLabelsLayout(CLASSES, 3, SAMPLES, rows_per_sample=2)
+    with pytest.raises(ValueError, match="one row for each"):
+        StoredRun(tmp_path / "sentences", layout, {}, seed=0)
+    with pytest.raises(ValueError, match="keys; give them"):
+        stored_form(LOGITS, SoftLabelsLayout(CLASSES, 3, SAMPLES, rows_per_sample=1, sampled=True))
+    one = run(tmp_path / "store")
+    with pytest.raises(RuntimeError, match="open_writer comes before"):
+        one.complete(SAMPLES, answers)
+    assert "nothing is stored yet" in one.verify(answers, 3, 0.0)
+    one.open_writer()
+    with pytest.raises(ValueError, match=f"2 keys of 0 to {SAMPLES - 1} are missing"):
+        one.complete(SAMPLES, lambda keys: answers(keys[2:]))
+    one.close()
+    assert len(SoftLabels(tmp_path / "store")) == 0
 
 
 def test_a_full_disk_is_one_line(tmp_path):
