@@ -55,6 +55,7 @@ _PASSES.append("-knot native")  # which has rows.c compiled anew for each test
 _VERDICTS = [STUDY.format(name) for name in ("claims", "verdicts", "verdicts_file", "recommendation")]
 MODULES = {
     "lskd.kernel.chunks": _PASSES,
+    "lskd.kernel.fused": _PASSES,
     "lskd.loss": [CORE.format("losses")],
     "lskd.targets": [*_LOSSES, CORE.format("binary")],
     "lskd.terms": [*_LOSSES, CORE.format("binary")],

@@ -159,8 +159,9 @@ def test_the_reference_has_second_derivatives():
     assert bool(second.any())
 
 
-def test_sum_is_mean_times_samples_and_nll_is_unsmoothed(device_path):
-    student, teacher, labels, mask = inputs("dense")
+@pytest.mark.parametrize("kind", ["dense", "restrict"])
+def test_sum_is_mean_times_samples_and_nll_is_unsmoothed(kind, device_path):
+    student, teacher, labels, mask = inputs(kind)
     mean = fused_distillation(student, teacher, labels, mask, hard_weight=0.5, alpha=0.1)
     total = fused_distillation(student, teacher, labels, mask, hard_weight=0.5, alpha=0.1, reduction="sum")
     for one, other in zip(mean, total, strict=True):
@@ -400,8 +401,28 @@ def test_accumulated_gradients_do_not_share_memory(device_path):
 def test_what_does_not_fit_is_refused(change, message):
     student, teacher, labels, mask = inputs("dense")
     arguments = {"student_logits": student, "teacher": teacher, "labels": labels, "mask": mask} | change
-    with pytest.raises(ValueError, match=message):
-        fused_distillation(**arguments)
+    for impl in ("auto", "reference"):
+        with pytest.raises(ValueError, match=message):
+            fused_distillation(**({"impl": impl} | arguments))
+
+
+def test_a_single_class_leaves_nothing_to_learn(device_path):
+    student, labels = torch.randn(3, 1), torch.zeros(3, dtype=torch.long)
+    for impl in ("auto", "reference"):
+        terms, gradient = computed(student, -student, labels, None, hard_weight=0.5, alpha=0.1, impl=impl)
+        assert terms.loss == terms.hard_cross_entropy == 0
+        assert not gradient.any()
+    with pytest.raises(ValueError, match=r"alpha is 1\.5"):
+        fused_distillation(student, student, labels, alpha=1.5)
+
+
+def test_a_teacher_in_float64_is_centred_before_it_is_rounded(device_path):
+    student, teacher, labels, mask = inputs("dense")
+    far = teacher.double() + 1e9
+    found, gradient = computed(student, far, labels, mask, hard_weight=0.5)
+    expected, its_gradient = computed(student, (far - 1e9).float(), labels, mask, hard_weight=0.5)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, its_gradient)
 
 
 def test_vocabulary_sized_input_with_the_chunks_of_every_day(monkeypatch):
