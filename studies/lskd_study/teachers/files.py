@@ -119,7 +119,7 @@ def _check_sizes(path: Path, sizes: Mapping[str, tuple[int, int]]) -> None:
     for name, (unpacked, packed) in sizes.items():
         if unpacked > max(_UNCOUNTED, _MOST_TIMES * packed):
             raise LskdError(
-                f"{path}: '{name}' would become {unpacked / 1e9:.1f} GB out of {packed / 1e6:.1f} MB, so it "
+                f"{path}: '{name}' would become {unpacked / 1e9:.1f} GB out of {packed / 1e6:.2f} MB, so it "
                 "is damaged or made to fill the memory; if it is yours, store it without compression"
             )
     total = sum(unpacked for unpacked, _ in sizes.values())
