@@ -327,7 +327,7 @@ class Gate:
         STATE.mkdir(exist_ok=True)
         kept, done = STATE / f"{self.name}.csv", {}
         if kept.exists():
-            before, *rows = csv.reader(kept.open(encoding="utf-8"))
+            before, *rows = csv.reader(kept.read_text(encoding="utf-8").splitlines())
             # What was killed stays so when tests are added; what survived is tried with the new ones.
             if before[0] == of[0]:
                 done = {row[0]: row[1] for row in rows if row[1] == "killed" or before == of}
@@ -414,7 +414,7 @@ class Gate:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(file.open(encoding="utf-8"))) if file.exists() else []
+    return [*csv.DictReader(file.read_text(encoding="utf-8").splitlines())] if file.exists() else []
 
 
 def one(name: str, sample: int) -> int:

@@ -272,7 +272,7 @@ def test_controls_weaken_verdicts_as_other_runs_do(fake_study):
     for control in controls_of(plan):
         if control.model == "big":
             table = plan.folder(control) / "curves.csv"
-            header, *lines = csv.reader(table.open(newline=""))
+            header, *lines = csv.reader(table.read_text().splitlines())
             where = header.index("train_hard_ce")
             for epoch, line in enumerate(lines):
                 line[where] = str(9 - epoch)

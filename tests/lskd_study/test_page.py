@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fuzz import attacks
+from lskd.base.files import read_csv
 from lskd_study.base.text import csv_text
 from lskd_study.pages.notices import still_falls
 from lskd_study.pages.page import css_string, interval_text, machine_text, number
@@ -218,14 +219,14 @@ def test_tables_and_figures_lie_beside_the_page(fake_study):
     write_report(plan)
     lines = (plan.root / "table.md").read_text().splitlines()
     assert [line.count("|") for line in lines[:6]] == [10] * 6
-    rows = list(csv.DictReader((plan.root / "table.csv").open()))
+    rows = read_csv(plan.root / "table.csv")
     assert [(row["smoothing"], row["student"]) for row in rows] == [
         ("0.0", "small"),
         ("0.0", "big"),
         ("0.1", "small"),
         ("0.1", "big"),
     ]
-    runs = list(csv.DictReader((plan.root / "runs.csv").open()))
+    runs = read_csv(plan.root / "runs.csv")
     chosen = [
         float(r["top1"])
         for r in runs
@@ -234,7 +235,7 @@ def test_tables_and_figures_lie_beside_the_page(fake_study):
     assert float(rows[2]["student_top1_mean"]) == pytest.approx(sum(chosen) / 3)
     figures = {path.name for path in (plan.root / "figures").iterdir()}
     assert {"difference.png", "difference.svg", "difference.csv", "curves.csv"} <= figures
-    assert len(list(csv.DictReader((plan.root / "figures" / "curves.csv").open()))) == 18 * 5
+    assert len(read_csv(plan.root / "figures" / "curves.csv")) == 18 * 5
 
 
 def test_the_same_results_give_the_same_page(fake_study):
@@ -304,7 +305,7 @@ def test_a_failed_run_is_named_above_the_verdict_and_takes_it_away(fake_study, f
     assert "no difference: a run failed" in html  # in the figure of differences, for this student and all
     assert html.count("not drawn: 1 run that failed") == 4  # in each panel of its curves
     assert "17 finished, 1 failed, 0 missing" in text
-    rows = list(csv.DictReader((plan.root / "runs.csv").open()))
+    rows = read_csv(plan.root / "runs.csv")
     assert [(row["run"], row["top1"], row["failed"][:7]) for row in rows if row["failed"]] == [
         (failed.id, "", "epoch 3")
     ]
@@ -350,7 +351,7 @@ def test_what_weakens_a_verdict_stands_above_it(fake_study, capsys):
     for run in plan.runs:
         if run.role == "student" and run.model == "small" and run.smoothing:
             table = plan.folder(run) / CURVES
-            header, *lines = csv.reader(table.open(newline=""))
+            header, *lines = csv.reader(table.read_text().splitlines())
             rows = [
                 dict(zip(header, line, strict=True)) | {"train_ce": str(9 - i)}
                 for i, line in enumerate(lines)
