@@ -199,13 +199,13 @@ def over_studies() -> dict[str, Finding]:
 
 
 def by_teacher() -> str:
-    """Return what classes10 has of each teacher network alone, with t intervals over seeds."""
-    runs = read_csv(RESULTS / "fashion_mnist" / "classes10" / "runs.csv")
+    """Return what networks has of each teacher network alone, with t intervals over seeds."""
+    runs = read_csv(RESULTS / "fashion_mnist" / "networks" / "runs.csv")
     top1 = {line["run"]: float(line["top1"]) for line in runs}
     student = "student-test_byobnet-of-{}-smoothing{}-T1-hard0-seed{}"
     plain = [top1[f"control-test_byobnet-smoothing0-seed{seed}"] for seed in range(6)]
     rows = ["| teacher | difference of students | points | 95 % interval |", f"|{'---|' * 4}"]
-    for teacher in ("test_resnet", "test_byobnet"):
+    for teacher in dict.fromkeys(line["model"] for line in runs if line["role"] == "teacher"):
         arms = [[top1[student.format(teacher, alpha, seed)] for seed in range(6)] for alpha in ("0", "0.1")]
         for words, one, other in (
             ("smoothed teacher’s minus unsmoothed one’s", arms[1], arms[0]),
