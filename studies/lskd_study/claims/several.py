@@ -243,7 +243,12 @@ def _same_samples(studies: Sequence[Results[Any]]) -> list[list[Results[Any]]]:
 def _students(plan: Plan) -> list[Student]:
     return list(
         dict.fromkeys(
-            (*_protocol(plan, run), run.temperature, run.hard_weight, plan.squares(run))
+            (
+                *_protocol(plan, run),
+                run.temperature,
+                run.hard_weight,
+                plan.temperature_squared and run.temperature != 1,
+            )
             for run in plan.runs
             if run.role == "student"
         )

@@ -277,10 +277,6 @@ class Plan:
         root = str(self.root)  # each job asks for all runs, and texts are joined ten times as fast as paths
         return [run for run in self.runs if not os.path.exists(f"{root}/{run.folder}/{JOB}")]
 
-    def squares(self, run: Run) -> bool:
-        """Return whether the run multiplies the soft term by ``T^2``; at T = 1 that is the same, so not."""
-        return self.temperature_squared and run.role == "student" and run.temperature != 1
-
     def settings(self, run: Run) -> dict[str, Any]:
         """Return what defines the run's result; two runs of equal settings are the same experiment."""
         own = asdict(run)
@@ -289,7 +285,7 @@ class Plan:
                 del own[name]
         own["config"] = self.configs[run.config]
         own.update(ecosystem=self.ecosystem, data=self.data, num_classes=self.num_classes)
-        if self.squares(run):
+        if self.temperature_squared and run.role == "student":
             own["temperature_squared"] = True
         if store := self.store_of(run):
             own["soft_labels"] = store.kept

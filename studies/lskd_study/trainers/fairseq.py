@@ -327,7 +327,7 @@ def _criterion(plan: Plan, run: Run) -> dict[str, Any]:
         teacher = Path(plan.output, plan.run(run.teacher).folder, CHECKPOINT)
         weight = exact(rest_of(run.hard_weight))
         settings = {"kd_teacher": teacher, "kd_weight": weight, "kd_temperature": f"{exact(run.temperature)}"}
-        return {**settings, "kd_temperature_squared": "true"} if plan.squares(run) else settings
+        return {**settings, "kd_temperature_squared": "true"} if plan.temperature_squared else settings
     smoothing = {"label_smoothing": f"{exact(run.smoothing)}"}
     if run.role == "teacher" and plan.convention == "paper":
         return smoothing  # fairseq's own criterion and convention

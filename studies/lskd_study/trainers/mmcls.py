@@ -309,7 +309,7 @@ def _options(plan: Plan, run: Run, output: str | None = None) -> list[str]:
         "train_dataloader.dataset.data_root": plan.data,
         "val_dataloader.dataset.data_root": plan.data,
     }
-    if plan.squares(run):
+    if plan.temperature_squared and run.role == "student":
         options["model.distillation.temperature_squared"] = True
     if store := plan.store_of(run):
         stored = {"path": plan.labels(store, output), "values": store.values}

@@ -35,6 +35,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> 
     for key in dict.fromkeys((*old, *new)):
         if any(fnmatchcase(key, f"config.{pattern}") for pattern in trainer.without_effect):
             continue
+        if key == "temperature_squared" and old.get("temperature") == new.get("temperature") == 1:
+            continue  # T^2 is 1
         was, is_now = old.get(key, _NOTHING), new.get(key, _NOTHING)
         if _plain(was, folder) != _plain(is_now, folder):
             found.append(f"{key.removeprefix('config.')} was {_word(was)}, now {_word(is_now)}")

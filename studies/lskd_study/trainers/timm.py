@@ -163,7 +163,7 @@ class Timm:
             arguments += [str(Path(plan.output, teacher.folder, CHECKPOINT))]
             arguments += ["--kd-temperature", exact(run.temperature)]
             arguments += ["--kd-hard-weight", exact(run.hard_weight)]
-            arguments += ["--kd-temperature-squared"] * plan.squares(run)
+            arguments += ["--kd-temperature-squared"] * plan.temperature_squared
             if store := plan.store_of(run):
                 arguments += ["--kd-soft-labels", str(plan.labels(store, output))]
                 flag = "--kd-soft-labels-sampled" if store.sampled else "--kd-soft-labels-top-k"
