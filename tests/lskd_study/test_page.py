@@ -235,7 +235,20 @@ def test_tables_and_figures_lie_beside_the_page(fake_study):
     assert float(rows[2]["student_top1_mean"]) == pytest.approx(sum(chosen) / 3)
     figures = {path.name for path in (plan.root / "figures").iterdir()}
     assert {"difference.png", "difference.svg", "difference.csv", "curves.csv"} <= figures
+    assert "settings.csv" not in figures  # of one setting the headline's figure is all
     assert len(read_csv(plan.root / "figures" / "curves.csv")) == 18 * 5
+
+
+def test_the_headlines_difference_is_drawn_in_every_setting(fake_study):
+    plan = fake_study(effect=2.0, smoothing=[0.0, 0.1, 0.2], temperatures=[1.0, 4.0])
+    write_report(plan)
+    findings = json.loads((plan.root / "verdicts.json").read_text())["findings"]
+    own = [one for one in findings if one["claim"] == findings[0]["claim"]]
+    drawn = read_csv(plan.root / "figures" / "settings.csv")
+    for column, part in (("difference_points", "estimate"), ("low", "low"), ("high", "high")):
+        assert [float(row[column]) for row in drawn] == pytest.approx([one[part] for one in own])
+    assert [row["students"] for row in drawn] == [f"α = {a}, T = {t}" for t in (1, 4) for a in (0.1, 0.2)]
+    assert (plan.root / "index.html").read_text().count('<figure class="difference">') == 2
 
 
 def test_the_same_results_give_the_same_page(fake_study):

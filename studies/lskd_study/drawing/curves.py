@@ -369,6 +369,13 @@ def differences(results: Results[Result], setting: Setting, own: Interval | None
     return found
 
 
+def setting_names(settings: Sequence[Any]) -> list[str]:
+    """Return for each setting (or its record) what tells it from the others: smoothing, T or λ."""
+    parts = {"smoothing": "α", "temperature": "T", "hard_weight": "λ"}
+    varied = [part for part in parts if len({getattr(one, part) for one in settings}) > 1]
+    return [", ".join(f"{parts[part]} = {exact(getattr(one, part))}" for part in varied) for one in settings]
+
+
 def difference_drawing(rows: Sequence[Difference], score: str, last_pools: bool = True) -> Drawing:
     """Draw each row's interval with a tick per seed, around the line of no difference.
 

@@ -19,12 +19,11 @@ from markupsafe import Markup
 from lskd import LskdError
 from lskd.base.files import write_text
 from lskd_study.claims import Finding, judge_several
-from lskd_study.drawing.curves import Difference, difference_drawing
+from lskd_study.drawing.curves import Difference, difference_drawing, setting_names
 from lskd_study.drawing.style import themed_svg
 from lskd_study.pages.page import MARKS, PAGE, claims_shown, counted, digits_of, ends_text, number, render
 from lskd_study.pages.paper_figures import plans_of, shared_tables
 from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord, read_record
-from lskd_study.plan.plan import exact
 from lskd_study.results.read import read_results
 from lskd_study.stats.intervals import Interval
 
@@ -183,17 +182,12 @@ def _drawn(studies: Sequence[IndexedStudy]) -> tuple[Markup | None, int]:
     for study in studies:
         headline, name = study.headline, study.folder.resolve().name
         tested = [one for one in study.record.findings if headline and one.claim == headline.claim]
-        for own in tested:
+        for said, own in zip(setting_names([one.setting for one in tested]), tested, strict=True):
             if own.estimate is None or own.low is None or own.high is None:
                 without += 1
                 continue
             interval = Interval(own.estimate, own.low, own.high, np.nan, own.seeds, own.samples, own.method)
-            said = [
-                f"{sign} = {exact(getattr(own.setting, part))}"
-                for part, sign in (("smoothing", "α"), ("temperature", "T"), ("hard_weight", "λ"))
-                if len({getattr(one.setting, part) for one in tested}) > 1
-            ]
-            rows.append(Difference(", ".join([name, *said]), interval, {}))
+            rows.append(Difference(f"{name}, {said}" if said else name, interval, {}))
     if not rows:
         return None, without
     figure = difference_drawing(rows, "students’ score", last_pools=False).figure

@@ -1,6 +1,7 @@
 """Write everything a study's output folder shows: judge, make the page and its files, write them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from lskd_study.claims import Finding, claims_of, judge, settings
@@ -9,12 +10,14 @@ from lskd_study.claims.findings import Verdict
 from lskd_study.claims.measures import measure_study
 from lskd_study.claims.outlook import after, seconds_a_seed
 from lskd_study.drawing.curves import (
+    Difference,
     curves_csv,
     difference_drawing,
     differences,
     drawable,
     figure5,
     figure6,
+    setting_names,
     student_kinds,
 )
 from lskd_study.drawing.style import ARMS, Drawing, themed_svg
@@ -66,13 +69,17 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
     else:
         own = images_page(results)
     recommendation = advice_of(results, findings)
-    difference, drawings = None, dict(own.drawings)
-    if found := differences(results, settings(results)[0], findings[0].interval):
-        drawings = {"difference": difference_drawing(found, kind.score), **drawings}
-        label = (
-            f"Difference in the students' {kind.measure}, with 95 % interval, for each student and on average"
-        )
-        difference = themed_svg(difference_drawing(found, kind.score).figure, "difference", label)
+    by_student = differences(results, findings[0].setting, findings[0].interval)
+    drawings, inline = dict(own.drawings), {}
+    for name, rows, which in (
+        ("difference", by_student, "for each student and on average"),
+        ("settings", _by_setting(results, findings), "in each setting"),
+    ):
+        if rows:
+            drawn = [difference_drawing(rows, kind.score, last_pools=name == "difference") for _ in range(2)]
+            drawings = {name: drawn[0], **drawings}
+            label = f"Difference in the students' {kind.measure}, with 95 % interval, {which}"
+            inline[name] = themed_svg(drawn[1].figure, name, label)
     measures = measure_study(results)
     costs = costs_of(results)
     deployed = any(cost.file_bytes > 0 for cost in costs)
@@ -90,8 +97,9 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
         "scores": COLUMNS[kind].scores,
         "varied": not plan.papers_loss,
         "loss_note": loss_note(plan),
-        "difference": difference,
-        "difference_rows": len(found),
+        "difference": inline.get("difference"),
+        "by_setting": inline.get("settings"),
+        "difference_rows": len(by_student),
         "arms": list(enumerate(plan.smoothing)),
         "control_labels": plan.control_labels,
         "controls_drawn": plan.controls_drawn,
@@ -107,6 +115,16 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
         VERDICTS_FILE: study_record(results, findings, answer, recommendation, measures).text(),
     }
     return Page(own.template, {**shown, **own.shown}, texts, drawings)
+
+
+def _by_setting(results: Results[Any], findings: Sequence[Finding]) -> list[Difference]:
+    """Return the headline claim's differences, of all students together, where it has several settings."""
+    own = [one for one in findings if one.claim == findings[0].claim]
+    rows = []
+    for name, one in zip(setting_names([one.setting for one in own]), own, strict=True):
+        if name and (found := differences(results, one.setting, one.interval)):
+            rows.append(replace(found[-1], name=name))
+    return rows
 
 
 def images_page(results: Results[ImageResult]) -> Page:
