@@ -27,6 +27,7 @@ from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord,
 from lskd_study.results.read import read_results
 from lskd_study.stats.intervals import Interval
 
+MOST_SETTINGS = 6  # of a study with more the headline alone is drawn: its own page draws them all
 ORDER = {verdict: place for place, verdict in enumerate((*MARKS, None))}  # how the verdicts sort
 
 
@@ -113,12 +114,13 @@ def write_index(folders: Sequence[Path], output: Path, title: str) -> str:
     scores = {"images": "top-1 accuracy", "translation": "BLEU"}
     findings = findings_over(list(distinct.values()))
     tables, drawn = shared_tables(list(distinct.values()))
-    difference, not_drawn = _drawn(studies)
+    difference, not_drawn, first_alone = _drawn(studies)
     html = render(
         "index.html.j2",
         title=title,
         answer=answer,
         difference=difference,
+        most_settings=MOST_SETTINGS if first_alone else 0,
         not_drawn=not_drawn,
         studies=studies,
         claims={finding.claim: finding for study in studies for finding in study.tested}.values(),
@@ -176,23 +178,29 @@ def _teachers_of(record: StudyRecord) -> tuple[tuple[str, float], ...]:
     return tuple((one.claim, one.estimate) for one in teachers if one.estimate is not None)
 
 
-def _drawn(studies: Sequence[IndexedStudy]) -> tuple[Markup | None, int]:
-    """Return the headline claim's intervals, a row for each study and setting; and how many have none."""
-    rows, without = [], sum(study.headline is None for study in studies)
+def _drawn(studies: Sequence[IndexedStudy]) -> tuple[Markup | None, int, bool]:
+    """Return the headline claim's intervals, a row for each study and setting; and how many have none.
+
+    Last whether a study has more settings than are drawn.
+    """
+    rows, without, first_alone = [], sum(study.headline is None for study in studies), False
     for study in studies:
         headline, name = study.headline, study.folder.resolve().name
         tested = [one for one in study.record.findings if headline and one.claim == headline.claim]
-        for said, own in zip(setting_names([one.setting for one in tested]), tested, strict=True):
+        named = list(zip(setting_names([one.setting for one in tested]), tested, strict=True))
+        if len(named) > MOST_SETTINGS:
+            named, first_alone = named[:1], True
+        for said, own in named:
             if own.estimate is None or own.low is None or own.high is None:
                 without += 1
                 continue
             interval = Interval(own.estimate, own.low, own.high, np.nan, own.seeds, own.samples, own.method)
             rows.append(Difference(f"{name}, {said}" if said else name, interval, {}))
     if not rows:
-        return None, without
+        return None, without, first_alone
     figure = difference_drawing(rows, "students’ score", last_pools=False).figure
     title = "Difference in each setting of the studies, with 95 % interval"
-    return themed_svg(figure, "difference", title), without
+    return themed_svg(figure, "difference", title), without, first_alone
 
 
 def _indexed(folder: Path, output: Path) -> IndexedStudy:
