@@ -380,6 +380,32 @@ def ways() -> str:
     return "\n".join(rows) + "\n"
 
 
+def sequence_level() -> str:
+    """Return what students of a teacher's translations score against others, by seed (t intervals)."""
+    folder = RESULTS / "ding_de_en"
+    own = {
+        (line["smoothing"], line["seed"]): float(line["bleu"])
+        for line in read_csv(folder / "sequence_level.csv")
+    }
+    small = {line["run"]: float(line["bleu"]) for line in read_csv(folder / "small" / "runs.csv")}
+    seeds = "12345"
+    taught = {alpha: np.array([own[alpha, seed] for seed in seeds]) for alpha in ("0", "0.1")}
+    student = "student-transformer-of-transformer-smoothing{}-T1-hard0.1-seed{}"
+    online = {alpha: np.array([small[student.format(alpha, seed)] for seed in seeds]) for alpha in taught}
+    labels = np.array([small[f"control-transformer-smoothing0-seed{seed}"] for seed in seeds])
+    lines = [
+        *((alpha, "students who ask it online", taught[alpha] - online[alpha]) for alpha in taught),
+        *((alpha, "the same network on the labels", taught[alpha] - labels) for alpha in taught),
+        ("0.1", "students of translations by α = 0", taught["0.1"] - taught["0"]),
+    ]
+    rows = ["| teacher | against | difference | 95 % interval |", f"|{'---|' * 4}"]
+    for alpha, other, by_seed in lines:
+        found = seed_interval(by_seed)
+        ends = ends_text(found.low, found.high, "points")
+        rows.append(f"| α = {alpha} | {other} | {number(found.estimate, 2, sign=True)} | {ends} |")
+    return "\n".join(rows) + "\n"
+
+
 WAYS = {f"fashion_mnist/store_{way}": "fashion_mnist/classes10" for way in ("views", "top_k", "sampled")}
 WAYS |= {
     f"ding_de_en/small_{way}": "ding_de_en/small"
@@ -392,6 +418,7 @@ OWN_TABLES = {
     "distances": distances,
     "by-teacher": by_teacher,
     "picks": picks,
+    "sequence-level": sequence_level,
     "ways": ways,
 }
 
