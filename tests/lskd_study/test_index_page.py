@@ -37,7 +37,7 @@ def studies(tmp_path_factory, fake_study_at, translation_study_at) -> list[Path]
     return made
 
 
-def test_of_many_settings_the_first_is_drawn(fake_study_at, tmp_path):
+def test_of_many_settings_the_headlines_is_drawn(fake_study_at, tmp_path):
     for name, alphas in (("few", [0.0, 0.1]), ("many", [0.0, 0.05, 0.1, 0.2])):
         (tmp_path / name).mkdir()
         write_report(fake_study_at(tmp_path / name)(smoothing=alphas, temperatures=[1.0, 2.0, 4.0]))
@@ -45,8 +45,8 @@ def test_of_many_settings_the_first_is_drawn(fake_study_at, tmp_path):
     folders = [str(tmp_path / name / "out") for name in ("few", "many")]
     assert main(["index", *folders, "--output", str(page)]) == 0
     drawn = re.findall(r">([^<>]*)</text>", page.read_text())
-    assert drawn[-4:] == ["out, α = 0.05, T = 1", "out, T = 4", "out, T = 2", "out, T = 1"]
-    assert "with more than 6 in the first; its page draws all" in page.read_text()
+    assert drawn[-4:] == ["out, α = 0.1, T = 1", "out, T = 4", "out, T = 2", "out, T = 1"]
+    assert "with more than 6 in its headline’s; its page draws all" in page.read_text()
     assert main(["index", folders[0], "--output", str(page)]) == 0
     assert "its page draws all" not in page.read_text()
 

@@ -240,14 +240,14 @@ def test_tables_and_figures_lie_beside_the_page(fake_study):
 
 
 def test_the_headlines_difference_is_drawn_in_every_setting(fake_study):
-    plan = fake_study(effect=2.0, smoothing=[0.0, 0.1, 0.2], temperatures=[1.0, 4.0])
+    plan = fake_study(effect=2.0, smoothing=[0.0, 0.05, 0.1], temperatures=[1.0, 4.0])
     write_report(plan)
     findings = json.loads((plan.root / "verdicts.json").read_text())["findings"]
     own = [one for one in findings if one["claim"] == findings[0]["claim"]]
     drawn = read_csv(plan.root / "figures" / "settings.csv")
     for column, part in (("difference_points", "estimate"), ("low", "low"), ("high", "high")):
         assert [float(row[column]) for row in drawn] == pytest.approx([one[part] for one in own])
-    assert [row["students"] for row in drawn] == [f"α = {a}, T = {t}" for t in (1, 4) for a in (0.1, 0.2)]
+    assert [row["students"] for row in drawn] == [f"α = {a}, T = {t}" for t in (1, 4) for a in (0.1, 0.05)]
     assert (plan.root / "index.html").read_text().count('<figure class="difference">') == 2
 
 

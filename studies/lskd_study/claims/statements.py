@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from lskd_study.claims.contrasts import SHOTS, classes_of_shot, is_long_tailed
 from lskd_study.plan.kinds import Control
+from lskd_study.plan.matching import PAPERS_ALPHA
 from lskd_study.plan.plan import Plan, exact
 from lskd_study.results.results import AnyResult, Results
 from lskd_study.stats.trends import FEWEST
@@ -130,14 +131,20 @@ class Setting:
 
 
 def settings(results: Results[AnyResult]) -> list[Setting]:
-    """Return the comparisons of a study, in the order of its file."""
-    baseline, *others = results.plan.smoothing
+    """Return the comparisons of a study; the first is the headline's."""
+    baseline, *others = arms_of(results.plan)
     return [Setting(baseline, alpha, t, hard) for t, hard in losses_of(results.plan) for alpha in others]
+
+
+def arms_of(plan: Plan) -> list[float]:
+    """Return the teachers' smoothing: the smallest, which is the baseline, the paper's 0.1, the others."""
+    baseline, *others = plan.smoothing
+    return [baseline, *sorted(others, key=lambda alpha: alpha != PAPERS_ALPHA)]
 
 
 def settings_of(claim: Claim, plan: Plan) -> list[Setting]:
     """Return the settings that a claim is tested in; of a trend each has all that the trend is over."""
-    baseline, *others = plan.smoothing
+    baseline, *others = arms_of(plan)
     losses, temperatures, hard_weights = losses_of(plan), temperatures_of(plan), hard_weights_of(plan)
     if claim.control is not None:
         alike = claim.control == "smoothed"

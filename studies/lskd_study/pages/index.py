@@ -27,7 +27,7 @@ from lskd_study.pages.verdicts import VERDICTS_FILE, FindingRecord, StudyRecord,
 from lskd_study.results.read import read_results
 from lskd_study.stats.intervals import Interval
 
-MOST_SETTINGS = 6  # of a study with more the headline alone is drawn: its own page draws them all
+MOST_SETTINGS = 6  # of a study with more, its headline's alone is drawn: its own page draws them all
 ORDER = {verdict: place for place, verdict in enumerate((*MARKS, None))}  # how the verdicts sort
 
 

@@ -70,14 +70,14 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
         own = images_page(results)
     recommendation = advice_of(results, findings)
     by_student = differences(results, findings[0].setting, findings[0].interval)
-    drawings, inline = dict(own.drawings), {}
+    drawings, inline = {}, {}
     for name, rows, which in (
         ("difference", by_student, "for each student and on average"),
         ("settings", _by_setting(results, findings), "in each setting"),
     ):
         if rows:
             drawn = [difference_drawing(rows, kind.score, last_pools=name == "difference") for _ in range(2)]
-            drawings = {name: drawn[0], **drawings}
+            drawings[name] = drawn[0]
             label = f"Difference in the students' {kind.measure}, with 95 % interval, {which}"
             inline[name] = themed_svg(drawn[1].figure, name, label)
     measures = measure_study(results)
@@ -114,7 +114,7 @@ def study_page(results: Results[Any], findings: Sequence[Finding]) -> Page:
         "figures/curves.csv": curves_csv(results),
         VERDICTS_FILE: study_record(results, findings, answer, recommendation, measures).text(),
     }
-    return Page(own.template, {**shown, **own.shown}, texts, drawings)
+    return Page(own.template, {**shown, **own.shown}, texts, {**drawings, **own.drawings})
 
 
 def _by_setting(results: Results[Any], findings: Sequence[Finding]) -> list[Difference]:
