@@ -154,9 +154,9 @@ def settings_of(claim: Claim, plan: Plan) -> list[Setting]:
     if claim.contrast == "networks":
         every = every_arm(plan)
         if claim.measured_on == "teacher":
-            return [Setting(baseline, others[-1], *losses[0], every)]
+            return [Setting(baseline, plan.smoothing[-1], *losses[0], every)]
         return [
-            Setting(baseline, others[-1], t, hard, f"{every}; T = {exact(t)}, λ = {exact(hard)}")
+            Setting(baseline, plan.smoothing[-1], t, hard, f"{every}; T = {exact(t)}, λ = {exact(hard)}")
             for t, hard in losses
         ]
     if claim.contrast in ("hard-weight", "gain-hard-weight"):
