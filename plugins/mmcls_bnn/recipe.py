@@ -15,14 +15,6 @@ from mmcls_bnn.binary.packed import deployable
 Dataclass = TypeVar("Dataclass")
 LARGEST = 2**31 - 1  # of numbers that become sizes of tensors
 
-# Variables that recipes once had beside the settings.
-_SETTINGS = {
-    "teacher_model": "model.teacher.model",
-    "teacher_checkpoint": "model.teacher.checkpoint",
-    "teacher_smoothing": "model.teacher.smoothing",
-    "step1_checkpoint": "model.step1_checkpoint",
-}
-
 
 def read_config(
     path: str | Path, options: Mapping[str, Any] | None = None, what: str = "config", kind: str = "a recipe"
@@ -88,7 +80,7 @@ def check_variables(recipe: Config) -> None:
     """Refuse a variable that says something else than the setting that is used, logged and dumped.
 
     A recipe is a program that has run before `--cfg-options` change anything: what its variables stood in
-    does not change with them. A child's `teacher_checkpoint = ...` likewise changes nothing in its base.
+    does not change with them.
 
     Args:
         recipe: as it is used, with the path of its file, if there is one.
@@ -96,14 +88,6 @@ def check_variables(recipe: Config) -> None:
     Raises:
         LskdError: naming the variable and the setting.
     """
-    for name, key in _SETTINGS.items():
-        used = recipe.get(key.split(".")[0])
-        for part in key.split(".")[1:]:
-            used = used.get(part) if isinstance(used, Mapping) else None
-        if recipe.get(name) not in (None, used):
-            raise LskdError(
-                f"{name} is {recipe[name]!r}, but {key}={used!r} is what is used; set {key} alone."
-            )
     written = Config.fromfile(recipe.filename, import_custom_modules=False) if recipe.filename else {}
     for name, value in recipe.items():
         if name not in written or value == written[name]:

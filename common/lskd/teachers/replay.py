@@ -61,39 +61,12 @@ def _mix(value: Any) -> Any:
 
 
 def generator_seeds(seeds: NDArray[np.uint32]) -> list[list[int]]:
-    """Return what :func:`seed_generators` takes for each of the seeds ``(n,)``.
+    """Return what :func:`seed_generators` takes for each of the seeds ``(n,)``, three words each.
 
-    That is ``np.random.SeedSequence(seed).generate_state(3)``, for all seeds at once: one by one it would
-    take as long as a twentieth of loading a small image (O'Neill's seed_seq, as NumPy documents it).
-
-    >>> generator_seeds(np.array([7], np.uint32)) == [np.random.SeedSequence(7).generate_state(3).tolist()]
-    True
+    >>> generator_seeds(np.array([7], np.uint32))
+    [[2083679832, 3939563265, 4185785210]]
     """
-    pool = np.zeros((4, len(seeds)), np.uint32)
-    pool[0] = seeds
-    pool = _hashed(pool, _ENTROPY[:5])
-    for source, constants in enumerate(_ROUNDS):
-        mixed = pool * np.uint32(0xCA01F9DD)
-        mixed -= _hashed(pool[source], constants) * np.uint32(0x4973F715)
-        mixed ^= mixed >> np.uint32(16)
-        mixed[source], pool = pool[source], mixed  # which is mixed into the others only
-    words: list[list[int]] = _hashed(pool[:3], _STATE).T.tolist()
-    return words
-
-
-def _powers(start: int, factor: int, count: int) -> NDArray[np.uint32]:
-    powers = [start * pow(factor, power, 2**32) % 2**32 for power in range(count)]
-    return np.array(powers, np.uint32)[:, np.newaxis]
-
-
-_ENTROPY, _STATE = _powers(0x43B0D7E5, 0x931E8875, 17), _powers(0x8B51F9DD, 0x58F38DED, 4)
-# Those that each of the four takes for the three others, and one more in the place of its own.
-_ROUNDS = [np.insert(_ENTROPY[4 + 3 * n : 8 + 3 * n], n, _ENTROPY[4 + 4 * n], axis=0) for n in range(4)]
-
-
-def _hashed(values: NDArray[np.uint32], constants: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    values = (values ^ constants[:-1]) * constants[1:]
-    return values ^ (values >> np.uint32(16))
+    return [np.random.SeedSequence(seed).generate_state(3).tolist() for seed in seeds.tolist()]
 
 
 def seed_generators(words: Sequence[int], numpy: bool = True) -> None:

@@ -64,8 +64,7 @@ class Mmcls:
         *("*_dataloader.prefetch_factor", "default_hooks.logger.*", "log_level", "log_processor.*"),
         *("default_hooks.checkpoint.max_keep_ckpts", "vis_backends.*", "visualizer.*", "work_dir"),
         # What the study sets itself for each run.
-        *("teacher_model", "teacher_checkpoint", "teacher_smoothing", "model.teacher.model"),
-        *("model.teacher.checkpoint", "model.teacher.smoothing", "randomness.seed"),
+        *("model.teacher.model", "model.teacher.checkpoint", "model.teacher.smoothing", "randomness.seed"),
         "*_dataloader.dataset.data_root",
     )
     modules: tuple[str, ...] = ("mmcls_bnn.evaluation", "timm_ls_kd.trainer.main", "torch._dynamo")
