@@ -49,14 +49,12 @@ warnings.filterwarnings("ignore", message="Fail to import ``MultiScale")
 
 if FRAMEWORK == "mmcls":
     from mmcls.datasets import BaseDataset, CustomDataset
-    from mmcls.datasets.categories import FASHIONMNIST_CATEGORITES
     from mmcls.models import ImageClassifier
     from mmcls.models.backbones.base_backbone import BaseBackbone
     from mmcls.registry import BATCH_AUGMENTS, DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
     from mmcls.utils import register_all_modules
 else:
     from mmpretrain.datasets import BaseDataset, CustomDataset
-    from mmpretrain.datasets.categories import FASHIONMNIST_CATEGORITES
     from mmpretrain.datasets.transforms import PackInputs
     from mmpretrain.models import ImageClassifier
     from mmpretrain.models.backbones.base_backbone import BaseBackbone

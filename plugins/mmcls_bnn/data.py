@@ -1,27 +1,23 @@
-"""Image data that is checked before a run: folders, and Fashion-MNIST's files."""
+"""Image folders that are checked before a run, and colours of the light."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.registry import FUNCTIONS
-from numpy.typing import NDArray
 from PIL import Image
 
 from lskd import LskdError
-from lskd.base.files import read_bytes
 from lskd.base.images import EXTENSIONS, check_images, class_folders, class_images, unsuited
 from lskd.errors import one_line
-from mmcls_bnn.compat import DATASETS, FASHIONMNIST_CATEGORITES, TRANSFORMS, BaseDataset, CustomDataset
+from mmcls_bnn.compat import DATASETS, TRANSFORMS, CustomDataset
 
 # Of ImageNet's pixels in red, green and blue from 0 to 255 (Krizhevsky et al., 2012, Sec. 4.1).
 _EIGENVALUES = np.array([55.4625, 4.7940, 1.1475])
 _EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-_DEBIAN = "/usr/share/datasets/fashion-mnist"
-_LIMIT = 256 << 20  # bytes of a file; the largest has 47 MB
 
 
 @DATASETS.register_module()
@@ -83,62 +79,6 @@ class CheckedImageFolder(CustomDataset):
         except OSError as error:
             raise LskdError(f"image {path} cannot be read ({one_line(error)}); repair or remove it") from None
         return super().prepare_data(idx)
-
-
-@DATASETS.register_module()
-class FashionMnist(BaseDataset):
-    """Fashion-MNIST (28 x 28, grey) from the files of Debian's package or torchvision's, never downloaded.
-
-    Args:
-        data_root: folder of the four IDX files, plain or gzipped; where they are missing, those of Debian's
-            `dataset-fashion-mnist` are taken.
-        train: the 60,000 training images, or the 10,000 for testing.
-
-    Raises:
-        LskdError: for files that are missing or damaged.
-    """
-
-    METAINFO = {"classes": FASHIONMNIST_CATEGORITES}  # noqa: RUF012 - mmengine's name and type
-
-    def __init__(self, data_root: str = "data/FashionMNIST/raw", train: bool = True, **kwargs: Any) -> None:
-        self.train = train
-        super().__init__(
-            ann_file="", data_root=data_root, test_mode=kwargs.pop("test_mode", not train), **kwargs
-        )
-
-    def load_data_list(self) -> list[dict[str, Any]]:
-        """Return one entry for each image: 'img' `(28, 28, 1)` uint8 and 'gt_label'."""
-        name = "train" if self.train else "t10k"
-        folders = (Path(self.data_root).expanduser(), Path(_DEBIAN))
-        images = _read_idx(folders, f"{name}-images-idx3-ubyte", 3)
-        labels = _read_idx(folders, f"{name}-labels-idx1-ubyte", 1)
-        if len(images) != len(labels):
-            raise LskdError(
-                f"{folders[0]} has {len(images)} images and {len(labels)} labels; copy the files again."
-            )
-        return [
-            {"img": image[..., None], "gt_label": int(label)}
-            for image, label in zip(images, labels, strict=True)
-        ]
-
-
-def _read_idx(folders: Sequence[Path], name: str, dimensions: int) -> NDArray[np.uint8]:
-    candidates = [folder / (name + suffix) for folder in folders for suffix in ("", ".gz")]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        raise LskdError(
-            f"Fashion-MNIST is not in {folders[0]} ({name} is missing); apt install dataset-fashion-mnist, "
-            "or put the four files of torchvision's FashionMNIST there."
-        )
-    content = read_bytes(path, _LIMIT, "one of Fashion-MNIST's")
-    try:
-        # IDX: two zero bytes, 8 for uint8, the number of dimensions, then each as a big-endian int32.
-        if content[:4] != bytes((0, 0, 8, dimensions)):
-            raise ValueError("no IDX file of bytes")
-        shape = np.frombuffer(content, ">i4", dimensions, 4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except ValueError as error:
-        raise LskdError(f"{path} cannot be read ({error}); copy the file again.") from None
 
 
 def name_of(data_root: str | None, info: Mapping[str, Any]) -> str | None:

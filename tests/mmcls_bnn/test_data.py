@@ -1,7 +1,5 @@
 """Data sets: what they read, and what they refuse in one line."""
 
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -15,58 +13,10 @@ from lskd import LskdError, smooth_targets
 from lskd.errors import loading_error
 from mmcls_bnn import data
 from mmcls_bnn.compat import register_all_modules
-from mmcls_bnn.data import CheckedImageFolder, FashionMnist
+from mmcls_bnn.data import CheckedImageFolder
 from mmcls_bnn.losses import SmoothedCrossEntropy
 
 pytestmark = pytest.mark.unit
-
-
-def idx(array):
-    return struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-@pytest.fixture
-def fashion(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_DEBIAN", str(tmp_path / "debian"))
-    generator = np.random.default_rng(0)
-
-    def write(folder, compress):
-        folder.mkdir()
-        arrays = {}
-        for name, count in (("train", 7), ("t10k", 3)):
-            images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-            arrays[name] = (images, generator.integers(0, 10, count, dtype=np.uint8))
-            for kind, array in zip(("images-idx3", "labels-idx1"), arrays[name], strict=True):
-                file = folder / f"{name}-{kind}-ubyte{'.gz' * compress}"
-                file.write_bytes(gzip.compress(idx(array)) if compress else idx(array))
-        return arrays
-
-    return write
-
-
-@pytest.mark.parametrize(("where", "compress"), [("raw", False), ("raw", True), ("debian", True)])
-def test_fashion_mnist_of_torchvision_and_of_debian(fashion, tmp_path, where, compress):
-    arrays = fashion(tmp_path / where, compress)
-    for train, name in ((True, "train"), (False, "t10k")):
-        dataset = FashionMnist(str(tmp_path / "raw"), train=train)
-        images, labels = arrays[name]
-        assert len(dataset) == len(labels)
-        assert dataset.get_gt_labels().tolist() == labels.tolist()
-        assert np.array_equal(dataset[1]["img"][..., 0], images[1])
-        assert dataset.CLASSES[9] == "Ankle boot"
-
-
-def test_fashion_mnist_that_is_missing_or_damaged(fashion, tmp_path):
-    with pytest.raises(LskdError, match="apt install dataset-fashion-mnist"):
-        FashionMnist(str(tmp_path / "raw"))
-    fashion(tmp_path / "raw", compress=True)
-    broken = tmp_path / "raw" / "train-images-idx3-ubyte.gz"
-    whole = broken.read_bytes()
-    for content in (whole[:100], gzip.compress(b"no idx"), gzip.compress(gzip.decompress(whole)[:-1])):
-        broken.write_bytes(content)
-        with pytest.raises(LskdError, match="copy the file again") as error:
-            FashionMnist(str(tmp_path / "raw"))
-        assert "\n" not in str(error.value)
 
 
 def test_folder_is_checked(digits, tmp_path):

@@ -31,7 +31,6 @@ DATA_SETS = {name.replace("-", "_"): published.numbers[0] for name, published in
     "fashion_mnist_lt": numbers(10_165, 10_000, 10),
     "fashion_mnist_5": numbers(5_000, 5_000, 5),
     "fashion_mnist_3": numbers(3_000, 3_000, 3),
-    "raw": numbers(6_000, 2_000, 10),  # data/FashionMNIST/raw
 }
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -80,8 +79,6 @@ def operations(model, channels: int, size: int) -> float:
 
 def take_two_steps(cfg, student, teacher, images: Path, folder: Path) -> None:
     size = side(cfg)
-    if cfg.train_dataloader.dataset.type == "FashionMnist":
-        images = fashion(folder)
     for split, count in (("train", 4), ("val", 2)):
         loader = cfg[f"{split}_dataloader"]
         loader.merge({"batch_size": 2, "num_workers": 0, "persistent_workers": False, "pin_memory": False})
@@ -117,13 +114,3 @@ def side(cfg) -> int:
 def sized(pipeline) -> list[tuple[dict, str]]:
     keys = ("scale", "crop_size")
     return [(step, key) for step in pipeline for key in keys if isinstance(step.get(key), int)]
-
-
-def fashion(folder: Path) -> Path:
-    """Write Fashion-MNIST's four files with ten images of noise each."""
-    for split in ("train", "t10k"):
-        pixels = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
-        for kind, array in (("images-idx3", pixels), ("labels-idx1", np.arange(10, dtype=np.uint8))):
-            header = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4").tobytes()
-            (folder / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
-    return folder
