@@ -272,7 +272,7 @@ def rank_row(words: str, teachers: int, found: Any, cost: float) -> str:
 def asides() -> str:
     """Return the comparisons that the prose makes besides the studies' findings, with t intervals."""
     score: dict[str, dict[str, float]] = {}
-    for study in ("networks", "longer", "binary", "store_views"):
+    for study in ("networks", "longer", "binary"):
         runs = read_csv(RESULTS / "fashion_mnist" / study / "runs.csv")
         score[study] = {line["run"]: float(line["top1"]) for line in runs}
 
@@ -286,10 +286,19 @@ def asides() -> str:
     student = "student-test_byobnet-of-{}-smoothing{{}}-T1-hard0-seed{{}}"
     gains = {name: gain("networks", student.format(name)) for name in networks}
     known = ("test_resnet", "test_byobnet")  # of classes10
-    stored, online = (
-        np.array([of[student.format("test_resnet").format(a, s)] for a in ("0", "0.1") for s in range(6)])
-        for of in (score["store_views"], score["networks"])
-    )
+    plain = [score["networks"][f"control-test_byobnet-smoothing0-seed{seed}"] for seed in range(6)]
+    over_labels = [
+        np.mean(
+            [
+                [score["networks"][student.format(name).format(alpha, seed)] for seed in range(6)]
+                for name in networks
+                if name != FAR_OFF
+            ],
+            axis=0,
+        )
+        - plain
+        for alpha in ("0", "0.1")
+    ]
     longer = gain("longer", student.format("test_resnet")) - gains["test_resnet"]
     lines = [
         ("longer: smoothing’s effect on students, 30 epochs less 10, test_resnet", seed_interval(longer)),
@@ -309,7 +318,13 @@ def asides() -> str:
             "binary: smoothed labels’ effect, no teacher",
             seed_interval(gain("binary", "control-ReActNet_18x0.25-smoothing{}-seed{}")),
         ),
-        ("store_views: of both teachers", seed_interval((stored - online).reshape(2, 6).mean(axis=0))),
+        *(
+            (
+                f"networks without {FAR_OFF}: {words} teachers’ students less the labels’",
+                seed_interval(by_seed),
+            )
+            for words, by_seed in zip(("unsmoothed", "smoothed"), over_labels, strict=True)
+        ),
     ]
     rows = ["| study and comparison | difference or slope | 95 % interval |", f"|{'---|' * 3}"]
     for words, found in lines:
@@ -358,25 +373,59 @@ def distances() -> str:
     return "\n".join(rows) + "\n"
 
 
+def by_alpha(study: str, column: str, less: str) -> dict[str, np.ndarray]:
+    """Return a column of a study's students less that of another's same runs, by teacher, by seed."""
+    other = {line["run"]: line for line in read_csv(RESULTS / less / "runs.csv")}
+    found: dict[str, list[float]] = {}
+    for line in read_csv(RESULTS / study / "runs.csv"):
+        if line["role"] == "student":
+            change = float(line[column]) - float(other[line["run"]][column])
+            found.setdefault(f"α = {float(line['smoothing']):g}", []).append(change)
+    return {kind: np.array(values) for kind, values in found.items()}
+
+
+def change_row(cells: list[str], by_seed: np.ndarray) -> str:
+    """Return a table's row: what is compared, the difference and its t interval over seeds."""
+    found = seed_interval(by_seed)
+    ends = ends_text(found.low, found.high, "points")
+    return f"| {' | '.join([*cells, number(found.estimate, 2, sign=True), ends])} |"
+
+
+def link(study: str) -> str:
+    return f"[{study.rpartition('/')[2]}](results/{study}/index.html)"
+
+
 def ways() -> str:
     """Return what students lose by stored soft labels, against online teachers, by seed (t intervals)."""
     rows = ["| study | against | teacher | difference | 95 % interval |", f"|{'---|' * 5}"]
-    for study in finished():
-        if (other := WAYS.get(study)) is None:
-            continue
+    for study in (one for one in finished() if one in WAYS):
         score = {"images": "top1", "translation": "bleu"}[read_record(RESULTS / study).kind]
-        own, online = (
-            {line["run"]: line for line in read_csv(RESULTS / one / "runs.csv") if line["role"] == "student"}
-            for one in (study, other)
+        lost = by_alpha(study, score, less=WAYS[study])
+        lost["both"] = np.mean([*lost.values()], axis=0)
+        rows += [
+            change_row([link(study), link(WAYS[study]), kind], by_seed) for kind, by_seed in lost.items()
+        ]
+    return "\n".join(rows) + "\n"
+
+
+def words() -> str:
+    """Return what else stored words change: probabilities, and what is left of the gain over the labels."""
+    rows = ["| study | students’ | against | teacher | difference | 95 % interval |", f"|{'---|' * 6}"]
+    small = "ding_de_en/small"
+    online = {line["run"]: float(line["bleu"]) for line in read_csv(RESULTS / small / "runs.csv")}
+    student = "student-transformer-of-transformer-smoothing{}-T1-hard0.1-seed{}"
+    gain = {  # by asking online
+        f"α = {alpha}": np.array(
+            [online[student.format(alpha, seed)] - online[CONTROL.format(seed)] for seed in range(1, 6)]
         )
-        for alpha in sorted({line["smoothing"] for line in own.values()}):
-            pairs = [(own[run], online[run]) for run in own if own[run]["smoothing"] == alpha]
-            found = seed_interval(np.array([float(a[score]) - float(b[score]) for a, b in pairs]))
-            ends = ends_text(found.low, found.high, "points")
-            links = [f"[{one.rpartition('/')[2]}](results/{one}/index.html)" for one in (study, other)]
-            kind = f"α = {float(alpha):g}"
-            change = number(found.estimate, 2, sign=True)
-            rows.append(f"| {' | '.join([*links, kind, change, ends])} |")
+        for alpha in ("0", "0.1")
+    }
+    for study in (one for one, other in WAYS.items() if other == small and one in finished()):
+        for text, column in (("perplexity", "val_ppl"), ("calibration error, %", "calibration_error")):
+            for kind, by_seed in by_alpha(study, column, less=small).items():
+                rows.append(change_row([link(study), text, "asking online", kind], by_seed))
+        for kind, by_seed in by_alpha(study, "bleu", less=small).items():
+            rows.append(change_row([link(study), "BLEU", "the labels", kind], by_seed + gain[kind]))
     return "\n".join(rows) + "\n"
 
 
@@ -392,17 +441,14 @@ def sequence_level() -> str:
     taught = {alpha: np.array([own[alpha, seed] for seed in seeds]) for alpha in ("0", "0.1")}
     student = "student-transformer-of-transformer-smoothing{}-T1-hard0.1-seed{}"
     online = {alpha: np.array([small[student.format(alpha, seed)] for seed in seeds]) for alpha in taught}
-    labels = np.array([small[f"control-transformer-smoothing0-seed{seed}"] for seed in seeds])
+    labels = np.array([small[CONTROL.format(seed)] for seed in seeds])
     lines = [
         *((alpha, "students who ask it online", taught[alpha] - online[alpha]) for alpha in taught),
         *((alpha, "the same network on the labels", taught[alpha] - labels) for alpha in taught),
         ("0.1", "students of translations by α = 0", taught["0.1"] - taught["0"]),
     ]
     rows = ["| teacher | against | difference | 95 % interval |", f"|{'---|' * 4}"]
-    for alpha, other, by_seed in lines:
-        found = seed_interval(by_seed)
-        ends = ends_text(found.low, found.high, "points")
-        rows.append(f"| α = {alpha} | {other} | {number(found.estimate, 2, sign=True)} | {ends} |")
+    rows += [change_row([f"α = {alpha}", other], by_seed) for alpha, other, by_seed in lines]
     return "\n".join(rows) + "\n"
 
 
@@ -411,6 +457,7 @@ WAYS |= {
     f"ding_de_en/small_{way}": "ding_de_en/small"
     for way in ("lump", "spread", "renormalise", "restrict", "sampled")
 }
+CONTROL = "control-transformer-smoothing0-seed{}"
 FAR_OFF = "test_mambaout"  # three points behind the next of the teachers of networks
 OWN_TABLES = {
     "asides": asides,
@@ -420,6 +467,7 @@ OWN_TABLES = {
     "picks": picks,
     "sequence-level": sequence_level,
     "ways": ways,
+    "words": words,
 }
 
 
