@@ -272,7 +272,7 @@ def rank_row(words: str, teachers: int, found: Any, cost: float) -> str:
 def asides() -> str:
     """Return the comparisons that the prose makes besides the studies' findings, with t intervals."""
     score: dict[str, dict[str, float]] = {}
-    for study in ("networks", "longer", "binary"):
+    for study in ("networks", "longer", "binary", "binary_two_steps"):
         runs = read_csv(RESULTS / "fashion_mnist" / study / "runs.csv")
         score[study] = {line["run"]: float(line["top1"]) for line in runs}
 
@@ -299,6 +299,9 @@ def asides() -> str:
         - plain
         for alpha in ("0", "0.1")
     ]
+    control = "control-ReActNet_18x0.25-smoothing{}-seed{}"
+    binary_student = "student-ReActNet_18x0.25-of-test_resnet-smoothing{}-T1-hard0-seed{}"
+    two = ("binary_two_steps", "binary")
     longer = gain("longer", student.format("test_resnet")) - gains["test_resnet"]
     lines = [
         ("longer: smoothing’s effect on students, 30 epochs less 10, test_resnet", seed_interval(longer)),
@@ -314,9 +317,26 @@ def asides() -> str:
             "networks: smoothing’s effect on the teacher test_byobnet",
             seed_interval(gain("networks", "teacher-test_byobnet-smoothing{}-seed{}")),
         ),
+        ("binary: smoothed labels’ effect, no teacher", seed_interval(gain("binary", control))),
         (
-            "binary: smoothed labels’ effect, no teacher",
-            seed_interval(gain("binary", "control-ReActNet_18x0.25-smoothing{}-seed{}")),
+            "binary and binary_two_steps: smoothing’s effect on students, mean of both",
+            seed_interval(np.mean([gain(study, binary_student) for study in two], axis=0)),
+        ),
+        *(
+            (
+                f"binary_two_steps less binary: {words}",
+                seed_interval(
+                    np.subtract(
+                        *([score[study][kind.format(alpha, seed)] for seed in range(6)] for study in two)
+                    )
+                ),
+            )
+            for words, kind, alpha in (
+                ("students of unsmoothed teachers", binary_student, "0"),
+                ("students of smoothed teachers", binary_student, "0.1"),
+                ("on the labels", control, "0"),
+                ("on smoothed labels", control, "0.1"),
+            )
         ),
         *(
             (
