@@ -189,18 +189,6 @@ def fashion(folder: Path) -> tuple[Sequence[bytes], Read]:
     return [bytes([which]) + clean for which, clean in enumerate(kinds)], read
 
 
-def mmcls_idx(folder: Path) -> tuple[Sequence[bytes], Read]:
-    from mmcls_bnn.data import _read_idx
-
-    def read(path: Path) -> None:
-        found = _read_idx([path.parent], path.name, 3)
-        assert found.ndim == 3
-        assert path.read_bytes()[16:] == found.tobytes()
-
-    sound = b"\0\0\x08\3" + b"".join(n.to_bytes(4, "big") for n in (2, 3, 4)) + bytes(24)
-    return [sound], one_file("idx", read)(folder)
-
-
 def label_table(folder: Path) -> tuple[Sequence[bytes], Read]:
     from lskd_study.data.folders.split import _listed
 

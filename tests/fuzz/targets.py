@@ -122,7 +122,6 @@ TARGETS = [
     ),
     *of_publishers.PUBLISHERS,
     Target("data: Fashion-MNIST", of_publishers.fashion, 10_000),
-    Target("data: Fashion-MNIST by mmcls", of_publishers.mmcls_idx, 40_000),
     Target(
         "images",
         of_publishers.images,
