@@ -502,6 +502,30 @@ def test_a_study_that_was_looked_at_gets_no_rule_afterwards(scene, trained):
     assert "made without the rule" in scene.refused("study", "study.yaml", "--until-decided")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"margin": 5}, "made with margin: 0.2, which may not change afterwards (now 5.0)"),
+        ({"temperatures": [4, 1]}, "asks first about α 0.1 against 0, T = 1, λ = 0, which may not"),
+        ({"temperatures": [4]}, "tests α 0.1 against 0, T = 1, λ = 0, which may not change afterwards"),
+        (
+            {"temperatures": [1, 4], "smoothing": {"values": [0, 0.2], "convention": "paper"}},
+            "tests α 0.1 against 0",
+        ),
+    ],
+)
+def test_neither_margin_nor_headline_nor_what_was_tested_is_chosen_afterwards(scene, trained, change, words):
+    assert trained() == 0
+    scene.write(**change)
+    assert words in scene.refused("study", "study.yaml", "--dry-run")
+
+
+def test_a_temperature_can_be_added_afterwards(scene, trained):
+    assert trained() == 0
+    scene.write(temperatures=[1, 4])
+    assert trained() == 0
+
+
 def test_only_a_difference_of_accuracies_has_a_margin():
     assert {claim.quantity for claim in CLAIMS if claim.has_margin} == {"top1"}
     assert not any(claim.has_margin for claim in CLAIMS if "translation" in claim.tasks)

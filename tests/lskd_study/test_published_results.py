@@ -1,5 +1,6 @@
 """What docs/results publishes follows from the files beside it, and stands in the plan."""
 
+import functools
 import math
 import re
 import shutil
@@ -71,7 +72,8 @@ def test_pages_are_small_and_whole_and_nothing_else_is_there():
 
 def test_intervals_in_the_prose_are_in_a_table():
     """In parentheses, the difference before them or within; what the paper has stands without."""
-    tables = set(re.findall(r"\| ([+−][\d.]+) \| ([+−][\d.]+ to [+−][\d.]+) \|", PAGE.read_text("utf-8")))
+    signed, ends = r"([+−][\d.]+)", r"([+−][\d.]+ to [+−][\d.]+)"
+    tables = set(re.findall(rf"\| {signed} (?:\| |\(){ends}(?: \||\))", PAGE.read_text("utf-8")))
     for page in (PAGE, PAGE.with_name("choosing-a-teacher.md"), ROOT / "README.md"):
         text = " ".join(page.read_text("utf-8").split())
         found = list(re.finditer(r"\(([^()|]*?)([+−][\d.]+ to [+−][\d.]+)\)", text))
@@ -135,11 +137,41 @@ def findings() -> list[tuple[list[str], Any]]:
         for one in every:
             if one.verdict is None and one.claim not in PARTS_SHOWN:
                 continue
+            if study in grids() and one.setting.temperature and not is_headline(one.setting):
+                continue
             # What has no interval is told by the others of its setting.
             alike = [one] if one.low is not None else [own for own in every if own.setting == one.setting]
             runs = tuple((own.claim, own.estimate, own.low) for own in alike)
             found.setdefault((one.claim, runs, one.verdict), ([], one))[0].append(study)
     return list(found.values())
+
+
+@functools.cache
+def grids() -> list[str]:
+    """Return the studies of several strengths of smoothing at several temperatures."""
+    records = {study: read_record(RESULTS / study) for study in finished()}
+    return [study for study, one in records.items() if min(len(one.smoothing), len(one.temperatures)) > 2]
+
+
+def is_headline(setting: Setting) -> bool:
+    return setting.smoothing == 0.1 and setting.temperature == 1
+
+
+def grid(claim: str) -> str:
+    """Return a claim in all settings of the grids: differences, intervals and verdicts that decide."""
+    first = read_record(RESULTS / grids()[0])
+    rows = [f"| study | α | {' | '.join(f'T = {one:g}' for one in first.temperatures)} |"]
+    rows.append(f"|{'---|' * (2 + len(first.temperatures))}")
+    for study in grids():
+        cells: dict[float, list[str]] = {}
+        for one in read_record(RESULTS / study).findings:
+            if one.claim == claim:
+                change = number(one.estimate, digits_of(one.unit), sign=True)
+                verdict = f", {one.verdict}" if one.verdict in DECIDED else ""
+                text = f"{change} ({ends_text(one.low, one.high, one.unit)}){verdict}"
+                cells.setdefault(one.setting.smoothing, []).append(text)
+        rows += [f"| {link(study)} | {alpha:g} | {' | '.join(own)} |" for alpha, own in sorted(cells.items())]
+    return "\n".join(rows) + "\n"
 
 
 def claims() -> str:

@@ -17,10 +17,12 @@ from lskd_study.claims.outlook import line_to_change, prospect, seconds_a_seed, 
 from lskd_study.claims.statements import losses_of, models_of
 from lskd_study.plan.plan import Plan, exact
 from lskd_study.results.results import Results
+from lskd_study.stats.sequential import error_rate
 
 State = Literal["better", "worse", "uncorrected", "open", "no harm", "small", "one seed", "failed", "missing"]
 Rules = Mapping[State, str]
-Taken = tuple[float, float, float]  # smoothing of a teacher, temperature and hard weight
+Loss = tuple[float, float]  # temperature and hard weight
+UNKNOWN: tuple[State, ...] = ("one seed", "failed", "missing")
 
 # Which teacher to take: the first state of this table that some arm has decides. {rest}: undecided arms.
 TEACHER: Rules = {
@@ -65,7 +67,8 @@ class Choice:
         says: what the states of its claim allow to say.
         question: what is not known in every other state.
         untested: what is not known where the claim is not tested.
-        settles: states that come before the choice of a teacher, where all that could be taken have them.
+        settles: states that come before the choice of a teacher where all that could be taken have them, and
+            in place of it at a T and λ where that is so.
     """
 
     says: Rules
@@ -115,7 +118,6 @@ CHOICES: Mapping[str, Choice] = {
 }
 NO_STUDENTS = "Which teacher teaches better: not tested, the study has no students"
 NO_TEMPERATURE = "Which T is best: not tested, only how the gain by smoothing changes with it"
-MANY = 3  # settings: more are counted, not listed
 
 
 @dataclass(frozen=True)
@@ -162,24 +164,30 @@ def recommend(results: Results[Any], findings: Sequence[Finding], barred: str = 
         return Recommendation(_sentences([f"No recommendation: {barred}"]), cost=cost)
     words = _Words(plan, findings, seconds_a_seed(results))
     if plan.teachers_alone:
-        what = words.each({**TEACHER, **WHY["better-teacher"]}, "better-teacher")
+        texts = words.each({**TEACHER, **WHY["better-teacher"]}, "better-teacher")
         unknown = [*words.effect("better-teacher"), NO_STUDENTS]
-        return Recommendation(_sentences(what), "", _sentences(unknown), cost)
-    what, taken = words.teacher()
+        return Recommendation(_sentences(texts), "", _sentences(unknown), cost)
+    taken = words.taken()
     why = [text for claim, table in WHY.items() for text in words.each(table, claim)]
     unknown = words.effect("better-student", " on students")
-    first: list[str] = []
+    first, what = list[str](), list[str]()
+    settled: set[Loss] = set()
     for claim, choice in CHOICES.items():
         states = words.states(claim)
-        settling = [one for state in choice.settles for one in states.get(state, ())]
-        if "better" not in states and taken <= set(map(_taken, settling)):
+        own = words.settled(claim, choice, taken)
+        if taken and own == taken.keys():
             first += words.each(choice.says, claim, settled=True)
             continue
+        settled |= own
         what += words.each(choice.says, claim)
-        if rest := [one for state, several in states.items() if state not in choice.says for one in several]:
-            unknown.append(f"{words.fill(choice.question, rest)}: {words.reach(rest)}")
-        elif not states and words.asks(claim):
+        rest = [one for state, several in states.items() if state not in choice.says for one in several]
+        gone = [one for state in UNKNOWN for one in states.get(state, ())]
+        for group in ([one for one in rest if one not in gone], gone):
+            if group:
+                unknown.append(f"{words.fill(choice.question, group)}: {words.reach(group)}")
+        if not states and words.asks(claim):
             unknown.append(choice.untested)
+    what = words.teacher(set() if settled == taken.keys() else settled) + what
     if first:
         what = [*first, f"If you distil all the same: {_lower(what[0])}", *what[1:]]
     unknown += words.limits()
@@ -234,22 +242,50 @@ class _Words:
         return template.format(**known | more)
 
     def each(self, table: Rules, claim: str, settled: bool = False) -> list[str]:
-        """Return the words for every state of a claim; where it is settled it is so in all settings."""
-        states, more = self.states(claim), {"of": ""} if settled else {}
-        return [self.fill(table[state], states[state], **more) for state in table if state in states]
+        """Return the words for every state of a claim; one that settles it does so in all settings."""
+        states = self.states(claim)
+        said = [state for state in table if state in states]
+        more = {"of": ""} if settled and len(said) == 1 else {}
+        return [self.fill(table[state], states[state], **more) for state in said]
 
-    def teacher(self) -> tuple[list[str], set[Taken]]:
-        """Return which teacher to take, for each T and λ where that differs, and all that could be taken."""
-        chosen: dict[str, list[str]] = {}
-        taken: set[Taken] = set()
+    def by_loss(self) -> dict[Loss, tuple[State, dict[State, list[Finding]]]]:
+        """Return at each T and λ the state that says which teacher to take, and all findings on students."""
+        found = {}
         for loss in losses_of(self.plan):
-            own = [one for one in self.of_claim("better-student") if _taken(one)[1:] == loss]
-            states = self._by_state(own)
-            state = next((state for state in TEACHER if state in states), None)
-            if state is None:
+            states = self._by_state(one for one in self.of_claim("better-student") if _loss_of(one) == loss)
+            if state := next((state for state in TEACHER if state in states), None):
+                found[loss] = state, states
+        return found
+
+    def taken(self) -> dict[Loss, set[float]]:
+        """Return the smoothing of the teachers that could be taken, at each T and λ."""
+        found = {}
+        for loss, (state, states) in self.by_loss().items():
+            arms = (
+                [state] if state == "better" else [one for one in TEACHER if one not in ("better", "worse")]
+            )
+            known = [one for one in arms if state in UNKNOWN or one not in UNKNOWN]
+            found[loss] = {one.setting.smoothing for kind in known for one in states.get(kind, ())}
+            found[loss] |= set() if state == "better" else {next(iter(states.values()))[0].setting.baseline}
+        return found
+
+    def settled(self, claim: str, choice: Choice, taken: Mapping[Loss, set[float]]) -> set[Loss]:
+        """Return each T and λ at which a choice comes before that of a teacher, whichever could be taken."""
+        found: set[Loss] = set()
+        for loss, arms in taken.items() if choice.settles else ():
+            states = self._by_state(one for one in self.of_claim(claim) if _loss_of(one) == loss)
+            against = {one.setting.smoothing for state in choice.settles for one in states.get(state, ())}
+            found |= {loss} if arms <= against and "better" not in states else set()
+        return found
+
+    def teacher(self, without: set[Loss]) -> list[str]:
+        """Return which teacher to take, for each T and λ where that differs, but ``without`` some."""
+        chosen: dict[str, list[Loss]] = {}
+        for loss, (state, states) in self.by_loss().items():
+            if loss in without:
                 continue
             rest = [one for s in ("uncorrected", "open", "no harm", "small") for one in states.get(s, ())]
-            baseline = own[0].setting.baseline
+            baseline = states[state][0].setting.baseline
             more = {
                 "better": _arms(states.get("better", ())),
                 "worse": _arms(states.get("worse", ())),
@@ -257,14 +293,13 @@ class _Words:
                 "baseline": f"with α = {exact(baseline)}" if baseline else "without smoothing",
                 "rest": f" or {_arms(rest)}" if rest else "",
             }
-            text = self.fill(TEACHER[state], states[state], **more)
-            chosen.setdefault(text, []).append(self._loss(*loss))
-            arms = states["better"] if state == "better" else rest if state == "worse" else own
-            taken |= {_taken(one) for one in arms}
-            taken |= set() if state == "better" else {(baseline, *loss)}
-        if len(chosen) == 1:
-            return list(chosen), taken
-        return [f"For {_some(where)}: {_lower(text)}" for text, where in chosen.items()], taken
+            if any(one in states for one in UNKNOWN):
+                known = _values("α", [baseline, *_alphas(rest)], "or")
+                more["either"] = f"Any of the teachers with {known}"
+            chosen.setdefault(self.fill(TEACHER[state], states[state], **more), []).append(loss)
+        if len(chosen) == 1 and not without:
+            return list(chosen)
+        return [f"For {self._losses(where)}: {_lower(text)}" for text, where in chosen.items()]
 
     def effect(self, claim: str, on: str = "") -> list[str]:
         """Return what is not known of the effect that the choice of a teacher rests on."""
@@ -286,9 +321,16 @@ class _Words:
         """Return the line to change for more seeds, or when a study by looks is judged again."""
         if self.plan.looks:
             later = self.plan.looks[self.plan.look + 1 :]
+            if self.findings[0].verdict != "cannot tell":
+                return "; the headline is decided, so there is no further look"
             return f"; the next look is after {later[0]} seeds" if later else "; no look is left"
-        if line := line_to_change(self.plan, finding):
-            return f": `{line}`"
+        if (line := line_to_change(self.plan, finding)) and (ahead := prospect(finding)):
+            looks = sorted({*self.plan.looked_at, len(self.plan.seeds), min(ahead.widths)})
+            rate = f"{100 * error_rate(looks):.0f}"
+            return (
+                f": `{line}`; to look again finds a claim that is not true in {rate} %, "
+                "not 5 %; `--until-decided` with another --output keeps the 5 %"
+            )
         missing = finding.interval is not None and finding.interval.seeds < len(self.plan.seeds)
         return "; the same command again finishes the runs that are missing" if missing else ""
 
@@ -333,31 +375,57 @@ class _Words:
 
     def _of(self, findings: Sequence[Finding]) -> str:
         """Return which settings of their claim these are; empty where it is all."""
-        control, every = findings[0].claim.control, self.of_claim(findings[0].claim.id)
+        every = self.of_claim(findings[0].claim.id)
         if len(findings) == len(every):
             return ""
-        if len(findings) > MANY:
-            return f" in {len(findings)} of {len(every)} settings"
-        where = _some(list(map(self._where, findings)))
-        return f" {where}" if control else f" ({where})"
+        named = findings[0].claim.control == "hard"
+        if words := [one.setting.words for one in findings if one.setting.words and not one.claim.control]:
+            return f" ({_some(words)})"
+        places: dict[tuple[float, ...], list[Loss]] = {}
+        for loss in dict.fromkeys(map(_loss_of, findings)):
+            places.setdefault(tuple(_alphas(f for f in findings if _loss_of(f) == loss)), []).append(loss)
+        texts = []
+        for alphas, losses in places.items():
+            arms = (
+                ""
+                if list(alphas) == _alphas(every)
+                else self._teachers(alphas)
+                if named
+                else _values("α", alphas)
+            )
+            everywhere = len(losses) == len(set(map(_loss_of, every)))
+            where = "" if everywhere else f"at {self._losses(losses)}" if named else self._losses(losses)
+            texts.append((" " if named else ", ").join(filter(None, (arms, where))))
+        return f" {'; '.join(texts)}" if named else f" ({'; '.join(texts)})"
 
-    def _where(self, finding: Finding) -> str:
-        arm, loss = finding.setting.smoothing, ""
-        if finding.claim.measured_on == "student":
-            loss = self._loss(finding.setting.temperature, finding.setting.hard_weight)
-        if finding.claim.control:
-            teacher = f"with α = {exact(arm)}" if arm else "without smoothing"
-            return f"from the teacher {teacher}{f' at {loss}' if loss else ''}"
-        return finding.setting.words or ", ".join(filter(None, (f"α = {exact(arm)}", loss)))
+    def _teachers(self, alphas: Sequence[float]) -> str:
+        smoothed = [alpha for alpha in alphas if alpha]
+        kinds = ["without smoothing"] * (len(smoothed) < len(alphas))
+        kinds += [f"with {_values('α', smoothed)}"] if smoothed else []
+        return f"from the teacher{'s' * (len(alphas) > 1)} {listed(kinds)}"
 
-    def _loss(self, *own: float) -> str:
-        """Return temperature and hard weight, where the study varies them."""
-        named = zip("Tλ", own, zip(*losses_of(self.plan), strict=True), strict=True)
-        return ", ".join(f"{name} = {exact(value)}" for name, value, all_ in named if len(set(all_)) > 1)
+    def _losses(self, losses: Sequence[Loss]) -> str:
+        """Return temperatures and hard weights, of which the study varies."""
+        varied = [
+            name
+            for name, every in zip("Tλ", zip(*losses_of(self.plan), strict=True), strict=True)
+            if len(set(every)) > 1
+        ]
+        if len(varied) == 1:
+            return _values(varied[0], [loss["Tλ".index(varied[0])] for loss in losses])
+        return "; ".join(f"T = {exact(t)}, λ = {exact(hard)}" for t, hard in losses)
 
 
-def _taken(finding: Finding) -> Taken:
-    return finding.setting.smoothing, finding.setting.temperature, finding.setting.hard_weight
+def _loss_of(finding: Finding) -> Loss:
+    return finding.setting.temperature, finding.setting.hard_weight
+
+
+def _alphas(findings: Iterable[Finding]) -> list[float]:
+    return sorted({one.setting.smoothing for one in findings})
+
+
+def _values(name: str, values: Iterable[float], joined: str = "and") -> str:
+    return f"{name} = {listed(map(exact, values), joined)}"
 
 
 def _some(places: Sequence[str]) -> str:
@@ -365,8 +433,8 @@ def _some(places: Sequence[str]) -> str:
 
 
 def _arms(findings: Iterable[Finding]) -> str:
-    alphas = sorted({one.setting.smoothing for one in findings})
-    return f"with α = {listed(map(exact, alphas), 'or')}" if alphas else ""
+    alphas = _alphas(findings)
+    return f"with {_values('α', alphas, 'or')}" if alphas else ""
 
 
 def _note(finding: Finding) -> str:

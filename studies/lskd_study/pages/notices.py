@@ -61,8 +61,8 @@ def notices_of(results: Results[AnyResult]) -> Iterator[Notice]:
     if plan.looked_at and len(looks) > 1:
         yield Notice(
             f"Seeds were added after the page was made: it was looked at after {listed(looks)} seeds, each "
-            "time at 5 %. Where nothing is true, a claim on such a page is found in "
-            f"{100 * error_rate(looks):.0f} %.",
+            "time at 5 %. Where nothing is true, a claim by itself is found in "
+            f"{100 * error_rate(looks):.0f} % of such studies.",
             advice="`lskd study FILE --until-decided` adds seeds by a rule that keeps the 5 %.",
         )
     if weak := at_chance(results):

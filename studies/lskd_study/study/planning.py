@@ -12,6 +12,7 @@ from lskd_study.base.files import read_object
 from lskd_study.base.text import listed
 from lskd_study.claims import DECIDED, judge
 from lskd_study.claims.outlook import Outlook, assumed, measured, seconds_a_seed
+from lskd_study.claims.statements import CLAIMS, settings_of, task_of
 from lskd_study.pages.verdicts import VERDICTS_FILE, read_record
 from lskd_study.plan.kinds import kind_of
 from lskd_study.plan.plan import PLAN, Plan, more_seeds
@@ -78,11 +79,13 @@ def _of_study(plan: Plan, folder: str) -> list[Outlook]:
 # What is decided before the first run
 
 
-DECLARED = ("student_seeds", "last_epochs", "pool_seed_variance")
+DECLARED = ("student_seeds", "last_epochs", "pool_seed_variance")  # that a page's record has, too
 
 
 def check_declared(plan: Plan) -> None:
     """Refuse another analysis than that of the page at hand, by which it could have been chosen.
+
+    Settings can be added, and are corrected for; none can go, and the headline stays.
 
     Raises:
         LskdError: it is another.
@@ -90,13 +93,27 @@ def check_declared(plan: Plan) -> None:
     before = read_object(plan.root / PLAN)
     if not before or not (plan.root / VERDICTS_FILE).is_file():
         return
-    for name in DECLARED:
+    for name in (*DECLARED, "margin"):
         was, now = before.get(name, Plan.__dataclass_fields__[name].default), getattr(plan, name)
         if was != now:
             raise LskdError(
                 f"{plan.output} has a page that was made with {name}: {json.dumps(was)}, which may not "
                 f"change afterwards (now {json.dumps(now)}); set that back, or choose another --output"
             )
+    try:
+        record = read_record(plan.root)
+    except LskdError:  # of another version, or damaged: it is made anew
+        return
+    claim = next(one for one in CLAIMS if one.id == record.headline.claim and task_of(plan) in one.tasks)
+    had = [one.setting.words for one in record.findings if one.claim == claim.id]
+    has = [one.describe(claim.role) for one in settings_of(claim, plan)]
+    lost = [one for one in (*had, *record.controls) if one not in (*has, *plan.controls)]
+    if lost or had[:1] != has[:1]:
+        what = f"tests {listed(lost)}" if lost else f"asks first about {had[0]}"
+        raise LskdError(
+            f"{plan.output} has a page that {what}, which may not change afterwards; set that back, or "
+            "choose another --output"
+        )
 
 
 # Seeds until it is decided
