@@ -112,6 +112,30 @@ def test_every_number_of_a_finding_counts(published, capsys, name):
         assert f"{claim}, {one['setting']['words']}: " in said
 
 
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("rank correlation", {"estimate": 0.77}),
+        ("rank correlation", {"measure": "ece"}),
+        ("regret", {"estimate": 0.77}),
+        ("regret", {"picked": "d"}),
+        ("regret", {"values": [[1, 2]] * 3}),
+        ("regret", {"values": [[1, 2]] * 4}),
+        ("regret", {"measure": "nothing"}),
+    ],
+)
+def test_how_measures_rank_teachers_follows_from_the_teachers_values(published, capsys, kind, change):
+    path = published / "verdicts.json"
+    record = json.loads(path.read_text())
+    one = next(one for one in record["measures"] if (one["measure"], one["kind"]) == ("nll", kind))
+    assert len(one["values"]) == (3 if kind == "regret" else 0)
+    one |= change
+    path.write_text(json.dumps(record))
+    status, said = check(published, capsys)
+    assert status == 2
+    assert "does not rank the teachers" in said or "is damaged" in said
+
+
 @pytest.mark.parametrize("column", ["top1", "one_minus_s", "train_ce"])
 def test_a_run_with_another_value(published, capsys, column):
     table = pd.read_csv(published / "runs.csv")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lskd import LskdError
+from lskd_study.claims.measures import correlate
 from lskd_study.stats.intervals import crossed_interval
 from lskd_study.stats.ranks import pick, rank_correlation
 
@@ -139,6 +140,22 @@ def test_the_ends_are_where_so_many_pairs_in_order_become_unlikely(teachers, cou
         y = rho * x + math.sqrt(1 - rho**2) * z
         in_order = ((x[:, first] > x[:, second]) == (y[:, first] > y[:, second])).sum(1)
         assert tail(in_order, count).mean() == pytest.approx(0.025, abs=0.004)
+
+
+def test_teachers_of_one_network_are_no_independent_sample():
+    """Where nothing goes with anything, and a network's two teachers are nearly alike in both."""
+    rng = np.random.default_rng(3)
+    found, naive = [], []
+    for _ in range(400):
+        x, y = (np.repeat(rng.normal(size=6), 2) + 0.2 * rng.normal(size=12) for _ in range(2))
+        found.append(correlate(x, y, 6).p_value < 0.05)
+        naive.append(rank_correlation(x, y).p_value < 0.05)
+    assert np.mean(found) < 0.05 + 0.033
+    assert np.mean(naive) > 0.1
+    few = correlate([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0], 2)
+    assert few.estimate == pytest.approx(2 / 3)
+    assert not few.known
+    assert "fewer than 3 networks" in few.note
 
 
 def test_fewer_than_three_teachers_have_no_interval():

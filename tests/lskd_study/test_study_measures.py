@@ -290,7 +290,8 @@ def test_measures_that_go_with_the_students_would_have_picked_the_best_teacher(f
     by_name = {rank.quantity.id: rank for rank in ranking.ranks}
     for name in ("top1", "nll", "aurc"):
         assert by_name[name].correlation.estimate == pytest.approx(1)
-        assert by_name[name].correlation.p_value == pytest.approx(2 / 720)  # of 6! orders two are perfect
+        assert by_name[name].correlation.p_value == pytest.approx(2 / 6)  # of 3! orders two are perfect
+        assert by_name[name].correlation.teachers == 3
         assert by_name[name].picked.is_best
     assert len(by_name) == 1 + 4 + 5
     for name, of in ALONE.items():
@@ -315,6 +316,15 @@ def test_how_measures_rank_teachers_is_in_the_record_and_on_the_page(fake_study)
     assert regrets["top1"]["picked"] == "c, α = 0.1"
     assert (regrets["top1"]["estimate"], regrets["top1"]["unit"]) == (0, "points")
     assert regrets["top1"]["teachers"] == ranking.teachers
+    assert of_ranks[0]["teachers"] == ["a", "b", "c"]
+    right = defaultdict(list)
+    for run in plan.runs:
+        logits, labels = stored(plan, run)
+        right[run.role, plan.by_id[run.teacher or run.id].model, run.smoothing].append(
+            logits.argmax(1) == labels
+        )
+    expected = [[100 * np.mean(right[role, *kind]) for role in ("teacher", "student")] for kind in ORDER]
+    np.testing.assert_allclose(regrets["top1"]["values"], expected)
     write_report(plan)
     assert picks_sentence(ranking) in text_of(plan)
 
@@ -354,7 +364,8 @@ def test_of_two_teachers_with_equally_good_students_a_measure_picked_the_one_tha
         Rank(one, rank_correlation(values, accuracy), pick(values, accuracy))
         for one, values in zip(MEASURES, ([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]), strict=False)
     ]
-    said = picks_sentence(Ranking(Setting(0, 0.1, 1, 0), ["a", "b", "c"], pick(accuracy, accuracy), ranks))
+    names = ["a", "b", "c"]
+    said = picks_sentence(Ranking(Setting(0, 0.1, 1, 0), names, names, pick(accuracy, accuracy), ranks))
     assert (
         "It would have been picked by calibration error; NLL would have picked c, whose students are as"
         in said
@@ -379,7 +390,8 @@ def test_few_teachers_are_said_to_be_few_and_fewer_than_three_not_ranked(fake_st
     if not page:
         return
     write_report(plan)
-    assert "3 teachers are too few: no order of them has p < 0.05." in text_of(plan)
+    assert "Teachers of fewer than 3 networks are no sample: their rank" in text_of(plan)
+    assert "Kendall’s τ over the 3 teachers, with" in text_of(plan)
     write_report(two)
     assert "Measures" in text_of(two)
     assert "would have been picked" not in text_of(two)

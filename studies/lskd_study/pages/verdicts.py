@@ -109,8 +109,9 @@ class MeasureRecord(Record):
     """What was measured beside the claims, without a verdict.
 
     ``kind``: ``value`` of the arm ``smoothing``; its ``difference`` from, or ``ratio`` to, the ``baseline``;
-    ``rank correlation`` with the students' accuracy over ``teachers``; ``regret`` of the teacher ``picked``.
-    Null for what a kind has not.
+    ``rank correlation`` with the students' accuracy over ``teachers``, the means of their networks where
+    there are three; ``regret`` of the teacher ``picked``, with each teacher's measure and students' accuracy
+    as ``values``. Null for what a kind has not.
     """
 
     measure: str
@@ -133,6 +134,7 @@ class MeasureRecord(Record):
     note: str = ""
     teachers: list[str] = []
     picked: str = ""
+    values: list[tuple[float, float]] = []
 
 
 class FailedRecord(Record):
@@ -345,12 +347,14 @@ def _measures(measures: Measures) -> list[MeasureRecord]:
         return records
     for rank in ranking.ranks:
         loss = {"temperature": ranking.setting.temperature, "hard_weight": ranking.setting.hard_weight}
-        common = {"role": "teacher", "teachers": ranking.teachers, **loss}
+        common = {"role": "teacher", **loss}
         found, picked = rank.correlation, rank.picked
         order = {"kind": "rank correlation", "method": METHOD, "p": found.p_value} | vars(found)
+        order |= {"unit": "", "teachers": ranking.networks}
         regret = {"kind": "regret", "unit": "points", "estimate": picked.regret} | vars(picked)
-        regret["picked"] = ranking.teachers[picked.teacher]
-        for own in (order | {"unit": ""}, regret):
+        regret |= {"picked": ranking.teachers[picked.teacher], "teachers": ranking.teachers}
+        regret["values"] = rank.values
+        for own in (order, regret):
             records.append(MeasureRecord.model_validate(_named(rank.quantity) | own | common))
     return records
 

@@ -114,7 +114,7 @@ def rank_correlation(measure: ArrayLike, accuracy: ArrayLike) -> RankCorrelation
     if not all(untied):
         note = "all teachers, or all students, are equal"
     elif teachers < FEWEST:
-        note = f"fewer than {FEWEST} teachers: too few to rank"
+        note = f"fewer than {FEWEST}: too few to rank"
     elif not _reliable(of_teachers):
         note = "the teachers differ by little more than what seeds and samples vary"
     elif not _reliable(of_students):
@@ -128,7 +128,7 @@ def rank_correlation(measure: ArrayLike, accuracy: ArrayLike) -> RankCorrelation
     tails = 1 - (below[fewest - 1] if fewest else 0.0), below[most]
     p_value = float(min(2 * min(tails), 1.0))
     if teachers < _SIGNIFICANT:
-        note = f"{teachers} teachers are too few: no order of them has p < 0.05"
+        note = f"{teachers} networks are too few: no order of them has p < 0.05"
     return RankCorrelation(estimate, float(low[fewest]), float(high[most]), p_value, teachers, note)
 
 

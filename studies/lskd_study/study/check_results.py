@@ -20,6 +20,7 @@ from lskd.base.files import CSV_LIMIT, read_bytes, read_csv
 from lskd_study.claims import Finding, judge
 from lskd_study.claims.contrasts import SHOTS
 from lskd_study.claims.findings import decide
+from lskd_study.claims.measures import LOWEST, correlate
 from lskd_study.claims.statements import CLAIMS, OVER_STUDIES, Setting, claims_of, settings_of, task_of
 from lskd_study.pages.page import PAGE, counted, interval_text
 from lskd_study.pages.tables import COLUMNS, table_csv, table_rows
@@ -34,6 +35,7 @@ from lskd_study.stats.intervals import (
     parts_interval,
     rule_of_three,
 )
+from lskd_study.stats.ranks import pick
 from lskd_study.stats.trends import FEWEST
 from lskd_study.study.engine import make_plan
 from lskd_study.study.planning import DECLARED
@@ -117,10 +119,33 @@ def _check_study(folder: Path, record: StudyRecord) -> int:
         pooled = plan.pool_seed_variance and "pooled" in said.method
         _compare_runs(where, said, own.interval, largest, pooled)
         count += own.interval is not None
+    _check_ranks(folder, record)
     first = record.findings[0]
     if (record.headline.claim, record.headline.verdict) != (first.claim, first.verdict):
         raise LskdError(f"{folder}: the headline is not the first finding")
     return count
+
+
+def _check_ranks(folder: Path, record: StudyRecord) -> None:
+    """Compare how measures rank the teachers with what the teachers' values give, where they are published.
+
+    Raises:
+        LskdError: they differ.
+    """
+    orders = {one.measure: one for one in record.measures if one.kind == "rank correlation"}
+    for regret in (one for one in record.measures if one.kind == "regret" and one.values):
+        measure, students = np.transpose(regret.values)
+        said = orders.get(regret.measure)
+        if said is None or regret.measure not in LOWEST or len(measure) % len(record.teachers):
+            raise LskdError(f"{folder}: {VERDICTS_FILE} is damaged: {regret.measure[:40]!r}")
+        measure = -measure if LOWEST[regret.measure] else measure
+        found, picked = correlate(measure, students, len(record.teachers)), pick(measure, students)
+        pairs = [(regret.estimate, picked.regret), (said.estimate, found.estimate)]
+        if said.low is not None:  # of teachers that differ by little there is no interval, which seeds say
+            pairs += [(said.low, found.low), (said.high, found.high), (said.p, found.p_value)]
+        agree = all(_same(_number(one), other, _EXACT * 100) for one, other in pairs)
+        if not agree or [regret.picked] != regret.teachers[picked.teacher : picked.teacher + 1]:
+            raise LskdError(f"{folder}: {regret.measure} does not rank the teachers as recorded")
 
 
 def _kept(plan: Plan, folder: Path) -> Results[Kept]:
