@@ -18,7 +18,7 @@ help:
 	@echo "make faults    kills and other faults at random moments, hours -> docs/reliability/*.csv"
 	@echo "make coverage  branches that the tests reach: 95 % of the core, 90 % of the rest"
 	@echo "make mutants   break the core in small ways and see tests fail: hours, goes on where it was (MODULES=... SAMPLE=150)"
-	@echo "make gates     all tests offline, not as root, in an odd path, at a load of 15, on the other Python (PLACES=...)"
+	@echo "make gates     all tests offline, not as root, in an odd path, at a load of 15, by other instructions, on the other Python (PLACES='offline user path load numerical python')"
 	@echo "make lint      ruff, mypy and the contracts of imports"
 	@echo "make fuzz      hostile inputs to every reader, hours -> docs/reliability/fuzz*.csv"
 	@echo "make bench     ratios against peers -> benchmarks/results.json"

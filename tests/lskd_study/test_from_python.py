@@ -94,11 +94,14 @@ def test_values_of_python_are_those_of_a_file(scene):
 @pytest.mark.parametrize(
     ("arguments", "keys", "said"),
     [
-        (["nothing.yaml"], {}, "no study file nothing.yaml; recipes that come with lskd: recipes/"),
+        (["nothing.yaml"], {}, "no file or recipe 'nothing.yaml'; `lskd recipe list` names all"),
         (["data"], {}, "data is a folder and no study has written into it"),
         (["data"], {"seeds": [1]}, "data is a folder of results; to change seeds name a study file"),
         ([], {}, "is missing; add it"),
         (["recipes/stability/study.yaml"], {}, "is a list of teachers; measure them with `lskd stability"),
+        (["stability"], {}, "is a list of teachers; measure them with `lskd stability"),
+        (["reactnet_kd"], {}, "is no study; `lskd recipe show reactnet_kd` has the command that runs it"),
+        (["fashion_mnist/class10"], {}, "did you mean fashion_mnist/classes10"),
     ],
 )
 def test_what_is_no_study_is_refused(scene, arguments, keys, said):
@@ -181,7 +184,7 @@ def test_a_refused_run_leaves_all_as_it_was(scene, finish, monkeypatch, there):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else real(name))
     if there:
-        before = Study(STUDY, title="Before", temperatures=[3])
+        before = Study(STUDY, title="Before")
         finish(before.plan())
         before.run()
 
@@ -191,7 +194,7 @@ def test_a_refused_run_leaves_all_as_it_was(scene, finish, monkeypatch, there):
     kept = content()
     for changes, asked, said in REFUSALS:
         with pytest.raises(LskdError, match=said) as error:
-            Study(STUDY, title="Now", **changes).run(**asked)
+            Study(STUDY, title="Now", temperatures=[1, 3], **changes).run(**asked)
         assert "\n" not in str(error.value)
         assert content() == kept
 

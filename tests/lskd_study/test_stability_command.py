@@ -275,6 +275,7 @@ TEACHER = LIST["teachers"][0]
     [
         ({"title": None}, ("'title' is missing",)),
         ({"seeds": [1]}, ("unknown key 'seeds'",)),
+        ({"seeds": [1], "kind": None}, ("is a study, not a list of teachers; run it with `lskd study",)),
         ({"teachers": []}, ("teachers",)),
         ({"temprature": [1]}, ("'temprature'", "did you mean 'temperatures'")),
         ({"data": {"path": "d", "spilt": "val"}}, ("'spilt'", "did you mean 'split'")),

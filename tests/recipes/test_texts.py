@@ -183,5 +183,5 @@ def test_an_unknown_name_is_one_line_with_the_nearest(capsys):
     assert cli.main(["recipe", "show", "imagenet/tabel2"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert "unknown recipe 'imagenet/tabel2'; did you mean imagenet/table2?" in err
+    assert "no file or recipe 'imagenet/tabel2'; did you mean imagenet/table2?" in err
     assert err.count("\n") == 1

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -30,10 +31,11 @@ class Finding:
 _SAFE_PATCH = {(3, 11): 14, (3, 12): 12}
 
 # Each framework's name, the distributions that provide it, and our package for it.
+MMPRETRAIN = ("onedl-mmpretrain", "mmpretrain")
 ADAPTERS = (
     ("timm", ("timm",), "timm_ls_kd"),
     ("fairseq", ("ve-fairseq", "fairseq-fixed", "fairseq"), "fairseq_kd"),
-    ("mmcls", ("mmcls",), "mmcls_bnn"),
+    ("mmcls", ("mmcls", *MMPRETRAIN), "mmcls_bnn"),
 )
 
 
@@ -65,18 +67,23 @@ def render(findings: Sequence[Finding], *, as_json: bool) -> str:
 def check_adapter(framework: str, distributions: Sequence[str], package: str) -> Finding:
     """Return whether an adapter's framework is here, by one of its distributions, and whether both load."""
     part = f"{framework} adapter"
-    version = next(filter(None, map(_version, distributions)), None)
-    if version is None:
+    found = {name: version for name in distributions if (version := _version(name))}
+    if not found:
         return Finding(part, "missing", f"{framework} is not installed", how_to_install(framework))
+    name, version = next(iter(found.items()))
+    logging.disable()  # of what a framework advises at import, this is not about
     try:
-        importlib.import_module(framework)
-        adapter = importlib.import_module(package)
-        for name in getattr(adapter, "__all__", ()):  # a package imports its modules when they are asked for
-            getattr(adapter, name)
+        with warnings.catch_warnings(action="ignore"):
+            importlib.import_module(framework if name not in MMPRETRAIN else "mmpretrain")
+            adapter = importlib.import_module(package)
+            for one in getattr(adapter, "__all__", ()):  # a package imports its modules when asked for them
+                getattr(adapter, one)
     except Exception as error:  # whatever a framework raises at import is the finding
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return Finding(part, "broken", reason, how_to_install(framework, "--force-reinstall"))
-    return Finding(part, "usable", f"{framework} {version}")
+    finally:
+        logging.disable(logging.NOTSET)
+    return Finding(part, "usable", f"{name if name in MMPRETRAIN else framework} {version}")
 
 
 def _version(distribution: str) -> str | None:

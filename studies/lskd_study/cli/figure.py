@@ -238,7 +238,9 @@ def _check_source(table: Path | None, paper: bool, study: Sequence[Path] | None)
     if study and (table is not None or paper):
         raise LskdError("--study is another source than --table and --paper; give one")
     if not study and (table is None) != paper:
-        raise LskdError("name a table of results with --table, or ask for the paper's own with --paper")
+        raise LskdError(
+            "name studies with --study, a table of results with --table, or the paper's own with --paper"
+        )
 
 
 def _of_studies(

@@ -8,7 +8,10 @@ import typer
 
 def index(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR", help="Output folders of `lskd study`, e.g. runs/*.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR", help="Output folders of `lskd study`, e.g. runs/digits runs/cub200/table2."
+        ),
     ],
     output: Annotated[
         Path, typer.Option(help="Page to write; its links to the studies are relative.")

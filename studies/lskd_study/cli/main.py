@@ -35,7 +35,9 @@ def study(
     file: Annotated[
         str | None,
         typer.Argument(
-            metavar="[FILE]", help="Study file, e.g. recipes/digits/study.yaml.", show_default=False
+            metavar="[FILE]",
+            help="Study file, recipe's name, or output folder of a study, e.g. recipes/digits/study.yaml.",
+            show_default=False,
         ),
     ] = None,
     own: Annotated[

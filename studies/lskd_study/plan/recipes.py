@@ -63,10 +63,10 @@ def recipes_folder() -> Path:
 
 
 def find_study_file(name: str) -> Path:
-    """Return the study file of that name: a path, or, where there is none, the packaged ``recipes/...`` file.
+    """Return the study file of that name: a path, or, where there is none, a packaged recipe's.
 
     Raises:
-        LskdError: when there is neither.
+        LskdError: when there is neither, or a trainer runs the recipe.
     """
     path = Path(name)
     if path.exists():
@@ -75,8 +75,10 @@ def find_study_file(name: str) -> Path:
         packaged = recipes_folder().joinpath(*path.parts[1:])
         if packaged.is_file():
             return packaged
-    known = sorted(f"recipes/{file.parent.name}/study.yaml" for file in recipes_folder().glob("*/study.yaml"))
-    raise LskdError(f"no study file {name}; recipes that come with lskd: {', '.join(known) or 'none'}")
+    recipe = find_recipe(name)
+    if recipe.kind == "run":
+        raise LskdError(f"{name} is no study; `lskd recipe show {recipe.name}` has the command that runs it")
+    return recipe.path
 
 
 def header_of(path: Path) -> str:
@@ -146,7 +148,7 @@ def find_recipe(name: str) -> Recipe:
     below = [other for other in known if other.startswith(f"{short}/")]
     near = below[0] if below else nearest(short, known)
     hint = f"did you mean {near}? " if near else ""
-    raise LskdError(f"unknown recipe {name!r}; {hint}`lskd recipe list` names all {len(known)}")
+    raise LskdError(f"no file or recipe {name!r}; {hint}`lskd recipe list` names all {len(known)}")
 
 
 def runs_and_data(recipe: Recipe) -> tuple[str, str]:

@@ -95,6 +95,9 @@ def load_teachers(path: Path) -> TeacherList:
     Raises:
         LskdError: one line that names the file, the line in it and what is wrong.
     """
+    content = read_yaml(path)
+    if isinstance(content, Mapping) and "seeds" in content and "kind" not in content:
+        raise LskdError(f"{path} is a study, not a list of teachers; run it with `lskd study {path}`")
     return load(path, TeacherList, "a list of teachers is a mapping with kind, title, output and teachers")
 
 
