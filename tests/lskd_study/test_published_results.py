@@ -125,7 +125,7 @@ def table(claim: str) -> str:
         one = over_studies()[claim]
         own = row(OVER_STUDIES[claim], one.setting.words, one.interval, one.claim.unit, one.verdict)
         return "\n".join([*rows, own]) + "\n"
-    found = [one for one in findings() if one[1].claim == claim]
+    found = [one for one in findings() if one[1].claim == claim and in_rows(*one)]
     rows += [row(studies, one.setting.words, one, one.unit, one.verdict or "–") for studies, one in found]
     return "\n".join(rows) + "\n"
 
@@ -137,8 +137,6 @@ def findings() -> list[tuple[list[str], Any]]:
         every = read_record(RESULTS / study).findings
         for one in every:
             if one.verdict is None and one.claim not in PARTS_SHOWN:
-                continue
-            if study in grids() and one.setting.temperature and not is_headline(one.setting):
                 continue
             # What has no interval is told by the others of its setting.
             alike = [one] if one.low is not None else [own for own in every if own.setting == one.setting]
@@ -154,8 +152,13 @@ def grids() -> list[str]:
     return [study for study, one in records.items() if min(len(one.smoothing), len(one.temperatures)) > 2]
 
 
-def is_headline(setting: Setting) -> bool:
-    return setting.smoothing == 0.1 and setting.temperature == 1
+def in_rows(studies: list[str], finding: Any) -> bool:
+    """Whether a finding has a row in its claim's table: of a grid one of students and T."""
+    setting = finding.setting
+    one_of_many = setting.temperature and finding.claim != "temperature"
+    return (
+        not one_of_many or studies[0] not in grids() or (setting.smoothing, setting.temperature) == (0.1, 1)
+    )
 
 
 def grid(claim: str) -> str:
@@ -176,7 +179,7 @@ def grid(claim: str) -> str:
 
 
 def claims() -> str:
-    """Return all claims, and in how many rows of the tables below each verdict stands."""
+    """Return all claims, and in how many settings of the studies each has which verdict."""
     columns = (*DECIDED, "cannot tell")
     verdicts = [(one.text, one.verdict) for _, one in findings() if one.verdict]
     verdicts += [(one.claim.text, one.verdict) for one in over_studies().values()]
@@ -318,7 +321,8 @@ def rank_row(words: str, teachers: int, found: Any, cost: float) -> str:
 def asides() -> str:
     """Return the comparisons that the prose makes besides the studies' findings, with t intervals."""
     score: dict[str, dict[str, float]] = {}
-    for study in ("networks", "longer", "binary", "binary_two_steps"):
+    grid, temperatures = "smoothing_resnet_mambaout", ("2", "4", "16")
+    for study in ("networks", "longer", "binary", "binary_two_steps", "temperature", grid):
         runs = read_csv(RESULTS / "fashion_mnist" / study / "runs.csv")
         score[study] = {line["run"]: float(line["top1"]) for line in runs}
 
@@ -348,6 +352,11 @@ def asides() -> str:
     control = "control-ReActNet_18x0.25-smoothing{}-seed{}"
     binary_student = "student-ReActNet_18x0.25-of-test_resnet-smoothing{}-T1-hard0-seed{}"
     two = ("binary_two_steps", "binary")
+    apart = [  # two students of the same teachers
+        gain(grid, f"student-test_mambaout-of-test_resnet-smoothing{{}}-T{t}-hard0-seed{{}}")
+        - gain("temperature", f"student-test_byobnet-of-test_resnet-smoothing{{}}-T{t}-hard0-seed{{}}")
+        for t in temperatures
+    ]
     longer = gain("longer", student.format("test_resnet")) - gains["test_resnet"]
     lines = [
         ("longer: smoothing’s effect on students, 30 epochs less 10, test_resnet", seed_interval(longer)),
@@ -362,6 +371,10 @@ def asides() -> str:
         (
             "networks: smoothing’s effect on the teacher test_byobnet",
             seed_interval(gain("networks", "teacher-test_byobnet-smoothing{}-seed{}")),
+        ),
+        (
+            "smoothing_resnet_mambaout less temperature: smoothing’s effect on students, T = 2, 4, 16",
+            seed_interval(np.mean(apart, axis=0)),
         ),
         ("binary: smoothed labels’ effect, no teacher", seed_interval(gain("binary", control))),
         (
@@ -524,8 +537,10 @@ WAYS |= {
     for way in ("lump", "spread", "renormalise", "restrict", "sampled")
 }
 CONTROL = "control-transformer-smoothing0-seed{}"
+GRID_CLAIMS = ("better-student", "distillation-helps", "more-than-smoothing")
 FAR_OFF = "test_mambaout"  # three points behind the next of the teachers of networks
 OWN_TABLES = {
+    **{f"grid-{claim}": functools.partial(grid, claim) for claim in GRID_CLAIMS},
     "asides": asides,
     "claims": claims,
     "distances": distances,

@@ -382,7 +382,7 @@ class _Words:
         if words := [one.setting.words for one in findings if one.setting.words and not one.claim.control]:
             return f" ({_some(words)})"
         places: dict[tuple[float, ...], list[Loss]] = {}
-        for loss in dict.fromkeys(map(_loss_of, findings)):
+        for loss in sorted(set(map(_loss_of, findings)), key=losses_of(self.plan).index):
             places.setdefault(tuple(_alphas(f for f in findings if _loss_of(f) == loss)), []).append(loss)
         texts = []
         for alphas, losses in places.items():
