@@ -157,9 +157,23 @@ def answer_sentence(studies: Sequence[IndexedStudy]) -> str:
     headlines = [own for study in with_students if (own := study.headline) and own.low is not None]
     again = len(headlines) - len({(own.estimate, own.low, own.high) for own in headlines})
     teachers = [known for study in with_students if (known := _teachers_of(study.record))]
+    others = Counter(
+        verdict
+        for study in with_students
+        for verdict in {
+            one.verdict for one in study.record.findings if one.claim == study.record.headline.claim
+        }
+        if verdict != study.record.headline.verdict
+    )
     rest = [
         f"{counted(count, *words)} {what}."
         for count, words, what in (
+            (
+                others["supported"],
+                ("study supports", "studies support"),
+                "it in another setting than its first",
+            ),
+            (others["contradicted"], ("study contradicts", "studies contradict"), "it in another setting"),
             (again, ("study has", "studies have"), "the same runs behind the headline as another"),
             (len(teachers) - len({*teachers}), ("study adds", "studies add"), "no new teachers"),
             (len(studies) - len(with_students), ("study is", "studies are"), "of teachers alone"),
