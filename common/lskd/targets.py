@@ -87,6 +87,26 @@ def smooth_targets(
     return targets.scatter_(-1, labels.long().unsqueeze(-1), on)
 
 
+def smooth_probabilities(probabilities: Tensor, alpha: float, convention: Convention = "paper") -> Tensor:
+    """Return probabilities of classes (of mixup, say), smoothed as the labels that they were made of.
+
+    To smooth what was mixed is to mix what was smoothed, but for rounding.
+
+    Args:
+        probabilities: rows ``(..., K)`` that sum to 1; one-hot integers too.
+        alpha: smoothing, ``0 <= alpha < 1``.
+        convention: see :data:`Convention`.
+
+    Raises:
+        ValueError: for arguments out of range.
+
+    >>> smooth_probabilities(torch.tensor([0.75, 0.25, 0.0]), 0.3, "uniform")
+    tensor([0.6250, 0.2750, 0.1000])
+    """
+    on, off = target_values(probabilities.shape[-1], alpha, convention)
+    return off + probabilities.to(torch.promote_types(probabilities.dtype, torch.float32)) * (on - off)
+
+
 def binary_targets(labels: Tensor, alpha: float, convention: Convention = "uniform") -> Tensor:
     """Return smoothed targets of no and yes for classes that do not exclude one another (multi-label).
 

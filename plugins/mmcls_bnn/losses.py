@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lskd import Convention, smooth_targets
+from lskd.targets import smooth_probabilities
 from mmcls_bnn.compat import MODELS
 
 
@@ -30,10 +31,12 @@ class SmoothedCrossEntropy(nn.Module):
 
         Args:
             cls_score: logits `(B, K)`.
-            target: labels `(B,)`, or probabilities `(B, K)`, which are taken as they are.
+            target: labels `(B,)`, or one-hot or mixed ones `(B, K)`; smoothed here.
             avg_factor: the sum over the batch is divided by this; None: by B.
         """
-        if not target.is_floating_point():
+        if target.ndim == 2:
+            target = smooth_probabilities(target, self.alpha, self.convention)
+        else:
             target = smooth_targets(target, cls_score.shape[-1], self.alpha, self.convention)
         total = functional.cross_entropy(cls_score.float(), target, reduction="sum")
         return self.loss_weight * total / (avg_factor or cls_score.shape[0])

@@ -10,7 +10,7 @@ from scipy import special
 from torch.nn import functional as F
 
 from lskd import convert_alpha, smooth_targets, target_entropy, target_mass, target_values
-from lskd.targets import chance_like_mass, check_finite, check_samples
+from lskd.targets import chance_like_mass, check_finite, check_samples, smooth_probabilities
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +36,26 @@ def test_rows_are_the_definition(reference, num_classes, alpha, convention, shap
     assert targets.dtype == dtype
     expected = reference.targets(labels.numpy(), num_classes, alpha, convention)
     np.testing.assert_allclose(targets.double().numpy(), expected, atol=TOLERANCE[dtype])
+
+
+@PROPERTY
+@given(
+    num_classes=st.integers(2, 40),
+    alpha=st.floats(0, 0.99),
+    convention=st.sampled_from(CONVENTIONS),
+    weight=st.floats(0, 1),
+    dtype=st.sampled_from([torch.int64, torch.float16, torch.float32, torch.float64]),
+)
+def test_mixed_labels_are_smoothed_as_smoothed_ones_are_mixed(
+    reference, num_classes, alpha, convention, weight, dtype
+):
+    weight = weight if dtype.is_floating_point else round(weight)
+    labels = np.arange(num_classes)
+    one_hot, smoothed = (reference.targets(labels, num_classes, a, convention) for a in (0.0, alpha))
+    mixed, expected = (weight * rows + (1 - weight) * rows[::-1] for rows in (one_hot, smoothed))
+    found = smooth_probabilities(torch.tensor(mixed).to(dtype), alpha, convention)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    np.testing.assert_allclose(found.double().numpy(), expected, atol=TOLERANCE.get(dtype, 1e-6))
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)

@@ -101,6 +101,24 @@ def test_a_student_without_its_teacher_learns_from_labels(student, build, sample
     assert metric.evaluate(6) == {}
 
 
+@pytest.mark.parametrize("kind", ["LsKdClassifier", "UntaughtClassifier"])
+@pytest.mark.parametrize(
+    "made", [{"to_onehot": True}, {"batch_augments": {"augments": {"type": "Mixup", "alpha": 0.8}}}]
+)
+def test_labels_that_the_preprocessor_makes_are_smoothed(student, build, samples, kind, made):
+    student["data_preprocessor"].update(made)
+    student["distillation"] = {"hard_weight": 1.0, "alpha": 0.3}
+    model = build({**student, "type": kind}).train()
+    twin = copy.deepcopy(model)
+    batch = {"inputs": torch.rand(4, 1, 16, 16) * 255, "data_samples": samples([0, 1, 2, 3])}
+    batch = model.data_preprocessor(batch, training=True)
+    scores = np.stack([sample.gt_label.score.double().numpy() for sample in batch["data_samples"]])
+    loss = model.loss(**batch)["loss"]
+    log_q = log_softmax(logits_of(twin, batch["inputs"]).detach().double().numpy(), -1)
+    smoothed = 0.7 * scores + 0.3 / 3 * (1 - scores)  # Eq. 1
+    assert loss.item() == pytest.approx(-(smoothed * log_q).sum(-1).mean(), rel=1e-5)
+
+
 def test_metric_is_the_loss_on_the_validation_set(student, build, samples, images):
     model = build(student).eval()
     model.load_teacher()

@@ -12,7 +12,7 @@ from image_folders import write_digits
 from lskd import LskdError, smooth_targets
 from lskd.errors import loading_error
 from mmcls_bnn import data
-from mmcls_bnn.compat import register_all_modules
+from mmcls_bnn.compat import MODELS, register_all_modules
 from mmcls_bnn.data import CheckedImageFolder
 from mmcls_bnn.losses import SmoothedCrossEntropy
 
@@ -57,6 +57,24 @@ def test_smoothed_cross_entropy_in_both_conventions(convention):
     if convention == "uniform":
         torchs = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
         assert found.item() == pytest.approx(torchs.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("weight", [1, 0.7])
+@pytest.mark.parametrize("convention", ["paper", "uniform"])
+def test_one_hot_and_mixed_labels_are_smoothed_too(convention, weight):
+    """As mmcls' own loss does, which has "uniform" alone."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 7).double(), torch.tensor([0, 6, 3, 3, 2])
+    rows = torch.nn.functional.one_hot(labels, 7)  # whole numbers, as mmcls makes them
+    if weight < 1:
+        rows = weight * rows + (1 - weight) * rows.flip(0)
+    found = SmoothedCrossEntropy(0.3, convention)(logits.float(), rows)
+    if convention == "uniform":
+        expected = MODELS.build({"type": "LabelSmoothLoss", "label_smooth_val": 0.3})(logits, rows)
+    else:  # Eq. 1
+        smoothed = 0.7 * rows + 0.3 / 6 * (1 - rows)
+        expected = -(smoothed * logits.log_softmax(-1)).sum() / 5
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["cv2", "pillow"])

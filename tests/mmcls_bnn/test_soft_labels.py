@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmcls.registry import TRANSFORMS
+from mmengine.dataset import default_collate
 
 from lskd import DistillationLoss, LskdError, SoftLabels, SoftLabelsError, SoftLabelsWriter
 from lskd.soft_labels.shards import merge_shards
@@ -221,11 +222,19 @@ def test_a_mixed_image_is_two_seeded_ones(config, runner_of):
         kinds[mixing and mixing.kind] += 1
         found = loader.dataset[sample]
         assert torch.equal(found["inputs"], image)
-        scores = mixed_targets(label, partner, torch.tensor([weight]), 4, 0.1, "uniform")[0]
+        scores = mixed_targets(label, partner, torch.tensor([weight]), 4)[0]
         torch.testing.assert_close(found["data_samples"].gt_label.score, scores)
         assert found["data_samples"].get("soft_label_key") == 3 * 96 + sample
     assert len(kinds) == 3
     assert min(kinds.values()) >= 5
+    model = runner.model.eval()
+    batch = model.data_preprocessor(default_collate([loader.dataset[i] for i in range(9)]), True)
+    model.stored = SimpleNamespace(answer=lambda *_: torch.zeros(9, 4))
+    found = model.loss(**batch)["loss_hard"]
+    labels = torch.stack([sample.gt_label.score for sample in batch["data_samples"]]).double()
+    log_q = model.head(model.extract_feat(batch["inputs"])).double().log_softmax(-1)
+    smoothed = 0.9 * labels + 0.1 / 4  # here alone, not before mixing too
+    torch.testing.assert_close(found.double(), -(smoothed * log_q).sum(-1).mean(), rtol=1e-5, atol=0)
 
 
 def image_and_label(item):

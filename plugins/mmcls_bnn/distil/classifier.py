@@ -21,6 +21,7 @@ from lskd import (
 )
 from lskd.base.tensors import SampleMeans
 from lskd.checkpoints import load_strictly, read_checkpoint
+from lskd.targets import smooth_probabilities
 from lskd.teachers.fast import FastMode
 from lskd.teachers.replay import replayed
 from mmcls_bnn.binary.layers import image_channels
@@ -163,10 +164,13 @@ class LsKdClassifier(ImageClassifier):
             )
         else:
             teacher = self.stored.answer(inputs, data_samples)
+        labels = labels_of(data_samples)
+        if labels.ndim == 2:  # the loss takes probabilities as they are
+            labels = smooth_probabilities(labels, self.distillation.alpha, self.distillation.convention)
         logits = self.head(self.extract_feat(inputs))
         # Autocast off: the loss is computed in float32 whatever the networks ran in.
         with torch.autocast(logits.device.type, enabled=False):
-            parts = self.distillation.components(logits, teacher, labels_of(data_samples))
+            parts = self.distillation.components(logits, teacher, labels)
         named = {name: getattr(parts, field) for name, field in LOGGED.items()}
         self._means.add(named.values(), len(logits))
         return {"loss": parts.loss, **named}

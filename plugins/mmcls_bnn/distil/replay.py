@@ -10,7 +10,7 @@ from mmengine.dataset import Compose
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lskd import Convention, LskdError
+from lskd import LskdError
 from lskd.teachers.replay import Mixing, MixingPolicy, augmentation_seed, mixed_image, mixed_targets, replayed
 from mmcls_bnn.compat import BaseDataset
 
@@ -20,21 +20,17 @@ _TRIED = 4  # images on which repeating is tried
 
 @dataclass(frozen=True)
 class ImageMixing:
-    """How training images are mixed, each by itself, and what becomes of their labels.
+    """How training images are mixed, each by itself, and their labels, which the loss smooths.
 
     Called as a preprocessor's `batch_augments`, it changes nothing: the images are mixed before.
 
     Attributes:
         policy: how they are mixed.
         num_classes: class count.
-        alpha: smoothing of both labels before mixing.
-        convention: what alpha means.
     """
 
     policy: MixingPolicy
     num_classes: int
-    alpha: float = 0.0
-    convention: Convention = "uniform"
 
     def __call__(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return both as they are."""
@@ -58,8 +54,7 @@ class ImageMixing:
             item["inputs"], weight = mixed_image(item["inputs"], partner["inputs"], mixing)
             other = _label_of(partner["data_samples"])
         weights = torch.tensor([weight], dtype=torch.float32)
-        scores = mixed_targets(label, other, weights, self.num_classes, self.alpha, self.convention)
-        sample.set_gt_score(scores[0])
+        sample.set_gt_score(mixed_targets(label, other, weights, self.num_classes)[0])
 
 
 class SeededPipeline(Compose):
@@ -224,7 +219,7 @@ def mix_by_image(model: Any) -> ImageMixing | None:
     Raises:
         LskdError: a way of mixing that no seed repeats here, by name.
     """
-    preprocessor, loss = model.data_preprocessor, model.distillation
+    preprocessor = model.data_preprocessor
     augments = getattr(preprocessor, "batch_augments", None)
     if augments is None:
         return None
@@ -248,6 +243,6 @@ def mix_by_image(model: Any) -> ImageMixing | None:
     policy = MixingPolicy(
         alphas["Mixup"], alphas["CutMix"], min(mixed, 1.0), shares["CutMix"] / mixed if mixed else 0.0
     )
-    mixing = ImageMixing(policy, int(model.head.num_classes), loss.alpha, loss.convention)
+    mixing = ImageMixing(policy, int(model.head.num_classes))
     preprocessor.batch_augments = mixing
     return mixing
