@@ -6,12 +6,13 @@ import pytest
 import timm
 import torch
 import torchvision
+import yaml
 from mmengine.config import Config
 
 from lskd import FrozenTeacher, LskdError
 from lskd.teachers.frozen import Normalisation
 from mmcls_bnn.compat import MODELS
-from mmcls_bnn.distil.teacher import LogitsOf, TeacherSettings, load_teacher
+from mmcls_bnn.distil.teacher import LogitsOf, TeacherSettings, describe_teacher, load_teacher
 
 pytestmark = pytest.mark.unit
 
@@ -71,6 +72,49 @@ def test_normalisation_beside_a_checkpoint_of_timms_trainers(tmp_path):
     assert (teacher.image_size, teacher.converts) == ((32, 32), True)
     small = teacher(normalised(pixels(1, 16), GREY.mean, GREY.std))  # resized to 32
     assert small.shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "arguments"),
+    [
+        ("test_resnet", {"gp": "max"}, {"global_pool": "max"}),
+        ("test_efficientnet", {"bn_eps": 0.5}, {"bn_eps": 0.5}),
+        ("test_resnet", {"gp": "max", "model_kwargs": {"act_layer": "silu"}}, {"act_layer": "silu"}),
+    ],
+)
+def test_a_run_beside_a_checkpoint_says_which_network_it_is(tmp_path, name, run, arguments):
+    """The weights fit another one, which answers otherwise."""
+    arguments = {"global_pool": run.get("gp"), **arguments}
+    model = timm.create_model(name, num_classes=4, **arguments).eval()
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "t.pth")
+    Path(tmp_path, "args.yaml").write_text(yaml.safe_dump({"model": name, **run}))
+    images = torch.randn(3, 3, 64, 64)
+    teacher = load_teacher(settings(tmp_path / "t.pth", model=name), 4, IMAGENET)
+    with torch.no_grad():
+        assert torch.equal(teacher.model(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("run", "given", "expected"),
+    [
+        ({"img_size": 48, "input_size": None}, {}, (48, 48)),
+        ({"img_size": None, "input_size": [3, 48, 32]}, {}, (48, 32)),
+        ({"img_size": None, "input_size": None}, {}, (160, 160)),  # the model's default, as timm trained it
+        ({"img_size": 48}, {"image_size": 40}, (40, 40)),
+        ({}, {}, None),
+    ],
+)
+def test_size_of_a_teachers_run(tmp_path, run, given, expected):
+    saved(tmp_path / "t.pth")
+    Path(tmp_path, "args.yaml").write_text(yaml.safe_dump({"model": "test_resnet", **run}))
+    asked = settings(tmp_path / "t.pth", **given)
+    teacher, seen = load_teacher(asked, 4, IMAGENET), []
+    assert teacher.image_size == expected
+    line = describe_teacher(asked, teacher, 4)
+    assert line.endswith(f", resized to {expected[0]} x {expected[1]}" if expected else "own normalisation")
+    teacher.model.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape[-2:])))
+    teacher(torch.zeros(2, 3, 64, 64))
+    assert seen == [expected or (64, 64)]
 
 
 def test_settings_beat_args_yaml(tmp_path):

@@ -35,8 +35,8 @@ from mmcls_bnn.recipe import check_count, read_config, settings_of
 _IMAGENET = Normalisation((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 _BATCH = 64
 
-# A network, the images that it was trained with, and their side, where it is known.
-_Built = tuple[nn.Module, Normalisation, int | None]
+# A network, the images that it was trained with, and their height and width, where they are known.
+_Built = tuple[nn.Module, Normalisation, tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -197,8 +197,9 @@ def load_teacher(settings: TeacherSettings, num_classes: int, student: Normalisa
     _load(model, weights, settings, num_classes)
     if settings.library == "mmcls":
         model = LogitsOf(model)
-    size = settings.image_size or size
-    return FrozenTeacher(model, own, student, None if size is None else (size, size), name=settings.name)
+    if settings.image_size is not None:
+        size = settings.image_size, settings.image_size
+    return FrozenTeacher(model, own, student, size, name=settings.name)
 
 
 def describe_teacher(settings: TeacherSettings, teacher: FrozenTeacher, num_classes: int) -> str:
@@ -206,7 +207,7 @@ def describe_teacher(settings: TeacherSettings, teacher: FrozenTeacher, num_clas
     line = f"teacher '{settings.name}' of {settings.library}: {settings.checkpoint}, "
     line += "images converted to its own normalisation" if teacher.converts else "normalisation the student's"
     if teacher.image_size is not None:
-        line += f", resized to {teacher.image_size[0]}"
+        line += f", resized to {teacher.image_size[0]} x {teacher.image_size[1]}"
     if settings.smoothing is not None:
         entropy = target_entropy(num_classes, settings.smoothing, 1.0, settings.convention)
         line += f"; trained with smoothing {settings.smoothing:g} ({settings.convention}): the entropy of an "
@@ -277,7 +278,12 @@ def _timm(settings: TeacherSettings, num_classes: int, channels: int) -> _Built:
     run = settings_beside(settings.checkpoint, name)
     trained = int(run.get("in_chans") or (run.get("input_size") or (channels,))[0])
     _check_channels(settings, trained, channels)
-    arguments = {**(run.get("model_kwargs") or {}), **(settings.kwargs or {})}
+    arguments = {
+        "global_pool": run.get("gp"),  # weights fit any, and any bn_eps; timm leaves None to the model
+        "bn_eps": run.get("bn_eps"),
+        **(run.get("model_kwargs") or {}),
+        **(settings.kwargs or {}),
+    }
     try:
         model: nn.Module = timm.create_model(
             name, pretrained=False, num_classes=num_classes, in_chans=channels, **arguments
@@ -286,7 +292,10 @@ def _timm(settings: TeacherSettings, num_classes: int, channels: int) -> _Built:
     except Exception as error:  # timm and its models raise whatever they like
         raise LskdError(f"teacher '{name}' cannot be created: {one_line(error, 200)}") from None
     own = Normalisation.of(data["mean"], data["std"], channels, scale=255)
-    return model, own, int(data["input_size"][-1]) if run.get("img_size") else None
+    if not run.keys() & {"img_size", "input_size"}:
+        return model, own, None
+    height, width = data["input_size"][-2:]  # both null: the model's default, which timm has resolved
+    return model, own, (int(height), int(width))
 
 
 def _torchvision(settings: TeacherSettings, num_classes: int, channels: int) -> _Built:
