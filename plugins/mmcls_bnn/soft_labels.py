@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.config import DictAction
+from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from tqdm import tqdm
@@ -91,7 +92,7 @@ def _write(args: argparse.Namespace) -> str:
     epochs = int(cfg.train_cfg.max_epochs) if args.epochs is None else args.epochs
     alone = {"num_workers": 0, "persistent_workers": False}
     loader = Runner.build_dataloader({**cfg.train_dataloader, **alone}, seed=0)
-    amp = cfg.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper"
+    amp = _mixed_precision(cfg.get("optim_wrapper", {}))
     model.stored = stored = StoredTeacher(model, cfg, loader, epochs, amp, args.shard)
     if not stored.all_there:
         if cfg.get("val_dataloader") is not None:  # before anything is written
@@ -112,6 +113,18 @@ def _write(args: argparse.Namespace) -> str:
     labels = SoftLabels(stored.path, shard=args.shard)
     error = f"; {labels.own_error}" if stored.labels is None and labels.own_error else ""
     return f"{stored.describe()}{error}; {labels.info()['bytes'] / 2**20:.1f} MiB"
+
+
+def _mixed_precision(wrapper: Any) -> torch.dtype | bool:
+    if wrapper.get("type") != "AmpOptimWrapper":
+        return False
+    dtype = wrapper.get("dtype")
+    if isinstance(dtype, str):
+        if dtype not in AmpOptimWrapper.valid_dtypes:
+            names = " or ".join(AmpOptimWrapper.valid_dtypes)
+            raise LskdError(f"optim_wrapper.dtype is {dtype!r}; it must be {names}.")
+        dtype = getattr(torch, dtype)
+    return dtype or True
 
 
 if __name__ == "__main__":

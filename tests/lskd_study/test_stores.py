@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from lskd import DivergedError, LskdError, SoftLabels, SoftLabelsWriter
@@ -548,6 +549,17 @@ def test_what_mmcls_images_follow_from(tmp_path, plan_of, recipe, change, outcom
     else:
         assert said_of(MMCLS, plan, two) == ""
         assert (MMCLS.views(plan, two).key == MMCLS.views(plan, one).key) is outcome
+
+
+def test_mixed_precision_of_another_type_is_another_store(tmp_path, plan_of, recipe):
+    plan = plan_of(tmp_path, ecosystem="mmcls", students=[("one", "one.py")])
+    run = next(run for run in plan.runs if run.model == "one")
+    amp = {"type": "AmpOptimWrapper"}
+    keys = set()
+    for wrapper in ({}, amp, amp | {"dtype": "bfloat16"}, amp | {"dtype": torch.float16}):
+        configs = {"one.py": recipe | {"optim_wrapper": wrapper}}
+        keys.add(MMCLS.views(replace(plan, configs=configs), run).key)
+    assert len(keys) == 4
 
 
 def test_jobs_that_share_no_files_with_the_scheduler_hand_over_their_records(decided):

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,10 @@ import pytest
 import torch
 from mmcls.registry import TRANSFORMS
 from mmengine.dataset import default_collate
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 
-from lskd import DistillationLoss, LskdError, SoftLabels, SoftLabelsError, SoftLabelsWriter
+from lskd import DistillationLoss, FrozenTeacher, LskdError, SoftLabels, SoftLabelsError, SoftLabelsWriter
 from lskd.soft_labels.shards import merge_shards
 from lskd.teachers.replay import MixingPolicy, augmentation_seed, mixed_image, mixed_targets
 from mmcls_bnn import soft_labels
@@ -241,6 +244,63 @@ def image_and_label(item):
     return item["inputs"], item["data_samples"].gt_label.label
 
 
+# --- mixed precision ---
+
+
+@OPTIM_WRAPPERS.register_module(name="AmpOnCpu")
+class AmpOptimWrapper(OptimWrapper):
+    """mmengine's on a CPU, for which it has none: forward passes under autocast of a type."""
+
+    def __init__(self, dtype=None, **settings):
+        super().__init__(**settings)
+        self.cast_dtype = None if dtype is None else getattr(torch, dtype)
+
+    @contextmanager
+    def optim_context(self, model):
+        with super().optim_context(model), torch.autocast("cpu", self.cast_dtype):
+            yield
+
+
+@pytest.mark.parametrize(
+    ("dtype", "used", "written"),
+    [
+        (None, torch.bfloat16, "autocast"),  # torch's default on a CPU
+        ("float16", torch.float16, "autocast"),  # that of the GPUs, on which mmengine trains so
+        ("bfloat16", torch.bfloat16, "autocast bfloat16"),
+    ],
+)
+def test_the_teacher_always_answers_in_the_precision_of_training(
+    config, train, tmp_path, monkeypatch, dtype, used, written
+):
+    """In steps and outside: made fast, about images that an epoch left out, verified, ahead of training."""
+    for name in ("val_dataloader", "val_evaluator", "val_cfg"):
+        del config[name]
+    config["custom_hooks"].insert(0, {"type": "TeacherHook", "samples": 0})
+    config["train_dataloader"].update(batch_size=36, drop_last=True)
+    config["model"]["distillation"]["teacher_fast"] = {"mode": "float32", "bound": 1.0}
+    config["optim_wrapper"].update(type="AmpOnCpu", dtype=dtype)
+    seen, answer = Counter(), FrozenTeacher.answer
+
+    def spy(teacher, images):
+        seen[torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")] += 1
+        return answer(teacher, images)
+
+    monkeypatch.setattr(FrozenTeacher, "answer", spy)
+    train(config, **epochs(1))
+    trained = store(config)
+    assert trained.identity["teacher"]["precision"] == written
+    settings(config)["verify"] = 30
+    train(config, **epochs(1))
+    other = "float16" if written == "autocast bfloat16" else "bfloat16"
+    with pytest.raises(LskdError, match=r"teacher\.precision is autocast.* there and autocast.* here"):
+        train(config, **epochs(1), optim_wrapper=config["optim_wrapper"] | {"dtype": other})
+    settings(config)["path"] = str(tmp_path / "ahead")
+    config["optim_wrapper"]["type"] = "AmpOptimWrapper"
+    assert command(config, tmp_path, "--epochs", "1", "--workers", "0") == 0
+    assert store(config).identity["teacher"] == trained.identity["teacher"]
+    assert set(seen) == {used}
+
+
 # --- goes on ---
 
 
@@ -418,6 +478,12 @@ class OwnGenerator:
     def __call__(self, data):
         data["img"] = np.clip(data["img"] + self.generator.integers(0, 9, data["img"].shape), 0, 255)
         return data
+
+
+def test_a_precision_that_mmengine_has_not_is_one_line(config, tmp_path, capsys):
+    config["optim_wrapper"].update(type="AmpOptimWrapper", dtype="half")
+    assert command(config, tmp_path) == 2
+    assert "optim_wrapper.dtype is 'half'; it must be float16 or bfloat16" in capsys.readouterr().err
 
 
 def test_a_command_without_settings_is_one_line(config, tmp_path, capsys):

@@ -41,9 +41,10 @@ def is_training(runner: Any) -> bool:
     return isinstance(runner._train_loop, BaseLoop)
 
 
-def mixed_precision(runner: Any) -> bool:
-    """Return whether a run's forward passes are under autocast."""
-    return type(runner.optim_wrapper).__name__ == "AmpOptimWrapper"
+def mixed_precision(runner: Any) -> torch.dtype | bool:
+    """Return a run's mixed precision, see :func:`mmcls_bnn.distil.teacher.autocast_of`."""
+    wrapper = runner.optim_wrapper
+    return type(wrapper).__name__ == "AmpOptimWrapper" and (wrapper.cast_dtype or True)
 
 
 @HOOKS.register_module()

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
@@ -30,7 +29,7 @@ from lskd.terms import Rest
 from mmcls_bnn.compat import DISTRIBUTIONS
 from mmcls_bnn.data import name_of
 from mmcls_bnn.distil.replay import ImageMixing, KeyedImages, keys_of, mix_by_image, seed_pipeline
-from mmcls_bnn.distil.teacher import TeacherSettings
+from mmcls_bnn.distil.teacher import TeacherSettings, autocast_of
 from mmcls_bnn.recipe import check_count, read_config, settings_of
 
 # The libraries that make the images; a store ends with their versions.
@@ -80,7 +79,7 @@ class StoredTeacher(StoredRun):
     Args:
         model: the student, an LsKdClassifier with settings of soft labels, which loads the teacher when it is
             needed; its preprocessor mixes no more.
-        amp: whether the teacher runs in mixed precision.
+        amp: the teacher's mixed precision, see :func:`mmcls_bnn.distil.teacher.autocast_of`.
         shard: "I/N": that shard of the store, to be written.
 
     Attributes:
@@ -92,7 +91,13 @@ class StoredTeacher(StoredRun):
     """
 
     def __init__(
-        self, model: Any, cfg: Any, loader: Any, epochs: int, amp: bool = False, shard: str = ""
+        self,
+        model: Any,
+        cfg: Any,
+        loader: Any,
+        epochs: int,
+        amp: torch.dtype | bool = False,
+        shard: str = "",
     ) -> None:
         self.settings: SoftLabelSettings = model.soft_label_settings
         self.dataset, self.epoch = loader.dataset, 0
@@ -169,7 +174,7 @@ class StoredTeacher(StoredRun):
             ((keys_of(batch["data_samples"]).numpy(), batch["inputs"]) for batch in batches),
             teacher,
             batch_size,
-            partial(torch.autocast, teacher.device.type, enabled=self._amp),
+            autocast_of(teacher.device, self._amp),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StoredTeacher":
@@ -182,7 +187,7 @@ def _identity(
     layout: SoftLabelsLayout,
     dataset: Any,
     pipeline: list[Any],
-    amp: bool,
+    amp: torch.dtype | bool,
     mixing: ImageMixing | None,
 ) -> dict[str, Any]:
     """Return what a store must agree in with a run, as names and texts; `pipeline`: as the recipe has it."""
@@ -206,7 +211,7 @@ def _identity(
             "std": _text(teacher.std),
             "image_size": _text(teacher.image_size),
             "run_beside_it": _beside(teacher),
-            "precision": "autocast" if amp else "float32",
+            "precision": _precision(amp),
         },
         "data": {"images": layout.samples, "listing": _listing_checksum(dataset)},
         # The number of steps too: what only one side names would not be compared.
@@ -234,6 +239,13 @@ def _listing_checksum(dataset: Any) -> str:
             digest.update(name.encode(errors="surrogateescape"))
         digest.update(f"\t{np.asarray(info['gt_label']).tolist()}\n".encode())
     return digest.hexdigest()
+
+
+def _precision(amp: torch.dtype | bool) -> str:
+    if not amp:
+        return "float32"
+    # float16 is the default of GPUs, on which alone mmengine trains so; a CPU may write for them.
+    return "autocast" if amp in (True, torch.float16) else f"autocast {str(amp).removeprefix('torch.')}"
 
 
 def _beside(teacher: TeacherSettings) -> str:

@@ -26,6 +26,7 @@ from lskd.checkpoints import load_strictly, settings_beside
 from lskd.errors import DivergedError, one_line
 from lskd.teachers.fast import FAST_BOUND, FAST_MODES, FastMode
 from lskd.teachers.frozen import FAST_SAMPLES, Normalisation
+from lskd.teachers.outputs import Autocast
 from lskd.teachers.preflight import check_teacher, spread_indices
 from lskd.teachers.replay import replayed
 from mmcls_bnn.binary.packed import deployable
@@ -235,13 +236,24 @@ def try_teacher(model: Any, dataset: Any, samples: int) -> str:
     )
 
 
-def speed_up(model: Any, dataset: Any, amp: bool) -> str:
+def autocast_of(device: torch.device, amp: torch.dtype | bool) -> Autocast:
+    """Return what makes the context of a forward pass in training.
+
+    Args:
+        device: of the networks.
+        amp: the type of mixed precision; True: torch's default for the device, False: none.
+    """
+    dtype = None if isinstance(amp, bool) else amp
+    return partial(torch.autocast, device.type, dtype=dtype, enabled=bool(amp))
+
+
+def speed_up(model: Any, dataset: Any, amp: torch.dtype | bool) -> str:
     """Make the teacher a fast one, as asked, and return a line about it.
 
     Args:
         model: an LsKdClassifier, whose exact teacher is replaced.
         dataset: the training images, with their transforms; every process takes the same ones.
-        amp: whether the exact teacher runs in mixed precision.
+        amp: the exact teacher's mixed precision, see :func:`autocast_of`.
 
     Raises:
         LskdError: a model for which the mode cannot be had, or an error above the bound.
@@ -255,7 +267,7 @@ def speed_up(model: Any, dataset: Any, amp: bool) -> str:
         model.teacher_mode,
         model.fast_settings.bound,
         option="model.distillation.teacher_fast",
-        autocast=partial(torch.autocast, teacher.device.type, enabled=amp),
+        autocast=autocast_of(teacher.device, amp),
     )
     return line
 

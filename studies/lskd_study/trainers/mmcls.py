@@ -262,9 +262,10 @@ class Mmcls:
         epochs = self.epochs(plan, run)
         dataset.pop("data_root", None)
         taught = {name: value for name, value in model["teacher"].items() if name not in _SET}
-        amp = (config.get("optim_wrapper") or {}).get("type") == "AmpOptimWrapper"
+        wrapper = config.get("optim_wrapper") or {}
+        amp = wrapper.get("type") == "AmpOptimWrapper" and (wrapper.get("dtype") or True)
         fast = loss.get("teacher_fast")
-        key = json.dumps([dataset, preprocessors, train, taught, fast, amp], sort_keys=True)
+        key = json.dumps([dataset, preprocessors, train, taught, fast, amp], sort_keys=True, default=str)
         return Views(key, epochs, epochs, caution)
 
     def store_command(self, plan: Plan, store: Store, output: str | None = None) -> list[str]:
