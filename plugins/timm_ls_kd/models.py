@@ -165,7 +165,8 @@ def create_for_run(
         num_classes=num_classes,
         in_chans=input_channels(settings),
         global_pool=settings.get("gp"),
-        extra={**input_arguments(name, settings), **(extra or {})},
+        # Any bn_eps fits the weights; only upstream's script has an argument for it.
+        extra={"bn_eps": settings.get("bn_eps"), **input_arguments(name, settings), **(extra or {})},
     )
 
 

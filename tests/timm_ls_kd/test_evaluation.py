@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from lskd import DivergedError, LskdError, load_teacher_weights
 from timm_ls_kd.evaluation import collect_logits, evaluate_model
-from timm_ls_kd.models import create_torchvision
+from timm_ls_kd.models import create_for_run, create_torchvision
 
 pytestmark = pytest.mark.integration
 
@@ -307,9 +307,11 @@ def test_arguments_of_an_upstream_run(teacher_run, tmp_path):
     """The positional data folder is under another name there."""
     folder = Path(shutil.copytree(teacher_run, tmp_path / "run"))
     settings = yaml.safe_load((folder / "args.yaml").read_text())
-    settings |= {"data": settings["data_dir"], "data_dir": None, "gp": None}
+    settings |= {"data": settings["data_dir"], "data_dir": None, "gp": None, "bn_eps": None}
     (folder / "args.yaml").write_text(yaml.safe_dump(settings))
     assert torch.equal(collect_logits(folder).logits, collect_logits(teacher_run).logits)
+    # The weights fit any.
+    assert create_for_run("test_efficientnet", "model", settings | {"bn_eps": 0.5}, 10).bn1.eps == 0.5
 
 
 def test_averaged_weights_are_used_where_there_are_some(train, tmp_path, summary):
