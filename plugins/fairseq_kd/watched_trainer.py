@@ -100,11 +100,25 @@ def _init(
         )
     if hasattr(criterion, "check_student"):
         criterion.check_student(model)
+    elif flag := _asks_a_teacher(task):
+        raise LskdError(
+            f"--{flag} is for --criterion ls_kd, and the criterion is {type(criterion).__name__}, which asks "
+            f"no teacher; give --criterion ls_kd, or leave out --{flag}"
+        )
     begin(self, cfg, task, model, criterion, *rest)
     says = isinstance(task, TranslationTask) and self.data_parallel_rank == 0
     self.kd_watch = _Watch(len(task.target_dictionary) if says else 0)
     if Path(sys.argv[0]).name.startswith("fairseq-"):  # a command, whose end is the run's
         atexit.register(self.kd_watch.warn_if_guessing)
+
+
+def _asks_a_teacher(task: Any) -> str | None:
+    """Return the flag of a task's that only the criterion ls_kd heeds; None where none is given."""
+    for flags in (getattr(task, "cfg", None), getattr(task, "args", None)):
+        for name in ("kd_soft_labels", "kd_pair_weights"):
+            if getattr(flags, name, None):
+                return name.replace("_", "-")
+    return None
 
 
 def _begin_epoch(begin: Callable[..., None], self: Any, epoch: int) -> None:

@@ -83,6 +83,8 @@ def test_stores(corpus, commands, others, another, tmp_path, store):
     assert "never by test" in attempt(
         store, "--kd-alpha-schedule", "threshold", "--valid-subset", "test", *commands.bleu
     )
+    line = attempt(store, "--criterion", "label_smoothed_cross_entropy")
+    assert "--kd-soft-labels is for --criterion ls_kd, and the criterion is LabelSmoothed" in line
     truncated = tmp_path / "truncated"
     shutil.copytree(store, truncated)
     with open(truncated / "rows.bin", "r+b") as file:

@@ -239,6 +239,8 @@ def test_what_cannot_be_is_one_line(pairs, commands, corpus, tmp_path):
     other = f"de-en={german},fr-en={corpus.teacher}"
     assert "was trained on no --lang-pairs, not on fr-en" in attempt(*kd, "--kd-teacher", other)
     assert "--kd-pair-weights has de-en=2" in attempt(*pairs.kd, "--kd-pair-weights", "de-en=2")
+    unheeded = (*pairs.student, "--criterion", "cross_entropy", "--kd-pair-weights", "fr-en=0.5")
+    assert "--kd-pair-weights is for --criterion ls_kd" in attempt(*unheeded)
     unnumbered = ("--extra-lang-pairs", "{'mined': 'fr-de'}")
     assert "--extra-lang-pairs has fr-de" in attempt(*pairs.kd, *unnumbered)
     unasked = ("--kd-weight", 0, "--kd-pair-weights", "de-en=0.9")
