@@ -168,7 +168,8 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         """Return the terms, summed over the tokens, how many are taught, and the teachers' shares of all."""
         parts, taught_tokens, shares = [], 0, 0.0
         for pair, rows in self.task.by_pair(sample):
-            own, share, said = rows_of(sample, rows), weights[pair], logits.index_select(0, rows)
+            own, share = rows_of(sample, rows, self.padding_idx), weights[pair]
+            said = logits.index_select(0, rows)
             own["ntokens"] = own["target"].ne(self.padding_idx).sum()
             tokens = self._tokens(own)
             taught_tokens, shares = taught_tokens + (share > 0) * tokens, shares + share * tokens

@@ -135,7 +135,7 @@ class TranslationMultiLsKdTask(ScheduledTask, TranslationMultiSimpleEpochTask):
         none = torch.zeros(2 * EVAL_BLEU_ORDER + 2)
         log |= {f"_bleu_{pair}{whose}": none for pair in said for whose in said[pair]}
         for pair, rows in self.by_pair(sample):
-            own = rows_of(sample, rows)
+            own = rows_of(sample, rows, self.source_dictionary.pad())
             for whose, models in said[pair].items():
                 found = self._bleu(own, pair, models)
                 parts = [*found.counts, *found.totals, found.sys_len, found.ref_len]
@@ -263,12 +263,17 @@ class TranslationMultiLsKdTask(ScheduledTask, TranslationMultiSimpleEpochTask):
         return found
 
 
-def rows_of(sample: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Return what the teacher and the loss read of a batch, of some of its rows."""
+def rows_of(sample: Mapping[str, Any], rows: Tensor, pad: int) -> dict[str, Any]:
+    """Return what the teacher and the loss read of a batch, of some of its rows.
+
+    Their sources are as wide as the longest of them, not of the batch: fairseq's LSTM reads no others.
+    """
     net_input = {
         name: part.index_select(0, rows) if torch.is_tensor(part) else part
         for name, part in sample["net_input"].items()
     }
+    sources = net_input["src_tokens"]
+    net_input["src_tokens"] = sources[:, sources.ne(pad).any(0)]
     return {"target": sample["target"].index_select(0, rows), "net_input": net_input}
 
 

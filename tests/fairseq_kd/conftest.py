@@ -96,12 +96,12 @@ def call(name, *words):
         return importlib.import_module(name.replace("fairseq-", "fairseq_cli.")).cli_main()
 
 
-def training(data, save, *arguments):
+def training(data, save, *arguments, shape=SHAPE):
     where = (data, "--user-dir", PLUGIN, "--cpu", "--save-dir", save)
-    return ["fairseq-train", *where, *SHAPE, *TRAINING, *arguments]
+    return ["fairseq-train", *where, *shape, *TRAINING, *arguments]
 
 
-def train(data, save, *arguments):
+def train(data, save, *arguments, **shape):
     """Train in this process, as in one of its own: with one thread, and a best validation of its own."""
     lines = []
     handler = logging.Handler()
@@ -113,7 +113,7 @@ def train(data, save, *arguments):
     root.setLevel("INFO")
     torch.set_num_threads(1)
     try:
-        call(*training(data, save, *arguments))
+        call(*training(data, save, *arguments, **shape))
     finally:
         torch.set_num_threads(threads)
         root.setLevel(level)

@@ -21,6 +21,10 @@ pytestmark = pytest.mark.integration
 
 LANGUAGES = ("de", "en", "fr")
 MULTI = ("--langs", ",".join(LANGUAGES), "--encoder-langtok", "src", "--sampling-method", "concat")
+LSTM = [
+    *("--arch", "lstm", "--encoder-embed-dim", 32, "--decoder-embed-dim", 32, "--decoder-out-embed-dim", 32),
+    *("--encoder-hidden-size", 32, "--decoder-hidden-size", 32),
+]
 ALL = ("--required-batch-size-multiple", 1)  # or fairseq leaves out the last batch
 
 
@@ -45,16 +49,26 @@ def pairs(tmp_path_factory, commands):
             *("--trainpref", root / "train", "--validpref", root / "valid", "--testpref", root / "test"),
             *("--srcdict", dictionary, "--tgtdict", dictionary),
         )
+    return with_teachers(commands, root / "bin", root, 3)
+
+
+@pytest.fixture(scope="module")
+def lstms(pairs, tmp_path_factory, commands):
+    """Return the same data-bin with LSTMs as teachers."""
+    return with_teachers(commands, pairs.data, tmp_path_factory.mktemp("lstms"), 1, shape=LSTM)
+
+
+def with_teachers(commands, data, folder, epochs, **shape):
     teachers = {}
     for source in ("de", "fr"):
-        save = root / source
         task = ("--task", "translation_multi_simple_epoch", *MULTI, "--lang-pairs", f"{source}-en")
-        commands.train(root / "bin", save, *task, "--criterion", "cross_entropy", "--max-epoch", 3)
-        teachers[f"{source}-en"] = save / "checkpoint_best.pt"
+        task += ("--criterion", "cross_entropy", "--max-epoch", epochs)
+        commands.train(data, folder / source, *task, **shape)
+        teachers[f"{source}-en"] = folder / source / "checkpoint_best.pt"
     student = ("--task", "translation_multi_ls_kd", *MULTI, "--lang-pairs", "de-en,fr-en")
     named = ",".join(f"{pair}={path}" for pair, path in teachers.items())
     kd = (*student, "--criterion", "ls_kd", "--kd-teacher", named)
-    return SimpleNamespace(data=root / "bin", teachers=teachers, named=named, student=student, kd=kd)
+    return SimpleNamespace(data=data, teachers=teachers, named=named, student=student, kd=kd)
 
 
 def made(pairs, commands, *flags, **settings):
@@ -78,12 +92,19 @@ def made(pairs, commands, *flags, **settings):
 
 
 @pytest.mark.parametrize(
-    ("named", "weight", "shares"),
-    [("fr-en=0.3", 0.8, (0.8, 0.3)), ("de-en=0.9", 0.0, (0.9, 0.0))],
-    ids=["both", "one"],
+    ("kind", "named", "weight", "shares"),
+    [
+        ("pairs", "fr-en=0.3", 0.8, (0.8, 0.3)),
+        ("pairs", "de-en=0.9", 0.0, (0.9, 0.0)),
+        ("lstms", "fr-en=0.3", 0.8, (0.8, 0.3)),
+    ],
+    ids=["both", "one", "lstms"],
 )
-def test_every_sentence_has_the_teacher_and_the_weight_of_its_pair(pairs, commands, named, weight, shares):
+def test_every_sentence_has_the_teacher_and_the_weight_of_its_pair(
+    request, commands, kind, named, weight, shares
+):
     """A mixed batch's loss, from its definition in float64; a pair of no share needs no teacher."""
+    pairs = request.getfixturevalue(kind)
     if not all(shares):
         pairs = SimpleNamespace(**{**vars(pairs), "named": f"de-en={pairs.teachers['de-en']}"})
     flags = ("--kd-pair-weights", named)
@@ -114,6 +135,13 @@ def test_every_sentence_has_the_teacher_and_the_weight_of_its_pair(pairs, comman
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert float(log["kd_weight"]) == pytest.approx(share)
     assert int(log["kd_tokens"]) == taught_tokens
+
+
+def test_lstms_teach_learn_and_translate(lstms, commands, tmp_path):
+    """A batch's longest source is often of another pair than what is read."""
+    schedule = ("--kd-alpha-schedule", "adaptive", *commands.bleu[:3], "--max-epoch", 1, *ALL)
+    result = commands.train(lstms.data, tmp_path, *lstms.kd, *schedule, shape=LSTM)
+    assert {"valid_bleu_de-en", "valid_bleu_fr-en_teacher"} <= result.numbers("valid")[0].keys()
 
 
 def test_a_language_token_in_the_place_of_the_end(pairs, commands):
