@@ -65,6 +65,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         # No nn.Module: not in the checkpoint, the optimiser, train() or DDP.
         self.teacher: Teacher | None = None
         self.pair_teachers: dict[str, Teacher] = {}  # of a multilingual student
+        self._longest: tuple[int, int] | None = None
         self._ready = False
 
     @property
@@ -141,8 +142,8 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
             elif trained:  # the column stays, and says that nothing was measured
                 metrics.log_scalar(name, math.nan, 0, round=3)
 
-    def check_student(self, model: nn.Module) -> None:
-        """Check the student before the first update.
+    def check_student(self, model: nn.Module, longest: tuple[int, int] | None) -> None:
+        """Check the student before the first update, and note the longest sentences that it trains on.
 
         Raises:
             LskdError: it has an adaptive softmax.
@@ -151,6 +152,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
             raise LskdError(
                 "the student gives no logits over the target dictionary; drop --adaptive-softmax-cutoff"
             )
+        self._longest = longest
 
     def _tokens(self, sample: dict[str, Any]) -> Any:
         """Return how many target tokens the loss is of."""
@@ -228,6 +230,8 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         modes = [(module, module.training) for module in model.modules()]
         drawing = Namespace(beam=1, sampling=True, max_len_a=1.2, max_len_b=10)
         generator = self.task.build_generator([model], drawing)  # puts the student into eval mode
+        assert self.teacher is not None  # _check_task
+        generator.max_len = min(generator.max_len, self.teacher.longest[1])  # which reads them
         with torch.no_grad():
             said = generator.generate([model], sample)
         for module, training in modes:
@@ -268,7 +272,7 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         if isinstance(self.task, TranslationMultiLsKdTask):
             assert settings.teacher is not None  # _check_task
             taught = [pair for pair, weight in self._weights.items() if weight]
-            self.pair_teachers = self.task.load_teachers(settings.teacher, taught)
+            self.pair_teachers = self.task.load_teachers(settings.teacher, taught, self._longest)
             if settings.schedule != "fixed":
                 for pair, teacher in self.pair_teachers.items():
                     self.task.begin_schedule(
@@ -305,7 +309,9 @@ class LsKdCriterion(LabelSmoothedCrossEntropyCriterion):
         elif settings.teacher is not None:
             cfg = self.task.cfg
             self.teacher = Teacher(split_paths(settings.teacher), cfg.data, cfg.source_lang, cfg.target_lang)
-            self.teacher.check_sense(self.task.datasets.get(cfg.train_subset))
+            pairs = self.task.datasets[cfg.train_subset]
+            self.teacher.check_lengths(pairs, self._longest)
+            self.teacher.check_sense(pairs)
             known = self.teacher.bleu
         if settings.schedule == "fixed":
             return

@@ -204,12 +204,15 @@ class TranslationMultiLsKdTask(ScheduledTask, TranslationMultiSimpleEpochTask):
                 raise LskdError(f"--kd-pair-weights has {pair}={text}; a weight is a number from 0 to 1")
         return weights
 
-    def load_teachers(self, text: str, taught: Sequence[str]) -> dict[str, Teacher]:
+    def load_teachers(
+        self, text: str, taught: Sequence[str], longest: tuple[int, int] | None
+    ) -> dict[str, Teacher]:
         """Load a teacher for each language pair that is taught.
 
         Args:
             text: `--kd-teacher`, as `de-en=FILE,fr-en=FILE`.
             taught: the pairs in which a teacher has a share.
+            longest: the source and the target that the student trains on; None: of any length.
 
         Raises:
             LskdError: a pair without a teacher, or a teacher that cannot teach it.
@@ -220,13 +223,15 @@ class TranslationMultiLsKdTask(ScheduledTask, TranslationMultiSimpleEpochTask):
                 f"--kd-teacher names none for {', '.join(missing)}; give one for each language pair, as "
                 f"{','.join(f'{pair}=FILE' for pair in taught)}"
             )
-        mixed = self.datasets[self.args.train_subset]
-        sentences = {key.rpartition(":")[2]: one for key, one in zip(mixed.keys, mixed.datasets, strict=True)}
         teachers = {}
         for pair in taught:
             check = partial(self._check_reading, pair)
             teachers[pair] = Teacher([paths[pair]], self.args.data, None, None, task=self, check=check)
-            teachers[pair].check_sense(sentences[pair])
+        mixed = self.datasets[self.args.train_subset]
+        for key, sentences in zip(mixed.keys, mixed.datasets, strict=True):
+            if teacher := teachers.get(key.rpartition(":")[2]):
+                teacher.check_lengths(sentences, longest)
+                teacher.check_sense(sentences)
         return teachers
 
     def _check_reading(self, pair: str, path: Path, theirs: Any) -> None:

@@ -64,8 +64,24 @@ class SoftLabelledPairs(SteadyPairs):
             other = f"of {len(labels)} sentences, this data-bin has {len(dataset)}"
             raise SoftLabelsError(f"{about} {other}; write them for this one")
         lengths = labels.lengths()
-        if ((lengths != dataset.tgt_sizes) & (lengths != 0)).any():
+        self._unread = lengths == 0
+        if ((lengths != dataset.tgt_sizes) & ~self._unread).any():
             raise SoftLabelsError(f"{about} of other sentences; write them for these")
+
+    def filter_indices_by_size(self, indices: Any, max_sizes: Any) -> tuple[Any, list[int]]:
+        """Leave out sentences that are too long, as the pairs do.
+
+        Raises:
+            SoftLabelsError: one that is left was too long for the teacher.
+        """
+        kept, ignored = super().filter_indices_by_size(indices, max_sizes)
+        if len(unread := kept[self._unread[kept]]):
+            limit = self.sizes[unread].max(1).min() - 1
+            raise SoftLabelsError(
+                f"{len(unread)} training sentences were too long for the teacher of {self.labels.path}; "
+                f"leave them out: --max-source-positions {limit} --max-target-positions {limit}"
+            )
+        return kept, ignored
 
     def collater(self, samples: Sequence[dict[str, Any]], pad_to_length: Any = None) -> dict[str, Any]:
         """Collate as fairseq does, and add ``soft_labels``: values and ids ``(batch, target length, k)``.
@@ -80,11 +96,6 @@ class SoftLabelledPairs(SteadyPairs):
         for row, key in enumerate(batch["id"].tolist()):
             stored = self.labels[key]
             length = len(stored.ids)
-            if length == 0:
-                raise SoftLabelsError(
-                    f"sentence {key} was too long for the teacher of {self.labels.path}; train with its "
-                    "--max-source-positions and --max-target-positions"
-                )
             place = slice(-length, None) if self.dataset.left_pad_target else slice(0, length)
             values[row, place], ids[row, place] = stored.values, stored.ids
         batch["soft_labels"] = torch.from_numpy(values).view(torch.int32), torch.from_numpy(ids)

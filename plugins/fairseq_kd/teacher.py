@@ -2,12 +2,14 @@
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.utils import overwrite_args_by_name
 from torch import Tensor, nn
@@ -33,6 +35,7 @@ class Teacher:
         checksum: of the files, joined by ``:``.
         architecture: names of the models' architectures, joined by ``:``.
         models: the models.
+        longest: the source and the target, in tokens, that all of them can read; learnt positions end there.
         task: the first model's task, with the dictionaries of ``data``.
         settings: the first checkpoint's configuration.
         bleu: the validation BLEU that the first checkpoint was chosen by; None where it was another metric.
@@ -81,6 +84,8 @@ class Teacher:
                     self.task, self.settings, self.bleu = own_task, state["cfg"], bleu
                 self.models.append(model)
         self.architecture = ":".join(names)
+        sides = [[model.encoder for model in self.models], [model.decoder for model in self.models]]
+        self.longest = tuple(min(map(_last_position, parts)) for parts in sides)
 
     def to(self, like: Tensor) -> None:
         """Move the models to the device and precision of ``like``, a weight of the student."""
@@ -94,6 +99,26 @@ class Teacher:
         """Return logits ``(batch, target length, vocabulary)`` for the target as it is (teacher forcing)."""
         return ensemble_logits([model(**net_input)[0] for model in self.models])
 
+    def check_lengths(self, pairs: Any, longest: tuple[int, int] | None) -> None:
+        """Refuse sentences that are trained on and that not all models can read.
+
+        Args:
+            pairs: a data set of sentence pairs.
+            longest: the source and the target that the student trains on; None: of any length.
+
+        Raises:
+            LskdError: with the flags that leave them out.
+        """
+        trained, _ = pairs.filter_indices_by_size(np.arange(len(pairs)), longest)
+        _, unread = pairs.filter_indices_by_size(trained, self.longest)
+        if unread:
+            source, target = utils.resolve_max_positions(self.longest, longest)
+            raise LskdError(
+                f"{len(unread)} training sentences are too long for the teacher "
+                f"{':'.join(map(str, self.paths))}; leave them out: --max-source-positions {source} "
+                f"--max-target-positions {target}"
+            )
+
     def check_sense(self, pairs: Any) -> None:
         """Refuse a teacher that is at a loss with these sentences, as with another dictionary; log numbers.
 
@@ -101,14 +126,15 @@ class Teacher:
         is nearer to guessing than to that, and without such a record when it does worse than guessing.
 
         Args:
-            pairs: a data set of sentence pairs; None checks nothing.
+            pairs: a data set of sentence pairs; those that are too long for a model say nothing.
 
         Raises:
             LskdError: for a teacher to which the sentences make no sense.
         """
-        if not pairs:
+        read, _ = pairs.filter_indices_by_size(np.arange(len(pairs)), self.longest)
+        if not len(read):
             return
-        batch = pairs.collater([pairs[index] for index in range(min(len(pairs), _SENSE_SENTENCES))])
+        batch = pairs.collater([pairs[index] for index in read[:_SENSE_SENTENCES]])
         target = batch["target"]
         mask = target.ne(self.task.target_dictionary.pad())
         chance = math.log(len(self.task.target_dictionary))
@@ -191,6 +217,11 @@ def _load_for(
     state["task_state"] = {}
     models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], task=task, state=state)
     return state, _frozen(models[0], path), task, _check_record(path, state, task)
+
+
+def _last_position(part: Any) -> int:
+    """Return how many tokens an encoder or a decoder can read; its own `max_positions` may be fewer."""
+    return int(getattr(getattr(part, "embed_positions", None), "max_positions", sys.maxsize))
 
 
 def _frozen(model: Any, path: Path) -> Any:

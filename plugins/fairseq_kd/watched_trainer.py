@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
 from fairseq.file_io import PathManager
 from fairseq.sequence_generator import EnsembleModel
 from fairseq.tasks.translation import TranslationTask
@@ -99,7 +99,8 @@ def _init(
             f"add --distributed-world-size {processes}"
         )
     if hasattr(criterion, "check_student"):
-        criterion.check_student(model)
+        limits = task.max_positions(), model.max_positions(), cfg.dataset.max_tokens
+        criterion.check_student(model, utils.resolve_max_positions(*limits))  # as get_train_iterator does
     elif flag := _asks_a_teacher(task):
         raise LskdError(
             f"--{flag} is for --criterion ls_kd, and the criterion is {type(criterion).__name__}, which asks "

@@ -92,6 +92,34 @@ def test_stores(corpus, commands, others, another, tmp_path, store):
     assert "is truncated" in attempt(truncated)
 
 
+def test_sentences_that_are_too_long_for_the_teacher(corpus, commands, tmp_path):
+    """One is among the first, which the teacher tries. Sinusoidal positions have no end."""
+    lengths = [len(line.split()) + 1 for line in (corpus.text / "train.de").read_text().splitlines()]
+    limit = max(lengths[:16]) - 1
+    limits = ("--max-source-positions", limit, "--max-target-positions", limit)
+    limits += ("--skip-invalid-size-inputs-valid-test",)
+    learnt = ("--encoder-learned-pos", "--decoder-learned-pos")
+    plain = ("--criterion", "cross_entropy", "--max-epoch", 1)
+    for name, positions in (("learnt", learnt), ("sinusoidal", ())):
+        commands.train(corpus.data, tmp_path / name, *plain, *limits, *positions)
+    teacher, labels = tmp_path / "learnt" / "checkpoint_best.pt", tmp_path / "labels"
+    commands.call("fairseq_kd.soft_labels", corpus.data, "--path", teacher, "--output", labels, "--cpu")
+    online = ("--criterion", "ls_kd", "--kd-teacher", teacher)
+    stored = ("--criterion", "ls_kd", "--task", "translation_ls_kd", "--kd-soft-labels", labels)
+    unread = sum(length > limit for length in lengths)
+    for asked in (online, stored):
+        line = refused(commands, corpus.data, tmp_path / "s", *asked)
+        assert line.startswith(f"{unread} training sentences ")
+        assert line.endswith(f"leave them out: --max-source-positions {limit} --max-target-positions {limit}")
+    for name, asked in (
+        ("a", (*online, *limits)),
+        ("b", (*stored, *limits)),
+        ("c", (*online, "--kd-teacher", tmp_path / "sinusoidal")),
+    ):
+        every = ("--required-batch-size-multiple", 1, "--max-epoch", 1)
+        assert commands.train(corpus.data, tmp_path / name, *asked, *every).numbers("train")
+
+
 def test_commands_of_the_plugin(corpus, commands, others, another, tmp_path, store):
     def attempt(command, *arguments):
         with pytest.raises(LskdError) as caught:

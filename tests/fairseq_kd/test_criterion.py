@@ -274,6 +274,9 @@ def test_the_teacher_judges_the_students_own_sentences(make, corpus):
     modes = [module.training for module in model.modules()]
     drawn = criterion._own_sentences(model, sample)
     assert [module.training for module in model.modules()] == modes
+    longest, criterion.teacher.longest = criterion.teacher.longest, (1024, 4)
+    assert criterion._own_sentences(model, sample)["target"].shape[1] == 4 < drawn["target"].shape[1]
+    criterion.teacher.longest = longest
     dictionary = task.target_dictionary
     before, target = drawn["net_input"]["prev_output_tokens"], drawn["target"]
     assert (before[:, 0] == dictionary.eos()).all()

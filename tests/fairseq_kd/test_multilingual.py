@@ -58,11 +58,11 @@ def lstms(pairs, tmp_path_factory, commands):
     return with_teachers(commands, pairs.data, tmp_path_factory.mktemp("lstms"), 1, shape=LSTM)
 
 
-def with_teachers(commands, data, folder, epochs, **shape):
+def with_teachers(commands, data, folder, epochs, *flags, **shape):
     teachers = {}
     for source in ("de", "fr"):
         task = ("--task", "translation_multi_simple_epoch", *MULTI, "--lang-pairs", f"{source}-en")
-        task += ("--criterion", "cross_entropy", "--max-epoch", epochs)
+        task += ("--criterion", "cross_entropy", "--max-epoch", epochs, *flags)
         commands.train(data, folder / source, *task, **shape)
         teachers[f"{source}-en"] = folder / source / "checkpoint_best.pt"
     student = ("--task", "translation_multi_ls_kd", *MULTI, "--lang-pairs", "de-en,fr-en")
@@ -142,6 +142,15 @@ def test_lstms_teach_learn_and_translate(lstms, commands, tmp_path):
     schedule = ("--kd-alpha-schedule", "adaptive", *commands.bleu[:3], "--max-epoch", 1, *ALL)
     result = commands.train(lstms.data, tmp_path, *lstms.kd, *schedule, shape=LSTM)
     assert {"valid_bleu_de-en", "valid_bleu_fr-en_teacher"} <= result.numbers("valid")[0].keys()
+
+
+def test_what_the_teacher_of_a_pair_cannot_read(pairs, commands, tmp_path):
+    limit = ("--max-source-positions", 24, "--skip-invalid-size-inputs-valid-test", *ALL)
+    learnt = with_teachers(commands, pairs.data, tmp_path, 1, "--encoder-learned-pos", *limit)
+    student = (pairs.data, tmp_path / "s", *learnt.kd, "--max-update", 1)
+    with pytest.raises(LskdError, match=r" too long for the teacher .*/de/.* --max-source-positions 24 "):
+        commands.train(*student)
+    assert commands.train(*student, *limit).numbers("train")
 
 
 def test_a_language_token_in_the_place_of_the_end(pairs, commands):
