@@ -164,6 +164,8 @@ OUT_OF_RANGE = [
     (chance_like_mass, (0,), "num_classes"),
     (check_finite, (torch.tensor([[0.0], [math.nan]]), torch.tensor([7, 5])), "sample 5 are"),
     (check_finite, (torch.tensor([[0.0], [math.inf]]), 7), "sample 8 are"),
+    (check_finite, (torch.tensor([[0.0], [math.inf], [math.nan]]),), "sample 1 are"),
+    (check_finite, (torch.tensor([[0.0, math.nan], [math.inf] * 2]), 0, " of these"), "sample 0 of these"),
     (check_samples, (torch.zeros(2, 3), torch.tensor([0, 1, 2])), r"must be \(N, K\)"),
     (check_samples, (torch.zeros(1, 3), torch.tensor([0]), 4), r"must be \(N, 4\)"),
     (check_samples, (torch.zeros(1, 3, dtype=torch.long), torch.tensor([0])), "floating"),
@@ -192,6 +194,12 @@ def test_label_out_of_range_is_named_with_its_position(bad):
     labels[7] = bad
     with pytest.raises(ValueError, match=rf"\b7\b.*{bad}\b"):
         smooth_targets(labels, 5, 0.1)
+
+
+def test_as_many_samples_as_asked_are_enough_and_none_where_none_is_asked():
+    logits, labels = torch.zeros(2, 3), torch.tensor([0, 2])
+    check_samples(logits, labels, 3, least=2)
+    check_samples(logits[:0], labels[:0])
 
 
 def test_a_device_is_not_waited_for_unless_asked():
