@@ -352,9 +352,17 @@ def asides() -> str:
     control = "control-ReActNet_18x0.25-smoothing{}-seed{}"
     binary_student = "student-ReActNet_18x0.25-of-test_resnet-smoothing{}-T1-hard0-seed{}"
     two = ("binary_two_steps", "binary")
-    apart = [  # two students of the same teachers
-        gain(grid, f"student-test_mambaout-of-test_resnet-smoothing{{}}-T{t}-hard0-seed{{}}")
-        - gain("temperature", f"student-test_byobnet-of-test_resnet-smoothing{{}}-T{t}-hard0-seed{{}}")
+    kind = "-smoothing{{}}-T{}-hard0-seed{{}}"
+    gains_of = {  # of two students of the same teachers
+        study: [gain(study, f"student-{name}-of-test_resnet{kind.format(t)}") for t in temperatures]
+        for study, name in ((grid, "test_mambaout"), ("temperature", "test_byobnet"))
+    }
+    over_labels_by_t = [
+        [
+            score[grid][f"student-test_mambaout-of-test_resnet{kind.format(t).format(0, seed)}"]
+            - score[grid][f"control-test_mambaout-smoothing0-seed{seed}"]
+            for seed in range(6)
+        ]
         for t in temperatures
     ]
     longer = gain("longer", student.format("test_resnet")) - gains["test_resnet"]
@@ -372,9 +380,21 @@ def asides() -> str:
             "networks: smoothing’s effect on the teacher test_byobnet",
             seed_interval(gain("networks", "teacher-test_byobnet-smoothing{}-seed{}")),
         ),
+        *(
+            (f"{words}, mean of T = 2, 4, 16", seed_interval(np.mean(by_t, axis=0)))
+            for words, by_t in (
+                (f"{grid}: smoothing’s effect on students, α = 0.1", gains_of[grid]),
+                ("temperature: the same", gains_of["temperature"]),
+                (
+                    f"{grid} less temperature: the same",
+                    np.subtract(gains_of[grid], gains_of["temperature"]),
+                ),
+                (f"{grid}: students of unsmoothed teachers less the labels’", over_labels_by_t),
+            )
+        ),
         (
-            "smoothing_resnet_mambaout less temperature: smoothing’s effect on students, T = 2, 4, 16",
-            seed_interval(np.mean(apart, axis=0)),
+            f"{grid} without seed 5: smoothing’s effect on students, α = 0.1, T = 1",
+            seed_interval(gain(grid, f"student-test_mambaout-of-test_resnet{kind.format(1)}")[:5]),
         ),
         ("binary: smoothed labels’ effect, no teacher", seed_interval(gain("binary", control))),
         (

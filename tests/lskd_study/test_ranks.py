@@ -152,9 +152,18 @@ def test_teachers_of_one_network_are_no_independent_sample():
         naive.append(rank_correlation(x, y).p_value < 0.05)
     assert np.mean(found) < 0.05 + 0.033
     assert np.mean(naive) > 0.1
-    few = correlate([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0], 2)
+
+
+def test_a_network_counts_by_the_mean_of_its_teachers():
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(8, 1, 1)) + 0.1 * rng.normal(size=(2, 8, 3, 5))
+    means = [np.array([table[2 * n : 2 * n + 2].mean((0, 2)) for n in range(4)]) for table in (x, y)]
+    assert correlate(x, y, 4) == rank_correlation(*means)
+    assert correlate(x, y, 4).teachers == 4
+    few = correlate([1, 2, 3, 4], [1, 3, 2, 4], 2)
     assert few.estimate == pytest.approx(2 / 3)
     assert not few.known
+    assert np.isnan([few.low, few.high, few.p_value]).all()
     assert "fewer than 3 networks" in few.note
 
 

@@ -129,6 +129,7 @@ def test_the_verdict_on_students_says_which_teacher_to_take(study, student, teac
     )
     assert found.sentence == sentence
     assert reason in found.reason
+    assert "not compared with each other" not in found.unknown
 
 
 def test_what_is_not_known_and_what_would_decide_it_stands_in_it(study):
@@ -143,7 +144,15 @@ def test_what_is_not_known_and_what_would_decide_it_stands_in_it(study):
     # Looked at after 3 and 5: `test_sequential` has what that does.
     assert "[0, 1, 2, 3, 4]`; to look again finds a claim that is not true in 8 %" in found.unknown
     assert "Whether distilling pays at all: not tested; `controls: [hard]`" in found.unknown
+    assert "would narrow the interval to" in found.unknown
     assert found.cost == "A teacher takes 60 s; a student takes 60 s; all 12 runs took 12 min."
+    results = study()
+    again = replace(
+        results, finished={n: replace(o, job=o.job | {"resumed": 1}) for n, o in results.finished.items()}
+    )
+    assert recommend(again, []).cost.endswith(
+        "12 runs took 12 min (of 12 resumed ones the last part counts)."
+    )
 
 
 def test_of_several_settings_the_widest_interval_is_the_one_to_narrow(study):
@@ -163,6 +172,7 @@ def test_where_samples_are_the_limit_no_seeds_are_asked_for(study):
     interval = parts_interval(0.1, [Part(1e-6, 2), Part(1.0, 499)], (3, 500), "t interval")
     found = recommend(study(), [replace(one, interval=interval)])
     assert "more seeds would hardly narrow that: the 500 validation images are the limit" in found.unknown
+    assert "the same command again" not in found.unknown
 
 
 @pytest.mark.parametrize(("seeds", "more"), [(20, (40, 80)), (40, (80, 160))])
@@ -212,7 +222,7 @@ def test_time_is_that_of_finished_runs(study):
 def test_an_interval_without_zero_that_the_correction_took_back_prefers_nothing(study):
     one = replace(finding("better-student", "cannot tell", ONE, estimate=2.5), p_value=0.04)
     found = recommend(study(), [one])
-    assert found.sentence == "Either teacher will do, as far as this study can tell."
+    assert found.sentence == "This study cannot tell these teachers apart."
     assert "holds after correction" in found.reason
     assert "from +0.00 to +4.50 points is possible" in found.unknown
 
@@ -232,6 +242,7 @@ def test_one_seed_and_missing_runs_recommend_nothing_yet(study):
 def test_runs_that_cannot_be_compared_bar_every_recommendation(study):
     found = recommend(study(), [finding("better-student", "supported", ONE)], "the data changed")
     assert (found.sentence, found.reason, found.unknown) == ("No recommendation: the data changed.", "", "")
+    assert found.cost.startswith("A teacher takes")
 
 
 def test_as_good_by_the_margin_is_no_harm(study):
@@ -371,6 +382,9 @@ def test_arms_that_were_not_decided_stand_beside_the_baseline(study):
     some = sentence("too small to matter", "cannot tell", "no verdict")
     assert some == "Any of the teachers with α = 0, 0.1 or 0.2 will do, as far as this study can tell."
     assert sentence("no verdict", "no verdict", "no verdict").startswith("No recommendation: run x failed")
+    taken_back = replace(finding("better-student", "cannot tell", three[0], estimate=2.5), p_value=0.04)
+    found = recommend(results, [taken_back, finding("better-student", "no verdict", three[1])])
+    assert found.sentence == "This study cannot tell the teachers with α = 0 and 0.1 apart."
     results = study(smoothing=[0.05, 0.1, 0.2])
     both = [finding("better-student", "supported", Setting(0.05, alpha, 1.0, 0.0)) for alpha in (0.1, 0.2)]
     assert "compared with each other, only with α = 0.05." in recommend(results, both).unknown
@@ -446,6 +460,17 @@ def test_where_it_harms_at_one_temperature_no_teacher_is_named_for_that(study):
     assert some.startswith("Any of these teachers will do")
     assert "Do not distil from the teachers with α = 0.1 and 0.2 at T = 4 and 16: −3.00" in some
     assert "A smoothed teacher (T = 4) gives +3.00 points more than" in some
+
+
+def test_temperatures_stand_in_the_order_of_the_study(study):
+    results = study(temperatures=[4.0, 16.0, 1.0])
+    verdicts = ("supported", "cannot tell", "supported")
+    students = [
+        finding("better-student", *pair) for pair in zip(verdicts, settings_of(results.plan), strict=True)
+    ]
+    assert "students (T = 4 and 1) gained" in recommend(results, students).reason.lower().replace(
+        "t =", "T ="
+    )
 
 
 def beside_controls(study, student, helps, more):
@@ -540,7 +565,7 @@ def test_every_word_of_preference_stands_beside_a_verdict_and_every_template_can
     for table in (TEACHER, *WHY.values(), *(choice.says for choice in CHOICES.values())):
         for state, template in table.items():
             assert set(re.findall(r"{(\w+)}", template)) <= {
-                *("better", "worse", "baseline", "rest", "either", "no_harm", "note", "estimate"),
+                *("better", "worse", "baseline", "rest", "either", "them", "no_harm", "note", "estimate"),
                 *("of", "margin", "score"),
             }
             assert state in decided or not PREFERS.search(template), template

@@ -302,6 +302,16 @@ def test_measures_that_go_with_the_students_would_have_picked_the_best_teacher(f
         best = max if name == "dark_knowledge" else min
         picked = list(ORDER)[by_name[name].picked.teacher]
         assert picked == best(values, key=lambda kind: np.mean(values[kind])), name
+    right = defaultdict(list)
+    for run in plan.runs:
+        logits, labels = stored(plan, run)
+        right[run.role, plan.by_id[run.teacher or run.id].model, run.smoothing].append(
+            logits.argmax(1) == labels
+        )
+    expected = [[100 * np.mean(right[role, *kind]) for role in ("teacher", "student")] for kind in ORDER]
+    np.testing.assert_allclose(by_name["top1"].values, expected)
+    shares = [[share for share, _ in by_name[name].values] for name in ("top1", "nll", "aurc")]
+    assert np.mean(shares[0]) > 50 > 5 > np.mean(shares[2]) > 1 > np.mean(shares[1])  # percent, percent, nats
     sentence = picks_sentence(ranking)
     assert sentence.startswith("Of 6 teachers c, α = 0.1 had the most accurate students")
     assert re.search(r"It would have been picked by accuracy, .*NLL", sentence)
@@ -317,14 +327,6 @@ def test_how_measures_rank_teachers_is_in_the_record_and_on_the_page(fake_study)
     assert (regrets["top1"]["estimate"], regrets["top1"]["unit"]) == (0, "points")
     assert regrets["top1"]["teachers"] == ranking.teachers
     assert of_ranks[0]["teachers"] == ["a", "b", "c"]
-    right = defaultdict(list)
-    for run in plan.runs:
-        logits, labels = stored(plan, run)
-        right[run.role, plan.by_id[run.teacher or run.id].model, run.smoothing].append(
-            logits.argmax(1) == labels
-        )
-    expected = [[100 * np.mean(right[role, *kind]) for role in ("teacher", "student")] for kind in ORDER]
-    np.testing.assert_allclose(regrets["top1"]["values"], expected)
     write_report(plan)
     assert picks_sentence(ranking) in text_of(plan)
 

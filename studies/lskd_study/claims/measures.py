@@ -137,7 +137,7 @@ class Rank:
     quantity: Quantity
     correlation: RankCorrelation
     picked: Pick
-    values: list[tuple[float, float]] = field(default_factory=list)
+    values: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -333,8 +333,8 @@ def _ranking(results: Results[ImageResult], fields: Fields, loss: tuple[float, f
             oriented = -table if one.lowest else table
             found = correlate(oriented, accuracy, len(models))
             scale = 100 if one.unit == "percent" else 1
-            means = [(scale * float(x.mean()), float(y.mean())) for x, y in zip(table, accuracy, strict=True)]
-            ranks.append(Rank(one, found, pick(oriented, accuracy), means))
+            means = [scale * table.reshape(len(kinds), -1).mean(1), accuracy.mean((1, 2))]
+            ranks.append(Rank(one, found, pick(oriented, accuracy), np.transpose(means).tolist()))
     names = [
         f"α = {exact(alpha)}" if len(models) == 1 else f"{model}, α = {exact(alpha)}"
         for model, alpha in kinds
@@ -356,8 +356,8 @@ def correlate(measure: ArrayLike, accuracy: ArrayLike, networks: int) -> RankCor
         accuracy: of their students, likewise.
         networks: how many; each has as many teachers.
     """
-    both = [np.asarray(values, dtype=np.float64) for values in (measure, accuracy)]
+    both = [np.asarray(values) for values in (measure, accuracy)]
     if networks >= FEWEST:
-        return rank_correlation(*(x.reshape(networks, -1, *x.shape[1:]).mean(1) for x in both))
+        return rank_correlation(*(np.mean(np.split(x, networks), axis=1) for x in both))
     note = f"teachers of fewer than {FEWEST} networks are no sample: their rank correlations have no interval"
     return replace(rank_correlation(*both), low=np.nan, high=np.nan, p_value=np.nan, note=note)

@@ -28,7 +28,7 @@ UNKNOWN: tuple[State, ...] = ("one seed", "failed", "missing")
 TEACHER: Rules = {
     "better": "Distil from the teacher {better}",
     "worse": "Distil from the teacher {baseline}{rest}, not from the one {worse}",
-    "uncorrected": "{either} will do, as far as this study can tell",
+    "uncorrected": "This study cannot tell {them} apart",
     "open": "{either} will do, as far as this study can tell",
     "no harm": "The teacher {no_harm} can be taken: it costs students less than {margin}",
     "small": "{either} will do",
@@ -140,7 +140,7 @@ def state_of(finding: Finding, findings: Sequence[Finding] = ()) -> State:
     if finding.verdict == "no verdict":
         return "failed"
     if finding.verdict in ("supported", "contradicted"):
-        return "better" if (finding.verdict == "supported") == (claim.direction > 0) else "worse"
+        return "better" if (finding.verdict == "supported") == (claim.direction == 1) else "worse"
     if interval is not None and not interval.includes_seeds:
         return "one seed"
     if interval is None or not interval.known:
@@ -237,6 +237,7 @@ class _Words:
             "margin": f"{exact(self.plan.margin)} points",
             "score": self.plan.kind.measure,
             "note": _note(findings[0]),
+            "them": "these teachers",
             "either": "Any of these teachers" if len(self.plan.smoothing) > 2 else "Either teacher",
         }
         return template.format(**known | more)
@@ -272,7 +273,7 @@ class _Words:
     def settled(self, claim: str, choice: Choice, taken: Mapping[Loss, set[float]]) -> set[Loss]:
         """Return each T and λ at which a choice comes before that of a teacher, whichever could be taken."""
         found: set[Loss] = set()
-        for loss, arms in taken.items() if choice.settles else ():
+        for loss, arms in taken.items():
             states = self._by_state(one for one in self.of_claim(claim) if _loss_of(one) == loss)
             against = {one.setting.smoothing for state in choice.settles for one in states.get(state, ())}
             found |= {loss} if arms <= against and "better" not in states else set()
@@ -294,8 +295,8 @@ class _Words:
                 "rest": f" or {_arms(rest)}" if rest else "",
             }
             if any(one in states for one in UNKNOWN):
-                known = _values("α", [baseline, *_alphas(rest)], "or")
-                more["either"] = f"Any of the teachers with {known}"
+                for name, text, joined in (("either", "Any of ", "or"), ("them", "", "and")):
+                    more[name] = f"{text}the teachers with {_values('α', [baseline, *_alphas(rest)], joined)}"
             chosen.setdefault(self.fill(TEACHER[state], states[state], **more), []).append(loss)
         if len(chosen) == 1 and not without:
             return list(chosen)
@@ -312,9 +313,11 @@ class _Words:
             # The page's answer has the first finding's interval.
             if unsaid := [one for one in group if one is not self.findings[0]]:
                 texts.append(self.reach(unsaid, on + self._of(unsaid)))
-        if len({one.setting.smoothing for one in better}) > 1:
+        if better and len(self.plan.smoothing) > 2:
             baseline = exact(better[0].setting.baseline)
-            texts.append(f"Those were not compared with each other, only with α = {baseline}")
+            texts.append(
+                f"Strengths of smoothing were not compared with each other, only with α = {baseline}"
+            )
         return texts + [one.note for one in self.of_claim(claim) if one.note and one.interval is not None]
 
     def _next(self, finding: Finding) -> str:
@@ -406,13 +409,10 @@ class _Words:
 
     def _losses(self, losses: Sequence[Loss]) -> str:
         """Return temperatures and hard weights, of which the study varies."""
-        varied = [
-            name
-            for name, every in zip("Tλ", zip(*losses_of(self.plan), strict=True), strict=True)
-            if len(set(every)) > 1
-        ]
+        every = losses_of(self.plan)
+        varied = [at for at in (0, 1) if len({loss[at] for loss in every}) > 1]
         if len(varied) == 1:
-            return _values(varied[0], [loss["Tλ".index(varied[0])] for loss in losses])
+            return _values("Tλ"[varied[0]], [loss[varied[0]] for loss in losses])
         return "; ".join(f"T = {exact(t)}, λ = {exact(hard)}" for t, hard in losses)
 
 
