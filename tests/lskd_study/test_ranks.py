@@ -154,19 +154,6 @@ def test_teachers_of_one_network_are_no_independent_sample():
     assert np.mean(naive) > 0.1
 
 
-def test_a_network_counts_by_the_mean_of_its_teachers():
-    rng = np.random.default_rng(4)
-    x, y = rng.normal(size=(8, 1, 1)) + 0.1 * rng.normal(size=(2, 8, 3, 5))
-    means = [np.array([table[2 * n : 2 * n + 2].mean((0, 2)) for n in range(4)]) for table in (x, y)]
-    assert correlate(x, y, 4) == rank_correlation(*means)
-    assert correlate(x, y, 4).teachers == 4
-    few = correlate([1, 2, 3, 4], [1, 3, 2, 4], 2)
-    assert few.estimate == pytest.approx(2 / 3)
-    assert not few.known
-    assert np.isnan([few.low, few.high, few.p_value]).all()
-    assert "fewer than 3 networks" in few.note
-
-
 def test_fewer_than_three_teachers_have_no_interval():
     found = rank_correlation([1.0, 2.0], [3.0, 5.0])
     assert found.estimate == 1

@@ -153,6 +153,9 @@ def test_what_is_not_known_and_what_would_decide_it_stands_in_it(study):
     assert recommend(again, []).cost.endswith(
         "12 runs took 12 min (of 12 resumed ones the last part counts)."
     )
+    none = recommend(replace(results, finished={}), [finding("better-student", "cannot tell", ONE)])
+    assert none.cost == ""
+    assert "5 seeds would narrow the interval" in none.unknown
 
 
 def test_of_several_settings_the_widest_interval_is_the_one_to_narrow(study):
@@ -460,6 +463,18 @@ def test_where_it_harms_at_one_temperature_no_teacher_is_named_for_that(study):
     assert some.startswith("Any of these teachers will do")
     assert "Do not distil from the teachers with α = 0.1 and 0.2 at T = 4 and 16: −3.00" in some
     assert "A smoothed teacher (T = 4) gives +3.00 points more than" in some
+
+
+def test_where_each_temperature_harms_by_another_control_teachers_are_named_all_the_same(study):
+    found = over_grid(
+        study,
+        better_student=lambda alpha, t: "supported" if t == 4 else "cannot tell",
+        distillation_helps=lambda alpha, t: "cannot tell" if t == 4 else "contradicted",
+        more_than_smoothing=lambda alpha, t: "contradicted" if t == 4 else "cannot tell",
+    )
+    assert "or T = 4: distil from the teacher with α = 0.1 or 0.2" in found
+    assert "Do not distil at T = 1 and 16" in found
+    assert "rather than the teacher’s (T = 4)" in found
 
 
 def test_temperatures_stand_in_the_order_of_the_study(study):

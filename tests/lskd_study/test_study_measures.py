@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from scipy import special, stats
 
 from lskd_study.claims import judge, measures
-from lskd_study.claims.measures import MEASURES, Rank, Ranking, measure_study
+from lskd_study.claims.measures import MEASURES, Rank, Ranking, correlate, measure_study
 from lskd_study.claims.statements import Setting
 from lskd_study.pages.measures import chances_sentence, picks_sentence
 from lskd_study.pages.study import write_report
@@ -294,6 +294,7 @@ def test_measures_that_go_with_the_students_would_have_picked_the_best_teacher(f
         assert by_name[name].correlation.teachers == 3
         assert by_name[name].picked.is_best
     assert len(by_name) == 1 + 4 + 5
+    assert ranking.networks == ["a", "b", "c"]
     for name, of in ALONE.items():
         values = defaultdict(list)
         for run in plan.runs:
@@ -360,6 +361,20 @@ def test_a_measure_that_goes_against_the_students_costs_what_the_page_says(fake_
     )
 
 
+def test_a_network_counts_by_the_mean_of_its_teachers():
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(8, 1, 1)) + 0.1 * rng.normal(size=(2, 8, 3, 5))
+    means = [np.array([table[2 * n : 2 * n + 2].mean((0, 2)) for n in range(4)]) for table in (x, y)]
+    assert correlate(x, y, 4) == rank_correlation(*means)
+    assert correlate(x, y, 4).teachers == 4
+    assert correlate(x.mean((1, 2)), y.mean((1, 2)), 4) == rank_correlation(*(m.mean(1) for m in means))
+    few = correlate([1, 2, 3, 4], [1, 3, 2, 4], 2)
+    assert few.estimate == pytest.approx(2 / 3)
+    assert not few.known
+    assert np.isnan([few.low, few.high, few.p_value]).all()
+    assert "fewer than 3 networks" in few.note
+
+
 def test_of_two_teachers_with_equally_good_students_a_measure_picked_the_one_that_it_picked():
     accuracy = [70.0, 72.0, 72.0]
     ranks = [
@@ -381,7 +396,7 @@ def test_few_teachers_are_said_to_be_few_and_fewer_than_three_not_ranked(fake_st
         {("big", a): 5 * a for a in (0.0, 0.1, 0.2)},
     )
     ranking = measured(plan).ranking
-    assert ranking.teachers == ["α = 0", "α = 0.1", "α = 0.2"]
+    assert ranking.networks == ranking.teachers == ["α = 0", "α = 0.1", "α = 0.2"]
     assert ranking.setting == Setting(0.0, 0.2, 1.0, 0.0)
     one_seed = replace(plan, seeds=[0], runs=[run for run in plan.runs if run.seed == 0])
     assert len(measured(one_seed).ranking.ranks) == len(ranking.ranks) == 1 + 4 + 5
