@@ -70,7 +70,7 @@ def test_a_tracker_that_is_not_installed(scene, name, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none.yaml"], "recipes/digits/study.yaml"),
+        (["none.yaml"], "`lskd recipe list` names all"),
         (["--executor", "local", "study.yaml"], "comes before the options for Snakemake"),
         (["study.yaml", "--output", "t.yaml/x"], "cannot write the folder t.yaml/x"),
         (["study.yaml", "--output", "\udcff"], "no UTF-8 text"),

@@ -359,5 +359,5 @@ def correlate(measure: ArrayLike, accuracy: ArrayLike, networks: int) -> RankCor
     both = [np.asarray(values) for values in (measure, accuracy)]
     if networks >= FEWEST:
         return rank_correlation(*(np.mean(np.split(x, networks), axis=1) for x in both))
-    note = f"teachers of fewer than {FEWEST} networks are no sample: their rank correlations have no interval"
+    note = f"fewer than {FEWEST} networks: no interval"
     return replace(rank_correlation(*both), low=np.nan, high=np.nan, p_value=np.nan, note=note)

@@ -219,8 +219,8 @@ def after(finding: Finding, seconds: float = math.nan) -> str:
     if found is None:
         return _without_seeds(finding)
     now = f"±{two_digits(found.now)} with {found.seeds} seeds"
-    if finding.changed_by_holm:
-        now += " (without the correction for the page's tests, which is what leaves it open)"
+    if finding.changed_by_holm:  # or the width would seem to be too small for this
+        now = f"uncorrected {now}"
     if not found.widths:
         limit = f"not below ±{two_digits(found.least)} with any number"
         return f"{now}, and {limit}: the {found.samples} samples are the limit"

@@ -294,7 +294,7 @@ class _Words:
                 "baseline": f"with α = {exact(baseline)}" if baseline else "without smoothing",
                 "rest": f" or {_arms(rest)}" if rest else "",
             }
-            if any(one in states for one in UNKNOWN):
+            if "failed" in states:  # of missing runs the page says that the same command finishes them
                 for name, text, joined in (("either", "Any of ", "or"), ("them", "", "and")):
                     more[name] = f"{text}the teachers with {_values('α', [baseline, *_alphas(rest)], joined)}"
             chosen.setdefault(self.fill(TEACHER[state], states[state], **more), []).append(loss)
@@ -330,10 +330,7 @@ class _Words:
         if (line := line_to_change(self.plan, finding)) and (ahead := prospect(finding)):
             looks = sorted({*self.plan.looked_at, len(self.plan.seeds), min(ahead.widths)})
             rate = f"{100 * error_rate(looks):.0f}"
-            return (
-                f": `{line}`; to look again finds a claim that is not true in {rate} %, "
-                "not 5 %; `--until-decided` with another --output keeps the 5 %"
-            )
+            return f": `{line}`; to look again makes {rate} % of a claim's 5 %, `--until-decided` does not"
         missing = finding.interval is not None and finding.interval.seeds < len(self.plan.seeds)
         return "; the same command again finishes the runs that are missing" if missing else ""
 

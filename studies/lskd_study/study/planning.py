@@ -104,7 +104,9 @@ def check_declared(plan: Plan) -> None:
         record = read_record(plan.root)
     except LskdError:  # of another version, or damaged: it is made anew
         return
-    claim = next(one for one in CLAIMS if one.id == record.headline.claim and task_of(plan) in one.tasks)
+    named = (one for one in CLAIMS if one.id == record.headline.claim and task_of(plan) in one.tasks)
+    if (claim := next(named, None)) is None:  # of teachers alone, none of whom is compared
+        return
     had = [one.setting.words for one in record.findings if one.claim == claim.id]
     has = [one.describe(claim.role) for one in settings_of(claim, plan)]
     lost = [one for one in (*had, *record.controls) if one not in (*has, *plan.controls)]
