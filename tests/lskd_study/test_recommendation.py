@@ -142,7 +142,7 @@ def test_what_is_not_known_and_what_would_decide_it_stands_in_it(study):
     )
     assert f"about ±{half:.2g}" in found.unknown
     # Looked at after 3 and 5: `test_sequential` has what that does.
-    assert "[0, 1, 2, 3, 4]`; to look again makes 8 % of a claim's 5 %" in found.unknown
+    assert "[0, 1, 2, 3, 4]`; to look again turns a claim's 5 % into 8 %" in found.unknown
     assert "Whether distilling pays at all: not tested; `controls: [hard]`" in found.unknown
     assert "would narrow the interval to" in found.unknown
     assert found.cost == "A teacher takes 60 s; a student takes 60 s; all 12 runs took 12 min."

@@ -330,7 +330,7 @@ class _Words:
         if (line := line_to_change(self.plan, finding)) and (ahead := prospect(finding)):
             looks = sorted({*self.plan.looked_at, len(self.plan.seeds), min(ahead.widths)})
             rate = f"{100 * error_rate(looks):.0f}"
-            return f": `{line}`; to look again makes {rate} % of a claim's 5 %, `--until-decided` does not"
+            return f": `{line}`; to look again turns a claim's 5 % into {rate} %, `--until-decided` does not"
         missing = finding.interval is not None and finding.interval.seeds < len(self.plan.seeds)
         return "; the same command again finishes the runs that are missing" if missing else ""
 

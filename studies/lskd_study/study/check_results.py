@@ -136,7 +136,7 @@ def _check_ranks(folder: Path, record: StudyRecord) -> None:
     for regret in (one for one in record.measures if one.kind == "regret" and one.values):
         measure, students = np.transpose(regret.values)
         said = orders.get(regret.measure)
-        if said is None or regret.measure not in LOWEST or len(measure) % len(record.teachers):
+        if said is None or regret.measure not in LOWEST or len(measure) % max(len(record.teachers), 1):
             raise LskdError(f"{folder}: {VERDICTS_FILE} is damaged: {regret.measure[:40]!r}")
         measure = -measure if LOWEST[regret.measure] else measure
         found, picked = correlate(measure, students, len(record.teachers)), pick(measure, students)
