@@ -120,6 +120,17 @@ def test_a_reader_sees_what_was_committed_while_the_writer_goes_on(tmp_path):
             labels[1]
 
 
+def test_a_manifest_that_says_nothing_new_is_not_written(tmp_path):
+    """A kill in it would leave a scratch file beside a store that is whole, which nobody opens to write."""
+    with SoftLabelsWriter(tmp_path / "s", layout(), IDENTITY) as writer:
+        writer.append(*content(layout(), 0))
+        writer.commit()
+        before = (tmp_path / "s" / "manifest.json").stat()
+        writer.commit()
+    after = (tmp_path / "s" / "manifest.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
 def test_reading_while_another_process_writes(tmp_path):
     shape, seen = layout(400), []
     write(tmp_path / "s", shape, stop=1)

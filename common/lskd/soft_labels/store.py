@@ -299,6 +299,7 @@ class SoftLabelsWriter:
             for name, committed in self._manifest.files.items():
                 file = self.path / f"{name}.bin"
                 self._files[name] = BlockWriter(file, self._manifest.block_bytes, committed)
+        self._committed: Manifest | None = None  # by this writer
         self.layout = self._manifest.layout
         self.keys, self._row_count = self._manifest.keys, self._manifest.rows
         self._committed_at = time.monotonic()
@@ -424,7 +425,11 @@ class SoftLabelsWriter:
             self._manifest = replace(self._manifest, keys=self.keys, rows=self._row_count, files=files)
             if self._meter is not None and self.keys >= self._measured and (found := self._meter.read()):
                 self._manifest, self._meter = replace(self._manifest, own_error=found.as_json()), None
-            self._manifest.write(self.path)
+            if (
+                self._manifest != self._committed
+            ):  # a kill in a needless one leaves a file beside a whole store
+                self._manifest.write(self.path)
+                self._committed = self._manifest
         self._committed_at = time.monotonic()
 
     def close(self) -> None:
