@@ -460,9 +460,40 @@ def test_where_it_harms_at_one_temperature_no_teacher_is_named_for_that(study):
         distillation_helps=lambda alpha, t: "contradicted" if alpha and t > 1 else "cannot tell",
         more_than_smoothing=at((4,), "supported"),
     )
-    assert some.startswith("Any of these teachers will do")
+    assert some.startswith(
+        "For T = 1: any of these teachers will do, as far as this study can tell. For T = 4 and 16: the "
+        "teacher without smoothing will do, as far as this study can tell."
+    )
     assert "Do not distil from the teachers with α = 0.1 and 0.2 at T = 4 and 16: −3.00" in some
     assert "A smoothed teacher (T = 4) gives +3.00 points more than" in some
+
+
+def test_no_teacher_is_named_to_which_the_labels_were_preferred(study):
+    def labels(*worse):
+        return lambda alpha, t: "contradicted" if alpha in worse else "cannot tell"
+
+    def students(**verdicts):
+        return lambda alpha, t: verdicts.get(f"at{alpha}".replace(".", ""), "cannot tell")
+
+    def found(worse, **verdicts):
+        sentence = over_grid(study, better_student=students(**verdicts), distillation_helps=labels(*worse))
+        return sentence.split(". ")[0]
+
+    some, tell = "Any of the teachers with α = 0 or 0.1 will do", ", as far as this study can tell"
+    assert found([0.2]) == some + tell
+    assert found([0.2], at01="too small to matter") == some + tell
+    assert (
+        found([0.0], at01="contradicted")
+        == "Distil from the teacher with α = 0.2, not from the one with α = 0.1"
+    )
+    assert found([0.2], at01="contradicted", at02="contradicted") == (
+        "Distil from the teacher without smoothing, not from the one with α = 0.1 or 0.2"
+    )
+    assert found([0.1], at01="supported", at02="supported") == "Distil from the teacher with α = 0.2"
+    assert found([0.0, 0.1, 0.2]).startswith("Do not distil: −3.00")
+    no_harm = {"better_student": students(), "no_worse_student": students(at01="supported")}
+    said = over_grid(study, **no_harm, distillation_helps=labels(0.1))
+    assert said.startswith("Any of the teachers with α = 0 or 0.2 will do" + tell)
 
 
 def test_where_each_temperature_harms_by_another_control_teachers_are_named_all_the_same(study):
@@ -533,7 +564,9 @@ def test_a_control_of_one_teacher_says_nothing_of_the_other(study):
     )
     # Of two that may be taken one is not worth it; of the better one it is known that it is not.
     found = beside_controls(study, "cannot tell", ("cannot tell", "contradicted"), "cannot tell")
-    assert found.sentence.startswith("Either teacher will do")
+    assert found.sentence.startswith("The teacher without smoothing will do, as far as this study can tell.")
+    found = beside_controls(study, "cannot tell", ("contradicted", "cannot tell"), "cannot tell")
+    assert found.sentence.startswith("The teacher with α = 0.1 will do, as far as this study can tell.")
     found = beside_controls(study, "supported", ("cannot tell", "contradicted"), "cannot tell")
     assert found.sentence.startswith("Do not distil: −3.00")
     assert found.sentence.count("o not distil") == 1
@@ -580,7 +613,7 @@ def test_every_word_of_preference_stands_beside_a_verdict_and_every_template_can
     for table in (TEACHER, *WHY.values(), *(choice.says for choice in CHOICES.values())):
         for state, template in table.items():
             assert set(re.findall(r"{(\w+)}", template)) <= {
-                *("better", "worse", "baseline", "rest", "either", "them", "no_harm", "note", "estimate"),
+                *("better", "worse", "left", "either", "them", "no_harm", "note", "estimate"),
                 *("of", "margin", "score"),
             }
             assert state in decided or not PREFERS.search(template), template

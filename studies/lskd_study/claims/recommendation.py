@@ -24,10 +24,10 @@ Rules = Mapping[State, str]
 Loss = tuple[float, float]  # temperature and hard weight
 UNKNOWN: tuple[State, ...] = ("one seed", "failed", "missing")
 
-# Which teacher to take: the first state of this table that some arm has decides. {rest}: undecided arms.
+# Which teacher to take: the first state of this table that some arm has decides. {left}: the others.
 TEACHER: Rules = {
     "better": "Distil from the teacher {better}",
-    "worse": "Distil from the teacher {baseline}{rest}, not from the one {worse}",
+    "worse": "Distil from the teacher {left}, not from the one {worse}",
     "uncorrected": "This study cannot tell {them} apart",
     "open": "{either} will do, as far as this study can tell",
     "no harm": "The teacher {no_harm} can be taken: it costs students less than {margin}",
@@ -279,25 +279,44 @@ class _Words:
             found |= {loss} if arms <= against and "better" not in states else set()
         return found
 
+    def barred(self, loss: Loss) -> set[float]:
+        """Return the smoothing of the teachers at a T and λ that a choice is against, which none may take."""
+        against = [one for claim, choice in CHOICES.items() if choice.settles for one in self.of_claim(claim)]
+        found = (one for one in against if _loss_of(one) == loss and state_of(one) == "worse")
+        return {one.setting.smoothing for one in found}
+
     def teacher(self, without: set[Loss]) -> list[str]:
         """Return which teacher to take, for each T and λ where that differs, but ``without`` some."""
         chosen: dict[str, list[Loss]] = {}
+        taken = self.taken()
         for loss, (state, states) in self.by_loss().items():
             if loss in without:
                 continue
-            rest = [one for s in ("uncorrected", "open", "no harm", "small") for one in states.get(s, ())]
-            baseline = states[state][0].setting.baseline
-            more = {
-                "better": _arms(states.get("better", ())),
-                "worse": _arms(states.get("worse", ())),
-                "no_harm": _arms(states.get("no harm", ())),
-                "baseline": f"with α = {exact(baseline)}" if baseline else "without smoothing",
-                "rest": f" or {_arms(rest)}" if rest else "",
+            findings = states[state]
+            undecided: tuple[State, ...] = ("uncorrected", "open", "no harm", "small")
+            every = [findings[0].setting.baseline, *_alphas(f for s in undecided for f in states.get(s, ()))]
+            barred = self.barred(loss)
+            barred = set() if taken[loss] <= barred else barred
+            left = [alpha for alpha in every if alpha not in barred]
+            better, no_harm = (
+                [alpha for alpha in _alphas(states.get(kind, [])) if alpha not in barred]
+                for kind in ("better", "no harm")
+            )
+            if state == "no harm" and not no_harm:
+                state = "open"
+            arms = {
+                "better": better,
+                "worse": _alphas(states.get("worse", [])),
+                "no_harm": no_harm,
+                "left": left,
             }
+            more = {name: _arms(alphas) for name, alphas in arms.items() if alphas}
             if "failed" in states:  # of missing runs the page says that the same command finishes them
-                for name, text, joined in (("either", "Any of ", "or"), ("them", "", "and")):
-                    more[name] = f"{text}the teachers with {_values('α', [baseline, *_alphas(rest)], joined)}"
-            chosen.setdefault(self.fill(TEACHER[state], states[state], **more), []).append(loss)
+                more["them"] = f"the teachers with {_values('α', every)}"
+            if left and ("failed" in states or left != every):
+                several = f"Any of the teachers with {_values('α', left, 'or')}"
+                more["either"] = several if len(left) > 1 else f"The teacher {_arms(left)}"
+            chosen.setdefault(self.fill(TEACHER[state], findings, **more), []).append(loss)
         if len(chosen) == 1 and not without:
             return list(chosen)
         return [f"For {self._losses(where)}: {_lower(text)}" for text, where in chosen.items()]
@@ -389,7 +408,7 @@ class _Words:
             arms = (
                 ""
                 if list(alphas) == _alphas(every)
-                else self._teachers(alphas)
+                else f"from the teacher{'s' * (len(alphas) > 1)} {_arms(alphas, 'and')}"
                 if named
                 else _values("α", alphas)
             )
@@ -397,12 +416,6 @@ class _Words:
             where = "" if everywhere else f"at {self._losses(losses)}" if named else self._losses(losses)
             texts.append((" " if named else ", ").join(filter(None, (arms, where))))
         return f" {'; '.join(texts)}" if named else f" ({'; '.join(texts)})"
-
-    def _teachers(self, alphas: Sequence[float]) -> str:
-        smoothed = [alpha for alpha in alphas if alpha]
-        kinds = ["without smoothing"] * (len(smoothed) < len(alphas))
-        kinds += [f"with {_values('α', smoothed)}"] if smoothed else []
-        return f"from the teacher{'s' * (len(alphas) > 1)} {listed(kinds)}"
 
     def _losses(self, losses: Sequence[Loss]) -> str:
         """Return temperatures and hard weights, of which the study varies."""
@@ -429,9 +442,10 @@ def _some(places: Sequence[str]) -> str:
     return "; ".join(places) if "," in places[0] else listed(places)
 
 
-def _arms(findings: Iterable[Finding]) -> str:
-    alphas = _alphas(findings)
-    return f"with {_values('α', alphas, 'or')}" if alphas else ""
+def _arms(alphas: Sequence[float], joined: str = "or") -> str:
+    smoothed = [alpha for alpha in alphas if alpha]
+    kinds = ["without smoothing"] * (len(smoothed) < len(alphas))
+    return listed(kinds + ([f"with {_values('α', smoothed, joined)}"] if smoothed else []), joined)
 
 
 def _note(finding: Finding) -> str:
