@@ -322,13 +322,14 @@ def asides() -> str:
     """Return the comparisons that the prose makes besides the studies' findings, with t intervals."""
     score: dict[str, dict[str, float]] = {}
     grid, temperatures = "smoothing_resnet_mambaout", ("2", "4", "16")
-    for study in ("networks", "longer", "binary", "binary_two_steps", "temperature", grid):
+    grids = [study.removeprefix("fashion_mnist/") for study in finished() if "/smoothing_" in study]
+    for study in ("networks", "longer", "binary", "binary_two_steps", "temperature", *grids):
         runs = read_csv(RESULTS / "fashion_mnist" / study / "runs.csv")
         score[study] = {line["run"]: float(line["top1"]) for line in runs}
 
-    def gain(study: str, kind: str) -> np.ndarray:
+    def gain(study: str, kind: str, smoothing: str = "0.1") -> np.ndarray:
         """Return with smoothing less without, by seed."""
-        arms = [[score[study][kind.format(alpha, seed)] for seed in range(6)] for alpha in ("0.1", "0")]
+        arms = [[score[study][kind.format(alpha, seed)] for seed in range(6)] for alpha in (smoothing, "0")]
         return np.subtract(*arms)
 
     kinds = kinds_of_networks()
@@ -353,18 +354,27 @@ def asides() -> str:
     binary_student = "student-ReActNet_18x0.25-of-test_resnet-smoothing{}-T1-hard0-seed{}"
     two = ("binary_two_steps", "binary")
     kind = "-smoothing{{}}-T{}-hard0-seed{{}}"
-    gains_of = {  # of two students of the same teachers
-        study: [gain(study, f"student-{name}-of-test_resnet{kind.format(t)}") for t in temperatures]
-        for study, name in ((grid, "test_mambaout"), ("temperature", "test_byobnet"))
-    }
-    over_labels_by_t = [
-        [
-            score[grid][f"student-test_mambaout-of-test_resnet{kind.format(t).format(0, seed)}"]
-            - score[grid][f"control-test_mambaout-smoothing0-seed{seed}"]
-            for seed in range(6)
-        ]
-        for t in temperatures
-    ]
+
+    def pair(study: str) -> tuple[str, str]:
+        """Return how a study names its students and those on the labels; of one teacher and one student."""
+        teacher, student = (
+            "resnet_byobnet" if study == "temperature" else study.removeprefix("smoothing_")
+        ).split("_")
+        return (
+            f"student-test_{student}-of-test_{teacher}{kind}",
+            f"control-test_{student}-smoothing0-seed{{}}",
+        )
+
+    def over_t(study: str, smoothing: str = "0.1") -> np.ndarray:
+        """Return smoothing's effect on students, mean of the higher T, by seed."""
+        return np.mean([gain(study, pair(study)[0].format(t), smoothing) for t in temperatures], axis=0)
+
+    def over_labels_of(study: str) -> np.ndarray:
+        """Return students of unsmoothed teachers less the labels', mean of the higher T, by seed."""
+        students, labels = pair(study)
+        by_t = [[score[study][students.format(t).format(0, seed)] for seed in range(6)] for t in temperatures]
+        return np.mean(by_t, axis=0) - [score[study][labels.format(seed)] for seed in range(6)]
+
     longer = gain("longer", student.format("test_resnet")) - gains["test_resnet"]
     lines = [
         ("longer: smoothing’s effect on students, 30 epochs less 10, test_resnet", seed_interval(longer)),
@@ -381,15 +391,19 @@ def asides() -> str:
             seed_interval(gain("networks", "teacher-test_byobnet-smoothing{}-seed{}")),
         ),
         *(
-            (f"{words}, mean of T = 2, 4, 16", seed_interval(np.mean(by_t, axis=0)))
-            for words, by_t in (
-                (f"{grid}: smoothing’s effect on students, α = 0.1", gains_of[grid]),
-                ("temperature: the same", gains_of["temperature"]),
-                (
-                    f"{grid} less temperature: the same",
-                    np.subtract(gains_of[grid], gains_of["temperature"]),
+            (f"{words}, mean of T = 2, 4, 16", seed_interval(by_seed))
+            for words, by_seed in (
+                *(
+                    (f"{one}: smoothing’s effect on students, α = {alpha}", over_t(one, alpha))
+                    for one in grids
+                    for alpha in ("0.1", "0.2")
                 ),
-                (f"{grid}: students of unsmoothed teachers less the labels’", over_labels_by_t),
+                ("temperature: the same, α = 0.1", over_t("temperature")),
+                (f"{grid} less temperature: the same", over_t(grid) - over_t("temperature")),
+                *(
+                    (f"{one}: students of unsmoothed teachers less the labels’", over_labels_of(one))
+                    for one in (*grids, "temperature")
+                ),
             )
         ),
         (
