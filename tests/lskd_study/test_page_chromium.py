@@ -162,6 +162,10 @@ def show(browser, page, width=1280, scheme="light", media=""):
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
     browser.get(page.as_uri())
+    # What the page does when a size changes, it does in the next frame: a scrollbar that appears makes one.
+    browser.execute_async_script(
+        "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+    )
 
 
 def test_the_tab_key_goes_down_the_page_and_shows_where_it_is(browser, pages):
