@@ -167,18 +167,16 @@ class _WidenedLoader(DataLoader[Any]):
         return torch.from_numpy(user)
 
 
-class _SeededCollate:
+class _MixingCollate:
     """Collate, and mix until `off_epoch` (0: always), drawing from the batch's own seed."""
 
-    def __init__(self, prefetch: bool, mixing: dict[str, Any] | None, off_epoch: int) -> None:
-        self.mixup = None if mixing is None else (FastCollateMixup if prefetch else Mixup)(**mixing)
+    def __init__(self, prefetch: bool, mixing: dict[str, Any], off_epoch: int) -> None:
+        self.mixup = (FastCollateMixup if prefetch else Mixup)(**mixing)
         self.prefetch = prefetch
         self.off_epoch = off_epoch
 
     def __call__(self, batch: list[Any]) -> Any:
         assert isinstance(batch, _Batch)
-        if self.mixup is None:
-            return collated(batch)
         # The epoch comes with the batch: workers that live on would not see a switch in this process.
         self.mixup.mixup_enabled = not self.off_epoch or batch.key[1] < self.off_epoch
         with replayed(*batch.key):
@@ -194,21 +192,19 @@ def _end_quietly(worker: int) -> None:
 
 
 class EpochSampler(Sampler[int]):
-    """Share of one process of an epoch's samples.
+    """Share of one process of an epoch's training samples.
 
-    In training the order is a permutation drawn from (seed, epoch), of which process r of w takes every w-th
-    sample from the r-th on: the processes' n-th batches together are the n-th batch of one process with the
-    whole batch size. In validation the order is the data set's, each sample belongs to exactly one process.
+    The order is a permutation drawn from (seed, epoch), of which process r of w takes every w-th sample from
+    the r-th on: the processes' n-th batches together are the n-th batch of one process with the whole batch
+    size.
 
     With `views` V above 1 what V epochs would show comes in another order: V views of an image, one of each
     epoch, one after another, so that they are made of one decoding (Shen and Xing, ECCV 2022).
     """
 
-    def __init__(
-        self, samples: int, seed: int, rank: int, world_size: int, shuffle: bool, views: int = 1
-    ) -> None:
+    def __init__(self, samples: int, seed: int, rank: int, world_size: int, views: int = 1) -> None:
         self.samples, self.seed, self.epoch, self.views = samples, seed, 0, views
-        self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
+        self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
@@ -216,14 +212,10 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         """Return the length of this process's share."""
-        shared = self.samples // self.world_size
-        return shared if self.shuffle else len(range(self.rank, self.samples, self.world_size))
+        return self.samples // self.world_size
 
     def __iter__(self) -> Iterator[int]:
         """Yield this process's indices."""
-        if not self.shuffle:
-            yield from range(self.rank, self.samples, self.world_size)
-            return
         turn, part = divmod(self.epoch, self.views)
         words = np.random.SeedSequence((self.seed, turn)).generate_state(1)
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(int(words[0]))).tolist()
@@ -236,7 +228,7 @@ class EpochSampler(Sampler[int]):
 class Loader:
     """Batches `(images, targets)` on the device, normalised; errors of loading processes are one line."""
 
-    def __init__(self, loader: Any, sampler: EpochSampler, device: torch.device) -> None:
+    def __init__(self, loader: Any, sampler: Any, device: torch.device) -> None:
         self._loader, self.sampler, self.device = loader, sampler, device
 
     @property
@@ -265,10 +257,10 @@ class Loader:
 def eval_loader(
     dataset: Any, data: DataConfig, args: Namespace, device: torch.device, rank: int = 0, world_size: int = 1
 ) -> Loader:
-    """Load a split in its order through the validation transform."""
-    sampler = EpochSampler(len(dataset), 0, rank, world_size, shuffle=False)
-    images = SeededDataset(dataset, 0), _SeededCollate(not args.no_prefetcher, None, 0)
-    return _load(dataset, data, args, device, sampler, images, _named(data, *_VALIDATION), {})
+    """Load a split in its order through the validation transform; each sample is of exactly one process."""
+    share = range(rank, len(dataset), world_size)
+    images = SeededDataset(dataset, 0), collated
+    return _load(dataset, data, args, device, share, images, _named(data, *_VALIDATION), {})
 
 
 def train_loader(
@@ -295,7 +287,7 @@ def train_loader(
     Raises:
         LskdError: timm cannot make the transform, or the images do not fill a batch.
     """
-    mixing = None
+    collate: Callable[[Any], Any] = collated
     if args.mixup > 0 or args.cutmix > 0:
         mixing = {
             "mixup_alpha": args.mixup,
@@ -306,11 +298,9 @@ def train_loader(
             "label_smoothing": smoothing,
             "num_classes": args.num_classes,
         }
-    images = replayed_images or (
-        SeededDataset(dataset, args.seed),
-        _SeededCollate(not args.no_prefetcher, mixing, args.mixup_off_epoch),
-    )
-    sampler = EpochSampler(len(dataset), args.seed, args.rank, args.world_size, shuffle=True, views=views)
+        collate = _MixingCollate(not args.no_prefetcher, mixing, args.mixup_off_epoch)
+    images = replayed_images or (SeededDataset(dataset, args.seed), collate)
+    sampler = EpochSampler(len(dataset), args.seed, args.rank, args.world_size, views)
     interpolation = data.interpolation if args.no_aug else (args.train_interpolation or data.interpolation)
     transform = {**_named(args, *_TRAINING), "auto_augment": args.aa, "interpolation": interpolation}
     erasing = {
@@ -332,12 +322,12 @@ def _load(
     data: DataConfig,
     args: Namespace,
     device: torch.device,
-    sampler: EpochSampler,
+    sampler: EpochSampler | range,
     images: tuple[Dataset[Any], Any],
     transform: dict[str, Any],
     erasing: dict[str, Any],
 ) -> Loader:
-    training, prefetch = sampler.shuffle, not args.no_prefetcher
+    training, prefetch = isinstance(sampler, EpochSampler), not args.no_prefetcher
     mean, std = data.normalisation.mean, data.normalisation.std
     options = {"is_training": training, "use_prefetcher": prefetch, "mean": mean, "std": std}
     try:

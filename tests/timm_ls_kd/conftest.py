@@ -120,7 +120,7 @@ def make_loader(digits: Path) -> Callable[..., Any]:
         dataset = create_dataset("", root=str(data), split="train")
         config = DataConfig((3, 24, 24), Normalisation(mean, std), "bilinear", 0.875, "center")
         if not training:
-            return eval_loader(dataset, config, args, torch.device("cpu"))
+            return eval_loader(dataset, config, args, torch.device("cpu"), rank, world_size)
         images = stored and replayed_images(dataset, stored, not args.no_prefetcher)
         return train_loader(dataset, config, args, torch.device("cpu"), args.smoothing, images)
 
