@@ -10,7 +10,6 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from draws import PROPERTY
 from lskd import fit_temperature
-from lskd.analysis import calibration as _calibration
 from lskd.analysis.calibration import BINS, LIMITS, calibration_contributions, confidence_and_correct
 
 pytestmark = pytest.mark.unit
@@ -229,13 +228,13 @@ def test_small_blocks_change_nothing(monkeypatch, samples):
     assert sum(looks) % samples == 0
     assert sum(looks) <= 5 * samples
     blocks = []
-    monkeypatch.setattr(_calibration, "_CHUNK", 32)
+    monkeypatch.setattr("lskd.base.tensors.BLOCK", 32)
     fit = fit_temperature(logits, labels, blocks.append)
     assert max(blocks) <= 10
     assert sum(blocks) == sum(looks)
     assert fit.temperature == pytest.approx(whole.temperature, rel=1e-6)
     torch.testing.assert_close(fit.nll, whole.nll, atol=1e-6, rtol=1e-6)
-    monkeypatch.setattr(_calibration, "_CHUNK", 1)
+    monkeypatch.setattr("lskd.base.tensors.BLOCK", 1)
     if samples < 100:
         assert fit_temperature(logits, labels).temperature == pytest.approx(whole.temperature, rel=1e-6)
 

@@ -39,7 +39,7 @@ def test_means(samples, num_classes, seed, dtype, data):
 def test_blocks_give_what_one_look_gives(monkeypatch):
     logits, labels = draw(200, 5)
     whole = class_mean_probabilities(logits, labels, 5, [3, 0])
-    monkeypatch.setattr("lskd.analysis.classes._CHUNK", 35)
+    monkeypatch.setattr("lskd.base.tensors.BLOCK", 35)
     torch.testing.assert_close(class_mean_probabilities(logits, labels, 5, [3, 0]), whole)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(class_mean_probabilities(logits[order], labels[order], 5, [3, 0]), whole)

@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from lskd.analysis import by_sample as blocks
 from lskd.analysis.by_sample import Softmax, by_sample
 from lskd.analysis.dark_knowledge import among_wrong, log_ratio_contributions
 
@@ -48,7 +47,7 @@ def test_float32_and_blocks_of_rows_change_nothing_and_the_logits_stay_as_they_a
     logits = logits.astype(np.float32)
     before, found = logits.copy(), wrong_class_variance(logits, labels, 2.0)
     np.testing.assert_allclose(found, reference(logits, labels, 2.0), rtol=1e-9)
-    monkeypatch.setattr(blocks, "_BLOCK", 20)
+    monkeypatch.setattr("lskd.base.tensors.BLOCK", 20)
     np.testing.assert_array_equal(wrong_class_variance(logits, labels, 2.0), found)
     np.testing.assert_array_equal(logits, before)
 

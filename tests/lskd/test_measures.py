@@ -260,9 +260,8 @@ def test_small_blocks_change_nothing(monkeypatch, reference, in_order, chunk, ke
     if in_order:
         labels = labels.sort().values
     whole = measure_teacher(logits, labels, influence=True)
-    monkeypatch.setattr(_measures, "_CHUNK", chunk)
+    monkeypatch.setattr("lskd.base.tensors.BLOCK", chunk)
     monkeypatch.setattr(_measures, "_KEPT", kept)
-    monkeypatch.setattr(_calibration, "_CHUNK", chunk)
     blocks = measure_teacher(logits, labels, influence=True)
     same(blocks, whole)
     expected = reference.stability(logits.double().numpy(), labels.numpy(), 7, "vector_l2")

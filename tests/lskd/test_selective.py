@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from lskd.analysis import by_sample as blocks
 from lskd.analysis.by_sample import Softmax, by_sample
 from lskd.analysis.selective import aurc_pseudo_values, largest_normalised
 
@@ -140,14 +139,14 @@ def test_confidence_is_the_logarithm_of_the_largest_probability(monkeypatch):
     expected = special.log_softmax(logits.astype(np.float64), axis=1).max(1)
     found = confidence(logits)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    monkeypatch.setattr(blocks, "_BLOCK", 20)
+    monkeypatch.setattr("lskd.base.tensors.BLOCK", 20)
     np.testing.assert_array_equal(confidence(logits), found)
 
 
 def test_a_sample_is_named_wherever_its_block_lies(monkeypatch):
     logits = np.zeros((50, 7))
     logits[31, 2] = np.nan
-    monkeypatch.setattr(blocks, "_BLOCK", 20)
+    monkeypatch.setattr("lskd.base.tensors.BLOCK", 20)
     with pytest.raises(ValueError, match="the logits of sample 31 are not all finite"):
         confidence(logits)
 

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from lskd.base.tensors import row_blocks
 from lskd.targets import check_finite, check_labels
 
 Array = NDArray[np.float64]
 
-_BLOCK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's cache
 _LOWEST = float(np.finfo(np.float64).min) / 2
 
 
@@ -49,10 +49,8 @@ def by_sample(measure: Callable[..., Array], *logits: ArrayLike, labels: ArrayLi
             raise ValueError(f"labels have shape {classes.shape}; with these logits it must be {shape[:1]}")
         check_labels(torch.from_numpy(classes), shape[1])
         columns.append(classes)
-    step = max(_BLOCK // shape[1], 1)
     found: list[Array] = []
-    for start in range(0, shape[0], step):
-        rows = slice(start, start + step)
+    for rows in row_blocks(shape[0], shape[1]):
         blocks = [
             # From half precision by way of float32, which takes half the time.
             (block.float() if block.dtype.itemsize == 2 else block).to(torch.float64, copy=True).numpy()
@@ -61,7 +59,7 @@ def by_sample(measure: Callable[..., Array], *logits: ArrayLike, labels: ArrayLi
             for block in (table[rows] for table in tables)
         ]
         for block in blocks:
-            check_finite(torch.from_numpy(block), start)
+            check_finite(torch.from_numpy(block), rows.start)
         found.append(np.asarray(measure(*blocks, *(column[rows] for column in columns)), np.float64))
     return np.concatenate(found, axis=-1)
 

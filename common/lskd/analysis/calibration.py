@@ -1,7 +1,7 @@
 """Calibration: its expected error, the temperature that fits, and the smoothing it looks trained with."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lskd.analysis.by_sample import Array, Softmax, by_sample
+from lskd.base.tensors import row_blocks
 from lskd.targets import check_samples
 from lskd.terms import centred
 
@@ -24,7 +25,6 @@ Progress = Callable[[int], object]
 """Is told how many samples were just looked at."""
 
 _LOWEST, _HIGHEST = 1 / LIMITS[1], 1 / LIMITS[0]  # of 1 / T
-_CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's cache
 _SUBSAMPLES = (512, 4096)  # samples on which the search begins
 _NEAR = 0.01  # relative step within which the second-order expansion is exact to about 1e-6
 
@@ -172,7 +172,7 @@ class _Expansion:
         # Rows: logarithm of the sum of exponentials over the largest, and its derivatives; the label's logit.
         self.values = torch.empty(4, len(labels), dtype=torch.float64)
         thirds = 0.0
-        for rows in _blocks(len(labels), logits.shape[1]):
+        for rows in row_blocks(len(labels), logits.shape[1]):
             z = centred(logits[rows])
             weights = (z * inverse).exp_()
             sums = weights.sum(1)
@@ -216,9 +216,3 @@ class _Expansion:
         total, first, second, own = self.values
         total = total + step * (first + step * second / 2)
         return total - inverse * own, (-total).exp().clamp(max=1)
-
-
-def _blocks(samples: int, classes: int) -> Iterator[slice]:
-    step = max(_CHUNK // classes, 1)
-    for start in range(0, samples, step):
-        yield slice(start, min(start + step, samples))

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lskd.base.tensors import row_blocks
 from lskd.errors import LskdError
 from lskd.targets import check_finite, check_labels, check_samples
 
-_CHUNK = 1 << 18  # numbers of a block of logits, so that it stays in a CPU's cache
 _SMALLEST = 3  # examples of a class: fewer leave no deviation without each one of them
 
 
@@ -49,9 +49,8 @@ def class_mean_probabilities(
     means = torch.zeros(len(wanted), num_classes, dtype=torch.float64)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     chosen = (rows >= 0).nonzero().flatten()
-    step = max(_CHUNK // num_classes, 1)
-    for start in range(0, len(chosen), step):
-        block = chosen[start : start + step]
+    for places in row_blocks(len(chosen), num_classes):
+        block = chosen[places]
         values = logits[block].to(dtype)
         check_finite(values, block)
         means.index_add_(0, rows[block], values.softmax(1).double())

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lskd.analysis.calibration import Progress, TemperatureFit, calibration_contributions, fit_temperature
+from lskd.base.tensors import row_blocks
 from lskd.stability import Definition, class_deviations, class_moments, over_classes, small_class_factor
 from lskd.targets import check_finite, check_samples, check_smoothing
 
 Rows = slice | Tensor
 """Some of the samples: neighbours, which are read without a copy, or any."""
 
-_CHUNK = 1 << 18  # numbers of a block of logits: a block and its temporaries stay in a CPU's cache
 _KEPT = 1 << 22  # numbers of a class's probabilities that are kept for a second look
 
 
@@ -332,10 +332,8 @@ class _Look:
 
     def at_class_means(self, influence: bool) -> tuple[Tensor, Tensor]:
         """Return the classes' distances from the mean of all, and each sample's influence on their mean."""
-        step = max(_CHUNK // len(self.counts), 1)
-        lengths = torch.cat(
-            [torch.linalg.vector_norm(self._away(rows), dim=1) for rows in torch.split(self.means, step)]
-        )
+        parts = list(row_blocks(*self.means.shape))
+        lengths = torch.cat([torch.linalg.vector_norm(self._away(part), dim=1) for part in parts])
         distances = torch.full((len(self.counts),), torch.nan, dtype=torch.float64)
         distances[self.present] = lengths
         by_sample = torch.zeros(len(self.labels), dtype=torch.float64)
@@ -343,19 +341,19 @@ class _Look:
             return distances, by_sample
         inverse = torch.where(lengths > 0, 1 / lengths, 0.0) / len(self.present)
         directions = torch.zeros(len(self.counts), dtype=torch.float64)
-        for means, factors in zip(torch.split(self.means, step), torch.split(inverse, step), strict=True):
-            directions += factors @ self._away(means)
+        for part in parts:
+            directions += inverse[part] @ self._away(part)
         for row, (c, members, blocks) in enumerate(self._classes()):
             share = float(self.counts[c]) / len(self.labels)
-            weight = (inverse[row] * self._away(self.means[row]) - share * directions).to(self.dtype)
+            weight = (inverse[row] * self._away(row) - share * directions).to(self.dtype)
             for rows, probabilities in self._probabilities(blocks, None):
                 by_sample[rows] = (probabilities @ weight).double()
             by_sample[members] -= by_sample[members].mean()
             self.progress(int(self.counts[c]))
         return distances, by_sample
 
-    def _away(self, means: Tensor) -> Tensor:
-        return means.double() - self.overall
+    def _away(self, rows: int | slice) -> Tensor:
+        return self.means[rows].double() - self.overall
 
     def _first(self, c: int, blocks: list[Rows]) -> tuple[Tensor, list[Tensor] | None]:
         """Note the numbers of each sample; return the class mean and, unless too large, the probabilities."""
@@ -404,11 +402,11 @@ class _Look:
 
     def _classes(self) -> Iterator[tuple[int, Rows, list[Rows]]]:
         """Yield each class that has samples, where these are, and the blocks in which they are read."""
-        start, step = 0, max(_CHUNK // len(self.counts), 1)
+        start = 0
         for c, count in enumerate(self.counts.tolist()):
             stop = start + count
             if count:
-                blocks = [slice(first, min(first + step, stop)) for first in range(start, stop, step)]
+                blocks = row_blocks(stop, len(self.counts), start)
                 yield c, self._rows(slice(start, stop)), [self._rows(block) for block in blocks]
             start = stop
 

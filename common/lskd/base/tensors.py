@@ -2,13 +2,14 @@
 they are still finite."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from lskd.errors import DivergedError
 
+BLOCK = 1 << 18  # numbers of a block of logits: it, and what is made of it, stay in a CPU's cache
 _WITHOUT_FLOAT64 = {"mps"}  # device types that refuse such tensors
 _WITH_BOUNDS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # dtypes of torch.aminmax
 _ADVICE = "the run diverged: lower the learning rate, or clip the gradients"
@@ -26,6 +27,13 @@ def accumulator_dtype(device: torch.device) -> torch.dtype:
 def widened(tensor: Tensor) -> Tensor:
     """Return a tensor in :func:`accumulator_dtype`."""
     return tensor.to(accumulator_dtype(tensor.device))
+
+
+def row_blocks(stop: int, classes: int, start: int = 0) -> Iterator[slice]:
+    """Yield the rows from ``start`` to ``stop`` of logits of so many classes, in blocks of :data:`BLOCK`."""
+    step = max(BLOCK // classes, 1)
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
 
 
 def summed_over_processes(values: Tensor) -> Tensor:
