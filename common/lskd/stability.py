@@ -241,7 +241,6 @@ def class_moments(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     Args:
         values: ``(N,)`` floating point.
         labels: ``(N,)`` int64.
-        num_classes: number of classes ``K``.
 
     Returns:
         ``(3, K)``: count, mean, and sum of squared deviations from that mean; zeros for an absent class.
@@ -295,7 +294,6 @@ def small_class_factor(counts: Tensor, definition: Definition) -> Tensor:
 
     Args:
         counts: ``(K,)`` samples of each class.
-        definition: of stability.
 
     Returns:
         ``(K,)`` float64; 1 for ``n`` below 2 and for the definitions between classes.

@@ -33,9 +33,7 @@ def target_values(num_classes: int, alpha: float, convention: Convention = "pape
     """Return the target probability of the label and that of each other class.
 
     Args:
-        num_classes: number of classes ``K``.
         alpha: smoothing, ``0 <= alpha < 1``.
-        convention: see :data:`Convention`.
 
     Raises:
         ValueError: for an alpha, class count or convention out of range.
@@ -63,10 +61,7 @@ def smooth_targets(
 
     Args:
         labels: integer class ids, any shape ``(...)``.
-        num_classes: number of classes ``K``.
         alpha: smoothing, ``0 <= alpha < 1``.
-        convention: see :data:`Convention`.
-        dtype: floating dtype of the result.
 
     Returns:
         Probabilities of shape ``(..., K)`` on the device of ``labels``; each row sums to 1.
@@ -95,7 +90,6 @@ def smooth_probabilities(probabilities: Tensor, alpha: float, convention: Conven
     Args:
         probabilities: rows ``(..., K)`` that sum to 1; one-hot integers too.
         alpha: smoothing, ``0 <= alpha < 1``.
-        convention: see :data:`Convention`.
 
     Raises:
         ValueError: for arguments out of range.
@@ -116,7 +110,6 @@ def binary_targets(labels: Tensor, alpha: float, convention: Convention = "unifo
     Args:
         labels: ``(..., K)`` of 0 to 1, whether a sample is of a class.
         alpha: smoothing, ``0 <= alpha < 1``.
-        convention: see :data:`Convention`.
 
     Returns:
         Probabilities ``(..., K, 2)``, for logits as of :func:`lskd.terms.binary_logits`.
@@ -192,9 +185,6 @@ def chance_like_mass(num_classes: int) -> float:
     teachers did no worse where the ideal mass was 0.9, lost little where it was 0.175 (CUB, T = 2) and two
     points or more where it was 0.087 or less (ImageNet at T = 2 and above, CUB at T = 3).
 
-    Args:
-        num_classes: number of classes ``K``.
-
     >>> chance_like_mass(1000)
     0.1009
     """
@@ -248,8 +238,6 @@ def check_samples(
     """Raise ``ValueError`` unless logits are floating ``(N, K)``, and labels ``(N,)`` integers of ``0..K-1``.
 
     Args:
-        logits: of the samples.
-        labels: of the samples.
         num_classes: ``K``; None: any.
         least: the smallest ``N``.
         any_device: see :func:`check_labels`.
@@ -270,7 +258,6 @@ def check_finite(logits: Tensor, samples: int | Tensor = 0, where: str = "") -> 
     """Raise ``ValueError`` unless the logits ``(n, K)`` of some samples are finite, naming the first.
 
     Args:
-        logits: of the samples.
         samples: their numbers ``(n,)``, or that of the first.
         where: what they are numbered in, `` of this batch``; nothing: the whole data set.
     """

@@ -40,11 +40,8 @@ def check_data(
 
     Args:
         dataset: timm's data set name, '' for folders.
-        data_dir: root folder.
-        splits: the splits that will be read.
         num_classes: class count of the model; None: not compared.
         class_map: file that maps class names to labels; with it not every folder must have images.
-        open_images: look into some of the images too.
         other_split: what to do where there is no folder of a split, for messages.
 
     Raises:

@@ -50,8 +50,6 @@ class SeededDataset(Dataset[Any]):
     Indices come from `EpochSampler` as `epoch * len + sample`, so that workers that live on know the epoch.
 
     Args:
-        dataset: timm's.
-        seed: of the augmentation.
         once: an image that cannot be read is an error; False: timm takes the next one for it.
     """
 
@@ -276,9 +274,6 @@ def train_loader(
 
     Args:
         dataset: a map-style timm data set; its `transform` is set here.
-        data: how images become the model's input.
-        args: of the run.
-        device: where batches go.
         smoothing: of mixup's labels, timm's way.
         replayed_images: samples and what makes batches of them, where soft labels are stored; then the run's
             seed is that of the order alone, and images come mixed.

@@ -73,8 +73,6 @@ class ReplayedDataset(SeededDataset):
 
     Args:
         dataset: timm's; its transform may be set through this one.
-        seed: base seed.
-        mixing: mixup and CutMix.
         mixing_off_epoch: first epoch without, 0: none.
         views: how many an image has, that the epochs show in turn; 0: every epoch has its own.
     """
@@ -170,7 +168,6 @@ class ReplayCollate:
 
     Args:
         prefetch: whether the images are bytes, for timm's prefetcher.
-        seed: base seed.
         mixing: whether the run mixes.
 
     Attributes:
@@ -340,9 +337,6 @@ def _text(value: Any) -> str:
 class SoftLabelsRun(StoredRun):
     """Stored soft labels as one process of a run sees them; see :class:`lskd.soft_labels.run.StoredRun`.
 
-    Args:
-        run: a student's run with stored soft labels.
-
     Raises:
         SoftLabelsError: the folder contains something else, or is damaged.
     """
@@ -451,11 +445,7 @@ class SoftLabelsRun(StoredRun):
 
 
 class OnDemandTeacher(FrozenTeacher):
-    """The teacher of a store, which is made when it is first asked something.
-
-    Args:
-        store: what it answers for.
-    """
+    """The teacher of a store, which is made when it is first asked something."""
 
     def __init__(self, store: SoftLabelsRun) -> None:
         self._store = store

@@ -67,9 +67,6 @@ class LsKdTask(AnyDeviceTask):
 
     Args:
         student_model: the model to train; logits `(B, K)`, or a tuple that starts with them.
-        teacher: frozen teacher.
-        device: device of the task.
-        dtype: dtype of the task.
         verbose: kept for timm's factories.
         criterion: the hard term, in place of the smoothed cross-entropy that `loss` describes.
         loss: keyword arguments of :class:`lskd.DistillationLoss`: temperature, hard_weight, alpha, ...; alpha
@@ -165,7 +162,6 @@ class MultiLabelKdTask(LsKdTask):
 
     Args:
         student_model: the model to train; logits `(B, K)`.
-        teacher: frozen teacher.
         threshold: of a sigmoid, for timm's F1 in validation.
         loss: as for :class:`timm_ls_kd.task.LsKdTask`; alpha smooths the labels of each class by itself.
     """
@@ -197,7 +193,6 @@ class SoftLabelsTask(LsKdTask):
     trained alike.
 
     Args:
-        student_model: the model to train.
         teacher: asked only where nothing is stored.
         run: the store; whoever trains calls its `begin_epoch` and `end_epoch`.
         loss: as for :class:`timm_ls_kd.task.LsKdTask`, with device and dtype.
@@ -228,9 +223,6 @@ def create_kd_task(
     """Create the task that a run distils with: its teacher made and tried, or its store opened; and say so.
 
     Args:
-        model: the student.
-        run: its run.
-        dtype: of the task.
         threshold: of a sigmoid, where classes do not exclude one another.
     """
     loss = ("temperature", "temperature_squared", "hard_weight", "alpha", "convention")

@@ -22,7 +22,6 @@ def class_mean_probabilities(
     Args:
         logits: ``(N, K)`` before softmax, floating point.
         labels: ``(N,)`` int64, in any order.
-        num_classes: number of classes ``K``.
         classes: ids of the ``C`` classes wanted; all by default.
 
     Returns:

@@ -102,10 +102,6 @@ def all_finite(tensor: Tensor) -> bool:
 def require_finite(name: str, value: Tensor | float, epoch: int | None = None) -> None:
     """Refuse a value that has a NaN or an infinity.
 
-    Args:
-        value: a number, or a tensor of any shape.
-        epoch: the epoch in which it came about, where there is one.
-
     Raises:
         DivergedError: it is not finite.
     """
@@ -122,7 +118,6 @@ def require_finite_weights(tensors: Iterable[tuple[str, Tensor]], epoch: int | N
 
     Args:
         tensors: names and tensors, as ``model.state_dict().items()`` gives them.
-        epoch: the epoch after which they were looked at.
 
     Raises:
         DivergedError: one is not finite.

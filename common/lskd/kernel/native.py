@@ -82,7 +82,6 @@ def compute(
         teacher: the same.
         labels: ``(count,)``, int64 and checked, of the samples that count; or None.
         samples: which those are.
-        settings: the loss.
         gradient: what to write it to: like ``logits``, 0 where a sample does not count; or None.
     """
     classes, rows = logits.shape[-1], samples.rows

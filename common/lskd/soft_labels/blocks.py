@@ -140,11 +140,6 @@ class BlockReader:
     one whose writer goes on: what was checked stays so, and a byte that was rewritten between the same two
     looks is not noticed.
 
-    Args:
-        path: the file.
-        block_bytes: as it was written.
-        committed: what its manifest says.
-
     Raises:
         SoftLabelsError: the file or its digests are missing, shorter than committed, or altered.
     """

@@ -32,7 +32,6 @@ def drawing_points(keys: ArrayLike, row: ArrayLike = 0) -> Tensor:
     """Return what the classes of rows are drawn by: it follows from the keys and the rows' numbers alone.
 
     Args:
-        keys: of the samples.
         row: numbers of the rows within their samples, broadcast with the keys.
 
     Returns:
@@ -56,7 +55,6 @@ def stored_form(
 
     Args:
         logits: ``(rows, num_classes)``.
-        layout: of the store.
         keys: ``(rows,)``, which a sampled store needs.
 
     Returns:
@@ -102,7 +100,6 @@ def teacher_form(
     Args:
         values: ``(..., k)`` as stored.
         ids: ``(..., k)``.
-        layout: of the store.
         rest: what becomes of the classes that are not stored; drawn ones stand for all.
 
     Returns:
@@ -180,13 +177,7 @@ def check_form(path: Path, stored: TeacherForm, asked: FastMode, bound: float) -
     """Decide whether a run that asks for a form takes what is stored.
 
     It takes what comes from the form that it asks for or one with fewer liberties (exact, float32, bfloat16,
-    int8, in this order; "auto" takes any), and was measured within its bound.
-
-    Args:
-        path: of the store, for messages.
-        stored: the form of what is there.
-        asked: by this run.
-        bound: on the mean KL(exact || fast), of this run.
+    int8, in this order; "auto" takes any), and was measured within its bound on the mean KL(exact || fast).
 
     Raises:
         SoftLabelsError: it does not.

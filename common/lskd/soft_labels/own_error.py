@@ -82,11 +82,7 @@ class OwnError:
 
 
 class OwnErrorMeter:
-    """Measures :class:`OwnError` on the rows that it is given.
-
-    Args:
-        layout: of the store.
-    """
+    """Measures :class:`OwnError` on the rows that it is given."""
 
     def __init__(self, layout: SoftLabelsLayout) -> None:
         self.layout, self.rows = layout, 0

@@ -105,9 +105,6 @@ def _copy(storage: "_Storage", part: Path) -> None:
 class _Storage:
     """What is below a URL, read in pieces.
 
-    Args:
-        url: of the folder.
-
     Attributes:
         name: the URL without a user's name and password.
 

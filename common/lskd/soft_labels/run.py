@@ -31,7 +31,6 @@ def read_rows(labels: SoftLabels, keys: ArrayLike, seed: int) -> tuple[Tensor, T
     """Return what is stored about images, for their trainer.
 
     Args:
-        labels: the store.
         keys: ``(n,)``.
         seed: of this run's augmentation.
 
@@ -70,8 +69,6 @@ class StoredRun:
         seed: of the augmentation.
         on_error: when the disk fails in training: ``"stop"``, or ``"continue"`` and store nothing more.
         rank: number of this process; the first one writes.
-        processes: how many there are.
-        say: prints a line.
         teacher: the form in which the teacher is asked for: "none" for the exact one, a mode of
             :func:`lskd.teachers.fast.choose_fast`, or "auto".
         bound: of its error.
@@ -242,8 +239,6 @@ class StoredRun:
         """Store all keys before ``stop``: what was recorded, and what the teacher now says about the rest.
 
         Args:
-            stop: a key.
-            answers: asks the teacher.
             progress: is told how many keys were asked about.
 
         Raises:
@@ -288,7 +283,6 @@ class StoredRun:
         """Store all keys before ``stop`` in their order, without training; in a single process.
 
         Args:
-            stop: a key.
             answers: asks the teacher, and yields the keys in the order in which they were asked for.
             progress: is told how many keys were asked about.
 
@@ -310,7 +304,6 @@ class StoredRun:
         """Ask the teacher again about some stored images; return a line about it.
 
         Args:
-            answers: asks the teacher.
             count: how many images, drawn at random.
             tolerance: of the exact teacher, see :func:`stored_difference`; a fast one has its own.
 

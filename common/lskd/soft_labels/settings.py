@@ -57,8 +57,6 @@ class StoreSettings:
 
         Args:
             folder: ``path``, or the local copy of what is there.
-            num_classes: class count.
-            samples: images in the data.
             epochs: how many are wanted.
             temperature: of the loss that reads it.
             shard: "I/N": that shard of the store alone.

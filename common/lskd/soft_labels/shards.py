@@ -15,9 +15,6 @@ def merge_shards(folder: str | Path) -> SoftLabels:
 
     The rows are copied and the shards stay. A merge that was killed goes on where it stopped.
 
-    Args:
-        folder: the store's.
-
     Returns:
         The store: the same files, byte for byte, as one job would have written.
 

@@ -65,7 +65,6 @@ class SoftLabels:
     only. A block is checked when it is first touched.
 
     Args:
-        path: the folder.
         expected: what this run has (teacher, data, ...); every entry must be in the manifest's identity.
         shard: "I/N", where the folder is a shard's, whose first row is then that of key 0; "": it is none.
 

@@ -157,9 +157,6 @@ def fold_batch_norm(model: nn.Module) -> str:
     A pair is folded where nothing else sees what is between the two and neither is used a second time. A
     model that cannot be traced is left as it is.
 
-    Args:
-        model: in eval mode.
-
     Raises:
         ValueError: for a model in training mode.
 

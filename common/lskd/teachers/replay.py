@@ -73,7 +73,6 @@ def seed_generators(words: Sequence[int], numpy: bool = True) -> None:
     """Seed the global generators of Python, NumPy and torch's CPU, one 32-bit word for each.
 
     Args:
-        words: the seeds.
         numpy: False leaves NumPy's out, for what does not draw from it.
     """
     random.seed(words[0])
