@@ -333,9 +333,7 @@ def _find_weights(content: Any, use_ema: bool) -> dict[str, Tensor]:
     return _tensors(content)
 
 
-def _tensors(content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        return {}
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     tensors = {
         key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
     }

@@ -284,8 +284,8 @@ def _leave_out_litter(reader: ReaderImageFolder, class_map: str) -> None:
     reader.samples = kept
 
 
-def unreadable(path: str, error: Exception | None = None) -> LskdError:
+def unreadable(path: str, error: Exception) -> LskdError:
     """Return the error of an image file."""
-    named = error is not None and not isinstance(error, UnidentifiedImageError)  # that names an object
-    reason = f" ({' '.join(str(error).split())})" if named else ""
+    unnamed = isinstance(error, UnidentifiedImageError)  # which names an object of ours
+    reason = "" if unnamed else f" ({' '.join(str(error).split())})"
     return LskdError(f"image {path} cannot be read{reason}; repair or remove it.")

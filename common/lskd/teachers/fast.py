@@ -123,13 +123,11 @@ class FastTeacher:
         model: the copy.
         form: in which form it answers.
         dtype: of the images it is given.
-        can_compile: whether `torch.compile` knows what it is made of.
     """
 
     model: nn.Module
     form: TeacherForm
     dtype: torch.dtype
-    can_compile: bool = True
 
     def __post_init__(self) -> None:
         """Answer with the model as it is."""
@@ -290,7 +288,7 @@ def _copy_of(model: nn.Module, mode: FastMode, images: Tensor) -> FastTeacher:
     fast.to(memory_format=torch.channels_last)
     if mode == "int8":
         form = TeacherForm(mode, f"convolutions in int8, {done}")
-        return FastTeacher(quantise_convolutions(fast, images), form, torch.float32, can_compile=False)
+        return FastTeacher(quantise_convolutions(fast, images), form, torch.float32)
     dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
     return FastTeacher(fast.to(dtype=dtype), TeacherForm(mode, f"{mode}, {done}"), dtype)
 
@@ -372,7 +370,7 @@ def choose_fast(
             f"the bound is {bound:g}; take another mode, or none."
         )
     fast, gain = candidates[best][0], 1 / ratios[best]
-    if compiled and not fast.can_compile:
+    if compiled and fast.form.mode == "int8":  # of whose convolutions torch.compile knows nothing
         notes.append(f"{fast.form.mode} is not compiled")
     elif compiled:
         size = batch_size or len(timed)

@@ -5,7 +5,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from timm.utils import accuracy, dispatch_clip_grad
@@ -107,21 +107,16 @@ def _backward(
         optimizer.step()
 
 
-class Validation(NamedTuple):
-    """What a validation found: loss, top1 and top5 (in percent), and '' or a text that it is at chance."""
-
-    metrics: dict[str, float]
-    at_chance: str
-
-
 def validate(
     model: nn.Module,
     loader: Loader,
     args: Namespace,
     autocast: Callable[[], AbstractContextManager[Any]],
     epoch: int | None = None,
-) -> Validation:
-    """Return what a model says about validation images; each counts once whatever the process count.
+) -> tuple[dict[str, float], str]:
+    """Return loss, top1 and top5 (in percent) on validation images, and '' or a text that it is at chance.
+
+    Each image counts once whatever the process count.
 
     Raises:
         DivergedError: a logit, or the loss, is not a finite number; names the epoch.
@@ -150,7 +145,7 @@ def validate(
     require_finite("the sum of the validation logits", every_logit, epoch)
     require_finite("the validation loss", loss, epoch)
     metrics = {"loss": loss / count, "top1": 100 * right1 / count, "top5": 100 * right5 / count}
-    return Validation(metrics, at_chance(round(right1), summed_over_processes(labels).int().tolist()))
+    return metrics, at_chance(round(right1), summed_over_processes(labels).int().tolist())
 
 
 class Interrupted(BaseException):
