@@ -18,11 +18,7 @@ from lskd.soft_labels.packed import packed_bytes
 MANIFEST = "manifest.json"
 COPY = "copy"  # the mark of a folder that is a copy of what is elsewhere, and only read
 FORMAT, VERSION = "lskd soft labels", 1
-_NEWER = (
-    "views",
-    "sampled",
-    "shard",
-)  # a layout with one is of version 2, which older releases refuse
+_NEWER = ("views", "sampled", "shard")  # a layout with one is of version 2, which older releases refuse
 BLOCK_BYTES = 1 << 18
 _DIGEST = re.compile(f"[0-9a-f]{{{2 * DIGEST_BYTES}}}")
 _DEEPEST = 32  # of identities, whose parts are compared one by one

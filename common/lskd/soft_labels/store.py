@@ -424,9 +424,8 @@ class SoftLabelsWriter:
             self._manifest = replace(self._manifest, keys=self.keys, rows=self._row_count, files=files)
             if self._meter is not None and self.keys >= self._measured and (found := self._meter.read()):
                 self._manifest, self._meter = replace(self._manifest, own_error=found.as_json()), None
-            if (
-                self._manifest != self._committed
-            ):  # a kill in a needless one leaves a file beside a whole store
+            # A kill in a needless one leaves a file beside a whole store.
+            if self._manifest != self._committed:
                 self._manifest.write(self.path)
                 self._committed = self._manifest
         self._committed_at = time.monotonic()
