@@ -17,12 +17,6 @@ from lskd.teachers.preflight import at_chance
 from timm_ls_kd.loader import Loader
 
 
-def say(args: Namespace, line: str) -> None:
-    """Print a line of progress, on the primary process."""
-    if args.rank == 0:
-        print(line, flush=True)
-
-
 def train_one_epoch(
     epoch: int,
     task: Any,
@@ -65,13 +59,13 @@ def train_one_epoch(
             task.update_ema(step=number)
             if scheduler is not None:
                 scheduler.step_update(num_updates=number)
-        if index % args.log_interval == 0 or index + 1 == batches:
+        if args.rank == 0 and (index % args.log_interval == 0 or index + 1 == batches):
             mean = float(total[0] / total[1])
             rate = seen / (time.perf_counter() - started)
-            say(
-                args,
+            print(
                 f"epoch {epoch} [{index + 1:>{len(str(batches))}}/{batches}]  loss {mean:.4f}  "
                 f"lr {optimizer.param_groups[0]['lr']:.3e}  {rate:.0f} images/s",
+                flush=True,
             )
     mean_loss = summed_over_processes(total)
     value = float(mean_loss[0] / mean_loss[1])

@@ -40,7 +40,6 @@ from timm_ls_kd.store import augmentation_of, planned_epochs, replayed_images
 from timm_ls_kd.task import AnyDeviceTask, create_kd_task, describe_labels
 from timm_ls_kd.teacher import StudentRun
 from timm_ls_kd.trainer.arguments import SCHEDULES_OF_1_0_31
-from timm_ls_kd.trainer.loop import say
 
 Datasets = Callable[[Namespace, int], tuple[Any, Any]]
 """Opens a run's training and validation images (None: it has none) of so many channels."""
@@ -137,7 +136,8 @@ class Session:
 
     def say(self, line: str) -> None:
         """Print a line of progress, on the primary process."""
-        say(self.args, line)
+        if self.args.rank == 0:
+            print(line, flush=True)
 
     @cached_property
     def student_run(self) -> StudentRun:
