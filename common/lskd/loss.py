@@ -85,11 +85,6 @@ class DistillationLoss(nn.Module):
             mask: bool ``(...)``, true where a sample counts (not padding). The mean is over these;
                 with none left everything is 0. What is outside the mask, labels and logits, may be anything.
 
-        Returns:
-            :class:`LossComponents`. Cross-entropy, KL and entropy are at the loss' temperature and without
-            ``T^2``; ``hard_cross_entropy`` is at temperature 1 and NaN without labels; ``agreement`` is the
-            share of samples whose largest class is the teacher's.
-
         Raises:
             ValueError: for shapes or dtypes that do not fit, or missing labels.
 

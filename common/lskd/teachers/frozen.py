@@ -214,10 +214,8 @@ class FrozenTeacher:
 
         Args:
             batches: images as the student gets them, :data:`FAST_SAMPLES` together or fewer.
-            mode: any but "none", see :func:`lskd.teachers.fast.choose_fast`.
-            bound: largest mean KL(exact || fast) in nats.
+            mode, bound, compiled, batch_size: see :func:`lskd.teachers.fast.choose_fast`.
             autocast: context of the exact teacher in training.
-            batch_size: of training, which is what is compiled for.
 
         Raises:
             LskdError: no images, a network for which the mode cannot be had, or an error above the bound.
