@@ -21,14 +21,7 @@ from mmcls_bnn.recipe import check_count, read_recipe, run
 
 @dataclass(frozen=True)
 class Complexity:
-    """Counts for one image.
-
-    Attributes:
-        binary_parameters: weights of one bit.
-        real_parameters: all others.
-        bops: binary multiply-adds.
-        flops: real multiply-adds.
-    """
+    """Weights of one bit and all other parameters; binary and real multiply-adds for one image."""
 
     binary_parameters: int
     real_parameters: int

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lskd import CheckpointError, LskdError
@@ -144,16 +144,10 @@ def load_packed(path: str | Path, fast: bool = True) -> nn.Module:
     with _WithoutMemory():
         model = _with_packed(build_student(description), PackedConv2d.like)
     expected = model.state_dict()
-    if key := differing_key(expected, tensors):
+    wanted, found = ({(key, value.shape) for key, value in each.items()} for each in (expected, tensors))
+    if differing := wanted ^ found:
+        key, _ = min(differing)
         raise CheckpointError(f"{path} is damaged: its '{key}' is not what its network has; export it again.")
     typed = {name: value.to(expected[name].dtype) for name, value in tensors.items()}
     model.load_state_dict(typed, assign=True)
     return make_fast(model) if fast else model
-
-
-def differing_key(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str | None:
-    """Return the first name that one of two state dicts alone has, or of different shapes; None: they fit."""
-    for key in sorted(wanted.keys() | weights.keys()):
-        if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
-            return key
-    return None
