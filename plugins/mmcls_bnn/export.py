@@ -83,20 +83,7 @@ def export_run(
         description["label_names"] = list(class_names)
     write_text(output / "config.json", json.dumps(description, indent=2) + "\n")
     packed = load_packed(weights, fast=False)  # to the bit, and what is traced
-    return Packed(packed), _noise(packed, 4)
-
-
-class Packed(nn.Module):
-    """A packed classifier that takes images and returns logits, nothing else."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits `(B, K)` of normalised images `(B, C, H, W)`."""
-        logits: Tensor = self.classifier(images, mode="tensor")
-        return logits
+    return packed, _noise(packed, 4)
 
 
 def _noise(model: nn.Module, count: int) -> Tensor:
