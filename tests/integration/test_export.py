@@ -19,7 +19,7 @@ import forked
 from image_folders import write_digits
 from lskd.terms import centred
 from lskd_study.cli import main as cli
-from lskd_study.results.images import read_logits
+from lskd_study.results.images import read_stored
 from lskd_study.study.engine import make_plan
 
 pytestmark = pytest.mark.integration
@@ -134,8 +134,9 @@ def test_the_folder_is_read_by_timm_and_by_onnxruntime(folder, tmp_path):
 
     model = timm.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    keys, stored, _ = read_logits(student_of(folder), len(CLASSES))
-    images = torch.stack([transform(Image.open(folder / "data" / key).convert("L")) for key in keys])
+    said = read_stored(student_of(folder), len(CLASSES))
+    stored = said.sorted(said.logits.float().numpy())
+    images = torch.stack([transform(Image.open(folder / "data" / key).convert("L")) for key in said.keys])
     with torch.inference_mode():
         logits = model(images)
     session = onnxruntime.InferenceSession(tmp_path / "best" / "model.onnx")
@@ -153,8 +154,9 @@ def test_the_card_says_what_it_is_and_no_text_becomes_markup(folder, tmp_path):
     card = ModelCard.load(tmp_path / "best" / "README.md")
     job = json.loads((student_of(folder) / "job.json").read_text())
     (result,) = card.data.eval_results
-    _, stored, labels = read_logits(student_of(folder), len(CLASSES))
-    assert result.metric_value == pytest.approx(np.mean(stored.argmax(-1) == labels), abs=1e-6)
+    stored = read_stored(student_of(folder), len(CLASSES))
+    right = (stored.logits.argmax(-1) == stored.labels).double().mean()
+    assert result.metric_value == pytest.approx(float(right), abs=1e-6)
     assert (card.data.library_name, result.dataset_name) == ("timm", "data")
     for said in (job["checkpoint"]["sha256"], job["rerun_command"], "smoothing of the teacher: 0.1"):
         assert said in card.text

@@ -24,7 +24,7 @@ from lskd.checkpoints import file_checksum
 from lskd_study.base import progress
 from lskd_study.plan.folders import begin
 from lskd_study.plan.plan import BEGUN, CHECKPOINT, CURVES, JOB, LOGITS, PLAN
-from lskd_study.results.images import read_logits
+from lskd_study.results.images import read_stored
 from lskd_study.results.read import read_results
 from lskd_study.runs import __main__ as run_main
 from lskd_study.runs import job, log
@@ -288,8 +288,9 @@ def test_stored_logits_make_no_ties(study, offset):
     said = torch.randn(500, 1000, generator=torch.Generator().manual_seed(0)).mul(0.1) + offset
     study.answer(said, said.argmax(-1), tuple(f"val/0/{number:03}.png" for number in range(500)))
     job.run_job(study.plan, study.run)
-    _, logits, labels = read_logits(study.folder, 1000)
-    own = logits[range(500), labels][:, None]
+    stored = read_stored(study.folder, 1000)
+    logits = stored.logits.float()
+    own = logits.gather(1, stored.labels[:, None])
     assert (logits >= own).sum() == (said == said.amax(-1, keepdim=True)).sum()  # those that float32 has
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file as save_torch
 from lskd import LskdError, Stability
 from lskd_study.pages.page import provenance_rows
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
-from lskd_study.results.images import read_image_result, read_logits, read_stored
+from lskd_study.results.images import read_image_result, read_stored
 from lskd_study.results.read import read_results
 
 pytestmark = pytest.mark.unit
@@ -53,7 +53,9 @@ def test_accuracy_and_instability_come_from_the_stored_logits(plan, folder):
 def test_top_k(plan, folder, k):
     tensors = load_file(folder / LOGITS)
     order = np.argsort(-tensors["logits"].astype(float), axis=1)[:, :k]
-    assert read(plan).topk(k) == pytest.approx(100 * (order == tensors["labels"][:, None]).any(1).mean())
+    assert read(plan).value(f"top{k}") == pytest.approx(
+        100 * (order == tensors["labels"][:, None]).any(1).mean()
+    )
 
 
 def test_samples_are_matched_by_key_in_whatever_order_they_were_measured(plan, folder):
@@ -166,7 +168,7 @@ def test_curves_that_are_not_whole_name_the_run_to_remove(plan, folder, change, 
 
 def test_logits_stay_what_they_were_when_the_file_changes_later(plan, folder):
     rewrite(folder, logits=load_file(folder / LOGITS)["logits"].astype(np.float32))
-    logits = read_logits(folder, plan.num_classes)[1]
+    logits = read_stored(folder, plan.num_classes).logits
     with (folder / LOGITS).open("r+b") as file:
         file.write(bytes((folder / LOGITS).stat().st_size))
     assert logits.any(1).all()

@@ -16,7 +16,7 @@ from lskd_study.claims.contrasts import class_of_key
 from lskd_study.export.choice import best_student, named, place, read_last_epochs
 from lskd_study.plan.kinds import TRANSLATION
 from lskd_study.plan.plan import JOB, Plan, Run
-from lskd_study.results.images import ImageResult, read_logits
+from lskd_study.results.images import ImageResult, read_stored
 from lskd_study.trainers import trainer_of
 from lskd_study.trainers.trainer import Exported, quiet
 
@@ -102,8 +102,8 @@ def _checked(plan: Plan, run: Run, exported: Exported) -> tuple[str, torch.Tenso
     alike = "model.safetensors: logits equal the checkpoint's to the bit"
     if exported.answers is None:
         return f"{alike}; not tried on validation images", exported.images
-    keys, stored, _ = read_logits(plan.folder(run), plan.num_classes)
-    before = dict(zip(keys, stored, strict=True))
+    stored = read_stored(plan.folder(run), plan.num_classes)
+    before = dict(zip(stored.keys, stored.sorted(stored.logits.float().numpy()), strict=True))
     named, own, theirs, seen = exported.answers.keys, [], [], []
     hook = exported.model.register_forward_pre_hook(lambda _, taken: seen.append(taken[0][:_TRIED].clone()))
     with quiet():  # of an image that cannot be read timm warns, and the error says so

@@ -63,11 +63,9 @@ class ImageResult(Result):
             return self.top1
         if quantity == "one_minus_s":
             return self.instability
-        return self.topk(int(quantity[3:])) if quantity[:3] == "top" else super()._value(quantity)
-
-    def topk(self, k: int) -> float:
-        """Top-k accuracy in percent."""
-        return 100 * float((self.rank < k).mean())
+        if quantity[:3] == "top":
+            return 100 * float((self.rank < int(quantity[3:])).mean())
+        return super()._value(quantity)
 
     def _per_sample(self, quantity: str) -> PerSample | None:
         """Return accuracy (``last_top1``: of the last epoch) or 1-S image by image.
@@ -153,16 +151,6 @@ def _mean_of_last(curves: dict[str, Array], count: int, run: Run) -> float:
     if len(epochs) < count or np.ptp(epochs) != count - 1 or not np.isfinite(values).all():
         raise LskdError(f"{run.id}: {CURVES} has not the accuracy of each of the last {count} epochs")
     return float(values.mean()) / 100
-
-
-def read_logits(folder: Path, num_classes: int) -> tuple[list[str], NDArray[np.float32], NDArray[np.int64]]:
-    """Return a run's samples, sorted: keys, logits ``(N, K)`` and labels ``(N,)``.
-
-    Raises:
-        Exception: of many classes, when the file is missing or damaged.
-    """
-    stored = read_stored(folder, num_classes)
-    return stored.keys, stored.sorted(stored.logits.float().numpy()), stored.sorted(stored.labels.numpy())
 
 
 @dataclass(frozen=True)
