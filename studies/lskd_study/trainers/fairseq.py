@@ -35,7 +35,6 @@ from lskd_study.trainers.trainer import (
 CHECKPOINT = "checkpoint_best.pt"
 LOG = "hydra_train.log"
 _LATEST = "checkpoint_last.pt"
-_SUBSET = "test"
 _TERMS = {
     "train_ce": "train_kd_ce",
     "train_kl": "train_kd_kl",
@@ -248,7 +247,7 @@ class Fairseq:
         """Return what the best epoch translates the test set to, a mapping a sentence, ordered by id."""
         from fairseq_kd.translations import translate
 
-        return translate(folder / CHECKPOINT, data_dir, _SUBSET)
+        return translate(folder / CHECKPOINT, data_dir)
 
     def export(
         self, folder: Path, output: Path, class_names: list[str] | None, data_dir: Path | None

@@ -28,7 +28,6 @@ from lskd_study.trainers.trainer import (
     TryOut,
     Views,
     check_classes,
-    exit_with,
     read_epochs,
 )
 
@@ -278,7 +277,8 @@ class Mmcls:
         """Run such a command."""
         from mmcls_bnn.soft_labels import main
 
-        exit_with(main(command[3:]))
+        if status := main(command[3:]):
+            raise SystemExit(status)
 
 
 def check_class_order(folder: Path, name: str) -> None:

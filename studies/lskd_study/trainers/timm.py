@@ -18,7 +18,6 @@ from lskd_study.trainers.trainer import (
     TryOut,
     Views,
     check_classes,
-    exit_with,
     quiet,
     read_epochs,
 )
@@ -187,7 +186,8 @@ class Timm:
         """Run ``timm`` with these arguments, ``train.py`` first."""
         from timm_ls_kd.cli import main
 
-        exit_with(main(arguments))
+        if status := main(arguments):
+            raise SystemExit(status)
 
     def resume(self, folder: Path) -> list[str] | None:
         """Return ``--resume`` with the newest checkpoint that is whole."""

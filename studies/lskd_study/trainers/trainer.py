@@ -170,12 +170,6 @@ class Trainer(Protocol):
         """Run such a command in this process; raises as `train`."""
 
 
-def exit_with(code: int | None) -> None:
-    """End as a command does: not at all after success."""
-    if code:
-        raise SystemExit(code)
-
-
 def check_classes(plan: Plan, run: Run, what: str, found: object) -> None:
     """Compare a number of classes with the study's.
 
@@ -208,7 +202,7 @@ def no_epochs(path: Path) -> LskdError:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[io.StringIO]:
+def quiet() -> Iterator[None]:
     """Keep what frameworks say while they are imported and built, and the process as it was before them.
 
     Logging, the working folder and the arguments are given back as they were.
@@ -219,7 +213,7 @@ def quiet() -> Iterator[io.StringIO]:
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield said
+            yield
     finally:
         root.handlers[:], root.level = handlers, level
         logging.disable(disabled)
