@@ -43,13 +43,7 @@ _BleuConfig = make_dataclass(  # those flags of `translation` that are about BLE
 
 
 class PairNumbered(BaseWrapperDataset):
-    """Sentences of one language pair whose ids are ``id * pairs + number``: batches mix pairs.
-
-    Args:
-        dataset: the sentence pairs.
-        number: of the language pair.
-        pairs: how many there are.
-    """
+    """Sentences of one language pair; batches mix pairs, and ids say which: ``id * pairs + number``."""
 
     def __init__(self, dataset: Any, number: int, pairs: int) -> None:
         super().__init__(dataset)

@@ -54,9 +54,7 @@ class Pass:
 
     Args:
         teacher: it is moved to the GPU where there is one.
-        subset: of its data-bin.
         max_tokens: of a batch with its padding; a longer sentence is a batch of its own.
-        cpu: whether to stay on the CPU.
         fp16: the teacher in half precision.
         teaches: whether the teacher must make sense of the sentences.
 
@@ -140,10 +138,7 @@ def windows(
     """Yield the numbers of the sentences from ``start`` to ``stop``, some at a time, with a progress bar.
 
     Args:
-        pairs: the sentence pairs.
-        start: the first sentence.
         token_bytes: what is kept of each target token, for `WINDOW_BYTES` in all.
-        bar: whether the bar is shown.
         stop: the sentence after the last one; None: all.
     """
     total = len(pairs) if stop is None else stop

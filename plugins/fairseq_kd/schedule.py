@@ -37,8 +37,6 @@ class ScheduledTask:
 
         Args:
             weight: of the teacher, to begin with.
-            schedule: how it falls.
-            interval: 1 or more.
             pair: the language pair, where there are several.
             teacher: the teacher's checksum.
             teacher_bleu: its validation BLEU; None: it is measured beside the student's.

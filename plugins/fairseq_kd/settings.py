@@ -115,7 +115,6 @@ def resolve(cfg: LsKdConfig, classes: int) -> Distillation:
     """Fill in the preset and check every value.
 
     Args:
-        cfg: the flags.
         classes: entries of the target dictionary.
 
     Raises:

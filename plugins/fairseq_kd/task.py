@@ -44,8 +44,7 @@ class SoftLabelledPairs(SteadyPairs):
     """A :class:`LanguagePairDataset` whose batches have ``soft_labels``, padded to the target's shape.
 
     Args:
-        dataset: the sentence pairs.
-        labels: their soft labels; the key is the sentence's place in the data-bin.
+        labels: soft labels of the sentence pairs; the key is the sentence's place in the data-bin.
 
     Raises:
         SoftLabelsError: unfinished, or of sentences of other lengths.

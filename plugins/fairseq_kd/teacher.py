@@ -34,7 +34,6 @@ class Teacher:
         paths: checkpoint files.
         checksum: of the files, joined by ``:``.
         architecture: names of the models' architectures, joined by ``:``.
-        models: the models.
         longest: the source and the target, in tokens, that all of them can read; learnt positions end there.
         task: the first model's task, with the dictionaries of ``data``.
         settings: the first checkpoint's configuration.
@@ -103,7 +102,6 @@ class Teacher:
         """Refuse sentences that are trained on and that not all models can read.
 
         Args:
-            pairs: a data set of sentence pairs.
             longest: the source and the target that the student trains on; None: of any length.
 
         Raises:

@@ -23,10 +23,6 @@ class ImageMixing:
     """How training images are mixed, each by itself, and their labels, which the loss smooths.
 
     Called as a preprocessor's `batch_augments`, it changes nothing: the images are mixed before.
-
-    Attributes:
-        policy: how they are mixed.
-        num_classes: class count.
     """
 
     policy: MixingPolicy

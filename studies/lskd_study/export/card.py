@@ -32,9 +32,6 @@ def model_card(plan: Plan, chosen: Chosen, exported: Exported, checks: list[str]
     """Return the card's text: what it is, how good, how trained, what the study found, how to repeat it.
 
     Args:
-        plan: of the study.
-        chosen: the run, and the runs of its kind.
-        exported: what was written.
         checks: what was compared, a line each.
         onnx: whether there is a model.onnx.
     """

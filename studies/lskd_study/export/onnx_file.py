@@ -38,7 +38,6 @@ def write_onnx(model: nn.Module, images: Tensor, path: Path, name: str, any_size
     Args:
         model: from images to logits, in evaluation mode on the CPU.
         images: `(B, C, H, W)`, B >= 2.
-        path: the file.
         name: what the network is called in messages.
         any_size: height and width are free too; images of half of them are tried.
 

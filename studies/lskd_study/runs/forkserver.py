@@ -71,11 +71,7 @@ def forking(
 
 
 def run_forked(arguments: Sequence[str]) -> int | None:
-    """Let the server do a job; return its exit status, None where there is no server that does it.
-
-    Args:
-        arguments: of the job's command.
-    """
+    """Let the server do a job by its command's arguments; return its exit status, None where none does it."""
     if _SOCKET not in os.environ:
         return None
     with socket.socket(socket.AF_UNIX) as server:

@@ -58,7 +58,6 @@ class Remaining:
     that the epochs of one that is going. How many go at a time, and what is lost between, stays as it was.
 
     Args:
-        plan: the study.
         show: takes each line.
         clock: seconds, from any beginning.
     """
