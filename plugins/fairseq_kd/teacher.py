@@ -65,10 +65,19 @@ class Teacher:
         # Building a model draws numbers; a run that is continued must go on with those of an unbroken one.
         with torch.random.fork_rng(), data_utils.numpy_seed(0):
             for path in self.paths:
+                state, checked = read_checkpoint(path), None
+                # A task of its own: building a model with the student's would replace the student's sequence
+                # generator, and the teacher's BLEU would be reported as the student's.
                 if task is None:
-                    state, model, own_task, checked = _load(path, data, source, target)
-                else:
-                    state, model, own_task, checked = _load_for(path, task, check)
+                    checked = _make_fit(path, state, data, source, target)
+                else:  # a multilingual student's builds a network and keeps nothing of it
+                    check(path, setting(state["cfg"], "task"))
+                    state["task_state"] = {}
+                models, _, own_task = checkpoint_utils.load_model_ensemble_and_task(
+                    [str(path)], task=task, state=state
+                )
+                self.models.append(_frozen(models[0], path))
+                self.checked.append(_check_record(path, state, own_task) or checked)
                 try:
                     recorded, bleu = _validated(state)
                 except UNFIT as error:
@@ -76,12 +85,10 @@ class Teacher:
                         f"checkpoint {path} has a training state that fairseq does not write "
                         f"({one_line(error)}); give one that it wrote"
                     ) from None
-                self.checked.append(checked)
                 self.recorded.append(recorded)
                 names.append(str(setting(state["cfg"].model, "_name") or setting(state["cfg"].model, "arch")))
                 if self.task is None:
                     self.task, self.settings, self.bleu = own_task, state["cfg"], bleu
-                self.models.append(model)
         self.architecture = ":".join(names)
         sides = [[model.encoder for model in self.models], [model.decoder for model in self.models]]
         self.longest = tuple(min(map(_last_position, parts)) for parts in sides)
@@ -187,34 +194,19 @@ def best_checkpoint(path: str | Path) -> Path:
     return path
 
 
-def _load(
-    path: Path, data: str, source: str | None, target: str | None
-) -> tuple[dict[str, Any], Any, Any, str | None]:
-    # A task of its own: building a model with the student's would replace the student's sequence generator,
-    # and the teacher's BLEU would be reported as the student's.
+def _make_fit(
+    path: Path, state: dict[str, Any], data: str, source: str | None, target: str | None
+) -> str | None:
+    """Make a checkpoint's settings those of this data-bin; say how the dictionaries were compared, if so."""
     overrides: dict[str, Any] = {"data": data}
     overrides |= {"source_lang": source} if source else {}
     overrides |= {"target_lang": target} if target else {}
     overrides |= {"eval_bleu": False, "kd_soft_labels": None, "load_alignments": False}
-    state = read_checkpoint(path)
     check_settings(state["cfg"], path)
     own_data = setting(setting(state["cfg"], "task"), "data")
     own_data = own_data if isinstance(own_data, str) else None
     overwrite_args_by_name(state["cfg"], overrides)
-    checked = _check_dictionaries(path, state, data, own_data)
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
-    return state, _frozen(models[0], path), task, _check_record(path, state, task) or checked
-
-
-def _load_for(
-    path: Path, task: Any, check: Callable[[Path, Any], None]
-) -> tuple[dict[str, Any], Any, Any, str | None]:
-    # The task of a multilingual student builds a network and keeps nothing of it.
-    state = read_checkpoint(path)
-    check(path, setting(state["cfg"], "task"))
-    state["task_state"] = {}
-    models, _, _ = checkpoint_utils.load_model_ensemble_and_task([str(path)], task=task, state=state)
-    return state, _frozen(models[0], path), task, _check_record(path, state, task)
+    return _check_dictionaries(path, state, data, own_data)
 
 
 def _last_position(part: Any) -> int:
