@@ -250,7 +250,7 @@ def test_translations_are_stored_only_as_top_k(tmp_path, plan_of):
     assert [(store.top_k, store.epochs, store.asked) for store in found.stores] == [(8, 1, 10)] * 6
     assert "pass over the training sentences 6 times instead of 60" in "\n".join(describe_stores(found))
     student = found.runs[-1]
-    command = rerun_command(found, student, "rerun")
+    command = rerun_command(found, student)
     assert command.startswith("python -m fairseq_kd.soft_labels data --path out/teachers/")
     store = found.store_of(student)
     assert f"--output rerun/soft_labels/{store.id} && " in command

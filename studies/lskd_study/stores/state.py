@@ -17,7 +17,7 @@ from lskd_study.plan.records import MadeRun, MadeStore, read_record
 from lskd_study.trainers import trainer_of
 
 # Where a command that is copied from the page writes: the trainer refuses a folder that contains a run.
-RERUN = "rerun"
+_RERUN = "rerun"
 _SETTINGS = ("OMP_NUM_THREADS", VISIBLE)
 
 
@@ -93,19 +93,17 @@ def release_stores(plan: Plan) -> None:
                 labels.rmdir()  # where nothing else lies in it
 
 
-def rerun_command(
-    plan: Plan, run: Run, output: str = RERUN, environment: Mapping[str, str] = os.environ
-) -> str:
-    """Return the shell command that makes a run again below ``output``, apart from the study's own runs.
+def rerun_command(plan: Plan, run: Run, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the shell command that makes a run again in a folder apart from the study's own runs.
 
     It reads nothing of the study's stores: timm and mmcls ask the teacher and store what it says while they
     train, for the next rerun too; in translation a command before it does.
     """
     trainer = trainer_of(plan.ecosystem, run.role)
-    command = shlex.join(trainer.command(plan, run, output))
+    command = shlex.join(trainer.command(plan, run, _RERUN))
     store = plan.store_of(run)
     if store is None or trainer.stores_while_training:
         return command
     # What stands before the whole line on the page counts for its first command alone.
     settings = [f"{name}={shlex.quote(environment[name])} " for name in _SETTINGS if environment.get(name)]
-    return f"{shlex.join(trainer.store_command(plan, store, output))} && {''.join(settings)}{command}"
+    return f"{shlex.join(trainer.store_command(plan, store, _RERUN))} && {''.join(settings)}{command}"
