@@ -12,6 +12,7 @@ import yaml
 
 from lskd import LskdError
 from lskd_study.claims import judge
+from lskd_study.claims.recommendation import recommend
 from lskd_study.cli.main import main
 from lskd_study.pages.page import interval_text
 from lskd_study.pages.study import write_report
@@ -136,6 +137,20 @@ def test_how_measures_rank_teachers_follows_from_the_teachers_values(published, 
     assert "does not rank the teachers" in said or "is damaged" in said
 
 
+@pytest.mark.parametrize("part", ["sentence", "reason"])
+def test_what_is_recommended_follows_from_the_verdicts(published, capsys, part):
+    path, page = published / "verdicts.json", published / "index.html"
+    whole = path.read_text()
+    record = json.loads(whole)
+    said = record["recommendation"][part]
+    record["recommendation"][part] = "Distil from any teacher."
+    path.write_text(json.dumps(record))
+    assert f"the verdicts give another {part}: {said}" in check(published, capsys)[1]
+    path.write_text(whole)
+    page.write_text(page.read_text().replace(said, "Distil from any teacher."))
+    assert f"the recommendation's {part} is not on the page" in check(published, capsys)[1]
+
+
 @pytest.mark.parametrize("column", ["top1", "one_minus_s", "train_ce"])
 def test_a_run_with_another_value(published, capsys, column):
     table = pd.read_csv(published / "runs.csv")
@@ -238,17 +253,20 @@ def test_what_is_said_of_the_method_hides_no_variance(published, capsys):
 
 @pytest.fixture
 def publish(tmp_path, monkeypatch):
-    """Publish a study whose plan is at hand, with no more on its page than its intervals; check it."""
+    """Publish a study whose plan is at hand, with its intervals and advice alone on its page; check it."""
 
     def check_plan(plan):
         results = read_results(plan)
         findings, folder = judge(results), tmp_path / "published"
+        advice = recommend(results, findings)
         folder.mkdir()
         texts = {
-            "verdicts.json": study_record(results, findings, "").text(),
+            "verdicts.json": study_record(results, findings, "", recommendation=advice).text(),
             "runs.csv": runs_csv(results),
             "table.csv": table_csv(table_rows(results)),
-            "index.html": " ".join(interval_text(one.interval, one.claim.unit) for one in findings),
+            "index.html": " ".join(
+                [str(advice), *(interval_text(one.interval, one.claim.unit) for one in findings)]
+            ),
         }
         for name, text in texts.items():
             (folder / name).write_text(text)

@@ -30,7 +30,7 @@ VERDICTS = ("supported", "contradicted", "too small to matter", "cannot tell", "
 SIGNED = re.compile(r"[+−]\d+\.\d\d")
 # What no text may say where nothing was decided.
 PREFERS = re.compile(
-    r"Distil from|Do not distil|Distilling (pays|gives)|Prefer|prefer|Smooth the|raised|lowered"
+    r"Distil from|Do not distil|Distilling (pays|gives)|Prefer|prefer|[Rr]ather|raised|lowered"
 )
 
 
@@ -461,8 +461,8 @@ def test_where_it_harms_at_one_temperature_no_teacher_is_named_for_that(study):
         more_than_smoothing=at((4,), "supported"),
     )
     assert some.startswith(
-        "For T = 1: any of these teachers will do, as far as this study can tell. For T = 4 and 16: the "
-        "teacher without smoothing will do, as far as this study can tell."
+        "For T = 1: any of these teachers will do, as far as this study can tell. For T = 4 and 16: this "
+        "study cannot tell these teachers apart."
     )
     assert "Do not distil from the teachers with α = 0.1 and 0.2 at T = 4 and 16: −3.00" in some
     assert "A smoothed teacher (T = 4) gives +3.00 points more than" in some
@@ -479,21 +479,26 @@ def test_no_teacher_is_named_to_which_the_labels_were_preferred(study):
         sentence = over_grid(study, better_student=students(**verdicts), distillation_helps=labels(*worse))
         return sentence.split(". ")[0]
 
-    some, tell = "Any of the teachers with α = 0 or 0.1 will do", ", as far as this study can tell"
-    assert found([0.2]) == some + tell
-    assert found([0.2], at01="too small to matter") == some + tell
-    assert (
-        found([0.0], at01="contradicted")
-        == "Distil from the teacher with α = 0.2, not from the one with α = 0.1"
+    for beaten in ([0.0], [0.2], [0.0, 0.1]):  # which the others were not compared with by the labels
+        assert found(beaten) == "This study cannot tell these teachers apart"
+        assert found(beaten, at01="too small to matter") == "This study cannot tell these teachers apart"
+    assert found([0.1], at01="too small to matter", at02="too small to matter") == (
+        "Smoothing these teachers changes their students by less than 0.2 points"
     )
-    assert found([0.2], at01="contradicted", at02="contradicted") == (
+    assert found([0.0], at01="contradicted") == "Of these teachers rather not the one with α = 0.1"
+    assert found([0.1], at01="contradicted", at02="contradicted") == (
         "Distil from the teacher without smoothing, not from the one with α = 0.1 or 0.2"
     )
-    assert found([0.1], at01="supported", at02="supported") == "Distil from the teacher with α = 0.2"
+    assert found([0.1], at01="supported", at02="supported") == (
+        "Of these teachers rather the one with α = 0.1 or 0.2"
+    )
     assert found([0.0, 0.1, 0.2]).startswith("Do not distil: −3.00")
-    no_harm = {"better_student": students(), "no_worse_student": students(at01="supported")}
+    no_harm = {"better_student": students(), "no_worse_student": lambda *_: "supported"}
     said = over_grid(study, **no_harm, distillation_helps=labels(0.1))
-    assert said.startswith("Any of the teachers with α = 0 or 0.2 will do" + tell)
+    assert said.startswith(
+        "The teacher with α = 0.1 or 0.2 costs students less than 0.2 points against the one without "
+        "smoothing."
+    )
 
 
 def test_where_each_temperature_harms_by_another_control_teachers_are_named_all_the_same(study):
@@ -503,9 +508,10 @@ def test_where_each_temperature_harms_by_another_control_teachers_are_named_all_
         distillation_helps=lambda alpha, t: "cannot tell" if t == 4 else "contradicted",
         more_than_smoothing=lambda alpha, t: "contradicted" if t == 4 else "cannot tell",
     )
-    assert "or T = 4: distil from the teacher with α = 0.1 or 0.2" in found
+    assert found.startswith("For T = 1 and 16: this study cannot tell these teachers apart.")
+    assert "or T = 4: of these teachers rather the one with α = 0.1 or 0.2." in found
     assert "Do not distil at T = 1 and 16" in found
-    assert "rather than the teacher’s (T = 4)" in found
+    assert "Rather than from a smoothed teacher (T = 4) train the student on labels" in found
 
 
 def test_temperatures_stand_in_the_order_of_the_study(study):
@@ -536,7 +542,7 @@ def beside_controls(study, student, helps, more):
         (
             "supported",
             "contradicted",
-            "Smooth the student’s own labels rather than the teacher’s: distilling",
+            "Rather than from a smoothed teacher train the student on labels smoothed alike: distilling",
         ),
     ],
 )
@@ -559,14 +565,12 @@ def test_a_control_of_one_teacher_says_nothing_of_the_other(study):
         "Distil from the teacher without smoothing, not from the one with α = 0.1. Distilling from the "
         "teacher without smoothing pays: +3.00 points over the same network trained on the labels alone. "
         "Do not distil from the teacher with α = 0.1: −3.00 points against the same network trained on the "
-        "labels alone. Smooth the student’s own labels rather than the teacher’s: distilling gave −3.00 "
-        "points against that."
+        "labels alone. Rather than from a smoothed teacher train the student on labels smoothed alike: "
+        "distilling gave −3.00 points against that."
     )
     # Of two that may be taken one is not worth it; of the better one it is known that it is not.
     found = beside_controls(study, "cannot tell", ("cannot tell", "contradicted"), "cannot tell")
-    assert found.sentence.startswith("The teacher without smoothing will do, as far as this study can tell.")
-    found = beside_controls(study, "cannot tell", ("contradicted", "cannot tell"), "cannot tell")
-    assert found.sentence.startswith("The teacher with α = 0.1 will do, as far as this study can tell.")
+    assert found.sentence.startswith("This study cannot tell these teachers apart. Do not distil from the")
     found = beside_controls(study, "supported", ("cannot tell", "contradicted"), "cannot tell")
     assert found.sentence.startswith("Do not distil: −3.00")
     assert found.sentence.count("o not distil") == 1
@@ -585,6 +589,10 @@ def test_distilling_is_refused_or_praised_of_what_was_compared(study, student, m
         harm = {helps[arm] for arm in taken} <= {"contradicted", "too small to matter"}
         first = harm and "supported" not in helps
         assert refused is first
+        lost = {arm for arm in taken if helps[arm] in ("contradicted", "too small to matter")}
+        lost |= {1} & set(taken) if more == "contradicted" else set()
+        named = re.search(r"[Dd]istil from the teacher[^.]*, not|^Distil from| will do", found.sentence)
+        assert not (named and lost and "all the same" not in found.sentence)
         own_labels = student == "supported" and more == "contradicted"
         assert ("If you distil all the same" in found.sentence) == (first or own_labels)
 
@@ -613,7 +621,7 @@ def test_every_word_of_preference_stands_beside_a_verdict_and_every_template_can
     for table in (TEACHER, *WHY.values(), *(choice.says for choice in CHOICES.values())):
         for state, template in table.items():
             assert set(re.findall(r"{(\w+)}", template)) <= {
-                *("better", "worse", "left", "either", "them", "no_harm", "note", "estimate"),
+                *("better", "worse", "others", "baseline", "either", "them", "no_harm", "note", "estimate"),
                 *("of", "margin", "score"),
             }
             assert state in decided or not PREFERS.search(template), template
@@ -687,9 +695,7 @@ def test_no_text_claims_a_difference_without_a_verdict_behind_it(study, number):
 # Studies with a known truth
 
 # What is wrong of each study in which nothing has an effect.
-ADVISES = re.compile(
-    r"[Dd]istil from|Prefer|Distilling.* pays|Do not distil|Smooth the student|gives .* more"
-)
+ADVISES = re.compile(r"[Dd]istil from|Prefer|Distilling.* pays|Do not distil|[Rr]ather|gives .* more")
 
 
 def advised(plan, world, seed):
@@ -717,7 +723,10 @@ def test_where_nothing_differs_hardly_any_arm_is_recommended(plan_of, tmp_path):
         assert np.mean([bool(ADVISES.search(one)) for one in found]) <= 0.05 + 0.044
 
 
-PAYS, HARMS = ("Distilling pays", "A smoothed teacher gives"), ("Do not distil", "Smooth the student’s own")
+PAYS, HARMS = (
+    ("Distilling pays", "A smoothed teacher gives"),
+    ("Do not distil", "Rather than from a smoothed"),
+)
 
 
 @pytest.mark.parametrize(("taught", "right", "wrong"), [(0.8, PAYS, HARMS), (-0.8, HARMS, PAYS)])

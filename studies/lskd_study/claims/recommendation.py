@@ -24,10 +24,11 @@ Rules = Mapping[State, str]
 Loss = tuple[float, float]  # temperature and hard weight
 UNKNOWN: tuple[State, ...] = ("one seed", "failed", "missing")
 
-# Which teacher to take: the first state of this table that some arm has decides. {left}: the others.
+# Which teacher to take: the first state of this table that some arm has decides. {others}: the undecided arms
+# and the baseline.
 TEACHER: Rules = {
     "better": "Distil from the teacher {better}",
-    "worse": "Distil from the teacher {left}, not from the one {worse}",
+    "worse": "Distil from the teacher {others}, not from the one {worse}",
     "uncorrected": "This study cannot tell {them} apart",
     "open": "{either} will do, as far as this study can tell",
     "no harm": "The teacher {no_harm} can be taken: it costs students less than {margin}",
@@ -35,6 +36,15 @@ TEACHER: Rules = {
     "one seed": "No recommendation yet: one seed does not show how much seeds vary; add seeds",
     "failed": "No recommendation: {note}",
     "missing": "No recommendation yet: {note}",
+}
+# The same where a control won against a teacher that this would name: how the teachers compare, and no more.
+BESIDE_A_CONTROL: Rules = {
+    **TEACHER,
+    "better": "Of these teachers rather the one {better}",
+    "worse": "Of these teachers rather not the one {worse}",
+    "open": TEACHER["uncorrected"],
+    "no harm": "The teacher {no_harm} costs students less than {margin} against the one {baseline}",
+    "small": "Smoothing these teachers changes their students by less than {margin}",
 }
 # Why: what smoothing did to the teachers themselves and to the students. {of}: in which settings, if not all.
 WHY: Mapping[str, Rules] = {
@@ -92,8 +102,8 @@ CHOICES: Mapping[str, Choice] = {
     "more-than-smoothing": Choice(
         {
             "better": "A smoothed teacher{of} gives {estimate} more than smoothing the student’s own labels",
-            "worse": "Smooth the student’s own labels rather than the teacher’s{of}: distilling gave "
-            "{estimate} against that",
+            "worse": "Rather than from a smoothed teacher{of} train the student on labels smoothed alike: "
+            "distilling gave {estimate} against that",
             "small": "Smoothing the student’s own labels does the same as a smoothed teacher{of}, to less "
             "than {margin}",
         },
@@ -187,7 +197,7 @@ def recommend(results: Results[Any], findings: Sequence[Finding], barred: str = 
                 unknown.append(f"{words.fill(choice.question, group)}: {words.reach(group)}")
         if not states and words.asks(claim):
             unknown.append(choice.untested)
-    what = words.teacher(set() if settled == taken.keys() else settled) + what
+    what = words.teacher(set() if settled == taken.keys() else settled, bool(first)) + what
     if first:
         what = [*first, f"If you distil all the same: {_lower(what[0])}", *what[1:]]
     unknown += words.limits()
@@ -279,44 +289,37 @@ class _Words:
             found |= {loss} if arms <= against and "better" not in states else set()
         return found
 
-    def barred(self, loss: Loss) -> set[float]:
-        """Return the smoothing of the teachers at a T and λ that a choice is against, which none may take."""
-        against = [one for claim, choice in CHOICES.items() if choice.settles for one in self.of_claim(claim)]
-        found = (one for one in against if _loss_of(one) == loss and state_of(one) == "worse")
-        return {one.setting.smoothing for one in found}
+    def beaten(self, loss: Loss) -> set[float]:
+        """Return the smoothing of the teachers at a T and λ that a control settles not to distil from."""
+        found = (
+            one
+            for claim, choice in CHOICES.items()
+            for state in choice.settles
+            for one in self.states(claim).get(state, ())
+        )
+        return {one.setting.smoothing for one in found if _loss_of(one) == loss}
 
-    def teacher(self, without: set[Loss]) -> list[str]:
-        """Return which teacher to take, for each T and λ where that differs, but ``without`` some."""
+    def teacher(self, without: set[Loss], all_the_same: bool) -> list[str]:
+        """Return which teacher to take, for each T and λ where that differs, but ``without`` some.
+
+        ``all_the_same``: whatever the controls say.
+        """
         chosen: dict[str, list[Loss]] = {}
-        taken = self.taken()
         for loss, (state, states) in self.by_loss().items():
             if loss in without:
                 continue
             findings = states[state]
             undecided: tuple[State, ...] = ("uncorrected", "open", "no harm", "small")
-            every = [findings[0].setting.baseline, *_alphas(f for s in undecided for f in states.get(s, ()))]
-            barred = self.barred(loss)
-            barred = set() if taken[loss] <= barred else barred
-            left = [alpha for alpha in every if alpha not in barred]
-            better, no_harm = (
-                [alpha for alpha in _alphas(states.get(kind, [])) if alpha not in barred]
-                for kind in ("better", "no harm")
-            )
-            if state == "no harm" and not no_harm:
-                state = "open"
-            arms = {
-                "better": better,
-                "worse": _alphas(states.get("worse", [])),
-                "no_harm": no_harm,
-                "left": left,
-            }
-            more = {name: _arms(alphas) for name, alphas in arms.items() if alphas}
+            others = [findings[0].setting.baseline]
+            others += _alphas(one for kind in undecided for one in states.get(kind, ()))
+            named = others if state not in ("better", "no harm") else _alphas(findings)
+            table = TEACHER if all_the_same or not self.beaten(loss) & set(named) else BESIDE_A_CONTROL
+            more = {name.replace(" ", "_"): _arms(_alphas(group)) for name, group in states.items()}
+            more |= {"baseline": _arms(others[:1]), "others": _arms(others)}
             if "failed" in states:  # of missing runs the page says that the same command finishes them
-                more["them"] = f"the teachers with {_values('α', every)}"
-            if left and ("failed" in states or left != every):
-                several = f"Any of the teachers with {_values('α', left, 'or')}"
-                more["either"] = several if len(left) > 1 else f"The teacher {_arms(left)}"
-            chosen.setdefault(self.fill(TEACHER[state], findings, **more), []).append(loss)
+                for name, text, joined in (("either", "Any of ", "or"), ("them", "", "and")):
+                    more[name] = f"{text}the teachers with {_values('α', others, joined)}"
+            chosen.setdefault(self.fill(table[state], findings, **more), []).append(loss)
         if len(chosen) == 1 and not without:
             return list(chosen)
         return [f"For {self._losses(where)}: {_lower(text)}" for text, where in chosen.items()]

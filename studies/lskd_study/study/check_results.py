@@ -10,6 +10,7 @@ import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lskd_study.claims import Finding, judge
 from lskd_study.claims.contrasts import SHOTS
 from lskd_study.claims.findings import decide
 from lskd_study.claims.measures import LOWEST, correlate
+from lskd_study.claims.recommendation import recommend
 from lskd_study.claims.statements import CLAIMS, OVER_STUDIES, Setting, claims_of, settings_of, task_of
 from lskd_study.pages.page import PAGE, counted, interval_text
 from lskd_study.pages.tables import COLUMNS, table_csv, table_rows
@@ -120,6 +122,13 @@ def _check_study(folder: Path, record: StudyRecord) -> int:
         _compare_runs(where, said, own.interval, largest, pooled)
         count += own.interval is not None
     _check_ranks(folder, record)
+    advice = recommend(results, again)
+    if not (record.at_chance or record.data_changed):  # which change it, and follow from the runs alone
+        for part in ("sentence", "reason"):
+            if getattr(record.recommendation, part) != (given := getattr(advice, part)):
+                raise LskdError(f"{folder}: the verdicts give another {part}: {given}")
+            if escape(given, quote=False) not in page:
+                raise LskdError(f"{folder}: the recommendation's {part} is not on the page")
     first = record.findings[0]
     if (record.headline.claim, record.headline.verdict) != (first.claim, first.verdict):
         raise LskdError(f"{folder}: the headline is not the first finding")
@@ -152,13 +161,14 @@ def _kept(plan: Plan, folder: Path) -> Results[Kept]:
     finished, failed = {}, {}
     measured = [name for name in COLUMNS[plan.kind].of_run if not name.endswith("signature")]
     path = folder / "runs.csv"
-    for row in read_csv(path, ["run", "failed", *measured]):
+    for row in read_csv(path, ["run", "failed", "wall_time_s", "resumed", *measured]):
         run = plan.run(row["run"])
+        job = {name: _cell(path, row[name]) for name in ("wall_time_s", "resumed")}
         if row["failed"]:
-            failed[run.id] = Failure(run, {"failed": row["failed"]})
+            failed[run.id] = Failure(run, {**job, "failed": row["failed"]})
             continue
         values = {name: _cell(path, row[name]) for name in measured if row[name]}
-        finished[run.id] = Kept(run, {}, {}, ["of the mean"], values=values)
+        finished[run.id] = Kept(run, job, {}, ["of the mean"], values=values)
     missing = [run.id for run in plan.runs if run.id not in finished and run.id not in failed]
     return Results(plan, finished, missing, failed)
 
@@ -211,7 +221,7 @@ def _recorded(
         null = -plan.margin if one.claim.non_inferior else 0.0
         own = anew.get((said.claim, one.setting))
         failed = own.failed if own else said.verdict == "no verdict" and one.claim.contrast != "direction"
-        one = replace(one, null=null, failed=failed)
+        one = replace(one, null=null, failed=failed, note=said.note if failed else "")
         if said.estimate is not None and one.claim.contrast != "direction":
             one = one.tested(_interval(said, one.claim.contrast == "networks"), plan.margin)
             one = one.at_look(plan.looks, plan.look) if plan.looks else one
