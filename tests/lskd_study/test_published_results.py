@@ -369,10 +369,13 @@ def asides() -> str:
         """Return smoothing's effect on students, mean of the higher T, by seed."""
         return np.mean([gain(study, pair(study)[0].format(t), smoothing) for t in temperatures], axis=0)
 
-    def over_labels_of(study: str) -> np.ndarray:
-        """Return students of unsmoothed teachers less the labels', mean of the higher T, by seed."""
+    def over_labels_of(study: str, smoothing: str) -> np.ndarray:
+        """Return students of teachers less the labels', mean of the higher T, by seed."""
         students, labels = pair(study)
-        by_t = [[score[study][students.format(t).format(0, seed)] for seed in range(6)] for t in temperatures]
+        by_t = [
+            [score[study][students.format(t).format(smoothing, seed)] for seed in range(6)]
+            for t in temperatures
+        ]
         return np.mean(by_t, axis=0) - [score[study][labels.format(seed)] for seed in range(6)]
 
     longer = gain("longer", student.format("test_resnet")) - gains["test_resnet"]
@@ -401,8 +404,9 @@ def asides() -> str:
                 ("temperature: the same, α = 0.1", over_t("temperature")),
                 (f"{grid} less temperature: the same", over_t(grid) - over_t("temperature")),
                 *(
-                    (f"{one}: students of unsmoothed teachers less the labels’", over_labels_of(one))
+                    (f"{one}: students of {kind} teachers less the labels’", over_labels_of(one, alpha))
                     for one in (*grids, "temperature")
+                    for kind, alpha in (("unsmoothed", "0"), ("smoothed (α = 0.1)", "0.1"))
                 ),
             )
         ),
