@@ -142,14 +142,14 @@ def figure6(arms: Arms) -> CurveFigure | None:
     return CurveFigure("figure6", plots, (3.6, 2.9), (7.2, 3.1), 2, legend=False)
 
 
-def figure7(teachers: Arms, students: Arms, controls: Arms = MappingProxyType({})) -> CurveFigure:
+def figure7(teachers: Arms, students: Arms, controls: Arms) -> CurveFigure:
     """Return Fig. 7: validation BLEU of teachers (left), students and controls (right); below, perplexity."""
-    roles = {"teachers": teachers, "students": students}
+    nothing: Arms = {}
+    roles = (("teachers", teachers, nothing), ("students", students, controls))
     plots = []
     for column, score in (("val_bleu", "validation BLEU"), ("val_ppl", "validation perplexity")):
-        for role, arms in roles.items():
+        for role, arms, beside in roles:
             title = f"{role.capitalize()}: {score}"
-            beside = controls if role == "students" else MappingProxyType({})
             draw = partial(_draw_scores, column=column, title=title, controls=beside)
             plots.append(Plot(f"{role}-{column}", title, arms, draw))
     return CurveFigure("figure7", plots, (4.2, 2.4), (7.2, 5.6), 2)
@@ -376,7 +376,7 @@ def setting_names(settings: Sequence[Any]) -> list[str]:
     return [", ".join(f"{parts[part]} = {exact(getattr(one, part))}" for part in varied) for one in settings]
 
 
-def difference_drawing(rows: Sequence[Difference], score: str, last_pools: bool = True) -> Drawing:
+def difference_drawing(rows: Sequence[Difference], score: str, last_pools: bool) -> Drawing:
     """Draw each row's interval with a tick per seed, around the line of no difference.
 
     ``last_pools``: the last row is of all others together, and drawn so.

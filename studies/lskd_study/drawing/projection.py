@@ -20,7 +20,6 @@ from lskd_study.drawing.style import ARMS, INK, STYLE, Drawing, short
 from lskd_study.stats.bootstrap import Estimate, percentiles
 from lskd_study.teachers.outputs import Outputs
 
-RESAMPLES = 2000
 COLORS, MARKERS = (ARMS[0], ARMS[4], ARMS[3]), ("o", "^", "s")
 ROLES = ("similar pair", "similar pair", "dissimilar")
 QUANTITIES = {
@@ -96,11 +95,7 @@ def check_splits(splits: Mapping[Any, Sequence[Outputs]]) -> None:
 
 
 def measure_projection(
-    outputs: Outputs,
-    split: str,
-    classes: Sequence[int],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    outputs: Outputs, split: str, classes: Sequence[int], resamples: int, seed: int
 ) -> Projection:
     """Project three classes and measure the distances between them.
 

@@ -151,9 +151,7 @@ def teacher_student_figure(
     )
 
 
-def accuracy_stability_figure(
-    points: Sequence[Point], paper: Sequence[Point] = (), width: float = 5.6
-) -> Drawing:
+def accuracy_stability_figure(points: Sequence[Point], paper: Sequence[Point], width: float) -> Drawing:
     """Draw teachers' 1-S against accuracy, those of the paper in grey; correlations by smoothing apart."""
     header = ["teacher", "accuracy", "one_minus_s", "smoothed"]
     label = "teacher's 1−S (lower: more stable)"

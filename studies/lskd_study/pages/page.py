@@ -6,7 +6,7 @@ import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,8 @@ class Page:
 
     template: str
     shown: Mapping[str, Any]
-    texts: Mapping[str, str] = field(default_factory=dict)
-    drawings: Mapping[str, Drawing] = field(default_factory=dict)
+    texts: Mapping[str, str]
+    drawings: Mapping[str, Drawing]
 
     def write(self, folder: Path) -> None:
         """Write it, the page last.
