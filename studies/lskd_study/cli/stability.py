@@ -111,7 +111,6 @@ def stability(
             "features": features,
         },
     )
-    files = {".json": json_file, ".csv": csv_file}
     if teacher_list is not None:
         if logits or model or config or checkpoint or name:
             raise LskdError("--list names the teachers in a file; leave out the other teacher options")
@@ -124,7 +123,10 @@ def stability(
             raise LskdError(
                 f"{study.output} contains the results of a study that trains; choose another --output"
             )
-        run_teacher_list(study, settings, files)
+        if (file := json_file or csv_file) is not None:
+            own = Path(study.output)
+            raise LskdError(f"a list of teachers writes into its own folder, {own}; leave out {file}")
+        run_teacher_list(study, settings)
         return
     if output is not None:
         raise LskdError("--output is for a list of teachers (--list); name files with --json and --csv")
@@ -138,4 +140,4 @@ def stability(
         numbered=True,
         order="in the order of --model and then --config, or list the teachers in a file (--list)",
     )
-    run_teachers(specs, settings, files)
+    run_teachers(specs, settings, {".json": json_file, ".csv": csv_file})

@@ -4,7 +4,7 @@ Both have the paper's Tables 1 and 10 with measured teachers beside its own figu
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,29 +199,20 @@ def stability_csv(table: StabilityTable) -> str:
 
 
 def run_teacher_list(
-    study: TeacherList,
-    settings: ComparisonSettings,
-    files: Mapping[str, Path | None] | None = None,
-    of_study: Results[ImageResult] | None = None,
-) -> Path | None:
-    """Measure the teachers of a list and write its output folder.
+    study: TeacherList, settings: ComparisonSettings, of_study: Results[ImageResult] | None = None
+) -> None:
+    """Measure the teachers of a list and write its output folder, on the first process of torchrun.
 
     It gets ``stability.json`` and ``.csv`` with everything, ``table1.csv`` and ``table10.csv`` in the paper's
     layout, with its own figures beside the measured ones, a page, ``index.html``, and ``verdicts.json`` for
     `lskd index`.
     ``of_study``: the study that the teachers belong to, whose tables, claims and runs the page shows too.
 
-    Returns:
-        The output folder; None on the processes of torchrun other than the first.
-
     Raises:
         LskdError: for whatever the user can fix.
     """
     settings = _with_data(study, settings)
     output = Path(study.output)
-    for path in (files or {}).values():
-        if path is not None:
-            raise LskdError(f"a list of teachers writes into its own folder, {output}; leave out {path}")
     own = {suffix: output / f"stability{suffix}" for suffix in WRITERS}
     specs = []
     for entry in study.teachers:
@@ -229,11 +220,9 @@ def run_teacher_list(
         paths = {name: Path(value) for name, value in given if value is not None}
         specs.append(TeacherSpec(name=entry.name, model=entry.model, **paths))
     comparison = run_teachers(specs, settings, own)
-    if comparison is None:
-        return None
-    teachers_page(study, comparison, of_study).write(output)
-    print(output / PAGE)
-    return output
+    if comparison is not None:
+        teachers_page(study, comparison, of_study).write(output)
+        print(output / PAGE)
 
 
 def _with_data(study: TeacherList, settings: ComparisonSettings) -> ComparisonSettings:
