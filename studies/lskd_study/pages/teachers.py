@@ -96,7 +96,6 @@ class StabilityTable:
     """
 
     name: str
-    title: str
     definition: str
     lines: list[TeacherLine]
     changes: list[Change]
@@ -141,8 +140,8 @@ class StabilityTable:
 
 def stability_table(name: str, comparison: Comparison, entries: Sequence[TeacherEntry]) -> StabilityTable:
     """Return Table 1 or 10 for measured teachers; entries and teachers are in the same order."""
-    definition, table = DEFINITIONS[name], load_tables()[name]
-    rows = {row.name: row for row in table.rows}
+    definition = DEFINITIONS[name]
+    rows = {row.name: row for row in load_tables()[name].rows}
     lines = []
     for entry, teacher in zip(entries, comparison.teachers, strict=True):
         row = rows.get(entry.network or "")
@@ -156,7 +155,7 @@ def stability_table(name: str, comparison: Comparison, entries: Sequence[Teacher
         lines.append(TeacherLine(entry, measured, paper, reproduced))
     changes = _changes(definition, rows, comparison, entries)
     points = [Point(line.entry.name, line.measured.top1, line.measured.instability, "") for line in lines]
-    return StabilityTable(name, table.title, definition, lines, changes, correlations(points)[0])
+    return StabilityTable(name, definition, lines, changes, correlations(points)[0])
 
 
 def _changes(
