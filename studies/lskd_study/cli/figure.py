@@ -114,24 +114,23 @@ def projection(
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
 ) -> "Drawing | None":
     """Fig. 1: activations of three classes in the plane of their templates; D1, D2 and Dc measured."""
-    from lskd_study.drawing import inputs as of_teachers
+    from lskd_study.drawing import inputs
     from lskd_study.drawing import projection as drawn
-    from lskd_study.drawing.inputs import read_splits, split_names
 
     if propose and classes is not None:
         raise LskdError("--propose and --classes both choose the classes; leave out one")
     if classes is not None:
-        split_names(classes, 3)
+        inputs.split_names(classes, 3)
     options = replace(teachers, train_outputs=train_outputs or [])
-    splits = read_splits(options, ["train", "val"], features=True, classes=classes)
+    splits = inputs.read_splits(options, ["train", "val"], features=True, classes=classes)
     if splits is None:
         return None
     drawn.check_splits(splits)
     *_, last = splits.values()
     if classes is not None:
-        chosen = of_teachers.resolve_classes(classes, of_teachers.class_names(last[0]))
+        chosen = inputs.resolve_classes(classes, inputs.class_names(last[0]))
     else:
-        chosen, reason = of_teachers.propose(last)
+        chosen, reason = inputs.propose(last)
         print(f"classes: {reason}")
     panels = [
         drawn.measure_projection(teacher, split, chosen, replicates, seed)
@@ -247,9 +246,9 @@ def _of_studies(
     folders: list[Path], name: Literal["figure8", "accuracy_stability", "figure9"], nothing: str
 ) -> "Drawing":
     from lskd_study.pages import paper_figures
-    from lskd_study.pages.paper_figures import read_studies
 
-    drawn: paper_figures.PageFigure | None = getattr(paper_figures, name)(read_studies(folders))
+    studies = paper_figures.read_studies(folders)
+    drawn: paper_figures.PageFigure | None = getattr(paper_figures, name)(studies)
     if drawn is None:
         raise LskdError(f"nothing to draw: {nothing}; name other studies, or wait for their runs")
     return drawn.drawing
