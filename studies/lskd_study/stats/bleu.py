@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 
 from lskd_study.stats.bootstrap import Estimate, of_draws, resampled_means
+from lskd_study.stats.intervals import Array
 
-Array = NDArray[np.float64]
 Statistics = NDArray[np.int64]
 
 ORDER = 4

@@ -8,13 +8,11 @@ small-sample bias: a class redrawn from its own ``n`` samples has a deviation sm
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lskd_study.stats.intervals import LEVEL
-
-Array = NDArray[np.float64]
+from lskd_study.stats.intervals import LEVEL, Array
 
 METHOD = "paired bootstrap over samples, percentiles"
 _BLOCK = 1 << 22  # weights drawn at once
@@ -106,31 +104,14 @@ def paired_differences(
     bounded: Sequence[bool],
     progress: Callable[[int], object] | None = None,
 ) -> dict[tuple[int, int], list[Estimate]]:
-    """Return every later teacher's differences from every earlier one.
+    """Return every later teacher's differences from every earlier one, by their positions (earlier, later).
 
-    Args:
-        teachers: contributions ``(N, Q)`` of each teacher on the same samples.
-        replicates: number of bootstrap draws.
-        seed: of the draws.
-        bounded: for each of the ``Q`` quantities, see :func:`difference`.
-        progress: gets the number of replicates just made.
-
-    Returns:
-        By pair of positions (earlier, later), one estimate for each quantity.
+    ``teachers``: contributions ``(N, Q)`` of each on the same samples. ``bounded``: for each of the ``Q``
+    quantities, see :func:`difference`. ``progress``: see :func:`resampled_means`.
     """
-    quantities = len(bounded)
     draws = resampled_means(np.concatenate(teachers, axis=1), replicates, seed, progress)
-    by_teacher = draws.reshape(replicates, len(teachers), quantities)
+    by_teacher = np.split(draws, len(teachers), axis=1)
     return {
-        (i, j): [
-            difference(
-                teachers[i][:, q],
-                teachers[j][:, q],
-                by_teacher[:, j, q] - by_teacher[:, i, q],
-                bounded[q],
-            )
-            for q in range(quantities)
-        ]
-        for i in range(len(teachers))
-        for j in range(i + 1, len(teachers))
+        (i, j): [*map(difference, teachers[i].T, teachers[j].T, (by_teacher[j] - by_teacher[i]).T, bounded)]
+        for i, j in combinations(range(len(teachers)), 2)
     }

@@ -66,9 +66,9 @@ def levels(numbers: Sequence[int], total: float = 1 - LEVEL) -> Array:
     return np.array(found)
 
 
-def error_rate(numbers: Sequence[int], level: float = 1 - LEVEL) -> float:
-    """Return how often a true zero is rejected at some look when each is judged at ``level``."""
-    inside, bound, total = _Inside(), -special.ndtri(level / 2), 0.0
+def error_rate(numbers: Sequence[int]) -> float:
+    """Return how often a true zero is rejected at some look when each is judged at 5 %."""
+    inside, bound, total = _Inside(), -special.ndtri((1 - LEVEL) / 2), 0.0
     for number in numbers:
         total += inside.beyond(number, bound)
         inside.stay(number, bound)
@@ -82,14 +82,14 @@ def sequential_p(p_value: float, numbers: Sequence[int], look: int) -> float:
     """
     if np.isnan(p_value):
         return p_value
-    totals, of_look = _table(tuple(numbers))
-    return float(np.exp(np.interp(np.log(max(p_value, 1e-300)), np.log(of_look[:, look]), np.log(totals))))
+    of_look = _levels(tuple(numbers))[:, look]
+    return float(np.exp(np.interp(np.log(max(p_value, 1e-300)), np.log(of_look), np.log(_TOTALS))))
 
 
 @lru_cache(maxsize=64)
-def _table(numbers: tuple[int, ...]) -> tuple[Array, Array]:
-    """Return total error rates and the levels of each look for them, ``(T,)`` and ``(T, K)``."""
-    return _TOTALS, np.array([levels(numbers, total) for total in _TOTALS])
+def _levels(numbers: tuple[int, ...]) -> Array:
+    """Return the levels of each look, ``(T, K)``, for the total error rates ``_TOTALS``."""
+    return np.array([levels(numbers, total) for total in _TOTALS])
 
 
 class _Inside:

@@ -15,7 +15,8 @@ from lskd.analysis.selective import aurc_pseudo_values, largest_normalised
 from lskd.targets import chance_like_mass
 from lskd_study.base.text import first_of
 from lskd_study.plan.plan import exact
-from lskd_study.stats.bootstrap import Array, Estimate, paired_differences
+from lskd_study.stats.bootstrap import Estimate, paired_differences
+from lskd_study.stats.intervals import Array
 from lskd_study.teachers.outputs import Outputs
 
 Progress = Callable[[int], object]
@@ -221,7 +222,7 @@ def compare(
         progress: gets the number of draws just made.
     """
     groups: list[list[int]] = []
-    orders: dict[int, np.ndarray[tuple[int], np.dtype[np.int64]]] = {}
+    orders: dict[int, NDArray[np.int64]] = {}
     for position, teacher in enumerate(teachers):
         for group in groups:
             order = _same_samples(teachers[group[0]], teacher)
@@ -294,7 +295,7 @@ def _without_error(measures: TeacherMeasures, definition: str) -> float:
     return float((counted < needed).double().mean()) if len(counted) else 1.0
 
 
-def _same_samples(first: Teacher, second: Teacher) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+def _same_samples(first: Teacher, second: Teacher) -> NDArray[np.int64] | None:
     """Return the positions of the first's samples in the second's; None where they are not the same."""
     one, two = first.measures, second.measures
     if one.samples != two.samples or one.num_classes != two.num_classes:
