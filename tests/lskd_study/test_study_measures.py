@@ -378,7 +378,7 @@ def test_a_network_counts_by_the_mean_of_its_teachers():
 def test_of_two_teachers_with_equally_good_students_a_measure_picked_the_one_that_it_picked():
     accuracy = [70.0, 72.0, 72.0]
     ranks = [
-        Rank(one, rank_correlation(values, accuracy), pick(values, accuracy))
+        Rank(one, rank_correlation(values, accuracy), pick(values, accuracy), [])
         for one, values in zip(MEASURES, ([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]), strict=False)
     ]
     names = ["a", "b", "c"]

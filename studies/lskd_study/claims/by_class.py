@@ -63,12 +63,8 @@ def class_changes(results: Results[ImageResult], claim: Claim, setting: Setting)
             name = class_of_key(first.keys[own[0]]) or str(first.labels[own[0]])
             found.append(ClassChange(name, len(own), 100 * before.mean(), 100 * after.mean(), interval))
     adjusted = holm([change.interval.p_value for change in found])
-    ranked = sorted(
-        zip(adjusted, found, strict=True),
-        key=lambda one: (np.nan_to_num(one[0], nan=1), -abs(one[1].interval.estimate)),
-    )
-    largest = [
-        replace(change, adjusted_p=float(p)) for p, change in ranked[:MOST] if change.interval.estimate
-    ]
+    found = [replace(change, adjusted_p=float(p)) for p, change in zip(adjusted, found, strict=True)]
+    found.sort(key=lambda one: (np.nan_to_num(one.adjusted_p, nan=1), -abs(one.interval.estimate)))
+    largest = [change for change in found[:MOST] if change.interval.estimate]
     clear = int((adjusted < 1 - LEVEL).sum())
     return ClassChanges(setting, len(found), clear, largest) if largest else None

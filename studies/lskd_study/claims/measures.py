@@ -5,7 +5,7 @@ They are no claims of the paper: none gets a verdict, and none counts in the cor
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any, Literal
 
@@ -47,7 +47,6 @@ class Quantity:
         lowest: whether less of it is better.
         roles: whose.
         ratio: whether arms are compared by their ratio and not by their difference.
-        source: who proposed it, or used it so.
     """
 
     id: str
@@ -57,11 +56,11 @@ class Quantity:
     lowest: bool = True
     roles: tuple[Role, ...] = ("teacher", "student")
     ratio: bool = False
-    source: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Look up who proposed it."""
-        object.__setattr__(self, "source", SOURCES[self.id])
+    @property
+    def source(self) -> str:
+        """Who proposed it, or used it so."""
+        return SOURCES[self.id]
 
 
 _LARGEST = "Selective risk (AURC) by the largest"
@@ -70,20 +69,10 @@ MEASURES = (
     Quantity("nll", "Cross-entropy with the labels (NLL)", "NLL", "nats"),
     Quantity("ece", "Expected calibration error, 15 bins", "calibration error"),
     Quantity("aurc", f"{_LARGEST} probability", "AURC", "percent"),
-    Quantity(
-        "aurc_normalised",
-        f"{_LARGEST} normalised logit",
-        "AURC after normalisation",
-        "percent",
-    ),
+    Quantity("aurc_normalised", f"{_LARGEST} normalised logit", "AURC after normalisation", "percent"),
     Quantity("dark_knowledge", _DARK, "dark knowledge", "", False, ("teacher",), True),
     Quantity(
-        "agreement",
-        "Fidelity: same answer as its teacher",
-        "agreement",
-        "percent",
-        False,
-        ("student",),
+        "agreement", "Fidelity: same answer as its teacher", "agreement", "percent", False, ("student",)
     ),
     Quantity("divergence", "Fidelity: KL(teacher ‖ student)", "divergence", "nats", True, ("student",)),
 )
@@ -137,7 +126,7 @@ class Rank:
     quantity: Quantity
     correlation: RankCorrelation
     picked: Pick
-    values: list[list[float]] = field(default_factory=list)
+    values: list[list[float]]
 
 
 @dataclass(frozen=True)

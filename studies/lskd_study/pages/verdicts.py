@@ -360,7 +360,7 @@ def _measures(measures: Measures) -> list[MeasureRecord]:
 
 
 def _named(quantity: Quantity) -> dict[str, Any]:
-    return vars(quantity) | {"measure": quantity.id}
+    return vars(quantity) | {"measure": quantity.id, "source": quantity.source}
 
 
 def read_record(folder: Path) -> StudyRecord:
