@@ -12,7 +12,14 @@ import pytest
 import yaml
 
 from lskd_study.paper.printed import Paper, Row, Value, load_tables
-from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table, row_of, runs_by_row, teacher_name
+from lskd_study.plan.matching import (
+    OF_STUDENTS,
+    OF_TEACHERS,
+    problem_of_table,
+    row_of,
+    runs_by_row,
+    teacher_name,
+)
 from lskd_study.plan.recipes import catalogue
 from simulated import recipes_plans
 
@@ -480,5 +487,4 @@ def test_another_setting_is_not_the_papers_row(change):
     ],
 )
 def test_tables_that_a_study_cannot_reproduce(name, students, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
-        check_table(name, students)
+    assert words in problem_of_table(name, students)

@@ -42,8 +42,7 @@ class RowKey:
         teacher: with ``+Long`` and ``+CutMix`` as in Table 1.
         smoothing: the teacher's.
         student: empty where a teacher alone is meant.
-        temperature: of the distillation.
-        hard_weight: of the distillation.
+        temperature, hard_weight: of the distillation.
     """
 
     data_set: str
@@ -54,27 +53,19 @@ class RowKey:
     hard_weight: float = 0.0
 
 
-def check_table(name: str, students: bool) -> str:
-    """Return a table's name if a study can reproduce it.
-
-    Args:
-        name: of the table or figure, as in the paper.
-        students: whether the study trains any.
-
-    Raises:
-        ValueError: saying what is wrong, with the nearest name.
-    """
+def problem_of_table(name: str, students: bool) -> str:
+    """Return why a study, with or without students, reproduces no table of that name; empty where it can."""
     known = (*OF_TEACHERS, *OF_STUDENTS)
     if name not in known:
         there = f"there are {', '.join(known)}"
         # Of "Table 5" every other table is as near, so none is offered.
         hint = there if name in load_tables().tables else did_you_mean(name, known, there)
-        raise ValueError(f"{name!r} is no table of the paper that a study reproduces; {hint}")
+        return f"{name!r} is no table of the paper that a study reproduces; {hint}"
     if name in OF_STUDENTS and not students:
-        raise ValueError(f"{name!r} is about students and the study has none; add students or remove it")
+        return f"{name!r} is about students and the study has none; add students or remove it"
     if name in ("Table 1", "Table 10") and students:
-        raise ValueError(f"{name!r} is shown where teachers are compared alone; remove it or the students")
-    return name
+        return f"{name!r} is shown where teachers are compared alone; remove it or the students"
+    return ""
 
 
 def network_name(model: str) -> str:

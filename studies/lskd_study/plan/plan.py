@@ -373,7 +373,13 @@ def expand(
         run_id = f"{name}-T{exact(t)}-hard{exact(hard)}-{_seed_id(seed, repeat)}"
         own, teacher_id = seed + repeat * STUDENT_STRIDE, _teacher_id(teacher, alpha, seed)
         runs.append(Run(run_id, "student", model, config, alpha, own, teacher_id, t, hard, repeat=repeat))
-    kinds = control_kinds(controls, smoothing)
+    # Whether the network is real-valued, and the smoothing of its labels.
+    kinds_of = {
+        "hard": [(False, 0.0)],
+        "smoothed": [(False, alpha) for alpha in sorted(smoothing)[1:]],
+        "real": [(True, 0.0)],
+    }
+    kinds = [kind for control in controls for kind in kinds_of[control]]
     for seed, (model, config), (real, alpha), repeat in product(seeds, students, kinds, repeats):
         name = real_name(model) if real else model
         run_id = f"control-{slug(name)}-smoothing{exact(alpha)}-{_seed_id(seed, repeat)}"
@@ -390,16 +396,6 @@ def more_seeds(seeds: Sequence[int], count: int) -> list[int]:
     """Return the next numbers that are no seeds yet."""
     first = max(seeds) + 1
     return list(range(first, first + count))
-
-
-def control_kinds(controls: Sequence[Control], smoothing: Sequence[float]) -> list[tuple[bool, float]]:
-    """Return of each student's controls whether they are real-valued, and the smoothing of their labels."""
-    kinds = {
-        "hard": [(False, 0.0)],
-        "smoothed": [(False, a) for a in sorted(smoothing)[1:]],
-        "real": [(True, 0.0)],
-    }
-    return [kind for control in controls for kind in kinds[control]]
 
 
 def real_name(model: str) -> str:

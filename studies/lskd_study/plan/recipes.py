@@ -157,7 +157,7 @@ def runs_and_data(recipe: Recipe) -> tuple[str, str]:
     Raises:
         LskdError: a study file that is not as it should be.
     """
-    from lskd_study.plan.plan import control_kinds
+    from lskd_study.plan.plan import expand
     from lskd_study.plan.schema import load_study
     from lskd_study.plan.teacher_list import load_teachers
 
@@ -166,12 +166,12 @@ def runs_and_data(recipe: Recipe) -> tuple[str, str]:
         return str(len(listed.teachers)), listed.data.path if listed.data else "stored logits"
     if recipe.kind == "study":
         study = load_study(recipe.path)
-        arms = len(study.smoothing.values) * len(study.seeds) * len(study.teachers)
-        kinds = len(study.students) * len(study.temperatures) * len(study.hard_weights)
-        kinds *= study.student_seeds
-        each = len(control_kinds(study.controls, study.smoothing.values)) * study.student_seeds
-        controls = len(study.students) * len(study.seeds) * each
-        return str(arms * (1 + kinds) + controls), study.data.path
+        teachers, students = (
+            [(one.model, one.config) for one in several] for several in (study.teachers, study.students)
+        )
+        settings = study.temperatures, study.hard_weights, study.controls, study.student_seeds
+        runs = expand(study.smoothing.values, study.seeds, teachers, students, *settings)
+        return str(len(runs)), study.data.path
     if recipe.ecosystem == "fairseq":
         return "2", str(read_yaml(recipe.files[0])["task"]["data"])
     try:

@@ -22,7 +22,7 @@ from lskd.base.trackers import TrackerName
 from lskd_study.base.text import did_you_mean
 from lskd_study.data.options import TEXT, Value, known_classes, problem
 from lskd_study.plan.kinds import TRANSLATION, Control, Ecosystem, kind_of
-from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, check_table
+from lskd_study.plan.matching import OF_STUDENTS, OF_TEACHERS, problem_of_table
 from lskd_study.plan.plan import STUDENT_STRIDE
 from lskd_study.stats.moderated import FEWEST
 
@@ -283,10 +283,8 @@ class Study(Strict):
     @model_validator(mode="after")
     def _known_beside_the_own(self) -> Self:
         for name in self.papers_tables:
-            try:
-                check_table(name, bool(self.students))
-            except ValueError as error:
-                raise _error(str(error), name, "paper") from error
+            if message := problem_of_table(name, bool(self.students)):
+                raise _error(message, name, "paper")
         if kind_of(self.ecosystem) is TRANSLATION and (self.paper or self.published):
             message = "the figures are accuracies, of images; remove it"
             raise _error(message, self.ecosystem, "paper" if self.paper else "published")

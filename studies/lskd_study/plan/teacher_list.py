@@ -11,8 +11,6 @@ from lskd.base.files import read_yaml
 from lskd_study.paper.printed import load_tables
 from lskd_study.plan.schema import Alpha, Name, Strict, Temperature, load
 
-KIND = "stability"
-
 
 def _a_row(name: str) -> str:
     rows = [row.name for row in load_tables()["Table 1"].rows]
@@ -107,4 +105,4 @@ def is_teacher_list(path: Path) -> bool:
         content = read_yaml(path)
     except LskdError:
         return False
-    return isinstance(content, Mapping) and content.get("kind") == KIND
+    return isinstance(content, Mapping) and content.get("kind") == "stability"
