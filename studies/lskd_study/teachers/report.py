@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from lskd.teachers.preflight import compare_with_chance
+from lskd.teachers.preflight import at_chance
 from lskd_study.base.text import csv_text
 from lskd_study.paper.sources import SOURCES as ALL_SOURCES
 from lskd_study.plan.plan import exact
@@ -197,8 +197,7 @@ def _standings(comparison: Comparison) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _at_chance(teacher: Teacher) -> bool:
     m = teacher.measures
-    right = round(m.topk(1) * m.samples)
-    return compare_with_chance(right, m.samples, float(m.counts.max()) / m.samples) == "at"
+    return bool(at_chance(round(m.topk(1) * m.samples), m.counts.tolist()))
 
 
 def _groups(comparison: Comparison) -> list[list[int]]:
