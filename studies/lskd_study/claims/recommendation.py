@@ -228,13 +228,12 @@ class _Words:
     def of_claim(self, claim: str) -> list[Finding]:
         return [one for one in self.findings if one.claim.id == claim]
 
-    def states(self, claim: str) -> dict[State, list[Finding]]:
-        return self._by_state(self.of_claim(claim))
-
-    def _by_state(self, findings: Iterable[Finding]) -> dict[State, list[Finding]]:
+    def states(self, claim: str, loss: Loss | None = None) -> dict[State, list[Finding]]:
+        """Return the findings of a claim, all or those at one T and λ, by what they allow to say."""
         found: dict[State, list[Finding]] = {}
-        for one in findings:
-            found.setdefault(state_of(one, self.findings), []).append(one)
+        for one in self.of_claim(claim):
+            if loss in (None, _loss_of(one)):
+                found.setdefault(state_of(one, self.findings), []).append(one)
         return found
 
     def fill(self, template: str, findings: Sequence[Finding], **more: str) -> str:
@@ -263,7 +262,7 @@ class _Words:
         """Return at each T and λ the state that says which teacher to take, and all findings on students."""
         found = {}
         for loss in losses_of(self.plan):
-            states = self._by_state(one for one in self.of_claim("better-student") if _loss_of(one) == loss)
+            states = self.states("better-student", loss)
             if state := next((state for state in TEACHER if state in states), None):
                 found[loss] = state, states
         return found
@@ -284,7 +283,7 @@ class _Words:
         """Return each T and λ at which a choice comes before that of a teacher, whichever could be taken."""
         found: set[Loss] = set()
         for loss, arms in taken.items():
-            states = self._by_state(one for one in self.of_claim(claim) if _loss_of(one) == loss)
+            states = self.states(claim, loss)
             against = {one.setting.smoothing for state in choice.settles for one in states.get(state, ())}
             found |= {loss} if arms <= against and "better" not in states else set()
         return found
