@@ -215,16 +215,16 @@ def test_a_measure_with_one_value_per_run_is_checked_by_its_seeds(shape):
 def test_the_pick_and_its_regret():
     accuracy = [70.0, 72.5, 71.0, 72.0]
     good = pick([0.1, 0.4, 0.2, 0.3], accuracy)
-    assert (good.teacher, good.best, good.regret, good.is_best) == (1, 1, 0.0, True)
+    assert (good.teacher, good.regret) == (1, 0.0)
     bad = pick([-0.1, -0.4, -0.2, -0.3], accuracy)
-    assert (bad.teacher, bad.best, bad.regret, bad.is_best) == (0, 1, 2.5, False)
+    assert (bad.teacher, bad.regret) == (0, 2.5)
     assert np.isnan(bad.high)
     assert "seed" in bad.note
 
 
 def test_two_students_that_are_equally_good_are_both_best():
     found = pick([1.0, 3.0, 2.0], [5.0, 5.0, 4.0])
-    assert (found.teacher, found.best, found.is_best) == (1, 1, True)
+    assert (found.teacher, found.regret) == (1, 0.0)
 
 
 def test_accuracies_that_differ_by_rounding_are_equal():
@@ -233,7 +233,7 @@ def test_accuracies_that_differ_by_rounding_are_equal():
     answers = rng.integers(0, 2, (3, 2, 40))
     table = 100 * np.array([np.mean(rng.permuted(answers, axis=2), axis=0) for _ in range(6)])
     assert len(set(table.mean((1, 2)))) > 1  # the number of right answers is the same
-    assert all(pick(order, table).is_best for order in np.eye(6))
+    assert all(pick(order, table).regret == 0 for order in np.eye(6))
     assert np.isnan(rank_correlation(np.arange(6.0), table).estimate)
 
 
@@ -274,7 +274,7 @@ def test_one_seed_and_one_teacher_say_what_is_missing():
     assert "one seed" in found.note
     assert "one seed" in pick([1.0, 2.0], [70.0, 71.0]).note
     alone = pick(x[:1], y[:1])
-    assert (alone.teacher, alone.is_best) == (0, True)
+    assert (alone.teacher, alone.regret) == (0, 0.0)
     assert "one teacher" in alone.note
 
 

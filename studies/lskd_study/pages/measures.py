@@ -104,7 +104,7 @@ def picks_sentence(ranking: Ranking) -> str:
         picked, ends = ranks[0].picked, _regret_ends(ranks[0].picked)
         if teacher == best.teacher:
             continue
-        worse = "as good" if picked.is_best else f"{number(picked.regret, 2)} points worse"
+        worse = "as good" if picked.regret == 0 else f"{number(picked.regret, 2)} points worse"
         text += (
             f"; {_measures(ranks)} would have picked {ranking.teachers[teacher]}, whose students are {worse}"
         )

@@ -65,7 +65,6 @@ class Pick:
 
     Attributes:
         teacher: position of the one picked; of equal measures the first.
-        best: position of the one with the most accurate student.
         regret: how much more accurate the best one's student is, in the unit of the accuracy.
         low, high: the 95 % interval of the regret over seeds and samples, never below 0, for these teachers;
             NaN where no interval can be made.
@@ -73,16 +72,10 @@ class Pick:
     """
 
     teacher: int
-    best: int
     regret: float
     low: float
     high: float
     note: str = ""
-
-    @property
-    def is_best(self) -> bool:
-        """Whether no other teacher has a more accurate student, as measured."""
-        return self.regret == 0
 
 
 def rank_correlation(measure: ArrayLike, accuracy: ArrayLike) -> RankCorrelation:
@@ -149,17 +142,16 @@ def pick(measure: ArrayLike, accuracy: ArrayLike) -> Pick:
     of_teachers, of_students = _tables(measure, accuracy)
     x, y = _means(of_teachers, of_students)
     picked = int(x.argmax())
-    best = picked if y[picked] == y.max() else int(y.argmax())
-    regret = float(y[best] - y[picked])
+    regret = float(y.max() - y[picked])
     if len(y) == 1:
-        return Pick(picked, best, regret, np.nan, np.nan, "one teacher: nothing to pick from")
+        return Pick(picked, regret, np.nan, np.nan, "one teacher: nothing to pick from")
     level = 1 - (1 - LEVEL) / (len(y) - 1)
     others = np.delete(of_students, picked, axis=0) - of_students[picked]
     found = [crossed_interval(difference).at_level(level) for difference in others]
     if unknown := [one.note for one in found if not one.parts]:
-        return Pick(picked, best, regret, np.nan, np.nan, unknown[0])
+        return Pick(picked, regret, np.nan, np.nan, unknown[0])
     low, high = (max(0.0, *ends) for ends in zip(*((one.low, one.high) for one in found), strict=True))
-    return Pick(picked, best, regret, low, high, found[0].note)
+    return Pick(picked, regret, low, high, found[0].note)
 
 
 def _tables(measure: ArrayLike, accuracy: ArrayLike) -> tuple[Array, Array]:
