@@ -12,11 +12,11 @@ from scipy import stats
 
 from lskd import LskdError
 from lskd.analysis.classes import class_confusion, class_mean_probabilities, class_separation, nearest_classes
-from lskd_study.claims import CLAIMS, claims_of, contrasts, judge, number_of_tests, settings, verdict
+from lskd_study.claims import CLAIMS, claims_of, contrasts, judge, number_of_tests, settings_of, verdict
 from lskd_study.claims.contrasts import Measure, estimate_contrast
 from lskd_study.claims.findings import Finding, decide
 from lskd_study.claims.judging import groups
-from lskd_study.claims.statements import Setting, settings_of
+from lskd_study.claims.statements import Setting
 from lskd_study.pages.study import write_report
 from lskd_study.pages.verdicts import VERDICTS_FILE
 from lskd_study.plan.plan import CURVES, JOB, LOGITS
@@ -391,7 +391,7 @@ def test_a_quantity_that_was_not_logged_is_no_crash(fake_study):
 def test_every_temperature_and_smoothing_value_is_a_setting_of_its_own(fake_study):
     plan = fake_study(smoothing=[0.0, 0.1, 0.2], temperatures=[1.0, 4.0])
     results = read_results(plan)
-    found = [(s.smoothing, s.temperature) for s in settings(results)]
+    found = [(s.smoothing, s.temperature) for s in settings_of(claims_of(plan)[0], plan)]
     assert found == [(0.1, 1.0), (0.2, 1.0), (0.1, 4.0), (0.2, 4.0)]
     judged = judge(results)
     counts = {claim.id: 0 for claim in claims_of(plan)}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lskd_study.claims import claims_of, settings
+from lskd_study.claims import claims_of, settings_of
 from lskd_study.claims.by_class import class_changes
 from lskd_study.pages.costs import costs_csv, costs_of
 from lskd_study.pages.study import write_report
@@ -85,7 +85,8 @@ def of_one_class(plan, gain, seed=1):
 
 
 def changes(results):
-    return class_changes(results, claims_of(results.plan)[0], settings(results)[0])
+    claim = claims_of(results.plan)[0]
+    return class_changes(results, claim, settings_of(claim, results.plan)[0])
 
 
 def test_the_class_that_changed_comes_first_and_no_other_is_clear(plan_of, tmp_path):

@@ -8,7 +8,7 @@
 from lskd_study.claims.findings import DECIDED, Finding, number_of_tests, verdict
 from lskd_study.claims.judging import estimate, groups, judge
 from lskd_study.claims.several import judge_several
-from lskd_study.claims.statements import CLAIMS, Claim, Setting, claims_of, settings
+from lskd_study.claims.statements import CLAIMS, Claim, Setting, claims_of, settings_of
 
 __all__ = [
     "CLAIMS",
@@ -22,6 +22,6 @@ __all__ = [
     "judge",
     "judge_several",
     "number_of_tests",
-    "settings",
+    "settings_of",
     "verdict",
 ]

@@ -12,7 +12,6 @@ from lskd_study.claims.contrasts import SHOTS, classes_of_shot, is_long_tailed
 from lskd_study.plan.kinds import Control
 from lskd_study.plan.matching import PAPERS_ALPHA
 from lskd_study.plan.plan import Plan, exact
-from lskd_study.results.results import AnyResult, Results
 from lskd_study.stats.trends import FEWEST
 
 Task = Literal["images", "binary", "translation"]
@@ -128,12 +127,6 @@ class Setting:
         arms = _arms(self.baseline, self.smoothing)
         loss = f", T = {exact(self.temperature)}, λ = {exact(self.hard_weight)}"
         return self.words or (arms if role == "teacher" else f"{arms}{loss}")
-
-
-def settings(results: Results[AnyResult]) -> list[Setting]:
-    """Return the comparisons of a study; the first is the headline's."""
-    baseline, *others = arms_of(results.plan)
-    return [Setting(baseline, alpha, t, hard) for t, hard in losses_of(results.plan) for alpha in others]
 
 
 def arms_of(plan: Plan) -> list[float]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
-from lskd_study.claims import Finding, claims_of, judge, settings
+from lskd_study.claims import Finding, claims_of, judge, settings_of
 from lskd_study.claims.by_class import ClassChange, class_changes
 from lskd_study.claims.findings import Verdict
 from lskd_study.claims.measures import measure_study
@@ -152,9 +152,9 @@ def images_page(results: Results[ImageResult]) -> Page:
     texts = {"table.md": markdown(results.plan.kind, rows, [note])}
     for table in tables:
         texts |= table.files()
-    claim, setting = claims_of(results.plan)[0], settings(results)[0]
+    claim = claims_of(results.plan)[0]
     shown = {"rows": rows, "curves": curves, "paper_tables": tables, "drawn": drawn}
-    shown["changes"] = changes = class_changes(results, claim, setting)
+    shown["changes"] = changes = class_changes(results, claim, settings_of(claim, results.plan)[0])
     shown["class_rows"] = [_class_cells(change) for change in changes.largest] if changes else []
     return Page("images.html.j2", shown, texts, drawings | {figure.stem: figure.drawing for figure in drawn})
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from lskd_study.base.text import cell, csv_text
-from lskd_study.claims import claims_of, groups, settings
+from lskd_study.claims import claims_of, groups, settings_of
 from lskd_study.drawing.curves import TRANSLATION_CURVES, drawable, figure5, figure7, student_kinds
 from lskd_study.drawing.style import Drawing
 from lskd_study.pages.page import Page, ends_text, number, p_text
@@ -66,15 +66,11 @@ def translation_page(results: Results[TranslationResult]) -> Page:
 
 
 def _resampled(results: Results[TranslationResult]) -> Iterator[Resampled]:
-    compared = set()
     for claim in claims_of(results.plan):
         if (claim.contrast, claim.quantity) != ("difference", "bleu"):
             continue
-        for setting in settings(results):
+        for setting in settings_of(claim, results.plan):
             words = setting.describe("teacher" if results.plan.papers_loss else claim.role)
-            if (claim.role, words) in compared:  # a teacher has no temperature
-                continue
-            compared.add((claim.role, words))
             for name, (without, with_) in groups(results, claim, setting).items():
                 if failures_of([without, with_]):
                     continue  # the page and the claims say which
