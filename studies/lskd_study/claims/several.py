@@ -16,16 +16,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from lskd import LskdError
-from lskd_study.claims.contrasts import (
-    class_of_key,
-    difference,
-    estimate_contrast,
-    fitted_change,
-    is_long_tailed,
-    measure_of,
-)
+from lskd_study.claims.contrasts import class_of_key, fitted_change, is_long_tailed
 from lskd_study.claims.findings import Finding, decide
-from lskd_study.claims.judging import BySeeds, estimate_trend, network_kinds
+from lskd_study.claims.judging import BySeeds, estimate, estimate_trend, network_kinds
 from lskd_study.claims.statements import CLAIMS, Claim, Setting, every_arm, models_of, task_of
 from lskd_study.plan.kinds import IMAGES
 from lskd_study.plan.plan import Plan, Run, exact
@@ -178,8 +171,7 @@ def _of_gain(
         try:
             if not seeds:
                 raise LskdError(one.note)
-            measure = measure_of(finding.claim.quantity)
-            found.append(estimate_contrast(measure, [difference(pair) for pair in pairs], seeds))
+            found.append(estimate(finding.claim.quantity, pairs, seeds))
         except LskdError as error:
             return replace(finding, note=f"“{study.plan.title}”: {error}", failed=one.failed)
         runs += one.runs
@@ -192,20 +184,20 @@ def combine(intervals: Sequence[Interval], weights: Sequence[float]) -> Interval
 
     It counts as many seeds as the study with the fewest.
     """
-    estimate = sum(w * interval.estimate for w, interval in zip(weights, intervals, strict=True))
+    mean = sum(w * interval.estimate for w, interval in zip(weights, intervals, strict=True))
     seeds = min(interval.seeds for interval in intervals)
     samples = sum(interval.samples for interval in intervals)
     unknown = next((interval for interval in intervals if not interval.parts), None)
     if unknown is not None:
         note = unknown.note or "one of the differences has no variance"
-        return no_interval(estimate, seeds, samples, METHOD, note)
+        return no_interval(mean, seeds, samples, METHOD, note)
     parts = [
         Part(part.variance * w**2, part.df)
         for w, interval in zip(weights, intervals, strict=True)
         for part in interval.parts
     ]
     note = next((interval.note for interval in intervals if interval.note), "")
-    return parts_interval(estimate, parts, (seeds, samples), METHOD, note)
+    return parts_interval(mean, parts, (seeds, samples), METHOD, note)
 
 
 # Trends over teachers
