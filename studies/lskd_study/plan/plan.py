@@ -227,10 +227,8 @@ class Plan:
     @property
     def controls(self) -> list[Control]:
         """The kinds of control that there are."""
-        runs = [run for run in self.runs if run.role == "control"]
-        alphas = {run.smoothing for run in runs if not run.real}
-        found: dict[Control, bool] = {"hard": 0.0 in alphas, "smoothed": any(alphas)}
-        found["real"] = any(run.real for run in runs)
+        alphas, real = self.controls_drawn, any(run.real for run in self.runs)
+        found: dict[Control, bool] = {"hard": 0.0 in alphas, "smoothed": any(alphas), "real": real}
         return [name for name, there in found.items() if there]
 
     @property
