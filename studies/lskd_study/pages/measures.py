@@ -8,8 +8,8 @@ from lskd_study.base.text import listed
 from lskd_study.claims import Finding
 from lskd_study.claims.measures import Estimate, Measures, Quantity, Rank, Ranking
 from lskd_study.pages.page import number, p_text, sentence
+from lskd_study.pages.verdicts import chances_of
 from lskd_study.plan.plan import Plan, exact
-from lskd_study.stats.chances import chances
 from lskd_study.stats.ranks import Pick
 
 Cell = tuple[str, str, str]
@@ -125,9 +125,7 @@ def _measures(ranks: Iterable[Rank]) -> str:
 
 def chances_sentence(finding: Finding, margin: float) -> str:
     """Return where the true difference of the headline probably lies; empty where that is not known."""
-    interval = finding.interval
-    found = chances(interval, margin) if interval is not None and finding.claim.has_margin else None
-    if found is None:
+    if (found := chances_of(finding, margin)) is None:
         return ""
     better, within, worse = map(_percent, (found.better, found.within, found.worse))
     # The interval of a look is wider.

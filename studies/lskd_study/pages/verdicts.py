@@ -234,7 +234,7 @@ def study_record(
             claim=headline.claim.id if headline else None,
             verdict=headline.verdict if headline else None,
             answer=answer,
-            chances=_chances(headline, plan.margin),
+            chances=chances_of(headline, plan.margin),
         ),
         findings=[_finding(finding, seconds) for finding in findings],
         measures=_measures(measures) if measures else [],
@@ -321,7 +321,8 @@ def _finding(finding: Finding, seconds: float) -> FindingRecord:
     return FindingRecord.model_validate(vars(claim) | interval | vars(finding) | own)
 
 
-def _chances(headline: Finding | None, margin: float) -> Chances | None:
+def chances_of(headline: Finding | None, margin: float) -> Chances | None:
+    """Return where the headline's true difference probably lies; None where that is not known."""
     if headline is None or headline.interval is None or not headline.claim.has_margin:
         return None
     return chances(headline.interval, margin)
