@@ -294,9 +294,9 @@ class _Words:
             one
             for claim, choice in CHOICES.items()
             for state in choice.settles
-            for one in self.states(claim).get(state, ())
+            for one in self.states(claim, loss).get(state, ())
         )
-        return {one.setting.smoothing for one in found if _loss_of(one) == loss}
+        return {one.setting.smoothing for one in found}
 
     def teacher(self, without: set[Loss], all_the_same: bool) -> list[str]:
         """Return which teacher to take, for each T and λ where that differs, but ``without`` some.
