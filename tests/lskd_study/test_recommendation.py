@@ -3,13 +3,14 @@
 import itertools
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 from lskd_study.claims import CLAIMS, judge
 from lskd_study.claims.findings import Finding
-from lskd_study.claims.outlook import after, line_to_change, seconds_a_seed
+from lskd_study.claims.outlook import after, line_to_change, prospect, seconds_a_seed, two_digits
 from lskd_study.claims.recommendation import (
     CHOICES,
     TEACHER,
@@ -499,6 +500,33 @@ def test_no_teacher_is_named_to_which_the_labels_were_preferred(study):
         "The teacher with α = 0.1 or 0.2 costs students less than 0.2 points against the one without "
         "smoothing."
     )
+
+
+def test_places_of_some_findings_are_named_and_those_with_commas_set_apart(study):
+    results = study(smoothing=[0.0, 0.1, 0.2], temperatures=[1.0, 4.0, 16.0])
+    places = [f"teacher’s α = 0.1, T = {t}, λ 0 to 0.5" for t in (1, 4, 16)]
+
+    def preferred(words):
+        settings = [replace(Setting(0.1, 0.1, 1.0, 0.5), words=one) for one in words]
+        verdicts = ["supported", "supported", "cannot tell"]
+        found = map(partial(finding, "more-hard-label"), verdicts, settings)
+        return recommend(results, [finding("better-student", "cannot tell", ONE), *found]).sentence
+
+    assert f"smaller λ ({places[0]}; {places[1]}): −3.00" in preferred(places)
+    assert "smaller λ (here and there): −3.00" in preferred(["here", "there", "nowhere"])
+
+
+def test_the_widest_interval_is_that_of_any_number_of_seeds(study):
+    results = study(smoothing=[0.0, 0.1, 0.2])
+    narrow, wide = (
+        finding("better-student", "cannot tell", Setting(0.0, alpha, 1.0, 0.0), seeds=seeds, half=half)
+        for alpha, seeds, half in ((0.1, 5, 1.0), (0.2, 3, 4.0))
+    )
+    seeds, half = next(iter(prospect(wide).widths.items()))
+    assert prospect(narrow).seeds > prospect(wide).seeds
+    said = recommend(results, [narrow, wide]).unknown
+    assert f"; {seeds} seeds" in said
+    assert f"would narrow the widest interval to about ±{two_digits(half)}" in said
 
 
 def test_where_each_temperature_harms_by_another_control_teachers_are_named_all_the_same(study):
